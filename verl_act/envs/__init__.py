@@ -1,0 +1,1 @@
+"""Text environments behind one protocol (`base.py`), found by name (`registry.py`)."""

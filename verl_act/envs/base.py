@@ -1,0 +1,128 @@
+"""What an environment is: the protocol that rollouts, probing and evaluation speak.
+
+An environment plays text. It is deterministic given its task: the same task and the same actions give the same transcript on
+every machine. It says truthfully whether an action was admissible and whether the goal was met; running out of steps
+ends an episode without success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from verl_act.schema import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to play: a game or a variation, with the seed of whatever the engine draws."""
+
+    env: str
+    split: str
+    task_id: str
+    task_type: str
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What `reset` shows."""
+
+    goal: str
+    observation: str
+    admissible_actions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What `step` answers.
+
+    `admissible` is about the action just taken. `success` is true only when the goal is met; at the step limit `done` is
+    true and `success` is false.
+    """
+
+    observation: str
+    admissible_actions: tuple[str, ...]
+    reward: float
+    done: bool
+    success: bool
+    admissible: bool
+
+
+class Environment(Protocol):
+    """One episode at a time; `reset` starts the next. Not thread-safe unless an environment says so."""
+
+    def reset(self, task: Task) -> Observation:
+        """Start `task`. Raises `EnvError` when the task cannot be loaded."""
+        ...
+
+    def step(self, action: str) -> StepResult:
+        """Take `action` (any text; an inadmissible one is answered and flagged, never raised)."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds. Calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class PlanningEnvironment(Environment, Protocol):
+    """An environment whose engine knows how far the goal is (privileged: never shown to a model)."""
+
+    def plan_length(self) -> int | None:
+        """Actions that the planner needs from the current state; None where it finds no way to the goal."""
+        ...
+
+
+@runtime_checkable
+class SnapshotEnvironment(Environment, Protocol):
+    """An environment that can return to an earlier state of its current episode without replaying it."""
+
+    def snapshot(self) -> Any:
+        """The current state; valid until the next `reset`."""
+        ...
+
+    def restore(self, snapshot: Any) -> None:
+        """Return to `snapshot`."""
+        ...
+
+
+class Expert(Protocol):
+    """Chooses expert actions. `reset` is called with each task before its first `act`."""
+
+    def reset(self, task: Task) -> None: ...
+
+    def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
+        """The action, and whether it is inferable (follows from `context` alone).
+
+        A non-privileged expert looks at `context` only; a privileged one may ask `environment`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EnvSpec:
+    """How to get at one environment; what a module hands to `registry.register_env`.
+
+    `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`).
+    `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the default.
+    """
+
+    name: str
+    make: Callable[..., Environment]
+    tasks: Callable[..., Sequence[Task]]
+    experts: dict[str, Callable[[], Expert]]
+    splits: tuple[str, ...]
+
+
+__all__ = [
+    "EnvSpec",
+    "Environment",
+    "Expert",
+    "Observation",
+    "PlanningEnvironment",
+    "SnapshotEnvironment",
+    "StepResult",
+    "Task",
+]

