@@ -1,1 +1,195 @@
-"""placeholder"""
+"""`act_env`, verl's agent loop for live episodes: tokens in, tokens out, around `episode.play`.
+
+Seam: `verl.experimental.agent_loop`. verl makes one instance a rollout and passes the dataset's columns to `run`. Prompts are
+encoded once and replies are kept as the server sampled them, so what is trained is exactly what was generated.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
+
+from verl_act.data.settings import ActSettings
+from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
+from verl_act.prompts import Message, Template
+from verl_act.prompts.plain_text import as_plain_text
+from verl_act.rollout.episode import Episode, play
+from verl_act.rollout.settings import EpisodeSettings, Mode
+from verl_act.schema import Context
+
+
+@register("act_env")
+class ActEnvAgentLoop(AgentLoopBase):
+    """Plays the row's task and returns one output an episode (`concat`) or one a turn (`stepwise`).
+
+    A broken environment raises `EnvError`, which makes verl drop the row's group; with
+    `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place.
+    """
+
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
+        settings = ActSettings.from_config(self.data_config)
+        task = Task(**row["extra_info"]["task"])
+        pool = EnvPool.shared(task.env, settings.episode)
+        policy_class = ConcatPolicy if settings.episode.mode is Mode.CONCAT else StepwisePolicy
+        policy = policy_class(self, settings.make_template(), settings.episode, sampling_params)
+        session = await pool.open(task)
+        try:
+            episode = await play(task, session, policy, settings.episode.max_turns)
+        finally:
+            await session.close()
+        return policy.outputs(episode)
+
+
+@dataclass
+class _Sample:
+    """One training sample under construction; the mask is 1 on the model's own tokens."""
+
+    prompt_ids: list[int]
+    response_ids: list[int] = field(default_factory=list)
+    response_mask: list[int] = field(default_factory=list)
+    response_logprobs: list[float] = field(default_factory=list)
+
+
+class _TokenPolicy(ABC):
+    """Asks verl's server for replies and keeps every token for training."""
+
+    def __init__(
+        self,
+        agent_loop: AgentLoopBase,
+        template: Template,
+        settings: EpisodeSettings,
+        sampling_params: dict[str, Any],
+    ) -> None:
+        self.agent_loop = agent_loop
+        self.template = template
+        self.settings = settings
+        self.sampling_params = sampling_params
+        self.samples: list[_Sample] = []
+        self.seconds = 0.0
+        self.server_fields: list[dict[str, Any]] = []
+        # One id an episode keeps it on one server, whose prefix cache then holds its earlier turns.
+        self.request_id = uuid4().hex
+
+    @abstractmethod
+    async def reply(self, context: Context) -> str | None: ...
+
+    def user_message(self, messages: list[Message]) -> list[Message]:
+        return as_plain_text(messages, self.agent_loop.tokenizer)
+
+    async def generate(self, prompt_ids: list[int], max_tokens: int) -> tuple[list[int], list[float]]:
+        """Sampled token ids and their log-probabilities (empty where the server gives none)."""
+        started = perf_counter()
+        output = await self.agent_loop.server_manager.generate(
+            request_id=self.request_id,
+            prompt_ids=prompt_ids,
+            sampling_params={**self.sampling_params, "max_tokens": max_tokens},
+        )
+        self.seconds += perf_counter() - started
+        self.server_fields.append(dict(output.extra_fields))
+        return list(output.token_ids), list(output.log_probs or [])
+
+    async def text(self, token_ids: list[int]) -> str:
+        tokenizer = self.agent_loop.tokenizer
+        return await self.agent_loop.loop.run_in_executor(
+            None, lambda: tokenizer.decode(token_ids, skip_special_tokens=True)
+        )
+
+    def outputs(self, episode: Episode) -> list[AgentLoopOutput]:
+        """What verl trains on. Every output carries the same fields, as TransferQueue needs; the reward goes to the last."""
+        figures = episode.metrics()
+        fields = {
+            **self._weight_versions(),
+            "episode": figures,
+            "episode_reward": self._reward(episode),
+            "turn_scores": [],
+            "tool_rewards": [],
+        }
+        return [
+            AgentLoopOutput(
+                prompt_ids=sample.prompt_ids,
+                response_ids=sample.response_ids,
+                response_mask=sample.response_mask,
+                response_logprobs=sample.response_logprobs or None,
+                num_turns=2 * len(episode.turns),
+                metrics=AgentLoopMetrics(generate_sequences=self.seconds, tool_calls=episode.env_seconds),
+                multi_modal_data={},
+                extra_fields=dict(fields),
+            )
+            for sample in self.samples
+        ]
+
+    def _reward(self, episode: Episode) -> float:
+        settings = self.settings
+        inadmissible = sum(turn.action is not None and not turn.admissible for turn in episode.turns)
+        malformed = sum(turn.malformed is not None for turn in episode.turns)
+        return (
+            settings.success_reward * episode.success
+            + settings.inadmissible_penalty * inadmissible
+            + settings.malformed_penalty * malformed
+        )
+
+    def _weight_versions(self) -> dict[str, Any]:
+        """The oldest and newest weights that took part, which verl's off-policy control needs."""
+        oldest = [found for fields in self.server_fields if (found := fields.get("min_global_steps")) is not None]
+        newest = [found for fields in self.server_fields if (found := fields.get("max_global_steps")) is not None]
+        return {
+            "min_global_steps": min(oldest) if oldest else None,
+            "max_global_steps": max(newest) if newest else None,
+        }
+
+
+class StepwisePolicy(_TokenPolicy):
+    """Each turn is a sample: a fresh prompt with the last turns of the history, and the reply."""
+
+    async def reply(self, context: Context) -> str | None:
+        messages = self.user_message(self.template.action_messages(context))
+        prompt_ids = await self.agent_loop.ct_build_initial_tokens(messages)
+        limit = min(self.settings.max_tokens_per_turn, self.agent_loop.rollout_config.response_length)
+        token_ids, log_probs = await self.generate(prompt_ids, limit)
+        self.samples.append(_Sample(prompt_ids, token_ids, [1] * len(token_ids), log_probs))
+        return await self.text(token_ids)
+
+
+class ConcatPolicy(_TokenPolicy):
+    """The episode is one sample: the first prompt, then replies (trained) and observations (masked) in turn."""
+
+    async def reply(self, context: Context) -> str | None:
+        if not self.samples:
+            self.messages = self.user_message(self.template.action_messages(context))
+            self.samples.append(_Sample(await self.agent_loop.ct_build_initial_tokens(self.messages)))
+        elif not await self._observe(context):
+            return None
+        sample = self.samples[0]
+        room = self.agent_loop.rollout_config.response_length - len(sample.response_ids)
+        token_ids, log_probs = await self.generate(
+            sample.prompt_ids + sample.response_ids, min(self.settings.max_tokens_per_turn, room)
+        )
+        sample.response_ids += token_ids
+        sample.response_mask += [1] * len(token_ids)
+        sample.response_logprobs += log_probs
+        text = await self.text(token_ids)
+        self.messages = [*self.messages, {"role": "assistant", "content": text}]
+        return text
+
+    async def _observe(self, context: Context) -> bool:
+        """Append what the environment answered; False, with nothing appended, where no room for a reply would be left."""
+        sample = self.samples[0]
+        answer = self.template.followup(context.observation, context.admissible_actions)
+        messages = [*self.messages, *self.user_message([{"role": "user", "content": answer}])]
+        so_far = sample.prompt_ids + sample.response_ids
+        merged, mask, log_probs = await self.agent_loop.ct_merge_context_msg(
+            self.messages, messages, so_far, sample.response_mask, sample.response_logprobs or None
+        )
+        response_ids = merged.token_ids[len(sample.prompt_ids) :]
+        if len(response_ids) >= self.agent_loop.rollout_config.response_length:
+            return False
+        self.messages = messages
+        sample.response_ids, sample.response_mask = response_ids, mask
+        sample.response_logprobs = log_probs or []
+        return True

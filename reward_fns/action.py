@@ -1,0 +1,33 @@
+"""The single-step action stage's reward: did the reply generate the expert's action? (Paper section 3, RL action training.)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_act.parse import match_action, normalise, parse_action
+from verl_act.reward_fns import tiers
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    acc: float = 1.0,
+    adm: float = 0.1,
+    fmt: float = -0.5,
+) -> dict[str, float]:
+    """Score a reply to an action prompt; signature as verl calls it (`reward.custom_reward_function`).
+
+    `ground_truth` is the expert's action; `extra_info` needs `admissible_actions`. The tiers and the returned keys are
+    those of `choice.compute_score`. Raises `DataError` where `extra_info` lacks the field.
+    """
+    reply = parse_action(solution_str)
+    if reply.action is None:
+        return tiers.malformed(fmt)
+    if normalise(reply.action) == normalise(ground_truth):
+        return tiers.accurate(acc)
+    admissible_actions = tiers.texts(extra_info, "admissible_actions", data_source)
+    return tiers.neither() if match_action(reply.action, admissible_actions) is None else tiers.admissible(adm)

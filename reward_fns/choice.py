@@ -1,0 +1,38 @@
+"""The critic stage's reward: did the reply choose the expert's action? (Paper section 3, Agentic Critical Training.)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_act.parse import match_action, normalise, parse_choice
+from verl_act.reward_fns import tiers
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    acc: float = 1.0,
+    adm: float = 0.1,
+    fmt: float = -0.5,
+) -> dict[str, float]:
+    """Score a reply to a choice prompt; signature as verl calls it (`reward.custom_reward_function`).
+
+    `ground_truth` is the expert's action. `extra_info` needs `candidates`, in displayed order, and `admissible_actions`.
+    The reward is `acc` for the expert's action, `adm` for the other candidate or any other admissible action, `fmt` for
+    a malformed reply, else 0. Returns the keys of `tiers.KEYS`. Raises `DataError` where `extra_info` lacks a field.
+    """
+    candidates = tiers.texts(extra_info, "candidates", data_source)
+    choice = parse_choice(solution_str, candidates)
+    if choice.text is None:
+        return tiers.malformed(fmt)
+    chosen = choice.text if choice.index is None else candidates[choice.index]
+    if normalise(chosen) == normalise(ground_truth):
+        return tiers.accurate(acc)
+    if choice.index is not None:
+        return tiers.admissible(adm)
+    admissible_actions = tiers.texts(extra_info, "admissible_actions", data_source)
+    return tiers.neither() if match_action(chosen, admissible_actions) is None else tiers.admissible(adm)

@@ -1,0 +1,74 @@
+"""The reward entry of every recipe: each row goes to the function its `data_source` names.
+
+    reward.custom_reward_function.path=pkg://verl_act.reward_fns.route
+    reward.custom_reward_function.name=compute_score
+
+`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours; every other source goes to verl's
+`default_compute_score`, so that batches can mix our rows with verl's own data sets. All rows return the same keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_act.errors import ConfigError, DataError
+from verl_act.reward_fns import action, choice, tiers
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    acc: float = 1.0,
+    adm: float = 0.1,
+    fmt: float = -0.5,
+    **verl_options: Any,
+) -> dict[str, float]:
+    """Score one reply; returns the keys of `tiers.KEYS`.
+
+    `acc`, `adm` and `fmt` are set by `reward.custom_reward_function.reward_kwargs`. `verl_options` go to verl's function
+    only (with a custom function verl no longer passes its sandbox settings: name them in `reward_kwargs` too).
+    Raises `ConfigError` on an `act/` source of unknown kind.
+    """
+    if not data_source.startswith("act/"):
+        return _verl(data_source, solution_str, ground_truth, extra_info, verl_options)
+    kind = data_source.rsplit("/", 1)[-1]
+    if kind == "choice":
+        return choice.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
+    if kind == "action":
+        return action.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
+    if kind == "episode":
+        return _episode(data_source, extra_info)
+    raise ConfigError(f"data_source {data_source!r} is unknown; ours end in /choice, /action or /episode.")
+
+
+def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str, float]:
+    """The environment's verdict on a whole episode, which the agent loop `act_env` puts into `extra_info`."""
+    outcome = extra_info or {}
+    if "episode_reward" not in outcome or "success" not in outcome:
+        raise DataError(
+            f"a row of {data_source!r} has no episode outcome (extra_info['episode_reward'] and ['success']); "
+            "its agent_name must be act_env."
+        )
+    score = float(outcome["episode_reward"])
+    return {**tiers.neither(), "score": score, "acc": float(outcome["success"])}
+
+
+def _verl(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> dict[str, float]:
+    from verl.utils.reward_score import default_compute_score
+
+    result = default_compute_score(data_source, solution_str, ground_truth, extra_info, **options)
+    if not isinstance(result, Mapping):
+        return {**tiers.neither(), "score": float(result), "acc": float(result)}
+    # Some of verl's functions add keys, strings among them (`pred`), which other rows of the batch would not have.
+    score = float(result["score"])
+    return {**tiers.neither(), "score": score, "acc": float(result.get("acc", score))}

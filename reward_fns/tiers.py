@@ -1,0 +1,43 @@
+"""The three reward tiers of the paper and the dictionary that carries them.
+
+Every reward function returns the same four numeric keys for every row, because parts of verl stack the values of a batch
+by the keys of its first row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from verl_act.errors import DataError
+
+KEYS = ("score", "acc", "adm", "fmt")
+"""`score` is the reward; each other key is 1.0 where that tier applied (`fmt`: the reply was malformed)."""
+
+
+def accurate(reward: float) -> dict[str, float]:
+    """The expert's action (R_acc)."""
+    return {"score": reward, "acc": 1.0, "adm": 0.0, "fmt": 0.0}
+
+
+def admissible(reward: float) -> dict[str, float]:
+    """Not the expert's action, but one the environment would accept (R_adm)."""
+    return {"score": reward, "acc": 0.0, "adm": 1.0, "fmt": 0.0}
+
+
+def malformed(reward: float) -> dict[str, float]:
+    """A reply without a readable answer (R_fmt)."""
+    return {"score": reward, "acc": 0.0, "adm": 0.0, "fmt": 1.0}
+
+
+def neither() -> dict[str, float]:
+    """A readable answer that is no action of this state."""
+    return {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0}
+
+
+def texts(extra_info: Mapping[str, Any] | None, key: str, data_source: str) -> list[str]:
+    """`extra_info[key]` as a list; it may arrive as a list, a tuple or a numpy array. Raises `DataError` where missing."""
+    found: Iterable[str] | None = (extra_info or {}).get(key)
+    if found is None:
+        raise DataError(f"a row of {data_source!r} has no extra_info[{key!r}]; load its file with ActDataset.")
+    return [str(text) for text in found]

@@ -1,0 +1,182 @@
+"""One loaded game on Fast Downward's library: ALFWorld's own rules and texts at a hundredth of the stock engine's time.
+
+Speaks the transcript of `textworld.envs.PddlEnv` under ALFWorld's wrappers, word for word. The rules stay in Fast Downward
+and the texts in TextWorld's grammar; what is left out is the work that the stock engine repeats at every step (see `grammar`
+and `game`). A reset is a return to the first state, and a state can be kept and returned to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import fast_downward
+import numpy as np
+
+from verl_act.envs.alfworld.facts import Facts, Literal, assign, parse_atom
+from verl_act.envs.alfworld.game import CompiledGame, GameFile, Menu, compile_game, translate_for_planner
+from verl_act.envs.alfworld.grammar import Scene
+
+_NOTHING = "Nothing happens."
+_MENU_LIMIT = 4096
+"""Menus kept a game (some kilobytes each); a random walk seldom sees more."""
+
+
+class Frame(NamedTuple):
+    """What the engine answers."""
+
+    feedback: str
+    commands: tuple[str, ...]
+    won: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """A state to return to. Valid until the next `load`."""
+
+    number: int
+    facts: Facts
+    menu: Menu
+    won: bool
+
+
+class Engine:
+    """Plays one game at a time. Not thread-safe.
+
+    Each engine maps its own copy of the planner library (34 MB of address space, never given back by the system), so engines
+    are to be reused: `load` takes a millisecond.
+    """
+
+    def __init__(self) -> None:
+        self._library = fast_downward.load_lib()
+        for name, arguments, result in (("get_state_id", [], ctypes.c_int), ("set_state_id", [ctypes.c_int], None)):
+            function = getattr(self._library, name)
+            function.argtypes, function.restype = arguments, result
+        self._operators = _OperatorBuffer(256)
+        self._atoms: dict[bytes, Literal] = {}
+        self._game: CompiledGame | None = None
+        self._can_replan = False
+        self._facts: Facts = {}
+        self._menu = Menu((), {})
+        self._won = False
+        self._first: EngineState | None = None
+
+    @property
+    def game(self) -> CompiledGame:
+        """The loaded game."""
+        assert self._game is not None, "load a game first"
+        return self._game
+
+    @property
+    def facts(self) -> Facts:
+        """The true facts of the current state (privileged)."""
+        return self._facts
+
+    def load(self, game: GameFile) -> None:
+        """Load `game` and go to its first state. Raises `EnvError` where it is malformed."""
+        compiled = compile_game(game)
+        if compiled is not self._game:
+            self._library.load_sas(compiled.sas)
+            self._game, self._can_replan = compiled, False
+            self._facts, self._won = compiled.facts, self._library.check_goal()
+            self._menu = self._read_menu()
+            self._first = self.state()
+        else:
+            assert self._first is not None
+            self.return_to(self._first)
+
+    def reset(self) -> Frame:
+        """Go back to the first state."""
+        assert self._first is not None, "load a game first"
+        self.return_to(self._first)
+        return Frame(self.game.intro(), self._menu.commands, self._won)
+
+    def step(self, command: str) -> Frame:
+        """Type `command`. One that is not among the current commands changes nothing."""
+        number = self._menu.operators.get(command.strip())
+        if number is None:
+            return Frame(_NOTHING, self._menu.commands, self._won)
+        operator = self.game.operators[number]
+        effects = (fast_downward.Atom * operator.effects)()
+        self._library.apply_operator(number, effects)
+        self._facts = dict(self._facts)
+        for effect in effects:
+            assign(self._facts, self._literal(effect))
+        feedback = self.game.grammar.render(
+            operator.feedback, Scene(self._facts, self.game.entities), operator.binding
+        )
+        self._menu = self._read_menu()
+        self._won = self._library.check_goal()
+        return Frame(feedback, self._menu.commands, self._won)
+
+    def state(self) -> EngineState:
+        """The current state, to `return_to` later."""
+        return EngineState(self._library.get_state_id(), self._facts, self._menu, self._won)
+
+    def return_to(self, state: EngineState) -> None:
+        """Make `state`, taken from this engine since its last `load`, the current one."""
+        self._library.set_state_id(state.number)
+        self._facts, self._menu, self._won = state.facts, state.menu, state.won
+
+    def replan(self) -> list[str] | None:
+        """Commands to the goal by Fast Downward's own search (tens of milliseconds, not always the shortest); None if none."""
+        if not self._can_replan:
+            self._library.load_sas_replan(translate_for_planner(self.game.file))
+            self._can_replan = True
+        if not self._library.replan(False):
+            return None
+        operators = (fast_downward.Operator * self._library.get_last_plan_length())()
+        self._library.get_last_plan(operators)
+        return [self.game.operator_from(found.name, 0).command for found in operators]
+
+    def _literal(self, atom: fast_downward.Atom) -> Literal:
+        text: bytes = atom._name
+        literal = self._atoms.get(text)
+        if literal is None:
+            literal = self._atoms[text] = parse_atom(atom.name)
+        return literal
+
+    def _read_menu(self) -> Menu:
+        numbers = self._operators.read(self._library)
+        key = numbers.tobytes()
+        menus = self.game.menus
+        menu = menus.get(key)
+        if menu is None:
+            if len(menus) >= _MENU_LIMIT:
+                menus.clear()
+            menu = menus[key] = self._make_menu(numbers.tolist())
+        return menu
+
+    def _make_menu(self, numbers: Iterable[int]) -> Menu:
+        game, operators = self.game, {}
+        for at, number in enumerate(numbers):
+            operator = game.operators.get(number)
+            if operator is None:
+                found = self._operators.items[at]
+                operator = game.operators[number] = game.operator_from(found.name, found.nb_effect_atoms)
+            # The first of several operators with one command is the one that the stock engine applies.
+            operators.setdefault(operator.command, number)
+        return Menu(tuple(sorted(operators)), operators)
+
+
+class _OperatorBuffer:
+    """Where the library writes the applicable operators; grown when needed, and read without touching their names."""
+
+    def __init__(self, size: int) -> None:
+        self._grow(size)
+
+    def _grow(self, size: int) -> None:
+        self.items = (fast_downward.Operator * size)()
+        stride = ctypes.sizeof(fast_downward.Operator)
+        whole = np.frombuffer(self.items, dtype=np.uint8).reshape(size, stride)
+        self._numbers = whole[:, : ctypes.sizeof(ctypes.c_int)]
+
+    def read(self, library: ctypes.CDLL) -> np.ndarray:
+        """The numbers of the applicable operators, in the library's order."""
+        count = library.get_applicable_operators_count()
+        if count > len(self.items):
+            self._grow(2 * count)
+        library.get_applicable_operators(self.items)
+        return np.ascontiguousarray(self._numbers[:count]).view(np.int32).ravel()

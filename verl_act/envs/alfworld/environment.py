@@ -1,0 +1,139 @@
+"""ALFWorld as an `Environment`: the engine's transcript without its banner, a step limit, and the privileged plan length."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+
+from verl_act.envs.alfworld.data import game_path
+from verl_act.envs.alfworld.engine import Engine, EngineState, Frame
+from verl_act.envs.alfworld.game import GameFile, read_game
+from verl_act.envs.alfworld.planner import Planner
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.errors import ConfigError, EnvError
+
+_BANNER = "-= Welcome to TextWorld, ALFRED! =-"
+_TASK = "Your task is to: "
+_NOTHING = "Nothing happens."
+_HIDDEN = frozenset({"help"})
+"""Commands of the engine that are never offered: `help` prints a manual and is no part of a task."""
+
+_LOCK = threading.RLock()  # the engine shares caches and a translator within a process; see `game`
+_IDLE_ENGINES: list[Engine] = []  # a closed environment's engine: its library copy could never be unloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state of an episode."""
+
+    engine: EngineState
+    steps: int
+
+
+class AlfworldEnvironment:
+    """Plays ALFWorld games; deterministic, so a task's seed is not used.
+
+    The reward is 1.0 on the step that reaches the goal and 0.0 otherwise. Safe to use from several threads (one lock a
+    process), though one episode belongs to one caller.
+    """
+
+    def __init__(self, data: str | os.PathLike[str] | None = None, max_steps: int = 50) -> None:
+        """`data`: the folder with `json_2.1.1` (default: `$ALFWORLD_DATA`); `max_steps`: actions an episode may take."""
+        if max_steps < 1:
+            raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
+        self._data = data
+        self._max_steps = max_steps
+        self._engine: Engine | None = None
+        self._planner: Planner | None = None
+        self._frame = Frame("", (), False)
+        self._steps = 0
+
+    def reset(self, task: Task) -> Observation:
+        """Start `task`. Raises `EnvError` where its game file is missing or damaged, and `DataError` where there is no data."""
+        return self.play(read_game(game_path(task, self._data)))
+
+    def play(self, game: GameFile) -> Observation:
+        """Start `game`, wherever it came from. Raises `EnvError` where it is damaged."""
+        with _LOCK:
+            if self._engine is None:
+                self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else Engine()
+            self._planner = None
+            self._steps = 0
+            self._engine.load(game)
+            self._frame = self._engine.reset()
+            paragraphs = [text for text in self._frame.feedback.split("\n\n") if text != _BANNER]
+            goals = [text for text in paragraphs if text.startswith(_TASK)]
+            if len(goals) != 1:
+                raise EnvError(f"{game.name}: its grammar states no task ({_TASK.strip()!r}). Write or download it again.")
+            room = "\n\n".join(text for text in paragraphs if text not in goals)
+            return Observation(goals[0].removeprefix(_TASK).removesuffix("."), room, self._admissible())
+
+    def step(self, action: str) -> StepResult:
+        """Take `action`. After the end of an episode nothing happens any more."""
+        with _LOCK:
+            engine = self._playing()
+            action = action.strip()
+            admissible = action in self._frame.commands and action not in _HIDDEN
+            over = self._over()
+            if admissible and not over:
+                self._frame = engine.step(action)
+                feedback = self._frame.feedback
+            else:
+                feedback = _NOTHING
+            if not over:
+                self._steps += 1
+            return StepResult(
+                observation=feedback,
+                admissible_actions=self._admissible(),
+                reward=float(self._frame.won and not over),
+                done=self._over(),
+                success=self._frame.won,
+                admissible=admissible,
+            )
+
+    def close(self) -> None:
+        """End the episode and hand the engine on to the next environment of this process."""
+        with _LOCK:
+            if self._engine is not None:
+                _IDLE_ENGINES.append(self._engine)
+                self._engine = self._planner = None
+
+    def snapshot(self) -> Snapshot:
+        """The current state; valid until the next `reset`."""
+        return Snapshot(self._playing().state(), self._steps)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to `snapshot`."""
+        with _LOCK:
+            self._playing().return_to(snapshot.engine)
+            self._frame = Frame("", snapshot.engine.menu.commands, snapshot.engine.won)
+            self._steps = snapshot.steps
+
+    def plan(self) -> list[str] | None:
+        """The fewest actions that reach the goal from here, the step limit aside (privileged); None where there is no way."""
+        with _LOCK:
+            engine = self._playing()
+            if self._planner is None:
+                self._planner = Planner(engine)
+            return self._planner.plan()
+
+    def plan_length(self) -> int | None:
+        """How many actions `plan` holds (privileged); None where there is no way to the goal."""
+        plan = self.plan()
+        return None if plan is None else len(plan)
+
+    def walkthrough(self) -> tuple[str, ...]:
+        """The solution that came with the game file (privileged); empty where it has none."""
+        return self._playing().game.file.walkthrough
+
+    def _playing(self) -> Engine:
+        if self._engine is None:
+            raise EnvError("No episode is being played. Call `reset(task)` first.")
+        return self._engine
+
+    def _over(self) -> bool:
+        return self._frame.won or self._steps >= self._max_steps
+
+    def _admissible(self) -> tuple[str, ...]:
+        return tuple(command for command in self._frame.commands if command not in _HIDDEN)

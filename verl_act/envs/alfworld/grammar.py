@@ -1,0 +1,147 @@
+"""TextWorld's context-sensitive grammar, compiled once and then rendered without parsing or copying.
+
+The stock engine parses every template again at every step and deep-copies its symbols: 98% of a step's time. Here
+TextWorld still does the parsing, once a grammar; its symbols are turned into small functions that render the same text.
+Queries enumerate facts in TextWorld's own order (sorted, distinct placeholders naming distinct objects), so lists come out alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
+from typing import Any, NamedTuple
+
+from textworld.envs.pddl.textgen import (
+    ConditionalSymbol,
+    ContextSensitiveGrammar,
+    EvalSymbol,
+    ListSymbol,
+    NonterminalSymbol,
+    Symbol,
+    TerminalSymbol,
+)
+from textworld.logic import Rule
+
+from verl_act.envs.alfworld.facts import Facts
+from verl_act.errors import EnvError
+
+Placeholder = tuple[str, str]
+"""Name and type, as in `o:object`."""
+Binding = dict[Placeholder, str]
+"""Placeholder -> object id."""
+Query = tuple[tuple[str, tuple[Placeholder, ...]], ...]
+"""A conjunction of predicates over placeholders."""
+
+
+class Scene(NamedTuple):
+    """What a text is rendered from: the facts, and the objects as the expressions of a grammar see them."""
+
+    facts: Facts
+    entities: Mapping[str, Any]
+
+
+_Render = Callable[[Scene, Binding], list[str]]
+
+
+class TextGrammar:
+    """The production rules of one game, ready to render."""
+
+    def __init__(self, source: ContextSensitiveGrammar) -> None:
+        self._rules: dict[str, list[tuple[Query, _Render]]] = {}
+        self.add(source)
+
+    def add(self, source: ContextSensitiveGrammar) -> None:
+        """Compile further rules; a symbol's earlier rules keep their precedence."""
+        for symbol, productions in source._rules.items():
+            compiled = self._rules.setdefault(symbol, [])
+            compiled += [(parse_query(rule.condition), self._sequence(rule.rhs)) for rule in productions]
+
+    def add_template(self, symbol: str, text: str) -> None:
+        """Let `symbol` stand for `text`, written in the grammar's own notation."""
+        self.add(ContextSensitiveGrammar.parse(json.dumps({symbol: [{"rhs": text}]})))
+
+    def render(self, symbol: str, scene: Scene, binding: Binding) -> str:
+        """The text that `symbol` derives; the first rule whose condition holds decides.
+
+        Raises `EnvError` where the grammar has no such rule.
+        """
+        for condition, render in self._rules.get(symbol, ()):
+            if not condition or next(assignments(condition, scene.facts, binding), None) is not None:
+                return "".join(render(scene, binding))
+        raise EnvError(f"The game's grammar has no rule for #{symbol}#. The file is damaged; write or download it again.")
+
+    def _sequence(self, symbols: list[Symbol]) -> _Render:
+        renders = [self._symbol(symbol) for symbol in symbols]
+        return lambda scene, binding: [text for render in renders for text in render(scene, binding)]
+
+    def _symbol(self, symbol: Symbol) -> _Render:
+        match symbol:
+            case TerminalSymbol():
+                text = [str(symbol)]
+                return lambda scene, binding: text
+            case NonterminalSymbol():
+                name = str(symbol)
+                return lambda scene, binding: [self.render(name, scene, binding)]
+            case EvalSymbol():
+                return _evaluation(compile(symbol.expression, "<grammar>", "eval"))
+            case ConditionalSymbol():
+                return self._conditional(symbol)
+            case ListSymbol():
+                return self._enumeration(self._symbol(symbol.symbol))
+        raise EnvError(f"The game's grammar holds a {type(symbol).__name__}, which this version cannot render.")
+
+    def _conditional(self, symbol: ConditionalSymbol) -> _Render:
+        expression = self._symbol(symbol.expression)
+        if not symbol.given:
+            return expression
+        query = parse_query(symbol.given)
+        return lambda scene, binding: [
+            text for found in assignments(query, scene.facts, binding) for text in expression(scene, found)
+        ]
+
+    def _enumeration(self, items: _Render) -> _Render:
+        def render(scene: Scene, binding: Binding) -> list[str]:
+            texts = items(scene, binding)
+            if not texts:
+                return [self.render("list_empty", scene, binding)]
+            if len(texts) == 1:
+                return texts
+            separator = self.render("list_separator", scene, binding)
+            last = self.render("list_last_separator", scene, binding)
+            return [separator.join(texts[:-1]), last, texts[-1]]
+
+        return render
+
+
+def _evaluation(code: CodeType) -> _Render:
+    def render(scene: Scene, binding: Binding) -> list[str]:
+        variables = {name: scene.entities[value] for (name, _), value in binding.items()}
+        return [str(eval(code, {}, variables))]
+
+    return render
+
+
+def parse_query(text: str) -> Query:
+    """Read `inreceptacle(o:object, r:receptacle) & ...`; an empty text is the empty conjunction."""
+    if not text:
+        return ()
+    predicates = Rule.parse_conjunctive_query(text).preconditions
+    return tuple((p.name, tuple((ph.name, ph.type) for ph in p.parameters)) for p in predicates)
+
+
+def assignments(query: Query, facts: Facts, binding: Binding) -> Iterator[Binding]:
+    """Every way to extend `binding` so that all predicates of `query` hold, in TextWorld's order."""
+    if not query:
+        yield binding
+        return
+    (predicate, placeholders), rest = query[0], query[1:]
+    bound = [(at, binding[ph]) for at, ph in enumerate(placeholders) if ph in binding]
+    free = [(at, ph) for at, ph in enumerate(placeholders) if ph not in binding]
+    used = set(binding.values())
+    for row in facts.get(predicate, ()):
+        if any(row[at] != value for at, value in bound):
+            continue
+        values = [row[at] for at, _ in free]
+        if used.isdisjoint(values) and len(set(values)) == len(values):
+            yield from assignments(rest, facts, {**binding, **{ph: row[at] for at, ph in free}})

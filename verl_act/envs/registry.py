@@ -1,0 +1,54 @@
+"""Environments by name. Importing this module imports no engine: a built-in is loaded when it is first asked for.
+
+A package of yours adds its own by an entry point of group `verl_act.envs`, named like the environment and pointing at an
+`EnvSpec` (`my_package.my_env:SPEC`); a script may call `register_env` instead.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from verl_act.envs.base import EnvSpec
+from verl_act.errors import ConfigError
+
+ENTRY_POINT_GROUP = "verl_act.envs"
+
+_BUILT_IN = {"alfworld": "verl_act.envs.alfworld"}
+"""Name -> module holding `SPEC`."""
+
+_REGISTERED: dict[str, EnvSpec] = {}
+
+
+def register_env(spec: EnvSpec) -> EnvSpec:
+    """Make `spec` known to this process under its name. Raises `ConfigError` where another has that name."""
+    known = _REGISTERED.setdefault(spec.name, spec)
+    if known is not spec and known != spec:
+        raise ConfigError(f"An environment named {spec.name!r} is registered already ({known.make}). Choose another name.")
+    return known
+
+
+def known_envs() -> list[str]:
+    """The names that `get_env` understands, sorted."""
+    return sorted({*_BUILT_IN, *_REGISTERED, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def get_env(name: str) -> EnvSpec:
+    """The environment called `name`. Raises `ConfigError` where there is none, or its package is not installed."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name in _BUILT_IN:
+        try:
+            return register_env(import_module(_BUILT_IN[name]).SPEC)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"Environment {name!r} needs the package {error.name!r}. Install it with: pip install 'verl-act[{name}]'"
+            ) from error
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        spec = point.load()
+        if not isinstance(spec, EnvSpec) or spec.name != name:
+            raise ConfigError(
+                f"Entry point {point.value!r} (group {ENTRY_POINT_GROUP}) should be an EnvSpec named {name!r}, not {spec!r}."
+            )
+        return register_env(spec)
+    raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")

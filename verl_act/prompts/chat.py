@@ -1,0 +1,68 @@
+"""The templates `cot` and `plain`, for instruction-tuned language models.
+
+`cot` asks for reasoning inside `<think>` before the answer, as the paper does (arXiv 2603.08706, section 3); `plain`
+asks for the answer alone. Both are one user message: some chat templates refuse a system message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verl_act.prompts.template import Message, Template
+from verl_act.schema import Context
+
+_ROLE = "You are acting in an environment that you see and change only through text."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTemplate(Template):
+    """`reasoning` asks for `<think>…</think>` first; `admissible_in_choice` lists the admissible actions in choices too."""
+
+    reasoning: bool = True
+    admissible_in_choice: bool = True
+
+    def action_messages(self, context: Context) -> list[Message]:
+        return _user(self._context(context), _list(context.admissible_actions), self._action_question())
+
+    def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
+        admissible = _list(context.admissible_actions) if self.admissible_in_choice else ""
+        proposed = "\n".join(f"Action {number}: {candidate}" for number, candidate in enumerate(candidates, 1))
+        question = (
+            f"These {len(candidates)} actions are proposed for the next step:\n{proposed}\n\n"
+            f"{self._reasoning('Compare what each would achieve and which brings you closer to completing the task')}"
+            "give the better action, copied word for word, inside one <action> </action>."
+        )
+        return _user(self._context(context), admissible, question)
+
+    def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
+        return _paragraphs(f"Observation: {observation}", _list(admissible_actions), self._action_question())
+
+    def _context(self, context: Context) -> str:
+        turns = self.shown_history(context)
+        hidden = len(context.history) - len(turns)
+        lines = [f"({hidden} earlier steps are not shown.)"] if hidden else []
+        lines += [f"Observation: {turn.observation}\nAction: {turn.action}" for turn in turns]
+        history = "\n".join(["What happened so far:", *lines]) if lines else ""
+        return _paragraphs(_ROLE, f"Your task: {context.goal}", history, f"Current observation: {context.observation}")
+
+    def _action_question(self) -> str:
+        return (
+            f"{self._reasoning('Reason step by step about what to do next')}"
+            "give exactly one of the admissible actions, copied word for word, inside one <action> </action>."
+        )
+
+    def _reasoning(self, what: str) -> str:
+        return f"{what}, inside <think> </think>. Then " if self.reasoning else "Without any reasoning, "
+
+
+def _list(actions: Sequence[str]) -> str:
+    return "\n".join(["Admissible actions:", *(f"- {action}" for action in actions)])
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
+
+
+def _user(*texts: str) -> list[Message]:
+    return [{"role": "user", "content": _paragraphs(*texts)}]

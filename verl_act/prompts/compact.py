@@ -1,0 +1,42 @@
+"""The template `compact`, for models so small that every prompt token and every new word counts.
+
+Few fixed words, no instructions: the model learns the format in its warm-up. Action and choice prompts render the
+context alike and are answered alike, `<action>the action's own text</action>`, so that judging can serve acting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verl_act.prompts.template import Message, Template
+from verl_act.schema import Context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactTemplate(Template):
+    """`admissible_in_choice` lists the admissible actions in choices too; off by default, to save tokens."""
+
+    admissible_in_choice: bool = False
+
+    def action_messages(self, context: Context) -> list[Message]:
+        return _user(*self._context(context), _can(context.admissible_actions), "act :")
+
+    def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
+        admissible = [_can(context.admissible_actions)] if self.admissible_in_choice else []
+        return _user(*self._context(context), *admissible, f"pick : {' | '.join(candidates)}")
+
+    def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
+        return "\n".join([f"see : {observation}", _can(admissible_actions), "act :"])
+
+    def _context(self, context: Context) -> list[str]:
+        turns = [f"see : {turn.observation}\ndo : {turn.action}" for turn in self.shown_history(context)]
+        return [f"goal : {context.goal}", *turns, f"see : {context.observation}"]
+
+
+def _can(actions: Sequence[str]) -> str:
+    return f"can : {' | '.join(actions)}"
+
+
+def _user(*lines: str) -> list[Message]:
+    return [{"role": "user", "content": "\n".join(lines)}]

@@ -1,0 +1,51 @@
+"""What a template is: it turns a `Context` into chat messages, and does nothing else.
+
+Templates are pure: the same arguments give the same text. A prompt never says which candidate is whose, and never
+contains more about the state than its `Context`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verl_act.errors import ConfigError
+from verl_act.schema import Context, Turn
+
+Message = dict[str, str]
+"""`{"role": ..., "content": ...}`, as chat templates take it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template(ABC):
+    """Base of all templates; a template's options are its fields.
+
+    `history_length` is how many of the last turns a prompt shows; None shows all.
+    """
+
+    history_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.history_length is not None and self.history_length < 0:
+            raise ConfigError(
+                f"history_length is {self.history_length}; give the number of turns to show, 0 for none, null for all."
+            )
+
+    @abstractmethod
+    def action_messages(self, context: Context) -> list[Message]:
+        """The prompt that asks for the next action."""
+
+    @abstractmethod
+    def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
+        """The prompt that asks which of `candidates`, shown in this order, is the better next action."""
+
+    @abstractmethod
+    def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
+        """The user turn that answers an action in a conversation begun with `action_messages`."""
+
+    def shown_history(self, context: Context) -> tuple[Turn, ...]:
+        """The turns that a prompt shows, oldest first."""
+        if self.history_length is None:
+            return context.history
+        return context.history[max(0, len(context.history) - self.history_length) :]

@@ -1,0 +1,124 @@
+"""One episode: a policy replies, the reply is parsed, the environment answers, until something ends it.
+
+The one loop of training and evaluation. It knows nothing of tokens or of verl: a `Policy` turns a context into a reply.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import groupby
+from typing import Protocol
+
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.parse import Malformed, parse_action
+from verl_act.schema import Context, Turn
+
+NO_ACTION = "(no readable action)"
+"""What the history says the agent did, where its reply was malformed. The environment does not move then."""
+NOT_UNDERSTOOD = "Nothing happens."
+"""What the agent then sees."""
+
+
+class Session(Protocol):
+    """One episode of an environment, wherever it runs."""
+
+    first: Observation
+
+    async def step(self, action: str) -> StepResult: ...
+
+    async def close(self) -> None: ...
+
+
+class Policy(Protocol):
+    """What plays; one instance an episode."""
+
+    async def reply(self, context: Context) -> str | None:
+        """The model's reply, or None where its token budget is spent."""
+        ...
+
+
+class End(StrEnum):
+    """Why an episode ended."""
+
+    GOAL = "goal"
+    STEP_LIMIT = "step_limit"
+    """The environment's own limit, or `max_turns`."""
+    TOKEN_BUDGET = "token_budget"
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTurn:
+    """One exchange: what was shown, the reply, what was read from it and what came of it."""
+
+    context: Context
+    reply: str
+    action: str | None
+    malformed: Malformed | None
+    admissible: bool
+    reward: float
+
+
+@dataclass(slots=True)
+class Episode:
+    """A finished episode and its figures."""
+
+    task: Task
+    turns: list[EpisodeTurn] = field(default_factory=list)
+    end: End = End.STEP_LIMIT
+    env_seconds: float = 0.0
+
+    @property
+    def success(self) -> bool:
+        return self.end is End.GOAL
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for a log: shares are of all turns, `longest_failed_repeat` counts turns, `env_seconds` seconds.
+
+        A failed repeat is one action taken again and again although it was not admissible (the loops of paper section 5).
+        """
+        count = max(1, len(self.turns))
+        failed = [turn.action for turn in self.turns if turn.action is not None and not turn.admissible]
+        return {
+            "success": float(self.success),
+            "steps": float(len(self.turns)),
+            "inadmissible_share": len(failed) / count,
+            "malformed_share": sum(turn.malformed is not None for turn in self.turns) / count,
+            "longest_failed_repeat": float(longest_failed_repeat(self.turns)),
+            "env_seconds": self.env_seconds,
+        }
+
+
+def longest_failed_repeat(turns: list[EpisodeTurn]) -> int:
+    """The longest run of one failed action: 0 where every action was admissible."""
+    outcomes = [None if turn.admissible else turn.action or NO_ACTION for turn in turns]
+    return max((len(list(run)) for action, run in groupby(outcomes) if action is not None), default=0)
+
+
+async def play(task: Task, session: Session, policy: Policy, max_turns: int) -> Episode:
+    """Play one episode. Raises what the environment raises (`EnvError`); the caller closes the session."""
+    episode = Episode(task)
+    first = session.first
+    context = Context(first.goal, (), first.observation, first.admissible_actions)
+    for _ in range(max_turns):
+        reply = await policy.reply(context)
+        if reply is None:
+            episode.end = End.TOKEN_BUDGET
+            break
+        parsed = parse_action(reply)
+        if parsed.action is None:
+            result = StepResult(NOT_UNDERSTOOD, context.admissible_actions, 0.0, False, False, False)
+        else:
+            started = time.perf_counter()
+            result = await session.step(parsed.action)
+            episode.env_seconds += time.perf_counter() - started
+        episode.turns.append(
+            EpisodeTurn(context, reply, parsed.action, parsed.malformed, result.admissible, result.reward)
+        )
+        turn = Turn(context.observation, parsed.action or NO_ACTION)
+        context = Context(context.goal, (*context.history, turn), result.observation, result.admissible_actions)
+        if result.done:
+            episode.end = End.GOAL if result.success else End.STEP_LIMIT
+            break
+    return episode

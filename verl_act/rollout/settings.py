@@ -1,0 +1,40 @@
+"""The settings of live episodes: the block `data.act.episode` of a verl configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Mode(StrEnum):
+    """How the turns of an episode become training samples."""
+
+    CONCAT = "concat"
+    """One growing token sequence; the loss covers only the model's tokens."""
+    STEPWISE = "stepwise"
+    """Each turn a sample of its own, its prompt showing the last turns of the history."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSettings:
+    """Limits and reward of an episode, and the size of the environment pool.
+
+    `max_tokens_per_turn` bounds one reply; the whole episode is bounded by `data.max_response_length` in concat mode, and each
+    prompt by `data.max_prompt_length`. Timeouts are in seconds. The reward of an episode is `success_reward` where the goal was
+    met, plus `inadmissible_penalty` and `malformed_penalty` (both usually negative or zero) for each such turn.
+    """
+
+    mode: Mode = Mode.STEPWISE
+    max_turns: int = 50
+    max_tokens_per_turn: int = 512
+    success_reward: float = 1.0
+    inadmissible_penalty: float = 0.0
+    malformed_penalty: float = 0.0
+    actors: int = 1
+    step_timeout: float = 60.0
+    reset_timeout: float = 120.0
+    env_settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", Mode(self.mode))
