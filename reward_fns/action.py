@@ -1,4 +1,4 @@
-"""The single-step action stage's reward: did the reply generate the expert's action? (Paper section 3, RL action training.)"""
+"""The single-step action stage's reward: did the reply give the expert's action? (Paper section 3.)"""
 
 from __future__ import annotations
 

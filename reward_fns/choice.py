@@ -21,7 +21,7 @@ def compute_score(
 ) -> dict[str, float]:
     """Score a reply to a choice prompt; signature as verl calls it (`reward.custom_reward_function`).
 
-    `ground_truth` is the expert's action. `extra_info` needs `candidates`, in displayed order, and `admissible_actions`.
+    `ground_truth` is the expert's action; `extra_info` needs `candidates`, as displayed, and `admissible_actions`.
     The reward is `acc` for the expert's action, `adm` for the other candidate or any other admissible action, `fmt` for
     a malformed reply, else 0. Returns the keys of `tiers.KEYS`. Raises `DataError` where `extra_info` lacks a field.
     """

@@ -4,7 +4,7 @@
     reward.custom_reward_function.name=compute_score
 
 `act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours; every other source goes to verl's
-`default_compute_score`, so that batches can mix our rows with verl's own data sets. All rows return the same keys.
+`default_compute_score`, so that batches can mix our rows with verl's own data sets.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def compute_score(
     fmt: float = -0.5,
     **verl_options: Any,
 ) -> dict[str, float]:
-    """Score one reply; returns the keys of `tiers.KEYS`.
+    """Score one reply; returns the keys of `tiers.KEYS`, and for an episode its figures too.
 
-    `acc`, `adm` and `fmt` are set by `reward.custom_reward_function.reward_kwargs`. `verl_options` go to verl's function
-    only (with a custom function verl no longer passes its sandbox settings: name them in `reward_kwargs` too).
+    `acc`, `adm` and `fmt` are set by `reward.custom_reward_function.reward_kwargs`. `verl_options` go to verl's
+    function only (with a custom function verl does not pass its sandbox settings: name them in `reward_kwargs` too).
     Raises `ConfigError` on an `act/` source of unknown kind.
     """
     if not data_source.startswith("act/"):
@@ -46,15 +46,18 @@ def compute_score(
 
 
 def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str, float]:
-    """The environment's verdict on a whole episode, which the agent loop `act_env` puts into `extra_info`."""
+    """The outcome of a whole episode, which the agent loop `act_env` puts into `extra_info`.
+
+    The episode's figures (`success`, `steps`, ...) come along, since verl logs what a reward function returns.
+    """
     outcome = extra_info or {}
-    if "episode_reward" not in outcome or "success" not in outcome:
+    if "episode_reward" not in outcome or "episode" not in outcome:
         raise DataError(
-            f"a row of {data_source!r} has no episode outcome (extra_info['episode_reward'] and ['success']); "
+            f"a row of {data_source!r} has no episode outcome (extra_info['episode_reward'] and ['episode']); "
             "its agent_name must be act_env."
         )
-    score = float(outcome["episode_reward"])
-    return {**tiers.neither(), "score": score, "acc": float(outcome["success"])}
+    figures = {name: float(figure) for name, figure in outcome["episode"].items()}
+    return {**figures, **tiers.neither(), "score": float(outcome["episode_reward"]), "acc": figures["success"]}
 
 
 def _verl(

@@ -1,7 +1,7 @@
 """The three reward tiers of the paper and the dictionary that carries them.
 
-Every reward function returns the same four numeric keys for every row, because parts of verl stack the values of a batch
-by the keys of its first row.
+Every reward function returns the same four numeric keys for every row, because parts of verl stack the values of a
+batch by the keys of its first row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def neither() -> dict[str, float]:
 
 
 def texts(extra_info: Mapping[str, Any] | None, key: str, data_source: str) -> list[str]:
-    """`extra_info[key]` as a list; it may arrive as a list, a tuple or a numpy array. Raises `DataError` where missing."""
+    """`extra_info[key]`, a list, a tuple or a numpy array, as a list. Raises `DataError` where it is missing."""
     found: Iterable[str] | None = (extra_info or {}).get(key)
     if found is None:
         raise DataError(f"a row of {data_source!r} has no extra_info[{key!r}]; load its file with ActDataset.")

@@ -1,7 +1,7 @@
 """Environments by name. Importing this module imports no engine: a built-in is loaded when it is first asked for.
 
-A package of yours adds its own by an entry point of group `verl_act.envs`, named like the environment and pointing at an
-`EnvSpec` (`my_package.my_env:SPEC`); a script may call `register_env` instead.
+A package of yours adds its own by an entry point of group `verl_act.envs`, named like the environment and pointing
+at an `EnvSpec` (`my_package.my_env:SPEC`); a script may call `register_env` instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def register_env(spec: EnvSpec) -> EnvSpec:
     """Make `spec` known to this process under its name. Raises `ConfigError` where another has that name."""
     known = _REGISTERED.setdefault(spec.name, spec)
     if known is not spec and known != spec:
-        raise ConfigError(f"An environment named {spec.name!r} is registered already ({known.make}). Choose another name.")
+        raise ConfigError(
+            f"An environment named {spec.name!r} is registered already ({known.make}). Choose another name."
+        )
     return known
 
 

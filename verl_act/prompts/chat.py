@@ -17,7 +17,7 @@ _ROLE = "You are acting in an environment that you see and change only through t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate(Template):
-    """`reasoning` asks for `<think>…</think>` first; `admissible_in_choice` lists the admissible actions in choices too."""
+    """`reasoning` asks for `<think>…</think>` first; `admissible_in_choice` lists admissible actions in choices too."""
 
     reasoning: bool = True
     admissible_in_choice: bool = True

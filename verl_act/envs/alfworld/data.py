@@ -87,7 +87,9 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
         else:
             tasks.append(Task(NAME, split, task_id, task_type))
     if not tasks:
-        raise DataError(f"{folder}: holds no playable game (left out: {dict(skipped) or 'none'}). Generate or download games.")
+        raise DataError(
+            f"{folder}: holds no playable game (left out: {dict(skipped) or 'none'}). Generate or download games."
+        )
     return GameList(tuple(tasks), dict(skipped))
 
 

@@ -1,8 +1,8 @@
 """One loaded game on Fast Downward's library: ALFWorld's own rules and texts at a hundredth of the stock engine's time.
 
-Speaks the transcript of `textworld.envs.PddlEnv` under ALFWorld's wrappers, word for word. The rules stay in Fast Downward
-and the texts in TextWorld's grammar; what is left out is the work that the stock engine repeats at every step (see `grammar`
-and `game`). A reset is a return to the first state, and a state can be kept and returned to.
+Speaks the transcript of `textworld.envs.PddlEnv` under ALFWorld's wrappers, word for word. The rules stay in Fast
+Downward and the texts in TextWorld's grammar; what is left out is the work that the stock engine repeats at every
+step (see `grammar` and `game`). A reset is a return to the first state, and a state can be kept and returned to.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class EngineState:
 class Engine:
     """Plays one game at a time. Not thread-safe.
 
-    Each engine maps its own copy of the planner library (34 MB of address space, never given back by the system), so engines
-    are to be reused: `load` takes a millisecond.
+    Each engine maps its own copy of the planner library (34 MB of address space, never given back by the system),
+    so engines are to be reused: `load` takes a millisecond.
     """
 
     def __init__(self) -> None:
@@ -104,9 +104,7 @@ class Engine:
         self._facts = dict(self._facts)
         for effect in effects:
             assign(self._facts, self._literal(effect))
-        feedback = self.game.grammar.render(
-            operator.feedback, Scene(self._facts, self.game.entities), operator.binding
-        )
+        feedback = self.game.grammar.render(operator.feedback, Scene(self._facts, self.game.entities), operator.binding)
         self._menu = self._read_menu()
         self._won = self._library.check_goal()
         return Frame(feedback, self._menu.commands, self._won)
@@ -121,7 +119,9 @@ class Engine:
         self._facts, self._menu, self._won = state.facts, state.menu, state.won
 
     def replan(self) -> list[str] | None:
-        """Commands to the goal by Fast Downward's own search (tens of milliseconds, not always the shortest); None if none."""
+        """Commands to the goal by Fast Downward's own search (tens of milliseconds, not always the shortest); None
+        if none.
+        """
         if not self._can_replan:
             self._library.load_sas_replan(translate_for_planner(self.game.file))
             self._can_replan = True
@@ -150,7 +150,8 @@ class Engine:
         return menu
 
     def _make_menu(self, numbers: Iterable[int]) -> Menu:
-        game, operators = self.game, {}
+        game = self.game
+        operators: dict[str, int] = {}
         for at, number in enumerate(numbers):
             operator = game.operators.get(number)
             if operator is None:

@@ -1,4 +1,6 @@
-"""ALFWorld as an `Environment`: the engine's transcript without its banner, a step limit, and the privileged plan length."""
+"""ALFWorld as an `Environment`: the engine's transcript without its banner, a step limit, and the privileged plan
+length.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class AlfworldEnvironment:
     """
 
     def __init__(self, data: str | os.PathLike[str] | None = None, max_steps: int = 50) -> None:
-        """`data`: the folder with `json_2.1.1` (default: `$ALFWORLD_DATA`); `max_steps`: actions an episode may take."""
+        """`data`: the folder with `json_2.1.1` (default: `$ALFWORLD_DATA`); `max_steps`: actions an episode may
+        take.
+        """
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
         self._data = data
@@ -50,7 +54,9 @@ class AlfworldEnvironment:
         self._steps = 0
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where its game file is missing or damaged, and `DataError` where there is no data."""
+        """Start `task`. Raises `EnvError` where its game file is missing or damaged, and `DataError` where there is
+        no data.
+        """
         return self.play(read_game(game_path(task, self._data)))
 
     def play(self, game: GameFile) -> Observation:
@@ -65,7 +71,9 @@ class AlfworldEnvironment:
             paragraphs = [text for text in self._frame.feedback.split("\n\n") if text != _BANNER]
             goals = [text for text in paragraphs if text.startswith(_TASK)]
             if len(goals) != 1:
-                raise EnvError(f"{game.name}: its grammar states no task ({_TASK.strip()!r}). Write or download it again.")
+                raise EnvError(
+                    f"{game.name}: its grammar states no task ({_TASK.strip()!r}). Write or download it again."
+                )
             room = "\n\n".join(text for text in paragraphs if text not in goals)
             return Observation(goals[0].removeprefix(_TASK).removesuffix("."), room, self._admissible())
 
@@ -111,7 +119,9 @@ class AlfworldEnvironment:
             self._steps = snapshot.steps
 
     def plan(self) -> list[str] | None:
-        """The fewest actions that reach the goal from here, the step limit aside (privileged); None where there is no way."""
+        """The fewest actions that reach the goal from here, the step limit aside (privileged); None where there is
+        no way.
+        """
         with _LOCK:
             engine = self._playing()
             if self._planner is None:

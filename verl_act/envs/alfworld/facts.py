@@ -1,7 +1,7 @@
 """The true facts of a state, kept sorted and immutable, so that a snapshot is one shallow copy.
 
-TextWorld keeps facts as sets of `Proposition` objects and sorts them in every query. Plain tuples, sorted once when they
-change, give the same order of answers for a small part of the time.
+TextWorld keeps facts as sets of `Proposition` objects and sorts them in every query. Plain tuples, sorted once when
+they change, give the same order of answers for a small part of the time.
 """
 
 from __future__ import annotations

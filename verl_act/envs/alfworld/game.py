@@ -1,7 +1,8 @@
 """A game file, and its compiled form: everything that can be worked out once and shared by all engines of a process.
 
-The stock engine translates PDDL twice and parses the whole grammar at every load, and again at every reset: about half a
-second. Here a problem is translated once, and a grammar is parsed once for all games that differ in their task sentence only.
+The stock engine translates PDDL twice and parses the whole grammar at every load, and again at every reset: about
+half a second. Here a problem is translated once, and a grammar is parsed once for all games that differ in their
+task sentence only.
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ def translate_for_planner(game: GameFile) -> bytes:
 def _translating(game: GameFile) -> Iterator[None]:
     """One translation at a time, leaving no trace in the interpreter.
 
-    The translator overwrites `sys.argv`; and as it makes hundreds of thousands of live objects and no cycles, the garbage
-    collector only costs time (a third of it).
+    The translator overwrites `sys.argv`; and as it makes hundreds of thousands of live objects and no cycles, the
+    garbage collector only costs time (a third of it).
     """
     with _TRANSLATOR:
         arguments, collecting = sys.argv, gc.isenabled()
@@ -195,7 +196,9 @@ def _check_commands_are_static(task: Any, logic: GameLogic) -> None:
     for name, action in logic.actions.items():
         asked = changing.intersection(re.findall(r"(\w+)\(", action.template))
         if asked:
-            raise EnvError(f"The command of action {name!r} depends on changing facts {sorted(asked)}: not an ALFWorld game.")
+            raise EnvError(
+                f"The command of action {name!r} depends on changing facts {sorted(asked)}: not an ALFWorld game."
+            )
 
 
 def _initial_facts(task: Any) -> Facts:

@@ -2,7 +2,8 @@
 
 The stock engine parses every template again at every step and deep-copies its symbols: 98% of a step's time. Here
 TextWorld still does the parsing, once a grammar; its symbols are turned into small functions that render the same text.
-Queries enumerate facts in TextWorld's own order (sorted, distinct placeholders naming distinct objects), so lists come out alike.
+Queries enumerate facts in TextWorld's own order (sorted, distinct placeholders naming distinct objects), so lists
+come out alike.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class TextGrammar:
         for condition, render in self._rules.get(symbol, ()):
             if not condition or next(assignments(condition, scene.facts, binding), None) is not None:
                 return "".join(render(scene, binding))
-        raise EnvError(f"The game's grammar has no rule for #{symbol}#. The file is damaged; write or download it again.")
+        raise EnvError(
+            f"The game's grammar has no rule for #{symbol}#. The file is damaged; write or download it again."
+        )
 
     def _sequence(self, symbols: list[Symbol]) -> _Render:
         renders = [self._symbol(symbol) for symbol in symbols]

@@ -1,0 +1,26 @@
+# The two commands of the README are `make quickstart` and `make test`.
+VENV ?= .venv
+PYTHON_RUN = $(VENV)/bin/python
+.PHONY: setup quickstart test check lock clean
+
+setup:            ## the pinned CPU environment in .venv
+	@requirements/install.sh $(VENV)
+
+quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results in runs/quickstart
+	$(PYTHON_RUN) -m verl_act chain alfworld/quickstart --out runs/quickstart
+
+check: setup      ## format, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: check       ## every check and every test
+	$(VENV)/bin/pytest
+
+lock: setup       ## requirements/cpu.txt from cpu.in
+	cd requirements && ../$(VENV)/bin/uv pip compile --quiet cpu.in --override overrides.txt --python-version 3.11 --no-header \
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match) \
+	  --output-file cpu.txt
+
+clean:            ## outputs and caches; the environment stays
+	rm -rf runs outputs dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

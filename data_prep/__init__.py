@@ -1,0 +1,1 @@
+"""Making the data of both stages: games, expert trajectories, alternatives, pairs, imports."""

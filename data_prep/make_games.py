@@ -1,0 +1,187 @@
+"""Generated ALFWorld games, for where the official ones cannot be downloaded: small rooms to learn in, full ones to measure.
+
+Every game is played to its end on the engine before it is written. The same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from alfworld.gen import constants
+from tqdm import tqdm
+
+from verl_act.data_prep.alfworld_game_file import folder_name, game_content, traj_data
+from verl_act.data_prep.alfworld_layout import Layout, lay_out
+from verl_act.data_prep.alfworld_rooms import Size, read_room, room_numbers
+from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, VERSION_FOLDER
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.game import FILE_NAME, game_from
+from verl_act.errors import ConfigError, EngineError
+from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+
+_ATTEMPTS = 1000
+_STEP_LIMIT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One game to make. `rooms` are the floor plans it may play in."""
+
+    split: str
+    index: int
+    seed: int
+    size: Size
+    rooms: tuple[int, ...]
+    salt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Game:
+    """A verified game: the files of its folder, and what it looks like to an agent."""
+
+    folder: str
+    files: dict[str, str]
+    room: int
+    task_type: str
+    steps: int
+    signature: tuple[object, ...]
+
+
+def make_games(
+    out: str | os.PathLike[str],
+    *,
+    counts: Mapping[str, int],
+    seed: int = 0,
+    size: Size = "small",
+    workers: int = 1,
+    progress: bool = True,
+) -> Manifest:
+    """Write `counts[split]` verified games a split to `out/json_2.1.1`, and return the manifest written beside them.
+
+    The six task types take turns. `valid_seen` plays in rooms of the training games, with new layouts; `valid_unseen` in
+    rooms and with object-destination combinations that no training game has. `size` is `small` (nine receptacles, about
+    eight objects) or `full` (the whole floor plan). `workers` processes share the work and do not change the result.
+    Raises `ConfigError` for an unknown split or size.
+    """
+    _check(counts, size)
+    started = time.monotonic()
+    games: dict[str, list[_Game]] = {}
+    with _executor(workers) as run, atomic_folder(out) as folder:
+        seen: set[tuple[object, ...]] = set()
+        for split in [split for split in SPLITS if counts.get(split)]:
+            orders = [
+                _Order(split, index, seed, size, _rooms(split, index, games.get("train", ())))
+                for index in range(counts[split])
+            ]
+            made = games[split] = []
+            for order, game in zip(orders, tqdm(run(orders), split, len(orders), disable=not progress), strict=True):
+                while game.signature in seen:  # a twin of an earlier game: draw again
+                    order = _Order(split, order.index, seed, size, order.rooms, order.salt + 1)
+                    game = _make(order)
+                seen.add(game.signature)
+                made.append(game)
+                _write(folder / VERSION_FOLDER / split / game.folder, game)
+        manifest = make_manifest(
+            "make_games",
+            settings={"counts": dict(counts), "size": size},
+            counts={split: _summary(made) for split, made in games.items()},
+            seed=seed,
+            seconds=time.monotonic() - started,
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _check(counts: Mapping[str, int], size: str) -> None:
+    unknown = set(counts) - set(SPLITS)
+    if unknown or not any(counts.values()) or min(counts.values()) < 0:
+        raise ConfigError(f"counts is {dict(counts)}; give a number of games for some of {', '.join(SPLITS)}.")
+    if size not in ("small", "full"):
+        raise ConfigError(f"size is {size!r}; it must be 'small' or 'full'.")
+
+
+@cache
+def _environment() -> AlfworldEnvironment:
+    """One engine a process."""
+    return AlfworldEnvironment(max_steps=_STEP_LIMIT)
+
+
+class _executor:
+    """`map` over processes, or plainly in this one; in order either way."""
+
+    def __init__(self, workers: int) -> None:
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+
+    def __enter__(self) -> Any:
+        if self._pool is None:
+            return lambda orders: map(_make, orders)
+        return lambda orders: self._pool.map(_make, orders, chunksize=4)
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:
+    """The rooms where game `index` may play; those of `valid_seen` have been trained in, on the same task type."""
+    task_type = TASK_TYPES[index % len(TASK_TYPES)]
+    if split == "valid_seen" and (known := sorted({game.room for game in trained if game.task_type == task_type})):
+        return tuple(known)
+    kinds = sorted(constants.GOALS_VALID[task_type])
+    return tuple(number for kind in kinds for number in room_numbers(kind, held_out=split == "valid_unseen"))
+
+
+def _make(order: _Order) -> _Game:
+    """Draw layouts until one is feasible, and prove that it can be won within the step limit."""
+    rng = random.Random(f"{order.seed}/{order.split}/{order.index}/{order.salt}")
+    task_type = TASK_TYPES[order.index % len(TASK_TYPES)]
+    trial = f"trial_T{order.seed:08d}_{order.index:06d}_{order.salt:06d}"
+    for _ in range(_ATTEMPTS):
+        room = read_room(rng.choice(order.rooms), order.size)
+        layout = lay_out(rng, room, task_type, order.size, held_out=order.split == "valid_unseen")
+        if layout is not None:
+            return _verified(layout, trial)
+    raise EngineError(f"No game of type {task_type} fits the rooms {order.rooms}. Ask for more training games.")
+
+
+def _verified(layout: Layout, trial: str) -> _Game:
+    folder, content = f"{folder_name(layout)}/{trial}", game_content(layout, trial)
+    environment = _environment()
+    environment.play(game_from(content, name=folder))
+    plan = environment.plan() or []
+    results = [environment.step(command) for command in plan]
+    if not results or not results[-1].success or not all(result.admissible for result in results):
+        raise EngineError(f"{folder}: the plan {plan} does not win on the engine. Please report this game.")
+    content |= {"solvable": True, "walkthrough": plan}
+    files = {
+        FILE_NAME: json.dumps(content),
+        "traj_data.json": json.dumps(traj_data(layout, trial), indent=1),
+        "initial_state.pddl": content["pddl_problem"],
+    }
+    return _Game(folder, files, layout.room.number, layout.task_type, len(plan), layout.signature())
+
+
+def _write(folder: Path, game: _Game) -> None:
+    folder.mkdir(parents=True)
+    for name, text in game.files.items():
+        (folder / name).write_text(text)
+
+
+def _summary(games: Sequence[_Game]) -> dict[str, Any]:
+    return {
+        "games": len(games),
+        "rooms": len({game.room for game in games}),
+        "by_task_type": dict(sorted(Counter(game.task_type for game in games).items())),
+        "mean_plan_length": round(sum(game.steps for game in games) / len(games), 2),
+    }

@@ -1,0 +1,141 @@
+"""What an action would have done: expert trajectories are replayed in the real environment and left at every state.
+
+Each trajectory is replayed once. An environment that can return to a snapshot is probed with one action a candidate; any
+other is played again from the start. A replay that does not show what the trajectory recorded is refused, so a probe never
+judges an action in another state than the one it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_act.envs.base import Environment, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
+from verl_act.envs.registry import get_env
+from verl_act.errors import DataError, EnvError
+from verl_act.schema import Step
+
+NO_WAY = 1000
+"""The margin of an alternative after which the goal is out of reach."""
+
+
+class ReplayError(EnvError):
+    """The environment does not repeat what a trajectory recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether an action is admissible, and its margin over the expert's (`Pair.margin`)."""
+
+    admissible: bool
+    margin: int | None
+
+
+@dataclass
+class Prober:
+    """One environment and the trajectory it is replaying. Close it when done."""
+
+    env: str
+    settings: Mapping[str, Any]
+    _environment: Environment = field(init=False)
+    _tasks: dict[tuple[str, str], Task] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._environment = get_env(self.env).make(**self.settings)
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def replay(self, steps: Sequence[Step]) -> Iterator[State]:
+        """The states of one trajectory, in order; judge at each before asking for the next.
+
+        Raises `ReplayError` where the environment shows something else than was recorded.
+        """
+        task = self._task(steps[0])
+        played: list[str] | None = None
+        for step in steps:
+            wanted = [turn.action for turn in step.context.history]
+            if played is None or wanted[: len(played)] != played:
+                self._start(task, step)
+                played = []
+            for action in wanted[len(played) :]:
+                self._take(action, step)
+            played = wanted
+            if self._admissible != step.context.admissible_actions or self._observation != step.context.observation:
+                raise ReplayError(f"{step.state_id}: the environment shows {self._observation!r} there.")
+            state = State(self._environment, task, step)
+            yield state
+            state.leave()
+
+    def _start(self, task: Task, step: Step) -> None:
+        first = self._environment.reset(task)
+        self._observation, self._admissible, self._done = first.observation, first.admissible_actions, False
+
+    def _take(self, action: str, step: Step) -> None:
+        if self._done:
+            raise ReplayError(f"{step.state_id}: the episode ends before this state.")
+        result = self._environment.step(action)
+        self._observation, self._admissible, self._done = result.observation, result.admissible_actions, result.done
+
+    def _task(self, step: Step) -> Task:
+        """The task of a step: its seed is the environment's to know."""
+        if (step.split, step.task_id) not in self._tasks:
+            listed = get_env(self.env).tasks(step.split, **self.settings)
+            self._tasks |= {(task.split, task.task_id): task for task in listed}
+        try:
+            return self._tasks[step.split, step.task_id]
+        except KeyError:
+            raise DataError(
+                f"{step.state_id}: {self.env} has no task {step.task_id!r} in split {step.split!r} with {dict(self.settings)}. "
+                "Pass the settings that the trajectories were collected with."
+            ) from None
+
+
+class State:
+    """One state of a replayed trajectory, from which any number of actions can be tried."""
+
+    def __init__(self, environment: Environment, task: Task, step: Step) -> None:
+        self.step = step
+        self._environment = environment
+        self._task = task
+        self._snapshot = environment.snapshot() if isinstance(environment, SnapshotEnvironment) else None
+        self._moved = False
+        self._expert_plan: int | None = None
+        self._expert_tried = False
+
+    def judge(self, action: str) -> Judgement:
+        """Try `action` and come back."""
+        if not isinstance(self._environment, PlanningEnvironment):
+            return Judgement(self._try(action).admissible, None)
+        if not self._expert_tried:
+            self._expert_plan = self._plan_after(self.step.action)[1]
+            self._expert_tried = True
+        result, plan = self._plan_after(action)
+        if self._expert_plan is None:
+            return Judgement(result.admissible, None)
+        return Judgement(result.admissible, NO_WAY if plan is None else plan - self._expert_plan)
+
+    def leave(self) -> None:
+        """Return to the state itself, for the trajectory to go on."""
+        if self._moved:
+            self._return()
+
+    def _plan_after(self, action: str) -> tuple[StepResult, int | None]:
+        result = self._try(action)
+        assert isinstance(self._environment, PlanningEnvironment)
+        return result, 0 if result.success else self._environment.plan_length()
+
+    def _try(self, action: str) -> StepResult:
+        self.leave()
+        self._moved = True
+        return self._environment.step(action)
+
+    def _return(self) -> None:
+        self._moved = False
+        if isinstance(self._environment, SnapshotEnvironment):
+            self._environment.restore(self._snapshot)
+            return
+        self._environment.reset(self._task)
+        for turn in self.step.context.history:
+            self._environment.step(turn.action)

@@ -1,0 +1,55 @@
+"""Which actions stand against the expert's at one state: read from sampled replies, or drawn from the admissible list."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from verl_act.parse import match_action, normalise, parse_action
+from verl_act.schema import Alternatives, Step
+
+POLICY, ADMISSIBLE = "policy", "admissible"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An alternative action, before anything is known of what it does. `source` is `POLICY` or `ADMISSIBLE`."""
+
+    action: str
+    source: str
+
+
+def from_policy(step: Step, sampled: Alternatives | None, counts: Counter[str]) -> list[Proposal]:
+    """The different readable answers that are not the expert's, in the order they were sampled.
+
+    An answer that equals an admissible action after normalisation is that action. Every reply left out is counted.
+    """
+    if sampled is None:
+        counts["states_without_replies"] += 1
+        return []
+    found: dict[str, str] = {}
+    expert = normalise(step.action)
+    for reply in sampled.replies:
+        counts["replies"] += 1
+        parsed = parse_action(reply)
+        if parsed.action is None:
+            counts[f"replies_malformed_{parsed.malformed}"] += 1
+            continue
+        key = normalise(parsed.action)
+        if key == expert:
+            counts["replies_equal_to_expert"] += 1
+        elif key in found:
+            counts["replies_duplicate"] += 1
+        else:
+            found[key] = match_action(parsed.action, step.context.admissible_actions) or parsed.action
+    return [Proposal(action, POLICY) for action in found.values()]
+
+
+def from_admissible(step: Step, seed: int) -> Iterator[Proposal]:
+    """All other admissible actions, in a random order that depends on nothing but `seed` and the state."""
+    expert = normalise(step.action)
+    others = sorted(action for action in step.context.admissible_actions if normalise(action) != expert)
+    random.Random(f"{seed}:{step.state_id}").shuffle(others)
+    return (Proposal(action, ADMISSIBLE) for action in others)

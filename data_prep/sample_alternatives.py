@@ -1,0 +1,183 @@
+"""Sample alternative actions from the initial policy at every expert state (paper section 3).
+
+Replies are stored as they came; `build_pairs` reads actions from them. States are sampled a shard at a time, each shard a
+file: a killed run goes on where it stopped and samples nothing twice. One machine runs one vLLM engine; with `workers`, Ray
+Data spreads the shards over as many engines of a cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.errors import ConfigError, DataError
+from verl_act.manifest import atomic_folder, digest, make_manifest, write_manifest
+from verl_act.prompts import get_template
+from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, write_rows
+
+FILE_NAME = "alternatives.parquet"
+SHARD_STATES = 256
+
+
+def sample_alternatives(
+    out: Path,
+    trajectories: Sequence[Path],
+    engine: EngineSettings,
+    sampling: Sampling,
+    *,
+    template: str = "cot",
+    template_options: dict[str, Any] | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    workers: int = 0,
+    gpus_per_worker: float = 1,
+) -> None:
+    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row a state in the trajectories' order) and a manifest.
+
+    `limit` takes the first states only. `workers` engines on a Ray cluster (0: one, in this process). The same seed and
+    engine give the same replies, however often the run was interrupted.
+    """
+    started = time.monotonic()
+    steps = read_steps(trajectories)[:limit]
+    if not steps:
+        raise DataError(
+            f"{', '.join(map(str, trajectories))}: no expert states to sample at; collect trajectories first."
+        )
+    settings = {
+        "engine": asdict(engine),
+        "sampling": asdict(sampling),
+        "template": template,
+        "template_options": template_options or {},
+        "seed": seed,
+        "states": len(steps),
+        "trajectories": [digest(path) for path in trajectories],
+    }
+    shards_folder = _open_shards(out, settings)
+    shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
+    missing = [number for number in range(len(shards)) if not _shard(shards_folder, number).exists()]
+    job = (engine, sampling, template, template_options or {}, seed)
+    run = _on_ray(shards, missing, job, workers, gpus_per_worker) if workers else _here(shards, missing, job)
+    done = len(steps) - sum(len(shards[number]) for number in missing)
+    with tqdm(total=len(steps), initial=done, desc="sampling alternatives", unit="state") as progress:
+        for number, rows in run:
+            write_rows(_shard(shards_folder, number), rows, ALTERNATIVES)
+            progress.update(len(rows))
+    rows = [
+        row
+        for number in range(len(shards))
+        for row in read_table(_shard(shards_folder, number), ALTERNATIVES).to_pylist()
+    ]
+    with atomic_folder(out) as folder:
+        write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
+        counts = {"states": len(rows), "replies": sum(len(row["replies"]) for row in rows)}
+        manifest = make_manifest(
+            "sample_alternatives",
+            settings=settings,
+            inputs=list(trajectories),
+            counts=counts,
+            seed=seed,
+            seconds=time.monotonic() - started,
+        )
+        write_manifest(folder, manifest)
+    shutil.rmtree(shards_folder)
+
+
+class Sampler:
+    """One engine and what to ask it; also the actor that Ray Data runs."""
+
+    def __init__(
+        self, engine: EngineSettings, sampling: Sampling, template: str, template_options: dict[str, Any], seed: int
+    ) -> None:
+        self.engine = Engine(engine)
+        self.sampling = sampling
+        self.template = get_template(template, **template_options)
+        self.seed = seed
+        self.model = engine.model
+        # One loop for the engine's whole life: its output handler belongs to the loop that first used it.
+        self.loop = asyncio.new_event_loop()
+
+    def sample(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        """Rows of schema ALTERNATIVES, in the order of `steps`."""
+        return self.loop.run_until_complete(self._sample(steps))
+
+    async def _sample(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*map(self._sample_one, steps)))
+
+    async def _sample_one(self, step: Step) -> dict[str, Any]:
+        messages = self.template.action_messages(step.context)
+        replies = await self.engine.reply(messages, self.sampling, seed=_state_seed(self.seed, step.state_id))
+        record = Alternatives(
+            state_id=step.state_id,
+            replies=tuple(replies),
+            model=self.model,
+            sampling=json.dumps({**asdict(self.sampling), "seed": self.seed}, sort_keys=True),
+        )
+        return record.to_row()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Ray Data's interface: a batch of shards in, the same shards sampled out."""
+        steps = [[Step.from_row(row) for row in json.loads(shard)] for shard in batch["steps"]]
+        return {"number": batch["number"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
+
+
+def _state_seed(seed: int, state_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{state_id}".encode()).digest()[:4])
+
+
+def _here(shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple) -> Iterator[tuple[int, list[dict]]]:
+    if not numbers:
+        return
+    sampler = Sampler(*job)
+    try:
+        for number in numbers:
+            yield number, sampler.sample(shards[number])
+    finally:
+        sampler.engine.close()
+
+
+def _on_ray(
+    shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple, workers: int, gpus_per_worker: float
+) -> Iterator[tuple[int, list[dict]]]:
+    if not numbers:
+        return
+    import ray
+
+    items = [{"number": number, "steps": json.dumps([step.to_row() for step in shards[number]])} for number in numbers]
+    sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Sampler,
+        fn_constructor_args=job,
+        batch_size=1,
+        num_gpus=gpus_per_worker,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+    )
+    for row in sampled.iter_rows():
+        yield int(row["number"]), json.loads(row["rows"])
+
+
+def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
+    """The folder of finished shards. One left by a run with other settings is refused, not mixed in and not deleted."""
+    folder = out.with_name(f".{out.name}.shards")
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = folder / "settings.json"
+    wanted = json.dumps(settings, sort_keys=True, default=str)
+    if stamp.exists() and stamp.read_text() != wanted:
+        raise ConfigError(
+            f"{folder}: holds shards sampled with other settings or trajectories. "
+            "Repeat that command to finish them, or remove the folder to start anew."
+        )
+    stamp.write_text(wanted)
+    return folder
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.parquet"

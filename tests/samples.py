@@ -1,0 +1,94 @@
+"""Small real records, tokenizers and configurations that several tests build on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from verl_act.schema import Context, Pair, Step, Turn, pair_id
+
+ROOM = "You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_context(number: int = 0) -> Context:
+    """A state two steps into game `number`."""
+    return Context(
+        goal=f"put some mug {number} on shelf 1.",
+        history=(Turn(ROOM, "go to desk 1"), Turn(f"On the desk 1, you see a mug {number}.", "examine desk 1")),
+        observation=f"On the desk 1, you see a mug {number}.",
+        admissible_actions=("go to shelf 1", "inventory", "look", f"take mug {number} from desk 1"),
+    )
+
+
+def make_pair(number: int = 0, **changes: Any) -> Pair:
+    """Pair `number`: taking the mug against looking around."""
+    context = changes.pop("context", make_context(number))
+    expert = changes.pop("expert_action", f"take mug {number} from desk 1")
+    alternative = changes.pop("alternative_action", "go to shelf 1")
+    state = changes.get("state_id", f"game-{number}/expert#2")
+    fields: dict[str, Any] = {
+        "pair_id": pair_id(state, expert, alternative),
+        "env": "alfworld",
+        "split": "train",
+        "task_id": f"game-{number}",
+        "task_type": "pick_and_place",
+        "state_id": state,
+        "step": 2,
+        "alternative_source": "policy",
+        "alternative_admissible": True,
+        "model": "a-model",
+        "sampling": '{"temperature": 1.0}',
+        "margin": 2,
+        "inferable": True,
+    }
+    return Pair(context=context, expert_action=expert, alternative_action=alternative, **{**fields, **changes})
+
+
+def make_step(number: int = 0, **changes: Any) -> Step:
+    """The step that `make_pair(number)` is about."""
+    fields: dict[str, Any] = {
+        "context": make_context(number),
+        "env": "alfworld",
+        "split": "train",
+        "task_id": f"game-{number}",
+        "task_type": "pick_and_place",
+        "trajectory_id": f"game-{number}/expert",
+        "step": 2,
+        "action": f"take mug {number} from desk 1",
+        "reward": 0.0,
+        "done": False,
+        "success": True,
+        "source": "planner",
+        "inferable": True,
+        "plan_length": 3,
+        "verified": True,
+    }
+    return Step(**{**fields, **changes})
+
+
+def make_tokenizer(texts: Iterable[str] = (), special: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with a chat template; control tokens: `<|im_start|>`, `<|im_end|>` and `special`."""
+    control = ["<|im_start|>", "<|im_end|>", "<unk>", *special]
+    words = {word for text in texts for word in text.split()}
+    vocabulary = {word: number for number, word in enumerate([*control, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<|im_end|>")
+    fast.add_special_tokens({"additional_special_tokens": control})
+    fast.pad_token = "<|im_end|>"
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def data_config(act: dict[str, Any] | None = None, **keys: Any) -> DictConfig:
+    """verl's `data` block, as far as datasets read it."""
+    base = {"prompt_key": "prompt", "max_prompt_length": 4096, "filter_overlong_prompts": False, "truncation": "error"}
+    return OmegaConf.create({**base, "act": act or {}, **keys})

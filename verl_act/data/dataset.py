@@ -1,0 +1,206 @@
+"""`ActDataset`, verl's `data.custom_cls`: one class for every kind of file, in any mixture.
+
+    data.custom_cls.path=pkg://verl_act.data.dataset
+    data.custom_cls.name=ActDataset
+
+A file's schema, in its parquet metadata, says what its rows become: pairs become choices, expert steps single actions,
+tasks live episodes. Any other file is read by verl's `RLHFDataset`. Prompts are rendered when a row is asked for.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.fs import copy_to_local
+
+from verl_act.data.length import PromptLimit
+from verl_act.data.order import expert_first
+from verl_act.data.settings import ActSettings, Order
+from verl_act.data.sources import PairSource, Source, TaskSource, open_source
+from verl_act.data.verl_rows import VerlRows
+from verl_act.errors import ConfigError, DataError
+from verl_act.prompts import Message
+from verl_act.prompts.plain_text import as_plain_text
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "raw_prompt",
+    "data_source",
+    "reward_model",
+    "extra_info",
+    "agent_name",
+    "index",
+    "tools_kwargs",
+    "interaction_kwargs",
+    "dummy_tensor",
+)
+"""The keys of every row, whatever its file: verl collates the rows of a batch key by key."""
+
+_ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("expert_first", np.bool_), ("order_is_drawn", np.bool_)])
+_TAGS = ("<action>", "</action>", "<think>", "</think>")
+_LONGEST_CHECKED = 8
+# verl wants at least one tensor in a batch.
+_DUMMY = torch.zeros(1, dtype=torch.uint8)
+
+
+class ActDataset(Dataset):
+    """Rows for verl's trainer; the constructor is the one that `data.custom_cls` asks for.
+
+    `data_files` is a path or a list of them; `config` is verl's `data` block, with ours as `config.act`.
+    `max_samples` > 0 keeps that many rows: the first, or with `config.shuffle` those drawn with `config.seed`.
+
+    Rows depend on nothing but the files and the settings, so a resumed data loader goes on where it stopped. verl does
+    not tell a dataset the epoch: the order of the candidates stays the same unless `set_epoch` is called.
+
+    Raises `ConfigError` for settings that cannot work, `DataError` naming the file and row for bad data and, unless
+    `config.filter_overlong_prompts` drops them, for prompts longer than `config.max_prompt_length`.
+    """
+
+    def __init__(
+        self,
+        data_files: str | Sequence[str],
+        tokenizer: Any,
+        config: Any,
+        processor: Any = None,
+        max_samples: int = -1,
+    ) -> None:
+        self.settings = ActSettings.from_config(config)
+        self._tokenizer = tokenizer
+        _require_plain_tags(tokenizer)
+        files = [data_files] if isinstance(data_files, str) else list(data_files)
+        self._sources = [self._open(path, config, processor) for path in files]
+        self._has_ours = any(isinstance(source, Source) for source in self._sources)
+        if self._has_ours:
+            for source in self._sources:
+                if isinstance(source, VerlRows):
+                    source.require_mixable()
+        self._entries = self._all_entries()
+        if 0 < max_samples < len(self):
+            self._entries = self._entries[_drawn(len(self), max_samples, config)]
+        self._limit_prompts(config)
+        if not len(self):
+            raise DataError(f"{', '.join(files)}: no row is left; the log above says what was left out.")
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A row with the keys `COLUMNS`. Where no file is ours, rows are exactly those of `RLHFDataset`."""
+        number = int(index)
+        entry = self._entries[number]
+        source = self._sources[entry["source"]]
+        row = source.row(int(entry["row"]), bool(entry["expert_first"]))
+        if isinstance(source, Source):
+            row["raw_prompt"] = as_plain_text(row["raw_prompt"], self._tokenizer)
+            row["extra_info"]["index"] = number
+            return {**row, "index": number, "tools_kwargs": {}, "interaction_kwargs": {}, "dummy_tensor": _DUMMY}
+        if not self._has_ours:
+            return row
+        row["agent_name"] = row.get("agent_name") or self.settings.default_agent
+        return {name: row[name] for name in COLUMNS}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn each pair's order round with every epoch (`order: hash`); the first epoch is 0."""
+        pair_ids = {
+            place: source.pair_ids for place, source in enumerate(self._sources) if isinstance(source, PairSource)
+        }
+        drawn = np.flatnonzero(self._entries["order_is_drawn"])
+        ids = [pair_ids[entry["source"]][entry["row"]] for entry in self._entries[drawn]]
+        self._entries["expert_first"][drawn] = expert_first(ids, self.settings.seed, epoch)
+
+    @classmethod
+    async def process_multi_modal_info(cls, messages: list[dict], image_patch_size: int, config: Any) -> Any:
+        """What verl's agent loops ask the dataset class for when the model has a processor: as in `RLHFDataset`."""
+        return await RLHFDataset.process_multi_modal_info(messages, image_patch_size=image_patch_size, config=config)
+
+    def _open(self, path: str, config: Any, processor: Any) -> Source | VerlRows:
+        local = copy_to_local(path, cache_dir=config.get("cache_dir"), use_shm=config.get("use_shm", False))
+        source = open_source(local, self.settings)
+        if source is None:
+            return VerlRows(local, self._tokenizer, processor, config)
+        if len(source) < source.total:
+            logger.info("%s: kept the %d inferable rows of %d.", path, len(source), source.total)
+        return source
+
+    def _all_entries(self) -> np.ndarray:
+        tables = []
+        for place, source in enumerate(self._sources):
+            both = source.is_pairs and self.settings.order is Order.BOTH
+            table = np.zeros(len(source), dtype=_ENTRY)
+            table["source"], table["row"] = place, np.arange(len(source))
+            table["order_is_drawn"] = source.is_pairs and not both
+            if both:
+                table = table.repeat(2)
+                table["expert_first"][::2] = True
+            tables.append(table)
+        return np.concatenate(tables)
+
+    def _limit_prompts(self, config: Any) -> None:
+        options = config.get("apply_chat_template_kwargs") or {}
+        limit = PromptLimit(config.get("max_prompt_length", 1024), self._tokenizer, options)
+        if config.get("filter_overlong_prompts", False):
+            progress = tqdm(self._entries, desc="Measuring prompts", unit="row", leave=False, mininterval=1.0)
+            fits = np.array([not any(map(limit.excess, self._prompts(entry))) for entry in progress], dtype=bool)
+            if not fits.all():
+                dropped = len(fits) - fits.sum()
+                logger.warning("Left out %d of %d rows: longer than %d tokens.", dropped, len(fits), limit.limit)
+            self._entries = self._entries[fits]
+        elif config.get("truncation", "error") == "error":
+            self._refuse_overlong(limit)
+
+    def _refuse_overlong(self, limit: PromptLimit) -> None:
+        """Raise `DataError` for an overlong prompt. Only those longest by characters are tokenised: moments."""
+        sizes = (
+            (max((len(prompt[0]["content"]) for prompt in self._prompts(entry)), default=0), number)
+            for number, entry in enumerate(self._entries)
+        )
+        for _, number in heapq.nlargest(_LONGEST_CHECKED, sizes):
+            entry = self._entries[number]
+            tokens = max(map(limit.excess, self._prompts(entry)), default=0)
+            if tokens:
+                raise DataError(
+                    f"{self._name(entry)} takes {tokens} prompt tokens with template {self.settings.template!r}, more "
+                    f"than data.max_prompt_length={limit.limit}. Raise the limit, set data.act.history_length, or "
+                    "leave such rows out with data.filter_overlong_prompts=true."
+                )
+
+    def _prompts(self, entry: np.void) -> list[list[Message]]:
+        """The prompts that an entry can show: both orders of a pair; none for tasks and files that verl filters."""
+        source = self._sources[entry["source"]]
+        if not isinstance(source, Source) or isinstance(source, TaskSource):
+            return []
+        orders = (True, False) if source.is_pairs else (False,)
+        return [source.row(int(entry["row"]), order)["raw_prompt"] for order in orders]
+
+    def _name(self, entry: np.void) -> str:
+        source = self._sources[entry["source"]]
+        facts = source.row(int(entry["row"]), False)["extra_info"]
+        return (
+            f"{source.path}: pair {facts['pair_id']}" if "pair_id" in facts else f"{source.path}: {facts['state_id']}"
+        )
+
+
+def _drawn(total: int, kept: int, config: Any) -> np.ndarray:
+    """Which rows `max_samples` keeps, in file order."""
+    if not config.get("shuffle", False):
+        return np.arange(kept)
+    return np.sort(np.random.default_rng(config.get("seed")).choice(total, size=kept, replace=False))
+
+
+def _require_plain_tags(tokenizer: Any) -> None:
+    special = [tag for tag in _TAGS if tag in tokenizer.all_special_tokens]
+    if special:
+        raise ConfigError(
+            f"the tokenizer holds {special[0]!r} as a special token, which verl cuts out of a reply before scoring it. "
+            "Add it as an ordinary token (special=False)."
+        )

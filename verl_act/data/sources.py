@@ -1,0 +1,159 @@
+"""One file of ours as rows for verl: pairs become choices, expert steps become single actions, tasks become episodes.
+
+A source keeps its file as an Arrow table and builds a row when asked, so that opening a large file is quick and worker
+processes share its memory. Nothing here knows verl or torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_act.data.settings import ActSettings
+from verl_act.errors import DataError
+from verl_act.prompts import Message
+from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, read_table, schema_name
+
+SINGLE_TURN_AGENT = "single_turn_agent"
+"""verl's own agent loop for one prompt and one reply."""
+EPISODE_AGENT = "act_env"
+"""This package's agent loop."""
+
+Row = dict[str, Any]
+
+
+class Source(ABC):
+    """The rows of one file. `row` is deterministic; what differs between the kinds is in the subclasses."""
+
+    schema: ClassVar[pa.Schema]
+    columns: ClassVar[Sequence[str]]
+    filtered_by_inferable: ClassVar[bool] = True
+    is_pairs: ClassVar[bool] = False
+
+    def __init__(self, path: str, settings: ActSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self.template = settings.make_template()
+        table = read_table(path, self.schema)
+        self.total = table.num_rows
+        if settings.inferable_only and self.filtered_by_inferable:
+            table = table.filter(table["inferable"])
+        # One chunk a column: a row is then found without a search.
+        self._columns = {name: table[name].combine_chunks() for name in self.columns}
+        self._length = table.num_rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def row(self, number: int, expert_first: bool) -> Row:
+        """The row as verl's reward and agent loops want it, less what `ActDataset` adds to rows of every kind."""
+        return self._build({name: column[number].as_py() for name, column in self._columns.items()}, expert_first)
+
+    @abstractmethod
+    def _build(self, stored: Row, expert_first: bool) -> Row: ...
+
+
+class PairSource(Source):
+    """`act/<env>/choice`: which of two actions is better?"""
+
+    schema = PAIR
+    columns = tuple(name for name in PAIR.names if name not in ("model", "sampling"))
+    is_pairs = True
+
+    @property
+    def pair_ids(self) -> list[str]:
+        return self._columns["pair_id"].to_pylist()
+
+    def _build(self, stored: Row, expert_first: bool) -> Row:
+        context = Context.from_row(stored)
+        expert, alternative = stored["expert_action"], stored["alternative_action"]
+        candidates = [expert, alternative] if expert_first else [alternative, expert]
+        facts = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
+        return _row(
+            stored,
+            "choice",
+            self.template.choice_messages(context, candidates),
+            ground_truth=expert,
+            candidates=candidates,
+            expert_position=0 if expert_first else 1,
+            admissible_actions=stored["admissible_actions"],
+            **{name: stored[name] for name in facts},
+        )
+
+
+class TrajectorySource(Source):
+    """`act/<env>/action`: what is the next action?"""
+
+    schema = TRAJECTORY
+    columns = tuple(name for name in TRAJECTORY.names if name not in ("thought", "reward", "done", "source"))
+
+    def _build(self, stored: Row, expert_first: bool) -> Row:
+        return _row(
+            stored,
+            "action",
+            self.template.action_messages(Context.from_row(stored)),
+            ground_truth=stored["action"],
+            state_id=f"{stored['trajectory_id']}#{stored['step']}",
+            admissible_actions=stored["admissible_actions"],
+            step=stored["step"],
+            inferable=stored["inferable"],
+        )
+
+
+class TaskSource(Source):
+    """`act/<env>/episode`: play the task to its end. The agent loop builds the prompts from the live environment."""
+
+    schema = TASK
+    columns = tuple(TASK.names)
+    filtered_by_inferable = False
+
+    def _build(self, stored: Row, expert_first: bool) -> Row:
+        placeholder = [{"role": "user", "content": f"{stored['env']} {stored['task_id']}"}]
+        row = _row(
+            stored,
+            "episode",
+            placeholder,
+            ground_truth=stored["task_id"],
+            task=dict(stored),
+        )
+        return {**row, "agent_name": EPISODE_AGENT}
+
+
+def _row(stored: Row, kind: str, messages: list[Message], *, ground_truth: str, **extra: Any) -> Row:
+    task = {name: stored[name] for name in ("env", "split", "task_id", "task_type")}
+    return {
+        "raw_prompt": messages,
+        "data_source": f"act/{stored['env']}/{kind}",
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+        "extra_info": {**task, **extra},
+        "agent_name": SINGLE_TURN_AGENT,
+    }
+
+
+_KINDS: dict[str, type[Source]] = {
+    schema_name(source.schema).split("/")[0]: source for source in (PairSource, TrajectorySource, TaskSource)
+}
+
+
+def open_source(path: str, settings: ActSettings) -> Source | None:
+    """The source for a parquet file that this package wrote; None for any other file.
+
+    Raises `DataError` for a missing or damaged file, and for one of ours that no stage trains on.
+    """
+    if not path.endswith(".parquet"):
+        return None
+    try:
+        kind = schema_name(pq.read_schema(path)).split("/")[0]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. It is listed in data.train_files or data.val_files.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: is not a whole parquet file ({error}). Write it again.") from error
+    if kind == "none":
+        return None
+    if kind not in _KINDS:
+        raise DataError(f"{path}: holds {kind} rows; a stage can train on {', '.join(_KINDS)} files.")
+    return _KINDS[kind](path, settings)

@@ -1,0 +1,141 @@
+"""vLLM outside verl: the one place that starts an engine, for sampling alternatives and for evaluation.
+
+Asynchronous, so that episodes of different lengths share one engine without waiting for each other. On a CPU build of
+vLLM the engine runs in fp32 on the cores there are; on a GPU, vLLM's own defaults hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from verl_act.errors import ConfigError, EngineError
+from verl_act.prompts import Message
+from verl_act.prompts.plain_text import as_plain_text
+
+_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+_CPU_ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 8192}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How replies are drawn; temperature 0 is greedy. `max_tokens` bounds one reply."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and self.n > 1:
+            raise ConfigError(
+                f"{self.n} samples at temperature 0 would all be the same; raise the temperature or ask for one."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Where the model is and what vLLM is told beyond our defaults (`extra`: any of its engine arguments)."""
+
+    model: str
+    max_model_len: int = 4096
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine:
+    """A running vLLM engine and its tokenizer. Use as a context manager; leaving it stops the engine's processes.
+
+    Raises `ConfigError` where the model folder is unusable and `EngineError` where vLLM does not start.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.tokenizer = load_tokenizer(settings.model)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise EngineError(f"vLLM cannot be imported ({error}). Install it: see the README's set-up.") from error
+        defaults: dict[str, Any] = {}
+        if current_platform.is_cpu():
+            defaults = _CPU_ENGINE
+            for name, value in _CPU_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+        arguments = {
+            **defaults,
+            "max_model_len": settings.max_model_len,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            **settings.extra,
+        }
+        self.max_model_len = arguments["max_model_len"]
+        try:
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            raise EngineError(
+                f"vLLM did not start with model {settings.model} and {arguments}: {error}. "
+                "Its own messages above say more; lower max_model_len or free memory if it ran out."
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine's processes."""
+        self._llm.shutdown()
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, with the control tokens in its text made harmless."""
+        plain = as_plain_text(messages, self.tokenizer)
+        return self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+
+    async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
+        """`sampling.n` replies to a prompt, as text.
+
+        A prompt that leaves no room for a reply gets empty replies: to the caller they are malformed, like any other.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids = self.encode(messages)
+        if len(prompt_ids) + sampling.max_tokens > self.max_model_len:
+            return [""] * sampling.n
+        parameters = SamplingParams(**asdict(sampling), seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+        final = None
+        async for output in self._llm.generate({"prompt_token_ids": prompt_ids}, parameters, uuid4().hex):
+            final = output
+        if final is None:
+            raise EngineError("vLLM ended a request without an answer; its own messages above say why.")
+        return [completion.text for completion in final.outputs]
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's tokenizer. Raises `ConfigError` where the folder has none, or no chat template."""
+    from transformers import AutoTokenizer
+
+    if Path(model).is_absolute() and not Path(model, "config.json").is_file():
+        raise ConfigError(f"{model}: no model here (config.json is missing). Give a Hugging Face folder or model id.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{model}: has no tokenizer that can be read ({error}). Copy tokenizer.json and tokenizer_config.json "
+            "into the folder, from the model it was trained from."
+        ) from error
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"{model}: its tokenizer has no chat template, which prompts need. Add chat_template.jinja to the folder."
+        )
+    return tokenizer

@@ -1,0 +1,47 @@
+"""The privileged experts: they ask the engine, and so may know what the transcript does not show."""
+
+from __future__ import annotations
+
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.search import SearchExpert
+from verl_act.envs.base import Environment, Task
+from verl_act.errors import EnvError
+from verl_act.schema import Context
+
+
+class PlannerExpert:
+    """Takes the shortest way. An action is inferable where the search expert finds the same one, and finds it
+    inferable.
+    """
+
+    def reset(self, task: Task) -> None:
+        """Nothing to prepare."""
+
+    def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
+        """The first action of a shortest plan. Raises `EnvError` where none reaches the goal."""
+        plan = _alfworld(environment).plan()
+        if not plan:
+            raise EnvError(f"No plan reaches the goal {context.goal!r} from here.")
+        return plan[0], SearchExpert().act(context) == (plan[0], True)
+
+
+class WalkthroughExpert:
+    """Replays the solution stored in the game file, for as long as its own actions made the history."""
+
+    def reset(self, task: Task) -> None:
+        """Nothing to prepare."""
+
+    def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
+        """The stored action of this step. Raises `EnvError` where the file stores none, or another path was taken."""
+        stored, step = _alfworld(environment).walkthrough(), len(context.history)
+        if tuple(turn.action for turn in context.history) != stored[:step] or step >= len(stored):
+            raise EnvError(
+                f"The game's walkthrough ({len(stored)} actions) has no action for step {step} of this history."
+            )
+        return stored[step], SearchExpert().act(context) == (stored[step], True)
+
+
+def _alfworld(environment: Environment) -> AlfworldEnvironment:
+    if not isinstance(environment, AlfworldEnvironment):
+        raise EnvError(f"ALFWorld's experts play in AlfworldEnvironment, not in {type(environment).__name__}.")
+    return environment

@@ -1,0 +1,29 @@
+"""Gap: verl's replay buffer looks for finished rollouts every 2 seconds, and no setting changes that.
+
+On a GPU that is a small part of a step; a small model on a CPU finishes a whole batch in less. It looks ten times a second
+instead (measured with the embedded model: benchmarks/README.md).
+
+Upstream change it waits for: `poll_interval` under `trainer.v1.sampler` (verl/trainer/ppo/v1/trainer_base.py).
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+MODULE = "verl.trainer.ppo.v1.replay_buffer"
+POLL_SECONDS = 0.1
+
+
+def close_gap() -> None:
+    """Arrange for the change when (or if) the module is imported."""
+    wrapt.when_imported(MODULE)(_patch)
+
+
+def _patch(module: ModuleType) -> None:
+    wrapt.wrap_function_wrapper(module, "ReplayBuffer.__init__", _with_short_interval)
+
+
+def _with_short_interval(wrapped: Callable[..., None], _instance: Any, args: tuple, kwargs: dict) -> None:
+    wrapped(*args, **{"poll_interval": POLL_SECONDS, **kwargs})
