@@ -72,8 +72,12 @@ def lay_out(rng: random.Random, room: Room, task_type: str, size: Size, *, held_
     for other in others:
         for _ in range(1 if size == "small" else rng.choice((0, 1, 1, 2, 3))):
             _put(rng, layout, other, room.homes(other))
-    layout.start = f"loc|{rng.randrange(-8, 9)}|{rng.randrange(-8, 9)}|{rng.randrange(4)}|30"
-    names = {"obj": layout.object_type.lower(), "recep": layout.target_type.lower(), "toggle": layout.target_type.lower()}
+    layout.start = _start(rng, room)
+    names = {
+        "obj": layout.object_type.lower(),
+        "recep": layout.target_type.lower(),
+        "toggle": layout.target_type.lower(),
+    }
     layout.sentence = rng.choice(gdict[task_type]["templates"]).format(**names)
     return layout
 
@@ -95,6 +99,16 @@ def _combinations(room: Room, task_type: str) -> list[tuple[str, str]]:
 
 def _lamp_stands(room: Room) -> list[str]:
     return [r for r in room.receptacles if receptacle_type(r) in LAMP_STANDS]
+
+
+def _start(rng: random.Random, room: Room) -> str:
+    """A place away from all receptacles: the first observation lists them only to an agent in the middle of the
+    room.
+    """
+    taken = set(room.receptacles.values())
+    while (start := f"loc|{rng.randrange(-8, 9)}|{rng.randrange(-8, 9)}|{rng.randrange(4)}|30") in taken:
+        continue
+    return start
 
 
 def _put(rng: random.Random, layout: Layout, object_type: str, homes: list[str]) -> None:

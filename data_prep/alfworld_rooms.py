@@ -1,7 +1,9 @@
-"""The rooms that generated ALFWorld games play in: AI2-THOR's 120 floor plans, as far as the alfworld package ships them.
+"""The rooms that generated ALFWorld games play in: AI2-THOR's 120 floor plans, as far as the alfworld package ships
+them.
 
-A room is the same in every game that plays in it; only the objects move. Rooms and object-receptacle combinations are each
-divided once into those for training and those held out, so that out-of-distribution games share neither with training.
+A room is the same in every game that plays in it; only the objects move. Rooms and object-receptacle combinations
+are each divided once into those for training and those held out, so that out-of-distribution games share neither
+with training.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def contents_of(receptacle: str) -> frozenset[str]:
 
 
 def is_held_out(object_type: str, target_type: str) -> bool:
-    """Whether an object type and its destination (or lamp) type go together only out of distribution: one pair in five."""
+    """Whether an object type and its destination (or lamp) type go together only out of distribution: one pair in
+    five.
+    """
     return hashlib.sha256(f"{object_type}|{target_type}".encode()).digest()[0] % 5 == 0
 
 
@@ -107,7 +111,9 @@ def read_room(number: int, size: Size) -> Room:
             receptacles[f"{unplaced}|{x:+06.2f}|+00.90|{z:+06.2f}"] = _location(x, z, rng.randrange(4), 30)
     if size == "small":
         receptacles = {name: receptacles[name] for name in _choose(rng, kind, sorted(receptacles))}
-    objects = tuple(t for t in types if t in constants.OBJECTS_SET and t not in constants.RECEPTACLES and t not in _FIXED)
+    objects = tuple(
+        t for t in types if t in constants.OBJECTS_SET and t not in constants.RECEPTACLES and t not in _FIXED
+    )
     movable = tuple(t for t in types if t in _MOVABLE)
     return Room(number, kind, dict(sorted(receptacles.items())), tuple(sorted(objects + movable)))
 

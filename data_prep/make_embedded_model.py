@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """ChatML, so that verl's Qwen token builder fits."""
-TEMPLATE_OPTIONS = {"history_length": 4}
+TEMPLATE_OPTIONS = {"history_length": 8}
 IGNORED = -100
 
 

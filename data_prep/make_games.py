@@ -1,4 +1,5 @@
-"""Generated ALFWorld games, for where the official ones cannot be downloaded: small rooms to learn in, full ones to measure.
+"""Generated ALFWorld games, for where the official ones cannot be downloaded: small rooms to learn in, full ones to
+measure.
 
 Every game is played to its end on the engine before it is written. The same seed gives the same bytes.
 """
@@ -69,10 +70,10 @@ def make_games(
 ) -> Manifest:
     """Write `counts[split]` verified games a split to `out/json_2.1.1`, and return the manifest written beside them.
 
-    The six task types take turns. `valid_seen` plays in rooms of the training games, with new layouts; `valid_unseen` in
-    rooms and with object-destination combinations that no training game has. `size` is `small` (nine receptacles, about
-    eight objects) or `full` (the whole floor plan). `workers` processes share the work and do not change the result.
-    Raises `ConfigError` for an unknown split or size.
+    The six task types take turns. `valid_seen` plays in rooms of the training games, with new layouts;
+    `valid_unseen` in rooms and with object-destination combinations that no training game has. `size` is `small`
+    (nine receptacles, about eight objects) or `full` (the whole floor plan). `workers` processes share the work and
+    do not change the result. Raises `ConfigError` for an unknown split or size.
     """
     _check(counts, size)
     started = time.monotonic()

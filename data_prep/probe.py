@@ -1,8 +1,8 @@
 """What an action would have done: expert trajectories are replayed in the real environment and left at every state.
 
-Each trajectory is replayed once. An environment that can return to a snapshot is probed with one action a candidate; any
-other is played again from the start. A replay that does not show what the trajectory recorded is refused, so a probe never
-judges an action in another state than the one it belongs to.
+Each trajectory is replayed once. An environment that can return to a snapshot is probed with one action a candidate;
+any other is played again from the start. A replay that does not show what the trajectory recorded is refused, so a
+probe never judges an action in another state than its own.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Prober:
             return self._tasks[step.split, step.task_id]
         except KeyError:
             raise DataError(
-                f"{step.state_id}: {self.env} has no task {step.task_id!r} in split {step.split!r} with {dict(self.settings)}. "
-                "Pass the settings that the trajectories were collected with."
+                f"{step.state_id}: {self.env} has no task {step.task_id!r} in split {step.split!r} with "
+                f"{dict(self.settings)}. Pass the settings that the trajectories were collected with."
             ) from None
 
 

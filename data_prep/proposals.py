@@ -1,4 +1,4 @@
-"""Which actions stand against the expert's at one state: read from sampled replies, or drawn from the admissible list."""
+"""Which actions stand against the expert's at a state: read from sampled replies, or drawn from the admissible list."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ done
 
 echo "set-up: virtual environment in $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "could not make $venv. On Debian: apt-get install python3-venv"
-export VIRTUAL_ENV=$PWD/$venv PATH=$PWD/$venv/bin:$PATH
+venv=$(cd "$venv" && pwd)
+export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 [ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet uv==0.13.8 ||
   fail "pip could not install uv; check the network and 'pip config list'."
 # uv does not read pip's settings; a folder of wheels named there is passed on.

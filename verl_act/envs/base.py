@@ -1,8 +1,8 @@
 """What an environment is: the protocol that rollouts, probing and evaluation speak.
 
-An environment plays text. It is deterministic given its task: the same task and the same actions give the same transcript on
-every machine. It says truthfully whether an action was admissible and whether the goal was met; running out of steps
-ends an episode without success.
+An environment plays text. It is deterministic given its task: the same task and the same actions give the same
+transcript on every machine. It says truthfully whether an action was admissible and whether the goal was met;
+running out of steps ends an episode without success.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Observation:
 class StepResult:
     """What `step` answers.
 
-    `admissible` is about the action just taken. `success` is true only when the goal is met; at the step limit `done` is
-    true and `success` is false.
+    `admissible` is about the action just taken. `success` is true only when the goal is met; at the step limit
+    `done` is true and `success` is false.
     """
 
     observation: str
@@ -106,7 +106,8 @@ class EnvSpec:
     """How to get at one environment; what a module hands to `registry.register_env`.
 
     `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`).
-    `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the default.
+    `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the
+    default.
     """
 
     name: str

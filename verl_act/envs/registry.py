@@ -44,13 +44,13 @@ def get_env(name: str) -> EnvSpec:
             return register_env(import_module(_BUILT_IN[name]).SPEC)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"Environment {name!r} needs the package {error.name!r}. Install it with: pip install 'verl-act[{name}]'"
+                f"Environment {name!r} needs the package {error.name!r}. Install: pip install 'verl-act[{name}]'"
             ) from error
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         spec = point.load()
         if not isinstance(spec, EnvSpec) or spec.name != name:
             raise ConfigError(
-                f"Entry point {point.value!r} (group {ENTRY_POINT_GROUP}) should be an EnvSpec named {name!r}, not {spec!r}."
+                f"Entry point {point.value!r} of group {ENTRY_POINT_GROUP} should be an EnvSpec named {name!r}: {spec!r}."
             )
         return register_env(spec)
     raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")

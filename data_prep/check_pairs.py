@@ -1,0 +1,200 @@
+"""The audit of pair files: can a model learn the labels from anything but the actions themselves?
+
+Every check gives findings: an error fails the audit, a warning is for people to weigh. Pairs are judged as they will be
+shown, with the template and in the order that training would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from verl_act.data.order import expert_first
+from verl_act.data_prep import giveaways
+from verl_act.errors import ConfigError, DataError
+from verl_act.parse import match_action, normalise
+from verl_act.prompts import Template, get_template
+from verl_act.schema import Pair, pair_id, read_pairs
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditBounds:
+    """How well a classifier may do that sees only something a label should not depend on (0.5 is guessing)."""
+
+    length: float = 0.75
+    """Choosing the longer, or always the shorter, action. Beyond it: an error."""
+    verb: float = 0.65
+    """Choosing by a preference for one verb. Beyond it: a warning, since experts do prefer some verbs."""
+    imbalance: float = 0.01
+    """Distance of the share of rows with the expert's action first from one half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result: `level` is `ok`, `warning` or `error`."""
+
+    check: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """All findings about `pairs` pairs."""
+
+    pairs: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+    def table(self) -> str:
+        """The findings as lines of text, worst first."""
+        worst_first = sorted(self.findings, key=lambda finding: ("error", "warning", "ok").index(finding.level))
+        width = max(len(finding.check) for finding in self.findings)
+        rows = [f"{finding.level:<8} {finding.check:<{width}}  {finding.text}" for finding in worst_first]
+        return "\n".join([f"{self.pairs} pairs checked", *rows])
+
+    def raise_for_errors(self) -> None:
+        """Raise `DataError` with the table where a check failed."""
+        if self.errors:
+            raise DataError(f"the pairs failed {len(self.errors)} of {len(self.findings)} checks.\n{self.table()}")
+
+
+def check_pairs(
+    files: Sequence[str | PathLike[str]],
+    held_out: Sequence[str | PathLike[str]] = (),
+    *,
+    template: str = "cot",
+    seed: int = 0,
+    bounds: AuditBounds | None = None,
+) -> AuditReport:
+    """Audit pair files that are trained on together; none of their tasks may be in `held_out`, other files of pairs.
+
+    `template` and `seed` are those of `data.act`. Raises `DataError` where a file cannot be read or holds no pairs.
+    """
+    if isinstance(files, str | PathLike):
+        raise ConfigError(f"files is {files!r}; give a list of pair files.")
+    bounds = bounds or AuditBounds()
+    pairs, others = read_pairs(files), read_pairs(held_out)
+    if not pairs:
+        raise DataError(f"{', '.join(str(Path(path)) for path in files)}: no pairs to check.")
+    findings = [
+        _leakage(pairs, others),
+        *_each(pairs),
+        _repeats(pairs),
+        _balance(pairs, seed, bounds),
+        _label_words(pairs, get_template(template)),
+        _length(pairs, bounds),
+        _verb(pairs, bounds),
+    ]
+    return AuditReport(len(pairs), tuple(findings))
+
+
+def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> Finding:
+    """`ok` where nothing is bad, else `level` with the count and the first examples."""
+    if not bad:
+        return Finding(check, "ok", ok)
+    examples = "; ".join(bad[:_EXAMPLES])
+    return Finding(check, level, f"{len(bad)}: {examples}{'; ...' if len(bad) > _EXAMPLES else ''}")
+
+
+def _leakage(pairs: Iterable[Pair], held_out: Iterable[Pair]) -> Finding:
+    splits: dict[tuple[str, str], set[str]] = {}
+    for pair in pairs:
+        splits.setdefault((pair.env, pair.task_id), set()).add(pair.split)
+    leaked = [
+        f"task {task} is in splits {', '.join(sorted(names))}" for (_, task), names in splits.items() if len(names) > 1
+    ]
+    kept_back = {(pair.env, pair.task_id) for pair in held_out}
+    leaked += [f"task {task} is held out" for env, task in splits if (env, task) in kept_back]
+    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split and none held out")
+
+
+_Rule = Callable[[Pair], bool]
+_RULES: tuple[tuple[str, _Rule, str], ...] = (
+    (
+        "same action",
+        lambda pair: normalise(pair.expert_action) == normalise(pair.alternative_action),
+        "no alternative equals the expert's action",
+    ),
+    (
+        "expert's action admissible",
+        lambda pair: match_action(pair.expert_action, pair.context.admissible_actions) is None,
+        "every expert action is in its state's list",
+    ),
+    (
+        "admissible flag",
+        lambda pair: (
+            (match_action(pair.alternative_action, pair.context.admissible_actions) is not None)
+            != pair.alternative_admissible
+        ),
+        "every flag agrees with its state's list",
+    ),
+    (
+        "pair id",
+        lambda pair: pair.pair_id != pair_id(pair.state_id, pair.expert_action, pair.alternative_action),
+        "every id is that of its content",
+    ),
+    ("margin", lambda pair: pair.margin is not None and pair.margin <= 0, "no alternative is as good as the expert's"),
+)
+"""Check, whether a pair breaks it, and what holds where none does."""
+
+
+def _each(pairs: Sequence[Pair]) -> list[Finding]:
+    level = {"margin": "warning"}
+    return [
+        _finding(
+            check,
+            [
+                f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
+                for pair in pairs
+                if breaks(pair)
+            ],
+            ok,
+            level.get(check, "error"),
+        )
+        for check, breaks, ok in _RULES
+    ]
+
+
+def _repeats(pairs: Iterable[Pair]) -> Finding:
+    seen: set[tuple[str, str]] = set()
+    repeated = []
+    for pair in pairs:
+        key = (pair.state_id, normalise(pair.alternative_action))
+        if key in seen:
+            repeated.append(f"{pair.alternative_action!r} at state {pair.state_id}")
+        seen.add(key)
+    return _finding("duplicates", repeated, "no alternative comes twice at a state")
+
+
+def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditBounds) -> Finding:
+    """The share of `order: hash`. One pair more or less on a side is no imbalance."""
+    share = float(expert_first([pair.pair_id for pair in pairs], seed).mean())
+    text = f"the expert's action is shown first in {share:.1%} of rows"
+    off = abs(share - 0.5) > max(bounds.imbalance, 0.5 / len(pairs))
+    return Finding("position", "error" if off else "ok", text)
+
+
+def _label_words(pairs: Sequence[Pair], template: Template) -> Finding:
+    leaks = [f"{word!r} at pair {pair.pair_id}" for pair in pairs if (word := giveaways.label_word(pair, template))]
+    return _finding("label words", leaks, "prompts and actions name no label")
+
+
+def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+    longer = giveaways.accuracy(pairs, lambda action: len(action))
+    which, accuracy = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
+    text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.length:.0%})"
+    return Finding("length", "error" if accuracy > bounds.length else "ok", text)
+
+
+def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+    verb, accuracy = giveaways.best_verb(pairs)
+    text = f"preferring or avoiding {verb!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
+    return Finding("verb", "warning" if accuracy > bounds.verb else "ok", text)

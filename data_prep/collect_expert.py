@@ -1,0 +1,221 @@
+"""Expert trajectories: an environment's expert plays its tasks, and every game is played again to prove that it holds.
+
+The search expert's trajectories (the default) say at each step whether its action can be judged from the context,
+and the environment's planner says how far the goal still is; both decide later which pairs are worth training on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from verl_act.envs.base import Environment, EnvSpec, Expert, PlanningEnvironment, Task
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
+
+TRAJECTORIES = "trajectories.parquet"
+
+_Played = list[Step] | str
+"""A verified trajectory, or the reason why there is none."""
+
+
+def collect_expert(
+    out: str | os.PathLike[str],
+    env: str,
+    split: str,
+    *,
+    expert: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    env_settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Play the tasks of `split` with `expert` and write `out/trajectories.parquet` (schema TRAJECTORY) and its
+    manifest.
+
+    `expert` is one of the environment's (default: its first). `limit` draws that many tasks by `seed`. Trajectories
+    that fail, or that do not come out the same when replayed on a fresh environment, are left out and counted.
+    `workers` processes share the tasks and do not change the result. Returns the manifest.
+
+    Raises `ConfigError` for an unknown environment, split or expert, and `DataError` where no trajectory succeeds.
+    """
+    spec = get_env(env)
+    settings = dict(env_settings or {})
+    _check(spec, split, expert, limit)
+    name = expert or next(iter(spec.experts))
+    started = time.monotonic()
+    tasks = _sample(spec.tasks(split, **settings), limit, seed)
+    with ExitStack() as stack:
+        played = list(
+            tqdm(_play_all(stack, workers, tasks, env, name, settings), split, len(tasks), disable=not progress)
+        )
+    steps = [step for trajectory in played if not isinstance(trajectory, str) for step in trajectory]
+    dropped = Counter(reason for reason in played if isinstance(reason, str))
+    if not steps:
+        raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.")
+    manifest = make_manifest(
+        "collect_expert",
+        settings={"env": env, "split": split, "expert": name, "limit": limit, "env_settings": settings},
+        inputs=_input_folders(settings),
+        counts=_counts(tasks, steps, dropped),
+        seed=seed,
+        seconds=time.monotonic() - started,
+    )
+    with atomic_folder(out) as folder:
+        write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def play(environment: Environment, expert: Expert, task: Task, *, source: str) -> list[Step]:
+    """One episode of `expert`, won or not; `success` of every step is the outcome, and `verified` is still false."""
+    first = environment.reset(task)
+    expert.reset(task)
+    history: list[Turn] = []
+    steps: list[Step] = []
+    observation, admissible, done = first.observation, first.admissible_actions, False
+    while not done:
+        context = Context(first.goal, tuple(history), observation, admissible)
+        action, inferable = expert.act(context, environment)
+        plan_length = environment.plan_length() if isinstance(environment, PlanningEnvironment) else None
+        result = environment.step(action)
+        steps.append(
+            Step(
+                context=context,
+                env=task.env,
+                split=task.split,
+                task_id=task.task_id,
+                task_type=task.task_type,
+                trajectory_id=f"{task.env}/{task.split}/{task.task_id}/{source}",
+                step=len(steps),
+                action=action,
+                reward=result.reward,
+                done=result.done,
+                success=result.success,
+                source=source,
+                inferable=inferable,
+                plan_length=plan_length,
+                verified=False,
+            )
+        )
+        history.append(Turn(observation, action))
+        observation, admissible, done = result.observation, result.admissible_actions, result.done
+    return [replace(step, success=steps[-1].success) for step in steps]
+
+
+def replays(environment: Environment, task: Task, steps: Sequence[Step]) -> bool:
+    """Whether the actions of `steps` give the same observations, rewards and outcome on `environment`."""
+    seen = environment.reset(task)
+    observation, admissible = seen.observation, seen.admissible_actions
+    for step in steps:
+        if (observation, admissible) != (step.context.observation, step.context.admissible_actions):
+            return False
+        result = environment.step(step.action)
+        if (result.reward, result.done, result.success) != (step.reward, step.done, step.done and step.success):
+            return False
+        observation, admissible = result.observation, result.admissible_actions
+    return True
+
+
+@dataclass
+class _Player:
+    """What one process plays with: an environment for the expert and another for the proof."""
+
+    env: str
+    expert: str
+    settings: dict[str, Any]
+
+    @cached_property
+    def _stage(self) -> tuple[Environment, Environment, Expert]:
+        spec = get_env(self.env)
+        return spec.make(**self.settings), spec.make(**self.settings), spec.experts[self.expert]()
+
+    def __call__(self, task: Task) -> _Played:
+        environment, fresh, expert = self._stage
+        try:
+            steps = play(environment, expert, task, source=self.expert)
+            if not steps[-1].success:
+                return "not won"
+            return [replace(step, verified=True) for step in steps] if replays(fresh, task, steps) else "replay differs"
+        except EnvError as error:
+            return f"error: {error}"
+
+    def close(self) -> None:
+        for environment in self._stage[:2]:
+            environment.close()
+
+
+_PLAYER: _Player | None = None  # a worker process's own; environments cannot be sent between processes
+
+
+def _start_worker(env: str, expert: str, settings: dict[str, Any]) -> None:
+    global _PLAYER
+    _PLAYER = _Player(env, expert, settings)
+
+
+def _play_in_worker(task: Task) -> _Played:
+    assert _PLAYER is not None
+    return _PLAYER(task)
+
+
+def _play_all(
+    stack: ExitStack, workers: int, tasks: Sequence[Task], env: str, expert: str, settings: dict[str, Any]
+) -> Iterator[_Played]:
+    """The outcome of every task, in order."""
+    if workers <= 1:
+        player = _Player(env, expert, settings)
+        stack.callback(player.close)
+        return map(player, tasks)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (env, expert, settings))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool.map(_play_in_worker, tasks, chunksize=4)
+
+
+def _check(spec: EnvSpec, split: str, expert: str | None, limit: int | None) -> None:
+    if split not in spec.splits:
+        raise ConfigError(f"{spec.name} has no split {split!r}; it has {', '.join(spec.splits)}.")
+    if expert is not None and expert not in spec.experts:
+        raise ConfigError(f"{spec.name} has no expert {expert!r}; it has {', '.join(spec.experts)}.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; ask for at least one task.")
+
+
+def _sample(tasks: Sequence[Task], limit: int | None, seed: int) -> Sequence[Task]:
+    """`limit` tasks drawn by `seed`, in the split's order."""
+    if limit is None or limit >= len(tasks):
+        return tasks
+    return [tasks[at] for at in sorted(random.Random(seed).sample(range(len(tasks)), limit))]
+
+
+def _input_folders(settings: Mapping[str, Any]) -> list[os.PathLike[str] | str]:
+    """The folders among an environment's settings that an earlier stage has written."""
+    paths = [str(value) for value in settings.values() if isinstance(value, str | os.PathLike)]
+    return [path for path in paths if (Path(path) / FILE_NAME).is_file()]
+
+
+def _counts(tasks: Sequence[Task], steps: Sequence[Step], dropped: Mapping[str, int]) -> dict[str, Any]:
+    lengths = Counter(step.trajectory_id for step in steps)
+    return {
+        "tasks": len(tasks),
+        "trajectories": len(lengths),
+        "by_task_type": dict(sorted(Counter(step.task_type for step in steps if step.step == 0).items())),
+        "dropped": dict(sorted(dropped.items())),
+        "steps": len(steps),
+        "mean_steps": round(len(steps) / len(lengths), 2),
+        "inferable_share": round(sum(step.inferable for step in steps) / len(steps), 4),
+    }

@@ -1,0 +1,66 @@
+"""What a shortcut learner could go by: the length of an action, its verb, or a word that names the label."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from verl_act.prompts import Template
+from verl_act.schema import Context, Pair
+
+LABEL_WORDS = ("expert", "experts", "alternative", "alternatives", "correct", "incorrect", "gold", "oracle", "policy")
+_WORD = re.compile(r"[a-z]+")
+
+
+def accuracy(pairs: Sequence[Pair], value: Callable[[str], float]) -> float:
+    """How often the expert's action has the higher `value`; a tie counts as half."""
+    gains = [value(pair.expert_action) - value(pair.alternative_action) for pair in pairs]
+    return sum(1.0 if gain > 0 else 0.5 if gain == 0 else 0.0 for gain in gains) / len(pairs)
+
+
+def best_verb(pairs: Sequence[Pair]) -> tuple[str, float]:
+    """The verb that tells most if one always prefers, or always avoids, actions that begin with it; its accuracy."""
+    lead: Counter[str] = Counter()
+    for pair in pairs:
+        lead[_verb(pair.expert_action)] += 1
+        lead[_verb(pair.alternative_action)] -= 1
+    verb = max(sorted(lead), key=lambda name: abs(lead[name]))
+    return verb, 0.5 + abs(lead[verb]) / (2 * len(pairs))
+
+
+def label_word(pair: Pair, template: Template) -> str | None:
+    """A word naming the label that the template brings in, or that one action has and the state does not."""
+    introduced = _template_words(template) & set(LABEL_WORDS)
+    if introduced:
+        return min(introduced)
+    spoken = {word for action in (pair.expert_action, pair.alternative_action) for word in _words(action)}
+    named = spoken & set(LABEL_WORDS)
+    if not named:
+        return None
+    context = pair.context
+    texts = (
+        context.goal,
+        context.observation,
+        *context.admissible_actions,
+        *(turn.observation for turn in context.history),
+    )
+    return min(named - {word for text in texts for word in _words(text)}, default=None)
+
+
+@lru_cache(maxsize=8)
+def _template_words(template: Template) -> frozenset[str]:
+    """The words that a template itself contributes to a choice prompt."""
+    empty = Context(goal="", history=(), observation="", admissible_actions=())
+    return frozenset(
+        word for message in template.choice_messages(empty, ["", ""]) for word in _words(message["content"])
+    )
+
+
+def _verb(action: str) -> str:
+    return action.split(maxsplit=1)[0].casefold() if action.strip() else ""
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())

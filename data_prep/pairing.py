@@ -1,0 +1,163 @@
+"""From expert steps and proposals to pairs, trajectory by trajectory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from verl_act.data_prep.probe import Judgement, Prober, ReplayError
+from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
+from verl_act.errors import ConfigError
+from verl_act.parse import match_action
+from verl_act.schema import Alternatives, Pair, Step, pair_id
+
+logger = logging.getLogger(__name__)
+
+Judge = Callable[[str], Judgement]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSettings:
+    """What becomes a pair.
+
+    `source` is `policy` (replies sampled from the initial policy; where a state has no usable one, a random admissible
+    action stands in and is marked so) or `admissible` (random admissible actions throughout). `margins` probes the
+    environment; without it, margins are unknown and nothing is left out for them. `max_inadmissible_share` bounds the
+    share of pairs whose alternative the environment would refuse. `limit` bounds the number of pairs: trajectories
+    are then taken in a random order.
+    """
+
+    max_alternatives_per_state: int = 1
+    source: str = POLICY
+    margins: bool = True
+    keep_nonpositive_margin: bool = False
+    inferable_only: bool = False
+    max_inadmissible_share: float = 1.0
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in (POLICY, ADMISSIBLE):
+            raise ConfigError(f"source is {self.source!r}; it can be {POLICY!r} or {ADMISSIBLE!r}.")
+        if self.max_alternatives_per_state < 1:
+            raise ConfigError(f"max_alternatives_per_state is {self.max_alternatives_per_state}; it must be 1 or more.")
+        if not 0 <= self.max_inadmissible_share <= 1:
+            raise ConfigError(f"max_inadmissible_share is {self.max_inadmissible_share}; it must be within 0 and 1.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; give 1 or more, or none for all pairs.")
+
+
+def make_pairs(
+    steps: Sequence[Step],
+    sampled: Mapping[str, Alternatives],
+    env_settings: Mapping[str, Any],
+    settings: PairSettings,
+    counts: Counter[str],
+) -> Iterator[Pair]:
+    """All pairs, lazily, one trajectory after another; `counts` takes note of what is left out, and why.
+
+    A trajectory that does not replay is left out from the step on where it departs.
+    """
+    trajectories: dict[str, list[Step]] = {}
+    for step in steps:
+        trajectories.setdefault(step.trajectory_id, []).append(step)
+    names = list(trajectories)
+    if settings.limit is not None:
+        names.sort(key=lambda name: rank(settings.seed, name))
+    probers: dict[str, Prober] = {}
+    try:
+        for name in tqdm(names, desc="building pairs", unit="trajectory", mininterval=1.0):
+            wanted = [step for step in trajectories[name] if step.inferable or not settings.inferable_only]
+            counts["states"] += len(trajectories[name])
+            counts["states_not_inferable"] += len(trajectories[name]) - len(wanted)
+            try:
+                for step, judge in _states(wanted, probers, env_settings, settings):
+                    yield from _pairs_at(step, sampled.get(step.state_id), judge, settings, counts)
+            except ReplayError as error:
+                counts["trajectories_not_replayed"] += 1
+                logger.warning("Left out the rest of a trajectory that does not replay: %s", error)
+    finally:
+        for prober in probers.values():
+            prober.close()
+
+
+def _states(
+    steps: Sequence[Step], probers: dict[str, Prober], env_settings: Mapping[str, Any], settings: PairSettings
+) -> Iterator[tuple[Step, Judge]]:
+    """The steps of one trajectory, each with what judges an action there."""
+    if not settings.margins:
+        yield from ((step, _unprobed(step)) for step in steps)
+    elif steps:
+        env = steps[0].env
+        if env not in probers:
+            probers[env] = Prober(env, env_settings)
+        yield from ((state.step, state.judge) for state in probers[env].replay(steps))
+
+
+def _unprobed(step: Step) -> Judge:
+    return lambda action: Judgement(match_action(action, step.context.admissible_actions) is not None, None)
+
+
+def _pairs_at(
+    step: Step, sampled: Alternatives | None, judge: Judge, settings: PairSettings, counts: Counter[str]
+) -> Iterator[Pair]:
+    """At most `max_alternatives_per_state` pairs; one from the admissible actions where the policy gave none."""
+    most = settings.max_alternatives_per_state
+    kept: list[tuple[Proposal, Judgement]] = []
+    if settings.source == POLICY:
+        kept = _usable(from_policy(step, sampled, counts), judge, most, settings, counts)
+        most = 1
+    if not kept:
+        kept = _usable(from_admissible(step, settings.seed), judge, most, settings, counts)
+    counts["states_without_alternative"] += not kept
+    yield from (_pair(step, proposal, judgement, sampled) for proposal, judgement in kept)
+
+
+def _usable(
+    proposals: Iterable[Proposal], judge: Judge, most: int, settings: PairSettings, counts: Counter[str]
+) -> list[tuple[Proposal, Judgement]]:
+    """The first `most` proposals that are worse than the expert's action, as far as can be told."""
+    kept: list[tuple[Proposal, Judgement]] = []
+    for proposal in proposals:
+        if len(kept) == most:
+            counts["alternatives_beyond_the_limit"] += proposal.source == POLICY
+            continue
+        judgement = judge(proposal.action)
+        if judgement.margin is not None and judgement.margin <= 0 and not settings.keep_nonpositive_margin:
+            counts["alternatives_no_worse_than_the_expert"] += 1
+        else:
+            kept.append((proposal, judgement))
+    return kept
+
+
+def _pair(step: Step, proposal: Proposal, judgement: Judgement, sampled: Alternatives | None) -> Pair:
+    from_model = sampled if proposal.source == POLICY else None
+    return Pair(
+        context=step.context,
+        pair_id=pair_id(step.state_id, step.action, proposal.action),
+        env=step.env,
+        split=step.split,
+        task_id=step.task_id,
+        task_type=step.task_type,
+        state_id=step.state_id,
+        step=step.step,
+        expert_action=step.action,
+        alternative_action=proposal.action,
+        alternative_source=proposal.source,
+        alternative_admissible=judgement.admissible,
+        model=from_model.model if from_model else "",
+        sampling=from_model.sampling if from_model else "{}",
+        margin=judgement.margin,
+        inferable=step.inferable,
+    )
+
+
+def rank(seed: int, name: str) -> bytes:
+    """A random order of names that depends on nothing but `seed`: sort by it."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -1,0 +1,107 @@
+"""What the templates show, and what they must not."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from samples import make_context, make_pair
+
+from verl_act.data_prep.giveaways import label_word
+from verl_act.errors import ConfigError
+from verl_act.prompts import Message, Template, get_template, register_template, template_names
+from verl_act.prompts.compact import CompactTemplate
+from verl_act.schema import Context, Turn
+
+NAMES = ("compact", "cot", "plain")
+CANDIDATES = ["look", "take mug 0 from desk 1"]
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return "\n".join(message["content"] for message in messages)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_hold_the_whole_context_verbatim(name: str) -> None:
+    context, template = make_context(), get_template(name)
+    choice = _text(get_template(name, admissible_in_choice=True).choice_messages(context, CANDIDATES))
+    for text in (_text(template.action_messages(context)), choice):
+        assert context.goal in text
+        assert context.observation in text
+        assert all(turn.observation in text and turn.action in text for turn in context.history)
+        assert all(action in text for action in context.admissible_actions)
+        assert "<action>" in text or name == "compact"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_candidates_are_shown_in_the_given_order(name: str) -> None:
+    context = replace(make_context(), admissible_actions=())
+    for candidates in (CANDIDATES, CANDIDATES[::-1]):
+        text = _text(get_template(name).choice_messages(context, candidates))
+        question = text[text.rindex(context.observation) :]
+        assert question.index(candidates[0]) < question.index(candidates[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_history_length_cuts_the_oldest_turns(name: str) -> None:
+    turns = tuple(Turn(f"observation number {number}.", f"action number {number}") for number in range(5))
+    context = replace(make_context(), history=turns)
+    for length, shown in ((None, 5), (0, 0), (2, 2), (9, 5)):
+        text = _text(get_template(name, history_length=length).action_messages(context))
+        assert [turn.action in text for turn in turns] == [False] * (5 - shown) + [True] * shown
+
+
+def test_only_cot_asks_for_reasoning() -> None:
+    asks = {name: "<think>" in _text(get_template(name).action_messages(make_context())) for name in NAMES}
+    assert asks == {"compact": False, "cot": True, "plain": False}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_followup_continues_the_first_prompt(name: str) -> None:
+    template, context = get_template(name), make_context()
+    text = template.followup("Nothing happens.", ["look", "inventory"])
+    assert "Nothing happens." in text
+    assert "look" in text and "inventory" in text
+    assert _text(template.action_messages(context)).splitlines()[-1] == text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_template_names_a_label(name: str) -> None:
+    assert label_word(make_pair(), get_template(name)) is None
+
+
+def test_compact_asks_both_questions_about_the_same_text() -> None:
+    template, context = get_template("compact"), make_context()
+    action = _text(template.action_messages(context)).splitlines()
+    choice = _text(template.choice_messages(context, CANDIDATES)).splitlines()
+    assert action[:-2] == choice[:-1]
+    assert len(template.action_messages(context)) == 1
+
+
+def test_compact_adds_few_words() -> None:
+    context = make_context()
+    own = " ".join([context.goal, context.observation, *context.admissible_actions, *sum(context.history, ())]).split()
+    added = len(_text(get_template("compact").action_messages(context)).split()) - len(own)
+    assert added <= 4 + 4 * len(context.history) + 2 + len(context.admissible_actions) + 2
+
+
+def test_unknown_names_and_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match="compact, cot, plain"):
+        get_template("nope")
+    with pytest.raises(ConfigError, match="colour"):
+        get_template("cot", colour="red")
+    with pytest.raises(ConfigError, match="history_length is -1"):
+        get_template("compact", history_length=-1)
+
+
+def test_a_third_party_can_register_a_template() -> None:
+    class Shouting(CompactTemplate):
+        def action_messages(self, context: Context) -> list[Message]:
+            return [{"role": "user", "content": context.goal.upper()}]
+
+    register_template("shouting", Shouting)
+    register_template("shouting", Shouting)  # a module may be imported twice
+    assert "shouting" in template_names()
+    template: Template = get_template("shouting", history_length=1)
+    assert _text(template.action_messages(make_context())) == "PUT SOME MUG 0 ON SHELF 1."
+    with pytest.raises(ConfigError, match="shouting"):
+        register_template("shouting", CompactTemplate)

@@ -1,0 +1,120 @@
+"""The reward tiers, and the routing of mixed batches, called as verl calls them."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from verl_act.errors import ConfigError, DataError
+from verl_act.reward_fns import action, choice, tiers
+from verl_act.reward_fns.route import compute_score
+
+EXPERT = "take mug 2 from desk 1"
+OTHER = "go to shelf 1"
+INFO: dict[str, Any] = {"candidates": [OTHER, EXPERT], "admissible_actions": [OTHER, EXPERT, "look"]}
+ACCURATE, ADMISSIBLE, NEITHER, MALFORMED = (
+    {"score": 1.0, "acc": 1.0, "adm": 0.0, "fmt": 0.0},
+    {"score": 0.1, "acc": 0.0, "adm": 1.0, "fmt": 0.0},
+    {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0},
+    {"score": -0.5, "acc": 0.0, "adm": 0.0, "fmt": 1.0},
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (EXPERT, ACCURATE),
+        (EXPERT.upper(), ACCURATE),
+        ("2", ACCURATE),
+        ("Action 2", ACCURATE),
+        ("B", ACCURATE),
+        (OTHER, ADMISSIBLE),
+        ("A", ADMISSIBLE),
+        ("LOOK", ADMISSIBLE),
+        ("fly to the moon", NEITHER),
+        ("3", NEITHER),
+        ("", MALFORMED),
+        (f"{OTHER} or {EXPERT}", MALFORMED),
+    ],
+)
+def test_choice_tiers(answer: str, expected: dict[str, float]) -> None:
+    reply = f"<think>The mug is here.</think><action>{answer}</action>"
+    assert choice.compute_score("act/alfworld/choice", reply, EXPERT, INFO) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(EXPERT, ACCURATE), (f" {EXPERT.title()} ", ACCURATE), (OTHER, ADMISSIBLE), ("2", NEITHER), ("", MALFORMED)],
+)
+def test_action_tiers(answer: str, expected: dict[str, float]) -> None:
+    reply = f"<think>The mug is here.</think><action>{answer}</action>"
+    assert action.compute_score("act/alfworld/action", reply, EXPERT, INFO) == expected
+
+
+def test_an_inadmissible_candidate_is_still_a_choice() -> None:
+    info = {"candidates": [EXPERT, "fly"], "admissible_actions": [EXPERT]}
+    assert choice.compute_score("act/alfworld/choice", "<action>fly</action>", EXPERT, info) == ADMISSIBLE
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda texts: np.array(texts, dtype=object), np.array])
+def test_lists_arrive_in_any_form(kind: Any) -> None:
+    info = {name: kind(texts) for name, texts in INFO.items()}
+    for answer, expected in ((EXPERT, ACCURATE), ("look", ADMISSIBLE), ("fly", NEITHER)):
+        assert compute_score("act/alfworld/choice", f"<action>{answer}</action>", EXPERT, info) == expected
+
+
+def test_tiers_can_be_set_from_the_configuration() -> None:
+    def score(answer: str) -> float:
+        reply = f"<action>{answer}</action>"
+        return compute_score("act/alfworld/choice", reply, EXPERT, INFO, acc=2.0, adm=0.0, fmt=-1.0)["score"]
+
+    assert [score(answer) for answer in (EXPERT, OTHER, "")] == [2.0, 0.0, -1.0]
+
+
+def test_a_mixed_batch_is_scored_with_the_same_keys() -> None:
+    batch = [
+        ("act/alfworld/choice", "<action>2</action>", EXPERT, INFO),
+        ("act/webshop/action", f"<action>{EXPERT}</action>", EXPERT, INFO),
+        ("openai/gsm8k", "so #### 42", "42", {}),
+        ("openai/gsm8k", "so #### 41", "42", None),
+        ("math_dapo", "Answer: 7", "7", {}),
+    ]
+    scores = [
+        compute_score(data_source=source, solution_str=reply, ground_truth=truth, extra_info=info)
+        for source, reply, truth, info in batch
+    ]
+    assert [score["score"] for score in scores] == [1.0, 1.0, 1.0, 0.0, 1.0]
+    assert [score["acc"] for score in scores] == [1.0, 1.0, 1.0, 0.0, 1.0]
+    assert {tuple(score) for score in scores} == {tiers.KEYS}
+    assert all(isinstance(value, float) for score in scores for value in score.values())
+    assert "reward" not in tiers.KEYS  # verl keeps that name for itself
+
+
+def test_an_episode_brings_its_own_outcome() -> None:
+    info = {"episode_reward": 0.75, "episode": {"success": 1.0, "steps": 9.0}}
+    score = compute_score("act/alfworld/episode", "whatever", "task", info)
+    assert score == {"score": 0.75, "acc": 1.0, "adm": 0.0, "fmt": 0.0, "success": 1.0, "steps": 9.0}
+
+
+def test_rows_that_cannot_be_scored_say_why() -> None:
+    with pytest.raises(DataError, match="candidates"):
+        compute_score("act/alfworld/choice", "<action>look</action>", EXPERT, {})
+    with pytest.raises(DataError, match="admissible_actions"):
+        compute_score("act/alfworld/action", "<action>look</action>", EXPERT, None)
+    with pytest.raises(DataError, match="act_env"):
+        compute_score("act/alfworld/episode", "", "task", {})
+    with pytest.raises(ConfigError, match="/choice"):
+        compute_score("act/alfworld/other", "", "task", {})
+    with pytest.raises(NotImplementedError):
+        compute_score("no/such/source", "", "", {})
+
+
+def test_scoring_our_rows_imports_neither_torch_nor_verl() -> None:
+    program = (
+        "import sys; from verl_act.reward_fns.route import compute_score as score;"
+        "score('act/e/choice', '<action>1</action>', 'a', {'candidates': ['a', 'b'], 'admissible_actions': ['a']});"
+        "sys.exit('torch' in sys.modules or 'verl' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

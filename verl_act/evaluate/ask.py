@@ -1,0 +1,144 @@
+"""Put questions to a model: play tasks, ask for next actions, ask for choices. One flat record an item, in a fixed order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from verl_act.data.order import expert_first
+from verl_act.engine import Engine, Sampling
+from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
+from verl_act.parse import match_action, parse_action, parse_choice
+from verl_act.prompts import Template
+from verl_act.rollout.episode import Episode, play
+from verl_act.schema import Context, Pair, Step
+
+CONCURRENT_EPISODES = 64
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Examinee:
+    """A model with the prompts and the sampling it is examined with."""
+
+    engine: Engine
+    template: Template
+    sampling: Sampling
+    seed: int = 0
+
+    async def answer(self, messages: list[dict[str, str]]) -> str:
+        (reply,) = await self.engine.reply(messages, self.sampling, seed=self.seed)
+        return reply
+
+
+class _Player:
+    """The policy of one episode: a fresh prompt each turn."""
+
+    def __init__(self, examinee: Examinee) -> None:
+        self.examinee = examinee
+
+    async def reply(self, context: Context) -> str:
+        return await self.examinee.answer(self.examinee.template.action_messages(context))
+
+
+async def play_tasks(
+    examinee: Examinee, tasks: Sequence[Task], pool: EnvPool, max_turns: int
+) -> list[tuple[dict[str, Any], Episode]]:
+    """Every task once: (record, episode) in the order of `tasks`. No episode waits for another."""
+    places = asyncio.Semaphore(CONCURRENT_EPISODES)
+
+    async def one(task: Task) -> tuple[dict[str, Any], Episode]:
+        async with places:
+            session = await pool.open(task)
+            try:
+                episode = await play(task, session, _Player(examinee), max_turns)
+            finally:
+                await session.close()
+        record = {
+            "task_id": task.task_id,
+            "task_type": task.task_type,
+            "split": task.split,
+            "end": str(episode.end),
+            **episode.metrics(),
+        }
+        return record, episode
+
+    return await _all(one, tasks, "episodes")
+
+
+async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The expert's action wanted at every step."""
+
+    async def one(step: Step) -> dict[str, Any]:
+        reply = await examinee.answer(examinee.template.action_messages(step.context))
+        parsed = parse_action(reply)
+        action = parsed.action or ""
+        return {
+            "state_id": step.state_id,
+            "split": step.split,
+            "inferable": step.inferable,
+            "verb": _verb(step.action),
+            "reply": reply,
+            "well_formed": parsed.malformed is None,
+            "admissible": match_action(action, step.context.admissible_actions) is not None,
+            "right": match_action(action, [step.action]) is not None,
+        }
+
+    return await _all(one, steps, "next actions")
+
+
+async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int = 0) -> list[dict[str, Any]]:
+    """The better of two wanted for every pair; the expert's action comes first in exactly half of the questions."""
+    first = expert_first([pair.pair_id for pair in pairs], order_seed)
+
+    async def one(numbered: tuple[int, Pair]) -> dict[str, Any]:
+        number, pair = numbered
+        position = 0 if first[number] else 1
+        candidates = [pair.expert_action, pair.alternative_action]
+        if position:
+            candidates.reverse()
+        reply = await examinee.answer(examinee.template.choice_messages(pair.context, candidates))
+        parsed = parse_choice(reply, candidates)
+        return {
+            "pair_id": pair.pair_id,
+            "split": pair.split,
+            "inferable": pair.inferable,
+            "margin": pair.margin,
+            "verb": _verb(pair.expert_action),
+            "expert_position": position,
+            "reply": reply,
+            "well_formed": parsed.malformed is None,
+            "named_a_candidate": parsed.index is not None,
+            "admissible": parsed.index is not None
+            or match_action(parsed.text or "", pair.context.admissible_actions) is not None,
+            "right": parsed.index == position,
+        }
+
+    return await _all(one, list(enumerate(pairs)), "choices")
+
+
+def _verb(action: str) -> str:
+    return action.split(" ", 1)[0]
+
+
+async def _all(
+    ask: Callable[[Item], Awaitable[Answer]], items: Sequence[Item], what: str
+) -> list[Answer]:
+    progress = tqdm(total=len(items), desc=what)
+
+    async def counted(item: Item) -> Answer:
+        answer = await ask(item)
+        progress.update()
+        return answer
+
+    try:
+        return list(await asyncio.gather(*map(counted, items)))
+    finally:
+        progress.close()

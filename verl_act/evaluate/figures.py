@@ -1,0 +1,82 @@
+"""From single outcomes to the figures of a report: pure functions over lists of records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (95% by default); (0, 1) where nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share = successes / count
+    middle = share + z * z / (2 * count)
+    spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
+    """How many records have a true `holds`: `{"share", "count", "low", "high"}` with the Wilson interval."""
+    count = len(records)
+    successes = sum(bool(record[holds]) for record in records)
+    low, high = wilson_interval(successes, count)
+    return {"share": successes / count if count else None, "count": count, "low": low, "high": high}
+
+
+def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
+    """Of finished episodes: success (all, and by task type), steps, and how the model failed.
+
+    `steps_to_success` is over successful episodes; `loop_share` is the share of episodes in which one failed action was
+    repeated three times or more (the loop metric of paper section 5).
+    """
+    won = [record for record in records if record["success"]]
+    return {
+        "success": share(records, "success"),
+        "by_task_type": {name: share(group, "success") for name, group in grouped(records, "task_type")},
+        "steps": _mean(record["steps"] for record in records),
+        "steps_to_success": _mean(record["steps"] for record in won),
+        "inadmissible_share": _mean(record["inadmissible_share"] for record in records),
+        "malformed_share": _mean(record["malformed_share"] for record in records),
+        "longest_failed_repeat": max((record["longest_failed_repeat"] for record in records), default=0),
+        "loop_share": _mean(record["longest_failed_repeat"] >= 3 for record in records),
+    }
+
+
+def answer_figures(records: Sequence[Record]) -> dict[str, Any]:
+    """Of single answers (next actions or choices): right ones among all and among inferable states, and their form."""
+    figures = {
+        "right": share(records, "right"),
+        "right_inferable": share([record for record in records if record["inferable"]], "right"),
+        "well_formed": share(records, "well_formed"),
+        "admissible": share(records, "admissible"),
+        "by_verb": {name: share(group, "right") for name, group in grouped(records, "verb")},
+    }
+    if records and "expert_position" in records[0]:
+        figures["named_a_candidate"] = share(records, "named_a_candidate")
+        figures["by_position"] = {
+            str(position): share(group, "right") for position, group in grouped(records, "expert_position")
+        }
+    return figures
+
+
+def by_split(records: Sequence[Record], figures: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, Any]:
+    """`figures` of each split's records."""
+    return {split: figures(group) for split, group in grouped(records, "split")}
+
+
+def grouped(records: Sequence[Record], column: str) -> list[tuple[Any, list[Record]]]:
+    """Records by the value of a column, in the order of the values."""
+    ordered = sorted(records, key=lambda record: record[column])
+    return [(value, list(group)) for value, group in groupby(ordered, key=lambda record: record[column])]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = [float(value) for value in values]
+    return fmean(listed) if listed else None
