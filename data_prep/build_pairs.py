@@ -20,7 +20,7 @@ from typing import Any
 from verl_act.data_prep.pairing import PairSettings, make_pairs, rank
 from verl_act.data_prep.proposals import POLICY
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
 
 logger = logging.getLogger(__name__)
@@ -31,19 +31,36 @@ FILE_NAME = "pairs.parquet"
 def build_pairs(
     out: str | PathLike[str],
     trajectories: Sequence[str | PathLike[str]],
-    alternatives: Sequence[str | PathLike[str]] | None = None,
+    alternatives: Sequence[str | PathLike[str]] = (),
     env_settings: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Counter[str]:
-    """Write `out/pairs.parquet` (schema PAIR) and its manifest; returns the manifest's counts.
+    *,
+    max_alternatives_per_state: int = 1,
+    source: str = POLICY,
+    margins: bool = True,
+    keep_nonpositive_margin: bool = False,
+    inferable_only: bool = False,
+    max_inadmissible_share: float = 1.0,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Manifest:
+    """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was left out.
 
     `alternatives` are the files of `sample_alternatives`; `env_settings` are the environment's own (for ALFWorld:
-    `data`), as for collecting the trajectories. `settings` are the fields of `PairSettings`.
+    `data`), as for collecting the trajectories; the further arguments are the fields of `PairSettings`.
 
     The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left,
     `ConfigError` on impossible settings.
     """
-    chosen = PairSettings(**settings)
+    chosen = PairSettings(
+        max_alternatives_per_state=max_alternatives_per_state,
+        source=source,
+        margins=margins,
+        keep_nonpositive_margin=keep_nonpositive_margin,
+        inferable_only=inferable_only,
+        max_inadmissible_share=max_inadmissible_share,
+        seed=seed,
+        limit=limit,
+    )
     started = time.monotonic()
     if chosen.source == POLICY and not alternatives:
         raise ConfigError(
@@ -52,7 +69,7 @@ def build_pairs(
         )
     counts: Counter[str] = Counter()
     steps = read_steps(trajectories)
-    sampled = _sampled(alternatives or (), steps, counts)
+    sampled = _sampled(alternatives, steps, counts)
     # With a limit, trajectories beyond it are not even probed.
     pairs = list(islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts), chosen.limit))
     pairs = _bound_inadmissible(pairs, chosen, counts)
@@ -61,19 +78,19 @@ def build_pairs(
         raise DataError(f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts)}.")
     counts.update(pairs=len(pairs), pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs))
     counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
+    manifest = make_manifest(
+        "build_pairs",
+        settings={**asdict(chosen), "env_settings": dict(env_settings or {})},
+        inputs=[*trajectories, *alternatives],
+        counts=dict(sorted(counts.items())),
+        seed=seed,
+        seconds=time.monotonic() - started,
+    )
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
-        made = make_manifest(
-            "build_pairs",
-            settings={**asdict(chosen), "env_settings": dict(env_settings or {})},
-            inputs=[*trajectories, *(alternatives or ())],
-            counts=dict(sorted(counts.items())),
-            seed=chosen.seed,
-            seconds=time.monotonic() - started,
-        )
-        write_manifest(folder, made)
-    logger.info("%s: %d pairs; left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts))
-    return counts
+        write_manifest(folder, manifest)
+    logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts))
+    return manifest
 
 
 def _sampled(

@@ -109,12 +109,13 @@ def _pairs_at(
 ) -> Iterator[Pair]:
     """At most `max_alternatives_per_state` pairs; one from the admissible actions where the policy gave none."""
     most = settings.max_alternatives_per_state
-    kept: list[tuple[Proposal, Judgement]] = []
-    if settings.source == POLICY:
-        kept = _usable(from_policy(step, sampled, counts), judge, most, settings, counts)
-        most = 1
-    if not kept:
+    if settings.source == ADMISSIBLE:
         kept = _usable(from_admissible(step, settings.seed), judge, most, settings, counts)
+    else:
+        sampled_actions = from_policy(step, sampled, counts)
+        kept = _usable(sampled_actions, judge, most, settings, counts)
+        if not kept:
+            kept = _usable(from_admissible(step, settings.seed, sampled_actions), judge, 1, settings, counts)
     counts["states_without_alternative"] += not kept
     yield from (_pair(step, proposal, judgement, sampled) for proposal, judgement in kept)
 

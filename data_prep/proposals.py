@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from verl_act.parse import match_action, normalise, parse_action
@@ -47,9 +47,12 @@ def from_policy(step: Step, sampled: Alternatives | None, counts: Counter[str]) 
     return [Proposal(action, POLICY) for action in found.values()]
 
 
-def from_admissible(step: Step, seed: int) -> Iterator[Proposal]:
-    """All other admissible actions, in a random order that depends on nothing but `seed` and the state."""
-    expert = normalise(step.action)
-    others = sorted(action for action in step.context.admissible_actions if normalise(action) != expert)
+def from_admissible(step: Step, seed: int, tried: Iterable[Proposal] = ()) -> Iterator[Proposal]:
+    """The admissible actions other than the expert's and those `tried`, in a random order.
+
+    The order depends on nothing but `seed` and the state.
+    """
+    known = {normalise(step.action), *(normalise(proposal.action) for proposal in tried)}
+    others = sorted(action for action in step.context.admissible_actions if normalise(action) not in known)
     random.Random(f"{seed}:{step.state_id}").shuffle(others)
     return (Proposal(action, ADMISSIBLE) for action in others)

@@ -61,9 +61,10 @@ def _rows(dataset: ActDataset) -> list[dict[str, Any]]:
     return [dataset[number] for number in range(len(dataset))]
 
 
-def _first_share(dataset: ActDataset) -> float:
+def _imbalance(dataset: ActDataset) -> int:
+    """How many more rows show the expert's action first than second."""
     positions = Counter(row["extra_info"]["expert_position"] for row in _rows(dataset))
-    return positions[0] / positions.total()
+    return positions[0] - positions[1]
 
 
 def test_verl_finds_the_class_by_its_configuration() -> None:
@@ -108,9 +109,6 @@ def test_a_task_becomes_an_episode(files: dict[str, str]) -> None:
 def test_every_mixture_of_files_collates(files: dict[str, str]) -> None:
     for names in itertools.combinations(files, 2):
         dataset = _dataset([files[name] for name in names])
-        assert {tuple(row) for row in _rows(dataset)} <= {
-            tuple(order) for order in itertools.permutations(COLUMNS)
-        } or True
         assert all(set(row) == set(COLUMNS) for row in _rows(dataset))
         batch = collate_fn([dataset[0], dataset[len(dataset) - 1]])
         assert set(tensordict_utils.get_tensordict(batch).keys()) == set(COLUMNS)
@@ -140,9 +138,8 @@ def test_rows_of_verl_name_the_agent_they_had(files: dict[str, str], tmp_path: P
 def test_hash_order_is_balanced_exactly(files: dict[str, str], seed: int) -> None:
     for keys in ({}, {"inferable_only": True}):
         dataset = _dataset(files["pairs"], {"seed": seed, **keys})
-        assert abs(_first_share(dataset) - 0.5) <= 0.5 / len(dataset)
-    shuffled = _dataset(files["pairs"], {"seed": seed}, max_samples=40, shuffle=True, seed=1)
-    assert _first_share(shuffled) == 0.5
+        assert abs(_imbalance(dataset)) == len(dataset) % 2
+    assert _imbalance(_dataset(files["pairs"], {"seed": seed}, max_samples=40, shuffle=True, seed=1)) == 0
 
 
 def test_order_depends_on_pair_and_seed_only() -> None:

@@ -1,11 +1,13 @@
 """The reward tiers, and the routing of mixed batches, called as verl calls them."""
 
+import asyncio
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from samples import make_tokenizer
 
 from verl_act.errors import ConfigError, DataError
 from verl_act.reward_fns import action, choice, tiers
@@ -118,3 +120,51 @@ def test_scoring_our_rows_imports_neither_torch_nor_verl() -> None:
         "sys.exit('torch' in sys.modules or 'verl' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def _through_verl(rows: list[tuple[str, str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Score replies as verl's reward worker does, from token ids; a row is (source, reply, truth, extra_info)."""
+    import torch
+    from omegaconf import OmegaConf
+    from tensordict import TensorDict
+    from verl import DataProto
+    from verl.trainer.ppo.reward import load_reward_manager
+
+    tokenizer = make_tokenizer(reply for _, reply, _, _ in rows)
+    custom = {"path": "pkg://verl_act.reward_fns.route", "name": "compute_score", "reward_kwargs": {"adm": 0.2}}
+    reward = {"custom_reward_function": custom, "reward_manager": {"name": "naive", "source": "register"}}
+    results = []
+
+    async def score_all() -> None:
+        manager = load_reward_manager(OmegaConf.create({"reward": reward}), tokenizer)
+        manager.loop = asyncio.get_running_loop()
+        for source, reply, truth, info in rows:
+            ids = torch.tensor([tokenizer.encode(reply, add_special_tokens=False)])
+            tensors = TensorDict({"responses": ids, "attention_mask": torch.ones_like(ids)}, batch_size=1)
+            row = {"data_source": source, "reward_model": {"ground_truth": truth}, "extra_info": dict(info)}
+            columns = {name: np.array([value]) for name, value in row.items()}
+            results.append(await manager.run_single(DataProto(batch=tensors, non_tensor_batch=columns)))
+
+    asyncio.run(score_all())
+    return results
+
+
+def test_verl_scores_and_reports_a_mixed_batch() -> None:
+    from verl.trainer.ppo.metric_utils import process_validation_metrics
+
+    rows = [
+        ("act/alfworld/choice", f"<think> so </think> <action> {EXPERT} </action>", EXPERT, INFO),
+        ("act/alfworld/choice", f"<think> so </think> <action> {OTHER} </action>", EXPERT, INFO),
+        ("act/alfworld/choice", "<think> so", EXPERT, INFO),
+        ("openai/gsm8k", "so #### 42", "42", {}),
+        ("act/alfworld/episode", "whatever", "t", {"episode_reward": 1.0, "episode": {"success": 1.0, "steps": 7.0}}),
+    ]
+    results = _through_verl(rows)
+    assert [result["reward_score"] for result in results] == [1.0, 0.2, -0.5, 1.0, 1.0]
+    infos = [result["reward_extra_info"] for result in results]
+    columns = {key: [info.get(key) for info in infos] for key in {key for info in infos for key in info}}
+    metrics = process_validation_metrics([source for source, *_ in rows], list("abcde"), columns)
+    choice_metrics = {name: round(values["mean@1"], 3) for name, values in metrics["act/alfworld/choice"].items()}
+    assert choice_metrics == {"score": 0.233, "acc": 0.333, "adm": 0.333, "fmt": 0.333}
+    assert metrics["act/alfworld/episode"]["steps"]["mean@1"] == 7.0
+    assert metrics["openai/gsm8k"]["acc"]["mean@1"] == 1.0

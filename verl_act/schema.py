@@ -1,7 +1,7 @@
 """The records that travel between the stages, and the parquet columns that hold them.
 
-Column names live here and nowhere else. Every file carries its schema name and version in the parquet metadata; reading a
-file of another schema, or a damaged one, raises `DataError` naming the file and the column.
+Column names live here and nowhere else. Every file carries its schema name and version in the parquet metadata;
+reading a file of another schema, or a damaged one, raises `DataError` naming the file and the column.
 
 Trajectories are stored one row a step, with the history repeated in each row: every later stage works on single states,
 so a row must be complete without its neighbours, and parquet's dictionary encoding makes the repetition nearly free.
@@ -289,20 +289,30 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
         missing = [name for name in schema.names if name not in found.names]
         if missing:
             raise DataError(f"{path}: column {missing[0]!r} is missing ({schema_name(schema)} needs {schema.names}).")
-        table = pq.read_table(path, columns=schema.names).cast(schema)
+        table = pq.read_table(path, columns=schema.names)
+        _refuse_nulls(path, table, schema)
+        table = table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise DataError(
-            f"{path}: cannot be read as {schema_name(schema)}: {error}. The file is damaged or was cut short; write it again."
+            f"{path}: cannot be read as {schema_name(schema)}: {error}. "
+            "The file is damaged or was cut short; write it again."
         ) from error
     except ValueError as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: does not fit {schema_name(schema)}: {error}") from error
+    return table
+
+
+def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    """Before the cast, which would refuse them too, but without naming the row."""
     for column in schema:
         if not column.nullable and table[column.name].null_count:
             row = table[column.name].is_null().to_pylist().index(True)
             raise DataError(f"{path}: row {row}, column {column.name!r} is null, but every row needs it.")
-    return table
+        if column.type == pa.list_(pa.string()) and table[column.name].combine_chunks().flatten().null_count:
+            row = next(row for row, texts in enumerate(table[column.name].to_pylist()) if None in (texts or ()))
+            raise DataError(f"{path}: row {row}, column {column.name!r} holds a null, but every entry must be a text.")
 
 
 def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:

@@ -28,7 +28,7 @@ from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import as_plain_text
+from verl_act.prompts.plain_text import as_plain_text, control_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _drawn(total: int, kept: int, config: Any) -> np.ndarray:
 
 
 def _require_plain_tags(tokenizer: Any) -> None:
-    special = [tag for tag in _TAGS if tag in tokenizer.all_special_tokens]
+    special = [tag for tag in _TAGS if tag in control_tokens(tokenizer)]
     if special:
         raise ConfigError(
             f"the tokenizer holds {special[0]!r} as a special token, which verl cuts out of a reply before scoring it. "

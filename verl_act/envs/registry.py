@@ -50,7 +50,7 @@ def get_env(name: str) -> EnvSpec:
         spec = point.load()
         if not isinstance(spec, EnvSpec) or spec.name != name:
             raise ConfigError(
-                f"Entry point {point.value!r} of group {ENTRY_POINT_GROUP} should be an EnvSpec named {name!r}: {spec!r}."
+                f"Entry point {point.value!r} of group {ENTRY_POINT_GROUP} must be an EnvSpec named {name!r}: {spec!r}."
             )
         return register_env(spec)
     raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")

@@ -128,9 +128,7 @@ def _verb(action: str) -> str:
     return action.split(" ", 1)[0]
 
 
-async def _all(
-    ask: Callable[[Item], Awaitable[Answer]], items: Sequence[Item], what: str
-) -> list[Answer]:
+async def _all(ask: Callable[[Item], Awaitable[Answer]], items: Sequence[Item], what: str) -> list[Answer]:
     progress = tqdm(total=len(items), desc=what)
 
     async def counted(item: Item) -> Answer:

@@ -1,7 +1,7 @@
 """Keeps a tokenizer's control tokens out of text that comes from an environment.
 
-A chat template is rendered to text before it is encoded, so `<|im_end|>` in an observation would end the turn, and the text after
-it could pose as another role. A space after the first character makes the same letters ordinary text.
+A chat template is rendered to text before it is encoded, so `<|im_end|>` in an observation would end the turn, and the
+text after it could pose as another role. A space after the first character makes the same letters ordinary text.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ from verl_act.prompts.template import Message
 
 def as_plain_text(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
     """`messages` with every control token of `tokenizer` (a Hugging Face tokenizer) in their contents broken up."""
-    pattern = _control_tokens(_names(tokenizer))
+    pattern = _pattern(tokenizer)
     return [{**message, "content": pattern.sub(_broken, message["content"])} for message in messages]
+
+
+def control_tokens(tokenizer: Any) -> frozenset[str]:
+    """The special tokens, which `decode(skip_special_tokens=True)` leaves out.
+
+    Added tokens such as `<think>`, which are not special, belong to prompts and replies.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return frozenset(tokenizer.all_special_tokens) | {token.content for token in added if token.special}
 
 
 def _broken(match: re.Match[str]) -> str:
     return f"{match.group()[0]} {match.group()[1:]}"
 
 
-def _names(tokenizer: Any) -> frozenset[str]:
-    """Control tokens only: added tokens such as `<think>`, which are not special, belong to prompts and replies."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return frozenset(tokenizer.all_special_tokens) | {token.content for token in added if token.special}
-
-
 @lru_cache(maxsize=8)
-def _control_tokens(names: frozenset[str]) -> re.Pattern[str]:
-    longest_first = sorted((name for name in names if name), key=lambda name: (-len(name), name))
+def _pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Kept for each tokenizer: gathering its tokens takes longer than breaking up a prompt."""
+    longest_first = sorted((name for name in control_tokens(tokenizer) if name), key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

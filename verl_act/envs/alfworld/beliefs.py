@@ -12,7 +12,6 @@ _ARTICLE = re.compile(rf"\ba ({_NAME})")
 _ROOM = re.compile(r"Looking quickly around you, you see ([^.]*)\.")
 _ARRIVED = re.compile(rf"You arrive at ({_NAME})\.")
 _CONTENTS = re.compile(rf"(?:On|The) (?:the )?({_NAME})(?:, you see| is open\. In it, you see) ([^.]*)\.")
-_CLOSED = re.compile(rf"The ({_NAME}) is closed\.|You close the ({_NAME})\.")
 _TAKEN = re.compile(rf"You pick up the ({_NAME}) from the ({_NAME})\.")
 _PUT = re.compile(rf"You move the ({_NAME}) to the ({_NAME})\.")
 _TREATED = re.compile(rf"You (clean|heat|cool) the ({_NAME}) using the ({_NAME})\.")
@@ -35,7 +34,6 @@ class Beliefs:
     held: str | None = None
     contents: dict[str, list[str]] = field(default_factory=dict)
     """What lies in each receptacle that has been looked into."""
-    closed: set[str] = field(default_factory=set)
     treated: dict[str, set[str]] = field(default_factory=dict)
     """Object -> verbs (`clean`, `heat`, `cool`) whose effect it still bears."""
 
@@ -54,10 +52,7 @@ class Beliefs:
             self.receptacles = _ARTICLE.findall(found[1])
         if found := _ARRIVED.search(text):
             self.place = found[1]
-        if found := _CLOSED.search(text):
-            self.closed.add(found[1] or found[2])
         if found := _CONTENTS.search(text):
-            self.closed.discard(found[1])
             self.contents[found[1]] = _ARTICLE.findall(found[2])
         if found := _CARRYING.search(text):
             self.held = found[1]

@@ -47,7 +47,9 @@ def data_root(data: str | os.PathLike[str] | None = None) -> Path:
     Raises `DataError` where it does not hold one.
     """
     given = data or os.environ.get("ALFWORLD_DATA")
-    remedy = "Generate games (`make_games`) or download ALFWorld's own (`alfworld-download`); pass their folder as `data`."
+    remedy = (
+        "Generate games (`make_games`) or download ALFWorld's own (`alfworld-download`); pass their folder as `data`."
+    )
     if not given:
         raise DataError(f"No ALFWorld games: neither the setting `data` nor $ALFWORLD_DATA names a folder. {remedy}")
     root = Path(given).expanduser()

@@ -61,7 +61,7 @@ class Operator:
 
 @dataclass(slots=True)
 class CompiledGame:
-    """A translated problem and its compiled grammar. `operators` and `menus` fill up as the game is played."""
+    """A translated problem and its compiled grammar. The last three fill up as it is played."""
 
     file: GameFile
     sas: bytes
@@ -69,10 +69,13 @@ class CompiledGame:
     goal: str | None
     """The task sentence that `grammar` leaves open; None where the grammar holds its own."""
     parameters: Mapping[str, tuple[Placeholder, ...]]
+    mentioned: Mapping[str, tuple[Placeholder, ...]]
+    """The parameters of each action that its command depends on."""
     feedback_symbols: Mapping[str, str]
     facts: Facts
     """The initial facts."""
     entities: Mapping[str, EntityInfo]
+    commands: dict[tuple[str, ...], str] = field(default_factory=dict)
     operators: dict[int, Operator] = field(default_factory=dict)
     menus: dict[bytes, Menu] = field(default_factory=dict)
 
@@ -85,7 +88,12 @@ class CompiledGame:
         """Ground the planner's operator `name`, such as `openobject agent1 loc_1 fridge_1`."""
         action, *arguments = name.split()
         binding = dict(zip(self.parameters[action], arguments, strict=False))
-        command = self.grammar.render(_command_symbol(action), Scene(self.facts, self.entities), binding)
+        # Walking is grounded for every pair of places but named by where it leads, so most commands are known already.
+        key = (action, *(binding[placeholder] for placeholder in self.mentioned[action]))
+        command = self.commands.get(key)
+        if command is None:
+            scene = Scene(self.facts, self.entities)
+            command = self.commands[key] = self.grammar.render(_command_symbol(action), scene, binding)
         return Operator(command, self.feedback_symbols[action], binding, effects)
 
 
@@ -120,9 +128,9 @@ def game_from(content: Mapping[str, Any], *, name: str) -> GameFile:
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 def compile_game(game: GameFile) -> CompiledGame:
-    """Translate and compile `game`; kept for the 256 games used last (about 1 MB each).
+    """Translate and compile `game`; kept for the 128 games used last (about 1 MB each).
 
     Raises `EnvError` where its problem, domain or grammar is malformed.
     """
@@ -133,13 +141,15 @@ def compile_game(game: GameFile) -> CompiledGame:
         logic, grammar = _parse_logic(shared)
         _check_commands_are_static(task, logic)
     facts = _initial_facts(task)
+    # Actions that the translator split share a name; the last one counts, as in TextWorld.
+    parameters = {a.name: tuple((p.name.strip("?"), p.type_name) for p in a.parameters) for a in task.actions}
     return CompiledGame(
         file=game,
         sas=sas.encode(),
         grammar=grammar,
         goal=goal.group() if goal else None,
-        # Actions that the translator split share a name; the last one counts, as in TextWorld.
-        parameters={a.name: tuple((p.name.strip("?"), p.type_name) for p in a.parameters) for a in task.actions},
+        parameters=parameters,
+        mentioned={name: _mentioned(logic.actions[name].template, known) for name, known in parameters.items()},
         feedback_symbols={name: action.feedback_rule.strip("#") for name, action in logic.actions.items()},
         facts=facts,
         entities=_name_entities(facts, {thing.name: thing.type_name for thing in task.objects}),
@@ -199,6 +209,11 @@ def _check_commands_are_static(task: Any, logic: GameLogic) -> None:
             raise EnvError(
                 f"The command of action {name!r} depends on changing facts {sorted(asked)}: not an ALFWorld game."
             )
+
+
+def _mentioned(template: str, placeholders: tuple[Placeholder, ...]) -> tuple[Placeholder, ...]:
+    words = set(re.findall(r"\w+", template))
+    return tuple(placeholder for placeholder in placeholders if placeholder[0] in words)
 
 
 def _initial_facts(task: Any) -> Facts:

@@ -1,0 +1,67 @@
+"""A counting environment with deadly buttons, for the pool's tests: real processes die and hang, nothing is mocked.
+
+It is found as a user's environment is: by an entry point, which `install` writes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
+
+NAME = "fragile"
+_ACTIONS = ("add", "die", "die once", "hang once", "fail", "who")
+
+
+class FragileEnvironment:
+    """Counts `add` actions. `traps` is a folder that remembers which one-time traps have sprung."""
+
+    def __init__(self, traps: str) -> None:
+        self._traps = Path(traps)
+        self._task: Task | None = None
+        self._count = 0
+
+    def reset(self, task: Task) -> Observation:
+        self._task, self._count = task, 0
+        return Observation("count", f"{task.task_id}: 0", _ACTIONS)
+
+    def step(self, action: str) -> StepResult:
+        assert self._task is not None
+        if action == "die" or (action == "die once" and self._springs(action)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "hang once" and self._springs(action):
+            time.sleep(3600)
+        if action == "fail":
+            raise RuntimeError("a bug in the environment")
+        self._count += action == "add"
+        text = str(os.getpid()) if action == "who" else f"{self._task.task_id}: {self._count}"
+        return StepResult(text, _ACTIONS, 0.0, False, False, action in _ACTIONS)
+
+    def close(self) -> None:
+        pass
+
+    def _springs(self, action: str) -> bool:
+        trap = self._traps / f"{action} {self._task}".replace("/", "_")[:100]
+        sprung = trap.exists()
+        trap.touch()
+        return not sprung
+
+
+def _tasks(split: str, **settings: Any) -> Sequence[Task]:
+    return [Task(NAME, split, f"t{number}", "count") for number in range(8)]
+
+
+SPEC = EnvSpec(NAME, FragileEnvironment, _tasks, {}, ("train",))
+
+
+def install(folder: Path) -> None:
+    """Write the metadata of a package that offers this environment; effective with `folder` on the Python path."""
+    metadata = folder / "fragile-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[verl_act.envs]\n{NAME} = fragile_env:SPEC\n")

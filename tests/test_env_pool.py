@@ -1,0 +1,162 @@
+"""The pool on real Ray: actors are killed and hang in the middle of episodes, and no episode is lost or mixed up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fragile_env
+import pytest
+import ray
+
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, EnvError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray job in which the fragile environment is an installed package."""
+    site = tmp_path_factory.mktemp("site")
+    fragile_env.install(site)
+    paths = [str(site), str(Path(fragile_env.__file__).parent)]
+    sys.path[:0] = paths
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([*paths, os.getcwd()])}},
+    )
+    yield
+    ray.shutdown()
+    for path in paths:
+        sys.path.remove(path)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    return {"traps": str(tmp_path)}
+
+
+def task(number: int) -> Task:
+    return Task(fragile_env.NAME, "train", f"t{number}", "count")
+
+
+def test_many_episodes_at_once_are_never_mixed_up(settings: dict[str, str]) -> None:
+    async def count(pool: EnvPool, number: int) -> str:
+        session = await pool.open(task(number))
+        for _ in range(number):
+            result = await session.step("add")
+            await asyncio.sleep(0)
+        result = await session.step("look")
+        await session.close()
+        return result.observation
+
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        return await asyncio.gather(*(count(pool, number) for number in range(20)))
+
+    assert asyncio.run(run()) == [f"t{number}: {number}" for number in range(20)]
+
+
+def test_a_killed_actor_is_replaced_and_its_episodes_go_on(settings: dict[str, str]) -> None:
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings, actors=1)
+        sessions = [await pool.open(task(number)) for number in range(3)]
+        for session in sessions:
+            await session.step("add")
+        os.kill(int((await sessions[0].step("who")).observation), signal.SIGKILL)
+        results = await asyncio.gather(*(session.step("add") for session in sessions[1:]))
+        return [result.observation for result in results]
+
+    assert asyncio.run(run()) == ["t1: 2", "t2: 2"]
+
+
+def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(settings: dict[str, str]) -> None:
+    async def run() -> None:
+        pool = EnvPool(fragile_env.NAME, settings, actors=1)
+        good, deadly, lucky = [await pool.open(task(number)) for number in range(3)]
+        for session in (good, deadly, lucky):
+            await session.step("add")
+
+        async def doomed() -> str:
+            with pytest.raises(EnvError, match=r"'die' at step 1: its process died"):
+                await deadly.step("die")
+            return "given up"
+
+        outcomes = await asyncio.gather(doomed(), good.step("add"), lucky.step("die once"), good_after(good))
+        assert outcomes[0] == "given up"
+        assert (outcomes[1].observation, outcomes[2].observation) == ("t0: 2", "t2: 1")
+        for session in (good, deadly, lucky):
+            await session.close()
+
+    async def good_after(session: object) -> None:
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[str, str]) -> None:
+    async def run() -> tuple[str, str]:
+        pool = EnvPool(fragile_env.NAME, settings, actors=1, step_timeout=3)
+        hung, waiting = await pool.open(task(0)), await pool.open(task(1))
+        await hung.step("add")
+        results = await asyncio.gather(hung.step("hang once"), waiting.step("add"))
+        return results[0].observation, results[1].observation
+
+    assert asyncio.run(run()) == ("t0: 1", "t1: 1")
+
+
+def test_errors_of_an_environment_reach_the_caller_at_once(settings: dict[str, str], games: Path) -> None:
+    async def run() -> None:
+        session = await EnvPool(fragile_env.NAME, settings).open(task(0))
+        with pytest.raises(EnvError, match="RuntimeError: a bug in the environment"):
+            await session.step("fail")
+        assert (await session.step("add")).observation == "t0: 1"
+        with pytest.raises(EnvError, match="no such game file"):
+            await EnvPool("alfworld", {"data": str(games)}).open(Task("alfworld", "train", "nowhere", "x"))
+
+    asyncio.run(run())
+
+
+def test_pools_of_one_job_share_their_actors(settings: dict[str, str]) -> None:
+    async def run() -> set[str]:
+        sessions = [await EnvPool(fragile_env.NAME, settings).open(task(0)) for _ in range(3)]
+        return {(await session.step("who")).observation for session in sessions}
+
+    assert len(asyncio.run(run())) == 1
+
+
+def test_alfworld_plays_alike_in_the_pool_and_here(games: Path) -> None:
+    settings = {"data": str(games)}
+    listed = get_env("alfworld").tasks("train", **settings)[:3]
+
+    async def play(pool: EnvPool, task: Task) -> list[object]:
+        session = await pool.open(task)
+        shown: list[object] = [session.first]
+        for action in session.first.admissible_actions:
+            shown.append(await session.step(action))
+        await session.close()
+        return shown
+
+    async def run() -> list[list[object]]:
+        pool = EnvPool("alfworld", settings, actors=1)
+        return await asyncio.gather(*(play(pool, task) for task in listed))
+
+    environment = AlfworldEnvironment(**settings)
+    for task, shown in zip(listed, asyncio.run(run()), strict=True):
+        first = environment.reset(task)
+        assert shown == [first, *(environment.step(action) for action in first.admissible_actions)]
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="actors=0"):
+        EnvPool("alfworld", actors=0)
+    with pytest.raises(ConfigError, match="no environment named 'alfwrold'"):
+        EnvPool("alfwrold")

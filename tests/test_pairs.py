@@ -1,0 +1,319 @@
+"""Pairs from real games: what is built, what is left out, and planted faults that the audit must find."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from samples import make_context, make_pair
+
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.check_pairs import AuditReport, check_pairs
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.probe import Prober, ReplayError
+from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
+from verl_act.envs.registry import get_env, register_env
+from verl_act.errors import ConfigError, DataError
+from verl_act.manifest import read_manifest
+from verl_act.parse import normalise
+from verl_act.schema import ALTERNATIVES, PAIR, TRAJECTORY, Alternatives, Pair, Step, read_pairs, read_steps, write_rows
+
+
+@pytest.fixture(scope="module")
+def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("games")
+    make_games(folder, counts={"train": 12}, seed=3, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trajectories(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expert")
+    collect_expert(folder, "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+    return folder / "trajectories.parquet"
+
+
+@pytest.fixture(scope="module")
+def steps(trajectories: Path) -> list[Step]:
+    return read_steps([trajectories])
+
+
+@pytest.fixture(scope="module")
+def replies(steps: list[Step], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For each state: the expert's action (shouted), all admissible ones, one twice, an impossible one, no tag."""
+    path = tmp_path_factory.mktemp("replies") / "alternatives.parquet"
+    rows = []
+    for step in steps:
+        actions = [
+            step.action.upper(),
+            *step.context.admissible_actions,
+            step.context.admissible_actions[0],
+            "fly away",
+        ]
+        texts = ["no tag at all", *(f"<think>So.</think><action>{action}</action>" for action in actions)]
+        rows.append(Alternatives(state_id=step.state_id, replies=tuple(texts), model="m", sampling="{}").to_row())
+    write_rows(path, rows, ALTERNATIVES)
+    return path
+
+
+def _settings(games: Path) -> dict[str, str]:
+    return {"data": str(games)}
+
+
+def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, replies: Path, tmp_path: Path) -> None:
+    manifest = build_pairs(
+        tmp_path / "pairs", [trajectories], [replies], _settings(games), max_alternatives_per_state=100
+    )
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    counts = manifest.counts
+    assert read_manifest(tmp_path / "pairs") == manifest
+    assert counts["pairs"] == len(pairs) == len({pair.pair_id for pair in pairs})
+    assert all(pair.margin is not None and pair.margin > 0 for pair in pairs)
+    assert all(normalise(pair.alternative_action) != normalise(pair.expert_action) for pair in pairs)
+    assert all(pair.alternative_source == "policy" and pair.model == "m" for pair in pairs)
+    # Each reply is accounted for: "no tag", and the expert's action both shouted and in the admissible list.
+    assert counts["replies_malformed_no_tag"] == counts["states"]
+    assert counts["replies"] == counts["pairs"] + counts["alternatives_no_worse_than_the_expert"] + sum(
+        counts[f"replies_{reason}"] for reason in ("malformed_no_tag", "equal_to_expert", "duplicate")
+    )
+    refused = [pair for pair in pairs if not pair.alternative_admissible]
+    assert {pair.alternative_action for pair in refused} == {"fly away"}
+    assert counts["pairs_inadmissible"] == len(refused) > 0
+    check_pairs([tmp_path / "pairs" / "pairs.parquet"]).raise_for_errors()
+
+
+def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tmp_path: Path) -> None:
+    build_pairs(tmp_path / "pairs", [trajectories], env_settings=_settings(games), source="admissible", limit=12)
+    spec = get_env("alfworld")
+    tasks = {task.task_id: task for task in spec.tasks("train", **_settings(games))}
+    for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"]):
+        plans = []
+        for action in (pair.expert_action, pair.alternative_action):
+            environment = spec.make(**_settings(games))
+            environment.reset(tasks[pair.task_id])
+            for turn in pair.context.history:
+                environment.step(turn.action)
+            result = environment.step(action)
+            plans.append(0 if result.success else environment.plan_length())
+            environment.close()
+        assert pair.margin == plans[1] - plans[0]
+
+
+def test_the_same_seed_gives_the_same_bytes(games: Path, trajectories: Path, tmp_path: Path) -> None:
+    files = []
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        build_pairs(
+            tmp_path / name, [trajectories], env_settings=_settings(games), source="admissible", seed=seed, limit=20
+        )
+        files.append((tmp_path / name / "pairs.parquet").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_an_admissible_action_stands_in_where_the_policy_fails(
+    games: Path, trajectories: Path, steps: list[Step], tmp_path: Path
+) -> None:
+    rows = [
+        Alternatives(state_id=step.state_id, replies=("nothing readable",), model="m", sampling="{}").to_row()
+        for step in steps
+    ]
+    write_rows(tmp_path / "alternatives.parquet", rows, ALTERNATIVES)
+    build_pairs(
+        tmp_path / "pairs",
+        [trajectories],
+        [tmp_path / "alternatives.parquet"],
+        _settings(games),
+        max_alternatives_per_state=3,
+    )
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    assert {pair.alternative_source for pair in pairs} == {"admissible"}
+    assert {pair.model for pair in pairs} == {""}
+    assert len({pair.state_id for pair in pairs}) == len(pairs)
+
+
+def test_the_share_of_inadmissible_alternatives_is_bounded(
+    games: Path, trajectories: Path, replies: Path, tmp_path: Path
+) -> None:
+    for share in (0.0, 0.05):
+        manifest = build_pairs(
+            tmp_path / "pairs",
+            [trajectories],
+            [replies],
+            _settings(games),
+            max_alternatives_per_state=100,
+            max_inadmissible_share=share,
+        )
+        assert manifest.counts["pairs_inadmissible"] <= share * manifest.counts["pairs"]
+        assert manifest.counts["alternatives_inadmissible_beyond_the_share"] > 0
+
+
+def test_without_probing_margins_are_unknown(trajectories: Path, tmp_path: Path) -> None:
+    build_pairs(tmp_path / "pairs", [trajectories], source="admissible", margins=False, inferable_only=True)
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    assert all(pair.margin is None and pair.inferable and pair.alternative_admissible for pair in pairs)
+
+
+class Bare:
+    """The real environment, offering no more than every environment must."""
+
+    def __init__(self, data: str) -> None:
+        self._whole = get_env("alfworld").make(data=data)
+
+    def reset(self, task: Task) -> Observation:
+        return self._whole.reset(replace(task, env="alfworld"))
+
+    def step(self, action: str) -> StepResult:
+        return self._whole.step(action)
+
+    def close(self) -> None:
+        self._whole.close()
+
+
+class Planning(Bare):
+    """One that can plan, but cannot return to a snapshot."""
+
+    def plan_length(self) -> int | None:
+        return self._whole.plan_length()  # type: ignore[attr-defined]
+
+
+def _tasks(split: str, data: str) -> list[Task]:
+    return [replace(task, env="elsewhere") for task in get_env("alfworld").tasks(split, data=data)]
+
+
+@pytest.mark.parametrize("kind", [Bare, Planning])
+def test_other_environments_are_probed_by_replaying(
+    kind: type[Bare], games: Path, steps: list[Step], tmp_path: Path
+) -> None:
+    name = kind.__name__.lower()
+    register_env(EnvSpec(name, kind, _tasks, {}, ("train",)))
+    write_rows(tmp_path / "steps.parquet", [replace(step, env=name).to_row() for step in steps], TRAJECTORY)
+    write_rows(tmp_path / "real.parquet", [step.to_row() for step in steps], TRAJECTORY)
+    for file in ("steps", "real"):
+        build_pairs(tmp_path / file, [tmp_path / f"{file}.parquet"], env_settings=_settings(games), source="admissible")
+    pairs, real = (read_pairs([tmp_path / file / "pairs.parquet"]) for file in ("steps", "real"))
+    if kind is Planning:
+        assert [replace(pair, env="alfworld") for pair in pairs] == real
+    else:
+        assert {pair.margin for pair in pairs} == {None}
+        assert len(pairs) == len(steps)
+
+
+def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[Step], tmp_path: Path) -> None:
+    first = steps[0].trajectory_id
+    changed = [
+        replace(step, context=replace(step.context, observation="A dragon appears."))
+        if step.trajectory_id == first
+        else step
+        for step in steps
+    ]
+    with pytest.raises(ReplayError, match="#0"):
+        next(Prober("alfworld", _settings(games)).replay(changed[:1]))
+    write_rows(tmp_path / "steps.parquet", [step.to_row() for step in changed], TRAJECTORY)
+    manifest = build_pairs(
+        tmp_path / "pairs", [tmp_path / "steps.parquet"], env_settings=_settings(games), source="admissible"
+    )
+    assert manifest.counts["trajectories_not_replayed"] == 1
+    built = {pair.state_id.split("#")[0] for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])}
+    assert first not in built and built
+
+
+def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, replies: Path, tmp_path: Path) -> None:
+    stray = Alternatives(state_id="elsewhere#0", replies=("x",), model="m", sampling="{}").to_row()
+    write_rows(tmp_path / "stray.parquet", [stray], ALTERNATIVES)
+    out = tmp_path / "pairs"
+    with pytest.raises(ConfigError, match="source=admissible"):
+        build_pairs(out, [trajectories])
+    with pytest.raises(ConfigError, match="source is 'expert'"):
+        build_pairs(out, [trajectories], source="expert")
+    with pytest.raises(DataError, match="none of its states"):
+        build_pairs(out, [trajectories], [tmp_path / "stray.parquet"])
+    with pytest.raises(DataError, match="comes twice"):
+        build_pairs(out, [trajectories], [replies, replies])
+    with pytest.raises(DataError, match="holds alternatives/1 rows where trajectory/1"):
+        build_pairs(out, [replies], source="admissible")
+    write_rows(tmp_path / "lonely.parquet", [_lonely(trajectories).to_row()], TRAJECTORY)
+    with pytest.raises(DataError, match="no pair is left of 1 states"):
+        build_pairs(out, [tmp_path / "lonely.parquet"], source="admissible", margins=False)
+    assert not out.exists()
+
+
+def _lonely(trajectories: Path) -> Step:
+    """A state whose only admissible action is the expert's."""
+    step = read_steps([trajectories])[0]
+    return replace(step, context=replace(step.context, admissible_actions=(step.action,)))
+
+
+# The audit: sound pairs pass, and each planted fault is found by its own check.
+
+
+def _audit(folder: Path, pairs: list[Pair], held_out: list[Pair] | None = None) -> AuditReport:
+    write_rows(folder / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
+    write_rows(folder / "held_out.parquet", [pair.to_row() for pair in held_out or []], PAIR)
+    return check_pairs([folder / "pairs.parquet"], [folder / "held_out.parquet"])
+
+
+def _sound() -> list[Pair]:
+    """Half of the experts' actions are the longer ones, and no verb tells them apart."""
+    pairs = []
+    for number in range(40):
+        if number % 2:
+            pairs.append(make_pair(number))
+        else:
+            pairs.append(
+                make_pair(number, expert_action="go to shelf 1", alternative_action=f"take mug {number} from desk 1")
+            )
+    return pairs
+
+
+def _another(pair: Pair, **changes: str) -> Pair:
+    """`pair` with other texts, and the id that belongs to them."""
+    return make_pair(int(pair.task_id.removeprefix("game-")), **changes)
+
+
+FAULTS: dict[str, Callable[[list[Pair]], list[Pair]]] = {
+    "task leakage": lambda pairs: [replace(pairs[0], split="valid_seen", state_id="other#1"), *pairs],
+    "same action": lambda pairs: [
+        *pairs[1:],
+        _another(pairs[0], expert_action="go to shelf 1", alternative_action="GO  to shelf 1"),
+    ],
+    "expert's action admissible": lambda pairs: [*pairs[1:], _another(pairs[0], expert_action="dance")],
+    "admissible flag": lambda pairs: [*pairs[1:], replace(pairs[0], alternative_admissible=False)],
+    "pair id": lambda pairs: [*pairs[1:], replace(pairs[0], pair_id="0123456789abcdef")],
+    "duplicates": lambda pairs: [*pairs, pairs[0]],
+    "label words": lambda pairs: [*pairs[1:], _another(pairs[0], alternative_action="go to the alternative shelf 1")],
+    "length": lambda pairs: [make_pair(number) for number in range(40)],
+}
+
+
+def test_sound_pairs_pass(tmp_path: Path) -> None:
+    report = _audit(tmp_path, _sound(), [make_pair(99)])
+    report.raise_for_errors()
+    assert {finding.level for finding in report.findings} == {"ok"}
+    assert "40 pairs checked" in report.table()
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_a_planted_fault_is_found(check: str, tmp_path: Path) -> None:
+    report = _audit(tmp_path, FAULTS[check](_sound()))
+    assert check in {finding.check for finding in report.errors}
+    with pytest.raises(DataError, match=check):
+        report.raise_for_errors()
+
+
+def test_a_task_that_is_held_out_is_found(tmp_path: Path) -> None:
+    report = _audit(tmp_path, _sound(), [make_pair(7)])
+    assert [finding.check for finding in report.errors] == ["task leakage"]
+    assert "game-7 is held out" in report.table()
+
+
+def test_a_preferred_verb_and_a_margin_of_nothing_are_warnings(tmp_path: Path) -> None:
+    report = _audit(tmp_path, [replace(make_pair(number), margin=0) for number in range(40)])
+    levels = {finding.check: finding.level for finding in report.findings}
+    assert levels["verb"] == levels["margin"] == "warning"
+
+
+def test_words_that_the_state_uses_itself_are_no_leak(tmp_path: Path) -> None:
+    context = replace(make_context(), admissible_actions=("buy expert skis", "look"), observation="The expert skis.")
+    pair = make_pair(0, context=context, expert_action="buy expert skis", alternative_action="look")
+    report = _audit(tmp_path, [pair, *_sound()[1:]])
+    assert "label words" not in {finding.check for finding in report.errors}

@@ -1,0 +1,159 @@
+"""Records survive a file; damaged and foreign files are refused with the file, the column and the row."""
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from samples import make_pair, make_step
+
+from verl_act.errors import DataError
+from verl_act.schema import (
+    ALTERNATIVES,
+    PAIR,
+    TASK,
+    TRAJECTORY,
+    Alternatives,
+    Context,
+    pair_id,
+    read_pairs,
+    read_steps,
+    read_table,
+    schema_name,
+    write_rows,
+)
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    pairs = [make_pair(0), make_pair(1, margin=None, alternative_action="ｌｏｏｋ ünder 床")]
+    steps = [make_step(0), make_step(1, thought="It is on the desk.", plan_length=None)]
+    replies = Alternatives(state_id="s#1", replies=("one", ""), model="m", sampling="{}")
+    write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
+    write_rows(tmp_path / "steps.parquet", [step.to_row() for step in steps], TRAJECTORY)
+    write_rows(tmp_path / "alternatives.parquet", [replies.to_row()], ALTERNATIVES)
+    assert read_pairs([tmp_path / "pairs.parquet"] * 2) == pairs * 2
+    assert read_steps([tmp_path / "steps.parquet"]) == steps
+    table = read_table(tmp_path / "alternatives.parquet", ALTERNATIVES)
+    assert [Alternatives.from_row(row) for row in table.to_pylist()] == [replies]
+    assert schema_name(pq.read_schema(tmp_path / "pairs.parquet")) == "pair/1"
+
+
+def test_lists_of_a_context_may_be_arrays(tmp_path: Path) -> None:
+    pair = make_pair()
+    write_rows(tmp_path / "pairs.parquet", [pair.to_row()], PAIR)
+    row = pq.read_table(tmp_path / "pairs.parquet").to_pandas().iloc[0].to_dict()
+    assert Context.from_row(row) == pair.context
+
+
+def test_pair_ids_are_stable_and_differ() -> None:
+    assert pair_id("game#1", "look", "go") == "58f5a4bba0ef4c72"
+    assert (
+        len({pair_id("game#1", "look", "go"), pair_id("game#1", "go", "look"), pair_id("game#11", "look", "go")}) == 3
+    )
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = [make_pair(number).to_row() for number in range(20)]
+    for name in ("one", "two"):
+        write_rows(tmp_path / name, rows, PAIR)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def _without_column(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["margin"]), path)
+
+
+def _with_null(path: Path) -> None:
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["expert_action"] = None
+    loose = pa.schema([field.with_nullable(True) for field in PAIR], metadata=PAIR.metadata)
+    pq.write_table(pa.Table.from_pylist(rows, schema=loose), path)
+
+
+def _with_null_in_list(path: Path) -> None:
+    rows = pq.read_table(path).to_pylist()
+    rows[2]["admissible_actions"][1] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIR), path)
+
+
+def _with_other_type(path: Path) -> None:
+    rows = [{**row, "step": "two"} for row in pq.read_table(path).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def _cut_out(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:200] + b"\0" * 400 + content[600:])
+
+
+def _other_schema(path: Path) -> None:
+    write_rows(path, [make_step().to_row()], TRAJECTORY)
+
+
+def _newer_version(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({b"verl_act.schema": b"pair/2"}), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "no such file"),
+        (_without_column, "column 'margin' is missing"),
+        (_with_null, "row 1, column 'expert_action' is null"),
+        (_with_null_in_list, "row 2, column 'admissible_actions' holds a null"),
+        (_with_other_type, "pair/1"),
+        (_cut_short, "damaged or was cut short"),
+        (_cut_out, "damaged or was cut short"),
+        (_other_schema, "holds trajectory/1 rows where pair/1 is needed"),
+        (_newer_version, "holds pair/2 rows where pair/1 is needed"),
+    ],
+)
+def test_a_bad_file_is_named(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    write_rows(path, [make_pair(number).to_row() for number in range(3)], PAIR)
+    damage(path)
+    with pytest.raises(DataError, match=message) as caught:
+        read_pairs([path])
+    assert str(path) in str(caught.value)
+
+
+def test_text_is_not_a_parquet_file(tmp_path: Path) -> None:
+    (tmp_path / "pairs.parquet").write_text("pair_id,env\n")
+    with pytest.raises(DataError, match="damaged"):
+        read_pairs([tmp_path / "pairs.parquet"])
+
+
+def test_rows_that_do_not_fit_leave_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.parquet"
+    good = {"env": "alfworld", "split": "train", "task_id": "a", "task_type": "b", "seed": 0}
+    write_rows(path, [good], TASK)
+    before = path.read_bytes()
+    for bad in ({**good, "seed": "zero"}, {**good, "env": None}):
+        with pytest.raises(DataError, match="task/1"):
+            write_rows(path, [bad], TASK)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    write_rows(path, [make_pair().to_row()], PAIR)
+    before = path.read_bytes()
+    many = [make_pair(number).to_row() for number in range(20_000)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DataError, match="could not be written"):
+            write_rows(path, many, PAIR)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,248 @@
+"""The command line: `python -m verl_act COMMAND`, one command a stage. `chain` runs them all.
+
+Commands only translate options; the work is in `verl_act.data_prep`, `verl_act.evaluate` and `verl_act.chain`, imported when
+asked for, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from verl_act.errors import ActError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Out = Annotated[Path, typer.Option(help="folder to write; replaced as a whole when the command is done")]
+Json = Annotated[str, typer.Option(metavar="JSON")]
+Files = Annotated[list[Path], typer.Option(help="may be given several times")]
+
+
+def _object(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"{option} is not JSON ({error}): {text}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f'{option} must be a JSON object such as {{"key": 1}}, not {text}')
+    return value
+
+
+@app.command()
+def make_games(
+    out: Out,
+    counts: Json = '{"train": 3553, "valid_seen": 140, "valid_unseen": 134}',
+    size: str = "full",
+    seed: int = 0,
+    workers: int = 1,
+) -> None:
+    """Generate ALFWorld games, in ALFWorld's own file format, each proved solvable on its engine."""
+    from verl_act.data_prep.make_games import make_games as run
+
+    run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers)  # type: ignore[arg-type]
+
+
+@app.command()
+def collect_expert(
+    out: Out,
+    env: str,
+    split: str,
+    expert: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    env_settings: Json = "{}",
+) -> None:
+    """Play tasks with an expert; keep the trajectories that win and replay."""
+    from verl_act.data_prep.collect_expert import collect_expert as run
+
+    settings = _object(env_settings, "--env-settings")
+    run(out, env, split, expert=expert, limit=limit, seed=seed, workers=workers, env_settings=settings)
+
+
+@app.command()
+def sample_alternatives(
+    out: Out,
+    trajectories: Files,
+    model: str,
+    n: int = 4,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int = 512,
+    max_model_len: int = 4096,
+    template: str = "cot",
+    template_options: Json = "{}",
+    engine_options: Json = "{}",
+    seed: int = 0,
+    limit: int | None = None,
+    workers: int = 0,
+    gpus_per_worker: float = 1,
+) -> None:
+    """Sample the initial policy at every expert state. Goes on where a killed run stopped."""
+    from verl_act.data_prep.sample_alternatives import sample_alternatives as run
+    from verl_act.engine import EngineSettings, Sampling
+
+    extra = _object(engine_options, "--engine-options")
+    run(
+        out,
+        trajectories,
+        EngineSettings(model=model, max_model_len=max_model_len, extra=extra),
+        Sampling(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens),
+        template=template,
+        template_options=_object(template_options, "--template-options"),
+        seed=seed,
+        limit=limit,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+    )
+
+
+@app.command()
+def build_pairs(
+    out: Out,
+    trajectories: Files,
+    alternatives: Annotated[list[Path] | None, typer.Option()] = None,
+    env_settings: Json = "{}",
+    settings: Json = "{}",
+) -> None:
+    """Pair expert actions with sampled alternatives; measure margins on the environment."""
+    from verl_act.data_prep.build_pairs import build_pairs as run
+
+    counts = run(
+        out,
+        trajectories,
+        alternatives,
+        _object(env_settings, "--env-settings"),
+        **_object(settings, "--settings"),
+    )
+    typer.echo(json.dumps(dict(counts), indent=2))
+
+
+@app.command()
+def check_pairs(
+    pairs: Files,
+    held_out: Annotated[list[Path] | None, typer.Option()] = None,
+    template: str = "cot",
+    seed: int = 0,
+) -> None:
+    """Audit pairs for leakage, imbalance and give-aways; exits with 1 where it finds an error."""
+    from verl_act.data_prep.check_pairs import check_pairs as run
+
+    report = run(pairs, held_out or (), template=template, seed=seed)
+    typer.echo(str(report))
+    raise typer.Exit(1 if report.errors else 0)
+
+
+@app.command()
+def make_tasks(
+    out: Out,
+    env: str,
+    splits: Annotated[list[str], typer.Option(help="may be given several times")],
+    limit: int | None = None,
+    seed: int = 0,
+    env_settings: Json = "{}",
+) -> None:
+    """List tasks for multi-turn RL or an evaluation panel."""
+    from verl_act.data_prep.make_tasks import make_tasks as run
+
+    run(out, env, splits, limit=limit, seed=seed, env_settings=_object(env_settings, "--env-settings"))
+
+
+@app.command()
+def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") -> None:
+    """Make the small initial policy that comes with the package, from expert trajectories."""
+    from verl_act.data_prep.make_embedded_model import EmbeddedModelSettings
+    from verl_act.data_prep.make_embedded_model import make_embedded_model as run
+
+    run(out, trajectories, EmbeddedModelSettings(**_object(settings, "--settings")))
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    model: str,
+    name: str = "model",
+    tasks: Annotated[list[Path] | None, typer.Option(help="panels to play, each task once")] = None,
+    trajectories: Annotated[list[Path] | None, typer.Option(help="expert states to ask next actions at")] = None,
+    pairs: Annotated[list[Path] | None, typer.Option(help="pairs to ask choices of")] = None,
+    temperature: float = 0.0,
+    max_tokens: int = 512,
+    max_model_len: int = 4096,
+    max_turns: int = 50,
+    template: str = "cot",
+    template_options: Json = "{}",
+    env_settings: Json = "{}",
+    engine_options: Json = "{}",
+    limit: Annotated[int | None, typer.Option(help="the first so many expert states and pairs of each split")] = None,
+    seed: int = 0,
+) -> None:
+    """Measure a model: episodes, next actions, choices. Writes figures.json and every single answer."""
+    from verl_act.engine import EngineSettings, Sampling
+    from verl_act.evaluate.run import evaluate as run
+
+    run(
+        out,
+        name,
+        EngineSettings(model=model, max_model_len=max_model_len, extra=_object(engine_options, "--engine-options")),
+        Sampling(temperature=temperature, max_tokens=max_tokens),
+        tasks=tasks or [],
+        trajectories=trajectories or [],
+        pairs=pairs or [],
+        max_turns=max_turns,
+        template=template,
+        template_options=_object(template_options, "--template-options"),
+        env_settings=_object(env_settings, "--env-settings"),
+        limit=limit,
+        seed=seed,
+    )
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[list[Path], typer.Argument(help="folders written by `evaluate`")],
+    out: Annotated[Path | None, typer.Option(help="also write comparison.md and comparison.json here")] = None,
+) -> None:
+    """Evaluations side by side, one row a model."""
+    from verl_act.evaluate.table import compare as run
+
+    run(evaluations, out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def chain(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="a recipe such as alfworld/quickstart, or a YAML file")],
+    out: Annotated[Path, typer.Option(help="folder of all stages")],
+    check: Annotated[
+        bool, typer.Option("--check", help="verify data, model, versions and configuration; run nothing")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="at most so many steps of each RL stage")] = None,
+) -> None:
+    """Run all of ACT: data, critic stage, action stage, evaluation. Further arguments KEY=VALUE change the recipe.
+
+    Finished stages are skipped; a killed chain goes on where it stopped.
+    """
+    from verl_act.chain import check_chain, load_recipe, run_chain
+
+    loaded = load_recipe(recipe, context.args, steps)
+    if check:
+        check_chain(loaded, out)
+    else:
+        run_chain(loaded, out)
+
+
+def main() -> None:
+    """Run the command line; an error that this package raises on purpose is one line, and status 2."""
+    try:
+        app()
+    except ActError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

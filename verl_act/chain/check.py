@@ -1,0 +1,128 @@
+"""`chain --check`: find in seconds what would stop a chain after an hour."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from verl_act.chain.recipe import Recipe
+from verl_act.chain.stages import Stage, stages
+from verl_act.engine import load_tokenizer
+from verl_act.envs.registry import get_env
+from verl_act.errors import ActError, ConfigError
+from verl_act.prompts import get_template
+
+_FREE_GIB = 2
+_PACKAGES = ("verl>=0.9.1,<0.10", "tensordict>=0.10", "ray", "transformers>=5")
+
+
+def check_chain(recipe: Recipe, out: Path) -> None:
+    """Check versions, device, model, data, disk and the configuration of both verl runs; print a line for each.
+
+    Raises `ConfigError` with all that is wrong, where anything is.
+    """
+    console = Console(highlight=False)
+    wrong = []
+    for name, check in _checks(recipe, out):
+        try:
+            console.print(f"ok    {name}: {check()}", soft_wrap=True)
+        except ActError as error:
+            console.print(f"wrong {name}: {error}", soft_wrap=True)
+            wrong.append(name)
+    if wrong:
+        raise ConfigError(f"the chain cannot run yet: {', '.join(wrong)} (see above).")
+
+
+def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "versions", _versions
+    yield "device", lambda: _device(recipe)
+    yield "model", lambda: _model(recipe)
+    yield "prompt", lambda: type(get_template(recipe.prompt.template, **recipe.prompt.options)).__name__
+    yield "data", lambda: _data(recipe)
+    yield "disk", lambda: _disk(out)
+    for stage in stages(recipe, out):
+        if stage.trains:
+            yield f"{stage.name} configuration", lambda stage=stage: compose(stage)
+
+
+def _versions() -> str:
+    found = []
+    for text in _PACKAGES:
+        requirement = Requirement(text)
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError as error:
+            raise ConfigError(f"{requirement.name} is not installed; run the README's set-up.") from error
+        if installed not in requirement.specifier:
+            raise ConfigError(f"{requirement.name} {installed} is installed, but {requirement.specifier} is needed.")
+        found.append(f"{requirement.name} {installed}")
+    return ", ".join(found)
+
+
+def _device(recipe: Recipe) -> str:
+    from verl.plugin.platform import get_platform
+
+    import verl_act.plugin  # noqa: F401  (registers the cpu platform)
+
+    platform = get_platform().device_name
+    if recipe.device == "cpu" and platform != "cpu":
+        raise ConfigError(
+            f"the recipe is for a CPU, but verl chose the platform {platform!r} here. Run with device=null and settings "
+            "for your accelerator, or set VERL_PLATFORM=cpu."
+        )
+    if recipe.device != "cpu" and platform == "cpu":
+        raise ConfigError(
+            "the recipe is for an accelerator, but torch is a CPU build. Add device=cpu, or install torch with CUDA."
+        )
+    return platform
+
+
+def _model(recipe: Recipe) -> str:
+    return f"{recipe.model_path} ({len(load_tokenizer(recipe.model_path))} tokens)"
+
+
+def _data(recipe: Recipe) -> str:
+    spec = get_env(recipe.env)
+    if recipe.games.counts is not None:
+        return f"{sum(recipe.games.counts.values())} games will be generated"
+    counts = {
+        split: len(spec.tasks(split, **recipe.env_settings)) for split in [recipe.train_split, *recipe.valid_splits]
+    }
+    return ", ".join(f"{split} {count}" for split, count in counts.items())
+
+
+def _disk(out: Path) -> str:
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < _FREE_GIB:
+        raise ConfigError(
+            f"{folder} has {free:.1f} GiB free; {_FREE_GIB} are needed. Free space or choose another --out."
+        )
+    return f"{free:.0f} GiB free"
+
+
+def compose(stage: Stage) -> str:
+    """Compose the verl configuration of a training stage, without running it."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from verl_act.data.settings import ActSettings
+
+    overrides = list(stage.command[3:])
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.name}.overrides."
+        ) from error
+    ActSettings.from_config(config.data)
+    return f"{len(overrides)} overrides"

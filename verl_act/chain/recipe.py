@@ -1,0 +1,146 @@
+"""A recipe: what `chain` runs, as YAML in `verl_act/recipes` or in a file of your own.
+
+A recipe names another as its `base` and states only what differs. Unknown keys are refused, with the key's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_act.errors import ConfigError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "embedded_model"
+
+
+@dataclass
+class PromptRecipe:
+    template: str = "cot"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class GamesRecipe:
+    """Generated games; `counts` null uses the official data instead."""
+
+    counts: dict[str, int] | None = None
+    size: str = "full"
+    seed: int = 0
+
+
+@dataclass
+class ExpertRecipe:
+    """`limits` draws so many tasks of a split."""
+
+    name: str = "search"
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class SamplingRecipe:
+    n: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 512
+
+
+@dataclass
+class TrainRecipe:
+    """One RL stage on verl. `config` are our Hydra groups; `overrides` any keys of verl's configuration, flat.
+
+    `data` is what the action stage trains on: `steps` (expert states) or `episodes` (live tasks).
+    """
+
+    config: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    data: str = "pairs"
+
+
+@dataclass
+class EvaluateRecipe:
+    temperature: float = 0.0
+    max_turns: int = 50
+    limit: int | None = None
+
+
+@dataclass
+class Recipe:
+    """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings."""
+
+    env: str = "alfworld"
+    env_settings: dict[str, Any] = field(default_factory=dict)
+    train_split: str = "train"
+    valid_splits: list[str] = field(default_factory=lambda: ["valid_seen", "valid_unseen"])
+    model: str = "embedded"
+    device: str | None = None
+    seed: int = 0
+    workers: int = 1
+    max_model_len: int = 4096
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    prompt: PromptRecipe = field(default_factory=PromptRecipe)
+    games: GamesRecipe = field(default_factory=GamesRecipe)
+    expert: ExpertRecipe = field(default_factory=ExpertRecipe)
+    alternatives: SamplingRecipe = field(default_factory=SamplingRecipe)
+    pairs: dict[str, Any] = field(default_factory=dict)
+    critic: TrainRecipe = field(default_factory=TrainRecipe)
+    action: TrainRecipe = field(default_factory=TrainRecipe)
+    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+
+    @property
+    def model_path(self) -> str:
+        """The initial policy: a folder, a hub id, or the model that comes with the package."""
+        return str(EMBEDDED_MODEL) if self.model == "embedded" else self.model
+
+
+def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
+    """The recipe `name` (below `verl_act/recipes`, or a file), with `KEY=VALUE` changes and a bound on RL steps.
+
+    Raises `ConfigError` naming the file and the key at fault.
+    """
+    layers = [_read(path) for path in reversed(_bases(_find(name)))]
+    for change in changes:
+        if "=" not in change:
+            raise ConfigError(f"{change!r} is not a change of the form KEY=VALUE.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers, OmegaConf.from_dotlist(list(changes)))
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"recipe {name}: {str(error).splitlines()[0]} (key {error.full_key!r}).") from error
+    assert isinstance(recipe, Recipe)
+    if recipe.action.data not in ("steps", "episodes"):
+        raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
+    if steps is not None:
+        for stage in (recipe.critic, recipe.action):
+            planned = stage.overrides.get("trainer.total_training_steps", steps)
+            stage.overrides["trainer.total_training_steps"] = min(planned, steps)
+    return recipe
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+    raise ConfigError(f"no recipe is called {name!r} and no such file exists; there are {', '.join(known)}.")
+
+
+def _bases(path: Path) -> list[Path]:
+    """`path` and the recipes below it, nearest first."""
+    found = [path]
+    while base := OmegaConf.load(found[-1]).get("base"):
+        found.append(_find(base))
+        if found[-1] in found[:-1]:
+            raise ConfigError(f"{path}: its bases form a circle at {base}.")
+    return found
+
+
+def _read(path: Path) -> DictConfig:
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path}: is not a mapping of recipe keys.")
+    return OmegaConf.masked_copy(config, [key for key in config if key != "base"])

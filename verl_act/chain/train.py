@@ -1,0 +1,108 @@
+"""A verl run as one stage: progress on the terminal, checkpoints to go on from, and at the end a model folder.
+
+verl works in `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the metrics of all
+attempts as one file, and the log; a killed run leaves the work folder, from which verl resumes by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from tqdm import tqdm
+
+from verl_act.chain.process import dies_with_parent
+from verl_act.chain.stages import Stage
+from verl_act.errors import EngineError
+from verl_act.manifest import atomic_folder
+
+_STEP = re.compile(r"\bstep:(\d+) - (.*)")
+_SHOWN = ("critic/score/mean", "actor/entropy", "response_length/mean")
+_TAIL = 40
+
+
+def train(stage: Stage) -> None:
+    """Run verl to its last step and export the model. Raises `EngineError` with the end of the log where it fails."""
+    work = stage.output.with_name(f"{stage.output.name}.work")
+    command_file = work / "command.json"
+    if command_file.exists() and json.loads(command_file.read_text()) != list(stage.command):
+        shutil.rmtree(work)  # another configuration: its checkpoints must not be resumed
+    work.mkdir(parents=True, exist_ok=True)
+    command_file.write_text(json.dumps(list(stage.command)))
+    attempt = len(list(work.glob("metrics-*.jsonl")))
+    environment = {
+        **os.environ,
+        "VERL_FILE_LOGGER_PATH": str(work / f"metrics-{attempt}.jsonl"),
+        "PYTHONUNBUFFERED": "1",
+        "HYDRA_FULL_ERROR": "1",
+    }
+    command = [
+        *stage.command,
+        'trainer.logger=["console","file"]',
+        f"trainer.default_local_dir={work / 'checkpoints'}",
+        f"hydra.run.dir={work / 'hydra'}",
+    ]
+    log = work / f"log-{attempt}.txt"
+    status = _watch(command, environment, log, stage.name)
+    models = sorted((work / "checkpoints").glob("global_step_*/actor/huggingface"), key=_step_of)
+    if status or not models:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
+        what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
+        raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
+    with atomic_folder(stage.output) as folder:
+        shutil.copytree(models[-1], folder / "model")
+        (folder / "metrics.jsonl").write_text(_merged_metrics(work))
+        shutil.copy(log, folder / "log.txt")
+    shutil.rmtree(work)
+
+
+def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
+    """Run `command` into `log`; the exit status. One bar shows the steps and the figures to watch."""
+    with (
+        log.open("w") as stream,
+        tqdm(desc=f"{name} (starting)", unit="step") as progress,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=dies_with_parent,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            stream.write(line)
+            if found := _STEP.search(line):
+                stream.flush()
+                progress.set_description(name)
+                progress.n = int(found[1])
+                progress.set_postfix(_figures(found[2]))
+        return process.wait()
+
+
+def _figures(text: str) -> dict[str, str]:
+    pairs = (entry.split(":", 1) for entry in text.split(" - ") if ":" in entry)
+    found = {name: value.removeprefix("np.float64(").rstrip(")") for name, value in pairs}
+    return {name.split("/")[-2]: f"{float(found[name]):.3f}" for name in _SHOWN if name in found}
+
+
+def _merged_metrics(work: Path) -> str:
+    """The metrics of all attempts, one line a step; a step done again counts as done last."""
+    by_step: dict[int, str] = {}
+    for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
+        for line in path.read_text().splitlines():
+            try:
+                by_step[json.loads(line)["step"]] = line
+            except json.JSONDecodeError:
+                continue  # the line that a killed attempt was writing
+    return "".join(f"{by_step[step]}\n" for step in sorted(by_step))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.parent.parent.name.removeprefix("global_step_"))

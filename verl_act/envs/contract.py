@@ -1,0 +1,201 @@
+"""What every environment must do, as checks that anybody can run on theirs.
+
+    from verl_act.envs.contract import check_environment
+    check_environment(get_env("mine"), split="train", env_settings={...})
+
+A check raises `EnvError` saying what went wrong, with the task and the step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from verl_act.envs.base import (
+    Environment,
+    EnvSpec,
+    Expert,
+    Observation,
+    PlanningEnvironment,
+    SnapshotEnvironment,
+    StepResult,
+    Task,
+)
+from verl_act.errors import EnvError
+from verl_act.schema import Context, Turn
+
+NONSENSE = ("", " ", "fly to the moon", "\x00\x1b[31m\x7f", "<|im_end|>", "go to " * 200_000, "\ud83e\udd16 \u202e")
+"""Actions that no environment knows, some of them hostile; the long one is more than 1 MB."""
+
+_HORIZON = 200
+"""Steps after which a game that is still going on is taken to have no step limit."""
+
+Transcript = list[Observation | StepResult]
+
+
+def check_environment(
+    spec: EnvSpec, split: str, env_settings: Mapping[str, Any] | None = None, *, tasks: int = 6, seed: int = 0
+) -> None:
+    """Run every check on `tasks` tasks of `split`. Raises `EnvError` at the first one that fails."""
+    settings = dict(env_settings or {})
+    listed = spec.tasks(split, **settings)
+    _require(len(set(listed)) == len(listed), f"{spec.name}/{split} lists a task twice")
+    _require(
+        list(listed) == list(spec.tasks(split, **settings)), f"{spec.name}/{split} lists its tasks in a changing order"
+    )
+    drawn = random.Random(seed).sample(list(listed), min(tasks, len(listed)))
+    environment, other = spec.make(**settings), spec.make(**settings)
+    try:
+        check_expert(spec, environment, drawn, seed)
+        for task in drawn:
+            check_repeatable(environment, other, task, seed)
+            check_nonsense(environment, task)
+            check_step_limit(environment, task)
+            if isinstance(environment, SnapshotEnvironment):
+                check_snapshots(environment, task, seed)
+            if isinstance(environment, PlanningEnvironment):
+                check_plan_length(environment, task, seed)
+        check_independence(environment, other, drawn, seed)
+    finally:
+        for used in (environment, other):
+            used.close()
+            used.close()
+
+
+def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task], seed: int) -> None:
+    """The default expert succeeds, with admissible actions only; a random player does not do better."""
+    expert = next(iter(spec.experts.values()))()
+    won = lucky = 0
+    for task in tasks:
+        won += _play(expert, environment, task)
+        steps = walk(environment, task, seed)[1:]
+        lucky += any(step.success for step in steps if isinstance(step, StepResult))
+    _require(won > 0, f"{spec.name}: the expert wins none of {len(tasks)} tasks")
+    _require(won >= lucky, f"{spec.name}: a random player wins {lucky} of {len(tasks)} tasks, the expert only {won}")
+
+
+def _play(expert: Expert, environment: Environment, task: Task) -> bool:
+    """Whether the expert wins."""
+    first = environment.reset(task)
+    expert.reset(task)
+    history: list[Turn] = []
+    observation, admissible = first.observation, first.admissible_actions
+    for _ in range(_HORIZON):
+        action, _ = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
+        result = environment.step(action)
+        if result.done:
+            return result.success
+        history.append(Turn(observation, action))
+        observation, admissible = result.observation, result.admissible_actions
+    raise EnvError(f"{task}: the expert is still playing after {_HORIZON} steps.")
+
+
+def check_repeatable(environment: Environment, other: Environment, task: Task, seed: int) -> None:
+    """The same task and actions give the same transcript, on the same instance and on another one."""
+    once = walk(environment, task, seed)
+    _require(once == walk(environment, task, seed), f"{task}: the same actions gave another transcript after a reset")
+    _require(once == walk(other, task, seed), f"{task}: the same actions gave another transcript on another instance")
+
+
+def check_nonsense(environment: Environment, task: Task) -> None:
+    """Any text is answered; what is not admissible is flagged and earns nothing, and what is admissible is not
+    flagged.
+    """
+    first = environment.reset(task)
+    for action in NONSENSE:
+        result = environment.step(action)
+        _require(not result.admissible, f"{task}: accepts {action[:30]!r} as admissible")
+        _require(isinstance(result.observation, str), f"{task}: answers {action[:30]!r} with {result.observation!r}")
+        _require(result.reward <= 0 and not result.success, f"{task}: rewards {action[:30]!r}")
+        if result.done:
+            environment.reset(task)
+    environment.reset(task)
+    _require(environment.step(first.admissible_actions[0]).admissible, f"{task}: flags an action that it offers")
+
+
+def check_step_limit(environment: Environment, task: Task) -> None:
+    """An agent that does nothing comes to an end, without success."""
+    environment.reset(task)
+    for _ in range(_HORIZON):
+        result = environment.step(NONSENSE[2])
+        if result.done:
+            _require(not result.success, f"{task}: doing nothing counts as success")
+            return
+    raise EnvError(f"{task}: no end after {_HORIZON} steps of doing nothing; an episode needs a step limit.")
+
+
+def check_independence(environment: Environment, other: Environment, tasks: Sequence[Task], seed: int) -> None:
+    """Two instances played in turns give the transcripts that each gives alone."""
+    first, second = tasks[0], tasks[-1]
+    alone = walk(environment, first, seed), walk(environment, second, seed + 1)
+    players = [_Walker(environment, first, seed), _Walker(other, second, seed + 1)]
+    while any([player.advance() for player in players]):
+        continue
+    mixed = tuple(player.transcript for player in players)
+    _require(mixed == alone, f"{first}, {second}: interleaved instances disturb each other")
+
+
+def check_snapshots(environment: SnapshotEnvironment, task: Task, seed: int) -> None:
+    """Going back to a snapshot gives the same continuation, again and again."""
+    walker = _Walker(environment, task, seed)
+    for _ in range(5):
+        walker.advance()
+    shown, snapshot = walker.transcript[-1], environment.snapshot()
+    if isinstance(shown, StepResult) and shown.done:
+        return
+    once = {action: environment.step(action) for action in shown.admissible_actions[:1]}
+    for action in (*shown.admissible_actions, *once):
+        environment.restore(snapshot)
+        result = environment.step(action)
+        _require(result == once.setdefault(action, result), f"{task}: {action!r} gave another result after a restore")
+    environment.restore(snapshot)
+    continued = walk(environment, task, seed, start=walker)
+    _require(continued == walk(environment, task, seed), f"{task}: a restored episode goes on differently")
+
+
+def check_plan_length(environment: PlanningEnvironment, task: Task, seed: int) -> None:
+    """No action brings the goal nearer by more than one step, and at the goal nothing is left."""
+    walker = _Walker(environment, task, seed)
+    before = environment.plan_length()
+    while walker.advance():
+        after = environment.plan_length()
+        _require(
+            before is None or (after is not None and after >= before - 1), f"{task}: plan length {before} -> {after}"
+        )
+        before = after
+    last = walker.transcript[-1]
+    if isinstance(last, StepResult) and last.success:
+        _require(environment.plan_length() == 0, f"{task}: plan length {environment.plan_length()} at the goal")
+
+
+def walk(environment: Environment, task: Task, seed: int, start: _Walker | None = None) -> Transcript:
+    """A random game: everything that the environment said. With `start`, that walker's game is finished instead."""
+    walker = start or _Walker(environment, task, seed)
+    while walker.advance():
+        continue
+    return walker.transcript
+
+
+class _Walker:
+    """Plays random actions, one in ten of them nonsense, one step at a time."""
+
+    def __init__(self, environment: Environment, task: Task, seed: int) -> None:
+        self._environment = environment
+        self._random = random.Random(seed)
+        self.transcript: Transcript = [environment.reset(task)]
+
+    def advance(self) -> bool:
+        """Take a step; false where the game is over (or goes on for longer than any game should)."""
+        shown = self.transcript[-1]
+        if len(self.transcript) > _HORIZON or (isinstance(shown, StepResult) and shown.done):
+            return False
+        offered = shown.admissible_actions
+        action = self._random.choice(offered) if offered and self._random.random() > 0.1 else NONSENSE[2]
+        self.transcript.append(self._environment.step(action))
+        return True
+
+
+def _require(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise EnvError(f"The environment breaks its contract. {complaint}.")

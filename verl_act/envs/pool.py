@@ -1,0 +1,248 @@
+"""Environments in Ray actors: many episodes a process, no episode waiting for another, and none lost with its process.
+
+An actor that dies or hangs is replaced, and its episodes are replayed to where they were: environments are
+deterministic. Calls to one actor take turns, so the call that was running when it was lost is the suspect. A
+suspect is retried once, on an actor of its own, where it can hurt no other episode; the others go on with the
+replacement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from verl_act.envs.base import Environment, Observation, StepResult, Task
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, EnvError
+
+
+class PoolSettings(Protocol):
+    """The part of a rollout's settings that a pool needs; time-outs in seconds."""
+
+    @property
+    def actors(self) -> int: ...
+    @property
+    def step_timeout(self) -> float: ...
+    @property
+    def reset_timeout(self) -> float: ...
+    @property
+    def env_settings(self) -> dict[str, Any]: ...
+
+
+class EnvPool:
+    """Opens episodes of one environment on shared actors. Belongs to the event loop that uses it.
+
+    All callers of a Ray job that ask for the same environment and settings share the actors, which are started when
+    first needed and end with the job. A task always goes to the same actor, so that one loads a game once for its
+    whole group.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        env_settings: Mapping[str, Any] | None = None,
+        *,
+        actors: int = 1,
+        step_timeout: float = 60.0,
+        reset_timeout: float = 120.0,
+        num_cpus: float = 0.0,
+    ) -> None:
+        """Time-outs in seconds; starting an actor counts as part of its first reset. `num_cpus` is what Ray reserves.
+
+        Raises `ConfigError` for an unknown environment, or without actors or time.
+        """
+        if actors < 1 or min(step_timeout, reset_timeout) <= 0:
+            raise ConfigError(f"A pool needs actors and time: {actors=}, {step_timeout=}, {reset_timeout=}.")
+        get_env(env)
+        self.step_timeout = step_timeout
+        self.reset_timeout = reset_timeout
+        self._arguments = (env, dict(env_settings or {}))
+        self._num_cpus = num_cpus
+        key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
+        self._hosts = [_Host(self._starter(f"verl_act-env-{key}-{at}")) for at in range(actors)]
+
+    @classmethod
+    def shared(cls, env: str, settings: PoolSettings) -> EnvPool:
+        """The pool of the running event loop for `env` and `settings`; made at the first call."""
+        pools = _SHARED.setdefault(asyncio.get_running_loop(), {})
+        options: dict[str, Any] = {
+            "actors": settings.actors,
+            "step_timeout": settings.step_timeout,
+            "reset_timeout": settings.reset_timeout,
+        }
+        key = json.dumps([env, options, settings.env_settings], sort_keys=True, default=str)
+        if key not in pools:
+            pools[key] = cls(env, settings.env_settings, **options)
+        return pools[key]
+
+    async def open(self, task: Task) -> EnvSession:
+        """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out."""
+        host = self._hosts[zlib.crc32(task.task_id.encode()) % len(self._hosts)]
+        session = EnvSession(self, host, task)
+        await session.start()
+        return session
+
+    def lone_host(self) -> _Host:
+        """A host that no other episode uses."""
+        return _Host(self._starter(None))
+
+    def _starter(self, name: str | None) -> Callable[[int], ActorHandle]:
+        def start(generation: int) -> ActorHandle:
+            # A lost actor's name may linger, so each replacement has its own; all callers count the same way.
+            options = {"name": f"{name}-{generation}", "get_if_exists": True} if name else {}
+            return _HostActor.options(num_cpus=self._num_cpus, **options).remote(*self._arguments)
+
+        return start
+
+
+_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EnvPool]] = WeakKeyDictionary()
+
+
+class EnvSession:
+    """One episode. Its calls are made one after another."""
+
+    first: Observation
+    """What the reset showed."""
+
+    def __init__(self, pool: EnvPool, host: _Host, task: Task) -> None:
+        self._pool = pool
+        self._host = host
+        self._task = task
+        self._episode = uuid4().hex
+        self._generation: int | None = None
+        self._actions: list[str] = []
+        self._shown: Observation | StepResult | None = None
+
+    async def start(self) -> None:
+        """Reset the environment; called by `EnvPool.open`."""
+        self.first = self._shown = await self._safely(self._replay, "its reset")
+
+    async def step(self, action: str) -> StepResult:
+        """Take `action`. Raises `EnvError` where the environment fails, dies or hangs on it twice."""
+        result = await self._safely(lambda: self._step(action), f"action {action!r} at step {len(self._actions)}")
+        self._actions.append(action)
+        self._shown = result
+        return result
+
+    async def close(self) -> None:
+        """Free the environment for the next episode; never raises for an actor that is gone."""
+        if self._generation == self._host.generation:
+            self._generation = None
+            try:
+                await self._host.call(self._pool.step_timeout, "close", self._episode)
+            except _HostLost:
+                return
+        if self._host not in self._pool._hosts:
+            self._host.discard()
+
+    async def _safely(self, attempt: Callable[[], Any], what: str) -> Any:
+        try:
+            async with self._host.turn:
+                return await attempt()
+        except _HostLost:
+            self._host, self._generation = self._pool.lone_host(), None
+        try:
+            async with self._host.turn:
+                return await attempt()
+        except _HostLost as lost:
+            raise EnvError(
+                f"{self._task}: the environment was lost twice on {what}: {lost}. The episode is given up."
+            ) from lost
+
+    async def _step(self, action: str) -> StepResult:
+        if self._generation != self._host.generation:
+            shown = await self._replay()
+            if shown != self._shown:
+                raise EnvError(
+                    f"{self._task}: replaying {self._actions} gave another state; the environment is not deterministic."
+                )
+        return await self._host.call(self._pool.step_timeout, "step", self._episode, action)
+
+    async def _replay(self) -> Observation | StepResult:
+        timeout = self._pool.reset_timeout + (self._pool.step_timeout if self._actions else 0)
+        shown = await self._host.call(timeout, "play", self._episode, self._task, self._actions)
+        self._generation = self._host.generation
+        return shown
+
+
+class _HostLost(Exception):
+    """An actor died, or did not answer in time."""
+
+
+class _Host:
+    """A caller's view of one actor: started when first needed, replaced when lost."""
+
+    def __init__(self, start: Callable[[int], ActorHandle]) -> None:
+        self._start = start
+        self._actor: ActorHandle | None = None
+        self.generation = 0
+        self.turn = asyncio.Lock()
+
+    async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
+        """Call the actor; `EnvError` of the environment is passed on. Raises `_HostLost`, the actor then being
+        replaced.
+        """
+        if self._actor is None:
+            self._actor = self._start(self.generation)
+        actor = self._actor
+        try:
+            return await asyncio.wait_for(getattr(actor, method).remote(*arguments), timeout)
+        except TimeoutError:
+            reason = f"no answer within {timeout:g} s"
+        except RayActorError as error:
+            reason = f"its process died ({type(error).__name__})"
+        except RayTaskError as error:
+            cause = error.cause
+            raise EnvError(str(cause) if isinstance(cause, EnvError) else f"{type(cause).__name__}: {cause}") from error
+        if actor is self._actor:
+            self.discard()
+        raise _HostLost(reason)
+
+    def discard(self) -> None:
+        """End the actor; the next call starts another."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+            self.generation += 1
+
+
+class _EnvHost:
+    """Hosts the environments of many episodes in one process."""
+
+    def __init__(self, env: str, env_settings: dict[str, Any]) -> None:
+        self._make: Callable[[], Environment] = lambda: get_env(env).make(**env_settings)
+        self._playing: dict[str, Environment] = {}
+        self._idle: list[Environment] = []
+
+    def play(self, episode: str, task: Task, actions: list[str]) -> Observation | StepResult:
+        """Start `episode` (again) and take `actions`; what the last of them, or else the reset, shows."""
+        environment = self._playing.pop(episode, None) or (self._idle.pop() if self._idle else self._make())
+        try:
+            shown: Observation | StepResult = environment.reset(task)
+            for action in actions:
+                shown = environment.step(action)
+        except Exception:
+            self._idle.append(environment)  # its caller has no episode to close
+            raise
+        self._playing[episode] = environment
+        return shown
+
+    def step(self, episode: str, action: str) -> StepResult:
+        """Take one action."""
+        return self._playing[episode].step(action)
+
+    def close(self, episode: str) -> None:
+        """Keep the environment for another episode."""
+        self._idle.append(self._playing.pop(episode))
+
+
+_HostActor: Any = ray.remote(_EnvHost)  # Ray types a decorated class in a way that hides `options`

@@ -1,0 +1,132 @@
+"""Evaluate one model: start an engine, put all questions, write records and figures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
+from verl_act.errors import ConfigError
+from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
+from verl_act.evaluate.figures import answer_figures, by_split, episode_figures
+from verl_act.manifest import atomic_folder, make_manifest, write_manifest
+from verl_act.prompts import get_template
+from verl_act.rollout.episode import Episode
+from verl_act.schema import TASK, read_pairs, read_steps, read_table
+
+PathName = str | PathLike[str]
+FIGURES = "figures.json"
+
+
+def evaluate(
+    out: PathName,
+    name: str,
+    engine: EngineSettings,
+    sampling: Sampling,
+    *,
+    tasks: Sequence[PathName] = (),
+    trajectories: Sequence[PathName] = (),
+    pairs: Sequence[PathName] = (),
+    max_turns: int = 50,
+    template: str = "cot",
+    template_options: Mapping[str, Any] | None = None,
+    env_settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
+
+    Every item of the files is asked exactly once, in file order; `limit` takes the first so many expert states and pairs of
+    each split (episodes are never cut). Temperature 0 is greedy.
+    """
+    if not (tasks or trajectories or pairs):
+        raise ConfigError("nothing to evaluate: give tasks, trajectories or pairs.")
+    started = time.monotonic()
+    panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
+    steps = _first_of_each_split(read_steps(trajectories), limit)
+    questions = _first_of_each_split(read_pairs(pairs), limit)
+    with Engine(engine) as running:
+        examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
+
+        async def ask() -> tuple[list[tuple[dict[str, Any], Episode]], list[dict[str, Any]], list[dict[str, Any]]]:
+            played = []
+            if panel:
+                ray.init(include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+                pool = EnvPool(panel[0].env, env_settings)
+                played = await play_tasks(examinee, panel, pool, max_turns)
+            return played, await ask_next_actions(examinee, steps), await ask_choices(examinee, questions)
+
+        try:
+            played, actions, choices = asyncio.run(ask())
+        finally:
+            ray.shutdown()
+    episodes = [record for record, _ in played]
+    figures = {
+        "name": name,
+        "model": engine.model,
+        "sampling": asdict(sampling),
+        "template": template,
+        "episodes": by_split(episodes, episode_figures),
+        "next_action": by_split(actions, answer_figures),
+        "choice": by_split(choices, answer_figures),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    with atomic_folder(out) as folder:
+        (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+        _write_lines(folder / "episodes.jsonl", [{**record, **_transcript(episode)} for record, episode in played])
+        _write_lines(folder / "next_actions.jsonl", actions)
+        _write_lines(folder / "choices.jsonl", choices)
+        manifest = make_manifest(
+            "evaluate",
+            settings={"engine": asdict(engine), "sampling": asdict(sampling), "template": template, "limit": limit},
+            inputs=[*tasks, *trajectories, *pairs],
+            counts={"episodes": len(episodes), "next_actions": len(actions), "choices": len(choices)},
+            seed=seed,
+            seconds=time.monotonic() - started,
+        )
+        write_manifest(folder, manifest)
+    return figures
+
+
+def _first_of_each_split(records: list[Any], limit: int | None) -> list[Any]:
+    if limit is None:
+        return records
+    seen: dict[str, int] = {}
+    kept = []
+    for record in records:
+        seen[record.split] = seen.get(record.split, 0) + 1
+        if seen[record.split] <= limit:
+            kept.append(record)
+    return kept
+
+
+def _transcript(episode: Episode) -> dict[str, Any]:
+    """What a reader of the episode needs: each turn with what was seen, allowed, replied and done."""
+    return {
+        "goal": episode.turns[0].context.goal if episode.turns else "",
+        "turns": [
+            {
+                "observation": turn.context.observation,
+                "admissible_actions": list(turn.context.admissible_actions),
+                "reply": turn.reply,
+                "action": turn.action,
+                "malformed": turn.malformed,
+                "admissible": turn.admissible,
+            }
+            for turn in episode.turns
+        ],
+    }
+
+
+def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))

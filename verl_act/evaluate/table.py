@@ -1,0 +1,75 @@
+"""Evaluations side by side: a table for the terminal, the same as Markdown, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from verl_act.errors import DataError
+from verl_act.evaluate.run import FIGURES
+
+Cell = str
+
+
+def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
+    """Print one row an evaluation; with `out`, also write comparison.md and comparison.json there."""
+    figures = [_read(Path(folder)) for folder in evaluations]
+    header, rows = comparison(figures)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(100, 14 * len(header))).print(table)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.md").write_text(markdown(header, rows))
+        (folder / "comparison.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[list[Cell]]]:
+    """Header and rows; the columns are those that any of the evaluations has."""
+    columns = []
+    for section, parts in (
+        ("episodes", ("success", "steps", "inadmissible_share", "malformed_share", "loop_share")),
+        ("next_action", ("right", "right_inferable")),
+        ("choice", ("right", "right_inferable", "named_a_candidate")),
+    ):
+        splits = sorted({split for entry in figures for split in entry[section]})
+        columns += [(section, split, part) for split in splits for part in parts]
+    header = ["model", *(f"{section} {split} {part}".replace("_", " ") for section, split, part in columns)]
+    rows = [
+        [entry["name"], *(_cell(entry[section].get(split, {}).get(part)) for section, split, part in columns)]
+        for entry in figures
+    ]
+    return header, rows
+
+
+def markdown(header: Sequence[Cell], rows: Sequence[Sequence[Cell]]) -> str:
+    """A Markdown table with one line a figure: there are more figures than models."""
+    names = [row[0] for row in rows]
+    lines = [["figure", *names], ["---", *("---:" for _ in names)]]
+    lines += [[title, *(row[number] for row in rows)] for number, title in enumerate(header) if number]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> Cell:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        if value["share"] is None:
+            return ""
+        return f"{value['share']:.1%} [{value['low']:.1%}, {value['high']:.1%}] n={value['count']}"
+    return f"{value:.3g}"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FIGURES
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
+    return json.loads(path.read_text())
