@@ -262,6 +262,8 @@ def test_files_that_cannot_be_trained_on_are_refused(files: dict[str, str], tmp_
     ]:
         with pytest.raises(DataError, match=message):
             _dataset(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="name at least one file"):
+        _dataset([])
     with pytest.raises(ConfigError, match="__rollout_n__"):
         _dataset([files["pairs"], str(tmp_path / "rollout_n.parquet")])
 

@@ -19,6 +19,8 @@ from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

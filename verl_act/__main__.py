@@ -19,6 +19,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 
 Out = Annotated[Path, typer.Option(help="folder to write; replaced as a whole when the command is done")]
 Json = Annotated[str, typer.Option(metavar="JSON")]
+Model = Annotated[str, typer.Option(help="a Hugging Face model folder, or a hub id")]
 Files = Annotated[list[Path], typer.Option(help="may be given several times")]
 
 
@@ -68,7 +69,7 @@ def collect_expert(
 def sample_alternatives(
     out: Out,
     trajectories: Files,
-    model: str,
+    model: Model,
     n: int = 4,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -112,14 +113,14 @@ def build_pairs(
     """Pair expert actions with sampled alternatives; measure margins on the environment."""
     from verl_act.data_prep.build_pairs import build_pairs as run
 
-    counts = run(
+    manifest = run(
         out,
         trajectories,
-        alternatives,
+        alternatives or (),
         _object(env_settings, "--env-settings"),
         **_object(settings, "--settings"),
     )
-    typer.echo(json.dumps(dict(counts), indent=2))
+    typer.echo(json.dumps(manifest.counts, indent=2))
 
 
 @app.command()
@@ -133,7 +134,7 @@ def check_pairs(
     from verl_act.data_prep.check_pairs import check_pairs as run
 
     report = run(pairs, held_out or (), template=template, seed=seed)
-    typer.echo(str(report))
+    typer.echo(report.table())
     raise typer.Exit(1 if report.errors else 0)
 
 
@@ -164,7 +165,7 @@ def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") ->
 @app.command()
 def evaluate(
     out: Out,
-    model: str,
+    model: Model,
     name: str = "model",
     tasks: Annotated[list[Path] | None, typer.Option(help="panels to play, each task once")] = None,
     trajectories: Annotated[list[Path] | None, typer.Option(help="expert states to ask next actions at")] = None,

@@ -77,6 +77,8 @@ class ActDataset(Dataset):
         self._tokenizer = tokenizer
         _require_plain_tags(tokenizer)
         files = [data_files] if isinstance(data_files, str) else list(data_files)
+        if not files:
+            raise ConfigError("data.train_files or data.val_files is empty; name at least one file.")
         self._sources = [self._open(path, config, processor) for path in files]
         self._has_ours = any(isinstance(source, Source) for source in self._sources)
         if self._has_ours:

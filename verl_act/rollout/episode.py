@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Protocol
 
 from verl_act.envs.base import Observation, StepResult, Task
-from verl_act.parse import Malformed, parse_action
+from verl_act.parse import Malformed, match_action, parse_action
 from verl_act.schema import Context, Turn
 
 NO_ACTION = "(no readable action)"
@@ -111,7 +111,9 @@ async def play(task: Task, session: Session, policy: Policy, max_turns: int) -> 
             result = StepResult(NOT_UNDERSTOOD, context.admissible_actions, 0.0, False, False, False)
         else:
             started = time.perf_counter()
-            result = await session.step(parsed.action)
+            # Environments match exactly; a reply is forgiven its case and spacing, as in the rewards.
+            action = match_action(parsed.action, context.admissible_actions) or parsed.action
+            result = await session.step(action)
             episode.env_seconds += time.perf_counter() - started
         episode.turns.append(
             EpisodeTurn(context, reply, parsed.action, parsed.malformed, result.admissible, result.reward)

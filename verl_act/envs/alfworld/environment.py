@@ -50,6 +50,7 @@ class AlfworldEnvironment:
         self._max_steps = max_steps
         self._engine: Engine | None = None
         self._planner: Planner | None = None
+        self._walkthrough: tuple[str, ...] = ()
         self._frame = Frame("", (), False)
         self._steps = 0
 
@@ -66,6 +67,7 @@ class AlfworldEnvironment:
                 self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else Engine()
             self._planner = None
             self._steps = 0
+            self._walkthrough = game.walkthrough
             self._engine.load(game)
             self._frame = self._engine.reset()
             paragraphs = [text for text in self._frame.feedback.split("\n\n") if text != _BANNER]
@@ -135,7 +137,7 @@ class AlfworldEnvironment:
 
     def walkthrough(self) -> tuple[str, ...]:
         """The solution that came with the game file (privileged); empty where it has none."""
-        return self._playing().game.file.walkthrough
+        return self._walkthrough
 
     def _playing(self) -> Engine:
         if self._engine is None:

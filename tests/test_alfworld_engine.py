@@ -1,0 +1,182 @@
+"""Our engine against the stock one: the same transcript, word for word, and every text answered."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import textworld
+from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+from textworld.envs import PddlEnv
+
+from verl_act.envs.alfworld.data import TASK_TYPES, list_games
+from verl_act.envs.alfworld.engine import Engine, Frame
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.game import read_game
+from verl_act.envs.base import Task
+from verl_act.errors import ConfigError, DataError, EnvError
+
+STEPS = 30
+MANIPULATIONS = ("take", "move", "open", "close", "clean", "heat", "cool", "use", "slice")
+
+
+def choose(rng: random.Random, commands: tuple[str, ...]) -> str:
+    """A command, manipulations first; now and then one in disorder, or none at all."""
+    manipulations = [command for command in commands if command.startswith(MANIPULATIONS)]
+    command = rng.choice(manipulations if manipulations and rng.random() < 0.6 else commands)
+    return rng.choice([command] * 20 + [f"  {command} ", command.upper(), "fly to the moon"])
+
+
+@pytest.fixture(scope="module")
+def stock() -> AlfredDemangler:
+    return AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_transcripts_are_those_of_the_stock_engine(task_type: str, games: Path, stock: AlfredDemangler) -> None:
+    engine = Engine()
+
+    def start() -> Frame:
+        theirs, ours = stock.reset(), engine.reset()
+        assert (ours.feedback, list(ours.commands)) == (theirs.feedback, theirs["admissible_commands"])
+        return ours
+
+    def step(command: str) -> Frame:
+        ours, (theirs, score, done) = engine.step(command), stock.step(command)
+        assert (ours.feedback, ours.won) == (theirs.feedback, theirs["won"]), command
+        assert list(ours.commands) == theirs["admissible_commands"], command
+        assert (int(ours.won), ours.won) == (score, done), command
+        return ours
+
+    for path in sorted(games.glob(f"json_2.1.1/*/{task_type}*/*/game.tw-pddl"))[:2]:
+        stock.load(str(path))
+        engine.load(read_game(path))
+        start()
+        for command in ("help", *read_game(path).walkthrough, "look"):
+            step(command)
+        rng, frame = random.Random(str(path.parent.name)), start()
+        for _ in range(STEPS):
+            frame = step(choose(rng, frame.commands))
+
+
+def test_the_official_wording_of_a_game_is_kept(games: Path) -> None:
+    """Goals with signs that mean something to the grammar, or to JSON, come out as the stock engine says them."""
+    path = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl"))
+    content = json.loads(path.read_text())
+    goal = content["grammar"].partition("Your task is to: ")[2].partition(".")[0]
+    for odd in ('put a mug (the \\"blue\\" one) in desk', "put it in the caf\\u00e9 box", "x" * 5000, "put. it. down"):
+        environment = AlfworldEnvironment()
+        changed = content | {"grammar": content["grammar"].replace(goal, odd)}
+        path_of_odd = path.with_name("odd.tw-pddl")
+        path_of_odd.write_text(json.dumps(changed))
+        stock = PddlEnv(textworld.EnvInfos())
+        stock.load(str(path_of_odd))
+        assert f"Your task is to: {environment.play(read_game(path_of_odd)).goal}." in stock.reset().feedback
+        path_of_odd.unlink()
+
+
+def test_observations_leave_out_the_banner_and_the_task(games: Path) -> None:
+    environment = AlfworldEnvironment(games)
+    first = environment.reset(list_games("train", games).tasks[0])
+    assert first.observation.startswith("You are in the middle of a room. Looking quickly around you, you see a ")
+    assert "Welcome" not in first.observation and "task" not in first.observation
+    assert "help" not in first.admissible_actions and "look" in first.admissible_actions
+
+
+def test_winning_ends_an_episode_and_the_step_limit_does_not_win_it(games: Path) -> None:
+    task = list_games("train", games).tasks[0]
+    environment = AlfworldEnvironment(games)
+    environment.reset(task)
+    plan = environment.plan()
+    assert plan
+    results = [environment.step(action) for action in plan]
+    assert [result.reward for result in results] == [0.0] * (len(plan) - 1) + [1.0]
+    assert results[-1].done and results[-1].success and not results[-2].done
+    after = environment.step("look")
+    assert (after.done, after.success, after.reward) == (True, True, 0.0)
+
+    limited = AlfworldEnvironment(games, max_steps=len(plan) - 1)
+    limited.reset(task)
+    last = [limited.step(action) for action in plan[:-1]][-1]
+    assert last.done and not last.success and last.reward == 0.0
+    assert not limited.step(plan[-1]).success
+
+
+def test_engines_are_reused(games: Path) -> None:
+    environment = AlfworldEnvironment(games)
+    environment.reset(list_games("train", games).tasks[0])
+    engine = environment._engine
+    environment.close()
+    another = AlfworldEnvironment(games)
+    another.reset(list_games("train", games).tasks[1])
+    assert another._engine is engine
+
+
+def test_translation_leaves_no_trace_in_the_interpreter(games: Path) -> None:
+    before, out = list(sys.argv), sys.stdout
+    AlfworldEnvironment(games).reset(list_games("valid_seen", games).tasks[0])
+    assert sys.argv == before and sys.stdout is out
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda text: text[:100], "not a readable game file"),
+        (lambda text: "{}", "not an ALFWorld game"),
+        (lambda text: "[1, 2]", "not an ALFWorld game"),
+        (lambda text: text.replace("(:goal", "(:gaol"), "cannot be translated"),
+        (lambda text: text.replace("Type)", "Kind)"), "cannot be translated"),
+        (lambda text: text.replace("action look {", "action look [["), "cannot be translated"),
+    ],
+)
+def test_damaged_games_name_the_file_and_the_remedy(damage, complaint: str, games: Path, tmp_path: Path) -> None:
+    source = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl"))
+    folder = tmp_path / "json_2.1.1" / "train" / "broken" / "trial"
+    folder.mkdir(parents=True)
+    (folder / "game.tw-pddl").write_text(damage(source.read_text()))
+    with pytest.raises(EnvError, match=f"game.tw-pddl.*{complaint}.*(?s:.*)again"):
+        AlfworldEnvironment(tmp_path).reset(Task("alfworld", "train", "broken/trial", "pick_and_place_simple"))
+
+
+def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    with pytest.raises(DataError, match=r"ALFWORLD_DATA.*make_games"):
+        list_games("train")
+    with pytest.raises(DataError, match="holds no ALFWorld games"):
+        list_games("train", tmp_path)
+    with pytest.raises(DataError, match="no split 'test'"):
+        list_games("test", tmp_path)
+    with pytest.raises(ConfigError, match="max_steps is 0"):
+        AlfworldEnvironment(max_steps=0)
+    with pytest.raises(EnvError, match="reset"):
+        AlfworldEnvironment().step("look")
+
+
+def test_unplayable_games_are_left_out_and_counted(games: Path, tmp_path: Path) -> None:
+    source = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).parent
+    traj, game = json.loads((source / "traj_data.json").read_text()), json.loads((source / "game.tw-pddl").read_text())
+
+    def write(name: str, traj: dict, game: dict | None) -> None:
+        folder = tmp_path / "json_2.1.1" / "train" / name / "trial"
+        folder.mkdir(parents=True)
+        (folder / "traj_data.json").write_text(json.dumps(traj))
+        if game is not None:
+            (folder / "game.tw-pddl").write_text(json.dumps(game))
+
+    write("good", traj, game)
+    write("with_movable_recep", traj, game)
+    write("AppleSliced", traj, game)
+    write("no_game", traj, None)
+    write("unsolvable", traj, game | {"solvable": False})
+    write("other", traj | {"task_type": "dance"}, game)
+    found = list_games("train", tmp_path / "json_2.1.1")
+    assert [task.task_id for task in found.tasks] == ["good/trial"]
+    assert found.skipped == {
+        "movable receptacle or sliced object": 2,
+        "no game file": 1,
+        "unsolvable": 1,
+        "other task type": 1,
+    }

@@ -1,0 +1,97 @@
+"""The plan length is exact: it can be walked, nothing is shorter, and Fast Downward finds nothing better."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from verl_act.envs.alfworld.data import TASK_TYPES, list_tasks
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.game import read_game
+from verl_act.envs.alfworld.goal import LookGoal, PlaceGoal, parse_goal
+
+MANIPULATIONS = ("take", "move", "open", "close", "clean", "heat", "cool", "use")
+
+
+def random_states(games: Path, task_type: str, steps: int = 20) -> Iterator[AlfworldEnvironment]:
+    """An environment in one state after another of random walks that take, carry off and treat whatever there is."""
+    environment = AlfworldEnvironment(games, max_steps=10_000)
+    for split in ("train", "valid_unseen"):
+        for task in (task for task in list_tasks(split, games) if task.task_type == task_type):
+            rng, actions = random.Random(task.task_id), environment.reset(task).admissible_actions
+            for _ in range(steps):
+                yield environment
+                manipulations = [action for action in actions if action.startswith(MANIPULATIONS)]
+                result = environment.step(
+                    rng.choice(manipulations if manipulations and rng.random() < 0.7 else actions)
+                )
+                if result.done:
+                    break
+                actions = result.admissible_actions
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_a_plan_wins_in_exactly_its_length(task_type: str, games: Path) -> None:
+    for environment in random_states(games, task_type):
+        here, plan = environment.snapshot(), environment.plan()
+        assert plan is not None and len(plan) == environment.plan_length()
+        results = [environment.step(action) for action in plan]
+        assert all(result.admissible for result in results)
+        assert [result.success for result in results] == [False] * (len(plan) - 1) + [True]
+        environment.restore(here)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_no_action_shortens_the_way_by_more_than_one(task_type: str, games: Path) -> None:
+    """With the test above this proves that plans are shortest: lengths are reached, and fall by at most one a step."""
+    for environment in random_states(games, task_type):
+        here, length = environment.snapshot(), environment.plan_length()
+        assert length is not None
+        for action in environment._admissible():
+            environment.step(action)
+            after = environment.plan_length()
+            assert after is not None and after >= length - 1, action
+            environment.restore(here)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+def test_fast_downward_finds_no_shorter_plan(task_type: str, games: Path) -> None:
+    for number, environment in enumerate(random_states(games, task_type)):
+        if number % 5 == 0:
+            here, plan = environment.snapshot(), environment._playing().replan()
+            length = environment.plan_length()
+            assert plan is not None and length is not None and len(plan) >= length
+            assert all(environment.step(action).admissible for action in plan)
+            environment.restore(here)
+
+
+def test_goals_are_read_from_all_six_types(games: Path) -> None:
+    goals = {
+        task.task_type: parse_goal(read_game(games / "json_2.1.1" / "train" / task.task_id / "game.tw-pddl").problem)
+        for task in list_tasks("train", games)
+    }
+    assert isinstance(goals.pop("look_at_obj_in_light"), LookGoal)
+    treatments = {name: (goal.treatment, goal.count) for name, goal in goals.items() if isinstance(goal, PlaceGoal)}
+    assert treatments == {
+        "pick_and_place_simple": (None, 1),
+        "pick_clean_then_place_in_recep": ("isclean", 1),
+        "pick_heat_then_place_in_recep": ("ishot", 1),
+        "pick_cool_then_place_in_recep": ("iscool", 1),
+        "pick_two_obj_and_place": (None, 2),
+    }
+
+
+def test_other_goals_are_left_to_fast_downward(games: Path) -> None:
+    """A goal that the planner does not know, such as a closed room's open fridge, is planned by the library."""
+    game = read_game(next(games.glob("json_2.1.1/train/pick_cool*/*/game.tw-pddl")))
+    head, _, _ = game.problem.partition("(:goal")
+    fridge = next(word for word in head.replace(")", " ").split() if word.startswith("Fridge_bar"))
+    problem = f"{head}(:goal (and (opened {fridge})))\n)"
+    assert parse_goal(problem) is None
+    environment = AlfworldEnvironment()
+    environment.play(type(game)("fridge", game.domain, game.grammar, problem))
+    assert environment.plan() == ["go to fridge 1", "open fridge 1"]
+    assert [environment.step(action).success for action in environment.plan() or []] == [False, True]

@@ -1,0 +1,81 @@
+"""The contract, over every environment that ships; a user's own environment is found and checked in the same way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fragile_env
+import pytest
+
+from verl_act.envs.base import PlanningEnvironment, SnapshotEnvironment
+from verl_act.envs.contract import check_environment
+from verl_act.envs.registry import get_env, known_envs, register_env
+from verl_act.errors import ConfigError, EnvError
+
+
+@pytest.fixture(params=["alfworld"])
+def environment(request: pytest.FixtureRequest, games: Path) -> tuple[str, dict[str, Any]]:
+    """Name and settings of each environment."""
+    return request.param, {"alfworld": {"data": str(games)}}[request.param]
+
+
+def test_every_environment_keeps_the_contract(environment: tuple[str, dict[str, Any]]) -> None:
+    name, settings = environment
+    spec = get_env(name)
+    for split in spec.splits:
+        check_environment(spec, split, settings)
+
+
+def test_alfworld_plans_and_goes_back() -> None:
+    made = get_env("alfworld").make()
+    assert isinstance(made, PlanningEnvironment) and isinstance(made, SnapshotEnvironment)
+
+
+def test_the_contract_notices_a_breach(games: Path) -> None:
+    from verl_act.envs.alfworld.environment import AlfworldEnvironment
+    from verl_act.envs.base import EnvSpec, StepResult
+
+    class Generous(AlfworldEnvironment):
+        """Counts running out of steps as success."""
+
+        def step(self, action: str) -> StepResult:
+            result = super().step(action)
+            return StepResult(*[getattr(result, name) for name in result.__slots__[:4]], result.done, result.admissible)
+
+    sound = get_env("alfworld")
+    spec = EnvSpec(sound.name, Generous, sound.tasks, sound.experts, sound.splits)
+    with pytest.raises(EnvError, match=r"breaks its contract\. .*success"):
+        check_environment(spec, "train", {"data": str(games)})
+
+
+def test_an_unknown_environment_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no environment named 'alfwrld'\. Known: .*alfworld"):
+        get_env("alfwrld")
+
+
+def test_names_are_not_taken_over() -> None:
+    spec = get_env("alfworld")
+    assert register_env(spec) is spec
+    with pytest.raises(ConfigError, match="registered already"):
+        register_env(type(spec)("alfworld", fragile_env.FragileEnvironment, spec.tasks, {}, ()))
+
+
+def test_an_entry_point_adds_an_environment(tmp_path: Path) -> None:
+    """In a fresh process: registering is for the life of a process."""
+    fragile_env.install(tmp_path)
+    code = "from verl_act.envs.registry import *; print(known_envs(), get_env('fragile').tasks('train')[0].task_id)"
+    paths = [str(tmp_path), str(Path(fragile_env.__file__).parent), str(Path.cwd())]
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"], capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "['alfworld', 'fragile'] t0", run.stderr
+
+
+def test_the_registry_imports_no_engine() -> None:
+    code = "import sys, verl_act.envs.registry; print({'textworld', 'alfworld', 'torch', 'ray'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "set()", run.stderr
+    assert "alfworld" in known_envs()

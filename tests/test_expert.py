@@ -1,0 +1,197 @@
+"""Experts and their trajectories: what they may know, how often they win, and that a file holds only proven games."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from verl_act.data_prep.collect_expert import TRAJECTORIES, collect_expert, play, replays
+from verl_act.data_prep.import_commands import modern_command
+from verl_act.data_prep.make_games import make_games
+from verl_act.envs.alfworld.beliefs import Beliefs
+from verl_act.envs.alfworld.data import list_tasks
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.search import SearchExpert
+from verl_act.envs.alfworld.task_sentence import Wanted, parse_sentence
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.manifest import read_manifest
+from verl_act.schema import Context, Step, Turn, read_steps
+
+ROOM = (
+    "You are in the middle of a room. Looking quickly around you, "
+    "you see a desk 1, a drawer 2, a drawer 1, and a shelf 1."
+)
+GO = ("go to desk 1", "go to drawer 2", "go to drawer 1", "go to shelf 1", "look", "inventory")
+
+
+def decide(goal: str, *said: str, admissible: tuple[str, ...] = GO) -> tuple[str, bool]:
+    """What the search expert does after hearing `said`."""
+    *earlier, last = (ROOM, *said)
+    history = tuple(Turn(text, "some action") for text in earlier)
+    return SearchExpert().act(Context(goal, history, last, admissible))
+
+
+@pytest.fixture(scope="module")
+def full_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full") / "games"
+    make_games(folder, counts={"train": 12}, size="full", seed=3, progress=False)
+    return folder
+
+
+def test_an_unseen_object_is_searched_for_and_a_seen_one_fetched() -> None:
+    assert decide("put a pen in drawer") == ("go to desk 1", False)
+    nothing = "You arrive at desk 1. On the desk 1, you see nothing."
+    assert decide("put a pen in drawer", nothing) == ("go to shelf 1", False)
+    pen = "You arrive at shelf 1. On the shelf 1, you see a book 1, and a pen 2."
+    take = (*GO, "take pen 2 from shelf 1")
+    assert decide("put a pen in drawer", nothing, pen, admissible=take) == ("take pen 2 from shelf 1", True)
+    away = "You arrive at desk 1. On the desk 1, you see nothing."
+    assert decide("put a pen in drawer", pen, away) == ("go to shelf 1", True)
+
+
+def test_opening_where_one_stands_and_the_last_unseen_place_are_inferable() -> None:
+    closed = "You arrive at drawer 2. The drawer 2 is closed."
+    assert decide("put a pen on shelf", closed, admissible=(*GO, "open drawer 2")) == ("open drawer 2", True)
+    seen = [f"You arrive at {r}. On the {r}, you see nothing." for r in ("desk 1", "drawer 2", "shelf 1")]
+    assert decide("put a pen on shelf", *seen) == ("go to drawer 1", True)
+
+
+def test_a_place_that_shares_its_spot_is_opened_without_walking() -> None:
+    """ALFWorld offers no `go to` for a receptacle within reach of where the agent stands."""
+    here = "You arrive at drawer 2. The drawer 2 is open. In it, you see nothing."
+    offered = ("go to desk 1", "open drawer 1", "close drawer 2", "look")
+    seen = [f"You arrive at {r}. On the {r}, you see nothing." for r in ("desk 1", "shelf 1")]
+    assert decide("put a pen on shelf", *seen, here, admissible=offered) == ("open drawer 1", True)
+
+
+def test_a_wrong_object_is_put_away_first() -> None:
+    holding = "You pick up the book 1 from the desk 1."
+    assert (
+        decide("put a pen on shelf", holding, admissible=(*GO, "move book 1 to desk 1"))[0] == "move book 1 to desk 1"
+    )
+
+
+def test_beliefs_follow_the_transcript() -> None:
+    beliefs = Beliefs()
+    for text in (
+        ROOM,
+        "You arrive at drawer 2. The drawer 2 is closed.",
+        "You open the drawer 2. The drawer 2 is open. In it, you see a mug 1, and a pen 1.",
+        "You pick up the mug 1 from the drawer 2.",
+        "You heat the mug 1 using the microwave 1.",
+        "You cool the mug 1 using the fridge 1.",
+        "You move the mug 1 to the desk 1.",
+        "Nothing happens.",
+        "gibberish \x00 You see a",
+    ):
+        beliefs.observe(text)
+    assert beliefs.receptacles == ["desk 1", "drawer 2", "drawer 1", "shelf 1"]
+    assert beliefs.contents == {"drawer 2": ["pen 1"], "desk 1": ["mug 1"]}
+    assert (beliefs.place, beliefs.held, beliefs.treated) == ("drawer 2", None, {"mug 1": {"cool"}})
+
+
+def test_every_template_of_alfworld_is_read() -> None:
+    from alfworld.gen.goal_library import gdict
+
+    expected = {
+        "pick_and_place_simple": Wanted("mug", "desk"),
+        "look_at_obj_in_light": Wanted("mug", "desklamp", look=True),
+        "pick_clean_then_place_in_recep": Wanted("mug", "desk", "clean"),
+        "pick_heat_then_place_in_recep": Wanted("mug", "desk", "heat"),
+        "pick_cool_then_place_in_recep": Wanted("mug", "desk", "cool"),
+        "pick_two_obj_and_place": Wanted("mug", "desk", count=2),
+    }
+    for task_type, wanted in expected.items():
+        for template in gdict[task_type]["templates"]:
+            assert parse_sentence(template.format(obj="mug", recep="desk", toggle="desklamp")) == wanted
+    assert parse_sentence("Kindly dance.") is None
+    with pytest.raises(EnvError, match="templates"):
+        decide("Kindly dance.")
+
+
+@pytest.mark.parametrize("name", ["search", "planner", "walkthrough"])
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_experts_win(name: str, size: str, games: Path, full_games: Path) -> None:
+    data = games if size == "small" else full_games
+    environment, expert = AlfworldEnvironment(data), get_env("alfworld").experts[name]()
+    for task in list_tasks("train", data):
+        steps = play(environment, expert, task, source=name)
+        assert steps[-1].success
+        if name == "planner":
+            assert [step.plan_length for step in steps] == list(range(len(steps), 0, -1))
+
+
+def test_the_search_expert_needs_no_environment(games: Path) -> None:
+    """Its actions are the same where there is nothing to ask."""
+    environment = AlfworldEnvironment(games)
+    for task in list_tasks("valid_unseen", games):
+        for step in play(environment, SearchExpert(), task, source="search"):
+            assert SearchExpert().act(step.context) == (step.action, step.inferable)
+
+
+def test_trajectories_are_written_proven_and_repeatable(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    manifest = collect_expert(tmp_path / "one", "alfworld", "train", env_settings=settings, progress=False)
+    collect_expert(tmp_path / "two", "alfworld", "train", env_settings=settings, workers=2, progress=False)
+    steps = read_steps([tmp_path / "one" / TRAJECTORIES])
+    assert steps == read_steps([tmp_path / "two" / TRAJECTORIES])
+    assert all(step.verified and step.success and step.plan_length is not None for step in steps)
+    assert all(step.action in step.context.admissible_actions for step in steps)
+    assert len({step.state_id for step in steps}) == len(steps)
+    assert (manifest.counts["trajectories"], manifest.counts["dropped"]) == (12, {})
+    assert 0.3 < manifest.counts["inferable_share"] < 1
+    stored = read_manifest(tmp_path / "one")
+    assert stored is not None and list(stored.inputs) == [str(games)]
+
+
+def test_lost_games_are_dropped_and_counted(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games), "max_steps": 6}
+    manifest = collect_expert(tmp_path / "short", "alfworld", "train", env_settings=settings, progress=False)
+    kept, dropped = manifest.counts["trajectories"], manifest.counts["dropped"]
+    assert kept + dropped["not won"] == 12 and 0 < kept < 12
+    with pytest.raises(DataError, match="won none of 12"):
+        collect_expert(
+            tmp_path / "none", "alfworld", "train", env_settings={**settings, "max_steps": 1}, progress=False
+        )
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_replay_that_differs_is_noticed(games: Path) -> None:
+    from dataclasses import replace
+
+    environment, task = AlfworldEnvironment(games), list_tasks("train", games)[0]
+    steps = play(environment, SearchExpert(), task, source="search")
+    assert replays(AlfworldEnvironment(games), task, steps)
+
+    def changed(at: int, change: Callable[[Step], Step]) -> list[Step]:
+        return [change(step) if number == at else step for number, step in enumerate(steps)]
+
+    assert not replays(environment, task, changed(1, lambda s: replace(s, context=replace(s.context, observation="x"))))
+    assert not replays(environment, task, changed(0, lambda step: replace(step, reward=1.0)))
+
+
+@pytest.mark.parametrize("wrong", [{"split": "test"}, {"expert": "oracle"}, {"limit": 0}, {"env": "nowhere"}])
+def test_impossible_orders_are_refused(wrong: dict, games: Path, tmp_path: Path) -> None:
+    order = {"env": "alfworld", "split": "train", "env_settings": {"data": str(games)}} | wrong
+    with pytest.raises(ConfigError):
+        collect_expert(tmp_path / "none", **order, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("put mug 1 in/on desk 2", "move mug 1 to desk 2"),
+        ("put cd 3 in drawer 1", "move cd 3 to drawer 1"),
+        ("put pen 1 on sidetable 1", "move pen 1 to sidetable 1"),
+        ("move mug 1 to desk 2", "move mug 1 to desk 2"),
+        ("go to desk 1", "go to desk 1"),
+        ("put mug 1", "put mug 1"),
+        ("input mug 1 in/on desk 1", "input mug 1 in/on desk 1"),
+        ("", ""),
+    ],
+)
+def test_old_put_commands_are_respelled(old: str, new: str) -> None:
+    assert modern_command(old) == new

@@ -1,0 +1,87 @@
+"""Generated games: the same bytes for the same seed, balanced, winnable, and nothing held out seen in training."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from verl_act.data_prep.alfworld_rooms import HELD_OUT_ROOMS, is_held_out, read_room
+from verl_act.data_prep.make_games import make_games
+from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, list_games
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.errors import ConfigError
+from verl_act.manifest import read_manifest
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    root = folder / "json_2.1.1"
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def combination(folder: Path, split: str, task_id: str) -> tuple[int, str, str]:
+    """Room, object and destination (or lamp) of a game."""
+    traj = json.loads((folder / "json_2.1.1" / split / task_id / "traj_data.json").read_text())
+    params = traj["pddl_params"]
+    return traj["scene"]["scene_num"], params["object_target"], params["parent_target"] or params["toggle_target"]
+
+
+def test_the_same_seed_gives_the_same_bytes_however_many_work(games: Path, tmp_path: Path) -> None:
+    counts = {"train": 12, "valid_seen": 6, "valid_unseen": 6}
+    make_games(tmp_path / "again", counts=counts, seed=7, workers=2, progress=False)
+    make_games(tmp_path / "other", counts=counts, seed=8, progress=False)
+    assert contents(tmp_path / "again") == contents(games)
+    assert not set(contents(tmp_path / "other")) & set(contents(games))
+
+
+def test_games_are_balanced_and_their_walkthroughs_win(games: Path) -> None:
+    environment = AlfworldEnvironment(games)
+    for split, each in zip(SPLITS, (2, 1, 1), strict=True):
+        found = list_games(split, games)
+        assert not found.skipped
+        assert Counter(task.task_type for task in found.tasks) == dict.fromkeys(TASK_TYPES, each)
+        for task in found.tasks:
+            environment.reset(task)
+            results = [environment.step(action) for action in environment.walkthrough()]
+            assert [result.success for result in results] == [False] * (len(results) - 1) + [True]
+
+
+def test_splits_differ_as_they_say(games: Path) -> None:
+    train = {combination(games, "train", task.task_id) for task in list_games("train", games).tasks}
+    for task in list_games("valid_seen", games).tasks:
+        room, *pair = combination(games, "valid_seen", task.task_id)
+        assert room in {trained for trained, *_ in train} and not is_held_out(*pair)
+    for task in list_games("valid_unseen", games).tasks:
+        room, *pair = combination(games, "valid_unseen", task.task_id)
+        assert room in HELD_OUT_ROOMS and is_held_out(*pair)
+    assert all(room not in HELD_OUT_ROOMS and not is_held_out(*pair) for room, *pair in train)
+
+
+def test_small_rooms_are_small_and_can_do_their_tasks() -> None:
+    for number in (1, 10, 201, 301, 401):
+        small, full = read_room(number, "small"), read_room(number, "full")
+        assert len(small.receptacles) == min(9, len(full.receptacles))
+        assert small.receptacles.items() <= full.receptacles.items()
+    assert {"Fridge", "Microwave", "SinkBasin"} <= read_room(1, "small").receptacle_types()
+
+
+def test_full_games_can_be_made(tmp_path: Path) -> None:
+    make_games(tmp_path / "full", counts={"train": 6}, size="full", progress=False)
+    assert len(list_games("train", tmp_path / "full").tasks) == 6
+
+
+def test_the_manifest_says_what_was_made(games: Path) -> None:
+    manifest = read_manifest(games)
+    assert manifest is not None and (manifest.stage, manifest.seed) == ("make_games", 7)
+    assert {split: count["games"] for split, count in manifest.counts.items()} == dict(
+        zip(SPLITS, (12, 6, 6), strict=True)
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"counts": {"test": 1}}, {"counts": {}}, {"counts": {"train": 1}, "size": "big"}])
+def test_impossible_orders_are_refused(wrong: dict, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        make_games(tmp_path / "none", **wrong, progress=False)
+    assert not (tmp_path / "none").exists()
