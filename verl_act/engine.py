@@ -19,7 +19,14 @@ from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text
 
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-_CPU_ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 8192}
+# vLLM 0.28 rewinds the generator of a seeded request after a partial prefill, which a CPU generator cannot do
+# ("CPU Generator does not use offset"): prompts are prefilled whole.
+_CPU_ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_num_batched_tokens": 8192,
+    "enable_chunked_prefill": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
-from verl_act.data.config import ActSettings
+from verl_act.data.settings import ActSettings
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.prompts import Message, Template

@@ -118,7 +118,10 @@ def read_game(path: Path) -> GameFile:
 
 
 def game_from(content: Mapping[str, Any], *, name: str) -> GameFile:
-    """The game in the content of a game file. Raises `KeyError` or `TypeError` where a part is missing."""
+    """The game in the content of a game file. Raises `KeyError` or `TypeError` where a part is missing or no text."""
+    for part in ("pddl_domain", "grammar", "pddl_problem"):
+        if not isinstance(content[part], str):
+            raise TypeError(part)
     return GameFile(
         name=name,
         domain=content["pddl_domain"],
@@ -140,20 +143,20 @@ def compile_game(game: GameFile) -> CompiledGame:
         task, sas = fast_downward.pddl2sas(game.domain, game.problem)
         logic, grammar = _parse_logic(shared)
         _check_commands_are_static(task, logic)
-    facts = _initial_facts(task)
-    # Actions that the translator split share a name; the last one counts, as in TextWorld.
-    parameters = {a.name: tuple((p.name.strip("?"), p.type_name) for p in a.parameters) for a in task.actions}
-    return CompiledGame(
-        file=game,
-        sas=sas.encode(),
-        grammar=grammar,
-        goal=goal.group() if goal else None,
-        parameters=parameters,
-        mentioned={name: _mentioned(logic.actions[name].template, known) for name, known in parameters.items()},
-        feedback_symbols={name: action.feedback_rule.strip("#") for name, action in logic.actions.items()},
-        facts=facts,
-        entities=_name_entities(facts, {thing.name: thing.type_name for thing in task.objects}),
-    )
+        facts = _initial_facts(task)
+        # Actions that the translator split share a name; the last one counts, as in TextWorld.
+        parameters = {a.name: tuple((p.name.strip("?"), p.type_name) for p in a.parameters) for a in task.actions}
+        return CompiledGame(
+            file=game,
+            sas=sas.encode(),
+            grammar=grammar,
+            goal=goal.group() if goal else None,
+            parameters=parameters,
+            mentioned={name: _mentioned(logic.actions[name].template, known) for name, known in parameters.items()},
+            feedback_symbols={name: action.feedback_rule.strip("#") for name, action in logic.actions.items()},
+            facts=facts,
+            entities=_name_entities(facts, {thing.name: thing.type_name for thing in task.objects}),
+        )
 
 
 def translate_for_planner(game: GameFile) -> bytes:

@@ -91,16 +91,16 @@ class _Decision:
         target = (
             here if here in unseen else min(unseen, key=lambda r: _effort(thing, kind(r)))
         )  # first listed of the best
-        for command in (f"go to {target}", f"open {target}"):
+        for command in (f"open {target}", f"go to {target}"):
             if command in self.admissible:
                 return command, target == here or len(unseen) == 1
         return f"examine {target}", len(unseen) == 1
 
     def _at(self, receptacle: str | None, command: str) -> tuple[str, bool]:
-        """Do `command` at `receptacle`: go there and open it first, where that can and must be done."""
+        """Do `command` at `receptacle`, which may have to be opened and gone to before."""
         if command in self.admissible:
             return command, True
-        for step in (f"go to {receptacle}", f"open {receptacle}"):
+        for step in (f"open {receptacle}", f"go to {receptacle}"):
             if step in self.admissible:
                 return step, True
         return "look", False
