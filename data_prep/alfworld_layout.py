@@ -102,9 +102,7 @@ def _lamp_stands(room: Room) -> list[str]:
 
 
 def _start(rng: random.Random, room: Room) -> str:
-    """A place away from all receptacles: the first observation lists them only to an agent in the middle of the
-    room.
-    """
+    """A place away from all receptacles: only from the middle of the room does the agent see them listed."""
     taken = set(room.receptacles.values())
     while (start := f"loc|{rng.randrange(-8, 9)}|{rng.randrange(-8, 9)}|{rng.randrange(4)}|30") in taken:
         continue

@@ -79,9 +79,7 @@ def contents_of(receptacle: str) -> frozenset[str]:
 
 
 def is_held_out(object_type: str, target_type: str) -> bool:
-    """Whether an object type and its destination (or lamp) type go together only out of distribution: one pair in
-    five.
-    """
+    """Whether an object and a destination (or lamp) type meet only out of distribution: one pair in five."""
     return hashlib.sha256(f"{object_type}|{target_type}".encode()).digest()[0] % 5 == 0
 
 

@@ -40,11 +40,13 @@ class EmbeddedModelSettings:
     key_value_heads: int = 2
     feed_forward: int = 384
     context: int = 2048
-    steps: int = 1200
+    steps: int = 1800
     batch_size: int = 32
     learning_rate: float = 2e-3
-    choice_share: float = 0.3
+    choice_share: float = 0.5
     """Share of the warm-up rows that are choice questions (with random answers)."""
+    stranger_share: float = 0.5
+    """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
     whole_text_share: float = 0.25
     """Share of the rows whose prompt is learned too, which teaches the words."""
     seed: int = 0
@@ -84,12 +86,14 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
 def warmup_rows(
     steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings
 ) -> Iterator[tuple[list[Message], str]]:
-    """(prompt, answer) for every step, and choice questions between its action and another admissible one."""
+    """(prompt, answer) for every step, and choice questions between its action and another one."""
     rng = random.Random(settings.seed)
     questions_per_action = settings.choice_share / (1 - settings.choice_share)
     for step in steps:
         yield template.action_messages(step.context), _answer(step.action)
-        others = [action for action in step.context.admissible_actions if action != step.action]
+        stranger = rng.random() < settings.stranger_share
+        actions = rng.choice(steps).context.admissible_actions if stranger else step.context.admissible_actions
+        others = [action for action in actions if action != step.action]
         if others and rng.random() < questions_per_action:
             candidates = [step.action, rng.choice(others)]
             rng.shuffle(candidates)

@@ -11,8 +11,9 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -78,7 +79,7 @@ def make_games(
     _check(counts, size)
     started = time.monotonic()
     games: dict[str, list[_Game]] = {}
-    with _executor(workers) as run, atomic_folder(out) as folder:
+    with _workers(workers) as run, atomic_folder(out) as folder:
         seen: set[tuple[object, ...]] = set()
         for split in [split for split in SPLITS if counts.get(split)]:
             orders = [
@@ -118,20 +119,17 @@ def _environment() -> AlfworldEnvironment:
     return AlfworldEnvironment(max_steps=_STEP_LIMIT)
 
 
-class _executor:
-    """`map` over processes, or plainly in this one; in order either way."""
-
-    def __init__(self, workers: int) -> None:
-        self._pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
-
-    def __enter__(self) -> Any:
-        if self._pool is None:
-            return lambda orders: map(_make, orders)
-        return lambda orders: self._pool.map(_make, orders, chunksize=4)
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+@contextmanager
+def _workers(count: int) -> Iterator[Callable[[Sequence[_Order]], Iterator[_Game]]]:
+    """A `map` of `_make` over processes, or plainly in this one; in order either way."""
+    if count <= 1:
+        yield lambda orders: map(_make, orders)
+        return
+    pool = ProcessPoolExecutor(count, get_context("spawn"))
+    try:
+        yield lambda orders: pool.map(_make, orders, chunksize=4)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,3 +197,21 @@ def test_impossible_orders_are_refused(wrong: dict, games: Path, tmp_path: Path)
 )
 def test_old_put_commands_are_respelled(old: str, new: str) -> None:
     assert modern_command(old) == new
+
+
+def test_games_of_older_versions_are_played_in_their_own_words(games: Path, tmp_path: Path) -> None:
+    """Before ALFWorld 0.4 a game's grammar said `put mug 1 in/on desk 1`."""
+    shutil.copytree(games / "json_2.1.1" / "train", tmp_path / "json_2.1.1" / "train")
+    for path in tmp_path.rglob("game.tw-pddl"):
+        content = json.loads(path.read_text())
+        content["grammar"] = (
+            content["grammar"]
+            .replace("move {o} to {r}", "put {o} in/on {r}")
+            .replace("You move the {o.name} to the", "You put the {o.name} in/on the")
+        )
+        path.write_text(json.dumps(content))
+    environment = AlfworldEnvironment(tmp_path)
+    for task in list_tasks("train", tmp_path):
+        for name in ("search", "planner"):
+            steps = play(environment, get_env("alfworld").experts[name](), task, source=name)
+            assert steps[-1].success and not any(step.action.startswith("move") for step in steps)

@@ -99,9 +99,7 @@ def check_repeatable(environment: Environment, other: Environment, task: Task, s
 
 
 def check_nonsense(environment: Environment, task: Task) -> None:
-    """Any text is answered; what is not admissible is flagged and earns nothing, and what is admissible is not
-    flagged.
-    """
+    """Any text is answered. What is not admissible is flagged and earns nothing; what is admissible is not flagged."""
     first = environment.reset(task)
     for action in NONSENSE:
         result = environment.step(action)

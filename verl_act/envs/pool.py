@@ -12,6 +12,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -88,8 +89,16 @@ class EnvPool:
         """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out."""
         host = self._hosts[zlib.crc32(task.task_id.encode()) % len(self._hosts)]
         session = EnvSession(self, host, task)
-        await session.start()
+        try:
+            await session.start()
+        except EnvError:
+            await session.close()
+            raise
         return session
+
+    def shares(self, host: _Host) -> bool:
+        """Whether `host` serves other episodes too."""
+        return host in self._hosts
 
     def lone_host(self) -> _Host:
         """A host that no other episode uses."""
@@ -135,14 +144,14 @@ class EnvSession:
 
     async def close(self) -> None:
         """Free the environment for the next episode; never raises for an actor that is gone."""
-        if self._generation == self._host.generation:
-            self._generation = None
-            try:
-                await self._host.call(self._pool.step_timeout, "close", self._episode)
-            except _HostLost:
-                return
-        if self._host not in self._pool._hosts:
+        if not self._pool.shares(self._host):
             self._host.discard()
+            return
+        async with self._host.turn:
+            if self._generation == self._host.generation:
+                self._generation = None
+                with suppress(_HostLost):
+                    await self._host.call(self._pool.step_timeout, "close", self._episode)
 
     async def _safely(self, attempt: Callable[[], Any], what: str) -> Any:
         try:
@@ -188,9 +197,7 @@ class _Host:
         self.turn = asyncio.Lock()
 
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
-        """Call the actor; `EnvError` of the environment is passed on. Raises `_HostLost`, the actor then being
-        replaced.
-        """
+        """Call the actor. Raises the environment's `EnvError`, or `_HostLost`, after which the actor is replaced."""
         if self._actor is None:
             self._actor = self._start(self.generation)
         actor = self._actor

@@ -18,12 +18,20 @@ def activate() -> None:
     register_cpu_platform()
     if not is_cpu_platform():
         return
-    from verl_act.platform import process_group, sampling_poll, shared_memory, value_model, vllm_distribution
+    from verl_act.platform import (
+        process_group,
+        reference_offload,
+        sampling_poll,
+        shared_memory,
+        value_model,
+        vllm_distribution,
+    )
+
 
     # Children (Ray workers, vLLM's engine) inherit these and so reach the same decision without probing again.
     os.environ.setdefault("VERL_PLATFORM", "cpu")
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.
     # Waits for: `device=["cuda", "npu", "cpu"]` in verl/workers/engine/fsdp/transformer_impl.py.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    for gap in (process_group, sampling_poll, shared_memory, value_model, vllm_distribution):
+    for gap in (process_group, reference_offload, sampling_poll, shared_memory, value_model, vllm_distribution):
         gap.close_gap()

@@ -13,7 +13,9 @@ _ROOM = re.compile(r"Looking quickly around you, you see ([^.]*)\.")
 _ARRIVED = re.compile(rf"You arrive at ({_NAME})\.")
 _CONTENTS = re.compile(rf"(?:On|The) (?:the )?({_NAME})(?:, you see| is open\. In it, you see) ([^.]*)\.")
 _TAKEN = re.compile(rf"You pick up the ({_NAME}) from the ({_NAME})\.")
-_PUT = re.compile(rf"You move the ({_NAME}) to the ({_NAME})\.")
+_PUT = re.compile(
+    rf"You (?:move|put) the ({_NAME}) (?:to|in/on) the ({_NAME})\."
+)  # put: games made before ALFWorld 0.4
 _TREATED = re.compile(rf"You (clean|heat|cool) the ({_NAME}) using the ({_NAME})\.")
 _CARRYING = re.compile(rf"You are carrying: a ({_NAME})\.")
 

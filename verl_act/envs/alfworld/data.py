@@ -82,7 +82,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
             skipped["movable receptacle or sliced object"] += 1
         elif not (game := traj_path.with_name(FILE_NAME)).is_file():
             skipped["no game file"] += 1
-        elif (task_type := _read_json(traj_path)["task_type"]) not in TASK_TYPES:
+        elif (task_type := _read_json(traj_path).get("task_type")) not in TASK_TYPES:
             skipped["other task type"] += 1
         elif not _read_json(game).get("solvable"):
             skipped["unsolvable"] += 1

@@ -45,8 +45,8 @@ class EngineState:
 class Engine:
     """Plays one game at a time. Not thread-safe.
 
-    Each engine maps its own copy of the planner library (34 MB of address space, never given back by the system),
-    so engines are to be reused: `load` takes a millisecond.
+    Each engine loads its own copy of the planner library (34 MB of temporary disk until the process ends, 1 MB of
+    memory), so engines are to be reused: `load` takes a millisecond.
     """
 
     def __init__(self) -> None:
@@ -119,9 +119,7 @@ class Engine:
         self._facts, self._menu, self._won = state.facts, state.menu, state.won
 
     def replan(self) -> list[str] | None:
-        """Commands to the goal by Fast Downward's own search (tens of milliseconds, not always the shortest); None
-        if none.
-        """
+        """Commands to the goal by Fast Downward's search (tens of milliseconds, not always the fewest), if any."""
         if not self._can_replan:
             self._library.load_sas_replan(translate_for_planner(self.game.file))
             self._can_replan = True

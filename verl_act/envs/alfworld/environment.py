@@ -55,9 +55,7 @@ class AlfworldEnvironment:
         self._steps = 0
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where its game file is missing or damaged, and `DataError` where there is
-        no data.
-        """
+        """Start `task`. Raises `EnvError` for a missing or damaged game file, `DataError` where there is no data."""
         return self.play(read_game(game_path(task, self._data)))
 
     def play(self, game: GameFile) -> Observation:
@@ -121,9 +119,7 @@ class AlfworldEnvironment:
             self._steps = snapshot.steps
 
     def plan(self) -> list[str] | None:
-        """The fewest actions that reach the goal from here, the step limit aside (privileged); None where there is
-        no way.
-        """
+        """The fewest actions to the goal, the step limit aside (privileged); None where there is no way."""
         with _LOCK:
             engine = self._playing()
             if self._planner is None:

@@ -10,9 +10,7 @@ from verl_act.schema import Context
 
 
 class PlannerExpert:
-    """Takes the shortest way. An action is inferable where the search expert finds the same one, and finds it
-    inferable.
-    """
+    """Takes the shortest way. Inferable is what the search expert would do too, and finds inferable."""
 
     def reset(self, task: Task) -> None:
         """Nothing to prepare."""

@@ -88,13 +88,17 @@ class CompiledGame:
         """Ground the planner's operator `name`, such as `openobject agent1 loc_1 fridge_1`."""
         action, *arguments = name.split()
         binding = dict(zip(self.parameters[action], arguments, strict=False))
+        return Operator(self.command(action, binding), self.feedback_symbols[action], binding, effects)
+
+    def command(self, action: str, binding: Binding) -> str:
+        """What the agent types for `action`; `binding` must hold the parameters that its template starts from."""
         # Walking is grounded for every pair of places but named by where it leads, so most commands are known already.
-        key = (action, *(binding[placeholder] for placeholder in self.mentioned[action]))
+        key = (action, *(binding.get(placeholder, "") for placeholder in self.mentioned[action]))
         command = self.commands.get(key)
         if command is None:
             scene = Scene(self.facts, self.entities)
             command = self.commands[key] = self.grammar.render(_command_symbol(action), scene, binding)
-        return Operator(command, self.feedback_symbols[action], binding, effects)
+        return command
 
 
 class Menu(NamedTuple):

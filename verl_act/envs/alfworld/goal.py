@@ -37,9 +37,7 @@ Goal = PlaceGoal | LookGoal
 
 
 def parse_goal(problem: str) -> Goal | None:
-    """The goal of a PDDL `problem`; None where it is of another kind than ALFWorld's six task types (sliced,
-    movable).
-    """
+    """The goal of a PDDL `problem`; None where it is none of ALFWorld's six kinds (sliced and movable ones)."""
     text = problem.lower().partition("(:goal")[2]
     predicates = set(re.findall(r"\(([a-z]+)", text)) - _CONNECTIVES
     receptacles = set(re.findall(r"\(receptacletype \?\w+ (\w+)\)", text))

@@ -16,14 +16,28 @@ from typing import NamedTuple
 
 from verl_act.envs.alfworld.engine import Engine
 from verl_act.envs.alfworld.facts import Facts
+from verl_act.envs.alfworld.game import CompiledGame
 from verl_act.envs.alfworld.goal import LookGoal, PlaceGoal, parse_goal
 
 _TREATMENTS = {
-    "isclean": ("clean", "cleanable", "sinkbasintype"),
-    "ishot": ("heat", "heatable", "microwavetype"),
-    "iscool": ("cool", "coolable", "fridgetype"),
+    "isclean": ("cleanobject", "cleanable", "sinkbasintype"),
+    "ishot": ("heatobject", "heatable", "microwavetype"),
+    "iscool": ("coolobject", "coolable", "fridgetype"),
 }
-"""Treated state -> verb, what the object must be, and the type of receptacle that does it."""
+"""Treated state -> the domain's action, what the object must be, and the type of receptacle that does it."""
+
+
+class _Action(NamedTuple):
+    """An action of the domain, by what its command names."""
+
+    name: str
+    receptacle: str
+    thing: str = ""
+
+    def command(self, game: CompiledGame) -> str:
+        """What the agent types, in the game's own words."""
+        thing = {("o", "object"): self.thing} if self.thing else {}
+        return game.command(self.name, {("r", "receptacle"): self.receptacle, **thing})
 
 
 class _State(NamedTuple):
@@ -40,7 +54,7 @@ class _State(NamedTuple):
 class _Event(NamedTuple):
     """One manipulation, with the walking and opening that it needs."""
 
-    commands: tuple[str, ...]
+    actions: tuple[_Action, ...]
     after: _State
 
 
@@ -58,23 +72,22 @@ class Planner:
         """
         if self._goal is None:
             return self._engine.replan()
-        names = {key: entity.name for key, entity in self._engine.game.entities.items()}
-        return _Search(self._goal, self._engine.facts, names).run()
+        actions = _Search(self._goal, self._engine.facts).run()
+        return None if actions is None else [action.command(self._engine.game) for action in actions]
 
 
 class _Search:
     """One search, from the state that `facts` describe."""
 
-    def __init__(self, goal: PlaceGoal | LookGoal, facts: Facts, names: dict[str, str]) -> None:
+    def __init__(self, goal: PlaceGoal | LookGoal, facts: Facts) -> None:
         self._goal = goal
-        self._names = names
         self._place_of = _pairs(facts, "receptacleatlocation")
         self._types = _pairs(facts, "objecttype")
         self._receptacle_types = _pairs(facts, "receptacletype")
         self._can_contain = set(facts.get("cancontain", ()))
         self._openable = _column(facts, "openable")
         treatment = _TREATMENTS.get(goal.treatment or "") if isinstance(goal, PlaceGoal) else None
-        self._verb, able, tool_type = treatment or ("", "", "")
+        self._treat, able, tool_type = treatment or ("", "", "")
         targets = {thing for thing, kind in self._types.items() if kind == goal.object_type}
         self._targets = targets & _column(facts, able) if able else targets
         self._tools = [r for r, kind in self._receptacle_types.items() if kind == tool_type and r in self._place_of]
@@ -82,7 +95,7 @@ class _Search:
         self._lamps = [
             (thing, r)
             for thing, r in facts.get("inreceptacle", ())
-            if self._types[thing] == lamp_type and (thing,) in facts.get("toggleable", ()) and r in self._place_of
+            if self._types.get(thing) == lamp_type and (thing,) in facts.get("toggleable", ()) and r in self._place_of
         ]
         self._pickupable = _column(facts, "pickupable")
         self._start = _State(
@@ -95,21 +108,21 @@ class _Search:
         )
         self._receptacles = self._representatives()
 
-    def run(self) -> list[str] | None:
+    def run(self) -> list[_Action] | None:
         """A* from the start; ties are broken by age, so that the same state gives the same plan."""
         age = count()
         queue = [(self._bound(self._start), next(age), 0, self._start)]
-        reached: dict[_State, tuple[int, _State | None, tuple[str, ...]]] = {self._start: (0, None, ())}
+        reached: dict[_State, tuple[int, _State | None, tuple[_Action, ...]]] = {self._start: (0, None, ())}
         while queue:
             _, _, cost, state = heapq.heappop(queue)
             if cost > reached[state][0]:
                 continue
             if self._is_goal(state):
                 return _walk_back(reached, state)
-            for commands, after in self._events(state):
-                after_cost = cost + len(commands)
+            for actions, after in self._events(state):
+                after_cost = cost + len(actions)
                 if after not in reached or after_cost < reached[after][0]:
-                    reached[after] = (after_cost, state, commands)
+                    reached[after] = (after_cost, state, actions)
                     heapq.heappush(queue, (after_cost + self._bound(after), next(age), after_cost, after))
         return None
 
@@ -134,44 +147,43 @@ class _Search:
         return chosen
 
     def _events(self, state: _State) -> Iterator[_Event]:
-        name, held = self._names, state.held
+        held = state.held
         if held is None:
             for thing, r in sorted(state.placed):
                 if thing in self._pickupable and r in self._place_of:
                     after = state._replace(held=thing, placed=state.placed - {(thing, r)})
-                    yield self._at(r, state, after, f"take {name[thing]} from {name[r]}")
+                    yield self._at(r, state, after, _Action("pickupobject", r, thing))
         else:
             for r in self._receptacles:
                 if (self._receptacle_types[r], self._types[held]) in self._can_contain:
                     placed = state.placed | {(held, r)} if held in self._targets else state.placed
-                    yield self._at(
-                        r, state, state._replace(held=None, placed=placed), f"move {name[held]} to {name[r]}"
-                    )
+                    after = state._replace(held=None, placed=placed)
+                    yield self._at(r, state, after, _Action("putobject", r, held))
             if held in self._targets and held not in state.treated:
                 for r in self._tools:
                     after = state._replace(treated=state.treated | {held})
-                    yield self._at(r, state, after, f"{self._verb} {name[held]} with {name[r]}", inside=False)
+                    yield self._at(r, state, after, _Action(self._treat, r, held), inside=False)
         for lamp, r in self._lamps:
             if lamp not in state.switched:
                 after = state._replace(switched=state.switched | {lamp})
-                yield self._at(r, state, after, f"use {name[lamp]}", inside=False)
+                yield self._at(r, state, after, _Action("toggleobject", r, lamp), inside=False)
             elif state.place != self._place_of[r]:
                 yield self._at(r, state, state, None, inside=False)
 
-    def _at(self, r: str, state: _State, after: _State, command: str | None, *, inside: bool = True) -> _Event:
-        commands = [f"go to {self._names[r]}"] if state.place != self._place_of[r] else []
+    def _at(self, r: str, state: _State, after: _State, action: _Action | None, *, inside: bool = True) -> _Event:
+        actions = [_Action("gotolocation", r)] if state.place != self._place_of[r] else []
         after = after._replace(place=self._place_of[r])
         if inside and self._needs_opening(r, state):
-            commands.append(f"open {self._names[r]}")
+            actions.append(_Action("openobject", r))
             after = after._replace(opened=state.opened | {r})
-        return _Event((*commands, command) if command else tuple(commands), after)
+        return _Event((*actions, action) if action else tuple(actions), after)
 
     def _needs_opening(self, receptacle: str, state: _State) -> bool:
         return receptacle in self._openable and receptacle not in state.opened
 
     def _done_at(self, receptacle: str, state: _State) -> int:
         """How many finished objects lie in a receptacle."""
-        treated = state.treated if self._verb else self._targets
+        treated = state.treated if self._treat else self._targets
         return sum(1 for thing, r in state.placed if r == receptacle and thing in treated)
 
     def _is_goal(self, state: _State) -> bool:
@@ -199,7 +211,7 @@ class _Search:
         missing = goal.count - full
         if missing <= 0:
             return 0
-        untreated = bool(self._verb) and not any(thing in state.treated for thing in self._targets)
+        untreated = bool(self._treat) and not any(thing in state.treated for thing in self._targets)
         return to_take + 2 * missing - 1 + untreated
 
 
@@ -211,9 +223,11 @@ def _pairs(facts: Facts, predicate: str) -> dict[str, str]:
     return {first: second for first, second in facts.get(predicate, ())}
 
 
-def _walk_back(reached: dict[_State, tuple[int, _State | None, tuple[str, ...]]], state: _State | None) -> list[str]:
-    parts: list[tuple[str, ...]] = []
+def _walk_back(
+    reached: dict[_State, tuple[int, _State | None, tuple[_Action, ...]]], state: _State | None
+) -> list[_Action]:
+    parts: list[tuple[_Action, ...]] = []
     while state is not None:
-        _, state, commands = reached[state]
-        parts.append(commands)
-    return [command for part in reversed(parts) for command in part]
+        _, state, actions = reached[state]
+        parts.append(actions)
+    return [action for part in reversed(parts) for action in part]

@@ -1,5 +1,4 @@
-"""The expert that searches: it acts on what the transcript shows, so that its actions can be judged from the
-transcript.
+"""The expert that searches: it acts on the transcript, and so can be judged from the transcript.
 
 ALFWorld's own walkthroughs come from a planner that knows where everything is: "go to drawer 7" as a first step is
 a label nobody could have guessed. This expert looks where the object may plausibly be until it has seen it, and
@@ -11,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from alfworld.gen import constants
+
 from verl_act.envs.alfworld.beliefs import Beliefs, kind
 from verl_act.envs.alfworld.task_sentence import Wanted, parse_sentence
 from verl_act.envs.base import Environment, Task
@@ -18,6 +19,7 @@ from verl_act.errors import EnvError
 from verl_act.schema import Context
 
 _TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
+_OPENABLE = frozenset(name.lower() for name in constants.OPENABLE_CLASS_LIST)
 _LAMP_STANDS = ("desk", "sidetable", "dresser", "shelf", "diningtable", "coffeetable", "tvstand", "countertop")
 
 
@@ -50,9 +52,7 @@ class SearchExpert:
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """One decision: what is wanted, what is known, what can be done. Every method gives an action and its
-    inferability.
-    """
+    """What is wanted, known and possible at one state. Every method gives an action and whether it is inferable."""
 
     wanted: Wanted
     beliefs: Beliefs
@@ -68,7 +68,7 @@ class _Decision:
         if held is None:
             return self._fetch({name for name in self.beliefs.contents.get(destination or "", ()) if self._ready(name)})
         if self._ready(held):
-            return self._at(destination, f"move {held} to {destination}")
+            return self._at(destination, f"move {held} to {destination}", f"put {held} in/on {destination}")
         tool = next((r for r in self.beliefs.receptacles if kind(r) == _TOOLS.get(wanted.verb or "")), None)
         return self._at(tool, f"{wanted.verb} {held} with {tool}")
 
@@ -88,34 +88,30 @@ class _Decision:
         if not unseen:
             return "look", False
         here = self.beliefs.place
-        target = (
-            here if here in unseen else min(unseen, key=lambda r: _effort(thing, kind(r)))
-        )  # first listed of the best
+        first_of_best = min(unseen, key=lambda r: _effort(thing, kind(r)))
+        target = here if here in unseen else first_of_best
         for command in (f"open {target}", f"go to {target}"):
             if command in self.admissible:
                 return command, target == here or len(unseen) == 1
         return f"examine {target}", len(unseen) == 1
 
-    def _at(self, receptacle: str | None, command: str) -> tuple[str, bool]:
-        """Do `command` at `receptacle`, which may have to be opened and gone to before."""
-        if command in self.admissible:
-            return command, True
-        for step in (f"open {receptacle}", f"go to {receptacle}"):
-            if step in self.admissible:
-                return step, True
+    def _at(self, receptacle: str | None, *commands: str) -> tuple[str, bool]:
+        """Do one of `commands` at `receptacle`, which may have to be opened and gone to before."""
+        for command in (*commands, f"open {receptacle}", f"go to {receptacle}"):
+            if command in self.admissible:
+                return command, True
         return "look", False
 
     def _put_away(self, held: str) -> tuple[str, bool]:
         """Get rid of a thing that is not wanted: here if possible, else at the first place that takes such things."""
-        ways = [command for command in self.admissible if command.startswith(f"move {held} to ")]
+        here = (f"move {held} to ", f"put {held} in/on ")
+        ways = [command for command in self.admissible if command.startswith(here)]
         ways += [f"open {self.beliefs.place}"]
         ways += [f"go to {r}" for r in self.beliefs.receptacles if kind(r) in _homes(kind(held))]
         return next(((command, True) for command in ways if command in self.admissible), ("look", False))
 
     def _destination(self) -> str | None:
-        """The fullest destination seen (two things belong into one), then where the agent stands, then the first
-        listed.
-        """
+        """The fullest destination (two things belong into one), or where the agent stands, or the first listed."""
 
         def rank(receptacle: str) -> tuple[int, bool]:
             ready = sum(self._ready(name) for name in self.beliefs.contents.get(receptacle, ()))
@@ -129,28 +125,14 @@ class _Decision:
 
 
 def _effort(thing: str, receptacle: str) -> tuple[bool, bool]:
-    """Sorts receptacle kinds for a search: where such things are kept first, and what need not be opened before the
-    rest.
-    """
-    return receptacle not in _homes(thing), receptacle in _openable()
+    """Sorts kinds for a search: where such things are kept come first, and of those what needs no opening."""
+    return receptacle not in _homes(thing), receptacle in _OPENABLE
 
 
 @cache
 def _homes(thing: str) -> frozenset[str]:
     """The kinds of receptacle that `thing` may be kept in, by ALFWorld's own table."""
-    from alfworld.gen.constants import VAL_RECEPTACLE_OBJECTS
-
     if thing.endswith("lamp"):
         return frozenset(_LAMP_STANDS)
-    return frozenset(
-        receptacle.lower()
-        for receptacle, things in VAL_RECEPTACLE_OBJECTS.items()
-        if thing in {t.lower() for t in things}
-    )
-
-
-@cache
-def _openable() -> frozenset[str]:
-    from alfworld.gen.constants import OPENABLE_CLASS_LIST
-
-    return frozenset(name.lower() for name in OPENABLE_CLASS_LIST)
+    table = constants.VAL_RECEPTACLE_OBJECTS.items()
+    return frozenset(receptacle.lower() for receptacle, things in table if thing in map(str.lower, things))

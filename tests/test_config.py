@@ -1,0 +1,169 @@
+"""The Hydra groups and the recipes: everything composes on verl's own configuration, and no key is a slip of the pen.
+
+Hydra refuses an unknown key on the command line, yet merges one from a group's YAML without a word: hence the checker.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+import verl_act
+from verl_act.chain import check, load_recipe
+from verl_act.chain.recipe import RECIPES
+from verl_act.chain.stages import stages
+from verl_act.data.settings import ActSettings
+from verl_act.rollout.settings import EpisodeSettings
+
+CONFIG = Path(verl_act.__file__).parent / "config"
+GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))
+RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+STAGES = ["critic", "action", "action_ppo"]
+SUPERSEDED = ("custom_reward_function", "reward_model", "sandbox_fusion")
+"""Top-level keys of earlier verl versions: still in its configuration, replaced by `reward.*`."""
+
+
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=list(overrides))
+
+
+@cache
+def verl_keys() -> dict[str, Any]:
+    """verl's own configuration, as nested mappings."""
+    plain = OmegaConf.to_container(composed(), resolve=False)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def unknown_keys(config: dict[str, Any]) -> list[str]:
+    """The dotted keys of `config` that neither verl nor this package knows."""
+    return list(_unknown(config, verl_keys(), ""))
+
+
+def _unknown(config: dict[str, Any], known: dict[str, Any], at: str) -> Iterator[str]:
+    if not known and at:  # `{}` in verl's YAML: passed on as it is, such as model.override_config
+        return
+    block_class = get_class(known["_target_"]) if "_target_" in known else None
+    block_fields = {field.name for field in fields(block_class)} if block_class else set()
+    for key, value in config.items():
+        path = f"{at}.{key}".removeprefix(".")
+        if path == "data.act":
+            yield from _unknown_of_ours(value)
+        elif at == "ray_kwargs.ray_init" and key in inspect.signature(ray.init).parameters:
+            continue
+        elif key not in known:
+            if key not in block_fields:
+                yield path
+        elif isinstance(value, dict) and isinstance(known[key], dict):
+            yield from _unknown(value, known[key], path)
+
+
+def _unknown_of_ours(block: dict[str, Any]) -> Iterator[str]:
+    for name, settings, keys in (
+        ("act", ActSettings, block),
+        ("act.episode", EpisodeSettings, block.get("episode", {})),
+    ):
+        known = {field.name for field in fields(settings)}
+        yield from (f"data.{name}.{key}" for key in keys if key not in known)
+
+
+def read_group_file(name: str) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.load(CONFIG / name), resolve=False)
+    assert isinstance(plain, dict)
+    plain.pop("defaults", None)
+    return plain
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings. A key may hold dots of its own nowhere in verl's configuration."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={json.dumps(flat[key])}" for key in flat]))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_composes_on_verls_configuration(stage: str, device: str | None) -> None:
+    config = composed(f"+act={stage}", *([f"+act/device={device}"] if device else []))
+    assert ActSettings.from_config(config.data) == ActSettings()
+    assert config.data.custom_cls.path == "pkg://verl_act.data.dataset"
+    assert config.reward.custom_reward_function.path == "pkg://verl_act.reward_fns.route"
+    assert "hf_model" in config.actor_rollout_ref.actor.checkpoint.save_contents
+    assert config.algorithm.adv_estimator == ("gae" if stage == "action_ppo" else "grpo")
+    assert config.actor_rollout_ref.actor.use_kl_loss is (stage == "critic")
+    assert config.trainer.experiment_name == stage
+    assert config.trainer.device == (device or "cuda")
+    assert not unknown_keys(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+
+
+def test_the_stages_cover_every_group_file() -> None:
+    """A new file is added to the lists above, or it is not tested."""
+    listed = {"act/_base.yaml", "act/device/cpu.yaml", *(f"act/{stage}.yaml" for stage in STAGES)}
+    assert set(GROUP_FILES) == listed
+
+
+@pytest.mark.parametrize("name", GROUP_FILES)
+def test_a_group_file_uses_only_known_keys(name: str) -> None:
+    keys = read_group_file(name)
+    assert unknown_keys(keys) == []
+    assert not set(keys) & set(SUPERSEDED)
+
+
+@pytest.mark.parametrize(
+    ("path", "typo"),
+    [
+        ("trainer.v1.sampler.sync_refill_failed_groups", "trainer.v1.sampler.sync_refill_failed_group"),
+        ("actor_rollout_ref.rollout.enable_sleep_mode", "actor_rollout_ref.rollout.enable_sleepmode"),
+        ("actor_rollout_ref.actor.fsdp_config.mixed_precision", "actor_rollout_ref.actor.fsdp_config.mixedprecision"),
+        ("data.act.history_length", "data.act.history"),
+        ("data.act.episode.max_turns", "data.act.episode.max_turn"),
+        ("ray_kwargs.ray_init.num_gpus", "ray_kwargs.ray_init.gpus"),
+        ("reward.custom_reward_function.path", "reward.custom_reward_functions.path"),
+    ],
+)
+def test_the_checker_catches_a_slip(path: str, typo: str) -> None:
+    assert unknown_keys(nested({path: 1})) == []
+    (found,) = unknown_keys(nested({typo: 1}))
+    assert typo.startswith(found)
+
+
+def test_a_slip_on_the_command_line_is_refused() -> None:
+    with pytest.raises(Exception, match="sync_refill_failed_group"):
+        composed("+act=action", "trainer.v1.sampler.sync_refill_failed_group=true")
+    with pytest.raises(Exception, match="crtic"):
+        composed("+act=crtic")
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_a_recipe_loads_and_its_overrides_compose(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    training = [stage for stage in stages(recipe, tmp_path) if stage.trains]
+    assert [stage.name for stage in training] == ["critic", "action"]
+    for stage in training:
+        assert check.compose(stage).endswith("overrides")
+    for part in (recipe.critic, recipe.action):
+        plain = {key: value for key, value in part.overrides.items() if not key.startswith(("+", "~"))}
+        assert unknown_keys(nested(plain)) == []
+
+
+def test_verl_itself_finds_the_groups_from_an_empty_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=critic", "--cfg", "job"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert shown.returncode == 0, shown.stderr
+    config = OmegaConf.create(shown.stdout)
+    assert config.data.act.template == "cot"
+    assert config.trainer.experiment_name == "critic"

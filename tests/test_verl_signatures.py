@@ -1,0 +1,219 @@
+"""Everything of verl's and vLLM's that this package calls, overrides or subclasses, pinned by name.
+
+A newer verl that changes one of them fails here first, and says which of our files depends on it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pytest
+import verl  # noqa: F401  (and with it the plugin)
+
+from verl_act.platform.cpu import PlatformCPU
+
+AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
+LOOP_FILE = "verl_act/rollout/agent_loop.py"
+DATASET_FILE = "verl_act/data/dataset.py"
+ENGINE_FILE = "verl_act/engine.py"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """`target` (module:attribute) must take `parameters`, in this order unless `keywords`; `used_by` relies on it."""
+
+    target: str
+    parameters: tuple[str, ...]
+    used_by: str
+    keywords: bool = True
+    exactly: bool = False
+
+
+PINS = [
+    Pin(
+        f"{AGENT_LOOP}:AgentLoopBase.__init__",
+        (
+            *("self", "trainer_config", "server_manager", "tokenizer", "processor", "dataset_cls"),
+            *("data_config", "hf_model_type", "kwargs"),
+        ),
+        LOOP_FILE,
+        exactly=True,
+    ),
+    Pin(f"{AGENT_LOOP}:AgentLoopBase.run", ("self", "sampling_params", "kwargs"), LOOP_FILE, exactly=True),
+    Pin(f"{AGENT_LOOP}:AgentLoopBase.ct_build_initial_tokens", ("self", "messages"), LOOP_FILE, keywords=False),
+    Pin(
+        f"{AGENT_LOOP}:AgentLoopBase.ct_merge_context_msg",
+        (
+            *("self", "previous_messages", "updated_messages", "runtime_token_ids"),
+            *("response_mask", "response_logprobs"),
+        ),
+        LOOP_FILE,
+        keywords=False,
+    ),
+    Pin(f"{AGENT_LOOP}:register", ("agent_name",), LOOP_FILE, keywords=False),
+    Pin(f"{AGENT_LOOP}:DictConfigWrap.__init__", ("self", "config"), "tests/test_agent_loop.py"),
+    Pin(
+        "verl.workers.rollout.llm_server:LLMServerClient.generate",
+        ("self", "request_id", "prompt_ids", "sampling_params"),
+        LOOP_FILE,
+    ),
+    Pin(
+        "verl.utils.dataset.rl_dataset:RLHFDataset.__init__",
+        ("self", "data_files", "tokenizer", "config", "processor", "max_samples"),
+        f"{DATASET_FILE} (same constructor) and verl_act/data/verl_rows.py (calls it)",
+        exactly=True,
+    ),
+    Pin(
+        "verl.utils.dataset.rl_dataset:RLHFDataset.process_multi_modal_info",
+        ("messages", "image_patch_size", "config"),
+        DATASET_FILE,
+    ),
+    Pin("verl.utils.dataset.rl_dataset:collate_fn", ("data_list",), f"{DATASET_FILE} (its rows)", exactly=True),
+    Pin("verl.utils.dataset.rl_dataset:get_dataset_class", ("data_config",), "verl_act/config/act/_base.yaml"),
+    Pin("verl.utils.fs:copy_to_local", ("src", "cache_dir", "use_shm"), DATASET_FILE),
+    Pin("verl.utils.tokenizer:normalize_token_ids", ("tokenized_output",), "verl_act/data/length.py"),
+    Pin(
+        "verl.utils.reward_score:default_compute_score",
+        ("data_source", "solution_str", "ground_truth", "extra_info"),
+        "verl_act/reward_fns/route.py",
+        keywords=False,
+    ),
+    Pin(
+        "verl.plugin.platform.platform_manager:PlatformRegistry.register",
+        ("platform",),
+        "verl_act/platform/cpu.py",
+    ),
+    Pin("verl.plugin.platform.platform_manager:PlatformRegistry.get", ("name",), "verl_act/platform/cpu.py"),
+    Pin("verl.utils.distributed:initialize_global_process_group_ray", ("backend",), "platform/process_group.py"),
+    Pin(
+        "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
+        ("self", "on_bucket_received"),
+        "verl_act/platform/shared_memory.py",
+        exactly=True,
+    ),
+    Pin(
+        "verl.utils.model:load_valuehead_model",
+        ("local_path", "torch_dtype", "model_config", "trust_remote_code"),
+        "verl_act/platform/value_model.py",
+        exactly=True,
+    ),
+    Pin(
+        "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer.__init__",
+        ("self", "trainer_mode", "trainer_config", "poll_interval"),
+        "verl_act/platform/sampling_poll.py",
+    ),
+    Pin(
+        "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+        ("layer", "remove_weight"),
+        "verl_act/platform/vllm_linear.py",
+        exactly=True,
+    ),
+    Pin("vllm.v1.engine.async_llm:AsyncLLM.from_engine_args", ("engine_args",), ENGINE_FILE, keywords=False),
+    Pin(
+        "vllm.v1.engine.async_llm:AsyncLLM.generate",
+        ("self", "prompt", "sampling_params", "request_id"),
+        ENGINE_FILE,
+        keywords=False,
+    ),
+    Pin(
+        "vllm.engine.arg_utils:AsyncEngineArgs.__init__",
+        (
+            *("model", "max_model_len", "enable_prefix_caching", "disable_log_stats", "dtype", "enforce_eager"),
+            *("max_num_batched_tokens", "enable_chunked_prefill"),
+        ),
+        ENGINE_FILE,
+    ),
+    Pin(
+        "vllm:SamplingParams",
+        ("n", "temperature", "top_p", "top_k", "max_tokens", "seed", "output_kind"),
+        ENGINE_FILE,
+    ),
+]
+
+NAMES = [
+    ("vllm.sampling_params:RequestOutputKind.FINAL_ONLY", ENGINE_FILE),
+    ("vllm.platforms:current_platform.is_cpu", ENGINE_FILE),
+    ("vllm.v1.engine.async_llm:AsyncLLM.shutdown", ENGINE_FILE),
+    ("verl.plugin.platform:get_platform", "verl_act/chain/check.py"),
+    ("verl.trainer.main_ppo:main", "verl_act/chain/stages.py"),
+    (f"{AGENT_LOOP}:_agent_loop_registry", "tests/test_plugin.py"),
+    ("verl.utils.distributed:get_device_name", "verl_act/platform/process_group.py"),
+    ("verl.workers.engine.fsdp.transformer_impl:CPUOffloadPolicy", "verl_act/platform/reference_offload.py"),
+]
+
+FIELDS = [
+    (
+        f"{AGENT_LOOP}:AgentLoopOutput",
+        {
+            *("prompt_ids", "response_ids", "response_mask", "response_logprobs", "num_turns", "metrics"),
+            *("multi_modal_data", "extra_fields"),
+        },
+        LOOP_FILE,
+    ),
+    (f"{AGENT_LOOP}:AgentLoopMetrics", {"generate_sequences", "tool_calls"}, LOOP_FILE),
+    ("verl.workers.rollout.replica:TokenOutput", {"token_ids", "log_probs", "extra_fields"}, LOOP_FILE),
+]
+
+
+def found(target: str, used_by: str) -> Any:
+    """What `module:attribute.attribute` names."""
+    module, _, path = target.partition(":")
+    try:
+        value: Any = import_module(module)
+        for name in path.split("."):
+            value = getattr(value, name)
+    except (ImportError, AttributeError) as error:
+        raise AssertionError(f"{target} is gone ({error}). {used_by} depends on it.") from error
+    return value
+
+
+@pytest.mark.parametrize("pin", PINS, ids=lambda pin: pin.target.split(":")[1])
+def test_parameters(pin: Pin) -> None:
+    call = inspect.unwrap(found(pin.target, pin.used_by))
+    names = tuple(inspect.signature(call).parameters)
+    wanted = f"{pin.target} now takes {names}; {pin.used_by} depends on {pin.parameters}"
+    if pin.exactly:
+        assert names == pin.parameters, wanted
+    elif pin.keywords:
+        assert set(pin.parameters) <= set(names), wanted
+    else:
+        assert names[: len(pin.parameters)] == pin.parameters, wanted
+
+
+@pytest.mark.parametrize(("target", "used_by"), NAMES, ids=lambda text: text.split(":")[-1])
+def test_names(target: str, used_by: str) -> None:
+    found(target, used_by)
+
+
+@pytest.mark.parametrize(("target", "wanted", "used_by"), FIELDS, ids=[target for target, _, _ in FIELDS])
+def test_fields(target: str, wanted: set[str], used_by: str) -> None:
+    missing = wanted - set(found(target, used_by).model_fields)
+    assert not missing, f"{target} has lost {missing}; {used_by} sets or reads them."
+
+
+def test_what_verl_awaits_of_an_agent_loop_is_a_coroutine() -> None:
+    loop = found(f"{AGENT_LOOP}:AgentLoopBase", LOOP_FILE)
+    for name in ("run", "ct_build_initial_tokens", "ct_merge_context_msg"):
+        assert inspect.iscoroutinefunction(getattr(loop, name)), f"{name} is no coroutine any more; see {LOOP_FILE}"
+
+
+def test_the_cpu_platform_is_a_whole_platform() -> None:
+    base = found("verl.plugin.platform.platform_base:PlatformBase", "verl_act/platform/cpu.py")
+    assert issubclass(PlatformCPU, base)
+    missing = {name for name in base.__abstractmethods__ if name not in vars(PlatformCPU)}
+    assert not missing, f"verl's platforms now have {missing}; add them to verl_act/platform/cpu.py."
+    for name in base.__abstractmethods__:
+        method = vars(base)[name]
+        if not isinstance(method, property):
+            ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (PlatformCPU, base))
+            assert list(ours.parameters) == list(theirs.parameters), f"PlatformCPU.{name}{ours}, verl: {theirs}"
+
+
+def test_a_list_of_outputs_is_stored_one_by_one() -> None:
+    """Step-wise episodes are lists of outputs; only verl's V1 trainer takes them."""
+    worker = found("verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ", LOOP_FILE)
+    source = inspect.getsource(worker._agent_loop_postprocess)
+    assert "isinstance(output, list)" in source, f"{worker} takes no list of outputs any more; see {LOOP_FILE}"
