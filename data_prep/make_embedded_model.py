@@ -1,9 +1,10 @@
 """The embedded model: a Qwen3 of about a million parameters that reads ALFWorld and answers in the action format.
 
 It is the initial policy of the quickstart, where no weights can be downloaded. It is made from nothing but expert
-trajectories: a byte-level tokenizer trained on their prompts, then supervised warm-up with transformers' Trainer on two kinds of
-rows: the expert's next action, and choice questions whose answer is drawn at random. So it can act a little, it
-answers choice questions in the right format, and it judges at chance: what the RL stages teach can be seen.
+trajectories: a byte-level tokenizer trained on their prompts, then supervised warm-up with transformers' Trainer on
+two kinds of rows: the expert's next action, and choice questions whose answer is drawn at random. So it can act a
+little, it answers choice questions in the right format, and it judges at chance: what the RL stages teach can be
+seen.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
 
     `trajectories` are files of expert steps (schema TRAJECTORY) from tasks that no experiment uses.
     """
-    import torch
     from transformers import Qwen3ForCausalLM, set_seed
 
     settings = settings or EmbeddedModelSettings()
@@ -68,7 +68,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     model = Qwen3ForCausalLM(model_config(tokenizer, settings))
     log = _warm_up(model, tokenizer, rows, settings, scratch=out.with_name(f".{out.name}.warmup"))
     with atomic_folder(out) as folder:
-        model.to(torch.float32).save_pretrained(folder)
+        model.float().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
         write_manifest(
@@ -165,6 +165,7 @@ def _warm_up(
     scratch: Path,
 ) -> list[dict[str, float]]:
     """Train in place; the Trainer's log. Prompts of like length are batched together."""
+    from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     rng = random.Random(settings.seed)
@@ -190,7 +191,7 @@ def _warm_up(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=encoded,  # type: ignore[arg-type]  (a list is a map-style dataset)
+        train_dataset=Dataset.from_list(encoded),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
     )
     try:

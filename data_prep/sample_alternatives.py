@@ -1,8 +1,8 @@
 """Sample alternative actions from the initial policy at every expert state (paper section 3).
 
-Replies are stored as they came; `build_pairs` reads actions from them. States are sampled a shard at a time, each shard a
-file: a killed run goes on where it stopped and samples nothing twice. One machine runs one vLLM engine; with `workers`, Ray
-Data spreads the shards over as many engines of a cluster.
+Replies are stored as they came; `build_pairs` reads actions from them. States are sampled a shard at a time, each
+shard a file: a killed run goes on where it stopped and samples nothing twice. One machine runs one vLLM engine;
+with `workers`, Ray Data spreads the shards over as many engines of a cluster.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def sample_alternatives(
     workers: int = 0,
     gpus_per_worker: float = 1,
 ) -> None:
-    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row a state in the trajectories' order) and a manifest.
+    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row a state in the trajectories' order) and a
+    manifest.
 
     `limit` takes the first states only. `workers` engines on a Ray cluster (0: one, in this process). The same seed and
     engine give the same replies, however often the run was interrupted.

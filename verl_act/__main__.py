@@ -1,7 +1,7 @@
 """The command line: `python -m verl_act COMMAND`, one command a stage. `chain` runs them all.
 
-Commands only translate options; the work is in `verl_act.data_prep`, `verl_act.evaluate` and `verl_act.chain`, imported when
-asked for, so that `--help` is quick.
+Commands only translate options; the work is in `verl_act.data_prep`, `verl_act.evaluate` and `verl_act.chain`,
+imported when asked for, so that `--help` is quick.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every error a user can meet, in one hierarchy.
 
-Each class is also the standard-library class a caller would expect, so `except ValueError` keeps working. A message says
-what was wrong (value, file, row), why, and how to mend it; the command line prints it as one sentence and exits with 2.
-A malformed *model reply* is never an error: it is data, scored and counted (see `parse.py`).
+Each class is also the standard-library class a caller would expect, so `except ValueError` keeps working. A message
+says what was wrong (value, file, row), why, and how to mend it; the command line prints it as one sentence and
+exits with 2. A malformed *model reply* is never an error: it is data, scored and counted (see `parse.py`).
 """
 
 

@@ -56,7 +56,7 @@ def make_manifest(
     seed: int | None = None,
     seconds: float | None = None,
 ) -> Manifest:
-    """A manifest for this process: hashes of `inputs` (files or folders), tool versions and the command are filled in."""
+    """A manifest for this process: hashes of `inputs` (files or folders), tool versions and command are filled in."""
     paths = inputs.values() if isinstance(inputs, Mapping) else inputs
     return Manifest(
         stage=stage,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]
     yield "disk", lambda: _disk(out)
     for stage in stages(recipe, out):
         if stage.trains:
-            yield f"{stage.name} configuration", lambda stage=stage: compose(stage)
+            yield f"{stage.name} configuration", partial(compose, stage)
 
 
 def _versions() -> str:
@@ -72,7 +73,7 @@ def _device(recipe: Recipe) -> str:
     platform = get_platform().device_name
     if recipe.device == "cpu" and platform != "cpu":
         raise ConfigError(
-            f"the recipe is for a CPU, but verl chose the platform {platform!r} here. Run with device=null and settings "
+            f"the recipe is for a CPU, but verl chose platform {platform!r} here. Run with device=null and settings "
             "for your accelerator, or set VERL_PLATFORM=cpu."
         )
     if recipe.device != "cpu" and platform == "cpu":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -132,7 +133,7 @@ def _find(name: str) -> Path:
 def _bases(path: Path) -> list[Path]:
     """`path` and the recipes below it, nearest first."""
     found = [path]
-    while base := OmegaConf.load(found[-1]).get("base"):
+    while base := _load(found[-1]).get("base"):
         found.append(_find(base))
         if found[-1] in found[:-1]:
             raise ConfigError(f"{path}: its bases form a circle at {base}.")
@@ -140,7 +141,15 @@ def _bases(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> DictConfig:
-    config = OmegaConf.load(path)
+    config = _load(path)
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "base"])
+
+
+def _load(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path}: is not a mapping of recipe keys.")
-    return OmegaConf.masked_copy(config, [key for key in config if key != "base"])
+    return config

@@ -52,8 +52,8 @@ def _run(stage: Stage) -> None:
     finished = subprocess.run(stage.command, preexec_fn=dies_with_parent, check=False)
     if finished.returncode:
         raise EngineError(
-            f"stage {stage.name!r} failed with status {finished.returncode}; its messages are above. Mend the cause and "
-            "run the same chain again: finished stages are skipped."
+            f"stage {stage.name!r} failed with status {finished.returncode}; its messages are above. Mend the cause "
+            "and run the same chain again: finished stages are skipped."
         )
 
 

@@ -1,7 +1,8 @@
 """A verl run as one stage: progress on the terminal, checkpoints to go on from, and at the end a model folder.
 
-verl works in `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the metrics of all
-attempts as one file, and the log; a killed run leaves the work folder, from which verl resumes by itself.
+verl works in `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the
+metrics of all attempts as one file, and the log; a killed run leaves the work folder, from which verl resumes by
+itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Put questions to a model: play tasks, ask for next actions, ask for choices. One flat record an item, in a fixed order."""
+"""Put questions to a model: play tasks, ask for next actions, ask for choices.
+
+One flat record an item, in a fixed order.
+"""
 
 from __future__ import annotations
 

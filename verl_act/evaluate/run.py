@@ -46,8 +46,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
 
-    Every item of the files is asked exactly once, in file order; `limit` takes the first so many expert states and pairs of
-    each split (episodes are never cut). Temperature 0 is greedy.
+    Every item of the files is asked exactly once, in file order; `limit` takes the first so many expert states and
+    pairs of each split (episodes are never cut). Temperature 0 is greedy.
     """
     if not (tasks or trajectories or pairs):
         raise ConfigError("nothing to evaluate: give tasks, trajectories or pairs.")

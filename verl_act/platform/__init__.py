@@ -27,7 +27,6 @@ def activate() -> None:
         vllm_distribution,
     )
 
-
     # Children (Ray workers, vLLM's engine) inherit these and so reach the same decision without probing again.
     os.environ.setdefault("VERL_PLATFORM", "cpu")
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.

@@ -1,7 +1,7 @@
 """Gap: with FSDP2, verl always offloads the reference policy to pinned host memory.
 
-Pinning needs an accelerator ("Cannot access accelerator device when none is available"), and on a CPU there is nowhere to
-offload to. The reference policy stays where it is.
+Pinning needs an accelerator ("Cannot access accelerator device when none is available"), and on a CPU there is
+nowhere to offload to. The reference policy stays where it is.
 
 Upstream change it waits for: no offload policy on the cpu in `_build_fsdp_module`
 (verl/workers/engine/fsdp/transformer_impl.py).

@@ -1,12 +1,13 @@
 """Gap: verl's replay buffer looks for finished rollouts every 2 seconds, and no setting changes that.
 
-On a GPU that is a small part of a step; a small model on a CPU finishes a whole batch in less. It looks ten times a second
-instead (measured with the embedded model: benchmarks/README.md).
+On a GPU that is a small part of a step; a small model on a CPU finishes a whole batch in less. It looks ten times a
+second instead (measured with the embedded model: benchmarks/README.md).
 
 Upstream change it waits for: `poll_interval` under `trainer.v1.sampler` (verl/trainer/ppo/v1/trainer_base.py).
 """
 
 from collections.abc import Callable
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -26,4 +27,5 @@ def _patch(module: ModuleType) -> None:
 
 
 def _with_short_interval(wrapped: Callable[..., None], _instance: Any, args: tuple, kwargs: dict) -> None:
-    wrapped(*args, **{"poll_interval": POLL_SECONDS, **kwargs})
+    given = signature(wrapped).bind_partial(*args, **kwargs).arguments
+    wrapped(*args, **kwargs, **({} if "poll_interval" in given else {"poll_interval": POLL_SECONDS}))

@@ -2,8 +2,8 @@
 
 FlashAttention needs a GPU. While verl loads the value model, "sdpa" takes its place.
 
-Upstream change it waits for: `load_valuehead_model` in verl/utils/model.py reading the attention implementation from the
-model configuration, as verl's other loaders do.
+Upstream change it waits for: `load_valuehead_model` in verl/utils/model.py reading the attention implementation
+from the model configuration, as verl's other loaders do.
 """
 
 from collections.abc import Callable

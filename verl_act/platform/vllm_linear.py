@@ -19,6 +19,6 @@ def register() -> None:
     from vllm.model_executor.layers import utils
 
     def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]
 
     utils.dispatch_cpu_unquantized_gemm = keep_weights

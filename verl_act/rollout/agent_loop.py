@@ -1,7 +1,8 @@
 """`act_env`, verl's agent loop for live episodes: tokens in, tokens out, around `episode.play`.
 
-Seam: `verl.experimental.agent_loop`. verl makes one instance a rollout and passes the dataset's columns to `run`. Prompts are
-encoded once and replies are kept as the server sampled them, so what is trained is exactly what was generated.
+Seam: `verl.experimental.agent_loop`. verl makes one instance a rollout and passes the dataset's columns to `run`.
+Prompts are encoded once and replies are kept as the server sampled them, so what is trained is exactly what was
+generated.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class ActEnvAgentLoop(AgentLoopBase):
     `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place.
     """
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
+    async def run(  # type: ignore[override]  (verl takes a list too, but its annotation does not say so)
+        self, sampling_params: dict[str, Any], **row: Any
+    ) -> list[AgentLoopOutput]:
         settings = ActSettings.from_config(self.data_config)
         task = Task(**row["extra_info"]["task"])
         pool = EnvPool.shared(task.env, settings.episode)
@@ -95,13 +98,13 @@ class _TokenPolicy(ABC):
         return list(output.token_ids), list(output.log_probs or [])
 
     async def text(self, token_ids: list[int]) -> str:
-        tokenizer = self.agent_loop.tokenizer
+        tokenizer: Any = self.agent_loop.tokenizer
         return await self.agent_loop.loop.run_in_executor(
             None, lambda: tokenizer.decode(token_ids, skip_special_tokens=True)
         )
 
     def outputs(self, episode: Episode) -> list[AgentLoopOutput]:
-        """What verl trains on. Every output carries the same fields, as TransferQueue needs; the reward goes to the last."""
+        """What verl trains on. Every output carries the same fields, as TransferQueue needs."""
         figures = episode.metrics()
         fields = {
             **self._weight_versions(),
@@ -178,7 +181,7 @@ class ConcatPolicy(_TokenPolicy):
         return text
 
     async def _observe(self, context: Context) -> bool:
-        """Append what the environment answered; False, with nothing appended, where no room for a reply would be left."""
+        """Append what the environment answered; False, with nothing appended, where no room for a reply is left."""
         sample = self.samples[0]
         answer = self.template.followup(context.observation, context.admissible_actions)
         messages = [*self.messages, *self.user_message([{"role": "user", "content": answer}])]

@@ -76,7 +76,8 @@ class Episode:
     def metrics(self) -> dict[str, float]:
         """Numbers for a log: shares are of all turns, `longest_failed_repeat` counts turns, `env_seconds` seconds.
 
-        A failed repeat is one action taken again and again although it was not admissible (the loops of paper section 5).
+        A failed repeat is one action taken again and again although it was not admissible (the loops of paper
+        section 5).
         """
         count = max(1, len(self.turns))
         failed = [turn.action for turn in self.turns if turn.action is not None and not turn.admissible]

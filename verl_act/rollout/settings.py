@@ -20,9 +20,10 @@ class Mode(StrEnum):
 class EpisodeSettings:
     """Limits and reward of an episode, and the size of the environment pool.
 
-    `max_tokens_per_turn` bounds one reply; the whole episode is bounded by `data.max_response_length` in concat mode, and each
-    prompt by `data.max_prompt_length`. Timeouts are in seconds. The reward of an episode is `success_reward` where the goal was
-    met, plus `inadmissible_penalty` and `malformed_penalty` (both usually negative or zero) for each such turn.
+    `max_tokens_per_turn` bounds one reply; the whole episode is bounded by `data.max_response_length` in concat
+    mode, and each prompt by `data.max_prompt_length`. Timeouts are in seconds. The reward of an episode is
+    `success_reward` where the goal was met, plus `inadmissible_penalty` and `malformed_penalty` (both usually
+    negative or zero) for each such turn.
     """
 
     mode: Mode = Mode.STEPWISE

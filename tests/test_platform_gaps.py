@@ -1,0 +1,144 @@
+"""Every file of `verl_act/platform`: it does what it says, and it is still needed.
+
+`gaps.py` tries each gap with the plugin, and in another process without it. A test of the second kind that fails brings
+good news: verl or vLLM now do it themselves, and the file can go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import verl
+from omegaconf import OmegaConf
+from verl.plugin.platform import platform_manager
+from verl.plugin.platform.platform_cuda import PlatformCUDA
+
+from verl_act import platform
+from verl_act.platform import cpu
+
+GAPS = {
+    "cpu_platform": ("cpu.py", "Unknown platform 'cpu'"),
+    "process_group": ("process_group.py", "Duplicate device type cpu"),
+    "reference_offload": ("reference_offload.py", "Cannot access accelerator device"),
+    "engine_device": ("__init__.py (VERL_ENGINE_DEVICE)", "No engine registered for device='cpu'"),
+    "sampling_poll": ("sampling_poll.py", "looks every 2.0 s"),
+    "vllm_distribution": ("vllm_distribution.py", "No package metadata was found for vllm"),
+    "shared_memory": ("shared_memory.py", "exported pointers exist"),
+    "value_model": ("value_model.py", "FlashAttention2"),
+    "vllm_linear": ("vllm_linear.py", "size of tensor a (0)"),
+}
+"""Gap -> the file that closes it, and what upstream says while it is open."""
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what our plugin, or a user, has set in it."""
+    ours = ("VERL_", "VLLM_")
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **changes}
+
+
+def try_gaps(which: str, folder: Path, **environment: str) -> dict[str, str]:
+    script, outcomes = Path(__file__).with_name("gaps.py"), folder / "outcomes.json"
+    run = subprocess.run(
+        [sys.executable, str(script), which, str(outcomes)],
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(outcomes.read_text())
+
+
+@pytest.fixture(scope="module")
+def with_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return try_gaps("with", tmp_path_factory.mktemp("with"))
+
+
+@pytest.fixture(scope="module")
+def without_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("without")
+    return try_gaps("without", folder, VERL_USE_EXTERNAL_PLUGINS="none", VLLM_PLUGINS="")
+
+
+@pytest.fixture
+def fresh_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Neither variables nor a chosen platform, and both as they were afterwards."""
+    for name in ("VERL_PLATFORM", "VERL_ENGINE_DEVICE"):
+        monkeypatch.setenv(name, "")  # so that what the test makes of it is undone too
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platform_manager, "_current_platform", None)
+    yield monkeypatch
+
+
+def test_every_file_is_tried() -> None:
+    files = {path.name for path in Path(platform.__file__).parent.glob("*.py")}
+    assert files == {name.split()[0] for name, _ in GAPS.values()}
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_the_gap_is_closed(gap: str, with_plugin: dict[str, str]) -> None:
+    assert with_plugin[gap] == "works"
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_the_gap_is_still_there_upstream(gap: str, without_plugin: dict[str, str]) -> None:
+    file, complaint = GAPS[gap]
+    outcome = without_plugin[gap]
+    assert outcome != "works", f"upstream has closed the gap {gap!r}: verl_act/platform/{file} can be removed."
+    assert complaint in outcome, f"the gap {gap!r} looks different now ({outcome}): see verl_act/platform/{file}."
+
+
+def test_no_setting_reaches_the_polling_interval() -> None:
+    """`sampling_poll` waits for one."""
+    generated = Path(verl.__file__).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml"
+    assert "poll_interval" not in OmegaConf.load(generated).trainer.v1.sampler, "use it, and remove sampling_poll.py"
+    assert "poll_interval" not in generated.read_text()
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "hip", "xpu"])
+def test_an_accelerator_build_of_torch_is_left_alone(
+    accelerator: str, fresh_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert cpu.is_cpu_platform()  # this machine
+    fresh_environment.setattr(torch.version, accelerator, "12.8", raising=False)
+    assert not cpu.is_cpu_platform()
+    assert not cpu.PlatformCPU().is_platform_available(use_smi_check=True)
+    platform.activate()
+    assert "VERL_PLATFORM" not in os.environ
+    assert "VERL_ENGINE_DEVICE" not in os.environ
+
+
+def test_verl_platform_decides_before_the_build(fresh_environment: pytest.MonkeyPatch) -> None:
+    fresh_environment.setenv("VERL_PLATFORM", "nvidia")
+    assert not cpu.is_cpu_platform()
+    platform.activate()
+    assert os.environ["VERL_PLATFORM"] == "nvidia"
+    assert isinstance(platform_manager.get_platform(), PlatformCUDA)
+    fresh_environment.setenv("VERL_PLATFORM", " CPU ")
+    fresh_environment.setattr(torch.version, "cuda", "12.8")
+    assert cpu.is_cpu_platform()
+
+
+def test_verls_detection_prefers_an_accelerator(fresh_environment: pytest.MonkeyPatch) -> None:
+    """Ours is asked last: wherever verl's own platform answers, it is taken."""
+    assert platform_manager.PlatformRegistry.registered_names()[-1] == "cpu"
+    fresh_environment.setattr(PlatformCUDA, "is_platform_available", lambda self, use_smi_check=False: True)
+    assert platform_manager._detect_platform_name() == "nvidia"
+    fresh_environment.setattr(PlatformCUDA, "is_platform_available", lambda self, use_smi_check=False: False)
+    assert platform_manager._detect_platform_name() == "cpu"
+
+
+def test_the_users_own_settings_stay(fresh_environment: pytest.MonkeyPatch) -> None:
+    fresh_environment.setenv("VERL_ENGINE_DEVICE", "npu")
+    fresh_environment.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    platform.activate()
+    assert os.environ["VERL_ENGINE_DEVICE"] == "npu"
+    assert cpu.PlatformCPU().rollout_env_vars()["VLLM_CPU_KVCACHE_SPACE"] == "7"

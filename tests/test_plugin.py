@@ -1,0 +1,117 @@
+"""The plugin as verl meets it: found by its entry point, in every process, light, and never broken in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from test_platform_gaps import clean_environment
+
+LOOK = """
+import json, os, sys, time
+started = time.perf_counter()
+import verl
+seconds = time.perf_counter() - started
+modules = sorted(sys.modules)
+from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+from verl.plugin.platform import get_platform
+import torch
+print(json.dumps({
+    "seconds": seconds,
+    "modules": modules,
+    "loops": _agent_loop_registry,
+    "platform": get_platform().device_name,
+    "variables": {name: os.environ.get(name) for name in ("VERL_PLATFORM", "VERL_ENGINE_DEVICE")},
+}))
+"""
+
+
+def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    env = clean_environment(**environment)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def look(folder: Path, **environment: str) -> dict[str, Any]:
+    shown = run_python(LOOK, folder, **environment)
+    assert shown.returncode == 0, shown.stderr
+    return json.loads(shown.stdout.splitlines()[-1])
+
+
+def test_it_is_found_by_its_entry_point() -> None:
+    (point,) = (point for point in entry_points(group="verl.plugins") if point.name == "verl_act")
+    assert point.load().register is not None
+    (point,) = (point for point in entry_points(group="vllm.general_plugins") if point.name == "verl_act")
+    assert callable(point.load())
+
+
+def test_importing_verl_registers_everything_at_little_cost(tmp_path: Path) -> None:
+    """In any folder; and what it imports beyond verl itself is this package's few small files and wrapt."""
+    # In turns, so that a busy machine slows both: the faster of each is compared.
+    without, with_it, without_again, with_it_again = (
+        look(tmp_path, **environment) for environment in ({"VERL_USE_EXTERNAL_PLUGINS": "none"}, {}) * 2
+    )
+    assert with_it["loops"]["act_env"] == {"_target_": "verl_act.rollout.agent_loop.ActEnvAgentLoop"}
+    assert "act_env" not in without["loops"]
+    assert with_it["platform"] == "cpu"
+    assert with_it["variables"] == {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
+
+    added = set(with_it["modules"]) - set(without["modules"])
+    assert {name.split(".")[0] for name in added} == {"verl_act", "wrapt"}
+    ours = {name for name in added if name.startswith("verl_act")}
+    assert {name for name in ours if not name.startswith("verl_act.platform")} == {"verl_act", "verl_act.plugin"}
+    assert "vllm" not in with_it["modules"]
+
+    fastest = min(without["seconds"], without_again["seconds"]), min(with_it["seconds"], with_it_again["seconds"])
+    ratio = fastest[1] / fastest[0]
+    print(f"import verl: {fastest[0]:.2f} s, with the plugin {fastest[1]:.2f} s, ratio {ratio:.3f}")
+    assert ratio < 1.25
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    ["import wrapt; del wrapt.when_imported", "import sys; sys.modules['verl_act.platform.cpu'] = None"],
+)
+def test_a_broken_plugin_is_loud(sabotage: str, tmp_path: Path) -> None:
+    """verl itself would go on without a word."""
+    shown = run_python(f"{sabotage}\nimport verl\nprint('went on')", tmp_path)
+    assert shown.stdout.strip() == "went on"
+    assert "verl_act could not register with verl" in shown.stderr
+    assert "Traceback" in shown.stderr
+
+
+def test_the_agent_loop_is_registered_in_whatever_order_modules_are_imported(tmp_path: Path) -> None:
+    show = "print(sorted(name for name in agent_loop._agent_loop_registry if name.startswith('act')))"
+    for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset", "verl_act.platform"):
+        code = f"import {first}\nfrom verl.experimental.agent_loop import agent_loop\n{show}"
+        shown = run_python(code, tmp_path)
+        assert "['act_env']" in shown.stdout, shown.stderr
+        assert "could not register" not in shown.stderr
+
+
+@pytest.mark.slow
+def test_it_is_registered_in_a_ray_worker(tmp_path: Path) -> None:
+    """Workers are started by Ray's own processes, not by our import: they find the entry point themselves."""
+
+    def in_worker() -> dict[str, Any]:
+        from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+        from verl.plugin.platform import get_platform
+
+        found = {"platform": get_platform().device_name, "process": os.getpid()}
+        return {**found, "loop": _agent_loop_registry.get("act_env", {}).get("_target_")}
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        found = ray.get(ray.remote(in_worker).remote())
+    finally:
+        ray.shutdown()
+    assert found["process"] != os.getpid()
+    assert found["loop"] == "verl_act.rollout.agent_loop.ActEnvAgentLoop"
+    assert found["platform"] == "cpu"
