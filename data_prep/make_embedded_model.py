@@ -41,7 +41,7 @@ class EmbeddedModelSettings:
     key_value_heads: int = 2
     feed_forward: int = 384
     context: int = 2048
-    steps: int = 1800
+    steps: int = 1200
     batch_size: int = 32
     learning_rate: float = 2e-3
     choice_share: float = 0.5
@@ -58,8 +58,12 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
 
     `trajectories` are files of expert steps (schema TRAJECTORY) from tasks that no experiment uses.
     """
+    import torch
     from transformers import Qwen3ForCausalLM, set_seed
 
+    # Optimizer moments of words that hardly occur become denormal numbers, which a CPU handles many times slower. Said
+    # before the first parallel operation, because threads inherit it.
+    torch.set_flush_denormal(True)
     settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
     template = get_template("compact", **TEMPLATE_OPTIONS)

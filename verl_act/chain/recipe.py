@@ -52,7 +52,9 @@ class SamplingRecipe:
 
 @dataclass
 class TrainRecipe:
-    """One RL stage on verl. `config` are our Hydra groups; `overrides` any keys of verl's configuration, flat.
+    """One RL stage on verl. `config` are our Hydra groups; `overrides` any keys of verl's configuration.
+
+    YAML may write override keys dotted (`data.train_batch_size`) or nested; here they are nested.
 
     `data` is what the action stage trains on: `steps` (expert states) or `episodes` (live tasks).
     """
@@ -117,8 +119,8 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
     if steps is not None:
         for stage in (recipe.critic, recipe.action):
-            planned = stage.overrides.get("trainer.total_training_steps", steps)
-            stage.overrides["trainer.total_training_steps"] = min(planned, steps)
+            trainer = stage.overrides.setdefault("trainer", {})
+            trainer["total_training_steps"] = min(trainer.get("total_training_steps", steps), steps)
     return recipe
 
 
@@ -141,8 +143,13 @@ def _bases(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> DictConfig:
-    config = _load(path)
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "base"])
+    config = OmegaConf.masked_copy(layer := _load(path), [str(key) for key in layer if key != "base"])
+    for stage in ("critic", "action"):
+        if overrides := (config.get(stage) or {}).get("overrides"):
+            config[stage].overrides = OmegaConf.create()
+            for key, value in overrides.items():
+                OmegaConf.update(config[stage].overrides, str(key), value, force_add=True)
+    return config
 
 
 def _load(path: Path) -> DictConfig:

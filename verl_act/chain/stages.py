@@ -117,7 +117,7 @@ def _train(
         "++data.act.episode.env_settings": _env_settings(recipe, out),
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.rollout.max_model_len": recipe.max_model_len,
-        **stage.overrides,
+        **_flat(stage.overrides),
     }
     if "action_ppo" in " ".join(stage.config):
         settings.setdefault("critic.model.path", model)
@@ -200,6 +200,14 @@ def _command(name: str, out: Path | None, options: dict[str, Any]) -> list[str]:
         elif value is not None:
             words += [option, str(value)]
     return words
+
+
+def _flat(overrides: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested override keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in overrides.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _hydra_value(value: Any) -> str:

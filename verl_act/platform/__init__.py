@@ -18,6 +18,8 @@ def activate() -> None:
     register_cpu_platform()
     if not is_cpu_platform():
         return
+    import torch
+
     from verl_act.platform import (
         process_group,
         reference_offload,
@@ -27,6 +29,9 @@ def activate() -> None:
         vllm_distribution,
     )
 
+    # Optimizer moments of rare words become denormal numbers, which a CPU handles many times slower. Set before torch
+    # starts its threads, which inherit it.
+    torch.set_flush_denormal(True)
     # Children (Ray workers, vLLM's engine) inherit these and so reach the same decision without probing again.
     os.environ.setdefault("VERL_PLATFORM", "cpu")
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.

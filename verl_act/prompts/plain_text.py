@@ -17,7 +17,7 @@ from verl_act.prompts.template import Message
 def as_plain_text(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
     """`messages` with every control token of `tokenizer` (a Hugging Face tokenizer) in their contents broken up."""
     pattern = _pattern(tokenizer)
-    return [{**message, "content": pattern.sub(_broken, message["content"])} for message in messages]
+    return [{**message, "content": pattern.sub(r"\g<0> ", message["content"])} for message in messages]
 
 
 def control_tokens(tokenizer: Any) -> frozenset[str]:
@@ -29,12 +29,11 @@ def control_tokens(tokenizer: Any) -> frozenset[str]:
     return frozenset(tokenizer.all_special_tokens) | {token.content for token in added if token.special}
 
 
-def _broken(match: re.Match[str]) -> str:
-    return f"{match.group()[0]} {match.group()[1:]}"
-
-
 @lru_cache(maxsize=8)
 def _pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Kept for each tokenizer: gathering its tokens takes longer than breaking up a prompt."""
-    longest_first = sorted((name for name in control_tokens(tokenizer) if name), key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    """Each character at which a control token begins, so that none is missed where two of them overlap.
+
+    Kept for each tokenizer: gathering its tokens takes longer than breaking up a prompt.
+    """
+    names = sorted(name for name in control_tokens(tokenizer) if name)
+    return re.compile(rf"(?=(?:{'|'.join(map(re.escape, names))})).", re.DOTALL) if names else re.compile(r"(?!)")

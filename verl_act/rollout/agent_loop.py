@@ -33,7 +33,7 @@ class ActEnvAgentLoop(AgentLoopBase):
     `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place.
     """
 
-    async def run(  # type: ignore[override]  (verl takes a list too, but its annotation does not say so)
+    async def run(  # type: ignore[override]  # verl takes a list too
         self, sampling_params: dict[str, Any], **row: Any
     ) -> list[AgentLoopOutput]:
         settings = ActSettings.from_config(self.data_config)
