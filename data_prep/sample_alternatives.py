@@ -171,7 +171,7 @@ def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "settings.json"
     wanted = json.dumps(settings, sort_keys=True, default=str)
-    if stamp.exists() and stamp.read_text() != wanted:
+    if stamp.exists() and stamp.read_text() != wanted and any(folder.glob("*.parquet")):
         raise ConfigError(
             f"{folder}: holds shards sampled with other settings or trajectories. "
             "Repeat that command to finish them, or remove the folder to start anew."

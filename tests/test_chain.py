@@ -1,0 +1,239 @@
+"""The chain without its engines: recipes, the commands they become, the check, and which stages are done again.
+
+What needs vLLM and verl is in `test_end_to_end.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from samples import make_tokenizer
+
+from verl_act.__main__ import app
+from verl_act.chain import check_chain, load_recipe, run_chain
+from verl_act.chain.recipe import RECIPES, Recipe
+from verl_act.chain.stages import Stage, stages
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, EngineError
+from verl_act.prompts import get_template
+
+RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VARIANTS = [
+    [],
+    ["games.counts=null", "env_settings={data: /somewhere}"],
+    ["action.data=episodes", "evaluate.limit=10"],
+    ["action.config=[act=action_ppo]", "device=null"],
+    ["model=organisation/model", "expert.limits={train: 7}", "engine_options={gpu_memory_utilization: 0.5}"],
+    ["prompt={template: cot, options: {admissible_in_choice: false}}", "seed=3", "valid_splits=[valid_seen]"],
+]
+
+
+def write_recipe(folder: Path, text: str, name: str = "mine.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: " ".join(variant) or "as it is")
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_every_stage_is_a_command_that_parses(name: str, variant: list[str], tmp_path: Path) -> None:
+    """An option that a command does not have, or a value of the wrong type, would raise."""
+    for stage in stages(load_recipe(name, variant), tmp_path):
+        if stage.trains:
+            continue
+        _, module, package, command, *arguments = stage.command
+        assert (module, package) == ("-m", "verl_act")
+        context = COMMANDS[command].make_context(command, arguments)
+        assert context.params["out" if "out" in context.params else "pairs"]
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_what_commands_take_as_json_fits_too(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert set(recipe.pairs) <= set(inspect.signature(build_pairs).parameters)
+    assert get_template(recipe.prompt.template, **recipe.prompt.options)
+    assert recipe.expert.name in get_env(recipe.env).experts
+    assert {recipe.train_split, *recipe.valid_splits} <= set(get_env(recipe.env).splits)
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_every_input_is_written_by_an_earlier_stage(name: str, tmp_path: Path) -> None:
+    written: list[Path] = []
+    for stage in stages(load_recipe(name), tmp_path):
+        for path in stage.inputs:
+            ours = path.is_relative_to(tmp_path)
+            assert not ours or any(path.is_relative_to(output) for output in written), f"{stage.name}: {path}"
+        written.append(stage.output)
+
+
+def training(recipe: Recipe, out: Path) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages(recipe, out) if stage.trains}
+
+
+def test_the_action_stage_starts_from_the_critic(tmp_path: Path) -> None:
+    recipe = load_recipe("alfworld/quickstart", ["model=organisation/model"])
+    stage = training(recipe, tmp_path)
+    assert 'actor_rollout_ref.model.path="organisation/model"' in stage["critic"].command
+    assert f'actor_rollout_ref.model.path="{tmp_path}/critic/model"' in stage["action"].command
+    assert not any(word.startswith("critic.model.path") for word in stage["action"].command)
+    ppo = load_recipe("alfworld/quickstart", ["action.config=[act=action_ppo]"])
+    assert f'critic.model.path="{tmp_path}/critic/model"' in training(ppo, tmp_path)["action"].command
+
+
+def test_the_action_stage_trains_on_states_or_on_episodes(tmp_path: Path) -> None:
+    steps, episodes = (
+        training(load_recipe("alfworld/quickstart", [f"action.data={data}"]), tmp_path)["action"].inputs
+        for data in ("steps", "episodes")
+    )
+    assert steps[0] == tmp_path / "expert" / "train" / "trajectories.parquet"
+    assert [path.name for path in episodes[:2]] == ["tasks.parquet", "tasks.parquet"]
+
+
+def test_steps_bound_both_rl_stages() -> None:
+    bounded = load_recipe("alfworld/quickstart", steps=2)
+    assert [part.overrides["trainer"]["total_training_steps"] for part in (bounded.critic, bounded.action)] == [2, 2]
+    assert load_recipe("alfworld/quickstart", steps=10**6) == load_recipe("alfworld/quickstart")
+
+
+def test_override_keys_may_be_dotted_or_nested(tmp_path: Path) -> None:
+    overrides = "{trainer.save_freq: 7, data: {train_batch_size: 4}, actor_rollout_ref.rollout.n: 2}"
+    recipe = write_recipe(tmp_path, f"base: alfworld/quickstart\ncritic: {{overrides: {overrides}}}\n")
+    stage = training(load_recipe(recipe, ["critic.overrides.trainer.test_freq=3"]), tmp_path)["critic"]
+    for word in ("trainer.save_freq=7", "data.train_batch_size=4", "actor_rollout_ref.rollout.n=2"):
+        assert [entry for entry in stage.command if entry.startswith(word.split("=")[0] + "=")] == [word]
+    assert "trainer.test_freq=3" in stage.command
+
+
+def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    base = load_recipe("alfworld/quickstart")
+    write_recipe(tmp_path, "base: alfworld/quickstart\nseed: 5\n", "first.yaml")
+    second = write_recipe(tmp_path, f"base: {tmp_path}/first.yaml\ngames: {{seed: 9}}\n")
+    recipe = load_recipe(second, ["alternatives.n=2"])
+    assert (recipe.seed, recipe.games.seed, recipe.alternatives.n) == (5, 9, 2)
+    assert recipe.games.counts == base.games.counts
+    assert recipe.critic == base.critic
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: alfworld/quickstart\nmodle: x\n", "modle"),
+        ("base: alfworld/quickstart\ngames: {sise: small}\n", "games.sise"),
+        ("base: alfworld/quickstart\nalternatives: {n: several}\n", "alternatives.n"),
+        ("base: alfworld/quickstart\naction: {data: pairs}\n", "action.data is 'pairs'"),
+        ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*there are.*alfworld/quickstart"),
+        ("- a\n- b\n", "not a mapping"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_its_key(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write_recipe(tmp_path, text))
+
+
+def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
+    first = write_recipe(tmp_path, f"base: {tmp_path}/b.yaml\n", "a.yaml")
+    write_recipe(tmp_path, f"base: {first}\n", "b.yaml")
+    with pytest.raises(ConfigError, match="circle"):
+        load_recipe(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("seed", "'seed' is not a change"), ("sede=1", "sede"), ("games.sise=small", "games.sise"), ("seed=x", "seed")],
+)
+def test_a_bad_change_is_refused_by_its_key(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("alfworld/quickstart", [change])
+
+
+def test_an_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("alfworld/quikstart")
+    assert all(name in str(caught.value) for name in RECIPE_NAMES)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of a model folder that the check reads: a configuration and a tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("policy")
+    make_tokenizer(["go"]).save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    return folder
+
+
+def test_the_check_passes_where_all_is_there(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_chain(load_recipe("alfworld/quickstart", [f"model={policy}"]), tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "wrong" not in shown
+    for subject in ("versions", "device: cpu", "model", "prompt", "data: 496 games", "disk", "critic configuration"):
+        assert f"ok    {subject}" in shown
+
+
+def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [f"model={tmp_path}/nowhere", "games.counts=null", f"env_settings={{data: {tmp_path}}}", "device=null"]
+    recipe = load_recipe("alfworld/quickstart", [*changes, "prompt.template=compcat"])
+    recipe.critic.overrides["data"]["train_batchsize"] = 8
+    with pytest.raises(ConfigError, match="device, model, prompt, data, critic configuration"):
+        check_chain(recipe, tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "Add device=cpu" in shown
+    assert "config.json is missing" in shown and "Give a Hugging Face folder or model id" in shown
+    assert "no template is called 'compcat'" in shown
+    assert re.search(rf"wrong data: .*{tmp_path}", shown)
+    assert "data.train_batchsize" in shown and "critic.overrides" in shown
+    assert not (tmp_path / "out").exists(), "a check writes nothing"
+
+
+def test_the_check_wants_a_tokenizer_with_a_chat_template(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, untold = tmp_path / "bare", tmp_path / "untold"
+    for folder, model_type in ((bare, "unheard_of"), (untold, "qwen3")):
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    tokenizer = make_tokenizer(["go"])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(untold)
+    for folder, remedy in ((bare, "Copy tokenizer.json"), (untold, "Add chat_template.jinja")):
+        with pytest.raises(ConfigError, match="model"):
+            check_chain(load_recipe("alfworld/quickstart", [f"model={folder}"]), tmp_path / "out")
+        assert remedy in capsys.readouterr().out
+
+
+def run_data_stages(recipe: str, out: Path, capfd: pytest.CaptureFixture[str], *changes: str) -> dict[str, bool]:
+    """Run the chain up to the first stage that needs its (missing) model; stage -> whether it was done again."""
+    with pytest.raises(EngineError, match=r"'alternatives' failed with status 2.*finished stages are skipped"):
+        run_chain(load_recipe(recipe, changes), out)
+    shown = capfd.readouterr()
+    assert "no model here (config.json is missing)" in shown.err
+    done = re.findall(r"\[\d+/\d+\] ([\w ]+): (up to date|done)", shown.out)
+    return {name: what == "done" for name, what in done}
+
+
+def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = {
+        "base": "alfworld/quickstart",
+        "model": str(tmp_path / "nowhere"),
+        "valid_splits": ["valid_seen"],
+        "games": {"counts": {"train": 6, "valid_seen": 2, "valid_unseen": 0}},
+        "workers": 1,
+    }
+    recipe, out = write_recipe(tmp_path, yaml.safe_dump(settings)), tmp_path / "out"
+    games, train, valid = "games", "expert train", "expert valid_seen"
+    assert run_data_stages(recipe, out, capfd) == {games: True, train: True, valid: True}
+    assert run_data_stages(recipe, out, capfd) == {games: False, train: False, valid: False}
+    fewer = run_data_stages(recipe, out, capfd, "expert.limits={train: 3}")
+    assert fewer == {games: False, train: True, valid: False}
+    (out / "expert" / "valid_seen" / "trajectories.parquet").unlink()
+    (out / "expert" / "valid_seen" / "manifest.json").unlink()
+    (out / "expert" / "valid_seen").rmdir()
+    lost = run_data_stages(recipe, out, capfd, "expert.limits={train: 3}")
+    assert lost == {games: False, train: False, valid: True}
