@@ -1,0 +1,337 @@
+"""All of it on real verl, vLLM and Ray, on this CPU: every kind of training for two steps, and a chain that is killed.
+
+The model is a random one of a few ten thousand parameters: what is tested is that everything fits together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from verl_act.chain import load_recipe
+from verl_act.chain.stages import stages
+from verl_act.chain.train import train
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.make_embedded_model import EmbeddedModelSettings, make_embedded_model
+from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.schema import ALTERNATIVES, read_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SMALL = EmbeddedModelSettings(
+    vocabulary=512,
+    layers=1,
+    width=32,
+    heads=2,
+    key_value_heads=1,
+    feed_forward=64,
+    steps=20,
+    batch_size=8,
+)
+BATCH = {
+    "data.train_batch_size": 4,
+    "data.max_response_length": 16,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 16,
+    "actor_rollout_ref.rollout.n": 4,
+    "trainer.total_training_steps": 2,
+    "trainer.save_freq": 2,
+    "trainer.test_freq": 2,
+    "trainer.val_before_train": False,
+}
+MAX_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain's folder with all of its data, and a model beside them."""
+    out = tmp_path_factory.mktemp("world")
+    make_games(out / "games", counts={"train": 12, "valid_seen": 3}, seed=7, progress=False)
+    settings = {"data": str(out / "games")}
+    for split in ("train", "valid_seen"):
+        expert = out / "expert" / split
+        collect_expert(expert, "alfworld", split, env_settings=settings, progress=False)
+        build_pairs(out / "pairs" / split, [expert / "trajectories.parquet"], (), settings, source="admissible")
+    make_tasks(out / "tasks" / "train", "alfworld", ["train"], env_settings=settings)
+    make_tasks(out / "tasks" / "panel", "alfworld", ["valid_seen"], env_settings=settings)
+    make_embedded_model(out / "policy", [out / "expert" / "train" / "trajectories.parquet"], SMALL)
+    return out
+
+
+def write_recipe(folder: Path, policy: Path, **changes: Any) -> str:
+    """A recipe of our own on top of the quickstart, small in every respect."""
+    overrides = {**BATCH, **changes.pop("overrides", {})}
+    recipe = {
+        "base": "alfworld/quickstart",
+        "model": str(policy),
+        "valid_splits": ["valid_seen"],
+        "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
+        "critic": {"overrides": {**overrides, "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 16}},
+        "evaluate": {"max_turns": 3, "limit": 8},
+        **changes,
+    }
+    recipe["action"] = {"overrides": overrides, **recipe.get("action", {})}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+@dataclass
+class Trained:
+    """What a training stage left."""
+
+    output: Path
+
+    @property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        lines = (self.output / "metrics.jsonl").read_text().splitlines()
+        return {entry["step"]: entry["data"] for entry in map(json.loads, lines)}
+
+    def check(self, steps: list[int], source: str, *validated: str) -> None:
+        """Every step was taken and taught something, validation knows our figures, and the model can be loaded."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        metrics = self.metrics
+        assert [step for step in sorted(metrics) if step] == steps
+        for step in steps:
+            for name in ("actor/grad_norm", "critic/score/mean", "actor/pg_loss", "response_length/mean"):
+                assert math.isfinite(metrics[step][name]), (step, name, metrics[step][name])
+        for name in ("acc", "adm", "fmt", "score", *validated):
+            key = re.compile(rf"val-(core|aux)/{source}/{name}/mean@1")
+            assert any(key.fullmatch(found) for found in metrics[steps[-1]]), (name, sorted(metrics[steps[-1]]))
+        model = AutoModelForCausalLM.from_pretrained(self.output / "model")
+        assert all(weight.isfinite().all() for weight in model.parameters())
+        assert AutoTokenizer.from_pretrained(self.output / "model").chat_template
+
+
+def train_action_stage(world: Path, folder: Path, **changes: Any) -> Trained:
+    """The action stage of a chain whose critic stage is left out."""
+    overrides = {"actor_rollout_ref.model.path": str(world / "policy"), **changes.pop("overrides", {})}
+    recipe = load_recipe(write_recipe(folder, world / "policy", overrides=overrides, **changes))
+    (stage,) = (stage for stage in stages(recipe, world) if stage.name == "action")
+    (world / "action").mkdir(exist_ok=True)  # replaced as a whole
+    train(stage)
+    output = folder / "action"
+    (world / "action").rename(output)
+    return Trained(output)
+
+
+EPISODES = {
+    "data.act.episode.max_turns": 3,
+    "data.act.episode.max_tokens_per_turn": MAX_TOKENS,
+    "data.act.episode.malformed_penalty": -0.1,
+    "data.act.episode.inadmissible_penalty": -0.05,
+}
+
+
+def test_action_grpo_on_whole_episodes_turn_by_turn(world: Path, tmp_path: Path) -> None:
+    trained = train_action_stage(
+        world,
+        tmp_path,
+        action={"data": "episodes"},
+        overrides={**EPISODES, "data.act.episode.mode": "stepwise"},
+    )
+    trained.check([1, 2], "act/alfworld/episode", "success", "steps", "malformed_share", "longest_failed_repeat")
+    assert trained.metrics[2]["val-aux/num_turns/max"] == 6
+
+
+def test_action_grpo_on_whole_episodes_as_one_sequence(world: Path, tmp_path: Path) -> None:
+    trained = train_action_stage(
+        world,
+        tmp_path,
+        max_model_len=2048,
+        action={"data": "episodes"},
+        overrides={**EPISODES, "data.act.episode.mode": "concat", "data.max_response_length": 1024},
+    )
+    trained.check([1, 2], "act/alfworld/episode", "success", "steps", "malformed_share", "longest_failed_repeat")
+    assert trained.metrics[2]["response_length/max"] > 3 * MAX_TOKENS, "observations stand between the replies"
+
+
+def test_action_ppo(world: Path, tmp_path: Path) -> None:
+    trained = train_action_stage(
+        world,
+        tmp_path,
+        action={"config": ["act=action_ppo"]},
+        overrides={
+            "actor_rollout_ref.rollout.n": 1,
+            "critic.model.path": str(world / "policy"),
+            "critic.ppo_mini_batch_size": 4,
+            "critic.ppo_micro_batch_size_per_gpu": 4,
+        },
+    )
+    trained.check([1, 2], "act/alfworld/action")
+    for step in (1, 2):
+        assert math.isfinite(trained.metrics[step]["critic/vf_loss"])
+        assert math.isfinite(trained.metrics[step]["critic/grad_norm"])
+
+
+class RunningChain:
+    """`python -m verl_act chain` in a process of its own, its terminal in a file."""
+
+    def __init__(self, recipe: str, out: Path, log: Path, *arguments: str) -> None:
+        self.log = log
+        self.seen: dict[int, psutil.Process] = {}
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "verl_act", "chain", recipe, "--out", str(out), *arguments],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=out.parent,
+            )
+        self.itself = psutil.Process(self.process.pid)
+
+    def watch(self) -> None:
+        """Remember every descendant, also of a child that will be gone by the time it is asked."""
+        try:
+            self.seen.update({child.pid: child for child in self.itself.children(recursive=True)})
+        except psutil.NoSuchProcess:
+            pass
+
+    def wait(self, until: Callable[[], bool], seconds: float = 600) -> bool:
+        """Whether `until` came true before the chain ended."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.watch()
+            if self.process.poll() is not None:
+                return False
+            if until():
+                return True
+            time.sleep(0.05)
+        raise AssertionError(f"nothing came of it in {seconds} s: {self.tail()}")
+
+    def kill(self) -> None:
+        """As the out-of-memory killer would, and nothing of the chain may survive for long."""
+        self.watch()
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.no_orphans()
+
+    def finish(self) -> None:
+        assert not self.wait(lambda: False, seconds=900)
+        assert self.process.returncode == 0, self.tail()
+        self.no_orphans()
+
+    def no_orphans(self) -> None:
+        _, alive = psutil.wait_procs(list(self.seen.values()), timeout=60)
+        left = [process.as_dict(["pid", "name", "cmdline"]) for process in alive]
+        for process in alive:
+            process.kill()
+        assert not left
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def outcomes(self) -> dict[str, str]:
+        """Stage -> "up to date" or "done"."""
+        return dict(re.findall(r"\[\d+/\d+\] ([\w ]+): (up to date|done)", self.log.read_text(errors="replace")))
+
+
+@dataclass
+class Interrupted:
+    """One chain in three attempts: killed while sampling, killed while training, finished."""
+
+    out: Path
+    attempts: list[RunningChain]
+    first_shard: bytes
+
+
+@pytest.fixture(scope="module")
+def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
+    folder = tmp_path_factory.mktemp("chain")
+    recipe = write_recipe(
+        folder,
+        world / "policy",
+        # More than one shard of states to sample at.
+        games={"counts": {"train": 60, "valid_seen": 3, "valid_unseen": 0}},
+        overrides={"trainer.save_freq": 1, "trainer.test_freq": 3},
+    )
+    out = folder / "out"
+    shard = out / ".alternatives.shards" / "00000.parquet"
+    first = RunningChain(recipe, out, folder / "first.log", "--steps", "3", "critic.overrides.trainer.save_freq=1")
+    attempts = [first]
+    try:
+        assert first.wait(shard.exists), first.tail()
+        first.kill()
+        sampled = shard.read_bytes()
+
+        second = RunningChain(recipe, out, folder / "second.log", "--steps", "3")
+        attempts.append(second)
+        saved = out / "critic.work" / "checkpoints" / "latest_checkpointed_iteration.txt"
+        assert second.wait(saved.exists), second.tail()
+        second.kill()
+
+        third = RunningChain(recipe, out, folder / "third.log", "--steps", "3")
+        attempts.append(third)
+        third.finish()
+        yield Interrupted(out, attempts, sampled)
+    finally:
+        for chain in attempts:
+            if chain.process.poll() is None:
+                chain.watch()
+                chain.process.kill()
+                for process in chain.seen.values():
+                    if process.is_running():
+                        process.kill()
+
+
+def test_a_killed_chain_goes_on_where_it_stopped(interrupted: Interrupted) -> None:
+    first, second, third = (attempt.outcomes() for attempt in interrupted.attempts)
+    assert first == {"games": "done", "expert train": "done", "expert valid_seen": "done"}
+    assert second == {
+        **dict.fromkeys(first, "up to date"),
+        **dict.fromkeys(
+            ["alternatives", "pairs train", "pairs valid_seen", "audit", "tasks train", "tasks panel"], "done"
+        ),
+    }
+    rest = ["critic", "action", "evaluate initial", "evaluate critic", "evaluate action", "comparison"]
+    assert third == {**dict.fromkeys(second, "up to date"), **dict.fromkeys(rest, "done")}
+
+
+def test_nothing_is_sampled_twice(interrupted: Interrupted, tmp_path: Path) -> None:
+    (tmp_path / "shard.parquet").write_bytes(interrupted.first_shard)
+    kept = read_table(tmp_path / "shard.parquet", ALTERNATIVES).to_pylist()
+    rows = read_table(interrupted.out / "alternatives" / "alternatives.parquet", ALTERNATIVES).to_pylist()
+    assert len(rows) > len(kept) == 256
+    assert rows[: len(kept)] == kept
+    log = interrupted.attempts[1].log.read_text()
+    assert "256/" in re.findall(r"sampling alternatives: +\d+%\S* (\d+/)", log)[0]
+
+
+def test_the_critic_stage_goes_on_from_its_checkpoint(interrupted: Interrupted) -> None:
+    critic = Trained(interrupted.out / "critic")
+    critic.check([1, 2, 3], "act/alfworld/choice")
+    log = (critic.output / "log.txt").read_text()
+    assert re.search(r"Setting global step to [12]\b|Resuming from .*global_step_[12]\b", log), "it began anew"
+    assert not (interrupted.out / "critic.work").exists()
+
+
+def test_the_action_stage_follows(interrupted: Interrupted) -> None:
+    Trained(interrupted.out / "action").check([1, 2], "act/alfworld/action")
+
+
+def test_all_models_are_compared(interrupted: Interrupted) -> None:
+    table = (interrupted.out / "comparison" / "comparison.md").read_text()
+    assert table.startswith("| figure | initial | critic | action |")
+    for row in ("episodes valid seen success", "next action valid seen right", "choice valid seen right"):
+        assert f"| {row} |" in table
+    for name in ("initial", "critic", "action"):
+        folder = interrupted.out / "evaluation" / name
+        counts = json.loads((folder / "manifest.json").read_text())["counts"]
+        assert counts == {"episodes": 3, "next_actions": 8, "choices": 8}
+        assert len((folder / "episodes.jsonl").read_text().splitlines()) == 3
