@@ -24,6 +24,8 @@ from verl_act.manifest import atomic_folder
 _STEP = re.compile(r"\bstep:(\d+) - (.*)")
 _SHOWN = ("critic/score/mean", "actor/entropy", "response_length/mean")
 _TAIL = 40
+_DEAD_ENGINE = "EngineDeadError"
+"""What vLLM raises from then on once its engine has failed; verl would replace failed rollouts for ever."""
 
 
 def train(stage: Stage) -> None:
@@ -79,6 +81,8 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
         assert process.stdout is not None
         for line in process.stdout:
             stream.write(line)
+            if _DEAD_ENGINE in line:
+                process.terminate()
             if found := _STEP.search(line):
                 stream.flush()
                 progress.set_description(name)

@@ -32,6 +32,8 @@ def activate() -> None:
     # Optimizer moments of rare words become denormal numbers, which a CPU handles many times slower. Set before torch
     # starts its threads, which inherit it.
     torch.set_flush_denormal(True)
+    # Ray would give each of its workers a single thread.
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     # Children (Ray workers, vLLM's engine) inherit these and so reach the same decision without probing again.
     os.environ.setdefault("VERL_PLATFORM", "cpu")
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.
