@@ -170,10 +170,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_check_passes_where_all_is_there(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_chain(load_recipe("alfworld/quickstart", [f"model={policy}"]), tmp_path / "out")
+    changes = [f"model={policy}", "games.counts={train: 3, valid_seen: 1, valid_unseen: 1}"]
+    check_chain(load_recipe("alfworld/quickstart", changes), tmp_path / "out")
     shown = capsys.readouterr().out
     assert "wrong" not in shown
-    for subject in ("versions", "device: cpu", "model", "prompt", "data: 496 games", "disk", "critic configuration"):
+    for subject in ("versions", "device: cpu", "model", "prompt", "data: 5 games", "disk", "critic configuration"):
         assert f"ok    {subject}" in shown
 
 
