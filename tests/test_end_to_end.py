@@ -171,6 +171,7 @@ def test_action_ppo(world: Path, tmp_path: Path) -> None:
         action={"config": ["act=action_ppo"]},
         overrides={
             "actor_rollout_ref.rollout.n": 1,
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 4,
             "critic.model.path": str(world / "policy"),
             "critic.ppo_mini_batch_size": 4,
             "critic.ppo_micro_batch_size_per_gpu": 4,
