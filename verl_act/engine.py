@@ -7,6 +7,9 @@ vLLM the engine runs in fp32 on the cores there are; on a GPU, vLLM's own defaul
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,6 +86,7 @@ class Engine:
             **settings.extra,
         }
         self.max_model_len = arguments["max_model_len"]
+        _exit_in_order_when_terminated()
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
         except (RuntimeError, ValueError, TypeError, OSError) as error:
@@ -126,6 +130,13 @@ class Engine:
         if final is None:
             raise EngineError("vLLM ended a request without an answer; its own messages above say why.")
         return [completion.text for completion in final.outputs]
+
+
+def _exit_in_order_when_terminated() -> None:
+    """Let SIGTERM end this process as an exception would: vLLM's processes do not notice when it is simply gone."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def load_tokenizer(model: str) -> Any:
