@@ -1,23 +1,26 @@
 """The embedded model: a Qwen3 of about a million parameters that reads ALFWorld and answers in the action format.
 
 It is the initial policy of the quickstart, where no weights can be downloaded. It is made from nothing but expert
-trajectories: a byte-level tokenizer trained on their prompts, then supervised warm-up with transformers' Trainer on
-two kinds of rows: the expert's next action, and choice questions whose answer is drawn at random. So it can act a
-little, it answers choice questions in the right format, and it judges at chance: what the RL stages teach can be
-seen.
+trajectories: a tokenizer that has the domain's names and phrases as single tokens, then supervised warm-up with
+transformers' Trainer on two kinds of rows: next actions, some of them the expert's and the others drawn at random, and
+choice questions whose answer is drawn at random. So it can act a little, it answers choice questions in the right
+format, and it judges at chance: what the RL stages teach can be seen.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
+from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
 from verl_act.schema import Step, read_steps
 
@@ -27,6 +30,43 @@ CHAT_TEMPLATE = (
 )
 """ChatML, so that verl's Qwen token builder fits."""
 TEMPLATE_OPTIONS = {"history_length": 8}
+TAGS = ("<action>", "</action>", "<think>", "</think>")
+PHRASES = (
+    "\nsee : You are in the middle of a room. Looking quickly around you, you see a",
+    "\nsee : You arrive at",
+    "\nsee : You open the",
+    "\nsee : You pick up the",
+    "\nsee : You",
+    "\nsee :",
+    "\ndo :",
+    "\ncan :",
+    "\nact :",
+    "\npick :",
+    ". On the",
+    ". The",
+    ", you see a",
+    ", you see nothing",
+    " is open. In it, you see a",
+    " is open. In it, you see nothing",
+    " is closed",
+    " from the",
+    " to the",
+    " using the",
+    ", and a",
+    ", a",
+    " go to",
+    "go to",
+    "assistant",
+    " inventory | look",
+    " |",
+    ".",
+)
+"""What ALFWorld's sentences and the template `compact` are made of."""
+OBJECT = re.compile(r" [a-z]+ \d+")
+"""A thing by its name and number, as in " drawer 2"."""
+RAREST_OBJECT = 20
+"""Objects in fewer prompts are not worth a token of their own."""
+LONGEST_REPLY = 24
 IGNORED = -100
 
 
@@ -34,27 +74,32 @@ IGNORED = -100
 class EmbeddedModelSettings:
     """Size and warm-up of the model; the defaults made the weights that are shipped."""
 
-    vocabulary: int = 640
+    vocabulary: int = 1024
+    """Tokens of the byte-level BPE, to which whole phrases and objects are added."""
     layers: int = 4
     width: int = 128
     heads: int = 4
     key_value_heads: int = 2
     feed_forward: int = 384
     context: int = 2048
-    steps: int = 1200
+    steps: int = 3000
     batch_size: int = 32
     learning_rate: float = 2e-3
+    expert_share: float = 0.5
+    """Share of the next actions that are the expert's; the others are drawn from the admissible ones."""
     choice_share: float = 0.5
     """Share of the warm-up rows that are choice questions (with random answers)."""
     stranger_share: float = 0.5
     """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
     whole_text_share: float = 0.25
     """Share of the rows whose prompt is learned too, which teaches the words."""
+    held_out: int = 500
+    """The last so many steps, with all of their tasks, are kept for the figures."""
     seed: int = 0
 
 
 def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: EmbeddedModelSettings | None = None) -> None:
-    """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl` and a manifest.
+    """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_figures.json` and a manifest.
 
     `trajectories` are files of expert steps (schema TRAJECTORY) from tasks that no experiment uses.
     """
@@ -67,14 +112,20 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
     template = get_template("compact", **TEMPLATE_OPTIONS)
-    rows = list(warmup_rows(read_steps(trajectories), template, settings))
+    steps = read_steps(trajectories)
+    unseen_tasks = {step.task_id for step in steps[-settings.held_out :]}
+    trained_on = [step for step in steps if step.task_id not in unseen_tasks]
+    rows = list(warmup_rows(trained_on, template, settings))
     tokenizer = train_tokenizer(rows, settings.vocabulary)
     model = Qwen3ForCausalLM(model_config(tokenizer, settings))
+    compose_embeddings(model, tokenizer)
     log = _warm_up(model, tokenizer, rows, settings, scratch=out.with_name(f".{out.name}.warmup"))
     with atomic_folder(out) as folder:
         model.float().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        figures = examine(model, tokenizer, steps[-settings.held_out :], template, settings)
+        (folder / "warmup_figures.json").write_text(json.dumps(figures, indent=2) + "\n")
         write_manifest(
             folder,
             make_manifest(
@@ -94,7 +145,11 @@ def warmup_rows(
     rng = random.Random(settings.seed)
     questions_per_action = settings.choice_share / (1 - settings.choice_share)
     for step in steps:
-        yield template.action_messages(step.context), _answer(step.action)
+        knows = rng.random() < settings.expert_share
+        yield (
+            template.action_messages(step.context),
+            _answer(step.action if knows else rng.choice(step.context.admissible_actions)),
+        )
         stranger = rng.random() < settings.stranger_share
         actions = rng.choice(steps).context.admissible_actions if stranger else step.context.admissible_actions
         others = [action for action in actions if action != step.action]
@@ -109,30 +164,49 @@ def _answer(action: str) -> str:
 
 
 def train_tokenizer(rows: Sequence[tuple[list[Message], str]], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer: the domain's words are one token each, and no text is unknown to it."""
+    """A byte-level BPE tokenizer, to which no text is unknown, with the domain's objects and phrases as whole tokens.
+
+    Whole tokens make prompts a third as long, and an action is copied in a handful of them.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    texts = (text for messages, answer in rows for text in (messages[-1]["content"], answer))
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    texts = (text for messages, answer in rows for text in ("user", messages[-1]["content"], answer))
     bpe.train_from_iterator(texts, trainer)
+    objects = Counter(found for messages, _ in rows for found in set(OBJECT.findall(messages[-1]["content"])))
+    words = sorted(found for found, prompts in objects.items() if prompts >= RAREST_OBJECT)
     # Not special: decoding skips special tokens, and the parser needs the tags.
-    tags = [
-        AddedToken(tag, special=False, normalized=False) for tag in ("<action>", "</action>", "<think>", "</think>")
-    ]
-    bpe.add_tokens(tags)
+    bpe.add_tokens([AddedToken(word, special=False, normalized=False) for word in (*TAGS, *PHRASES, *words)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )
+
+
+def compose_embeddings(model: Any, tokenizer: Any) -> None:
+    """Start every added token at the sum of its parts, so that " mug 1" is akin to " mug" from the first step.
+
+    The parts are drawn from one distribution, so the sum is scaled to keep its variance.
+    """
+    import torch
+
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {token["content"]: token["id"] for token in bpe["added_tokens"] if not token["special"]}
+    bpe["added_tokens"] = []
+    parts_of = type(tokenizer.backend_tokenizer).from_str(json.dumps(bpe))
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for word, row in added.items():
+            parts = parts_of.encode(word).ids
+            weight[row] = weight[parts].sum(0) / len(parts) ** 0.5
 
 
 def model_config(tokenizer: Any, settings: EmbeddedModelSettings) -> Any:
@@ -159,6 +233,62 @@ def encode(tokenizer: Any, messages: list[Message], answer: str, whole_text: boo
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     reply = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
     return {"input_ids": prompt + reply, "labels": (prompt if whole_text else [IGNORED] * len(prompt)) + reply}
+
+
+def examine(
+    model: Any, tokenizer: Any, steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings
+) -> dict[str, float]:
+    """Shares of replies sampled at temperature 1, at states the model was not trained on.
+
+    `named_a_candidate` and `chose_the_expert_action` are of choice questions, `expert_action` and `admissible_action`
+    of next actions.
+    """
+    rng = random.Random(settings.seed)
+    choices: list[tuple[list[Message], list[str], Step]] = []
+    for step in steps:
+        others = [action for action in step.context.admissible_actions if action != step.action]
+        if others:
+            candidates = [step.action, rng.choice(others)]
+            rng.shuffle(candidates)
+            choices.append((template.choice_messages(step.context, candidates), candidates, step))
+    replies = _sample(model, tokenizer, [messages for messages, _, _ in choices])
+    chosen = [
+        (parse_choice(reply, candidates).index, candidates.index(step.action))
+        for reply, (_, candidates, step) in zip(replies, choices, strict=True)
+    ]
+    actions = [
+        (parse_action(reply).action, step)
+        for reply, step in zip(
+            _sample(model, tokenizer, [template.action_messages(step.context) for step in steps]), steps, strict=True
+        )
+    ]
+    return {
+        "named_a_candidate": _share(index is not None for index, _ in chosen),
+        "chose_the_expert_action": _share(index == right for index, right in chosen),
+        "expert_action": _share(action == step.action for action, step in actions),
+        "admissible_action": _share(action in step.context.admissible_actions for action, step in actions),
+    }
+
+
+def _share(outcomes: Iterable[bool]) -> float:
+    found = list(outcomes)
+    return round(sum(found) / len(found), 4)
+
+
+def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]], batch_size: int = 100) -> list[str]:
+    """One reply to each prompt, at temperature 1."""
+    import torch
+
+    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
+    replies = []
+    model.eval()
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        encoded = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        with torch.no_grad():
+            ids = model.generate(**encoded, do_sample=True, top_k=0, max_new_tokens=LONGEST_REPLY, use_cache=True)
+        replies += tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies
 
 
 def _warm_up(

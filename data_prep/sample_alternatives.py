@@ -104,12 +104,10 @@ class Sampler:
         self.template = get_template(template, **template_options)
         self.seed = seed
         self.model = engine.model
-        # One loop for the engine's whole life: its output handler belongs to the loop that first used it.
-        self.loop = asyncio.new_event_loop()
 
     def sample(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
         """Rows of schema ALTERNATIVES, in the order of `steps`."""
-        return self.loop.run_until_complete(self._sample(steps))
+        return self.engine.run(self._sample(steps))
 
     async def _sample(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
         return list(await asyncio.gather(*map(self._sample_one, steps)))

@@ -56,6 +56,12 @@ PINS = [
     Pin(f"{AGENT_LOOP}:register", ("agent_name",), LOOP_FILE, keywords=False),
     Pin(f"{AGENT_LOOP}:DictConfigWrap.__init__", ("self", "config"), "tests/test_agent_loop.py"),
     Pin(
+        "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics",
+        ("self", "batch", "metrics"),
+        "verl_act/training_metrics.py",
+        keywords=False,
+    ),
+    Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
         ("self", "request_id", "prompt_ids", "sampling_params"),
         LOOP_FILE,

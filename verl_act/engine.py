@@ -6,20 +6,23 @@ vLLM the engine runs in fp32 on the cores there are; on a GPU, vLLM's own defaul
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from verl_act.errors import ConfigError, EngineError
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text
+
+Result = TypeVar("Result")
 
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # vLLM 0.28 rewinds the generator of a seeded request after a partial prefill, which a CPU generator cannot do
@@ -87,6 +90,8 @@ class Engine:
         }
         self.max_model_len = arguments["max_model_len"]
         _exit_in_order_when_terminated()
+        # One event loop for the engine's whole life: vLLM's output handler belongs to the loop that first used it.
+        self._loop = asyncio.Runner()
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
         except (RuntimeError, ValueError, TypeError, OSError) as error:
@@ -104,8 +109,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Stop the engine's processes."""
+        """Stop the engine's processes, then let its tasks end."""
         self._llm.shutdown()
+        self._loop.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run what awaits replies to its end."""
+        return self._loop.run(coroutine)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with the control tokens in its text made harmless."""

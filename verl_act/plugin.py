@@ -5,25 +5,36 @@ import. verl swallows a plugin's exceptions at DEBUG level; here they are shown 
 """
 
 import logging
+from types import ModuleType
 
 import wrapt
 
 logger = logging.getLogger(__name__)
 
 AGENT_LOOP_MODULE = "verl.experimental.agent_loop.agent_loop"
+TRAINER_MODULE = "verl.trainer.ppo.v1.trainer_base"
 
 
 def register() -> None:
-    """Register the CPU platform and its patches, and the `act_env` agent loop once verl's registry is imported."""
+    """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop and the
+    training metrics.
+    """
     from verl_act.platform import activate
 
     activate()
     wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
+    wrapt.when_imported(TRAINER_MODULE)(_add_training_metrics)
 
 
 def _register_agent_loop(module: object) -> None:
     """verl's registry lives in the module whose import brought us here; ours fills it by its own import."""
     import verl_act.rollout.agent_loop  # noqa: F401
+
+
+def _add_training_metrics(module: ModuleType) -> None:
+    from verl_act.training_metrics import close_gap
+
+    close_gap(module)
 
 
 try:

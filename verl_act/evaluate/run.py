@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -67,7 +66,7 @@ def evaluate(
             return played, await ask_next_actions(examinee, steps), await ask_choices(examinee, questions)
 
         try:
-            played, actions, choices = asyncio.run(ask())
+            played, actions, choices = running.run(ask())
         finally:
             ray.shutdown()
     episodes = [record for record, _ in played]

@@ -1,0 +1,51 @@
+"""Gap: verl shows what a reward function returns beside the score in validation, but not while it trains.
+
+In runs on `ActDataset`, every step also logs the mean of each such value, for each data source apart: the reward tiers
+as `train/act/alfworld/choice/acc/mean` and so on, and for live episodes their metrics. Other runs are left alone.
+
+Upstream change it waits for: `reward_extra_info` in the training metrics (verl/trainer/ppo/v1/trainer_base.py,
+`PPOTrainer._compute_metrics`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from numbers import Real
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+
+def close_gap(module: ModuleType) -> None:
+    """Wrap the trainer's metrics; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
+
+    def with_extra_info(wrapped: Callable[..., None], trainer: Any, args: tuple, kwargs: dict) -> None:
+        wrapped(*args, **kwargs)
+        if trainer.config.data.get("custom_cls", {}).get("name") != "ActDataset":
+            return
+        given = signature(wrapped).bind(*args, **kwargs).arguments
+        batch = given["batch"]
+        rows = module.tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["data_source", "extra_fields"]
+        )
+        real = [not tag.get("is_padding", False) for tag in batch.tags]
+        given["metrics"].update(means(_real(rows["data_source"], real), _real(rows["extra_fields"], real)))
+
+    wrapt.wrap_function_wrapper(module, "PPOTrainer._compute_metrics", with_extra_info)
+
+
+def means(data_sources: Sequence[str], extra_fields: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`train/<data source>/<key>/mean` over the rows that have the key in their `reward_extra_info`, if a number."""
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for source, fields in zip(data_sources, extra_fields, strict=True):
+        for key, value in (fields.get("reward_extra_info") or {}).items():
+            if isinstance(value, Real):
+                values[f"train/{source}/{key}/mean"].append(float(value))
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _real(column: Any, real: Sequence[bool]) -> list[Any]:
+    return [value for value, kept in zip(column.tolist(), real, strict=True) if kept]
