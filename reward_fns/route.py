@@ -3,8 +3,8 @@
     reward.custom_reward_function.path=pkg://verl_act.reward_fns.route
     reward.custom_reward_function.name=compute_score
 
-`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours; every other source goes to verl's
-`default_compute_score`, so that batches can mix our rows with verl's own data sets.
+`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours, followed by `/<split>` on held-out rows. Every
+other source goes to verl's `default_compute_score`, so that batches can mix our rows with verl's own data sets.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def compute_score(
     """
     if not data_source.startswith("act/"):
         return _verl(data_source, solution_str, ground_truth, extra_info, verl_options)
-    kind = data_source.rsplit("/", 1)[-1]
+    kind = next(iter(data_source.split("/")[2:]), "")
     if kind == "choice":
         return choice.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
     if kind == "action":
         return action.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
     if kind == "episode":
         return _episode(data_source, extra_info)
-    raise ConfigError(f"data_source {data_source!r} is unknown; ours end in /choice, /action or /episode.")
+    raise ConfigError(f"data_source {data_source!r} is unknown; ours are act/<env>/choice, action or episode.")
 
 
 def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str, float]:

@@ -106,6 +106,16 @@ def test_a_task_becomes_an_episode(files: dict[str, str]) -> None:
     assert row["extra_info"]["task"]["seed"] == 4
 
 
+def test_a_held_out_split_is_a_source_of_its_own(tmp_path: Path) -> None:
+    """verl reports validation by data source, and the reward still knows the row's kind."""
+    path = str(tmp_path / "pairs.parquet")
+    write_rows(path, [make_pair(number).to_row() | {"split": "valid_unseen"} for number in range(2)], PAIR)
+    row = _dataset(path)[0]
+    assert row["data_source"] == "act/alfworld/choice/valid_unseen"
+    answer = f"<action>{row['reward_model']['ground_truth']}</action>"
+    assert compute_score(row["data_source"], answer, row["reward_model"]["ground_truth"], row["extra_info"])["acc"] == 1
+
+
 def test_every_mixture_of_files_collates(files: dict[str, str]) -> None:
     for names in itertools.combinations(files, 2):
         dataset = _dataset([files[name] for name in names])

@@ -115,7 +115,7 @@ class Trained:
             for name in ("actor/grad_norm", "critic/score/mean", "actor/pg_loss", "response_length/mean"):
                 assert math.isfinite(metrics[step][name]), (step, name, metrics[step][name])
         for name in ("acc", "adm", "fmt", "score", *validated):
-            key = re.compile(rf"val-(core|aux)/{source}/{name}/mean@1")
+            key = re.compile(rf"val-(core|aux)/{source}/valid_seen/{name}/mean@1")
             assert any(key.fullmatch(found) for found in metrics[steps[-1]]), (name, sorted(metrics[steps[-1]]))
             if name != "score":
                 assert math.isfinite(metrics[steps[-1]][f"train/{source}/{name}/mean"]), "tiers while training"

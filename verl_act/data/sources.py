@@ -23,6 +23,8 @@ SINGLE_TURN_AGENT = "single_turn_agent"
 EPISODE_AGENT = "act_env"
 """This package's agent loop."""
 
+TRAIN_SPLIT = "train"
+
 Row = dict[str, Any]
 
 
@@ -124,10 +126,12 @@ class TaskSource(Source):
 
 
 def _row(stored: Row, kind: str, messages: list[Message], *, ground_truth: str, **extra: Any) -> Row:
+    # verl reports validation by data source: each held-out split is one of its own.
+    split = "" if stored["split"] == TRAIN_SPLIT else f"/{stored['split']}"
     task = {name: stored[name] for name in ("env", "split", "task_id", "task_type")}
     return {
         "raw_prompt": messages,
-        "data_source": f"act/{stored['env']}/{kind}",
+        "data_source": f"act/{stored['env']}/{kind}{split}",
         "reward_model": {"style": "rule", "ground_truth": ground_truth},
         "extra_info": {**task, **extra},
         "agent_name": SINGLE_TURN_AGENT,
