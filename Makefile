@@ -25,7 +25,7 @@ lock: setup       ## requirements/cpu.txt from cpu.in
 clean:            ## outputs and caches; the environment stays
 	rm -rf runs outputs dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-embedded-model: setup ## the small initial policy that comes with the package, from games no recipe uses (10 to 20 minutes)
-	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 2000}' --size small --seed 1000 --workers 2
+embedded-model: setup ## the small initial policy that comes with the package, from games no recipe uses (about 20 minutes)
+	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 6000}' --size small --seed 1000 --workers 2
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/expert --workers 2 --env-settings '{"data": "runs/embedded/games"}' alfworld train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from verl_act.parse import verb
 from verl_act.prompts import Template
 from verl_act.schema import Context, Pair
 
@@ -24,10 +25,10 @@ def best_verb(pairs: Sequence[Pair]) -> tuple[str, float]:
     """The verb that tells most if one always prefers, or always avoids, actions that begin with it; its accuracy."""
     lead: Counter[str] = Counter()
     for pair in pairs:
-        lead[_verb(pair.expert_action)] += 1
-        lead[_verb(pair.alternative_action)] -= 1
-    verb = max(sorted(lead), key=lambda name: abs(lead[name]))
-    return verb, 0.5 + abs(lead[verb]) / (2 * len(pairs))
+        lead[verb(pair.expert_action)] += 1
+        lead[verb(pair.alternative_action)] -= 1
+    name = max(sorted(lead), key=lambda name: abs(lead[name]))
+    return name, 0.5 + abs(lead[name]) / (2 * len(pairs))
 
 
 def label_word(pair: Pair, template: Template) -> str | None:
@@ -56,10 +57,6 @@ def _template_words(template: Template) -> frozenset[str]:
     return frozenset(
         word for message in template.choice_messages(empty, ["", ""]) for word in _words(message["content"])
     )
-
-
-def _verb(action: str) -> str:
-    return action.split(maxsplit=1)[0].casefold() if action.strip() else ""
 
 
 def _words(text: str) -> list[str]:

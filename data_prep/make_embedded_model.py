@@ -82,10 +82,10 @@ class EmbeddedModelSettings:
     key_value_heads: int = 2
     feed_forward: int = 384
     context: int = 2048
-    steps: int = 3000
+    steps: int = 5000
     batch_size: int = 32
     learning_rate: float = 2e-3
-    expert_share: float = 0.5
+    expert_share: float = 0.6
     """Share of the next actions that are the expert's; the others are drawn from the admissible ones."""
     choice_share: float = 0.5
     """Share of the warm-up rows that are choice questions (with random answers)."""

@@ -16,6 +16,7 @@ from enum import StrEnum
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _ACTION_TAG = re.compile(r"</?action>")
 _ACTION_OPEN = "<action>"
+_WORD = re.compile(r"\w+")
 _LONGEST_WORD = 256
 
 
@@ -109,6 +110,12 @@ def match_action(text: str, actions: Iterable[str]) -> str | None:
         return text
     wanted = normalise(text)
     return next((action for action in actions if normalise(action) == wanted), None)
+
+
+def verb(action: str) -> str:
+    """The word an action begins with, case folded: "go" of "go to desk 1", "search" of "search[red shoes]"."""
+    found = _WORD.search(action)
+    return found.group().casefold() if found else ""
 
 
 def _answers(reply: str) -> dict[str, str] | Malformed:

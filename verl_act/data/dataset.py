@@ -140,6 +140,8 @@ class ActDataset(Dataset):
             both = source.is_pairs and self.settings.order is Order.BOTH
             table = np.zeros(len(source), dtype=_ENTRY)
             table["source"], table["row"] = place, np.arange(len(source))
+            if isinstance(source, PairSource):
+                table = table.repeat(source.repeats())
             table["order_is_drawn"] = source.is_pairs and not both
             if both:
                 table = table.repeat(2)

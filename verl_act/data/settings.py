@@ -35,6 +35,8 @@ class ActSettings:
     order: Order = Order.HASH
     seed: int = 0
     """Draws the order; any other seed shows every pair afresh."""
+    verb_balance: int = 1
+    """Most times that a training pair is shown in an epoch, so that its verbs alone do not tell the better action."""
     inferable_only: bool = False
     """Leave out pairs and steps whose label cannot be told from the prompt."""
     default_agent: str = "single_turn_agent"
@@ -44,6 +46,10 @@ class ActSettings:
 
     def __post_init__(self) -> None:
         self.make_template()
+        if self.verb_balance < 1:
+            raise ConfigError(
+                f"data.act.verb_balance is {self.verb_balance}; 1 shows every pair once, and is the least."
+            )
 
     @classmethod
     def from_config(cls, data_config: Any) -> ActSettings:

@@ -10,11 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from verl_act.data.balance import repeats
 from verl_act.data.settings import ActSettings
 from verl_act.errors import DataError
+from verl_act.parse import verb
 from verl_act.prompts import Message
 from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, read_table, schema_name
 
@@ -69,6 +73,15 @@ class PairSource(Source):
     @property
     def pair_ids(self) -> list[str]:
         return self._columns["pair_id"].to_pylist()
+
+    def repeats(self) -> np.ndarray:
+        """Times to show each pair, int64; held-out pairs are always shown once."""
+        actions = zip(
+            *(self._columns[f"{whose}_action"].to_pylist() for whose in ("expert", "alternative")), strict=True
+        )
+        times = repeats([(verb(expert), verb(other)) for expert, other in actions], self.settings.verb_balance)
+        times[pc.not_equal(self._columns["split"], TRAIN_SPLIT).to_numpy(zero_copy_only=False)] = 1
+        return times
 
     def _build(self, stored: Row, expert_first: bool) -> Row:
         context = Context.from_row(stored)

@@ -16,7 +16,7 @@ from verl_act.data.order import expert_first
 from verl_act.engine import Engine, Sampling
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
-from verl_act.parse import match_action, parse_action, parse_choice
+from verl_act.parse import match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import Episode, play
 from verl_act.schema import Context, Pair, Step
@@ -87,7 +87,7 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[di
             "state_id": step.state_id,
             "split": step.split,
             "inferable": step.inferable,
-            "verb": _verb(step.action),
+            "verb": verb(step.action),
             "reply": reply,
             "well_formed": parsed.malformed is None,
             "admissible": match_action(action, step.context.admissible_actions) is not None,
@@ -114,7 +114,7 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
             "split": pair.split,
             "inferable": pair.inferable,
             "margin": pair.margin,
-            "verb": _verb(pair.expert_action),
+            "verb": verb(pair.expert_action),
             "expert_position": position,
             "reply": reply,
             "well_formed": parsed.malformed is None,
@@ -125,10 +125,6 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
         }
 
     return await _all(one, list(enumerate(pairs)), "choices")
-
-
-def _verb(action: str) -> str:
-    return action.split(" ", 1)[0]
 
 
 async def _all(ask: Callable[[Item], Awaitable[Answer]], items: Sequence[Item], what: str) -> list[Answer]:
