@@ -3,8 +3,9 @@
     reward.custom_reward_function.path=pkg://verl_act.reward_fns.route
     reward.custom_reward_function.name=compute_score
 
-`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours, followed by `/<split>` on held-out rows. Every
-other source goes to verl's `default_compute_score`, so that batches can mix our rows with verl's own data sets.
+`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours; on held-out rows `/<split>` follows, and
+`/not_inferable` where the label does not follow from the prompt. Every other source goes to verl's
+`default_compute_score`, so that batches can mix our rows with verl's own data sets.
 """
 
 from __future__ import annotations

@@ -109,11 +109,14 @@ def test_a_task_becomes_an_episode(files: dict[str, str]) -> None:
 def test_a_held_out_split_is_a_source_of_its_own(tmp_path: Path) -> None:
     """verl reports validation by data source, and the reward still knows the row's kind."""
     path = str(tmp_path / "pairs.parquet")
-    write_rows(path, [make_pair(number).to_row() | {"split": "valid_unseen"} for number in range(2)], PAIR)
-    row = _dataset(path)[0]
-    assert row["data_source"] == "act/alfworld/choice/valid_unseen"
-    answer = f"<action>{row['reward_model']['ground_truth']}</action>"
-    assert compute_score(row["data_source"], answer, row["reward_model"]["ground_truth"], row["extra_info"])["acc"] == 1
+    pairs = [make_pair(number, inferable=number == 0).to_row() | {"split": "valid_unseen"} for number in range(2)]
+    write_rows(path, pairs, PAIR)
+    rows = _rows(_dataset(path))
+    name = "act/alfworld/choice/valid_unseen"
+    assert [row["data_source"] for row in rows] == [name, f"{name}/not_inferable"]
+    for row in rows:
+        right = row["reward_model"]["ground_truth"]
+        assert compute_score(row["data_source"], f"<action>{right}</action>", right, row["extra_info"])["acc"] == 1
 
 
 def test_every_mixture_of_files_collates(files: dict[str, str]) -> None:

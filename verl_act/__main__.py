@@ -221,6 +221,21 @@ def compare(
     run(evaluations, out)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders written by `chain`, finished or not, or by `evaluate`")],
+    out: Annotated[Path, typer.Option(help="the page, .html; .md and .json are written beside it")],
+    examples: Annotated[
+        int, typer.Option(help="at most so many episodes, next actions and choices to look at, of each model")
+    ] = 40,
+) -> None:
+    """One run, or several side by side, as one page that needs no network; the same numbers as Markdown and JSON."""
+    from verl_act.report import write_report
+
+    for path in write_report(out, runs, examples):
+        typer.echo(path)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def chain(
     context: typer.Context,

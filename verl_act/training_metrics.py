@@ -32,7 +32,7 @@ def close_gap(module: ModuleType) -> None:
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["data_source", "extra_fields"]
         )
         real = [not tag.get("is_padding", False) for tag in batch.tags]
-        given["metrics"].update(means(_real(rows["data_source"], real), _real(rows["extra_fields"], real)))
+        given["metrics"].update(means(_real(rows.pop("data_source"), real), _real(rows.pop("extra_fields"), real)))
 
     wrapt.wrap_function_wrapper(module, "PPOTrainer._compute_metrics", with_extra_info)
 

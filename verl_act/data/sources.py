@@ -139,12 +139,15 @@ class TaskSource(Source):
 
 
 def _row(stored: Row, kind: str, messages: list[Message], *, ground_truth: str, **extra: Any) -> Row:
-    # verl reports validation by data source: each held-out split is one of its own.
-    split = "" if stored["split"] == TRAIN_SPLIT else f"/{stored['split']}"
+    # verl reports validation by data source: each held-out split is one of its own, and so are its labels that no
+    # reader of the prompt could know.
+    held_out = "" if stored["split"] == TRAIN_SPLIT else f"/{stored['split']}"
+    if held_out and not extra.get("inferable", True):
+        held_out += "/not_inferable"
     task = {name: stored[name] for name in ("env", "split", "task_id", "task_type")}
     return {
         "raw_prompt": messages,
-        "data_source": f"act/{stored['env']}/{kind}{split}",
+        "data_source": f"act/{stored['env']}/{kind}{held_out}",
         "reward_model": {"style": "rule", "ground_truth": ground_truth},
         "extra_info": {**task, **extra},
         "agent_name": SINGLE_TURN_AGENT,

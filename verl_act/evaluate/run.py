@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from verl_act.schema import TASK, read_pairs, read_steps, read_table
 
 PathName = str | PathLike[str]
 FIGURES = "figures.json"
+EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
 
 
 def evaluate(
@@ -69,29 +70,74 @@ def evaluate(
             played, actions, choices = running.run(ask())
         finally:
             ray.shutdown()
-    episodes = [record for record, _ in played]
+    return write_evaluation(
+        out,
+        name,
+        engine,
+        sampling,
+        Answers(played, actions, choices),
+        template=template,
+        inputs=[*tasks, *trajectories, *pairs],
+        limit=limit,
+        seed=seed,
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """All that one model answered, as `play_tasks`, `ask_next_actions` and `ask_choices` return it."""
+
+    episodes: Sequence[tuple[dict[str, Any], Episode]]
+    next_actions: Sequence[dict[str, Any]]
+    choices: Sequence[dict[str, Any]]
+
+
+def write_evaluation(
+    out: PathName,
+    name: str,
+    engine: EngineSettings,
+    sampling: Sampling,
+    answers: Answers,
+    *,
+    template: str,
+    inputs: Sequence[PathName],
+    limit: int | None = None,
+    seed: int = 0,
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Write what `evaluate` leaves in `out`, from answers that are there already; returns the figures.
+
+    `inputs` are the files that were asked from; their hashes let a report find the questions again.
+    """
+    episodes = [record for record, _ in answers.episodes]
     figures = {
         "name": name,
         "model": engine.model,
         "sampling": asdict(sampling),
         "template": template,
         "episodes": by_split(episodes, episode_figures),
-        "next_action": by_split(actions, answer_figures),
-        "choice": by_split(choices, answer_figures),
-        "seconds": round(time.monotonic() - started, 1),
+        "next_action": by_split(answers.next_actions, answer_figures),
+        "choice": by_split(answers.choices, answer_figures),
+        "seconds": round(seconds, 1),
     }
+    transcripts = [{**record, **_transcript(episode)} for record, episode in answers.episodes]
     with atomic_folder(out) as folder:
         (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
-        _write_lines(folder / "episodes.jsonl", [{**record, **_transcript(episode)} for record, episode in played])
-        _write_lines(folder / "next_actions.jsonl", actions)
-        _write_lines(folder / "choices.jsonl", choices)
+        _write_lines(folder / EPISODES, transcripts)
+        _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
+        _write_lines(folder / CHOICES, answers.choices)
         manifest = make_manifest(
             "evaluate",
             settings={"engine": asdict(engine), "sampling": asdict(sampling), "template": template, "limit": limit},
-            inputs=[*tasks, *trajectories, *pairs],
-            counts={"episodes": len(episodes), "next_actions": len(actions), "choices": len(choices)},
+            inputs=list(inputs),
+            counts={
+                "episodes": len(episodes),
+                "next_actions": len(answers.next_actions),
+                "choices": len(answers.choices),
+            },
             seed=seed,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
         )
         write_manifest(folder, manifest)
     return figures

@@ -34,6 +34,9 @@ def activate() -> None:
     torch.set_flush_denormal(True)
     # Ray would give each of its workers a single thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    # Ray starts its workers at niceness 15. The threads of a step wait for each other, so that one program beside them
+    # makes a step take not twice but twenty times as long.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Children (Ray workers, vLLM's engine) inherit these and so reach the same decision without probing again.
     os.environ.setdefault("VERL_PLATFORM", "cpu")
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.

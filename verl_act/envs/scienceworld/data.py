@@ -1,0 +1,134 @@
+"""ScienceWorld's tasks, variations and splits, as far as they can be known without its engine.
+
+The numbers of variations and the rule of the splits are those of the package's version named here, and a test holds
+them against it: listing tasks takes milliseconds and no Java.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from verl_act.envs.base import Task
+from verl_act.errors import ConfigError, DataError, EnvError
+
+NAME = "scienceworld"
+VERSION = "1.2.3"
+SPLITS = ("train", "dev", "test")
+
+VARIATIONS = {
+    "boil": 30,
+    "melt": 30,
+    "freeze": 30,
+    "change-the-state-of-matter-of": 30,
+    "use-thermometer": 540,
+    "measure-melting-point-known-substance": 436,
+    "measure-melting-point-unknown-substance": 300,
+    "power-component": 20,
+    "power-component-renewable-vs-nonrenewable-energy": 20,
+    "test-conductivity": 900,
+    "test-conductivity-of-unknown-substances": 600,
+    "find-living-thing": 300,
+    "find-non-living-thing": 300,
+    "find-plant": 300,
+    "find-animal": 300,
+    "grow-plant": 126,
+    "grow-fruit": 126,
+    "chemistry-mix": 32,
+    "chemistry-mix-paint-secondary-color": 36,
+    "chemistry-mix-paint-tertiary-color": 36,
+    "lifespan-longest-lived": 125,
+    "lifespan-shortest-lived": 125,
+    "lifespan-longest-lived-then-shortest-lived": 125,
+    "identify-life-stages-1": 14,
+    "identify-life-stages-2": 10,
+    "inclined-plane-determine-angle": 168,
+    "inclined-plane-friction-named-surfaces": 1386,
+    "inclined-plane-friction-unnamed-surfaces": 162,
+    "mendelian-genetics-known-plant": 120,
+    "mendelian-genetics-unknown-plant": 480,
+}
+"""The task names in the package's order, and how many variations each has."""
+
+EASY = "easy"
+NO_ELECTRICAL = "noElectricalAction"
+SIMPLIFICATIONS = ("teleportAction", "openDoors", "openContainers", "selfWateringFlowerPots", NO_ELECTRICAL)
+"""What a preset may combine. `easy` is all but `openContainers`, without `noElectricalAction` in electrical tasks."""
+
+
+def list_tasks(
+    split: str, tasks: Iterable[str] | None = None, simplification: str = EASY, **_: Any
+) -> tuple[Task, ...]:
+    """Every variation of `split` once, of all tasks or of those named, in the package's order.
+
+    Task ids are `boil/12`: the task's name, which is its type, and the number of the variation. Further settings of
+    the environment are accepted and mean nothing here. Raises `DataError` for an unknown split, `ConfigError` for
+    unknown tasks, simplifications, or two that exclude each other.
+    """
+    if split not in SPLITS:
+        raise DataError(f"ScienceWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
+    names = task_names(tasks)
+    check_simplification(simplification)
+    for name in names:
+        if not playable(name, simplification):
+            raise ConfigError(
+                f"The simplification {NO_ELECTRICAL!r} takes away what {name!r} is about. Leave the task out by "
+                f"naming others as `tasks`, or use {EASY!r}, which spares such tasks."
+            )
+    return _listed(split, names)
+
+
+def task_names(tasks: Iterable[str] | None) -> tuple[str, ...]:
+    """`tasks` in the package's order, each once; all where None. Raises `ConfigError` where one is unknown."""
+    if tasks is None:
+        return tuple(VARIATIONS)
+    wanted = {tasks} if isinstance(tasks, str) else set(tasks)
+    if unknown := wanted - VARIATIONS.keys():
+        raise ConfigError(f"ScienceWorld has no task {min(unknown)!r}; it has {', '.join(VARIATIONS)}.")
+    if not wanted:
+        raise ConfigError("The setting `tasks` is empty. Name at least one task, or leave it out for all.")
+    return tuple(name for name in VARIATIONS if name in wanted)
+
+
+def check_simplification(preset: str) -> None:
+    """Raises `ConfigError` unless `preset` is `easy`, empty, or some of `SIMPLIFICATIONS` joined by commas."""
+    for part in preset.split(",") if preset else ():
+        if part not in SIMPLIFICATIONS and preset != EASY:
+            raise ConfigError(
+                f"{preset!r} is no simplification of ScienceWorld. Give {EASY!r}, '' for none, or some of "
+                f"{', '.join(SIMPLIFICATIONS)}, joined by commas without spaces."
+            )
+
+
+def playable(name: str, simplification: str) -> bool:
+    """Whether the task can be done under the preset."""
+    electrical = "power-component" in name or "conductivity" in name
+    return not (electrical and NO_ELECTRICAL in simplification)
+
+
+def variations(name: str, split: str) -> range:
+    """The variations of a task in `split`: half, a quarter and a quarter, in order, as the package cuts them."""
+    quarter = VARIATIONS[name] // 4
+    bounds = {"train": (0, 2), "dev": (2, 3), "test": (3, 5)}[split]  # the fifth "quarter" is the remainder
+    return range(bounds[0] * quarter, min(bounds[1] * quarter, VARIATIONS[name]))
+
+
+def name_and_variation(task: Task) -> tuple[str, int]:
+    """What the engine calls `task`. Raises `EnvError` where it is none of ScienceWorld's, or of another split."""
+    name, _, number = task.task_id.rpartition("/")
+    known = task.env == NAME and task.split in SPLITS and name in VARIATIONS
+    if not known or not (number.isascii() and number.isdigit() and str(int(number)) == number):
+        raise EnvError(
+            f"{task}: is not a ScienceWorld task. Ids are like 'boil/12', splits {', '.join(SPLITS)}; "
+            f"`list_tasks` has them all."
+        )
+    found = variations(name, task.split)
+    if int(number) not in found:
+        raise EnvError(f"{task}: {task.split} holds variations {found.start} to {found.stop - 1} of {name}.")
+    return name, int(number)
+
+
+@lru_cache(maxsize=32)
+def _listed(split: str, names: tuple[str, ...]) -> tuple[Task, ...]:
+    return tuple(Task(NAME, split, f"{name}/{number}", name) for name in names for number in variations(name, split))

@@ -1,0 +1,194 @@
+"""ScienceWorld as an `Environment`: tasks of primary school science in a house of text rooms."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
+from verl_act.envs.scienceworld.game import Answer, Game, Menu
+from verl_act.envs.scienceworld.server import EngineLost
+from verl_act.errors import ConfigError, EnvError
+
+_GOAL = "Your task is to "
+_OVER = "The episode is over."
+_LONGEST = 1000
+"""Characters of the longest action that the engine is asked about; its own entries have less than 300."""
+
+
+class ScienceWorldEnvironment:
+    """Plays ScienceWorld's tasks; deterministic, so a task's seed is not used.
+
+    `admissible_actions` are the engine's valid actions less those on objects that it does not understand where the
+    agent is (things in closed containers), and less `reset task`; up to some 1,500, on average 500. With
+    `max_listed`, at most so many are listed: the kinds of action take turns, so that rare kinds are complete. What is
+    not listed can be done all the same, and `admissible` is about all of them: true for any wording in which the
+    engine understands a valid action, false for what it does not understand or what would change nothing (opening
+    what is open). A text that may mean several actions is answered with a question; the numbers that answer it are
+    then the only admissible actions, and anything else takes the question back.
+
+    The score is the engine's, 0 to 100, and below 0 once the task has been failed for good, which ends the episode.
+    The reward is the change of the score, divided by 100. Success is a completed task with score 100.
+
+    Where the Java engine dies within an episode, the episode is replayed on a new one, once a step.
+    """
+
+    def __init__(
+        self,
+        simplification: str = EASY,
+        max_steps: int = 100,
+        max_listed: int | None = None,
+        tasks: Iterable[str] | None = None,
+    ) -> None:
+        """`simplification`: a preset (see `data.SIMPLIFICATIONS`); `max_steps`: actions that an episode may take;
+        `tasks`: the names that `list_tasks` is restricted to.
+
+        Raises `ConfigError` for settings that cannot work.
+        """
+        check_simplification(simplification)
+        task_names(tasks)
+        if max_steps < 1:
+            raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
+        if max_listed is not None and max_listed < 1:
+            raise ConfigError(f"max_listed is {max_listed}; list at least one action, or leave it out to list all.")
+        self._simplification = simplification
+        self._max_steps = max_steps
+        self._max_listed = max_listed
+        self._game: Game | None = None
+        self._task: Task | None = None
+        self._goal = ""
+        self._actions: list[str] = []
+        self._menu = Menu()
+        self._answer = Answer("", 0, False)
+
+    def reset(self, task: Task) -> Observation:
+        """Start `task`. Raises `EnvError` where it is unknown or cannot be played, `ConfigError` without Java."""
+        name, variation = name_and_variation(task)
+        if not playable(name, self._simplification):
+            raise EnvError(f"{task}: cannot be done with the simplification {self._simplification!r}.")
+        self._task, self._actions = task, []
+        try:
+            self._load(name, variation)
+        except EngineLost:
+            self._load(name, variation)
+        return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._listed())
+
+    def step(self, action: str) -> StepResult:
+        """Take `action`. After the end of an episode nothing happens any more.
+
+        Raises `EnvError` where the engine fails, or dies twice.
+        """
+        self._playing()
+        if self._over():
+            return StepResult(_OVER, self._listed(), 0.0, True, self._won(), False)
+        before = self._answer.score
+        try:
+            admissible = self._take(action)
+        except EngineLost:
+            self._replay()
+            admissible = self._take(action)
+        self._actions.append(action)
+        return StepResult(
+            observation=self._answer.text,
+            admissible_actions=self._listed(),
+            reward=(self._answer.score - before) / 100,
+            done=self._over(),
+            success=self._won(),
+            admissible=admissible,
+        )
+
+    def close(self) -> None:
+        """End the episode. The engine stays, for the other episodes of this process."""
+        self._game = self._task = None
+
+    def score(self) -> int:
+        """The engine's score of the episode so far: 0 to 100, below 0 where the task has been failed for good."""
+        self._playing()
+        return self._answer.score
+
+    def menu_name(self, action: str) -> str | None:
+        """How the complete list of valid actions calls `action`; None where it is not among them.
+
+        A text that may mean several of them keeps its own wording.
+        """
+        action = _spoken(action).lower()
+        if self._menu.holds(action):
+            return action
+        names = [self._menu.name_of(meaning) for meaning in self._playing().meanings(action)]
+        known = [name for name in names if name is not None]
+        return action if len(names) > 1 and known else next(iter(known), None)
+
+    def gold_path(self) -> tuple[str, ...]:
+        """The package's own solution of the current task (privileged), in its own wording. Takes seconds."""
+        self._playing()
+        assert self._task is not None
+        return Game().gold_path(*name_and_variation(self._task), self._simplification)
+
+    def _load(self, name: str, variation: int) -> None:
+        if self._game is None or not self._game.alive():
+            self._game = Game()
+        self._answer = self._game.load(name, variation, self._simplification)
+        self._goal = self._game.goal()
+        self._menu = self._game.menu()
+
+    def _take(self, action: str) -> bool:
+        """Say `action` to the engine; whether it was admissible."""
+        game, spoken = self._playing(), _spoken(action)
+        admissible = self.menu_name(action) is not None
+        self._answer = game.say(spoken)
+        self._menu = game.menu()
+        return admissible
+
+    def _replay(self) -> None:
+        """Play the episode again on a new engine. Raises `EnvError` where it does not come out the same."""
+        assert self._task is not None
+        shown = self._answer, self._menu
+        self._load(*name_and_variation(self._task))
+        for action in self._actions:
+            self._take(action)
+        if (self._answer, self._menu) != shown:
+            raise EnvError(f"{self._task}: the engine died, and replaying {self._actions} gave another state.")
+
+    def _playing(self) -> Game:
+        if self._game is None:
+            raise EnvError("No episode is being played. Call `reset(task)` first.")
+        return self._game
+
+    def _won(self) -> bool:
+        return self._answer.completed and self._answer.score == 100
+
+    def _over(self) -> bool:
+        return self._answer.completed or self._answer.score < 0 or len(self._actions) >= self._max_steps
+
+    def _listed(self) -> tuple[str, ...]:
+        actions = self._menu.actions
+        return actions if self._max_listed is None else shortened(actions, self._max_listed)
+
+
+def shortened(actions: Sequence[str], most: int) -> tuple[str, ...]:
+    """At most `most` of `actions`, in their order. The kinds of action (the first words) take turns; of a kind with
+    more entries than turns, entries at even distances are taken.
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for action in actions:
+        kinds[action.partition(" ")[0]].append(action)
+    turns = dict.fromkeys(kinds, 0)
+    left = min(most, len(actions))
+    while left:
+        for kind in [kind for kind in kinds if turns[kind] < len(kinds[kind])][:left]:
+            turns[kind] += 1
+            left -= 1
+    chosen = {entries[at * len(entries) // turns[kind]] for kind, entries in kinds.items() for at in range(turns[kind])}
+    return tuple(action for action in actions if action in chosen)
+
+
+def _spoken(action: str) -> str:
+    """What the engine is told: an empty text instead of one that is too long, or holds what cannot be printed.
+
+    The engine understands neither, and an empty text takes back its question as any other would.
+    """
+    if len(action) > _LONGEST:
+        return ""
+    spoken = " ".join(action.split())
+    return spoken if spoken.isprintable() else ""

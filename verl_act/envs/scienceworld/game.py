@@ -1,0 +1,168 @@
+"""One game on the Java engine: what can be said to it, and what it answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from verl_act.envs.scienceworld.server import engine
+from verl_act.errors import EnvError
+
+Meaning = tuple[int, tuple[int, ...]]
+"""What an action does, whatever it is called: the engine's number for its kind, and those of its objects in order."""
+
+_RESET = "reset task"
+"""Offered by the engine; it undoes what has been achieved and is no part of a task, so it is understood, not offered."""
+
+_ORDER = ("obj", "device", "terminalA", "moveTo", "patient", "terminalB", "moveFrom")
+"""The engine's names for an action's objects in the order of its own list; names not in here stand alone."""
+
+_CONNECT = 16
+"""The kind of action that joins two electrical terminals; their order means nothing, and one of two is listed."""
+
+_TELEPORT, _TELEPORT_KIND = "teleport ", -1
+"""Reaches every place; the engine gives it the number of walking."""
+
+_CHOICE = 100
+"""From here on, kinds are the numbered answers to a question of the engine's."""
+
+
+class Answer(NamedTuple):
+    """What the engine says to one text. `score` is 0 to 100, or below 0 where the task has been failed for good."""
+
+    text: str
+    score: int
+    completed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """The actions possible now, without those that name what is out of reach."""
+
+    actions: tuple[str, ...] = ()
+    """In alphabetical order; or the numbers that answer the engine's question."""
+    understood: frozenset[str] = frozenset()
+    """These, and what is not offered."""
+    names: dict[Meaning, str] = field(default_factory=dict)
+
+    def holds(self, text: str) -> bool:
+        """Whether `text`, in lower case, is an entry."""
+        return text in self.understood
+
+    def name_of(self, meaning: Meaning) -> str | None:
+        """The entry that means this, if there is one."""
+        kind, objects = meaning
+        turned = objects[::-1] if kind == _CONNECT else objects
+        # Picking up and putting down also name the place that it goes to, which entries leave out.
+        wanted = ((kind, objects), (kind, turned), (kind, objects[:1]))
+        return next((self.names[meaning] for meaning in wanted if meaning in self.names), None)
+
+
+class Game:
+    """One game at a time; `load` starts the next. Any number of games of a process share the engine."""
+
+    def __init__(self) -> None:
+        self._engine = engine()
+        self._globals = self._engine.globals()
+        self._interface = self._engine.interface()
+
+    def load(self, name: str, variation: int, simplification: str) -> Answer:
+        """Start a task and look around, as the package does. Raises `EnvError` where the engine refuses."""
+        with self._engine.turn(self._globals):
+            refusal = self._interface.load(name, variation, simplification, False)
+            if refusal:
+                raise EnvError(f"ScienceWorld does not load {name}, variation {variation}: {refusal}")
+            self._globals.simplifications = self._agent_interface().simplificationStr()
+            return self.say("look around")
+
+    def alive(self) -> bool:
+        """Whether its engine is."""
+        return self._engine.alive()
+
+    def goal(self) -> str:
+        """The task's description."""
+        with self._engine.turn(self._globals):
+            return self._interface.getTaskDescription()
+
+    def say(self, text: str) -> Answer:
+        """Take a step. Raises `EnvError` where the engine has failed at this step or the one before."""
+        with self._engine.turn(self._globals):
+            answer = self._interface.step(text)
+            score = round(100 * self._interface.getScore())
+            # The engine hides its own failures behind the lowest score, from the next step on.
+            if score < 0 and self._agent_interface().isInErrorState():
+                raise EnvError(f"ScienceWorld's engine has failed: {self._agent_interface().getErrorStateMessage()}")
+            return Answer(answer.strip(), score, self._interface.getCompleted())
+
+    def menu(self) -> Menu:
+        """What can be done now. Asking changes nothing."""
+        with self._engine.turn(self._globals):
+            with self._engine.aside(self._globals):
+                listed = json.loads(self._interface.getValidActionObjectCombinationsJSON())["validActions"]
+            within_reach = self._within_reach()
+        reachable = [
+            entry
+            for entry in listed
+            if entry["template_id"] >= _CHOICE
+            or entry["action"].startswith(_TELEPORT)
+            or within_reach.issuperset(entry["obj_ids"])
+        ]
+        texts = [entry["action"] for entry in reachable]
+        names = {(_kind(entry), tuple(entry["obj_ids"])): entry["action"] for entry in reversed(reachable)}
+        asked = bool(listed) and listed[0]["template_id"] >= _CHOICE
+        offered = texts if asked else sorted(set(texts) - {_RESET})
+        return Menu(tuple(offered), frozenset(texts), names)
+
+    def meanings(self, text: str) -> list[Meaning]:
+        """The actions that the engine takes `text` for: none, one, or those between which it would ask to choose."""
+        with self._engine.turn(self._globals):
+            agent_interface = self._agent_interface()
+            agent, parser = agent_interface.agent(), agent_interface.inputParser()
+            if parser.isInAmbiguousState():
+                return []  # only a number is understood now
+            room = agent.getContainer().get()
+            objects, task = (agent_interface.universe(), agent, agent_interface.objMonitor()), agent_interface.task()
+            action = parser.parse(text, room, *objects, task.goalSequence(), room)._4()
+            if action.isDefined():
+                found = action.get()
+                return [_meaning(found.action(), found.assignments())]
+            if not parser.isInAmbiguousState():
+                return []
+            candidates = parser.lastAmbiguousMatches().get()
+            parser.clearAmbiguousState()
+            return [_meaning(match.actionRequestDef().get(), match.varLUT()) for match in candidates]
+
+    def gold_path(self, name: str, variation: int, simplification: str) -> tuple[str, ...]:
+        """The package's own solution of a task (privileged), found by playing it: this game is over then."""
+        with self._engine.turn(self._globals):
+            self._engine.forget_routes()
+            refusal = self._interface.load(name, variation, simplification, True)
+            if refusal:
+                raise EnvError(f"ScienceWorld does not load {name}, variation {variation}: {refusal}")
+            return self._engine.lines(self._interface.getGoldActionSequence())
+
+    def _agent_interface(self) -> Any:
+        return self._interface.agentInterface().get()
+
+    def _within_reach(self) -> set[int]:
+        """The numbers of all objects that the engine understands in an action now."""
+        agent_interface = self._agent_interface()
+        agent, parser = agent_interface.agent(), agent_interface.inputParser()
+        numbers: set[int] = set()
+        for holder in (agent.getContainer().get(), agent):
+            text = parser.getAllUniqueReferentsLUT(holder, True, False).keys().mkString(",")
+            numbers.update(map(int, text.split(",")) if text else ())
+        return numbers
+
+
+def _kind(entry: dict[str, Any]) -> int:
+    return _TELEPORT_KIND if entry["action"].startswith(_TELEPORT) else entry["template_id"]
+
+
+def _meaning(request: Any, assignments: Any) -> Meaning:
+    """From the engine's kind of action, and its objects by name."""
+    names = [name for name in assignments.keys().mkString(",").split(",") if name != "agent"]
+    names.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else 0)
+    kind = _TELEPORT_KIND if request.name().startswith(_TELEPORT.strip()) else request.uniqueActionID()
+    return kind, tuple(assignments.apply(name).uuid() for name in names)

@@ -1,0 +1,297 @@
+"""The Java engine behind ScienceWorld: one virtual machine a process, which starts once and serves any number of games.
+
+The engine was written for one game a machine: its random numbers, object numbers and simplifications are global, and
+the order of its sets follows memory addresses. Here each game has its own globals, put in place before it is asked
+anything, and the machine gives every object the same hash: a transcript depends on nothing but its task and actions,
+whatever else the machine has played or is playing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, find_jar_path
+from py4j.protocol import Py4JJavaError, Py4JNetworkError
+from scienceworld.constants import BASEPATH, JAR_PATH
+from scienceworld.version import __version__ as _INSTALLED
+
+from verl_act.envs.scienceworld.data import VERSION
+from verl_act.errors import ConfigError, EnvError
+
+_OPTIONS = (
+    # The order of the engine's lists is that of hash sets whose members have no hash of their own.
+    "-XX:+UnlockExperimentalVMOptions",
+    "-XX:hashCode=2",
+    # With the default collector and heap, the machine grows to gigabytes.
+    "-XX:+UseSerialGC",
+    "-Xmx1g",
+    "-XX:+ExitOnOutOfMemoryError",
+    f"-XX:ErrorFile={os.path.join(tempfile.gettempdir(), 'hs_err_pid%p.log')}",
+)
+_START_SECONDS = 60.0
+_CALL_SECONDS = 120.0
+"""More than any call takes: the longest, finding a gold path, takes up to some ten seconds."""
+
+
+class EngineLost(EnvError):
+    """The virtual machine died or did not answer in time, and its games with it. The next `engine()` is a new one."""
+
+
+@dataclass(slots=True)
+class Globals:
+    """What the engine keeps in one place for all games; here one for each game. Made by `Engine.globals`."""
+
+    random: Any
+    """The game's `java.util.Random`."""
+    aside: Any
+    """Another, for questions that must not change what the game draws next."""
+    last_id: int = 0
+    """The last object number given out."""
+    simplifications: str = ""
+
+
+class Engine:
+    """One virtual machine. Its games take turns, from one thread or several.
+
+    It listens on the loopback interface, wants a token that only this process knows, and ends with this process.
+    """
+
+    def __init__(self) -> None:
+        """Start it, which takes about a second. Raises `ConfigError` without a fitting Java or package."""
+        if _INSTALLED != VERSION:
+            raise ConfigError(
+                f"ScienceWorld {_INSTALLED} is installed, but its splits are known for {VERSION}. "
+                f"Install that: pip install scienceworld=={VERSION}"
+            )
+        self._process, port, token = _start()
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._in_place: Globals | None = None
+        self._client = _Client(
+            gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=_CALL_SECONDS)
+        )
+        self._gateway = JavaGateway(gateway_client=self._client)
+        self._jvm = self._gateway.jvm
+        with self._guarded():
+            self._prepare()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the virtual machine."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether this process can use it."""
+        return self._owner == os.getpid() and self._client.is_connected and self._process.poll() is None
+
+    def close(self) -> None:
+        """End the virtual machine. Calling it twice is harmless."""
+        self.forget()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def forget(self) -> None:
+        """Say nothing more to it; in a forked process, whose parent goes on using it."""
+        self._client.is_connected = False
+
+    def globals(self) -> Globals:
+        """The globals of a new game."""
+        with self._guarded():
+            return Globals(self._jvm.java.util.Random(0), self._jvm.java.util.Random(0))
+
+    def interface(self) -> Any:
+        """A new game of the engine, nothing loaded (a Java object; to be used within `turn`)."""
+        with self._guarded():
+            return self._jvm.scienceworld.runtime.pythonapi.PythonInterface()
+
+    @contextmanager
+    def turn(self, own: Globals) -> Iterator[None]:
+        """Let the game with these globals be asked something.
+
+        Raises `EngineLost` where the machine dies or hangs meanwhile, and `EnvError` where the engine fails.
+        """
+        with self._guarded():
+            if self._in_place is not own:
+                if self._in_place is not None:
+                    self._in_place.last_id = self._ids.count()
+                self._draw_from(own.random)
+                self._set_last_id(own.last_id)
+                self._simplifier.parseSimplificationStr(own.simplifications)
+                self._in_place = own
+            yield
+
+    @contextmanager
+    def aside(self, own: Globals) -> Iterator[None]:
+        """Within a turn: ask something that draws random numbers, always the same, and none of the game's."""
+        own.aside.setSeed(0)
+        self._draw_from(own.aside)
+        try:
+            yield
+        finally:
+            self._draw_from(own.random)
+
+    def lines(self, texts: Any) -> tuple[str, ...]:
+        """A Java collection of texts in one answer; to go through it from here would take a call a text."""
+        joined = self._jvm.java.lang.String.join("\n", texts)
+        return tuple(joined.split("\n")) if joined else ()
+
+    def forget_routes(self) -> None:
+        """Clear the routes that one gold path leaves for the next: a task's gold path depends on nothing else then."""
+        self._jvm.scienceworld.goldagent.PathFinder.precomputedExhaustivePaths().clear()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        with self._lock:
+            if not self._client.is_connected:
+                raise EngineLost("This game's Java engine is gone.")
+            try:
+                yield
+            except Py4JJavaError as error:
+                raise EnvError(f"ScienceWorld's engine failed: {error.java_exception.toString()}") from error
+            except (Py4JNetworkError, OSError) as error:
+                self.close()
+                hung = isinstance(getattr(error, "cause", None), TimeoutError)
+                reason = f"no answer within {_CALL_SECONDS:g} s" if hung else "its process ended"
+                raise EngineLost(f"The Java engine was lost ({reason}), and its games with it.") from error
+            except Exception:
+                raise
+            except BaseException:  # interrupted in the middle of a call, so nobody knows what it has done
+                self.close()
+                raise
+
+    def _draw_from(self, random: Any) -> None:
+        self._random_field.set(self._random_module, random)
+
+    def _prepare(self) -> None:
+        jvm, find = self._jvm, self._jvm.java.lang.Class.forName
+        silent = jvm.java.io.PrintStream(os.devnull)  # the engine prints a page at every step
+        jvm.java.lang.System.setOut(silent)
+        jvm.java.lang.System.setErr(silent)
+        self._answer_at_once()
+        self._random_module = find("scala.util.Random$").getField("MODULE$").get(None)
+        self._random_field = find("scala.util.Random").getDeclaredField("self")
+        self._random_field.setAccessible(True)
+        self._ids = jvm.util.UniqueIdentifier
+        self._set_last_id = getattr(self._ids, "count_$eq")
+        self._simplifier = jvm.main.scala.scienceworld.runtime.SimplifierProcessor
+
+    def _answer_at_once(self) -> None:
+        """Switch off Nagle's algorithm on the Java side: with it, an answer of more than 8 kB waits for 40 ms."""
+        find = self._jvm.java.lang.Class.forName
+        connections = find("py4j.GatewayServer").getDeclaredField("connections")
+        socket = find("py4j.GatewayConnection").getDeclaredField("socket")
+        connections.setAccessible(True)
+        socket.setAccessible(True)
+        opened = connections.get(self._gateway.java_gateway_server)
+        for at in range(opened.size()):
+            socket.get(opened.get(at)).setTcpNoDelay(True)
+
+
+class _Client(GatewayClient):
+    """Sends every command once. Py4J's own tries again, which could take one step twice."""
+
+    def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
+        connection = self._get_connection()
+        try:
+            answer = connection.send_command(command)
+        except BaseException:
+            connection.close(reset=True)  # or the answer would be taken for the next command's
+            raise
+        self._give_back_connection(connection)
+        return answer
+
+
+_ENGINE: Engine | None = None
+_STARTING = threading.Lock()
+
+
+def engine() -> Engine:
+    """This process's engine, started at the first call and where the last one died. Raises `ConfigError` without Java."""
+    global _ENGINE
+    with _STARTING:
+        if _ENGINE is None or not _ENGINE.alive():
+            _ENGINE = Engine()
+        return _ENGINE
+
+
+@atexit.register
+def _end() -> None:
+    if _ENGINE is not None and _ENGINE.alive():
+        _ENGINE.close()
+
+
+def _leave_to_parent() -> None:
+    global _ENGINE, _STARTING
+    if _ENGINE is not None:
+        _ENGINE.forget()
+    _ENGINE, _STARTING = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _start() -> tuple[subprocess.Popen[bytes], int, str]:
+    """A new virtual machine, the port it listens on, and its token."""
+    java = _find_java()
+    command = [java, *_OPTIONS, "-cp", os.pathsep.join((find_jar_path(), JAR_PATH)), "py4j.GatewayServer"]
+    command += ["--die-on-broken-pipe", "--enable-auth", "0"]
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            cwd=BASEPATH,  # where the engine looks for a table of its own
+            start_new_session=True,  # Ctrl-C is for this process, which ends the machine in its own time
+        )
+        said = _read_lines(process, 2)
+        if len(said) == 2 and said[0].isdigit():
+            return process, int(said[0]), said[1]
+        process.kill()
+        process.wait()
+        complaints.seek(0)
+        reason = complaints.read(2000).decode(errors="replace").strip() or f"exit status {process.returncode}"
+    raise ConfigError(f"{java} does not start ScienceWorld's engine ({reason.splitlines()[0]}). {_REMEDY}")
+
+
+_REMEDY = (
+    "Install Java 8 or newer (on Debian: apt-get install openjdk-17-jre-headless), on PATH or named by $JAVA_HOME."
+)
+
+
+def _find_java() -> str:
+    home = os.environ.get("JAVA_HOME")
+    if home and not os.access(os.path.join(home, "bin", "java"), os.X_OK):
+        raise ConfigError(f"$JAVA_HOME is {home}, which holds no bin/java. {_REMEDY}")
+    java = os.path.join(home, "bin", "java") if home else shutil.which("java")
+    if java is None:
+        raise ConfigError(f"ScienceWorld runs on Java, and no `java` was found. {_REMEDY}")
+    return java
+
+
+def _read_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
+    """The first lines that the process prints; fewer where it ends, or does not print them in time."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + _START_SECONDS
+    read = b""
+    while read.count(b"\n") < count:
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        more = os.read(process.stdout.fileno(), 4096) if ready else b""
+        if not more:
+            break
+        read += more
+    return read.decode(errors="replace").splitlines()

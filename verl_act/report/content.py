@@ -1,0 +1,91 @@
+"""Everything a report says, before it is drawn: the page, the Markdown and the JSON all show this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from verl_act.report.curves import Curve, curves
+from verl_act.report.examples import Examples, Texts, examples
+from verl_act.report.numbers import (
+    Block,
+    Group,
+    Model,
+    blocks,
+    by_margin,
+    by_position,
+    by_task_type,
+    first_picked,
+    models,
+)
+from verl_act.report.read import Run
+from verl_act.report.summary import RunSummary, notes, summary
+
+VERSION = 1
+"""Of `report.json`; a change of meaning raises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """`texts` are the texts that `examples` name by number."""
+
+    title: str
+    runs: list[RunSummary]
+    notes: list[str]
+    models: list[Model]
+    blocks: list[Block]
+    task_types: list[Group]
+    positions: list[Group]
+    first_picked: list[Group]
+    margins: list[Group]
+    curves: list[Curve]
+    examples: list[Examples]
+    texts: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures, without the examples: those are in the evaluations' own files."""
+        numbers = ("title", "notes", "blocks", "task_types", "positions", "first_picked", "margins", "curves")
+        whole = {name: _plain(getattr(self, name)) for name in numbers}
+        compared = [
+            {
+                "label": model.label,
+                "run": model.run,
+                "name": model.evaluation.name,
+                "model": model.evaluation.model,
+                "template": model.evaluation.template,
+                "sampling": model.evaluation.sampling,
+            }
+            for model in self.models
+        ]
+        runs = [{**asdict(run), "missing": run.missing} for run in self.runs]
+        shown = {part.kind: {"shown": len(part.items), "total": part.total} for part in self.examples}
+        return {"version": VERSION, **whole, "runs": runs, "models": compared, "examples": shown}
+
+
+def content(runs: Sequence[Run], most: int) -> Content:
+    """The report of `runs`, with at most `most` examples of each kind."""
+    compared = models(runs)
+    texts = Texts()
+    shown = examples(runs, compared, most, texts)
+    names = ", ".join(run.name for run in runs)
+    return Content(
+        title=f"Comparison of {names}" if len(runs) > 1 else f"Run {names}",
+        runs=[summary(run) for run in runs],
+        notes=notes(compared, shown, runs),
+        models=compared,
+        blocks=blocks(compared),
+        task_types=by_task_type(compared),
+        positions=by_position(compared),
+        first_picked=first_picked(compared),
+        margins=by_margin(compared),
+        curves=curves(runs),
+        examples=shown,
+        texts=texts.listed,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [asdict(entry) if not isinstance(entry, str) else entry for entry in value]
+    return value

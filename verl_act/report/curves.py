@@ -1,0 +1,113 @@
+"""Learning curves from verl's metrics: which of its many keys are shown, under what name, in which unit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from verl_act.report.read import RL_STAGES, Run
+
+Point = tuple[int, float]
+_MOST_POINTS = 300
+
+_VALIDATION = re.compile(r"val-(?:core|aux)/act/[^/]+/(choice|action|episode)(?:/(.+))?/(acc|success)/mean@\d+")
+_TRAINING = re.compile(r"train/act/[^/]+/(choice|action|episode)(?:/.+)?/([^/]+)/mean")
+_TIERS = {
+    "acc": "expert's action",
+    "adm": "other admissible action",
+    "fmt": "malformed reply",
+    "success": "task solved",
+    "inadmissible_share": "inadmissible actions",
+    "malformed_share": "malformed replies",
+}
+_RIGHT = {"choice": "acc", "action": "acc", "episode": "success"}
+"""What counts as right in validation, by the kind of row."""
+_ASKED = {"choice": "better action chosen", "action": "expert's action given", "episode": "task solved"}
+_About = tuple[str, str, str, str]
+"""Key, title, note and unit of a chart."""
+_VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
+_TIER_SHARES: _About = ("tiers", "What replies earned", "share of the step's samples", "share")
+_PLAIN: dict[str, _About] = {
+    "critic/score/mean": ("score", "Reward", "mean of the step's samples", "reward"),
+    "actor/entropy": ("entropy", "Entropy of the policy", "mean over reply tokens", "nats"),
+    "response_length/mean": ("length", "Reply length", "mean of the step's samples", "tokens"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: `points` are (step, value); each is the mean of `bin_steps` values, which is 1 in short runs."""
+
+    run: str
+    name: str
+    points: list[Point]
+    bin_steps: int = 1
+
+    @property
+    def first(self) -> float:
+        return self.points[0][1]
+
+    @property
+    def last(self) -> float:
+        return self.points[-1][1]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One chart. `unit` is `share` (0 to 1) or the name of a unit."""
+
+    stage: str
+    key: str
+    title: str
+    note: str
+    unit: str
+    series: list[Series]
+
+
+def curves(runs: Sequence[Run]) -> list[Curve]:
+    """The charts of both RL stages; a chart that no run has values for is left out."""
+    found = []
+    for stage in RL_STAGES:
+        charts: dict[str, Curve] = {}
+        for run in runs:
+            for (key, title, note, unit), name, points in _all_series(run.metrics.get(stage, [])):
+                chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))
+                chart.series.append(Series(run.name, name, *_binned(points)))
+        order = ("score", "validation", "tiers", "entropy", "length")
+        found += [charts[key] for key in order if key in charts]
+    return found
+
+
+def _all_series(metrics: Sequence[dict[str, Any]]) -> list[tuple[_About, str, list[Point]]]:
+    points: dict[str, list[Point]] = {}
+    for entry in metrics:
+        for key, value in entry["data"].items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                points.setdefault(key, []).append((entry["step"], float(value)))
+    found = []
+    for key in sorted(points):
+        if key in _PLAIN:
+            found.append((_PLAIN[key], "", points[key]))
+        elif (match := _VALIDATION.fullmatch(key)) and match[3] == _RIGHT[match[1]]:
+            name = match[2] or _ASKED[match[1]]
+            found.append((_VALIDATED, _with_kind(name, match, points), points[key]))
+        elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
+            found.append((_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points), points[key]))
+    return found
+
+
+def _with_kind(name: str, found: re.Match[str], keys: Iterable[str]) -> str:
+    """A run on rows of several kinds has series of the same name; their kind then tells them apart."""
+    kinds = {match[1] for key in keys if (match := found.re.fullmatch(key))}
+    return f"{found[1]}: {name}" if len(kinds) > 1 else name
+
+
+def _binned(points: list[Point]) -> tuple[list[Point], int]:
+    """At most 300 points: means of so many neighbours each, at the last one's step."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    parts = (points[start : start + size] for start in range(0, len(points), size))
+    return [(part[-1][0], fmean(value for _, value in part)) for part in parts], size

@@ -1,0 +1,262 @@
+"""The single answers that a page shows: which ones, with the question behind each, as plain data for the viewer.
+
+Records name their state or pair; what was asked stands in the parquet files that the evaluation's manifest lists. They
+are looked for where they were and in the run folder, and used only if their hash is the one in the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from verl_act.manifest import digest
+from verl_act.parse import match_action, parse_action, parse_choice
+from verl_act.report.numbers import LOOP_LENGTH, Model
+from verl_act.report.read import Run
+from verl_act.rollout.episode import NO_ACTION
+from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_name
+
+Json = dict[str, Any]
+KINDS = {"episodes": "task_id", "next_actions": "state_id", "choices": "pair_id"}
+"""The three kinds of answers, and what names an item of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What is shown of one kind: `items` are ready for JSON, `total` counts those there are."""
+
+    kind: str
+    items: list[Json]
+    total: int
+
+
+@dataclass(slots=True)
+class Texts:
+    """Every text once: observations and actions come hundreds of times, and a page holds them all."""
+
+    listed: list[str] = field(default_factory=list)
+    _numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, text: str | None) -> int | None:
+        """The place of `text` in `listed`; None stays None."""
+        if text is None:
+            return None
+        if text not in self._numbers:
+            self._numbers[text] = len(self.listed)
+            self.listed.append(text)
+        return self._numbers[text]
+
+    def numbers(self, texts: Iterable[str]) -> list[int | None]:
+        return [self.number(text) for text in texts]
+
+
+def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: Texts) -> list[Examples]:
+    """At most `most` items of each kind, the same ones for every model, right and wrong answers in turn."""
+    questions = _Questions(runs)
+    describe: dict[str, Callable[[list[str]], Callable[[str, list[Json | None]], Json]]] = {
+        "episodes": lambda chosen: _episodes(questions.expert_actions(chosen), texts),
+        "next_actions": lambda chosen: _next_actions(questions.steps(chosen), texts),
+        "choices": lambda chosen: _choices(questions.pairs(chosen), texts),
+    }
+    found = []
+    for kind, name in KINDS.items():
+        answers = [{record[name]: record for record in getattr(model.evaluation, kind)} for model in compared]
+        items = list(dict.fromkeys(item for part in answers for item in part))
+        outcome = "success" if kind == "episodes" else "right"
+        chosen = _mixed(items, answers, outcome)[:most]
+        item = describe[kind](chosen)
+        shown = [{"id": one, **item(one, [part.get(one) for part in answers])} for one in chosen]
+        found.append(Examples(kind, shown, len(items)))
+    return found
+
+
+def _mixed(items: Sequence[str], answers: Sequence[Mapping[str, Json]], outcome: str) -> list[str]:
+    """Items of every split and every pattern of outcomes in turn, each group in its own order."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for item in items:
+        records = [part.get(item) for part in answers]
+        split = next(record["split"] for record in records if record is not None)
+        pattern = ["" if record is None else str(bool(record[outcome])) for record in records]
+        groups.setdefault((split, *pattern), []).append(item)
+    turns = [(turn, number, item) for number, group in enumerate(groups.values()) for turn, item in enumerate(group)]
+    return [item for _, _, item in sorted(turns)]
+
+
+def failed_repeats(turns: Sequence[Mapping[str, Any]]) -> list[int]:
+    """For every turn, the length of the run of one failed action that it belongs to; 0 where the action was taken.
+
+    The same count as `rollout.episode.longest_failed_repeat`.
+    """
+    outcomes = [None if turn["admissible"] else turn["action"] or NO_ACTION for turn in turns]
+    runs = ((action, len(list(run))) for action, run in groupby(outcomes))
+    return [0 if action is None else length for action, length in runs for _ in range(length)]
+
+
+def _episodes(expert: Mapping[str, list[str]], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
+    def item(task: str, records: list[Json | None]) -> Json:
+        there = next(record for record in records if record is not None)
+        plan = expert.get(task)
+        return {
+            "split": there["split"],
+            "type": there["task_type"],
+            "goal": texts.number(there.get("goal", "")),
+            "expert": None if plan is None else texts.numbers(plan),
+            "answers": [None if record is None else _episode(record, plan, texts) for record in records],
+        }
+
+    return item
+
+
+def _episode(record: Json, plan: Sequence[str] | None, texts: Texts) -> Json:
+    turns = record.get("turns", [])
+    together = _steps_with_the_expert(turns, plan)
+    played = [
+        {
+            "observation": texts.number(turn["observation"]),
+            "reply": texts.number(turn["reply"]),
+            "action": texts.number(turn["action"]),
+            "malformed": turn["malformed"],
+            "admissible": turn["admissible"],
+            "list": texts.numbers(turn["admissible_actions"]),
+            "repeat": repeat if repeat >= LOOP_LENGTH else 0,
+            "expert": texts.number(plan[number]) if plan and number <= together and number < len(plan) else None,
+            "as_expert": number < together,
+        }
+        for number, (turn, repeat) in enumerate(zip(turns, failed_repeats(turns), strict=True))
+    ]
+    return {"right": bool(record["success"]), "end": record["end"], "steps": int(record["steps"]), "turns": played}
+
+
+def _steps_with_the_expert(turns: Sequence[Json], plan: Sequence[str] | None) -> int:
+    """How many first actions are the expert's; up to there, and one further, the states are the expert's too."""
+    for number, turn in enumerate(turns):
+        if plan is None or number >= len(plan) or match_action(turn["action"] or "", [plan[number]]) is None:
+            return number
+    return len(turns)
+
+
+def _next_actions(steps: Mapping[str, Step], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
+    def item(state: str, records: list[Json | None]) -> Json:
+        step = steps.get(state)
+        return {
+            **_question(records, step, texts),
+            "expert": texts.number(step.action) if step else None,
+            "answers": [None if record is None else _answer(record, texts) for record in records],
+        }
+
+    return item
+
+
+def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
+    def item(pair_id: str, records: list[Json | None]) -> Json:
+        pair = pairs.get(pair_id)
+        there = next(record for record in records if record is not None)
+        candidates = [pair.expert_action, pair.alternative_action] if pair else None
+        return {
+            **_question(records, pair, texts),
+            "expert": texts.number(pair.expert_action) if pair else None,
+            "alternative": texts.number(pair.alternative_action) if pair else None,
+            "margin": there["margin"],
+            "answers": [None if record is None else _choice(record, candidates, texts) for record in records],
+        }
+
+    return item
+
+
+def _question(records: Sequence[Json | None], asked: Step | Pair | None, texts: Texts) -> Json:
+    there = next(record for record in records if record is not None)
+    known: Json = {"split": there["split"], "inferable": there["inferable"], "goal": None}
+    if asked is not None:
+        context = asked.context
+        known |= {
+            "goal": texts.number(context.goal),
+            "history": [texts.numbers(turn) for turn in context.history],
+            "observation": texts.number(context.observation),
+            "list": texts.numbers(context.admissible_actions),
+        }
+    return known
+
+
+def _answer(record: Json, texts: Texts) -> Json:
+    parsed = parse_action(record["reply"])
+    return {
+        "right": record["right"],
+        "reply": texts.number(record["reply"]),
+        "action": texts.number(parsed.action),
+        "malformed": parsed.malformed,
+        "admissible": record["admissible"],
+    }
+
+
+def _choice(record: Json, candidates: Sequence[str] | None, texts: Texts) -> Json:
+    """`chose` is `expert`, `alternative` or None; the order in which they were shown is the record's."""
+    position = record["expert_position"]
+    chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
+    shown = list(candidates or ())[:: -1 if position else 1]
+    parsed = parse_choice(record["reply"], shown)
+    return {
+        "right": record["right"],
+        "reply": texts.number(record["reply"]),
+        "action": texts.number(parsed.text),
+        "malformed": parsed.malformed,
+        "admissible": record["admissible"],
+        "chose": chose,
+        "expert_position": position,
+    }
+
+
+class _Questions:
+    """The trajectories and pairs that the evaluations asked from, as far as they can be found unchanged."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        found: dict[str, Path] = {}
+        for run in runs:
+            for evaluation in run.evaluations:
+                inputs = evaluation.manifest.inputs if evaluation.manifest else {}
+                for name, wanted in inputs.items():
+                    if wanted not in found and (path := _unchanged(name, wanted, run.folder)):
+                        found[wanted] = path
+        self.files = list(found.values())
+
+    def expert_actions(self, task_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Task -> what the expert did, from the first step on."""
+        actions: dict[str, dict[int, str]] = {}
+        for row in self._rows(TRAJECTORY, "task_id", task_ids, ["task_id", "step", "action"]):
+            actions.setdefault(row["task_id"], {})[row["step"]] = row["action"]
+        return {task: [by_step[step] for step in sorted(by_step)] for task, by_step in actions.items()}
+
+    def steps(self, state_ids: Sequence[str]) -> dict[str, Step]:
+        trajectories = sorted({state.rpartition("#")[0] for state in state_ids})
+        steps = map(Step.from_row, self._rows(TRAJECTORY, "trajectory_id", trajectories))
+        return {step.state_id: step for step in steps}
+
+    def pairs(self, pair_ids: Sequence[str]) -> dict[str, Pair]:
+        return {pair.pair_id: pair for pair in map(Pair.from_row, self._rows(PAIR, "pair_id", pair_ids))}
+
+    def _rows(
+        self, schema: pa.Schema, column: str, wanted: Sequence[str], columns: Sequence[str] | None = None
+    ) -> list[Json]:
+        found: list[Json] = []
+        for path in self.files:
+            if schema_name(pq.read_schema(path)) != schema_name(schema):
+                continue
+            table = read_table(path, schema)
+            kept = table.filter(pc.is_in(table[column], pa.array(wanted, pa.string())))
+            found += kept.select(columns or schema.names).to_pylist()
+        return found
+
+
+def _unchanged(name: str, wanted: str, folder: Path) -> Path | None:
+    """The file `name`, where it was or at the same place below `folder`, if it is a parquet file of this hash."""
+    places = [Path(name), *(folder.joinpath(*Path(name).parts[-depth:]) for depth in (3, 2))]
+    for path in places:
+        if path.suffix == ".parquet" and path.is_file() and digest(path) == wanted:
+            return path
+    return None

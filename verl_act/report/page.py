@@ -1,0 +1,173 @@
+"""From content to HTML and Markdown. Everything that an environment or a model wrote is escaped or given as JSON.
+
+The page allows itself no network and no script but its own (by a content security policy), so that even a text that
+slipped through as markup could do nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from verl_act.report import plots
+from verl_act.report.content import Content
+from verl_act.report.numbers import Cell, Group
+from verl_act.report.statistics import Figure
+from verl_act.report.summary import duration
+
+SECTIONS = {"episodes": "Episodes", "next_action": "Next actions", "choice": "Choices"}
+_HEADLINES = {"episodes": "success", "next_action": "right_inferable", "choice": "right_inferable"}
+_WHITE_SPACE = re.compile(r"\s+")
+_MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|&])")
+
+
+def html(content: Content) -> str:
+    """The page."""
+    script = _asset("viewer.js")
+    viewer = {
+        "texts": content.texts,
+        "models": [model.label for model in content.models],
+        "kinds": {part.kind: {"items": part.items, "total": part.total} for part in content.examples},
+    }
+    return (
+        _environment(autoescape=True)
+        .get_template("page.html")
+        .render(
+            content=content,
+            charts=_charts(content),
+            stages={
+                stage: [(curve, plots.curve(curve)) for curve in content.curves if curve.stage == stage]
+                for stage in dict.fromkeys(curve.stage for curve in content.curves)
+            },
+            sections=SECTIONS,
+            style=Markup(_asset("page.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            viewer=viewer,
+        )
+    )
+
+
+def markdown(content: Content) -> str:
+    """The same numbers, for a terminal or an issue."""
+    environment = _environment(autoescape=False, finalize=_markdown_text)
+    return environment.get_template("report.md").render(content=content, sections=SECTIONS)
+
+
+def _environment(**options: Any) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("verl_act.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    environment.filters |= {
+        "show": plots.show,
+        "interval": _interval,
+        "paired": _paired,
+        "duration": duration,
+        "spaced": lambda text: text.replace("_", " "),
+        "count": lambda value: f"{value:,}" if isinstance(value, int) else str(value),
+        "moment": _moment,
+    }
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (files("verl_act.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
+    """Section of the page -> (title, note, SVG) of its charts."""
+    labels = [model.label for model in content.models]
+    return {
+        "headlines": [
+            (SECTIONS[section], row_title, plots.bars(f"{SECTIONS[section]}: {row_title}", groups, labels))
+            for section, row_title, groups in _headlines(content)
+        ],
+        "task_types": [
+            (split, "tasks solved", plots.bars(f"Tasks solved by type, {split}", groups, labels))
+            for split, groups in _by_split(content.task_types)
+        ],
+        "positions": [
+            (
+                split,
+                "right, by where the expert's action stood",
+                plots.bars(f"Right by position, {split}", both, labels, 0.5),
+            )
+            for split, both in _by_split([*content.positions, *content.first_picked])
+        ],
+        "margins": [
+            (
+                split,
+                "choices by margin",
+                plots.points(f"Right choices by margin, {split}", groups, labels, "margin, steps"),
+            )
+            for split, groups in _by_split(content.margins)
+        ],
+    }
+
+
+def _headlines(content: Content) -> list[tuple[str, str, list[Group]]]:
+    """The first figure of each section, a group a split."""
+    found = []
+    for section, key in _HEADLINES.items():
+        rows = {
+            block.split: row
+            for block in content.blocks
+            if block.section == section
+            for row in block.rows
+            if row.key == key and any(cell.figure.count for cell in row.cells)
+        }
+        if rows:
+            groups = [Group(split, split, [cell.figure for cell in row.cells]) for split, row in rows.items()]
+            found.append((section, next(iter(rows.values())).title, groups))
+    return found
+
+
+def _by_split(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    splits = dict.fromkeys(group.split for group in groups)
+    return [(split, [replace(group) for group in groups if group.split == split]) for split in splits]
+
+
+def _interval(figure: Figure, unit: str) -> str:
+    if figure.low is None:
+        return ""
+    low, high = plots.show(figure.low, unit), plots.show(figure.high, unit)
+    return f"{low.removesuffix('%')}–{high}"
+
+
+def _paired(cell: Cell) -> str:
+    test = cell.against_first
+    if test is None:
+        return ""
+    if not test.gained + test.lost:
+        return "no item differs"
+    points = f"{100 * test.difference:+.1f}".replace("-", "−")
+    return f"{points} points, {test.gained} up, {test.lost} down, {_p(test.p)}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def _moment(text: str) -> str:
+    """A manifest's ISO time (UTC) to the minute."""
+    return text[:16].replace("T", " ") if text else "not recorded"
+
+
+def _markdown_text(value: Any) -> Any:
+    """Text of others must not become markup here either."""
+    if not isinstance(value, str):
+        return value
+    return _MARKDOWN_MARKS.sub(r"\\\1", _WHITE_SPACE.sub(" ", value))

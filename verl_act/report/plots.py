@@ -1,0 +1,249 @@
+"""The charts, drawn by Vega-Lite (altair, vl-convert) as SVG that follows the page's colours, light and dark.
+
+An SVG holds no script, its text is escaped, and every mark carries its value as a label for screen readers and as a
+tooltip. Series differ in colour and in shape, never in colour alone.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+from verl_act.report.curves import Curve
+from verl_act.report.numbers import Group
+from verl_act.report.statistics import Figure
+
+WIDTH = 340
+"""Of every chart, in CSS pixels: as wide as a narrow phone shows without scrolling."""
+COLOURS = 8
+"""The page defines so many as `--series-0` and so on; further series repeat them in another shape."""
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+_SVG = "http://www.w3.org/2000/svg"
+_LONGEST_LABEL = 60
+# As JSON: altair knows no layout of several legends.
+_CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "Arial, Helvetica, sans-serif",
+    "padding": 4,
+    "view": {"stroke": None},
+    "axis": {
+        **{f"{part}Color": "var(--muted)" for part in ("label", "title")},
+        **{f"{part}Color": "var(--line)" for part in ("grid", "domain", "tick")},
+        **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
+    },
+    "legend": {
+        **{"labelColor": "var(--ink)", "labelFontSize": 11, "symbolSize": 60, "columnPadding": 14, "offset": 6},
+        "layout": {"top": {"direction": "vertical", "anchor": "start", "margin": 3}},
+    },
+}
+
+Rows = list[dict[str, Any]]
+
+
+def curve(chart: Curve) -> Markup:
+    """One learning curve; several runs differ in colour, and the series of one run in dashes then."""
+    runs = list(dict.fromkeys(series.run for series in chart.series))
+    names = list(dict.fromkeys(series.name for series in chart.series))
+    rows = [
+        {
+            "step": step,
+            "value": value,
+            "run": _plain(series.run),
+            "name": _plain(series.name),
+            "label": f"{_plain(_series_name(series.run, series.name, runs))}, step {step}: {show(value, chart.unit)}",
+        }
+        for series in chart.series
+        for step, value in series.points
+    ]
+    by, other = ("run", "name") if len(runs) > 1 else ("name", "run")
+    values = [_plain(value) for value in (runs if by == "run" else names)]
+    encoding: dict[str, Any] = {
+        "x": alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=6, format="d")),
+        "y": _y_axis(chart.unit, rows),
+        "color": _colour(by, values),
+        "description": alt.Description("label:N"),
+    }
+    dashes = {}
+    if len(runs) > 1 and len(names) > 1:
+        dashed = [_plain(name) for name in names]
+        scale = alt.Scale(domain=dashed, range=[_DASHES[number % len(_DASHES)] for number in range(len(dashed))])
+        dashes["strokeDash"] = alt.StrokeDash(f"{other}:N", scale=scale, legend=_legend(dashed))
+    base = alt.Chart(alt.Data(values=rows)).encode(**encoding)  # type: ignore[arg-type]
+    line = base.mark_line(strokeWidth=2, strokeJoin="round").encode(detail=f"{other}:N", **dashes)
+    few = max(len(series.points) for series in chart.series) <= 60
+    shapes = alt.Shape(f"{by}:N", scale=_shapes(values), legend=_legend(values))
+    points = base.mark_point(filled=True, size=22 if few else 6, opacity=1).encode(shape=shapes)
+    return _svg(line + points, f"{chart.stage} stage: {chart.title}", height=160)
+
+
+def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: float | None = None) -> Markup:
+    """Shares with intervals: a row a group, in it a bar a model. A rule marks `neutral`."""
+    order = [_plain(_spaced(group.name)) for group in groups]
+    rows = [
+        _interval_row(_plain(_spaced(group.name)), label, figure)
+        for group in groups
+        for label, figure in zip(labels, group.figures, strict=True)
+        if figure.value is not None
+    ]
+    models = [_plain(label) for label in labels]
+    # The name of a group stands above its bars: beside them, long names would leave them no room on a phone.
+    name, thickness, gap = 17, 11, 5
+    step = name + thickness * len(models) + gap
+    inner, outer = (name + gap) / step, name / step
+    places = {
+        "y": alt.Y(
+            "group:N",
+            sort=order,
+            title=None,
+            scale=alt.Scale(paddingInner=inner, paddingOuter=outer),
+            axis=alt.Axis(
+                domain=False,
+                ticks=False,
+                labelAlign="left",
+                labelPadding=0,
+                labelLimit=WIDTH - 20,
+                labelOffset=-(step * (1 - inner) + name) / 2,
+                labelColor="var(--ink)",
+                maxExtent=0,
+            ),
+        ),
+        "yOffset": alt.YOffset("model:N", scale=alt.Scale(domain=models, paddingInner=0.15)),
+        "description": alt.Description("label:N"),
+    }
+    base = alt.Chart(alt.Data(values=rows)).encode(**places)  # type: ignore[arg-type]
+    bar = base.mark_bar(cornerRadiusEnd=2).encode(x=_share_axis("value"), color=_colour("model", models))
+    chart = bar + _interval(base)
+    if neutral is not None:
+        line = alt.Chart(alt.Data(values=[{"at": neutral}])).mark_rule(stroke="var(--ink)", strokeDash=[3, 3], size=1)  # type: ignore[arg-type]
+        chart += line.encode(x="at:Q")
+    return _svg(chart, title, height=round(step * (len(order) - inner + 2 * outer)))
+
+
+def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str) -> Markup:
+    """Shares with intervals over ordered groups: a column a group, in it a point a model."""
+    order = [_plain(group.name) for group in groups]
+    rows = [
+        _interval_row(_plain(group.name), label, figure)
+        for group in groups
+        for label, figure in zip(labels, group.figures, strict=True)
+        if figure.value is not None
+    ]
+    models = [_plain(label) for label in labels]
+    base = alt.Chart(alt.Data(values=rows)).encode(  # type: ignore[arg-type]
+        x=alt.X("group:N", sort=order, title=axis, axis=alt.Axis(labelAngle=0), scale=alt.Scale(paddingInner=0.3)),
+        xOffset=alt.XOffset("model:N", scale=alt.Scale(domain=models)),
+        color=_colour("model", models),
+        description=alt.Description("label:N"),
+    )
+    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    interval = base.mark_rule(size=2, opacity=0.6).encode(
+        y=alt.Y("low:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
+    )
+    shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
+    point = base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
+    return _svg(interval + point, title, height=170)
+
+
+def show(value: float | None, unit: str) -> str:
+    """A value as people read it: shares as per cent."""
+    if value is None:
+        return "–"
+    if unit == "share":
+        return f"{value:.1%}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _interval_row(group: str, model: str, figure: Figure) -> dict[str, Any]:
+    bounds = f"{show(figure.low, 'share')} to {show(figure.high, 'share')}"
+    return {
+        "group": group,
+        "model": _plain(model),
+        "value": figure.value,
+        "low": figure.low,
+        "high": figure.high,
+        "label": f"{group}, {_plain(model)}: {show(figure.value, 'share')} ({bounds}, n = {figure.count})",
+    }
+
+
+def _interval(base: alt.Chart) -> alt.Chart:
+    return base.mark_rule(size=1.5, stroke="var(--ink)").encode(x=_share_axis("low"), x2="high:Q")
+
+
+def _share_axis(column: str) -> alt.X:
+    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    return alt.X(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
+
+
+def _y_axis(unit: str, rows: Rows) -> alt.Y:
+    if unit == "share":
+        axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+        return alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
+    low, high = (bound(row["value"] for row in rows) for bound in (min, max))
+    # A flat line belongs into the middle, not onto the axis.
+    domain = {"domain": [low - 1, high + 1]} if low == high else {}
+    return alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False, nice=True, **domain), axis=alt.Axis(tickCount=5))
+
+
+def _colour(column: str, values: Sequence[str]) -> alt.Color:
+    colours = [f"var(--series-{number % COLOURS})" for number in range(len(values))]
+    scale = alt.Scale(domain=list(values), range=colours)
+    return alt.Color(f"{column}:N", scale=scale, legend=_legend(values))
+
+
+def _shapes(values: Sequence[str]) -> alt.Scale:
+    # Every round of colours starts one shape later, so that no two series share both.
+    shapes = [_SHAPES[(number + number // COLOURS) % len(_SHAPES)] for number in range(len(values))]
+    return alt.Scale(domain=list(values), range=shapes)
+
+
+def _legend(entries: Sequence[str]) -> alt.Legend | None:
+    """Beside each other where they have room, else below each other; nothing to tell apart needs none."""
+    if len(entries) < 2:
+        return None
+    fits = sum(9 * len(entry) + 28 for entry in entries) <= WIDTH
+    columns = len(entries) if fits else 1
+    return alt.Legend(orient="top", title=None, columns=columns, labelLimit=WIDTH - 110, symbolOpacity=1)
+
+
+def _svg(chart: alt.LayerChart, title: str, height: int) -> Markup:
+    fitted = chart.properties(width=WIDTH, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+    return _readable(vl_convert.vegalite_to_svg({**fitted.to_dict(), "config": _CONFIG}), title)
+
+
+def _readable(svg: str, title: str) -> Markup:
+    """A named image that scales, and a tooltip for every labelled mark."""
+    ElementTree.register_namespace("", _SVG)
+    root = ElementTree.fromstring(svg)
+    root.attrib.pop("width")
+    root.attrib.pop("height")
+    root.set("role", "img")
+    root.set("aria-label", _plain(title))
+    for mark in list(root.iter()):
+        label = mark.get("aria-label") if mark.get("aria-roledescription") in ("point", "bar", "rule mark") else None
+        if mark is not root:  # an image is one thing to a screen reader; the numbers stand in a table beside it
+            for name in [name for name in mark.attrib if name == "role" or name.startswith("aria-")]:
+                del mark.attrib[name]
+        if label:
+            ElementTree.SubElement(mark, f"{{{_SVG}}}title").text = label
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _series_name(run: str, name: str, runs: Sequence[str]) -> str:
+    return " ".join(filter(None, (run if len(runs) > 1 else "", name))) or run
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(text: str) -> str:
+    """A label that XML can hold and a chart has room for."""
+    shown = "".join(char if unicodedata.category(char)[0] != "C" else " " for char in text)
+    return shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 1]}…"

@@ -1,0 +1,189 @@
+"""What ran, in words and figures for people: the header of a report and its pipeline."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_act.report.examples import Examples
+from verl_act.report.numbers import Model
+from verl_act.report.read import RL_STAGES, Run, StageRecord, State
+
+_TELLING = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """One stage of the pipeline. `counts` are flat; `inputs` are (path, SHA-256), paths relative to the run."""
+
+    name: str
+    state: str
+    created: str
+    seconds: float | None
+    seed: int | None
+    counts: dict[str, Any]
+    inputs: list[tuple[str, str]]
+    key: str
+    command: str
+    settings: str
+    """As JSON text."""
+
+    @property
+    def gist(self) -> dict[str, Any]:
+        """The counts that tell most, at most three."""
+        last = {name: name.rpartition(": ")[2] for name in self.counts if "by task type" not in name}
+        telling = [name for wanted in _TELLING for name in last if last[name] == wanted] or list(self.counts)
+        return {name: self.counts[name] for name in telling[:3]}
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run; `first` and `last` are when its first and its last stage were done, ISO 8601."""
+
+    name: str
+    command: str
+    env: str
+    model: str
+    splits: list[str]
+    seeds: list[int]
+    first: str
+    last: str
+    seconds: float
+    versions: dict[str, str]
+    stages: list[StageSummary]
+
+    @property
+    def missing(self) -> list[str]:
+        """Stages that have not been done to the end."""
+        return [stage.name for stage in self.stages if stage.state != State.DONE]
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest stage; positive."""
+        return max((stage.seconds or 0 for stage in self.stages), default=0) or 1
+
+
+def summary(run: Run) -> RunSummary:
+    """What the manifests of `run` say about it."""
+    manifests = run.manifests
+    created = sorted(manifest.created for manifest in manifests if manifest.created)
+    settings = [manifest.settings for manifest in manifests]
+    splits = [stage.name.partition(" ")[2] for stage in run.stages if stage.name.startswith("expert ")]
+    marks = (stage.mark for stage in run.stages if stage.mark is not None)
+    return RunSummary(
+        name=run.name,
+        command=next((_command(mark.command, run.folder) for mark in marks), ""),
+        env=next((str(entry["env"]) for entry in settings if entry.get("env")), ""),
+        model=_model(run, settings),
+        splits=splits or sorted({record["split"] for part in run.evaluations for record in part.episodes}),
+        seeds=sorted({manifest.seed for manifest in manifests if manifest.seed is not None}),
+        first=created[0] if created else "",
+        last=created[-1] if created else "",
+        seconds=sum(stage.seconds or 0 for stage in run.stages),
+        versions=_versions(manifest.versions for manifest in manifests),
+        stages=[_stage(stage, run) for stage in run.stages],
+    )
+
+
+def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[Run]) -> list[str]:
+    """What a reader must know to read the figures right."""
+    found = []
+    asked = {tuple(sorted(manifest.inputs.values())) for model in compared if (manifest := model.evaluation.manifest)}
+    if len(asked) > 1:
+        found.append(
+            "The models were not all asked from the same files. Paired tests use the items that both have, by their "
+            "ids; intervals side by side may be about different items."
+        )
+    templates = {model.evaluation.template for model in compared}
+    if len(templates) > 1:
+        found.append(f"The models were prompted by different templates: {', '.join(sorted(templates))}.")
+    questions = [item for part in shown if part.kind != "episodes" for item in part.items]
+    if lost := sum(item["goal"] is None for item in questions):
+        found.append(
+            f"For {lost} of {len(questions)} single answers shown, the trajectory or pair files that they were asked "
+            "from are gone or have changed: the replies stand without their questions."
+        )
+    if any(run.metrics for run in runs) and not any(
+        "actor/entropy" in entry["data"] for run in runs for metrics in run.metrics.values() for entry in metrics
+    ):
+        found.append(
+            "There is no curve of the entropy: verl logs it only where the trainer computes the log-probabilities of "
+            "the rollouts again, which algorithm.rollout_correction.bypass_mode leaves out."
+        )
+    return found
+
+
+def duration(seconds: float | None) -> str:
+    """A time span as people read it."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _stage(stage: StageRecord, run: Run) -> StageSummary:
+    made = stage.made or stage.mark
+    steps = len(run.metrics.get(stage.name, ())) if stage.name in RL_STAGES else 0
+    return StageSummary(
+        name=stage.name,
+        state=stage.state,
+        created=made.created if made else "",
+        seconds=stage.seconds,
+        seed=made.seed if made else None,
+        counts={**({"steps logged": steps} if steps else {}), **_flat(made.counts if made else {})},
+        inputs=[(_relative(path, run.folder), sha) for path, sha in (made.inputs if made else {}).items()],
+        key=made.key() if made else "",
+        command=_command(made.command, run.folder) if made else "",
+        settings=json.dumps(made.settings, indent=2, ensure_ascii=False) if made else "",
+    )
+
+
+def _model(run: Run, settings: Sequence[Mapping[str, Any]]) -> str:
+    engines = [entry["engine"] for entry in settings if isinstance(entry.get("engine"), Mapping)]
+    initial = next((part.model for part in run.evaluations if part.name == "initial"), "")
+    named = [initial, *(str(engine.get("model", "")) for engine in engines), *(part.model for part in run.evaluations)]
+    return next((_relative(name, run.folder) for name in named if name), "")
+
+
+def _versions(found: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Tool -> version; several where the stages differ."""
+    merged: dict[str, list[str]] = {}
+    for versions in found:
+        for tool, version in versions.items():
+            if version not in merged.setdefault(tool, []):
+                merged[tool].append(version)
+    return {tool: ", ".join(versions) for tool, versions in merged.items()}
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in counts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        flat |= _flat(value, f"{name}: ") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _relative(path: str, folder: Path) -> str:
+    """`path` as seen from the run, also where the run has been moved since or was named by a relative path."""
+    if Path(path).is_relative_to(folder):
+        return str(Path(path).relative_to(folder))
+    parts = Path(path).parts
+    for number, part in enumerate(parts):
+        inside = Path(*parts[number + 1 :])
+        if part == folder.name and inside.parts and (folder / inside).exists():
+            return str(inside)
+    return path
+
+
+def _command(command: str, folder: Path) -> str:
+    """As it would be typed: the program without its folder, paths of the run relative to it."""
+    program, _, rest = command.partition(" ")
+    if Path(program).name == "__main__.py":
+        program = f"python -m {Path(program).parent.name}"
+    return f"{program} {rest.replace(f'{folder}/', '').replace(shlex.quote(str(folder)), '.')}".strip()

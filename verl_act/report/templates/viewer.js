@@ -1,0 +1,310 @@
+"use strict";
+// The viewer of single answers. Every text of an environment or a model goes into the page by textContent.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const view = document.getElementById("view");
+  const NAMES = { episodes: "Episodes", next_actions: "Next actions", choices: "Choices" };
+  const END = { goal: "solved", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens" };
+  const KINDS = Object.keys(NAMES).filter((kind) => data.kinds[kind].items.length);
+  const state = {
+    kind: KINDS[0], split: "", outcome: "", item: 0, left: 0,
+    right: data.models.length > 1 ? data.models.length - 1 : -1, side: "left",
+  };
+
+  // Elements: make("p.goal", "text") or make("div", [children], {attributes}).
+  function make(kind, content, attributes) {
+    const [tag, ...classes] = kind.split(".");
+    const element = document.createElement(tag);
+    if (classes.length) element.className = classes.join(" ");
+    for (const [name, value] of Object.entries(attributes ?? {})) element.setAttribute(name, value);
+    for (const child of Array.isArray(content) ? content : [content ?? ""]) {
+      if (child !== null && child !== false) element.append(child);
+    }
+    return element;
+  }
+  const text = (number) => (number === null || number === undefined ? "" : data.texts[number]);
+  const spaced = (name) => name.replaceAll("_", " ");
+  const badge = (words, tone = "") => make(`span.badge${tone && "." + tone}`, words);
+
+  // What is filtered, and by what.
+  const OUTCOMES = {
+    "": ["all", () => true],
+    differ: ["the two models differ", (a, b) => a && b && a.right !== b.right],
+    gained: ["only the right-hand model is right", (a, b) => a && b && !a.right && b.right],
+    lost: ["only the left-hand model is right", (a, b) => a && b && a.right && !b.right],
+    right: ["left-hand model right", (a) => a && a.right],
+    wrong: ["left-hand model wrong", (a) => a && !a.right],
+    malformed: ["with a malformed reply", (...both) => both.some((a) => a && (a.malformed || a.turns?.some((t) => t.malformed)))],
+    loop: ["with a loop", (...both) => both.some((a) => a?.turns?.some((t) => t.repeat))],
+  };
+  const NEEDS_TWO = ["differ", "gained", "lost"];
+  function answers(item) {
+    return [state.left, state.right].filter((model) => model >= 0).map((model) => item.answers[model]);
+  }
+  function filtered() {
+    return data.kinds[state.kind].items.filter(
+      (item) => (!state.split || item.split === state.split) && OUTCOMES[state.outcome][1](...answers(item)),
+    );
+  }
+
+  // The frame: drawn once; `show` fills it.
+  const tabs = KINDS.map((kind) => {
+    const tab = make("button", `${NAMES[kind]} (${data.kinds[kind].items.length})`, { type: "button", role: "tab", id: `tab-${kind}`, "aria-controls": "answer" });
+    tab.addEventListener("click", () => { open(kind); });
+    return tab;
+  });
+  const left = select(data.models.map((name, number) => [number, name]), (value) => { state.left = Number(value); state.item = 0; });
+  const right = select([[-1, "none"], ...data.models.map((name, number) => [number, name])], (value) => { state.right = Number(value); state.item = 0; });
+  const split = select([], (value) => { state.split = value; state.item = 0; });
+  const outcome = select([], (value) => { state.outcome = value; state.item = 0; });
+  const items = select([], (value) => { state.item = Number(value); });
+  const previous = make("button", "← Previous", { type: "button" });
+  const next = make("button", "Next →", { type: "button" });
+  const where = make("span.where", "", { role: "status" });
+  const answer = make("div", "", { id: "answer", role: "tabpanel", tabindex: "0" });
+  previous.addEventListener("click", () => move(-1));
+  next.addEventListener("click", () => move(1));
+
+  function select(options, changed) {
+    const element = make("select");
+    fill(element, options);
+    element.addEventListener("change", () => { changed(element.value); show(); });
+    return element;
+  }
+  function fill(element, options, value) {
+    element.replaceChildren(...options.map(([key, name]) => make("option", name, { value: key })));
+    if (value !== undefined) element.value = value;
+  }
+  function labelled(words, element) {
+    element.setAttribute("aria-label", words);
+    return make("label", [make("span", words, { "aria-hidden": "true" }), element]);
+  }
+
+  function move(by) {
+    const count = filtered().length;
+    const to = Math.min(Math.max(state.item + by, 0), Math.max(count - 1, 0));
+    if (to !== state.item) { state.item = to; show(); }
+  }
+  function open(kind) {
+    Object.assign(state, { kind, split: "", outcome: "", item: 0 });
+    show();
+  }
+
+  function show() {
+    for (const [number, tab] of tabs.entries()) {
+      const chosen = KINDS[number] === state.kind;
+      tab.setAttribute("aria-selected", chosen);
+      tab.tabIndex = chosen ? 0 : -1;
+    }
+    const { items: all, total } = data.kinds[state.kind];
+    answer.setAttribute("aria-labelledby", `tab-${state.kind}`);
+    left.value = state.left;
+    right.value = state.right;
+    fill(split, [["", "all"], ...[...new Set(all.map((item) => item.split))].sort().map((name) => [name, name])], state.split);
+    const possible = Object.keys(OUTCOMES).filter((key) => (state.right >= 0 || !NEEDS_TWO.includes(key)) && (key !== "loop" || state.kind === "episodes"));
+    if (!possible.includes(state.outcome)) state.outcome = "";
+    fill(outcome, possible.map((key) => [key, OUTCOMES[key][0]]), state.outcome);
+    const found = filtered();
+    state.item = Math.min(state.item, Math.max(found.length - 1, 0));
+    fill(items, found.map((item, number) => [number, title(item)]), state.item);
+    items.disabled = !found.length;
+    previous.disabled = state.item === 0;
+    next.disabled = state.item >= found.length - 1;
+    const leftOut = total - all.length;
+    where.textContent = (found.length ? `${state.item + 1} of ${found.length}` : "none fits")
+      + (leftOut ? `; ${leftOut} of ${total} are left out of this page` : "");
+    answer.replaceChildren(...(found.length ? draw(found[state.item]) : []));
+    remember(found[state.item]);
+  }
+  function title(item) {
+    const marks = answers(item).map((a) => (a ? (a.right ? "✓" : "✗") : "–")).join(" ");
+    return `${marks}  ${text(item.goal) || item.id} · ${spaced(item.split)}`;
+  }
+
+  // One item: the question, then a column a model.
+  function draw(item) {
+    const shown = [...new Set([state.left, state.right].filter((model) => model >= 0))];
+    const columns = make(`div.columns${shown.length < 2 ? ".single" : ""}`, shown.map((model) => column(item, model)), { "data-side": state.side, "data-models": "" });
+    const sides = make("div.switch", shown.length < 2 ? [] : shown.map((model, number) => {
+      const side = number ? "right" : "left";
+      const button = make("button", data.models[model], { type: "button", "aria-pressed": state.side === side });
+      button.addEventListener("click", () => {
+        state.side = side;
+        columns.dataset.side = side;
+        for (const [other, each] of [...sides.children].entries()) each.setAttribute("aria-pressed", other === number);
+      });
+      return button;
+    }));
+    return [question(item), sides, columns];
+  }
+
+  function question(item) {
+    const about = [item.split, item.type && spaced(item.type), item.id];
+    if (item.inferable !== undefined) about.splice(1, 0, item.inferable ? "inferable" : "not inferable");
+    if (item.margin !== undefined) about.splice(1, 0, item.margin === null ? "margin unknown" : `margin ${item.margin}`);
+    const parts = [make("p.goal", text(item.goal) || item.id), make("p.about", about.filter(Boolean).join(" · "))];
+    if (state.kind === "episodes") {
+      if (item.expert) parts.push(details(`what the expert did: ${item.expert.length} actions`, make("ol.history", item.expert.map((action) => make("li", text(action))))));
+    } else if (item.observation !== undefined) {
+      if (item.history.length) {
+        const turns = item.history.map(([seen, done]) => make("li", [text(seen), " ", make("b", `→ ${text(done)}`)]));
+        parts.push(details(`${turns.length} earlier turns`, make("ol.history", turns)));
+      }
+      parts.push(make("p.text", text(item.observation)), actions(item.list, null, item.expert));
+      if (state.kind === "next_actions") parts.push(make("p.expert", `expert: ${text(item.expert)}`));
+      else parts.push(make("p.expert", `expert: ${text(item.expert)}`), make("p.about", `alternative: ${text(item.alternative)}`));
+    } else {
+      parts.push(make("p.about", "The file with this question was not found, so only the replies are shown."));
+    }
+    return make("div.question", parts);
+  }
+
+  function column(item, model) {
+    const found = item.answers[model];
+    const head = [make("span", data.models[model])];
+    const body = [];
+    if (!found) {
+      body.push(make("p.about", "This model was not asked."));
+    } else if (state.kind === "episodes") {
+      head.push(badge(END[found.end] ?? found.end, found.right ? "good" : "bad"), badge(`${found.steps} turns`));
+      body.push(turns(found.turns));
+    } else {
+      head.push(badge(found.right ? "right" : "wrong", found.right ? "good" : "bad"));
+      body.push(...single(item, found));
+    }
+    return make(`article.column.t${model % 8}`, [make("h3", head), ...body], { "aria-label": data.models[model] });
+  }
+
+  function single(item, found) {
+    const parts = [];
+    if (state.kind === "choices" && item.expert !== null) {
+      const two = found.expert_position === 0 ? ["expert", "alternative"] : ["alternative", "expert"];
+      parts.push(make("ol.candidates", two.map((who) => make("li", [
+        text(item[who]), " ", who === "expert" ? badge("expert", "good") : "", " ",
+        found.chose === who ? badge("chosen", who === "expert" ? "good" : "bad") : "",
+      ]))));
+    }
+    if (state.kind === "choices" && !found.malformed && !found.chose) parts.push(make("p", badge("names neither candidate", "bad")));
+    parts.push(reply(found), done(found));
+    return parts;
+  }
+
+  function turns(played) {
+    if (!played.length) return make("p.about", "The turns of this episode were not recorded.");
+    const list = [];
+    for (let number = 0; number < played.length; number += 1) {
+      const turn = played[number];
+      const before = played[number - 1];
+      list.push(one(turn, number));
+      if (turn.as_expert === false && (number === 0 || before.as_expert) && turn.expert !== null) {
+        list.push(make("li.parts", number + 1 < played.length ? "Here it leaves the expert's way: the states from here on are its own." : "Here it leaves the expert's way."));
+      }
+      // A loop shows its first two turns; the rest is folded away.
+      const inside = turn.repeat ? runFrom(played, number) : 0;
+      if (turn.repeat && inside === turn.repeat && turn.repeat > 3) {
+        list.push(one(played[number + 1], number + 1));
+        const rest = [];
+        for (let later = number + 2; later < number + turn.repeat; later += 1) rest.push(one(played[later], later));
+        list.push(make("li", make("details.more", [make("summary", `the same failed action ${rest.length} more times, to turn ${number + turn.repeat}`), make("ol.turns", rest)])));
+        number += turn.repeat - 1;
+      }
+    }
+    return make("ol.turns", list);
+  }
+  // How many turns of one failed action come in a row from here on.
+  function runFrom(played, start) {
+    const same = (turn) => turn && !turn.admissible && turn.action === played[start].action;
+    let end = start;
+    while (same(played[end])) end += 1;
+    return end - start;
+  }
+
+  function one(turn, number) {
+    const marks = [make("span", `Turn ${number + 1}`)];
+    if (turn.malformed) marks.push(badge(`malformed: ${spaced(turn.malformed)}`, "bad"));
+    else if (!turn.admissible) marks.push(badge("inadmissible", "bad"));
+    if (turn.repeat) marks.push(badge(`loop: same failed action ${turn.repeat} times`, "loop"));
+    if (turn.as_expert) marks.push(make("span", "as the expert"));
+    const parts = [make("header", marks), make("p.text", text(turn.observation)), reply(turn), done(turn)];
+    if (turn.expert !== null && !turn.as_expert) parts.push(make("p.expert", `expert: ${text(turn.expert)}`));
+    parts.push(actions(turn.list, turn.action, turn.expert));
+    const tone = turn.repeat ? ".loop" : turn.admissible ? "" : ".bad";
+    return make(`li.turn${tone}`, parts);
+  }
+
+  // The reply as it was written; nothing where it is no more than the action itself.
+  function reply(found) {
+    const written = text(found.reply);
+    if (found.action !== null && written.trim() === `<action>${text(found.action)}</action>`) return "";
+    return make("div.text.reply", written || "(an empty reply)", written.length > 1500 ? { tabindex: "0", role: "region", "aria-label": "reply" } : {});
+  }
+  function done(found) {
+    if (found.action === null) return make("p.act.no", make("b", found.malformed ? `no readable action (${spaced(found.malformed)})` : "no readable action"));
+    const marks = found.repeat === undefined && !found.admissible ? badge("inadmissible", "bad") : "";
+    return make(`p.act${found.admissible ? "" : ".no"}`, ["→ ", make("b", text(found.action)), " ", marks]);
+  }
+  function actions(list, chosen, expert) {
+    const entries = list.map((action) => {
+      const kind = (action === chosen ? ".chosen" : "") + (action === expert ? ".right" : "");
+      const words = [action === chosen && "chosen", action === expert && "expert"].filter(Boolean).join(", ");
+      return make(`li${kind}`, text(action) + (words ? ` (${words})` : ""));
+    });
+    return details(`${list.length} admissible actions`, make("ul.actions", entries));
+  }
+  const details = (words, content) => make("details", [make("summary", words), content]);
+
+  // The address names what is open, so that it can be passed on.
+  function remember(item) {
+    if (!item) return;
+    const place = new URLSearchParams({ kind: state.kind, id: item.id, left: state.left, right: state.right });
+    try { history.replaceState(null, "", `#${place}`); } catch { /* an address that may not change, as in some previews */ }
+  }
+  function recall() {
+    const place = new URLSearchParams(location.hash.slice(1));
+    if (!KINDS.includes(place.get("kind"))) return false;
+    const model = (name, least) => {
+      const number = Number.parseInt(place.get(name), 10);
+      return number >= least && number < data.models.length ? number : state[name];
+    };
+    Object.assign(state, { kind: place.get("kind"), left: model("left", 0), right: model("right", -1) });
+    state.item = Math.max(0, data.kinds[state.kind].items.findIndex((item) => item.id === place.get("id")));
+    return true;
+  }
+
+  view.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const inTabs = tabs.includes(event.target);
+    if (inTabs && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
+      const to = (tabs.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : tabs.length - 1)) % tabs.length;
+      open(KINDS[to]);
+      tabs[to].focus();
+    } else if (event.target instanceof HTMLSelectElement) {
+      return;
+    } else if (event.key === "j" || event.key === "k") {
+      move(event.key === "j" ? 1 : -1);
+    } else if (KINDS["123".indexOf(event.key)]) {
+      open(KINDS["123".indexOf(event.key)]);
+    } else {
+      return;
+    }
+    event.preventDefault();
+  });
+
+  if (!KINDS.length) {
+    view.append(make("p.notice", "No single answer is on this page."));
+    return;
+  }
+  view.tabIndex = 0;
+  view.append(
+    make("div.tabs", tabs, { role: "tablist", "aria-label": "Kind of answer" }),
+    make("div.controls", [labelled("Left-hand model", left), labelled("Right-hand model", right), labelled("Split", split), labelled("Show", outcome)]),
+    make("div.steps", [previous, next, items, where]),
+    make("p.keys", ["Keys, once this part has the focus: ", make("kbd", "j"), " next, ", make("kbd", "k"), " previous, ", make("kbd", "1"), " to ", make("kbd", "3"), " kind of answer."]),
+    answer,
+  );
+  items.setAttribute("aria-label", "Item");
+  items.className = "items";
+  const asked = recall();
+  show();
+  if (asked) view.scrollIntoView();
+})();
