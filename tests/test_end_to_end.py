@@ -304,7 +304,7 @@ def test_a_killed_chain_goes_on_where_it_stopped(interrupted: Interrupted) -> No
             ["alternatives", "pairs train", "pairs valid_seen", "audit", "tasks train", "tasks panel"], "done"
         ),
     }
-    rest = ["critic", "action", "evaluate initial", "evaluate critic", "evaluate action", "comparison"]
+    rest = ["critic", "action", "evaluate initial", "evaluate critic", "evaluate action", "comparison", "report"]
     assert third == {**dict.fromkeys(second, "up to date"), **dict.fromkeys(rest, "done")}
 
 
@@ -347,3 +347,9 @@ def test_all_models_are_compared(interrupted: Interrupted) -> None:
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
         assert counts == {"episodes": 3, "next_actions": 8, "choices": 8}
         assert len((folder / "episodes.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_report_shows_the_finished_chain(interrupted: Interrupted) -> None:
+    page, numbers = (interrupted.out / f"report.{kind}" for kind in ("html", "md"))
+    assert page.read_text().lower().startswith("<!doctype html>")
+    assert "Not finished" not in numbers.read_text()

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import pytest
-from samples import ROOM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from verl_act.__main__ import app
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_tasks import make_tasks
@@ -24,11 +29,18 @@ from verl_act.engine import EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
 from verl_act.evaluate.run import Answers, write_evaluation
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.prompts import Message, Template
-from verl_act.schema import TASK, Context, Turn, read_pairs, read_steps, read_table
+from verl_act.report import write_report
+from verl_act.report.content import Content, content
+from verl_act.report.examples import failed_repeats
+from verl_act.report.page import html, markdown
+from verl_act.report.read import read_runs
+from verl_act.report.statistics import mean_of, paired, share_of
+from verl_act.schema import TASK, Context, read_pairs, read_steps, read_table
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
 SPLITS = ("valid_seen", "valid_unseen")
@@ -182,3 +194,630 @@ def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "comparison").mkdir()
     mark(folder, "comparison", 0.5)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(run: Path) -> Content:
+    return content(read_runs([run]), most=8)
+
+
+@pytest.fixture(scope="session")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written page."""
+    return write_report(tmp_path_factory.mktemp("page") / "report.html", [run], most_examples=8)[0]
+
+
+# Statistics
+
+
+def test_the_paired_test_is_mcnemars_exact_one() -> None:
+    first = {number: number < 4 for number in range(20)}
+    second = {number: 2 <= number < 14 for number in range(5, 25)} | {2: True, 3: True, 0: False, 1: False}
+    found = paired(first, second)
+    assert found is not None
+    # Items 0 to 3 and 5 to 19 are in both: 0 and 1 are lost, 5 to 13 gained.
+    assert (found.items, found.gained, found.lost) == (19, 9, 2)
+    assert found.difference == pytest.approx(7 / 19)
+    # Two-sided binomial: 2 * (C(11, 0) + C(11, 1) + C(11, 2)) / 2 ** 11.
+    assert found.p == pytest.approx(2 * (1 + 11 + 55) / 2**11)
+
+
+def test_nothing_in_common_or_nothing_different() -> None:
+    assert paired({1: True}, {2: True}) is None
+    same = paired({1: True, 2: False}, {1: True, 2: False})
+    assert same is not None and (same.gained, same.lost, same.p) == (0, 0, 1.0)
+
+
+def test_means_have_an_interval_where_values_differ() -> None:
+    found = mean_of([1.0, 2.0, 3.0, 4.0])
+    assert found.value == 2.5 and found.low is not None and found.high is not None
+    assert 1 <= found.low < 2.5 < found.high <= 4
+    assert mean_of([1.0, 2.0, 3.0, 4.0]) == found, "the same values give the same interval"
+    assert (mean_of([3.0, 3.0]).low, mean_of([3.0]).low, mean_of([]).value) == (None, None, None)
+    assert share_of([], "right").value is None
+
+
+# Numbers
+
+
+def test_the_figures_are_those_of_the_evaluation(run: Path, whole: Content) -> None:
+    names = {"named": "named_a_candidate"}
+    compared = 0
+    for block in whole.blocks:
+        for row in block.rows:
+            for model, cell in zip(whole.models, row.cells, strict=True):
+                stored = json.loads((run / "evaluation" / model.label / "figures.json").read_text())
+                wanted = stored[block.section][block.split].get(names.get(row.key, row.key))
+                if isinstance(wanted, dict):
+                    assert (cell.figure.value, cell.figure.low, cell.figure.count) == (
+                        *(wanted["share"], wanted["low"]),
+                        wanted["count"],
+                    )
+                    compared += 1
+    assert compared == 2 * 3 * (1 + 3 + 3), "splits, models, shares of the three sections"
+
+
+def test_models_are_compared_with_the_first(whole: Content) -> None:
+    assert [model.label for model in whole.models] == ["initial", "critic", "action"]
+    success = next(row for block in whole.blocks for row in block.rows if row.key == "success")
+    assert success.cells[0].against_first is None
+    found = success.cells[2].against_first
+    assert found is not None and found.items == success.cells[2].figure.count
+    assert success.cells[2].figure.value == 1.0, "the search expert wins every game"
+    assert found.gained == round((1 - (success.cells[0].figure.value or 0)) * found.items)
+
+
+def test_a_preference_for_a_place_shows(whole: Content) -> None:
+    initial, critic, action = range(3)
+    right = {group.name: [figure.value for figure in group.figures] for group in whole.positions}
+    assert [right["right, expert's action first"][model] for model in (initial, critic, action)] == [1.0, 0.0, 1.0]
+    assert [right["right, expert's action second"][model] for model in (initial, critic, action)] == [0.0, 1.0, 1.0]
+    for group in whole.first_picked:
+        assert [group.figures[model].value for model in (initial, critic)] == [1.0, 0.0]
+        assert 0.3 < (group.figures[action].value or 0) < 0.7
+
+
+def test_margins_and_task_types_cover_every_record(run: Path, whole: Content) -> None:
+    pairs = read_pairs([run / "pairs" / split / "pairs.parquet" for split in SPLITS])
+    for groups, wanted in ((whole.margins, len(pairs)), (whole.task_types, 12)):
+        assert [sum(group.figures[model].count for group in groups) for model in range(3)] == [wanted] * 3
+    names = [group.name for group in whole.margins if group.split == "valid_seen"]
+    assert names == sorted(names, key=["1", "2", "3–4", "5–8", "9+"].index)
+
+
+def test_curves_come_from_the_metrics(whole: Content) -> None:
+    by_key = {(curve.stage, curve.key): curve for curve in whole.curves}
+    assert [key for stage, key in by_key if stage == "critic"] == ["score", "validation", "tiers", "entropy", "length"]
+    validation = by_key["critic", "validation"]
+    assert [(series.name, series.first, series.last) for series in validation.series] == [
+        ("valid_seen", 0.45, pytest.approx(0.85)),
+        ("valid_unseen", 0.4, pytest.approx(0.7)),
+    ]
+    assert [step for step, _ in validation.series[0].points] == [0, 5, 10, 15, 20]
+    tiers = {series.name: series.last for series in by_key["critic", "tiers"].series}
+    assert tiers == {
+        "expert's action": pytest.approx(0.8),
+        "other admissible action": 0.3,
+        "malformed reply": 0.1,
+    }
+
+
+def test_labels_that_cannot_be_inferred_and_kinds_of_rows_stand_apart(run: Path, tmp_path: Path) -> None:
+    data = {
+        "val-core/act/alfworld/choice/valid_seen/acc/mean@1": 0.7,
+        "val-core/act/alfworld/choice/valid_seen/not_inferable/acc/mean@1": 0.5,
+        "val-core/act/alfworld/action/valid_seen/acc/mean@1": 0.6,
+        "val-core/openai/gsm8k/acc/mean@1": 0.1,
+        "val-aux/act/alfworld/choice/valid_seen/adm/mean@1": 0.2,
+        "train/act/alfworld/choice/acc/mean": float("nan"),
+    }
+    copy = copied(run, tmp_path)
+    (copy / "critic" / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": data}) + "\n")
+    curves = [curve for curve in content(read_runs([copy]), 0).curves if curve.stage == "critic"]
+    assert [curve.key for curve in curves] == ["validation"]
+    assert {series.name: series.last for series in curves[0].series} == {
+        "action: valid_seen": 0.6,
+        "choice: valid_seen": 0.7,
+        "choice: valid_seen, not inferable": 0.5,
+    }
+
+
+def test_long_runs_are_drawn_in_means(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    (copy / "critic" / "metrics.jsonl").write_text(training_metrics("choice", steps=1000))
+    score = next(curve for curve in content(read_runs([copy]), 0).curves if curve.key == "score").series[0]
+    assert (score.bin_steps, len(score.points)) == (4, 250)
+    assert score.points[0] == (4, pytest.approx(0.4 + 0.02 * 2.5 + 0.03))
+
+
+# What a run folder may hold
+
+
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "copy"))
+
+
+def test_the_pipeline_tells_what_every_manifest_says(whole: Content) -> None:
+    (summary,) = whole.runs
+    stages = {stage.name: stage for stage in summary.stages}
+    assert list(stages) == [
+        *("expert train", "expert valid_seen", "expert valid_unseen", "alternatives"),
+        *("pairs train", "pairs valid_seen", "pairs valid_unseen", "audit", "tasks train", "tasks panel"),
+        *("critic", "action", "evaluate initial", "evaluate critic", "evaluate action", "comparison"),
+    ]
+    pairs = stages["pairs valid_seen"]
+    assert pairs.seconds == 3.0, "the chain's time, not the stage's own"
+    assert pairs.inputs[0][0] == "expert/valid_seen/trajectories.parquet" and len(pairs.inputs[0][1]) == 64
+    assert pairs.counts["pairs"] > 0 and pairs.seed == 0 and len(pairs.key) == 64
+    assert stages["critic"].counts == {"steps logged": 21}
+    assert (summary.env, summary.model, summary.missing) == ("alfworld", "models/initial", [])
+
+
+def test_an_unfinished_run_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for name in ("evaluation", "action", "comparison", "pairs/valid_unseen"):
+        shutil.rmtree(copy / name)
+    shutil.rmtree(copy / ".done" / "critic")
+    (copy / "critic").rename(copy / "critic.work")
+    lines = training_metrics("choice").splitlines(keepends=True)
+    (copy / "critic.work" / "metrics.jsonl").unlink()
+    # A killed attempt leaves half a line, and the next one goes on from the last checkpoint.
+    (copy / "critic.work" / "metrics-0.jsonl").write_text("".join(lines[:9]) + lines[9][:30])
+    (copy / "critic.work" / "metrics-1.jsonl").write_text("".join(lines[6:12]))
+    whole = content(read_runs([copy]), 8)
+    (summary,) = whole.runs
+    missing = ["pairs valid_unseen", "critic", "action"]
+    assert summary.missing == [
+        *missing,
+        *(f"evaluate {name}" for name in ("initial", "critic", "action")),
+        "comparison",
+    ]
+    assert {stage.name: stage.state for stage in summary.stages}["critic"] == "unfinished"
+    score = next(curve for curve in whole.curves if curve.key == "score").series[0]
+    assert [step for step, _ in score.points] == list(range(1, 12))
+    text = html(whole)
+    assert "Not finished" in text and "No model has been evaluated yet" in text
+    assert "evaluate action" in markdown(whole)
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"neither a folder that `chain` writes .* nor one of `evaluate`"):
+        read_runs([tmp_path])
+
+
+def test_a_single_evaluation_is_a_report_too(run: Path) -> None:
+    whole = content(read_runs([run / "evaluation" / "action", run / "evaluation" / "initial"]), 2)
+    assert [model.label for model in whole.models] == ["action", "initial"]
+    assert whole.title == "Comparison of action, initial"
+    assert "is a single evaluation" in html(whole)
+
+
+def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / run.name))
+    whole = content(read_runs([run, copy]), 2)
+    names = [f"{folder.parent.name}/{run.name}" for folder in (run, copy)]
+    assert [model.label for model in whole.models] == [
+        f"{name} · {model}" for name in names for model in ("initial", "critic", "action")
+    ]
+    assert {series.run for curve in whole.curves for series in curve.series} == set(names)
+    fourth = whole.blocks[0].rows[0].cells[3].against_first
+    assert fourth is not None and (fourth.gained, fourth.lost) == (0, 0), "the same model on the same tasks"
+    assert html(whole).count("<svg") > 10
+    with pytest.raises(DataError, match="given twice"):
+        read_runs([run, run])
+
+
+@pytest.mark.parametrize("file", ["episodes.jsonl", "next_actions.jsonl", "choices.jsonl"])
+def test_a_damaged_line_is_named(file: str, run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    path = copy / "evaluation" / "critic" / file
+    lines = path.read_text().splitlines()
+    for text, message in (
+        (lines[2][:-5], rf"{file}, line 3: is not JSON"),
+        ("[1]", rf"{file}, line 3: is list, not an object"),
+        (json.dumps({"split": "valid_seen"}), rf"{file}, line 3: '\w+' is missing"),
+    ):
+        path.write_text("\n".join([*lines[:2], text, *lines[3:]]) + "\n")
+        with pytest.raises(DataError, match=message):
+            read_runs([copy])
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(
+        DataError, match=rf"{file}: holds {len(lines) - 1} records, but its manifest counts {len(lines)}"
+    ):
+        read_runs([copy])
+
+
+def test_damaged_metrics_and_figures_are_named(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    metrics = copy / "action" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"step": 21, "da')
+    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 22: is not JSON"):
+        read_runs([copy])
+    metrics.write_text('{"step": "one"}\n')
+    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 1: has no step and data"):
+        read_runs([copy])
+    metrics.write_text(whole)
+    (copy / "evaluation" / "action" / "figures.json").write_text('{"name": "action"}')
+    with pytest.raises(DataError, match=r"figures.json: is damaged"):
+        read_runs([copy])
+
+
+# Examples
+
+
+def test_examples_show_every_split_and_outcome(whole: Content) -> None:
+    for part in whole.examples:
+        assert len(part.items) == 8 < part.total
+        assert {item["split"] for item in part.items} == set(SPLITS)
+        assert {item["answers"][0]["right"] for item in part.items} == {True, False}
+
+
+def test_loops_are_marked_as_the_evaluation_counts_them(run: Path) -> None:
+    for name in ("initial", "critic", "action"):
+        for line in (run / "evaluation" / name / "episodes.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            assert max(failed_repeats(record["turns"])) == record["longest_failed_repeat"]
+
+
+def test_the_experts_action_is_known_until_the_ways_part(run: Path, whole: Content) -> None:
+    steps = read_steps([run / "expert" / split / "trajectories.parquet" for split in SPLITS])
+    for item in whole.examples[0].items:
+        plan = [step.action for step in steps if step.task_id == item["id"]]
+        assert [whole.texts[action] for action in item["expert"]] == plan
+        for answer in item["answers"]:
+            together = [turn["as_expert"] for turn in answer["turns"]]
+            same = together.index(False) if False in together else len(together)
+            shown = [turn["expert"] for turn in answer["turns"]]
+            known = min(same + 1, len(plan), len(shown))
+            assert [whole.texts[action] for action in shown[:known]] == plan[:known]
+            assert set(shown[known:]) <= {None}
+        assert all(turn["as_expert"] for turn in item["answers"][2]["turns"])
+
+
+def test_questions_stand_beside_the_answers(run: Path, whole: Content) -> None:
+    pairs = {pair.pair_id: pair for pair in read_pairs([run / "pairs" / split / "pairs.parquet" for split in SPLITS])}
+    for item in whole.examples[2].items:
+        pair = pairs[item["id"]]
+        assert whole.texts[item["observation"]] == pair.context.observation
+        assert [whole.texts[action] for action in item["list"]] == list(pair.context.admissible_actions)
+        assert (whole.texts[item["expert"]], whole.texts[item["alternative"]]) == (
+            pair.expert_action,
+            pair.alternative_action,
+        )
+        for answer in item["answers"]:
+            assert whole.texts[answer["action"]] == (
+                pair.expert_action if answer["chose"] == "expert" else pair.alternative_action
+            )
+
+
+def test_a_moved_run_finds_its_questions_and_a_changed_file_is_not_believed(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for path in copy.glob("evaluation/*/manifest.json"):
+        path.write_text(path.read_text().replace(str(run), "/gone/run"))
+    whole = content(read_runs([copy]), 8)
+    assert not whole.notes
+    assert all(item["goal"] is not None for part in whole.examples for item in part.items)
+    for split in SPLITS:
+        shutil.copy(copy / "pairs" / "train" / "pairs.parquet", copy / "pairs" / split / "pairs.parquet")
+    changed = content(read_runs([copy]), 8)
+    assert "For 8 of 16 single answers shown" in changed.notes[0]
+    assert all(item["goal"] is None for item in changed.examples[2].items)
+
+
+# The files
+
+
+def test_three_files_hold_the_same_numbers(run: Path, page: Path, whole: Content) -> None:
+    stored = json.loads(page.with_suffix(".json").read_text())
+    assert [model["label"] for model in stored["models"]] == ["initial", "critic", "action"]
+    assert stored["examples"]["episodes"] == {"shown": 8, "total": 12}
+    texts = [page.read_text(), page.with_suffix(".md").read_text()]
+    for block, there in zip(whole.blocks, stored["blocks"], strict=True):
+        for row, kept in zip(block.rows, there["rows"], strict=True):
+            for cell, entry in zip(row.cells, kept["cells"], strict=True):
+                assert entry["figure"]["value"] == cell.figure.value
+                value = cell.figure.value or 0
+                shown = f"{value:.1%}" if row.unit == "share" else f"{value:.3g}"
+                assert all(shown in text for text in texts)
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path, page: Path, tmp_path: Path) -> None:
+    again = write_report(tmp_path / "again" / "report.html", [run], most_examples=8)
+    for path in again:
+        same = path.read_bytes() == page.with_suffix(path.suffix).read_bytes()
+        assert same, path.name  # not the bytes themselves: pytest would take minutes to show how they differ
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_a_bad_place_or_number_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"ends in \.html"):
+        write_report(tmp_path / "report.pdf", [run])
+    with pytest.raises(ConfigError, match="-1 examples"):
+        write_report(tmp_path / "report.html", [run], -1)
+    with pytest.raises(DataError, match="could not be written"):
+        write_report(tmp_path / "file" / "report.html", [run], 0)
+
+
+def test_the_command(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["report", "--out", str(out), "--examples", "1", str(run)])
+    assert result.exit_code == 0, result.output
+    assert result.output.split() == [str(out.with_suffix(suffix)) for suffix in (".html", ".md", ".json")]
+
+
+def test_charts_are_text_that_scales(page: Path) -> None:
+    charts = re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL)
+    assert len(charts) == 3 + 2 + 2 + 2 + 5 + 5
+    for chart in charts:
+        root = ElementTree.fromstring(chart)
+        assert root.get("viewBox") and not root.get("width")
+        assert not [element for element in root.iter() if element.get("id") or element.tag.endswith("script")]
+        titles = [element for element in root.iter("{http://www.w3.org/2000/svg}title")]
+        assert titles and all(re.search(r"\d", element.text or "") for element in titles)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colours_can_be_read_light_and_dark(page: Path) -> None:
+    light, dark = re.findall(r":root \{(.*?)\n *\}", page.read_text(), re.DOTALL)
+    for scheme in (light, dark):
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
+
+        def contrast(one: str, other: str, colours: dict[str, str] = colours) -> float:
+            low, high = sorted((luminance(colours[one]), luminance(colours[other])))
+            return (high + 0.05) / (low + 0.05)
+
+        for text, ground in (
+            *((text, ground) for text in ("ink", "muted", "link", "good", "bad") for ground in ("page", "card")),
+            *(("ink", "notice"), ("ink", "soft"), ("muted", "soft"), ("good", "good-soft"), ("bad", "bad-soft")),
+            *(("loop", "loop-soft"), ("ink", "loop-soft"), ("bad", "loop-soft"), ("muted", "loop-soft")),
+        ):
+            assert contrast(text, ground) >= 4.5, f"{text} on {ground}"
+        for number in range(8):
+            assert contrast(f"series-{number}", "card") >= 3, f"series {number}"
+
+
+# Hostile text
+
+
+class Skeleton(HTMLParser):
+    """The elements of a page and their attributes' names, and what the scripts hold."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.scripts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.scripts:
+            self.scripts[-1] += data
+
+
+def skeleton(text: str) -> Skeleton:
+    parser = Skeleton()
+    parser.feed(text)
+    parser.close()
+    return parser
+
+
+def small_run(folder: Path, text: str) -> Path:
+    """An evaluation of one episode, one next action and one choice, with `text` wherever others write."""
+    folder.mkdir()
+    turn = {"observation": text, "reply": text, "action": text, "admissible_actions": [text]}
+    episode = {
+        "task_id": text,
+        "task_type": text,
+        "split": text,
+        "end": text,
+        "success": 0.0,
+        "steps": 1.0,
+        "goal": text,
+    }
+    shares = {"inadmissible_share": 1.0, "malformed_share": 0.0, "longest_failed_repeat": 1.0}
+    turns = [{**turn, "malformed": None, "admissible": False}]
+    answer = {"split": text, "inferable": True, "reply": text, "well_formed": True, "admissible": True, "right": False}
+    choice = {"pair_id": text, "margin": None, "named_a_candidate": False, "expert_position": 0}
+    figures = {"name": text, "model": text, "template": text, "sampling": {}}
+    for name, record in (
+        ("figures.json", figures),
+        ("episodes.jsonl", {**episode, **shares, "turns": turns}),
+        ("next_actions.jsonl", {**answer, "state_id": text}),
+        ("choices.jsonl", {**answer, **choice}),
+    ):
+        (folder / name).write_text(json.dumps(record) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> Skeleton:
+    folder = small_run(tmp_path_factory.mktemp("harmless") / "run", "text")
+    return skeleton(html(content(read_runs([folder]), 4)))
+
+
+markup = st.one_of(
+    st.sampled_from(
+        [HOSTILE, "<!--", "]]>", "&lt;script&gt;", "\ud800", "\x00\x1b", "'\"><svg onload=alert(1)>", "{% raw %}"]
+    ),
+    st.text(alphabet=st.sampled_from("<>/!-&;'\"=script{}% \u2028\n"), min_size=1, max_size=30),
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(text=markup)
+def test_no_text_becomes_markup(text: str, harmless: Skeleton, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = small_run(tmp_path_factory.mktemp("hostile") / "run", text)
+    whole = content(read_runs([folder]), 4)
+    found = skeleton(html(whole).encode(errors="replace").decode())
+    assert found.elements == harmless.elements
+    data, script = found.scripts
+    assert script == harmless.scripts[1]
+    assert json.loads(data)["kinds"]["episodes"]["items"][0]["id"] == text
+    assert not re.search(r"(?<!\\)<(?!br)", markdown(whole)), "nor in Markdown"
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(page: Path) -> Iterator[Any]:
+    """A headless Chromium. It comes after `page`: while it runs, asyncio cannot run anything else in this thread."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine (on Debian: apt-get install chromium); the page was not opened")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root, which is who runs tests in a container.
+        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+class Visit:
+    """A page opened offline, and everything that it says or asks for."""
+
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+        self.context = browser.new_context(offline=True, **options)
+        self.tab = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.tab.on("console", lambda message: self.said.append(message.text))
+        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.goto(path.as_uri())
+
+    def select(self, name: str, value: str) -> None:
+        self.tab.get_by_role("combobox", name=name).select_option(value)
+
+    @property
+    def where(self) -> str:
+        return self.tab.locator("#view .where").inner_text()
+
+
+@pytest.fixture
+def visit(browser: Any, page: Path) -> Iterator[Callable[..., Visit]]:
+    made: list[Visit] = []
+
+    def open_page(path: Path = page, **options: Any) -> Visit:
+        made.append(Visit(browser, path, **options))
+        return made[-1]
+
+    yield open_page
+    for each in made:
+        each.context.close()
+        assert each.said == []
+        assert [url for url in each.asked if not url.startswith("file://")] == []
+
+
+def test_the_page_opens_offline_and_silently(visit: Callable[..., Visit], page: Path) -> None:
+    opened = visit()
+    assert opened.asked == [page.as_uri()]
+    assert "quick<b>start" in opened.tab.title()
+    assert opened.tab.locator("article.column").count() == 2
+    assert opened.tab.locator("#results table").count() == 6
+
+
+def test_the_viewer_by_keyboard(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    press = opened.tab.keyboard.press
+    opened.tab.locator("#view").focus()
+    first = opened.tab.locator("#answer .goal").inner_text()
+    assert opened.where.startswith("1 of 8; 4 of 12 are left out")
+    press("j")
+    assert opened.where.startswith("2 of 8")
+    assert opened.tab.locator("#answer .goal").inner_text() != first
+    press("k")
+    press("k")
+    assert opened.where.startswith("1 of 8")
+    press("Tab")
+    assert opened.tab.evaluate("document.activeElement.getAttribute('role')") == "tab"
+    press("ArrowRight")
+    assert opened.tab.locator("[role=tab][aria-selected=true]").inner_text().startswith("Next actions")
+    press("ArrowLeft")
+    press("3")
+    assert opened.tab.locator("[role=tab][aria-selected=true]").inner_text().startswith("Choices")
+    for _ in range(30):
+        press("Tab")
+        if opened.tab.evaluate("document.activeElement.tagName") == "SUMMARY":
+            break
+    press("Enter")
+    assert opened.tab.locator("#answer details[open]").count() == 1
+
+
+def test_the_viewer_shows_what_happened(visit: Callable[..., Visit], whole: Content) -> None:
+    opened = visit()
+    answer = opened.tab.locator("#answer")
+    opened.select("Show", "loop")
+    assert answer.locator(".turn.loop").count() > 0
+    assert re.search(r"loop: same failed action \d+ times", answer.inner_text())
+    assert "leaves the expert's way" in answer.inner_text()
+    assert re.search(r"the same failed action \d+ more times, to turn 20", answer.inner_text())
+    opened.select("Show", "gained")
+    for number in range(int(opened.where.split(" of ")[1].split(";")[0])):
+        opened.select("Item", str(number))
+        left, right = (answer.locator("article").nth(side).inner_text() for side in (0, 1))
+        assert "not solved" in left and "not solved" not in right
+    opened.tab.get_by_role("tab", name="Choices").click()
+    assert answer.locator("article").first.locator("ol.candidates li").count() == 2
+    assert "chosen" in answer.inner_text()
+    address = opened.tab.url
+    again = visit()
+    again.tab.goto("about:blank")
+    again.tab.goto(address)
+    assert again.tab.locator("#answer").inner_text() == answer.inner_text()
+    opened.select("Right-hand model", "-1")
+    assert answer.locator("article").count() == 1
+
+
+def test_hostile_replies_stay_text(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    opened.select("Right-hand model", "1")
+    for kind in ("Episodes", "Next actions", "Choices"):
+        opened.tab.get_by_role("tab", name=kind).click()
+        shown = opened.tab.locator("article").nth(1).inner_text()
+        assert '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>' in shown
+    assert opened.tab.locator("img, #answer script, #answer b b").count() == 0
+    assert opened.tab.evaluate("window.hacked") is None
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(visit: Callable[..., Visit], page: Path) -> None:
+    opened = visit(viewport={"width": 360, "height": 740})
+    fits = """() => [...document.querySelectorAll("body *")].filter((element) => {
+        const box = element.getBoundingClientRect();
+        return box.width && !element.closest("thead, .skip") && (box.right > innerWidth + 1 || box.left < -1);
+    }).map((element) => element.tagName + "." + element.getAttribute("class"))"""
+    for kind in ("Episodes", "Next actions", "Choices"):
+        opened.tab.get_by_role("tab", name=kind).click()
+        opened.tab.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
+        assert opened.tab.evaluate(fits) == []
+        assert opened.tab.evaluate("document.documentElement.scrollWidth") == 360
+    columns = opened.tab.locator("article.column")
+    assert [columns.nth(side).is_visible() for side in (0, 1)] == [True, False], "one model at a time"
+    opened.tab.locator(".switch button").nth(1).click()
+    assert [columns.nth(side).is_visible() for side in (0, 1)] == [False, True]
+
+
+def test_dark_readers_get_a_dark_page(visit: Callable[..., Visit]) -> None:
+    grounds = {
+        scheme: visit(color_scheme=scheme).tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        for scheme in ("light", "dark")
+    }
+    assert grounds == {"light": "rgb(251, 251, 249)", "dark": "rgb(20, 24, 27)"}
+
+
+def test_without_script_the_numbers_are_there(visit: Callable[..., Visit]) -> None:
+    opened = visit(java_script_enabled=False)
+    assert opened.tab.locator("#results table").count() == 6
+    assert "need JavaScript" in opened.tab.locator("#viewer").inner_text()

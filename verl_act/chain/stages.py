@@ -163,6 +163,8 @@ def _evaluation(recipe: Recipe, out: Path) -> list[Stage]:
     folders = [out / "evaluation" / name for name in models]
     command = [*_command("compare", out / "comparison", {}), *map(str, folders)]
     found.append(Stage("comparison", command, out / "comparison", folders))
+    page = out / "report.html"
+    found.append(Stage("report", [*_command("report", page, {}), str(out)], page, [*folders, out / "comparison"]))
     return found
 
 

@@ -14,7 +14,7 @@ from verl_act.errors import ConfigError
 
 ENTRY_POINT_GROUP = "verl_act.envs"
 
-_BUILT_IN = {"alfworld": "verl_act.envs.alfworld"}
+_BUILT_IN = {"alfworld": "verl_act.envs.alfworld", "scienceworld": "verl_act.envs.scienceworld"}
 """Name -> module holding `SPEC`."""
 
 _REGISTERED: dict[str, EnvSpec] = {}

@@ -48,6 +48,13 @@ class Series:
     bin_steps: int = 1
 
     @property
+    def span(self) -> str:
+        """The steps that it covers, in words."""
+        first, last = self.points[0][0], self.points[-1][0]
+        steps = f"steps {first} to {last}" if last > first else f"step {first}"
+        return steps if self.bin_steps == 1 else f"{steps}, each point the mean of {self.bin_steps}"
+
+    @property
     def first(self) -> float:
         return self.points[0][1]
 
@@ -93,7 +100,7 @@ def _all_series(metrics: Sequence[dict[str, Any]]) -> list[tuple[_About, str, li
         if key in _PLAIN:
             found.append((_PLAIN[key], "", points[key]))
         elif (match := _VALIDATION.fullmatch(key)) and match[3] == _RIGHT[match[1]]:
-            name = match[2] or _ASKED[match[1]]
+            name = (match[2] or _ASKED[match[1]]).replace("/not_inferable", ", not inferable")
             found.append((_VALIDATED, _with_kind(name, match, points), points[key]))
         elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
             found.append((_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points), points[key]))

@@ -67,7 +67,7 @@ class Group:
 
 def models(runs: Sequence[Run]) -> list[Model]:
     """The evaluated models of all runs; several runs put their name before the model's."""
-    found = []
+    found: list[Model] = []
     for run in runs:
         for evaluation in run.evaluations:
             alone = len(run.evaluations) == 1 and not run.stages

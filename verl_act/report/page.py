@@ -102,8 +102,8 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
         "positions": [
             (
                 split,
-                "right, by where the expert's action stood",
-                plots.bars(f"Right by position, {split}", both, labels, 0.5),
+                "choices by position",
+                plots.bars(f"Choices by position, {split}", both, labels, 0.5),
             )
             for split, both in _by_split([*content.positions, *content.first_picked])
         ],

@@ -1,7 +1,7 @@
 """The charts, drawn by Vega-Lite (altair, vl-convert) as SVG that follows the page's colours, light and dark.
 
-An SVG holds no script, its text is escaped, and every mark carries its value as a label for screen readers and as a
-tooltip. Series differ in colour and in shape, never in colour alone.
+An SVG holds no script, and its text is escaped. It is one image to a screen reader, with the numbers in a table beside
+it; every mark shows its value as a tooltip. Series differ in shape or place too, never in colour alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _SVG = "http://www.w3.org/2000/svg"
 _LONGEST_LABEL = 60
+_UNPRINTABLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
 # As JSON: altair knows no layout of several legends.
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -118,7 +119,7 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
         "description": alt.Description("label:N"),
     }
     base = alt.Chart(alt.Data(values=rows)).encode(**places)  # type: ignore[arg-type]
-    bar = base.mark_bar(cornerRadiusEnd=2).encode(x=_share_axis("value"), color=_colour("model", models))
+    bar = base.mark_bar().encode(x=_share_axis("value"), color=_colour("model", models))
     chart = bar + _interval(base)
     if neutral is not None:
         line = alt.Chart(alt.Data(values=[{"at": neutral}])).mark_rule(stroke="var(--ink)", strokeDash=[3, 3], size=1)  # type: ignore[arg-type]
@@ -187,8 +188,8 @@ def _y_axis(unit: str, rows: Rows) -> alt.Y:
         return alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
     low, high = (bound(row["value"] for row in rows) for bound in (min, max))
     # A flat line belongs into the middle, not onto the axis.
-    domain = {"domain": [low - 1, high + 1]} if low == high else {}
-    return alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False, nice=True, **domain), axis=alt.Axis(tickCount=5))
+    flat = [low - 1, high + 1] if low == high else alt.Undefined
+    return alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False, domain=flat), axis=alt.Axis(tickCount=5))
 
 
 def _colour(column: str, values: Sequence[str]) -> alt.Color:
@@ -244,6 +245,6 @@ def _spaced(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A label that XML can hold and a chart has room for."""
-    shown = "".join(char if unicodedata.category(char)[0] != "C" else " " for char in text)
+    """A label that XML and Vega's expressions can hold and a chart has room for: no control, no line separator."""
+    shown = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
     return shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 1]}…"

@@ -138,7 +138,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _stages(folder: Path) -> list[StageRecord]:
     marks: dict[str, Manifest] = {}
     for path in sorted(folder.glob(f".done/*/{FILE_NAME}")):
-        if (mark := read_manifest(path.parent)) is not None:
+        mark = read_manifest(path.parent)
+        if mark is not None and mark.stage != "report":  # the page itself
             marks[mark.stage] = mark
     made: dict[str, Manifest] = {}
     for path in sorted([*folder.glob(f"*/{FILE_NAME}"), *folder.glob(f"*/*/{FILE_NAME}")]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -52,6 +53,6 @@ def _write(path: Path, text: str) -> None:
         partial.write_bytes(text.encode("utf-8", errors="replace"))
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise DataError(f"{path}: could not be written: {error}. Free space or choose another folder.") from error
-    finally:
-        partial.unlink(missing_ok=True)

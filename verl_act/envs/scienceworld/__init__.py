@@ -1,3 +1,9 @@
+"""ScienceWorld: primary school science in a house of text rooms, on the package's own Java engine.
+
+`data` lists tasks without the engine, `server` runs one virtual machine a process, `game` plays one of its games,
+`environment` makes an episode of it, `experts` replays the package's gold paths.
+"""
+
 from verl_act.envs.base import EnvSpec
 from verl_act.envs.scienceworld.data import NAME, SPLITS, list_tasks
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
@@ -10,4 +16,5 @@ SPEC = EnvSpec(
     experts={"gold": GoldExpert},
     splits=SPLITS,
 )
+
 __all__ = ["SPEC"]

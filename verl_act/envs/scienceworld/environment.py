@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
-from verl_act.envs.scienceworld.game import Answer, Game, Menu
+from verl_act.envs.scienceworld.game import Answer, Game, Menu, gold_path
 from verl_act.envs.scienceworld.server import EngineLost
 from verl_act.errors import ConfigError, EnvError
 
@@ -107,23 +107,22 @@ class ScienceWorldEnvironment:
         self._playing()
         return self._answer.score
 
-    def menu_name(self, action: str) -> str | None:
-        """How the complete list of valid actions calls `action`; None where it is not among them.
-
-        A text that may mean several of them keeps its own wording.
-        """
-        action = _spoken(action).lower()
-        if self._menu.holds(action):
-            return action
-        names = [self._menu.name_of(meaning) for meaning in self._playing().meanings(action)]
-        known = [name for name in names if name is not None]
-        return action if len(names) > 1 and known else next(iter(known), None)
+    def reading(self, action: str) -> tuple[str, bool]:
+        """`action` in the wording of the complete list of actions, where it has one; and whether it is admissible."""
+        spoken = _spoken(action)
+        if self._menu.holds(spoken.lower()):
+            return spoken.lower(), True
+        readings = self._playing().readings(spoken)
+        names = [self._menu.name_of(reading.meaning) for reading in readings]
+        # What may mean several things keeps its wording: the engine's question lists them by it.
+        name = names[0] if len(names) == 1 and names[0] else action
+        return name, any(reading.possible for reading in readings)
 
     def gold_path(self) -> tuple[str, ...]:
-        """The package's own solution of the current task (privileged), in its own wording. Takes seconds."""
+        """The package's own solution of the current task, in its wording (privileged); found in seconds, and kept."""
         self._playing()
         assert self._task is not None
-        return Game().gold_path(*name_and_variation(self._task), self._simplification)
+        return gold_path(*name_and_variation(self._task), self._simplification)
 
     def _load(self, name: str, variation: int) -> None:
         if self._game is None or not self._game.alive():
@@ -134,9 +133,9 @@ class ScienceWorldEnvironment:
 
     def _take(self, action: str) -> bool:
         """Say `action` to the engine; whether it was admissible."""
-        game, spoken = self._playing(), _spoken(action)
-        admissible = self.menu_name(action) is not None
-        self._answer = game.say(spoken)
+        game = self._playing()
+        _, admissible = self.reading(action)
+        self._answer = game.say(_spoken(action))
         self._menu = game.menu()
         return admissible
 

@@ -1,34 +1,82 @@
-"""The expert of ScienceWorld: the package's own gold paths. It is privileged: it knows where everything is."""
+"""The expert of ScienceWorld: the package's own gold paths."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.errors import EnvError
 from verl_act.schema import Context
 
-SKIP = True
+_WORD = re.compile(r"[a-z0-9]+")
+_NO_OBJECTS = set(
+    _WORD.findall(
+        "activate and around at close connect containing deactivate disconnect down dunk eat flush focus go in into "
+        "inventory look mix move nothing of on open pick pour put read task teleport to up use wait wait1"
+    )
+)
+_TO_A_PLACE = re.compile(r"(?:go|teleport) to (?:door to )?(.+?)(?: door)?")
+_OPENING = re.compile(r"open (.+)")
+_BEEN_IN = re.compile(
+    r"location is called the ([^.]+)\.|room is called the ([^.]+)\.|You (?:move|teleport) to the ([^.]+)\."
+)
 
 
 class GoldExpert:
+    """Plays the gold path of a task in the wording of the environment's own list. Privileged.
+
+    A path knows where everything is and what nobody has measured yet, and it holds actions that change nothing, such
+    as opening open doors; these are played too, because what grows, melts or hatches waits for them. A path may need
+    more steps than an episode has, and some do not reach the goal.
+
+    Inferable is an action that needs nothing but what the context shows. That is decided by three rules:
+
+    - it is admissible;
+    - every word that names its objects has come up in the goal or in an observation;
+    - walking into a place where the agent has not been, and opening something, are searches whose outcome only the
+      path knows: they are inferable where the goal names the place or the thing. An answer to the engine's question
+      which of several like things is meant is not inferable.
+
+    The rules look at words: they do not tell a measured conclusion from one that was never measured.
+    """
+
     def __init__(self) -> None:
-        self._left: list[str] = []
+        self._path: tuple[str, ...] | None = None
         self._played: list[str] = []
 
     def reset(self, task: Task) -> None:
-        self._left, self._played = [], []
+        """Forget the last task's path; the next is found at the first `act`, in some seconds."""
+        self._path, self._played = None, []
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        if not context.history:
-            self._left = list(environment.gold_path())
-        while self._left:
-            text = self._left.pop(0)
-            action = environment.menu_name(text)
-            if action is None and not SKIP:
-                action = text
-            if action is not None:
-                return action, False
-        raise EnvError("The gold path ends before the goal.")
+        """The path's next action. Raises `EnvError` where it ends before the goal, or another path was taken."""
+        if not isinstance(environment, ScienceWorldEnvironment):
+            raise EnvError(f"Gold paths are played in ScienceWorldEnvironment, not in {type(environment).__name__}.")
+        if self._path is None:
+            self._path = environment.gold_path()
+        step = len(context.history)
+        if [turn.action for turn in context.history] != self._played:
+            raise EnvError(f"The gold path has no action for step {step}: another path was taken.")
+        if step >= len(self._path):
+            raise EnvError(f"The gold path ends after {step} actions, before the goal.")
+        action, admissible = environment.reading(self._path[step])
+        self._played.append(action)
+        return action, admissible and follows(action, context)
+
+
+def follows(action: str, context: Context) -> bool:
+    """Whether `action`, an admissible one, needs only what `context` shows: the last two rules of `GoldExpert`."""
+    goal = _words(context.goal)
+    texts = [*(turn.observation for turn in context.history), context.observation]
+    if action.isdigit() or not _words(action) - _NO_OBJECTS <= goal.union(*map(_words, texts)):
+        return False
+    if place := _TO_A_PLACE.fullmatch(action):
+        been = {name for text in texts for found in _BEEN_IN.findall(text) for name in found if name}
+        return place[1] in been or _words(place[1]) <= goal
+    opened = _OPENING.fullmatch(action)
+    return opened is None or _words(opened[1]) - _NO_OBJECTS <= goal
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower()))

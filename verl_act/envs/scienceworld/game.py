@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from verl_act.envs.scienceworld.server import engine
@@ -13,19 +14,23 @@ Meaning = tuple[int, tuple[int, ...]]
 """What an action does, whatever it is called: the engine's number for its kind, and those of its objects in order."""
 
 _RESET = "reset task"
-"""Offered by the engine; it undoes what has been achieved and is no part of a task, so it is understood, not offered."""
+"""Offered by the engine, not by us: it undoes what has been achieved and is no part of a task."""
 
 _ORDER = ("obj", "device", "terminalA", "moveTo", "patient", "terminalB", "moveFrom")
 """The engine's names for an action's objects in the order of its own list; names not in here stand alone."""
-
-_CONNECT = 16
-"""The kind of action that joins two electrical terminals; their order means nothing, and one of two is listed."""
 
 _TELEPORT, _TELEPORT_KIND = "teleport ", -1
 """Reaches every place; the engine gives it the number of walking."""
 
 _CHOICE = 100
 """From here on, kinds are the numbered answers to a question of the engine's."""
+
+
+class Reading(NamedTuple):
+    """One way to take a text. `possible` is the engine's own check of whether it can be done now."""
+
+    meaning: Meaning
+    possible: bool
 
 
 class Answer(NamedTuple):
@@ -53,10 +58,8 @@ class Menu:
     def name_of(self, meaning: Meaning) -> str | None:
         """The entry that means this, if there is one."""
         kind, objects = meaning
-        turned = objects[::-1] if kind == _CONNECT else objects
         # Picking up and putting down also name the place that it goes to, which entries leave out.
-        wanted = ((kind, objects), (kind, turned), (kind, objects[:1]))
-        return next((self.names[meaning] for meaning in wanted if meaning in self.names), None)
+        return self.names.get(meaning) or self.names.get((kind, objects[:1]))
 
 
 class Game:
@@ -70,9 +73,7 @@ class Game:
     def load(self, name: str, variation: int, simplification: str) -> Answer:
         """Start a task and look around, as the package does. Raises `EnvError` where the engine refuses."""
         with self._engine.turn(self._globals):
-            refusal = self._interface.load(name, variation, simplification, False)
-            if refusal:
-                raise EnvError(f"ScienceWorld does not load {name}, variation {variation}: {refusal}")
+            self._start(name, variation, simplification, False)
             self._globals.simplifications = self._agent_interface().simplificationStr()
             return self.say("look around")
 
@@ -114,36 +115,45 @@ class Game:
         offered = texts if asked else sorted(set(texts) - {_RESET})
         return Menu(tuple(offered), frozenset(texts), names)
 
-    def meanings(self, text: str) -> list[Meaning]:
+    def readings(self, text: str) -> list[Reading]:
         """The actions that the engine takes `text` for: none, one, or those between which it would ask to choose."""
         with self._engine.turn(self._globals):
-            agent_interface = self._agent_interface()
-            agent, parser = agent_interface.agent(), agent_interface.inputParser()
+            outer = self._agent_interface()
+            agent, parser = outer.agent(), outer.inputParser()
             if parser.isInAmbiguousState():
                 return []  # only a number is understood now
-            room = agent.getContainer().get()
-            objects, task = (agent_interface.universe(), agent, agent_interface.objMonitor()), agent_interface.task()
-            action = parser.parse(text, room, *objects, task.goalSequence(), room)._4()
+            room, noted = agent.getContainer().get(), (outer.objMonitor(), outer.task().goalSequence())
+            action = parser.parse(text, room, outer.universe(), agent, *noted, room)._4()
             if action.isDefined():
-                found = action.get()
-                return [_meaning(found.action(), found.assignments())]
+                return [self._reading(action.get())]
             if not parser.isInAmbiguousState():
                 return []
-            candidates = parser.lastAmbiguousMatches().get()
+            matches = parser.lastAmbiguousMatches().get()
             parser.clearAmbiguousState()
-            return [_meaning(match.actionRequestDef().get(), match.varLUT()) for match in candidates]
+            return [self._reading(self._engine.as_action(match, *noted, agent)) for match in matches]
 
-    def gold_path(self, name: str, variation: int, simplification: str) -> tuple[str, ...]:
-        """The package's own solution of a task (privileged), found by playing it: this game is over then."""
+    def solve(self, name: str, variation: int, simplification: str) -> tuple[str, ...]:
+        """The package's own solution of a task, which it finds by playing it: another must be loaded then."""
         with self._engine.turn(self._globals):
             self._engine.forget_routes()
-            refusal = self._interface.load(name, variation, simplification, True)
-            if refusal:
-                raise EnvError(f"ScienceWorld does not load {name}, variation {variation}: {refusal}")
+            self._start(name, variation, simplification, True)
             return self._engine.lines(self._interface.getGoldActionSequence())
+
+    def _start(self, name: str, variation: int, simplification: str, solve: bool) -> None:
+        refusal = self._interface.load(name, variation, simplification, solve)
+        if refusal:
+            raise EnvError(f"ScienceWorld does not load {name}, variation {variation}: {refusal}")
 
     def _agent_interface(self) -> Any:
         return self._interface.agentInterface().get()
+
+    def _reading(self, action: Any) -> Reading:
+        objects = action.assignments()
+        names = [name for name in objects.keys().mkString(",").split(",") if name != "agent"]
+        names.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else 0)
+        kind = _TELEPORT_KIND if action.name().startswith(_TELEPORT.strip()) else action.action().uniqueActionID()
+        meaning = kind, tuple(objects.apply(name).uuid() for name in names)
+        return Reading(meaning, self._engine.companion(action).isValidAction(objects)._2())
 
     def _within_reach(self) -> set[int]:
         """The numbers of all objects that the engine understands in an action now."""
@@ -160,9 +170,7 @@ def _kind(entry: dict[str, Any]) -> int:
     return _TELEPORT_KIND if entry["action"].startswith(_TELEPORT) else entry["template_id"]
 
 
-def _meaning(request: Any, assignments: Any) -> Meaning:
-    """From the engine's kind of action, and its objects by name."""
-    names = [name for name in assignments.keys().mkString(",").split(",") if name != "agent"]
-    names.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else 0)
-    kind = _TELEPORT_KIND if request.name().startswith(_TELEPORT.strip()) else request.uniqueActionID()
-    return kind, tuple(assignments.apply(name).uuid() for name in names)
+@lru_cache(maxsize=256)
+def gold_path(name: str, variation: int, simplification: str) -> tuple[str, ...]:
+    """The actions of the package's own solution of a task, in its wording (privileged). Takes 0.1 to 10 seconds."""
+    return Game().solve(name, variation, simplification)

@@ -78,6 +78,7 @@ class Engine:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._in_place: Globals | None = None
+        self._companions: dict[str, Any] = {}
         self._client = _Client(
             gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=_CALL_SECONDS)
         )
@@ -148,6 +149,17 @@ class Engine:
         """A Java collection of texts in one answer; to go through it from here would take a call a text."""
         joined = self._jvm.java.lang.String.join("\n", texts)
         return tuple(joined.split("\n")) if joined else ()
+
+    def as_action(self, match: Any, monitor: Any, goals: Any, agent: Any) -> Any:
+        """The action that a match of the engine's parser stands for."""
+        return self._jvm.scienceworld.input.ActionTypecaster.typecastAction(match, monitor, goals, agent)
+
+    def companion(self, action: Any) -> Any:
+        """The Scala companion object of an action's class, which holds the engine's checks of such actions."""
+        name = f"{action.getClass().getName()}$"
+        if name not in self._companions:
+            self._companions[name] = self._jvm.java.lang.Class.forName(name).getField("MODULE$").get(None)
+        return self._companions[name]
 
     def forget_routes(self) -> None:
         """Clear the routes that one gold path leaves for the next: a task's gold path depends on nothing else then."""
@@ -220,7 +232,10 @@ _STARTING = threading.Lock()
 
 
 def engine() -> Engine:
-    """This process's engine, started at the first call and where the last one died. Raises `ConfigError` without Java."""
+    """This process's engine, started at the first call and where the last one is gone.
+
+    Raises `ConfigError` without Java.
+    """
     global _ENGINE
     with _STARTING:
         if _ENGINE is None or not _ENGINE.alive():
@@ -264,8 +279,10 @@ def _start() -> tuple[subprocess.Popen[bytes], int, str]:
         process.kill()
         process.wait()
         complaints.seek(0)
-        reason = complaints.read(2000).decode(errors="replace").strip() or f"exit status {process.returncode}"
-    raise ConfigError(f"{java} does not start ScienceWorld's engine ({reason.splitlines()[0]}). {_REMEDY}")
+        lines = complaints.read(4000).decode(errors="replace").splitlines()
+    reasons = [line for line in lines if line and not line.startswith("Picked up ")]
+    reason = reasons[0] if reasons else f"no word within {_START_SECONDS:g} s, or exit status {process.returncode}"
+    raise ConfigError(f"{java} does not start ScienceWorld's engine ({reason}). {_REMEDY}")
 
 
 _REMEDY = (

@@ -1,0 +1,352 @@
+"""ScienceWorld on its real Java engine: splits, gold paths, text handling, and what happens when Java dies or is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.collect_expert import TRAJECTORIES, collect_expert, play, replays
+from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.contract import check_environment
+from verl_act.envs.registry import get_env
+from verl_act.envs.scienceworld.data import SIMPLIFICATIONS, SPLITS, VARIATIONS, list_tasks, variations
+from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment, shortened
+from verl_act.envs.scienceworld.experts import GoldExpert, follows
+from verl_act.envs.scienceworld.server import engine
+from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.schema import Context, Turn, read_pairs, read_steps
+
+BOIL = Task("scienceworld", "train", "boil/2", "boil")
+"""Begins in the kitchen."""
+CIRCUIT = Task("scienceworld", "train", "power-component/0", "power-component")
+ANIMAL = Task("scienceworld", "train", "find-animal/7", "find-animal")
+LIFE_SPAN = Task("scienceworld", "train", "lifespan-longest-lived/44", "lifespan-longest-lived")
+
+HOSTILE = (
+    "look around " * 100_000,
+    "x" * 1_500_000,
+    "\x00",
+    "look\x00around",
+    "\x1b[2J",
+    "\ud83e",
+    "\u202e",
+    "wait\r\nr\nreset\ne\n",
+    "\\n\ne\n",
+    "",
+)
+"""More than 1 MB, control characters, half a surrogate pair, and lines of the protocol that the engine is spoken to in."""
+
+
+@pytest.fixture
+def environment() -> Iterator[ScienceWorldEnvironment]:
+    made = ScienceWorldEnvironment()
+    yield made
+    made.close()
+
+
+def take(environment: ScienceWorldEnvironment, actions: Sequence[str]) -> list[StepResult]:
+    """What the steps say."""
+    return [environment.step(action) for action in actions]
+
+
+def last(environment: ScienceWorldEnvironment, *actions: str) -> StepResult:
+    """The answer to the last of the actions."""
+    return take(environment, actions)[-1]
+
+
+def in_new_process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code with these environment variables changed."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_environment_keeps_the_contract() -> None:
+    names = ["find-animal", "lifespan-longest-lived", "power-component"]
+    check_environment(get_env("scienceworld"), "dev", {"tasks": names, "max_steps": 15}, tasks=3, seed=2)
+
+
+def test_tasks_and_splits_are_the_packages_own() -> None:
+    from scienceworld import ScienceWorldEnv
+
+    stock = ScienceWorldEnv()
+    try:
+        assert list(VARIATIONS) == stock.task_names and sorted(VARIATIONS) == sorted(stock.get_task_names())
+        assert sorted(SIMPLIFICATIONS) == sorted(stock.get_possible_simplifications())
+        for name in VARIATIONS:
+            stock.load(name, 0, "")
+            own = stock.get_variations_train(), stock.get_variations_dev(), stock.get_variations_test()
+            assert tuple(list(variations(name, split)) for split in SPLITS) == own, name
+            assert stock.get_max_variations(name) == VARIATIONS[name]
+    finally:
+        stock.close()
+    counts = {split: len(list_tasks(split)) for split in SPLITS}
+    assert counts == {"train": 3592, "dev": 1796, "test": 1819}
+
+
+def test_tasks_are_listed_once_in_a_fixed_order_and_can_be_restricted() -> None:
+    listed = [task for split in SPLITS for task in list_tasks(split)]
+    assert len(set(listed)) == len(listed) == sum(VARIATIONS.values())
+    assert [task.task_id for task in list_tasks("dev", ["melt", "boil"])][6:8] == ["boil/20", "melt/14"]
+    assert {task.task_type for task in list_tasks("test", "freeze", max_steps=3)} == {"freeze"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"tasks": ["boyl"]}, "no task 'boyl'; it has boil, melt"),
+        ({"tasks": []}, "`tasks` is empty"),
+        ({"simplification": "simple"}, "'simple' is no simplification.*'easy'"),
+        ({"simplification": "openDoors,easy,"}, "no simplification"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_listed": 0}, "max_listed is 0"),
+    ],
+)
+def test_impossible_settings_are_told(settings: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        ScienceWorldEnvironment(**settings)  # type: ignore[arg-type]
+
+
+def test_unknown_splits_and_tasks_are_told(environment: ScienceWorldEnvironment) -> None:
+    with pytest.raises(DataError, match="no split 'valid'; it has train, dev, test"):
+        list_tasks("valid")
+    with pytest.raises(ConfigError, match=r"'noElectricalAction' takes away what 'power-component'.*`tasks`"):
+        list_tasks("train", simplification="openDoors,noElectricalAction")
+    with pytest.raises(EnvError, match="cannot be done"):
+        ScienceWorldEnvironment("noElectricalAction").reset(CIRCUIT)
+    for task_id in ("boyl/1", "boil", "boil/x", "boil/01", "boil/²", "boil/-1", ""):
+        with pytest.raises(EnvError, match="is not a ScienceWorld task"):
+            environment.reset(Task("scienceworld", "train", task_id, "boil"))
+    with pytest.raises(EnvError, match="train holds variations 0 to 13 of boil"):
+        environment.reset(Task("scienceworld", "train", "boil/14", "boil"))
+    with pytest.raises(EnvError, match="Call `reset"):
+        environment.step("look around")
+
+
+def test_gold_paths_reach_100_and_replay(environment: ScienceWorldEnvironment) -> None:
+    other = ScienceWorldEnvironment()
+    for task in (BOIL, CIRCUIT, ANIMAL, LIFE_SPAN):
+        steps = play(environment, GoldExpert(), task, source="gold")
+        assert steps[-1].success and environment.score() == 100, task
+        assert replays(other, task, steps), task
+        assert 0 < sum(step.inferable for step in steps) < len(steps), task
+        assert sum(step.reward for step in steps) <= 1.0 + 1e-9
+
+
+def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) -> None:
+    settings = {"tasks": ["lifespan-longest-lived", "find-plant"], "max_steps": 5}
+    manifest = collect_expert(
+        tmp_path / "expert", "scienceworld", "dev", limit=6, env_settings=settings, progress=False
+    )
+    steps = read_steps([tmp_path / "expert" / TRAJECTORIES])
+    assert manifest.counts["dropped"]["not won"] > 0
+    assert manifest.counts["trajectories"] + manifest.counts["dropped"]["not won"] == 6
+    assert all(step.verified and step.success and step.env == "scienceworld" for step in steps)
+    counts = build_pairs(
+        tmp_path / "pairs", [tmp_path / "expert" / TRAJECTORIES], env_settings=settings, source="admissible"
+    ).counts
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    assert counts["pairs"] == len(pairs) == len(steps) and "trajectories_not_replayed" not in counts
+    assert all(pair.alternative_admissible and pair.margin is None for pair in pairs)
+    assert make_tasks(tmp_path / "tasks", "scienceworld", ["dev", "test"], limit=7, env_settings=settings) == 14
+
+
+def test_an_expert_refuses_what_it_cannot_judge(environment: ScienceWorldEnvironment) -> None:
+    first, expert = environment.reset(LIFE_SPAN), GoldExpert()
+    expert.reset(LIFE_SPAN)
+    history = (Turn("", "another way"),)
+    with pytest.raises(EnvError, match="another path was taken"):
+        expert.act(Context(first.goal, history, first.observation, ()), environment)
+
+
+def test_inferable_needs_seen_objects_and_no_search() -> None:
+    room = "This room is called the kitchen. In it, you see: a cupboard, a thermometer. A door to the hallway"
+    here = Context("measure the bowl in the workshop.", (), room, ())
+    assert follows("pick up thermometer", here) and follows("use thermometer in inventory on thermometer", here)
+    assert not follows("pick up jug", here)
+    assert not follows("go to hallway", here) and not follows("open cupboard", here)
+    assert follows("go to workshop", here) and follows("teleport to kitchen", here)
+    assert not follows("go to foundry", here) and not follows("0", here)
+    moved = Context(here.goal, (Turn(room, "go to hallway"),), "You move to the hallway.", ())
+    assert follows("go to hallway", moved) and follows("wait1", moved)
+
+
+def test_success_is_a_score_of_100_and_a_wrong_focus_ends_the_episode(environment: ScienceWorldEnvironment) -> None:
+    environment.reset(ANIMAL)
+    before = environment.score()
+    failed = environment.step("focus on air")
+    assert (failed.done, failed.success, environment.score()) == (True, False, -100)
+    assert failed.reward == pytest.approx((-100 - before) / 100)
+    after = environment.step("look around")
+    assert after.done and not after.success and not after.admissible and after.reward == 0
+
+
+def test_admissible_is_about_what_can_be_done_in_any_wording(environment: ScienceWorldEnvironment) -> None:
+    first = environment.reset(BOIL)
+    assert not any("ceramic cup" in action for action in first.admissible_actions)  # in the closed cupboard
+    assert not any("sewer" in action for action in first.admissible_actions)
+    assert "reset task" not in first.admissible_actions
+    assert "examine thermometer" not in first.admissible_actions
+    assert all(last(environment, action).admissible for action in ("examine thermometer", "LOOK  At the thermometer"))
+    assert not last(environment, "open door to hallway").admissible  # it is open
+    opened = environment.step("open cupboard")
+    assert opened.admissible and "pick up ceramic cup" in opened.admissible_actions
+    assert not last(environment, "open cupboard").admissible
+    for action in ("go to foundry", "pick up agent", "eat cupboard", "help", "fly"):
+        assert not last(environment, action).admissible, action
+    assert last(environment, "teleport to foundry").observation == "You teleport to the foundry."
+
+
+def test_a_question_is_answered_by_its_numbers_alone(environment: ScienceWorldEnvironment) -> None:
+    environment.reset(BOIL)
+    asked = last(environment, "open cupboard", "pick up cup")
+    assert asked.admissible and asked.observation.startswith("Ambiguous request")
+    assert asked.admissible_actions == ("0", "1", "2") and asked.observation.count("\n") == 3
+    answered = environment.step("1")
+    assert answered.admissible and answered.observation.startswith("You move the ceramic cup")
+    assert len(answered.admissible_actions) > 100 and not environment.step("1").admissible
+    for refusal in ("3", "pick up tin cup", "x" * 1_000_000):
+        assert last(environment, "pick up cup").admissible_actions[:2] == ("0", "1")
+        refused = environment.step(refusal)
+        assert not refused.admissible and len(refused.admissible_actions) > 100
+
+
+def test_hostile_actions_are_refused_and_change_nothing(environment: ScienceWorldEnvironment) -> None:
+    environment.reset(BOIL)
+    calm = take(environment, ["open cupboard", "pick up thermometer", "wait1"])
+    environment.reset(BOIL)
+    started = time.monotonic()
+    assert last(environment, "open cupboard") == calm[0]
+    for action in HOSTILE:
+        result = environment.step(action)
+        assert result.observation == "No known action matches that input." and not result.admissible, action[:30]
+        assert result.admissible_actions == calm[0].admissible_actions and result.reward == 0
+    assert take(environment, ["pick up thermometer", "wait1"]) == calm[1:]
+    assert time.monotonic() - started < 60
+
+
+def test_a_short_list_keeps_rare_kinds_and_forbids_nothing() -> None:
+    actions = [f"move a{at:02} to b" for at in range(50)] + ["open a", "open b", "wait"]
+    short = shortened(actions, 8)
+    assert short == ("move a00 to b", *(a for a in short[1:5]), "open a", "open b", "wait") and len(short) == 8
+    assert shortened(actions, 100) == tuple(actions) and len(shortened(actions, 2)) == 2
+    environment = ScienceWorldEnvironment(max_listed=40)
+    first = environment.reset(BOIL)
+    assert len(first.admissible_actions) == 40 and "look at thermometer" not in first.admissible_actions
+    assert environment.step("look at thermometer").admissible
+
+
+def test_interleaved_episodes_do_not_mix_whatever_else_the_engine_plays() -> None:
+    """Their simplifications differ, both draw random numbers, and each makes new objects."""
+    plans = {
+        BOIL: ["activate sink", "open cupboard", "teleport to outside", "wait", "use shovel on ground", "wait1"],
+        CIRCUIT: ["teleport to greenhouse", "open bee hive", "wait", "pick up jug", "wait1", "look around"],
+        Task("scienceworld", "train", "grow-fruit/3", "grow-fruit"): [
+            "teleport to greenhouse", "open bee hive", "wait", "look around", "wait", "look around",
+        ],
+    }  # fmt: skip
+    alone: dict[Task, list[Observation | StepResult]] = {}
+    for task, plan in plans.items():
+        engine().close()  # each alone on an engine that has never played anything
+        environment = ScienceWorldEnvironment()
+        alone[task] = [environment.reset(task), *take(environment, plan)]
+    environments = {task: ScienceWorldEnvironment() for task in plans}
+    mixed: dict[Task, list[Observation | StepResult]] = {task: [environments[task].reset(task)] for task in plans}
+    for at in range(6):
+        for task, plan in plans.items():
+            mixed[task].append(environments[task].step(plan[at]))
+    for task in plans:
+        assert mixed[task] == alone[task], task
+
+
+def test_an_engine_that_dies_is_replaced_and_its_episodes_go_on() -> None:
+    plan = ["open cupboard", "pick up thermometer", "look around", "wait1", "look around"]
+    calm = ScienceWorldEnvironment()
+    calm.reset(BOIL)
+    wanted = take(calm, plan)
+    first, second = ScienceWorldEnvironment(), ScienceWorldEnvironment()
+    first.reset(BOIL), second.reset(BOIL)
+    assert take(first, plan[:2]) == wanted[:2] and take(second, plan[:1]) == wanted[:1]
+    killed = engine().pid
+    os.kill(killed, signal.SIGKILL)
+    assert take(first, plan[2:]) == wanted[2:] and take(second, plan[1:]) == wanted[1:]
+    assert engine().pid != killed
+    os.kill(engine().pid, signal.SIGKILL)
+    assert first.reset(BOIL) == calm.reset(BOIL)
+
+
+def test_an_engine_ends_with_its_process() -> None:
+    code = (
+        "import os, signal, sys; from verl_act.envs.scienceworld.server import engine; print(engine().pid, flush=True);"
+    )
+    for end in ("", "os.kill(os.getpid(), signal.SIGKILL)"):
+        pid = int(in_new_process(code + end).stdout)
+        deadline = time.monotonic() + 20
+        while psutil.pid_exists(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not psutil.pid_exists(pid)
+
+
+def test_without_java_tasks_are_listed_and_playing_is_told(tmp_path: Path) -> None:
+    code = """
+from verl_act.envs.registry import get_env
+from verl_act.errors import ActError
+spec = get_env("scienceworld")
+task = spec.tasks("train")[0]
+try:
+    spec.make().reset(task)
+except ActError as error:
+    print(type(error).__name__, error)
+"""
+    absent = in_new_process(code, PATH=str(tmp_path), JAVA_HOME="")
+    assert absent.stdout.startswith("ConfigError ScienceWorld runs on Java, and no `java` was found. Install Java 8")
+    no_home = in_new_process(code, JAVA_HOME=str(tmp_path))
+    assert no_home.stdout.startswith(f"ConfigError $JAVA_HOME is {tmp_path}, which holds no bin/java. Install Java")
+    wrong = tmp_path / "java"
+    wrong.write_text(
+        "#!/bin/sh\necho 'Picked up JAVA_TOOL_OPTIONS: x' >&2\necho 'UnsupportedClassVersionError' >&2\nexit 1\n"
+    )
+    wrong.chmod(0o755)
+    old = in_new_process(code, PATH=f"{tmp_path}:{os.environ['PATH']}", JAVA_HOME="")
+    assert old.stdout.startswith(f"ConfigError {wrong} does not start ScienceWorld's engine (UnsupportedClassVersion")
+
+
+@pytest.mark.slow
+def test_episodes_in_a_pool_survive_the_death_of_their_engine() -> None:
+    import ray
+
+    from verl_act.envs.pool import EnvPool
+
+    async def go_on() -> list[StepResult]:
+        pool = EnvPool("scienceworld", {"tasks": ["boil"]}, actors=1)
+        sessions = await asyncio.gather(*(pool.open(BOIL) for _ in range(3)))
+        await asyncio.gather(*(session.step("open cupboard") for session in sessions))
+        mine = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "py4j.GatewayServer" in (process.info["cmdline"] or ())
+        ]
+        for process in mine:
+            if any(parent.name().startswith("ray::") for parent in process.parents()[:1]):
+                process.kill()
+        results = await asyncio.gather(*(session.step("pick up ceramic cup") for session in sessions))
+        await asyncio.gather(*(session.close() for session in sessions))
+        return results
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        results = asyncio.run(go_on())
+    finally:
+        ray.shutdown()
+    assert [result.observation for result in results] == ["You move the ceramic cup to the inventory."] * 3

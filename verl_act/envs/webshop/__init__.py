@@ -1,0 +1,22 @@
+"""WebShop: shopping by instruction in a shop of text pages, with its reward, its search and its data formats.
+
+`files` and `sources` read the official data, `embedded` makes a catalogue without them; `catalogue`, `search` and
+`goals` hold what all episodes share, `session`, `pages` and `reward` are the shop itself. `planner` knows the shortest
+way, `reading` and `shopper` make the expert that knows only what it reads.
+"""
+
+from verl_act.envs.base import EnvSpec
+from verl_act.envs.webshop.environment import WebShopEnvironment
+from verl_act.envs.webshop.experts import GoalExpert
+from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks
+from verl_act.envs.webshop.shopper import ShopperExpert
+
+SPEC = EnvSpec(
+    name=NAME,
+    make=WebShopEnvironment,
+    tasks=list_tasks,
+    experts={"shopper": ShopperExpert, "goal": GoalExpert},
+    splits=SPLITS,
+)
+
+__all__ = ["SPEC"]

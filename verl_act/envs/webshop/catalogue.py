@@ -1,0 +1,188 @@
+"""A catalogue: products, their search index, and the instructions its goals are made from. One a process, shared.
+
+Products are kept as compact records (in memory, or on disk for a large catalogue) and decoded when looked at. A large
+catalogue is prepared once and kept in a cache folder; later starts only map its files, and the processes of a machine
+share the pages.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
+from verl_act.envs.webshop.product import Product, is_listed, product_from
+from verl_act.envs.webshop.search import SearchIndex
+from verl_act.envs.webshop.sources import Asked, Sources, embedded_sources, read_sources
+from verl_act.errors import DataError
+from verl_act.manifest import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+CACHED_FROM = 64 << 20
+"""Bytes of product file from which on the prepared catalogue is kept on disk: preparing it again takes over 10 s."""
+
+_FORMAT = 1
+"""Of the cache; to be raised whenever what is stored, or how it is computed, changes."""
+_RECORDS, _ENDS, _ASKED, _INDEX = "products.bin", "ends.npy", "asked.jsonl", "index"
+_PRODUCTS_KEPT = 4096
+_SEARCHES_KEPT = 4096
+
+
+class _Prepared(NamedTuple):
+    """All of a catalogue but its records. `ends` are the places (bytes) where the record of each row ends."""
+
+    ends: np.ndarray
+    asked: tuple[Asked, ...]
+    index: SearchIndex
+
+
+class Catalogue:
+    """Products by row (their place in the product file) and by search. Safe to use from several threads."""
+
+    def __init__(self, records: bytes | mmap.mmap, prepared: _Prepared) -> None:
+        self._records = records
+        self._ends = prepared.ends
+        self.asked = prepared.asked
+        """The instructions for each product that has any, in the order of the products."""
+        self.product = lru_cache(_PRODUCTS_KEPT)(self._product)
+        """The product in a row."""
+        self.search = lru_cache(_SEARCHES_KEPT)(prepared.index.search)
+        """The rows that a search finds, best first; at most 50."""
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _product(self, row: int) -> Product:
+        start = int(self._ends[row - 1]) if row else 0
+        return Product.from_json(self._records[start : int(self._ends[row])])
+
+
+_LOADING = threading.Lock()
+
+
+def load_catalogue(data: str | os.PathLike[str] | None = None) -> Catalogue:
+    """The catalogue in the folder `data` (see `files`), or else the embedded one; for the same files the same object.
+
+    A large catalogue (`CACHED_FROM`) is prepared at its first use and kept in `$VERL_ACT_CACHE`, else below
+    `$XDG_CACHE_HOME` or `~/.cache`; other processes that want it wait meanwhile.
+
+    Raises `DataError` where a file is missing or damaged, naming file, entry and remedy.
+    """
+    with _LOADING:
+        if not data:
+            return _embedded()
+        files = find_files(data)
+        return _load(files, files.stamp())
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> Catalogue:
+    return _in_memory(embedded_sources())
+
+
+@lru_cache(maxsize=2)
+def _load(files: DataFiles, stamp: tuple[tuple[str, int, int], ...]) -> Catalogue:
+    if files.products.stat().st_size < CACHED_FROM:
+        return _in_memory(read_sources(files))
+    key = repr((_FORMAT, version("bm25s"), str(files.products), stamp))
+    folder = _cache_root() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    with _sole_process(folder):
+        if not folder.is_dir():
+            logger.warning("Preparing the catalogue %s in %s, once.", files.products, folder)
+            _prepare_folder(files, folder)
+    return _map_folder(folder)
+
+
+def _in_memory(sources: Sources) -> Catalogue:
+    records = io.BytesIO()
+    prepared = _prepare(sources, records)
+    return Catalogue(records.getvalue(), prepared)
+
+
+def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
+    """Go through the product entries once: write their records, note their instructions, index their texts."""
+    ends: list[int] = []
+    asked: list[Asked] = []
+
+    def texts() -> Iterator[str]:
+        seen: set[str] = set()
+        end = 0
+        for entry, record in sources.products:
+            try:
+                if not is_listed(record) or record["asin"] in seen:
+                    continue
+                seen.add(record["asin"])
+                described = sources.described.get(record["asin"])
+                product = product_from(record, described.attributes if described else None)
+            except ValueError as error:
+                raise DataError(f"{sources.name}: {entry}: {error}. {REMEDY}") from error
+            human = sources.human.get(product.asin, ())
+            if human or (described and described.synthetic):
+                asked.append(Asked(len(ends), human, described.synthetic if described else None))
+            end += records.write(product.to_json())
+            ends.append(end)
+            yield product.indexed_text()
+
+    index = SearchIndex.build(texts())
+    if not ends:
+        raise DataError(f"{sources.name}: holds no product. {REMEDY}")
+    return _Prepared(np.array(ends, dtype=np.int64), tuple(asked), index)
+
+
+def _cache_root() -> Path:
+    own = os.environ.get("VERL_ACT_CACHE")
+    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_act"
+    return root.expanduser() / "webshop"
+
+
+@contextmanager
+def _sole_process(folder: Path) -> Iterator[None]:
+    """Keep other processes from preparing `folder`."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise DataError(f"{folder.parent}: cannot be written: {error}. {_OTHER_CACHE}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+_OTHER_CACHE = (
+    "A large catalogue is prepared there, in up to half the size of its product file. Free space, or name another "
+    "folder in the environment variable VERL_ACT_CACHE."
+)
+
+
+def _prepare_folder(files: DataFiles, folder: Path) -> None:
+    try:
+        with atomic_folder(folder) as partial:
+            with (partial / _RECORDS).open("wb") as records:
+                prepared = _prepare(read_sources(files), records)
+            np.save(partial / _ENDS, prepared.ends)
+            (partial / _ASKED).write_text("".join(f"{json.dumps(asked)}\n" for asked in prepared.asked))
+            prepared.index.save(partial / _INDEX)
+    except OSError as error:
+        raise DataError(f"{folder}: could not be written: {error}. {_OTHER_CACHE}") from error
+
+
+def _map_folder(folder: Path) -> Catalogue:
+    with (folder / _RECORDS).open("rb") as stream:
+        records = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    asked = tuple(Asked.from_json(json.loads(line)) for line in (folder / _ASKED).read_text().splitlines())
+    return Catalogue(records, _Prepared(np.load(folder / _ENDS), asked, SearchIndex.load(folder / _INDEX)))

@@ -1,0 +1,147 @@
+"""The embedded catalogue: products and instructions of our own making, in the format of WebShop's files.
+
+Official product records are scraped from a shop, of unclear licence and behind a download; this catalogue is neither.
+It is smaller and tidier than the official ones: results on it compare agents with each other, not with published
+figures. The same arguments give the same records on every machine.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from verl_act.envs.webshop import embedded_words as words
+
+PRODUCTS, INSTRUCTIONS, SEED = 1000, 4, 0
+"""The embedded catalogue's own: 4,000 goals, so that the standard splits hold 500, 1,000 and 2,500."""
+
+
+class Records(NamedTuple):
+    """The contents of WebShop's three files: `items_shuffle`, `items_ins_v2` and `items_human_ins`."""
+
+    products: list[dict[str, Any]]
+    attributes: dict[str, dict[str, Any]]
+    human: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A product before it is written out."""
+
+    asin: str
+    kind: words.Kind
+    brand: str
+    adjective: str
+    audience: str
+    attributes: tuple[str, ...]
+    options: dict[str, tuple[str, ...]]
+
+
+def embedded_records(products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED) -> Records:
+    """`products` products with `instructions` goals each."""
+    made = Records([], {}, {})
+    asins: set[str] = set()
+    for number in range(products):
+        rng = random.Random(f"{seed}/{number}")
+        draft = _draft(words.KINDS[number % len(words.KINDS)], _new_asin(rng, asins), rng)
+        made.products.append(_product(draft, rng))
+        made.attributes[draft.asin] = _attributes(draft, rng)
+        made.human[draft.asin] = [_instruction(draft, rng) for _ in range(instructions)]
+    random.Random(f"{seed}/order").shuffle(made.products)
+    return made
+
+
+def _new_asin(rng: random.Random, taken: set[str]) -> str:
+    while (asin := "B0" + "".join(rng.choices("0123456789BCDFGHJKLMNPQRSTVWXYZ", k=8))) in taken:
+        continue
+    taken.add(asin)
+    return asin
+
+
+def _draft(kind: words.Kind, asin: str, rng: random.Random) -> _Draft:
+    options = {}
+    for name, values in kind.options.items():
+        offered = rng.randint(min(2, len(values)), min(8, len(values)))
+        options[name] = tuple(values[at] for at in sorted(rng.sample(range(len(values)), offered)))
+    return _Draft(
+        asin=asin,
+        kind=kind,
+        brand=rng.choice(words.BRAND_STARTS) + rng.choice(words.BRAND_ENDS),
+        adjective=rng.choice(words.ADJECTIVES),
+        audience=rng.choice(words.AUDIENCES[kind.category]),
+        attributes=tuple(rng.sample(kind.attributes, 4)),
+        options=options,
+    )
+
+
+def _product(draft: _Draft, rng: random.Random) -> dict[str, Any]:
+    """Two or three attributes show in the title; each of the others in a bullet point or in the description."""
+    kind, shown = draft.kind, rng.randint(2, 3)
+    texts = {
+        "brand": draft.brand,
+        "noun": kind.noun,
+        "adjective": draft.adjective,
+        "audience": draft.audience,
+        "attributes": ", ".join(draft.attributes[:shown]),
+    }
+    title = rng.choice(words.TITLES).format(**texts)
+
+    def sentence(templates: tuple[str, ...], attribute: str) -> str:
+        return rng.choice(templates).format(**texts, attribute=attribute, use=rng.choice(kind.uses))
+
+    hidden = draft.attributes[shown:]
+    bullets = [sentence(words.BULLETS, attribute).capitalize() for attribute in (draft.attributes[0], *hidden[:1])]
+    return {
+        "asin": draft.asin,
+        "name": " ".join(word if word.isupper() else word[0].upper() + word[1:] for word in title.split()),
+        "category": kind.category,
+        "query": kind.noun,
+        "product_category": f"{kind.path} › {kind.noun.title()}",
+        "full_description": sentence(words.DESCRIPTIONS, (hidden or draft.attributes)[-1]),
+        "small_description": bullets,
+        "pricing": _pricing(kind, rng),
+        "customization_options": {
+            name: [{"value": value, "image": None} for value in values] for name, values in draft.options.items()
+        },
+        "images": [f"{draft.asin}.jpg"],
+    }
+
+
+def _pricing(kind: words.Kind, rng: random.Random) -> str:
+    """Mostly one price, at times two, now and then none, as in the official files."""
+    price = rng.randint(kind.prices[0] * 100, kind.prices[1] * 100) / 100
+    form = rng.random()
+    if form < 0.03:
+        return ""
+    return f"${price:.2f}" if form < 0.85 else f"${price:.2f}${price * rng.uniform(1.05, 1.4):.2f}"
+
+
+def _attributes(draft: _Draft, rng: random.Random) -> dict[str, Any]:
+    chosen = rng.sample(draft.attributes, 2)
+    return {
+        "attributes": list(draft.attributes),
+        "instruction": f"Find me {', '.join(chosen)} {draft.kind.noun} for {draft.audience}",
+        "instruction_attributes": chosen,
+    }
+
+
+def _instruction(draft: _Draft, rng: random.Random) -> dict[str, Any]:
+    """What a person might ask for who wants this product: one or two attributes, and up to all options."""
+    attributes = rng.sample(draft.attributes, rng.randint(1, 2))
+    names = rng.sample(list(draft.options), rng.randint(0 if rng.random() < 0.2 else 1, len(draft.options)))
+    values = {name: rng.choice(draft.options[name]) for name in names}
+    asked = "".join(rng.choice(words.OPTION_ASKS[name]).format(value=value) for name, value in values.items())
+    wanted = " and ".join(attributes)
+    ask = rng.choice(words.ASKS)
+    noun = draft.kind.noun
+    follows = f"{wanted if ask.index('{attributes}') < ask.index('{noun}') else noun} "
+    article = ("an" if follows[0] in "aeiou" else "a") if not noun.endswith("s") else "some"
+    return {
+        "asin": draft.asin,
+        "instruction": ask.format(article=article, attributes=wanted, noun=noun, options=asked),
+        "instruction_attributes": attributes,
+        "instruction_options": list(values.values()),
+        "options": [f"{name}: {value}" for name, value in values.items()],
+        "attributes": list(draft.attributes),
+    }

@@ -1,0 +1,151 @@
+"""WebShop as an `Environment`: find the product that an instruction asks for in a shop of text pages, and buy it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
+from verl_act.envs.webshop.goals import Goal, goal_of, list_goals
+from verl_act.envs.webshop.instruction import likely_search
+from verl_act.envs.webshop.nouns import EMBEDDED, noun_tagger
+from verl_act.envs.webshop.pages import STYLES, page_parts
+from verl_act.envs.webshop.planner import Planner
+from verl_act.envs.webshop.reward import score_purchase
+from verl_act.envs.webshop.session import Page, State, clickables, follow
+from verl_act.errors import ConfigError, EnvError
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state of an episode. `reward` is what the purchase earned, 0.0 before it."""
+
+    state: State = State()
+    steps: int = 0
+    reward: float = 0.0
+
+
+class WebShopEnvironment:
+    """Plays WebShop's goals; deterministic, so a task's seed is not used.
+
+    `admissible_actions` are the clicks that the page offers; on the start page, the one search that the instruction
+    suggests (its words without those of asking). That list cannot hold every search: any other is admissible too, on
+    every page, and `admissible` of a step says so (see `session.follow` for the bounds). An inadmissible action shows
+    the same page again.
+
+    The reward is WebShop's for the purchase, within 0 and 1, on the step that buys, and 0.0 otherwise. Success is a
+    reward of exactly 1.0.
+
+    Environments of one process share catalogue, search index and goals; each costs a few hundred bytes.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        max_steps: int = 15,
+        goals: str = "human",
+        observation: str = "text",
+        nouns: str = EMBEDDED,
+    ) -> None:
+        """`data`: the folder with WebShop's files (default: the embedded catalogue); `max_steps`: actions that an
+        episode may take; `goals`: `human` or `synthetic` instructions; `observation`: `text` or `text_rich`, WebShop's
+        own, or `brief`, which is `text` without the instruction; `nouns`: what tags nouns for the reward (see
+        `nouns`).
+
+        The data are read at the first reset. Raises `ConfigError` for settings that cannot work.
+        """
+        if max_steps < 1:
+            raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
+        if observation not in STYLES:
+            raise ConfigError(f"observation is {observation!r}; it must be one of {', '.join(STYLES)}.")
+        self._nouns = noun_tagger(nouns)
+        self._data = data
+        self._max_steps = max_steps
+        self._kind = goals
+        self._style = STYLES[observation]
+        self._catalogue: Catalogue | None = None
+        self._goal: Goal | None = None
+        self._planner: Planner | None = None
+        self._now = Snapshot()
+
+    def reset(self, task: Task) -> Observation:
+        """Start `task`. Raises `EnvError` where it is not a goal of this catalogue, `DataError` on missing or damaged
+        files.
+        """
+        if self._catalogue is None:
+            self._catalogue = load_catalogue(self._data)
+        self._goal = goal_of(task, list_goals(self._catalogue, self._kind))
+        self._planner = None
+        self._now = Snapshot()
+        return Observation(self._goal.instruction, self._page(), self._admissible())
+
+    def step(self, action: str) -> StepResult:
+        """Take `action`. After the end of an episode nothing happens any more."""
+        catalogue, goal = self._playing()
+        over = self._over()
+        after = None if over else follow(self._now.state, action, catalogue)
+        if not over:
+            self._now = replace(self._now, steps=self._now.steps + 1)
+        if after is not None:
+            bought = after.page is Page.DONE
+            reward = (
+                score_purchase(catalogue.product(after.row), dict(after.options), goal, self._nouns).reward
+                if bought
+                else 0.0
+            )
+            self._now = replace(self._now, state=after, reward=reward)
+        return StepResult(
+            observation=self._page(),
+            admissible_actions=self._admissible(),
+            reward=0.0 if over else self._now.reward,
+            done=self._over(),
+            success=self._now.reward == 1.0,
+            admissible=after is not None,
+        )
+
+    def close(self) -> None:
+        """End the episode. The catalogue stays, for the other environments of this process."""
+        self._goal = self._planner = None
+
+    def snapshot(self) -> Snapshot:
+        """The current state; valid until the next `reset`."""
+        self._playing()
+        return self._now
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to `snapshot`."""
+        self._playing()
+        self._now = snapshot
+
+    def plan(self) -> tuple[str, ...] | None:
+        """The fewest actions to a purchase of reward 1.0, the step limit aside (privileged; see `planner`)."""
+        catalogue, goal = self._playing()
+        if self._now.state.page is Page.DONE:
+            return () if self._now.reward == 1.0 else None
+        if self._planner is None:
+            self._planner = Planner(catalogue, goal, self._nouns)
+        return self._planner.plan(self._now.state)
+
+    def plan_length(self) -> int | None:
+        """How many actions `plan` holds (privileged); None where none leads to success."""
+        plan = self.plan()
+        return None if plan is None else len(plan)
+
+    def _playing(self) -> tuple[Catalogue, Goal]:
+        if self._catalogue is None or self._goal is None:
+            raise EnvError("No episode is being played. Call `reset(task)` first.")
+        return self._catalogue, self._goal
+
+    def _over(self) -> bool:
+        return self._now.state.page is Page.DONE or self._now.steps >= self._max_steps
+
+    def _page(self) -> str:
+        catalogue, goal = self._playing()
+        return self._style(page_parts(self._now.state, goal, catalogue, self._now.reward))
+
+    def _admissible(self) -> tuple[str, ...]:
+        catalogue, goal = self._playing()
+        if self._now.state.page is Page.SEARCH:
+            return (f"search[{likely_search(goal.instruction)}]",)
+        return tuple(f"click[{target}]" for target in clickables(self._now.state, catalogue))

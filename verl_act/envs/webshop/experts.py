@@ -1,0 +1,25 @@
+"""The experts: one that shops like a person and knows only what it has read, and one that knows the best way."""
+
+from __future__ import annotations
+
+from verl_act.envs.base import Environment, Task
+from verl_act.envs.webshop.environment import WebShopEnvironment
+from verl_act.envs.webshop.shopper import ShopperExpert
+from verl_act.errors import EnvError
+from verl_act.schema import Context
+
+
+class GoalExpert:
+    """Takes the shortest way to a reward of 1.0. Inferable is what the shopper would do too, and finds inferable."""
+
+    def reset(self, task: Task) -> None:
+        """Nothing to prepare."""
+
+    def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
+        """The first action of a shortest plan. Raises `EnvError` where no purchase earns 1.0."""
+        if not isinstance(environment, WebShopEnvironment):
+            raise EnvError(f"WebShop's experts play in WebShopEnvironment, not in {type(environment).__name__}.")
+        plan = environment.plan()
+        if not plan:
+            raise EnvError(f"No purchase in this catalogue meets all of {context.goal!r}.")
+        return plan[0], ShopperExpert().act(context) == (plan[0], True)

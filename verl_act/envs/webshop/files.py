@@ -1,0 +1,181 @@
+"""WebShop's data files: where they lie, and their entries one at a time, however large the file is.
+
+The official product file of the full catalogue has about 5 GB; parsed in one piece it would need several times that
+in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from json import JSONDecodeError, JSONDecoder
+from pathlib import Path
+from typing import Any, TextIO
+
+from verl_act.errors import DataError
+
+PRODUCTS, ATTRIBUTES, HUMAN = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
+_SMALL = {PRODUCTS: "items_shuffle_1000.json", ATTRIBUTES: "items_ins_v2_1000.json"}
+"""The files of WebShop's 1,000-product catalogue."""
+
+_CHUNK = 1 << 22
+"""Characters read at a time."""
+_LARGEST_ENTRY = 1 << 25
+"""Characters. The longest official entries have some hundred thousand; what is longer is a damaged file."""
+
+REMEDY = (
+    "Download the files by WebShop's setup script (`setup.sh -d small` or `-d all`), or make a catalogue with "
+    "`python -m verl_act make-catalogue`; pass their folder as `data`, or leave `data` out for the embedded catalogue."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFiles:
+    """The files of one catalogue. `human` may be missing where only synthetic goals are played."""
+
+    products: Path
+    attributes: Path
+    human: Path | None
+
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size (bytes) and time of change (ns) of each file: other values, other contents."""
+        found = [(path, path.stat()) for path in (self.products, self.attributes, self.human) if path is not None]
+        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in found)
+
+
+def find_files(data: str | os.PathLike[str]) -> DataFiles:
+    """The files in the folder `data`; where it holds both catalogues, those of the full one.
+
+    `data` may also be the product file itself, to choose between them. Raises `DataError` where a file is missing.
+    """
+    path = Path(data).expanduser().resolve()
+    folder = path if path.is_dir() else path.parent
+    if path.is_file():
+        small = path.name == _SMALL[PRODUCTS]
+        products = path
+    else:
+        small = not (folder / PRODUCTS).is_file() and (folder / _SMALL[PRODUCTS]).is_file()
+        products = folder / (_SMALL[PRODUCTS] if small else PRODUCTS)
+    attributes = folder / (_SMALL[ATTRIBUTES] if small else ATTRIBUTES)
+    for needed in (products, attributes):
+        if not needed.is_file():
+            raise DataError(f"{needed}: no such file of WebShop's. {REMEDY}")
+    human = folder / HUMAN
+    return DataFiles(products, attributes, human if human.is_file() else None)
+
+
+def list_entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """The entries of a JSON array, each with its name for messages (`entry 3`, counted from 0).
+
+    Raises `DataError` naming the file and the entry where the file is no such array, damaged or cut short.
+    """
+    with _open(path) as stream:
+        reader = _Reader(path, stream)
+        reader.take("[", "a list of products")
+        number = 0
+        more = not reader.try_take("]")
+        while more:
+            entry = f"entry {number}"
+            yield entry, reader.value(entry)
+            more = reader.comma_or("]", entry)
+            number += 1
+        reader.end()
+
+
+def map_entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a JSON object, one at a time. Raises `DataError` as `list_entries` does."""
+    with _open(path) as stream:
+        reader = _Reader(path, stream)
+        reader.take("{", "an object with one key a product")
+        key = "the first key"
+        more = not reader.try_take("}")
+        while more:
+            key = str(reader.value(f"the key after {key}"))
+            reader.take(":", "a colon", f"after key {key!r}")
+            yield key, reader.value(f"key {key!r}")
+            more = reader.comma_or("}", f"key {key!r}")
+        reader.end()
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}. {REMEDY}") from error
+
+
+class _Reader:
+    """JSON values from a stream, one after another, keeping only what is not read yet."""
+
+    def __init__(self, path: Path, stream: TextIO) -> None:
+        self._path = path
+        self._stream = stream
+        self._decoder = JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._ended = False
+
+    def value(self, what: str) -> Any:
+        """The next value, of any kind."""
+        self._skip_spaces()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+                # A number at the end of what was read may go on in the next chunk.
+                if end < len(self._text) or self._ended:
+                    self._at = end
+                    return value
+                problem = "is not complete"
+            except JSONDecodeError as error:
+                problem = f"is not valid JSON ({error.msg})"
+            except RecursionError:
+                raise self._damaged(what, "is nested too deeply") from None
+            if self._ended:
+                raise self._damaged(what, f"{problem}; the file ends there")
+            if len(self._text) - self._at > _LARGEST_ENTRY:
+                raise self._damaged(what, problem)
+            self._read()
+
+    def try_take(self, mark: str) -> bool:
+        """Step over `mark` if it comes next."""
+        self._skip_spaces()
+        if self._text[self._at : self._at + 1] == mark:
+            self._at += 1
+            return True
+        return False
+
+    def take(self, mark: str, meaning: str, where: str = "at its beginning") -> None:
+        if not self.try_take(mark):
+            raise self._damaged(where, f"there is no {mark!r}; the file must hold {meaning}")
+
+    def comma_or(self, closing: str, entry: str) -> bool:
+        """Whether another entry follows."""
+        if self.try_take(","):
+            return True
+        if not self.try_take(closing):
+            raise self._damaged(f"after {entry}", f"there is neither ',' nor {closing!r}")
+        return False
+
+    def end(self) -> None:
+        self._skip_spaces()
+        if self._at < len(self._text):
+            raise self._damaged("at its end", "there is something after the last entry")
+
+    def _skip_spaces(self) -> None:
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            chunk = self._stream.read(_CHUNK)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self._path}: cannot be read as UTF-8 text: {error}. {REMEDY}") from error
+        self._text, self._at, self._ended = self._text[self._at :] + chunk, 0, not chunk
+
+    def _damaged(self, where: str, problem: str) -> DataError:
+        return DataError(f"{self._path}: {where}: {problem}. The file is damaged or was cut short. {REMEDY}")

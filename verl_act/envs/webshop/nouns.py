@@ -1,0 +1,76 @@
+"""The nouns of a product name, which decide whether a purchase is of the right type.
+
+WebShop has spaCy tag the name (its models are not on PyPI) and keeps what is tagged NOUN or PROPN. The embedded tagger
+is the only deviation from WebShop's reward: it takes every word of letters for a noun, unless it is a function word, a
+number or a measure, or one of some hundred adjectives, verbs and adverbs that product names use. Names are mostly
+strings of nouns, and the share of common nouns only matters near 0.1 and 0.2 (see `reward`): whoever buys the product
+that the goal was written for gets the same reward with either tagger.
+
+With spaCy and a model installed, its tagging can be had instead: pass the model's name, such as `en_core_web_lg`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+from verl_act.errors import ConfigError
+
+EMBEDDED = "embedded"
+
+Nouns = Callable[[str], tuple[str, ...]]
+"""Name -> its nouns in lower case, repeats included."""
+
+# spaCy splits words at hyphens and slashes, and keeps abbreviations with dots whole.
+_TOKEN = re.compile(r"[^\W\d_](?:\.[^\W\d_])+\.?|[^\W_]+(?:['’][^\W_]+)*")
+_MEASURE = re.compile(r"\d.*|x+|[ivx]+", re.IGNORECASE)
+_OTHER = frozenset(
+    # function words and number words
+    """a about above across after all also an and any are as at be been before behind below beneath beside between both
+    but by can could do does down during each either else every few for from had has have he her here his how if in
+    inside into is it its just like may me more most much my near neither no nor not of off on once one only onto or
+    other our out outside over own per same she should since so some such than that the their them then there these
+    they this those three through to too two under until up upon us very via was we were what when where which while
+    who whose why will with within without would you your four five six seven eight nine ten first second third
+    """.split()
+    # adjectives, participles and adverbs of product names
+    + """adjustable advanced assorted attached automatic available best better big black blue bright brown built
+    certified cheap classic clean clear coated colored comfortable comfy compatible complete convenient cool cordless
+    cotton-free cruelty cute dark decorative deep digital dry durable easy elastic electric elegant extra fashionable
+    fast fine flat flexible foldable folding free fresh full genuine gold good great green grey gray handmade hard
+    healthy heavy high hot important inch included insulated large latest lightweight listed little long loose low
+    luxury made magnetic men's metallic mini modern multi multifunctional natural new non old optical organic original
+    oversized padded perfect personalized pink plain plus portable powerful premium pretty printed professional pure
+    purple quick real rechargeable red removable replaceable resistant retro reusable round safe scented sexy short
+    shockproof silky simple sleeveless slim small smart smooth soft solid special square stretchy strong stylish super
+    sweet tall thick thin tiny traditional transparent ultra-thin unique universal upgraded used useful versatile
+    vintage warm washable waterproof wet white wide wireless women's yellow""".split()
+)
+
+
+def embedded_nouns(name: str) -> tuple[str, ...]:
+    """The nouns by the embedded word list."""
+    words = (found.lower() for found in _TOKEN.findall(name))
+    return tuple(word for word in words if word not in _OTHER and not _MEASURE.fullmatch(word))
+
+
+@lru_cache(maxsize=2)
+def noun_tagger(model: str = EMBEDDED) -> Nouns:
+    """The embedded tagger, or that of an installed spaCy model. Raises `ConfigError` where there is no such model."""
+    if model == EMBEDDED:
+        return lru_cache(maxsize=65536)(embedded_nouns)
+    try:
+        import spacy
+
+        tag = spacy.load(model, exclude=["ner", "lemmatizer"])
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"nouns is {model!r}, but spaCy cannot load such a model: {error}. Install spaCy and the model "
+            f"(`python -m spacy download {model}`), or leave the setting at {EMBEDDED!r}."
+        ) from error
+
+    def nouns(name: str) -> tuple[str, ...]:
+        return tuple(token.text.lower() for token in tag(name) if token.pos_ in ("NOUN", "PROPN"))
+
+    return lru_cache(maxsize=65536)(nouns)
