@@ -1,4 +1,4 @@
-"""ScienceWorld on its real Java engine: splits, gold paths, text handling, and what happens when Java dies or is not there."""
+"""ScienceWorld on its real Java engine: splits, gold paths, hostile texts, and a Java that dies or is not there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HOSTILE = (
     "\\n\ne\n",
     "",
 )
-"""More than 1 MB, control characters, half a surrogate pair, and lines of the protocol that the engine is spoken to in."""
+"""More than 1 MB, control characters, half a surrogate pair, and lines of the protocol between Python and Java."""
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def in_new_process(code: str, **variables: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_environment_keeps_the_contract() -> None:
-    names = ["find-animal", "lifespan-longest-lived", "power-component"]
-    check_environment(get_env("scienceworld"), "dev", {"tasks": names, "max_steps": 15}, tasks=3, seed=2)
+    settings = {"tasks": ["find-animal", "lifespan-longest-lived"], "max_steps": 15}
+    check_environment(get_env("scienceworld"), "dev", settings, tasks=2, seed=2)
 
 
 def test_tasks_and_splits_are_the_packages_own() -> None:
@@ -145,7 +145,7 @@ def test_gold_paths_reach_100_and_replay(environment: ScienceWorldEnvironment) -
 
 
 def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) -> None:
-    settings = {"tasks": ["lifespan-longest-lived", "find-plant"], "max_steps": 5}
+    settings = {"tasks": ["lifespan-longest-lived", "find-plant"], "max_steps": 7}
     manifest = collect_expert(
         tmp_path / "expert", "scienceworld", "dev", limit=6, env_settings=settings, progress=False
     )

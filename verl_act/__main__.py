@@ -48,6 +48,14 @@ def make_games(
 
 
 @app.command()
+def make_catalogue(out: Out, products: int = 1000, instructions: int = 4, seed: int = 0) -> None:
+    """Make a WebShop catalogue with goals, in WebShop's own file format. The defaults give the embedded one."""
+    from verl_act.data_prep.make_catalogue import make_catalogue as run
+
+    run(out, products=products, instructions=instructions, seed=seed)
+
+
+@app.command()
 def collect_expert(
     out: Out,
     env: str,

@@ -14,7 +14,11 @@ from verl_act.errors import ConfigError
 
 ENTRY_POINT_GROUP = "verl_act.envs"
 
-_BUILT_IN = {"alfworld": "verl_act.envs.alfworld", "scienceworld": "verl_act.envs.scienceworld"}
+_BUILT_IN = {
+    "alfworld": "verl_act.envs.alfworld",
+    "scienceworld": "verl_act.envs.scienceworld",
+    "webshop": "verl_act.envs.webshop",
+}
 """Name -> module holding `SPEC`."""
 
 _REGISTERED: dict[str, EnvSpec] = {}

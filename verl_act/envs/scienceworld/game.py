@@ -68,7 +68,8 @@ class Game:
     def __init__(self) -> None:
         self._engine = engine()
         self._globals = self._engine.globals()
-        self._interface = self._engine.interface()
+        with self._engine.turn(self._globals):
+            self._interface = self._engine.interface()
 
     def load(self, name: str, variation: int, simplification: str) -> Answer:
         """Start a task and look around, as the package does. Raises `EnvError` where the engine refuses."""

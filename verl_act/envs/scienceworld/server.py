@@ -115,9 +115,8 @@ class Engine:
             return Globals(self._jvm.java.util.Random(0), self._jvm.java.util.Random(0))
 
     def interface(self) -> Any:
-        """A new game of the engine, nothing loaded (a Java object; to be used within `turn`)."""
-        with self._guarded():
-            return self._jvm.scienceworld.runtime.pythonapi.PythonInterface()
+        """Within a turn (to make it draws random numbers): a new game of the engine, nothing loaded."""
+        return self._jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
     @contextmanager
     def turn(self, own: Globals) -> Iterator[None]:

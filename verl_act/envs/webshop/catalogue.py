@@ -17,10 +17,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -43,7 +44,8 @@ _PRODUCTS_KEPT = 4096
 _SEARCHES_KEPT = 4096
 
 
-class _Prepared(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Prepared:
     """All of a catalogue but its records. `ends` are the places (bytes) where the record of each row ends."""
 
     ends: np.ndarray
@@ -137,10 +139,10 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
             end += records.write(product.to_json())
             ends.append(end)
             yield product.indexed_text()
+        if not ends:
+            raise DataError(f"{sources.name}: holds no product. {REMEDY}")
 
     index = SearchIndex.build(texts())
-    if not ends:
-        raise DataError(f"{sources.name}: holds no product. {REMEDY}")
     return _Prepared(np.array(ends, dtype=np.int64), tuple(asked), index)
 
 

@@ -8,6 +8,7 @@ figures. The same arguments give the same records on every machine.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from verl_act.envs.webshop import embedded_words as words
 
 PRODUCTS, INSTRUCTIONS, SEED = 1000, 4, 0
 """The embedded catalogue's own: 4,000 goals, so that the standard splits hold 500, 1,000 and 2,500."""
+
+
+_SENTENCE_START = re.compile(r"(?:^|[.?] )\w")
 
 
 class Records(NamedTuple):
@@ -84,14 +88,16 @@ def _product(draft: _Draft, rng: random.Random) -> dict[str, Any]:
         "adjective": draft.adjective,
         "audience": draft.audience,
         "attributes": ", ".join(draft.attributes[:shown]),
+        **_grammar(kind),
     }
     title = rng.choice(words.TITLES).format(**texts)
 
     def sentence(templates: tuple[str, ...], attribute: str) -> str:
-        return rng.choice(templates).format(**texts, attribute=attribute, use=rng.choice(kind.uses))
+        text = rng.choice(templates).format(**texts, attribute=attribute, use=rng.choice(kind.uses))
+        return _SENTENCE_START.sub(lambda found: found[0].upper(), text)
 
     hidden = draft.attributes[shown:]
-    bullets = [sentence(words.BULLETS, attribute).capitalize() for attribute in (draft.attributes[0], *hidden[:1])]
+    bullets = [sentence(words.BULLETS, attribute) for attribute in (draft.attributes[0], *hidden[:1])]
     return {
         "asin": draft.asin,
         "name": " ".join(word if word.isupper() else word[0].upper() + word[1:] for word in title.split()),
@@ -106,6 +112,10 @@ def _product(draft: _Draft, rng: random.Random) -> dict[str, Any]:
         },
         "images": [f"{draft.asin}.jpg"],
     }
+
+
+def _grammar(kind: words.Kind) -> dict[str, str]:
+    return words.PLURAL if kind.noun.endswith("s") and not kind.noun.endswith("ss") else words.SINGULAR
 
 
 def _pricing(kind: words.Kind, rng: random.Random) -> str:
@@ -132,14 +142,14 @@ def _instruction(draft: _Draft, rng: random.Random) -> dict[str, Any]:
     names = rng.sample(list(draft.options), rng.randint(0 if rng.random() < 0.2 else 1, len(draft.options)))
     values = {name: rng.choice(draft.options[name]) for name in names}
     asked = "".join(rng.choice(words.OPTION_ASKS[name]).format(value=value) for name, value in values.items())
-    wanted = " and ".join(attributes)
-    ask = rng.choice(words.ASKS)
-    noun = draft.kind.noun
-    follows = f"{wanted if ask.index('{attributes}') < ask.index('{noun}') else noun} "
-    article = ("an" if follows[0] in "aeiou" else "a") if not noun.endswith("s") else "some"
+    wanted, ask, noun = " and ".join(attributes), rng.choice(words.ASKS), draft.kind.noun
+    follows = wanted if ask.index("{attributes}") < ask.index("{noun}") else noun
+    uncountable = draft.kind.category == "grocery" or _grammar(draft.kind) is words.PLURAL
+    article = "some" if uncountable else "an" if follows[0] in "aeiou" else "a"
+    text = ask.format(article=article, attributes=wanted, noun=noun, options=asked, **_grammar(draft.kind))
     return {
         "asin": draft.asin,
-        "instruction": ask.format(article=article, attributes=wanted, noun=noun, options=asked),
+        "instruction": text,
         "instruction_attributes": attributes,
         "instruction_options": list(values.values()),
         "options": [f"{name}: {value}" for name, value in values.items()],

@@ -133,7 +133,7 @@ KINDS = (
           color=_COLORS, size=_words("8 inch, 10.2 inch, 10.9 inch, 12.9 inch")),
     _kind("security camera", "electronics", "Cameras › Surveillance", _ELECTRONIC, (22, 180), "the porch, a shop, pets",
           size=_words("1 camera, 2 cameras, 4 cameras"), style=_words("wired, solar powered, battery powered")),
-    _kind("digital camera", "electronics", "Cameras › Digital Cameras", _ELECTRONIC, (60, 420), "birds, trips, children",
+    _kind("digital camera", "electronics", "Cameras › Digital Cameras", _ELECTRONIC, (60, 420), "birds, trips, pets",
           color=_COLORS[:6], style=_words("body only, with lens kit, with tripod")),
     _kind("smartwatch band", "electronics", "Wearables › Bands", _ELECTRONIC, (6, 40), "sport, the office, gifts",
           color=_COLORS, size=_words("38mm, 41mm, 42mm, 45mm")),
@@ -196,12 +196,12 @@ TITLES = (
     "{adjective} {noun} for {audience} by {brand}, {attributes}",
 )
 DESCRIPTIONS = (
-    "{brand} makes this {noun} with {audience} in mind. It is {attribute}, and the {adjective} choice for {use}.",
-    "Looking for something {adjective}? This {noun} is made for {use} and comes {attribute}. {brand} stands behind it.",
-    "The {brand} {noun} is the {adjective} companion for {use}: {attribute}, carefully made and packed.",
+    "{brand} makes {this} {noun} with {audience} in mind. {they} {are} {attribute}, the {adjective} choice for {use}.",
+    "Looking for something {adjective}? {this} {noun} {are} made for {use} and {come} {attribute}, by {brand}.",
+    "The {brand} {noun} {are} the {adjective} companion for {use}: {attribute}, carefully made and packed.",
 )
 BULLETS = (
-    "{attribute}: what our customers value most in this {noun}",
+    "{attribute}: what our customers value most in {this} {noun}",
     "made for {use}, {attribute} and {adjective}",
     "{attribute} - thought through in every detail",
     "the {adjective} gift for {audience}, {attribute}",
@@ -210,14 +210,16 @@ BULLETS = (
 ASKS = (
     "i am looking for {article} {attributes} {noun}{options}",
     "i need {article} {attributes} {noun}{options}",
-    "find me {article} {noun} that is {attributes}{options}",
+    "find me {article} {noun} that {are} {attributes}{options}",
     "i want to buy {article} {attributes} {noun}{options}",
-    "can you get me {article} {noun} which is {attributes}{options}?",
+    "can you get me {article} {noun} which {are} {attributes}{options}?",
     "i would like {article} {attributes} {noun}{options}",
-    "show me {article} {noun}{options}. it should be {attributes}",
+    "show me {article} {noun}{options}. {they} should be {attributes}",
     "i'm shopping for {article} {noun}{options}, {attributes} please",
 )
-"""How people ask; `{options}` starts with a space or is empty."""
+"""How people ask; `{options}` starts with a space or a comma, or is empty."""
+SINGULAR = {"this": "this", "they": "it", "are": "is", "come": "comes"}
+PLURAL = {"this": "these", "they": "they", "are": "are", "come": "come"}
 OPTION_ASKS = {
     "size": (" in size {value}", ", size {value}", " and the size should be {value}"),
     "color": (" in {value}", " in the color {value}", ", {value} colored"),

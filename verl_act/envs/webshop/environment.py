@@ -13,7 +13,7 @@ from verl_act.envs.webshop.nouns import EMBEDDED, noun_tagger
 from verl_act.envs.webshop.pages import STYLES, page_parts
 from verl_act.envs.webshop.planner import Planner
 from verl_act.envs.webshop.reward import score_purchase
-from verl_act.envs.webshop.session import Page, State, clickables, follow
+from verl_act.envs.webshop.session import START, Page, State, clickables, follow
 from verl_act.errors import ConfigError, EnvError
 
 
@@ -21,7 +21,7 @@ from verl_act.errors import ConfigError, EnvError
 class Snapshot:
     """A state of an episode. `reward` is what the purchase earned, 0.0 before it."""
 
-    state: State = State()
+    state: State = START
     steps: int = 0
     reward: float = 0.0
 

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from verl_act.errors import DataError
 
-PRODUCTS, ATTRIBUTES, HUMAN = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
-_SMALL = {PRODUCTS: "items_shuffle_1000.json", ATTRIBUTES: "items_ins_v2_1000.json"}
+PRODUCT_FILE, ATTRIBUTE_FILE, HUMAN_FILE = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
+_SMALL = {PRODUCT_FILE: "items_shuffle_1000.json", ATTRIBUTE_FILE: "items_ins_v2_1000.json"}
 """The files of WebShop's 1,000-product catalogue."""
 
 _CHUNK = 1 << 22
@@ -52,16 +52,16 @@ def find_files(data: str | os.PathLike[str]) -> DataFiles:
     path = Path(data).expanduser().resolve()
     folder = path if path.is_dir() else path.parent
     if path.is_file():
-        small = path.name == _SMALL[PRODUCTS]
+        small = path.name == _SMALL[PRODUCT_FILE]
         products = path
     else:
-        small = not (folder / PRODUCTS).is_file() and (folder / _SMALL[PRODUCTS]).is_file()
-        products = folder / (_SMALL[PRODUCTS] if small else PRODUCTS)
-    attributes = folder / (_SMALL[ATTRIBUTES] if small else ATTRIBUTES)
+        small = not (folder / PRODUCT_FILE).is_file() and (folder / _SMALL[PRODUCT_FILE]).is_file()
+        products = folder / (_SMALL[PRODUCT_FILE] if small else PRODUCT_FILE)
+    attributes = folder / (_SMALL[ATTRIBUTE_FILE] if small else ATTRIBUTE_FILE)
     for needed in (products, attributes):
         if not needed.is_file():
             raise DataError(f"{needed}: no such file of WebShop's. {REMEDY}")
-    human = folder / HUMAN
+    human = folder / HUMAN_FILE
     return DataFiles(products, attributes, human if human.is_file() else None)
 
 

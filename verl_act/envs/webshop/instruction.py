@@ -10,15 +10,16 @@ LONGEST_SEARCH = 1000
 
 _LIMIT = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars\s*$")
 _WORD = re.compile(r"\w+(?:[.'’-]\w+)*")
-_ASKING = frozenset(
-    """i i'm i’m im i'd i’d id i've am is are be been was it's its it that which this these those there who what a an
+_ASKING_WORDS = """
+    i i'm i’m im i'd i’d id i've am is are be been was it's its it that which this these those there who what a an
     the some any of for from to with without in on by at as and or but also so if my me mine you your we our us it one
     can could may should would will shall must do does did have has had having get gets getting give want wants wanted
     wanting need needs needed needing like liking love look looking looks search searching find finding found show buy
     buying purchase purchasing order shop shopping help please prefer preferably come comes coming made make makes
     interested something suitable product products item items kind type under lower less than about around dollars price
-    priced color colored size sized flavor flavored scent scented style option""".split()
-)
+    priced color colored size sized flavor flavored scent scented style option
+"""
+_ASKING = frozenset(_ASKING_WORDS.split())
 """Words that say only that something is asked for; an option's name is left out, its value is not."""
 
 

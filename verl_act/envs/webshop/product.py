@@ -35,13 +35,14 @@ class Product:
 
     def to_json(self) -> bytes:
         """A compact record, for `from_json`."""
-        return json.dumps(list(_values(self)), ensure_ascii=False, separators=(",", ":")).encode()
+        values = [getattr(self, name) for name in self.__dataclass_fields__]
+        return json.dumps(values, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, record: bytes) -> Product:
-        *texts, bullets, price, price_tag, options, attributes = json.loads(record)
-        values = tuple((name, tuple(listed)) for name, listed in options)
-        return cls(*texts, tuple(bullets), price, price_tag, values, tuple(attributes))
+        values = dict(zip(cls.__dataclass_fields__, json.loads(record), strict=True))
+        values["options"] = tuple((name, tuple(listed)) for name, listed in values["options"])
+        return cls(**values | {name: tuple(values[name]) for name in ("bullets", "attributes")})
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
@@ -59,15 +60,13 @@ class Product:
         return " ".join((self.name, self.description, self.bullets[0] if self.bullets else "", options)).lower()
 
 
-def _values(product: Product) -> Sequence[Any]:
-    return [getattr(product, name) for name in Product.__dataclass_fields__]
-
-
-def is_listed(record: Mapping[str, Any]) -> bool:
+def is_listed(record: Any) -> bool:
     """Whether WebShop takes the entry: some of the official ones have no usable id.
 
-    Raises `ValueError` where there is no id at all.
+    Raises `ValueError` where it is no product, or has no id at all.
     """
+    if not isinstance(record, dict):
+        raise ValueError(f"{_shown(record)} is not a product; it must be an object with 'asin', 'name' and so on")
     asin = _text(record, "asin")
     return asin != "nan" and len(asin) <= _LONGEST_ASIN
 
@@ -102,7 +101,12 @@ def _text(record: Mapping[str, Any], field: str, *, optional: bool = False) -> s
         return ""
     if not isinstance(value, str):
         raise ValueError(f"field {field!r} is {_shown(value)}; it must be a text")
-    return value
+    return valid_text(value)
+
+
+def valid_text(text: str) -> str:
+    """`text` with question marks for halves of characters, which JSON can hold but no other file of ours."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _prices(pricing: Any) -> list[float]:
@@ -118,9 +122,9 @@ def _prices(pricing: Any) -> list[float]:
 
 def _bullets(value: Any) -> tuple[str, ...]:
     if value is None or isinstance(value, str):
-        return (value or "",)
+        return (valid_text(value or ""),)
     if isinstance(value, list) and all(isinstance(bullet, str) for bullet in value):
-        return tuple(value)
+        return tuple(map(valid_text, value))
     raise ValueError(f"field 'small_description' is {_shown(value)}; it must be a list of texts")
 
 
@@ -129,7 +133,7 @@ def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return ()
     try:
         return tuple(
-            (name.lower(), tuple(content["value"].strip().replace("/", " | ").lower() for content in contents))
+            (valid_text(name.lower()), tuple(_option_value(content["value"]) for content in contents))
             for name, contents in value.items()
             if contents is not None
         )
@@ -138,6 +142,10 @@ def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
             f"field 'customization_options' is {_shown(value)}; it must be like "
             '{"color": [{"value": "red"}]}, with null for an option without values'
         ) from error
+
+
+def _option_value(text: str) -> str:
+    return valid_text(text.strip().replace("/", " | ").lower())
 
 
 def _shown(value: Any) -> str:

@@ -22,16 +22,17 @@ from verl_act.envs.webshop.product import Product
 _ALIKE = 85
 """Percent of similarity that a match must exceed."""
 
-# The first of these, in this order, that an option's value contains stands for the value: `dark navy` is `dark`.
-_COLORS = (
-    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo "
-    "caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal "
-    "dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather indigo "
-    "ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor "
-    "mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand "
-    "sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut "
-    "wheat white wine yellow"
-).split()
+_COLOR_WORDS = """
+    alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel
+    camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry
+    cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green
+    grey heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot
+    midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple
+    rainbow red rose royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan
+    taupe teal tiger turquoise violet walnut wheat white wine yellow
+"""
+COLORS = tuple(_COLOR_WORDS.split())
+"""The first of these, in this order, that an option value contains stands for the value: `dark navy` is `dark`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,10 @@ def options_alike(chosen: str, asked: str) -> bool:
     return similar(color_of(chosen), color_of(asked))
 
 
+@lru_cache(maxsize=1 << 16)
 def color_of(value: str) -> str:
     """The color that stands for an option value, or the value itself."""
-    return next((color for color in _COLORS if color in value), value)
+    return next((color for color in COLORS if color in value), value)
 
 
 @lru_cache(maxsize=1 << 16)

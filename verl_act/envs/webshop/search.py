@@ -48,7 +48,7 @@ class Analyzer:
             if len(self._terms) >= _WORDS_KEPT:
                 self._terms.clear()
             plain = word.removesuffix("'s").removesuffix("’s")
-            term = self._terms[word] = None if plain in _STOP else self._stemmer.stemWord(plain)
+            term = self._terms[word] = (None if plain in _STOP else self._stemmer.stemWord(plain)) or None
             return term
 
 
@@ -69,7 +69,7 @@ class SearchIndex:
             for text in documents
         ]
         index = bm25s.BM25(k1=_K1, b=_B, method="lucene", backend="numpy", csc_backend="numpy")
-        index.index((numbers, vocabulary), show_progress=False)
+        index.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
         return cls(index)
 
     def search(self, text: str) -> tuple[int, ...]:
@@ -92,5 +92,5 @@ class SearchIndex:
 
     @classmethod
     def load(cls, folder: Path) -> SearchIndex:
-        """An index that `save` wrote. Its large arrays stay on disk and are read, and shared by processes, as needed."""
+        """An index that `save` wrote. Its large arrays stay on disk and are shared by all processes that read them."""
         return cls(bm25s.BM25.load(folder, mmap=True, show_progress=False))

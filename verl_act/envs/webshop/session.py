@@ -49,6 +49,9 @@ class State:
         return self.hits[(self.number - 1) * ON_A_PAGE : self.number * ON_A_PAGE]
 
 
+START = State()
+
+
 def clickables(state: State, catalogue: Catalogue) -> tuple[str, ...]:
     """What can be clicked, in lower case and in WebShop's order: buttons, then products or option values."""
     if state.page is Page.RESULTS:
@@ -90,7 +93,7 @@ def search(state: State, text: str, catalogue: Catalogue) -> State:
 def _click(state: State, target: str, catalogue: Catalogue) -> State:
     """Click on `target`, which the page offers. Buttons go before options of the same name."""
     if target == BACK.lower():
-        return State()
+        return START
     if state.page is Page.RESULTS:
         return _click_result(state, target, catalogue)
     if state.page in SUB_PAGES:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.webshop.instruction import asked_words, likely_search, price_limit
 from verl_act.envs.webshop.reading import Listed, Reading, options_on, read_page
+from verl_act.envs.webshop.reward import COLORS
 from verl_act.envs.webshop.search import Analyzer
 from verl_act.envs.webshop.session import BUY, NEXT, PREVIOUS, SUB_PAGES, Page
 from verl_act.schema import Context
@@ -21,16 +22,18 @@ _STEPS = 15
 _TO_READ = (Page.FEATURES, Page.DESCRIPTION)
 
 _TERMS = Analyzer().terms
+_ONLY_OPTIONS = frozenset(_TERMS(" ".join((*COLORS, "x", "xx", "3x", "small", "medium", "large", "pack"))))
+"""Terms that come as option values; so do numbers."""
 _TOKEN = re.compile(r"\w+(?:[.'’-]\w+)*")
 
 
 class ShopperExpert:
     """Wins most goals without knowing more than the agent.
 
-    An action is *inferable* when the context decides it: the search with the instruction's words; opening the
-    affordable product whose title says most of them, where no other says as many; reading about a product that leaves
-    some of them open, and leaving it when they stay open; choosing the option values that are asked for; buying what
-    leaves nothing open. Opening one of several equal products, or buying for want of steps, is a guess.
+    An action is *inferable* when the context decides it: the search with the instruction's words; opening the first
+    affordable product not opened yet, unless another title says more of what is asked for; reading about a product
+    that leaves some of it open, and leaving it when it stays open; choosing the option values that are asked for;
+    buying what leaves nothing open. Opening against the titles, or buying for want of steps, is a guess.
     """
 
     def reset(self, task: Task) -> None:
@@ -105,8 +108,6 @@ class _Trip:
                 visit.read.add(action)
             elif target in self.now.between:
                 visit.chosen.append(target)
-            else:
-                self.current = ""
 
     def steps_left(self) -> int:
         return _STEPS - self.steps
@@ -117,15 +118,17 @@ class _Trip:
 
 
 def _choose_product(trip: _Trip) -> tuple[str, bool]:
-    """Open the best product not opened yet; else turn the page; else go back to the best that was opened."""
+    """Open the first affordable product not opened yet; else turn the page; else go back to the best that was opened.
+
+    The order of the results says more than their titles do: the search reads descriptions and options, too.
+    """
     limit = price_limit(trip.goal)
     fresh = [
         listed for listed in trip.now.listed if listed.asin not in trip.visits and (not limit or listed.price <= limit)
     ]
     if fresh and (trip.steps_left() >= 3 or not trip.visits):
-        said = [_said(listed, trip.wanted) for listed in fresh]
-        best = max(said)
-        return _click(fresh[said.index(best)].asin), said.count(best) == 1
+        said = [_title_says(listed, trip.wanted) for listed in fresh]
+        return _click(fresh[0].asin), said[0] == max(said)
     if trip.now.more and trip.steps_left() >= 5:
         return _click(NEXT), True
     known = [listed.asin for listed in trip.now.listed if listed.asin in trip.visits]
@@ -134,33 +137,40 @@ def _choose_product(trip: _Trip) -> tuple[str, bool]:
     return f"search[{likely_search(trip.goal)}]", False
 
 
-def _said(listed: Listed, wanted: Iterable[str]) -> int:
-    title = set(_TERMS(listed.title))
-    return sum(term in title for term in wanted)
+def _title_says(listed: Listed, wanted: Iterable[str]) -> int:
+    """How many of the wanted terms."""
+    return len({*wanted} & {*_TERMS(listed.title)})
 
 
 def _examine_product(trip: _Trip, admissible: Sequence[str]) -> tuple[str, bool]:
     """Read on while something asked for is open; then choose and buy, or leave."""
     visit = trip.visits.setdefault(trip.current, _Visit(times=2))
-    asked = [value for values in options_on(trip.now, admissible).values() if (value := _asked_value(values, trip.goal))]
+    asked = [
+        value for values in options_on(trip.now, admissible).values() if (value := _asked_value(values, trip.goal))
+    ]
     to_click = [value for value in asked if value not in visit.chosen]
     left = trip.steps_left() - len(to_click) - 1
     missing = trip.open_terms(visit)
     if missing and visit.times < 2 and not visit.chosen:
         unread = [action for action in map(_click, _TO_READ) if action not in visit.read and action in admissible]
-        if unread and left >= 2:
-            return unread[0], True
-        if not unread and left >= 2:
-            return _click(PREVIOUS), True
+        if left >= 2:
+            return unread[0] if unread and not any(map(_only_an_option, missing)) else _click(PREVIOUS), True
     if to_click:
         return f"click[{to_click[0]}]", True
     return _click(BUY), not missing
 
 
+def _only_an_option(term: str) -> bool:
+    """Whether reading on would not help: a number, a size or a color."""
+    return term[0].isdigit() or term in _ONLY_OPTIONS
+
+
 def _asked_value(values: Sequence[str], goal: str) -> str | None:
     """The value that the instruction names: of several, the one of most words."""
     said = f" {' '.join(_TOKEN.findall(goal.lower()))} "
-    named = [(len(words), value) for value in values if (words := _TOKEN.findall(value)) and f" {' '.join(words)} " in said]
+    named = [
+        (len(words), value) for value in values if (words := _TOKEN.findall(value)) and f" {' '.join(words)} " in said
+    ]
     return max(named, key=lambda pair: pair[0])[1] if named else None
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from verl_act.envs.webshop.embedded import embedded_records
 from verl_act.envs.webshop.files import DataFiles, list_entries, map_entries
+from verl_act.envs.webshop.product import valid_text
 from verl_act.errors import DataError
 
 
@@ -95,7 +96,7 @@ def _described(entry: Mapping[str, Any]) -> Described:
     return Described(_texts(entry.get("attributes") or []), synthetic)
 
 
-def _human(entry: list[Mapping[str, Any]]) -> tuple[Instruction, ...]:
+def _human(entry: Sequence[Mapping[str, Any]]) -> tuple[Instruction, ...]:
     """Instructions without attributes are left out, as in WebShop."""
     found = []
     for one in entry:
@@ -109,7 +110,7 @@ def _human(entry: list[Mapping[str, Any]]) -> tuple[Instruction, ...]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a text")
-    return value
+    return valid_text(value)
 
 
 def _texts(values: Any) -> tuple[str, ...]:

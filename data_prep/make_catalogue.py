@@ -1,0 +1,62 @@
+"""A WebShop catalogue of our own making, with goals, in WebShop's file format: for where the official files cannot be
+had, or another size or draw than the embedded catalogue is wanted. The same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from verl_act.envs.webshop.embedded import INSTRUCTIONS, PRODUCTS, SEED, embedded_records
+from verl_act.envs.webshop.files import ATTRIBUTE_FILE, HUMAN_FILE, PRODUCT_FILE
+from verl_act.envs.webshop.goals import SPLITS, split_bounds
+from verl_act.errors import ConfigError
+from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+
+
+def make_catalogue(
+    out: str | os.PathLike[str], *, products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED
+) -> Manifest:
+    """Write `products` products with `instructions` goals each to `out`, and return the manifest written beside them.
+
+    The defaults give the embedded catalogue. Raises `ConfigError` for numbers below 1, or for fewer than three goals.
+    """
+    if min(products, instructions) < 1 or products * instructions < 3:
+        raise ConfigError(
+            f"products is {products} and instructions {instructions}; there must be three goals at least, one a split."
+        )
+    started = time.monotonic()
+    made = embedded_records(products, instructions, seed)
+    with atomic_folder(out) as folder:
+        _write_lines(folder / PRODUCT_FILE, "[]", map(_json, made.products))
+        _write_lines(
+            folder / ATTRIBUTE_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in made.attributes.items())
+        )
+        _write_lines(folder / HUMAN_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in made.human.items()))
+        manifest = make_manifest(
+            "make_catalogue",
+            settings={"products": products, "instructions": instructions},
+            counts={
+                "products": products,
+                "by_category": dict(sorted(Counter(product["category"] for product in made.products).items())),
+                "goals": {split: len(split_bounds(split, products * instructions)) for split in SPLITS},
+            },
+            seed=seed,
+            seconds=time.monotonic() - started,
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_lines(path: Path, brackets: str, lines: Iterable[str]) -> None:
+    """One entry a line."""
+    body = ",\n".join(lines)
+    path.write_text(f"{brackets[0]}\n{body}\n{brackets[1]}\n", encoding="utf-8")
