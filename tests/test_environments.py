@@ -71,7 +71,7 @@ def test_an_entry_point_adds_an_environment(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"], capture_output=True, text=True
     )
-    assert run.stdout.strip() == "['alfworld', 'fragile'] t0", run.stderr
+    assert run.stdout.strip() == "['alfworld', 'fragile', 'scienceworld', 'webshop'] t0", run.stderr
 
 
 def test_the_registry_imports_no_engine() -> None:

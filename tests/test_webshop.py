@@ -694,7 +694,7 @@ def test_values_are_compared_as_thefuzz_does() -> None:
         "shop",
     ]
     assert options_alike("powder snow", "cool powder snow") and options_alike("XL", "xl")
-    assert not options_alike("size 8", "size 8.5") or similar("size 8", "size 8.5")
+    assert options_alike("8.5", "8") and not options_alike("9", "8")  # a quirk of the token sets: "8.5" holds "8"
     assert similar("essential oil", "essential oils") and not similar("tea bag", "tea tree")
     assert not similar("", "") and not similar("é", "é") and similar("crème brûlée", "crme brle")
 

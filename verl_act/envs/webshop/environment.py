@@ -82,19 +82,13 @@ class WebShopEnvironment:
 
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode nothing happens any more."""
-        catalogue, goal = self._playing()
+        catalogue, _ = self._playing()
         over = self._over()
         after = None if over else follow(self._now.state, action, catalogue)
         if not over:
             self._now = replace(self._now, steps=self._now.steps + 1)
         if after is not None:
-            bought = after.page is Page.DONE
-            reward = (
-                score_purchase(catalogue.product(after.row), dict(after.options), goal, self._nouns).reward
-                if bought
-                else 0.0
-            )
-            self._now = replace(self._now, state=after, reward=reward)
+            self._now = replace(self._now, state=after, reward=self._earned(after))
         return StepResult(
             observation=self._page(),
             admissible_actions=self._admissible(),
@@ -136,6 +130,12 @@ class WebShopEnvironment:
         if self._catalogue is None or self._goal is None:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._catalogue, self._goal
+
+    def _earned(self, state: State) -> float:
+        catalogue, goal = self._playing()
+        if state.page is not Page.DONE:
+            return 0.0
+        return score_purchase(catalogue.product(state.row), dict(state.options), goal, self._nouns).reward
 
     def _over(self) -> bool:
         return self._now.state.page is Page.DONE or self._now.steps >= self._max_steps

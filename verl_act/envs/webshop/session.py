@@ -86,7 +86,10 @@ def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
 
 
 def search(state: State, text: str, catalogue: Catalogue) -> State:
-    """The first page of results. What was chosen before is forgotten."""
+    """The first page of results. What was chosen before is forgotten.
+
+    WebShop's shortcuts for debugging (`<r>` for random products, and the like) are plain words here.
+    """
     return State(Page.RESULTS, catalogue.search(text.lower()), visited=state.visited)
 
 

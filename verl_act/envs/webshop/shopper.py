@@ -55,7 +55,6 @@ class ShopperExpert:
 class _Visit:
     """What has been seen of one product."""
 
-    title: str = ""
     times: int = 0
     """How often its page has been opened."""
     read: set[str] = field(default_factory=set)
@@ -92,7 +91,6 @@ class _Trip:
     def _see(self, observation: str) -> None:
         self.now = read_page(observation)
         if visit := self.visits.get(self.current):
-            visit.title = self.now.title or visit.title
             visit.terms.update(_TERMS(" ".join((self.now.title, *self.now.between, self.now.text))))
 
     def _do(self, action: str) -> None:
@@ -153,8 +151,9 @@ def _examine_product(trip: _Trip, admissible: Sequence[str]) -> tuple[str, bool]
     missing = trip.open_terms(visit)
     if missing and visit.times < 2 and not visit.chosen:
         unread = [action for action in map(_click, _TO_READ) if action not in visit.read and action in admissible]
+        worth_reading = bool(unread) and not any(map(_only_an_option, missing))
         if left >= 2:
-            return unread[0] if unread and not any(map(_only_an_option, missing)) else _click(PREVIOUS), True
+            return unread[0] if worth_reading else _click(PREVIOUS), True
     if to_click:
         return f"click[{to_click[0]}]", True
     return _click(BUY), not missing
