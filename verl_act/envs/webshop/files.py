@@ -50,7 +50,7 @@ def find_files(data: str | os.PathLike[str]) -> DataFiles:
     `data` may also be the product file itself, to choose between them. Raises `DataError` where a file is missing.
     """
     path = Path(data).expanduser().resolve()
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.is_file() else path
     if path.is_file():
         small = path.name == _SMALL[PRODUCT_FILE]
         products = path
