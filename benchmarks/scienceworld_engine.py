@@ -1,6 +1,6 @@
 """Our ScienceWorld environment against the package's own class: the same tasks, the same random walks, in one run.
 
-    python benchmarks/scienceworld_engine.py [--tasks 6] [--steps 30] [--together 16]
+    python benchmarks/scienceworld_engine.py [--tasks 6] [--steps 30] [--together 8]
 
 Each walks twice and the second time counts, when Java has compiled what it runs. Observations and scores are compared;
 the package's differ from ours, and from its own in another run, where its order of things follows memory addresses.
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=len(_NAMES))
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--together", type=int, default=16)
+    parser.add_argument("--together", type=int, default=8)
     options = parser.parse_args()
     names = [*_NAMES, *(name for name in VARIATIONS if name not in _NAMES)][: options.tasks]
     tasks = [next(task for task in list_tasks("train") if task.task_type == name) for name in names]

@@ -128,6 +128,7 @@ def test_unknown_splits_and_tasks_are_told(environment: ScienceWorldEnvironment)
     for task_id in ("boyl/1", "boil", "boil/x", "boil/01", "boil/²", "boil/-1", ""):
         with pytest.raises(EnvError, match="is not a ScienceWorld task"):
             environment.reset(Task("scienceworld", "train", task_id, "boil"))
+    environment.reset(LIFE_SPAN)
     with pytest.raises(EnvError, match="train holds variations 0 to 13 of boil"):
         environment.reset(Task("scienceworld", "train", "boil/14", "boil"))
     with pytest.raises(EnvError, match="Call `reset"):
@@ -276,7 +277,8 @@ def test_an_engine_that_dies_is_replaced_and_its_episodes_go_on() -> None:
     calm.reset(BOIL)
     wanted = take(calm, plan)
     first, second = ScienceWorldEnvironment(), ScienceWorldEnvironment()
-    first.reset(BOIL), second.reset(BOIL)
+    for environment in (first, second):
+        environment.reset(BOIL)
     assert take(first, plan[:2]) == wanted[:2] and take(second, plan[:1]) == wanted[:1]
     killed = engine().pid
     os.kill(killed, signal.SIGKILL)
@@ -284,6 +286,19 @@ def test_an_engine_that_dies_is_replaced_and_its_episodes_go_on() -> None:
     assert engine().pid != killed
     os.kill(engine().pid, signal.SIGKILL)
     assert first.reset(BOIL) == calm.reset(BOIL)
+
+
+def test_an_engine_that_hangs_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verl_act.envs.scienceworld.server._CALL_SECONDS", 5.0)
+    engine().close()
+    environment = ScienceWorldEnvironment()
+    environment.reset(BOIL)
+    take(environment, ["open cupboard"])
+    hung = engine().pid
+    os.kill(hung, signal.SIGSTOP)
+    assert environment.step("pick up ceramic cup").observation == "You move the ceramic cup to the inventory."
+    assert not psutil.pid_exists(hung)
+    engine().close()  # the next one has its usual patience
 
 
 def test_an_engine_ends_with_its_process() -> None:

@@ -21,7 +21,7 @@ class ScienceWorldEnvironment:
     """Plays ScienceWorld's tasks; deterministic, so a task's seed is not used.
 
     `admissible_actions` are the engine's valid actions less those on objects that it does not understand where the
-    agent is (things in closed containers), and less `reset task`; up to some 1,500, on average 500. With
+    agent is (things in closed containers), and less `reset task`: about 100 to 4,000, on average 500. With
     `max_listed`, at most so many are listed: the kinds of action take turns, so that rare kinds are complete. What is
     not listed can be done all the same, and `admissible` is about all of them: true for any wording in which the
     engine understands a valid action, false for what it does not understand or what would change nothing (opening
@@ -64,14 +64,16 @@ class ScienceWorldEnvironment:
 
     def reset(self, task: Task) -> Observation:
         """Start `task`. Raises `EnvError` where it is unknown or cannot be played, `ConfigError` without Java."""
+        self._task = None  # after a failure, the last episode must not go on
         name, variation = name_and_variation(task)
         if not playable(name, self._simplification):
             raise EnvError(f"{task}: cannot be done with the simplification {self._simplification!r}.")
-        self._task, self._actions = task, []
+        self._actions = []
         try:
             self._load(name, variation)
         except EngineLost:
             self._load(name, variation)
+        self._task = task
         return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._listed())
 
     def step(self, action: str) -> StepResult:
@@ -150,7 +152,7 @@ class ScienceWorldEnvironment:
             raise EnvError(f"{self._task}: the engine died, and replaying {self._actions} gave another state.")
 
     def _playing(self) -> Game:
-        if self._game is None:
+        if self._game is None or self._task is None:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._game
 
