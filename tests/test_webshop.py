@@ -648,7 +648,7 @@ texts = st.lists(words, max_size=5).map(" ".join)
         product_category=st.lists(words, max_size=3).map(" › ".join),
         description=texts,
         attributes=st.lists(texts, max_size=3).map(tuple),
-        price=st.floats(0, 100),
+        price=st.floats(0, 100, allow_subnormal=False),
     ),
     goal=st.builds(
         goal,
