@@ -56,6 +56,7 @@ def collect_expert(
     """
     spec = get_env(env)
     settings = dict(env_settings or {})
+    spec.check_settings(settings)
     _check(spec, split, expert, limit)
     name = expert or next(iter(spec.experts))
     started = time.monotonic()

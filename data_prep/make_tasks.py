@@ -30,6 +30,7 @@ def make_tasks(
     """
     spec = get_env(env)
     settings = dict(env_settings or {})
+    spec.check_settings(settings)
     rows = []
     for split in splits:
         tasks = list(spec.tasks(split, **settings))

@@ -42,7 +42,9 @@ class Prober:
     _tasks: dict[tuple[str, str], Task] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._environment = get_env(self.env).make(**self.settings)
+        spec = get_env(self.env)
+        spec.check_settings(self.settings)
+        self._environment = spec.make(**self.settings)
 
     def close(self) -> None:
         self._environment.close()

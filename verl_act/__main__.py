@@ -6,14 +6,17 @@ imported when asked for, so that `--help` is quick.
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from verl_act.errors import ActError
+from verl_act.errors import ActError, ConfigError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,6 +33,16 @@ def _object(text: str, option: str) -> dict[str, Any]:
         raise typer.BadParameter(f"{option} is not JSON ({error}): {text}") from error
     if not isinstance(value, dict):
         raise typer.BadParameter(f'{option} must be a JSON object such as {{"key": 1}}, not {text}')
+    return value
+
+
+def _keywords(text: str, option: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """The JSON object `text` as keyword arguments of `function`, which must have them."""
+    value = _object(text, option)
+    known = [name for name, taken in inspect.signature(function).parameters.items() if taken.kind is taken.KEYWORD_ONLY]
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{option} has no key {key!r}; there are {', '.join(known)}.")
     return value
 
 
@@ -126,7 +139,7 @@ def build_pairs(
         trajectories,
         alternatives or (),
         _object(env_settings, "--env-settings"),
-        **_object(settings, "--settings"),
+        **_keywords(settings, "--settings", run),
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
 
@@ -167,7 +180,7 @@ def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") ->
     from verl_act.data_prep.make_embedded_model import EmbeddedModelSettings
     from verl_act.data_prep.make_embedded_model import make_embedded_model as run
 
-    run(out, trajectories, EmbeddedModelSettings(**_object(settings, "--settings")))
+    run(out, trajectories, EmbeddedModelSettings(**_keywords(settings, "--settings", EmbeddedModelSettings)))
 
 
 @app.command()
@@ -267,13 +280,27 @@ def chain(
         run_chain(loaded, out)
 
 
+_CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def main() -> None:
-    """Run the command line; an error that this package raises on purpose is one line, and status 2."""
+    """Run the command line; an error that this package raises on purpose is one line, and status 2.
+
+    So is a disk that takes no more, wherever it is met.
+    """
     try:
         app()
     except ActError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        message = f"{error.filename or 'output'}: could not be written: {error.strerror}. Free space, or choose another"
+        message += " folder; what was there before is unchanged."
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ running out of steps ends an episode without success.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from verl_act.errors import ConfigError
 from verl_act.schema import Context
 
 
@@ -115,6 +117,15 @@ class EnvSpec:
     tasks: Callable[..., Sequence[Task]]
     experts: dict[str, Callable[[], Expert]]
     splits: tuple[str, ...]
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` for a setting that `make` does not take."""
+        taken = inspect.signature(self.make).parameters
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+            return
+        for name in settings:
+            if name not in taken:
+                raise ConfigError(f"{self.name} has no setting {name!r}; it has {', '.join(taken)}.")
 
 
 __all__ = [

@@ -67,6 +67,7 @@ class EnvPool:
         self.step_timeout = step_timeout
         self.reset_timeout = reset_timeout
         self._arguments = (env, dict(env_settings or {}))
+        get_env(env).check_settings(self._arguments[1])
         self._num_cpus = num_cpus
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
         self._hosts = [_Host(self._starter(f"verl_act-env-{key}-{at}")) for at in range(actors)]

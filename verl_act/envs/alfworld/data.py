@@ -84,7 +84,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
             skipped["no game file"] += 1
         elif (task_type := _read_json(traj_path).get("task_type")) not in TASK_TYPES:
             skipped["other task type"] += 1
-        elif not _read_json(game).get("solvable"):
+        elif not _read_game(game)["solvable"]:
             skipped["unsolvable"] += 1
         else:
             tasks.append(Task(NAME, split, task_id, task_type))
@@ -100,8 +100,18 @@ def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any)
     return list_games(split, data).tasks
 
 
+def _read_game(path: Path) -> dict[str, Any]:
+    game = _read_json(path)
+    if missing := [key for key in ("pddl_problem", "solvable") if key not in game]:
+        raise DataError(f"{path}: has no {missing[0]!r}, so it is no game. Write or download it again.")
+    return game
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not a readable JSON file: {error}. Write or download its game again.") from error
+    return content

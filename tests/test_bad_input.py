@@ -1,0 +1,198 @@
+"""What a user gets for bad input on the command line: one sentence, status 2, and nothing half-written.
+
+Each command runs as its own process, as a user would run it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.schema import PAIR, TRAJECTORY, read_steps, write_rows
+
+
+def run(*arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m verl_act ARGUMENTS`; `largest_file` (bytes) stands for a disk that is full."""
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    command = [sys.executable, "-m", "verl_act", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=120)
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Status 2, and as the last line one error that has `words`."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    for word in words:
+        assert word in message
+
+
+@pytest.fixture(scope="module")
+def expert(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad_input") / "expert"
+    collect_expert(folder, "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+    return folder
+
+
+def collect(games: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    settings = json.dumps({"data": str(games)})
+    return run("collect-expert", "--out", out, "--env-settings", settings, *more, "alfworld", "train")
+
+
+def damaged_games(games: Path, folder: Path, name: str, damage: Callable[[Path], object]) -> Path:
+    """A copy of two games; the file `name` of the first is damaged."""
+    copy = folder / "games"
+    split = copy / "json_2.1.1" / "train"
+    split.mkdir(parents=True)
+    for number, game in enumerate(sorted(path.parent for path in games.rglob("train/**/game.tw-pddl"))[:2]):
+        target = split / game.parent.name / game.name
+        target.mkdir(parents=True)
+        for file in game.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        if not number:
+            damage(target / name)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:500]), id="truncated"),
+        pytest.param(lambda path: path.write_text("{}"), id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"\x00\xff" * 100), id="binary"),
+    ],
+)
+def test_a_corrupt_game_is_named(damage: Callable[[Path], object], games: Path, tmp_path: Path) -> None:
+    copy = damaged_games(games, tmp_path, "game.tw-pddl", damage)
+    refused(collect(copy, tmp_path / "out"), "game.tw-pddl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_games_are_named(tmp_path: Path) -> None:
+    refused(collect(tmp_path / "nowhere", tmp_path / "out"), "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["build-pairs", "check-pairs", "sample-alternatives"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lambda path, whole: None, ["no such file"], id="missing"),
+        pytest.param(lambda path, whole: path.write_bytes(whole[:2000]), [], id="truncated"),
+        pytest.param(lambda path, whole: path.write_text("a,b\n1,2\n"), [], id="csv"),
+        pytest.param(
+            lambda path, whole: pq.write_table(pq.read_table(path.with_name("whole")).drop(["observation"]), path),
+            ["observation"],
+            id="without a column",
+        ),
+    ],
+)
+def test_a_bad_table_is_named(
+    command: str, spoil: Callable[[Path, bytes], object], words: list[str], expert: Path, tmp_path: Path
+) -> None:
+    whole = (expert / "trajectories.parquet").read_bytes()
+    (tmp_path / "whole").write_bytes(whole)
+    table = tmp_path / "table.parquet"
+    spoil(table, whole)
+    option = "--pairs" if command == "check-pairs" else "--trajectories"
+    out = [] if command == "check-pairs" else ["--out", tmp_path / "out"]
+    more: list[object] = {
+        "build-pairs": ["--settings", '{"source": "admissible"}'],
+        "sample-alternatives": ["--model", tmp_path],
+    }.get(command, [])
+    # An audit refuses a file that never was one of pairs before it looks at columns.
+    expected = [word for word in words if command != "check-pairs" or word != "observation"]
+    refused(run(command, *out, *more, option, table), "table.parquet", *expected)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_tokenizer_is_named(expert: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}))
+    result = run(
+        *("sample-alternatives", "--out", tmp_path / "out", "--model", model),
+        *("--trajectories", expert / "trajectories.parquet"),
+    )
+    refused(result, str(model), "tokenizer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_path: Path) -> None:
+    """Only states that allow no judgement, and only judgements that can be made are asked for."""
+    steps = [step for step in read_steps([expert / "trajectories.parquet"]) if not step.inferable]
+    write_rows(tmp_path / "unknowable.parquet", [step.to_row() for step in steps], TRAJECTORY)
+    result = run(
+        *("build-pairs", "--out", tmp_path / "out", "--trajectories", tmp_path / "unknowable.parquet"),
+        *("--env-settings", json.dumps({"data": str(games)})),
+        *("--settings", json.dumps({"source": "admissible", "inferable_only": True})),
+    )
+    refused(result, "unknowable.parquet", "no pair is left")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["collect-expert", "--out", "OUT", "--env-settings", '{"dta": 1}', "alfworld", "train"],
+        ["build-pairs", "--out", "OUT", "--trajectories", "TABLE", "--settings", '{"margin": 1}'],
+        ["make-games", "--out", "OUT", "--counts", '{"trian": 3}'],
+        ["chain", "alfworld/quickstart", "--out", "OUT", "critics.config=[]"],
+        ["chain", "alfworld/quickstrat", "--out", "OUT"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_unknown_key_is_named(arguments: list[str], expert: Path, tmp_path: Path) -> None:
+    places = {"OUT": tmp_path / "out", "TABLE": expert / "trajectories.parquet"}
+    wrong = {"dta", "margin", "trian", "critics", "alfworld/quickstrat"}
+    result = run(*(places.get(word, word) for word in arguments))
+    refused(result, next(word for word in wrong if any(word in argument for argument in arguments)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(games: Path, expert: Path, tmp_path: Path) -> None:
+    settings = json.dumps({"data": str(games)})
+    table = expert / "trajectories.parquet"
+    commands = {
+        "games": ["make-games", "--counts", '{"train": 6}'],
+        "expert": ["collect-expert", "--env-settings", settings, "alfworld", "train"],
+        "pairs": [
+            *("build-pairs", "--trajectories", table, "--env-settings", settings),
+            *("--settings", '{"source": "admissible"}'),
+        ],
+        "tasks": ["make-tasks", "--splits", "train", "--env-settings", settings, "alfworld"],
+    }
+    for name, (command, *options) in commands.items():
+        out = tmp_path / name
+        out.mkdir()
+        (out / "before").write_text("mine")
+        refused(run(command, "--out", out, *options, largest_file=500), "could not be written")
+        assert [path.name for path in out.iterdir()] == ["before"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(commands)
+
+
+def test_a_folder_that_may_not_be_written_is_named(games: Path, tmp_path: Path) -> None:
+    """A file stands where the folder should go."""
+    (tmp_path / "file").write_text("mine")
+    result = collect(games, tmp_path / "file" / "out")
+    refused(result, "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_empty_pairs_are_refused_by_the_audit(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.parquet", [], PAIR)
+    result = run("check-pairs", "--pairs", tmp_path / "pairs.parquet")
+    refused(result, "pairs.parquet")
