@@ -311,7 +311,7 @@ def _optimizer(model: Any, settings: EmbeddedModelSettings) -> Any:
             # The groups are the parts' own, so that a learning rate set here is theirs.
             super().__init__([group for part in parts for group in part.param_groups], {})
 
-        def step(self, closure: None = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             for part in parts:
                 part.step()
 
