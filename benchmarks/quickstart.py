@@ -1,0 +1,82 @@
+"""The quickstart as a whole: seconds of every stage, and the most memory that all of its processes held together.
+
+    python benchmarks/quickstart.py runs/quickstart-timed
+
+Runs the chain into a folder that must not exist yet, on a machine that should do nothing else (the load before the
+start is noted). Memory is the proportional set size, in which a page that processes share counts once. Further
+arguments change the recipe. Writes `benchmarks/results/quickstart.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS_BETWEEN_SAMPLES = 2.0
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes that the process and everything it started hold now."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
+
+
+def stages(run: Path) -> dict[str, float]:
+    """Seconds of every stage, in the order they ended."""
+    marks = sorted((run / ".done").glob("*/manifest.json"), key=lambda mark: mark.stat().st_mtime)
+    return {mark.parent.name: json.loads(mark.read_text())["seconds"] for mark in marks}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--recipe", default="alfworld/quickstart")
+    arguments, changes = parser.parse_known_args()
+    if arguments.run.exists():
+        parser.error(f"{arguments.run} is there already; its finished stages would be skipped, not measured")
+    load = os.getloadavg()[0]
+    started = time.monotonic()
+    command = [sys.executable, "-m", "verl_act", "chain", arguments.recipe, "--out", str(arguments.run), *changes]
+    process = psutil.Popen(command)
+    most, during = 0, "start"
+    while process.poll() is None:
+        held = memory(process)
+        if held > most:
+            most, during = held, next(reversed(stages(arguments.run)), "start")
+        time.sleep(SECONDS_BETWEEN_SAMPLES)
+    if process.returncode:
+        raise SystemExit(f"the chain ended with status {process.returncode}; nothing was written")
+    figures = {
+        "recipe": arguments.recipe,
+        "changes": changes,
+        "cores": os.cpu_count(),
+        "load_before": round(load, 2),
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_gib": round(most / 2**30, 2),
+        "peak_memory_after_stage": during,
+        "stages": stages(arguments.run),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
+    }
+    for name, seconds in figures["stages"].items():
+        print(f"{name:24} {seconds:7.1f} s")
+    print(f"{'all':24} {figures['seconds']:7.1f} s, at most {figures['peak_memory_gib']} GiB")
+    (RESULTS / f"{arguments.recipe.split('/')[-1]}.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
