@@ -73,7 +73,8 @@ def test_compact_asks_both_questions_about_the_same_text() -> None:
     template, context = get_template("compact"), make_context()
     action = _text(template.action_messages(context)).splitlines()
     choice = _text(template.choice_messages(context, CANDIDATES)).splitlines()
-    assert action[:-2] == choice[:-1]
+    assert action[:-1] == choice[:-1]
+    assert choice[-1] == f"pick : {' | '.join(CANDIDATES)}"
     assert len(template.action_messages(context)) == 1
 
 

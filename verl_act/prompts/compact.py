@@ -15,9 +15,12 @@ from verl_act.schema import Context
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactTemplate(Template):
-    """`admissible_in_choice` lists the admissible actions in choices too; off by default, to save tokens."""
+    """`admissible_in_choice` lists the admissible actions in choices too, as action prompts do.
 
-    admissible_in_choice: bool = False
+    A small model learns to act by looking through that list, and judges far better with it than without.
+    """
+
+    admissible_in_choice: bool = True
 
     def action_messages(self, context: Context) -> list[Message]:
         return _user(*self._context(context), _can(context.admissible_actions), "act :")
