@@ -5,12 +5,16 @@
 
 `act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours; on held-out rows `/<split>` follows, and
 `/not_inferable` where the label does not follow from the prompt. Every other source goes to verl's
-`default_compute_score`, so that batches can mix our rows with verl's own data sets.
+`default_compute_score`, or to a reward function of yours, so that batches can mix our rows with any others:
+
+    reward.custom_reward_function.reward_kwargs.other={path: my_reward.py, name: compute_score}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from verl_act.errors import ConfigError, DataError
@@ -26,16 +30,28 @@ def compute_score(
     acc: float = 1.0,
     adm: float = 0.1,
     fmt: float = -0.5,
-    **verl_options: Any,
+    other: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> dict[str, float]:
     """Score one reply; returns the keys of `tiers.KEYS`, and for an episode its figures too.
 
-    `acc`, `adm` and `fmt` are set by `reward.custom_reward_function.reward_kwargs`. `verl_options` go to verl's
-    function only (with a custom function verl does not pass its sandbox settings: name them in `reward_kwargs` too).
-    Raises `ConfigError` on an `act/` source of unknown kind.
+    `acc`, `adm`, `fmt` and `other` are set by `reward.custom_reward_function.reward_kwargs`. `other` is the `path` and
+    `name` of the reward function of all rows that are not ours, as verl's own configuration would give them. It, or
+    verl's, gets the further `options` (with a custom function verl does not pass its sandbox settings: name them in
+    `reward_kwargs` too). Raises `ConfigError` on an `act/` source of unknown kind, and on an `other` that cannot be
+    called.
     """
     if not data_source.startswith("act/"):
-        return _verl(data_source, solution_str, ground_truth, extra_info, verl_options)
+        function = _other(**other) if other else _verl()
+        return _as_ours(
+            function(
+                data_source=data_source,
+                solution_str=solution_str,
+                ground_truth=ground_truth,
+                extra_info=extra_info,
+                **options,
+            )
+        )
     kind = next(iter(data_source.split("/")[2:]), "")
     if kind == "choice":
         return choice.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
@@ -61,18 +77,30 @@ def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str
     return {**figures, **tiers.neither(), "score": float(outcome["episode_reward"]), "acc": figures["success"]}
 
 
-def _verl(
-    data_source: str,
-    solution_str: str,
-    ground_truth: Any,
-    extra_info: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-) -> dict[str, float]:
+def _verl() -> Callable[..., Any]:
     from verl.utils.reward_score import default_compute_score
 
-    result = default_compute_score(data_source, solution_str, ground_truth, extra_info, **options)
+    return default_compute_score
+
+
+@lru_cache(maxsize=4)
+def _other(path: str = "", name: str = "compute_score") -> Callable[..., Any]:
+    from verl.utils.import_utils import load_extern_object
+
+    where = f"reward.custom_reward_function.reward_kwargs.other is {name!r} of {path!r}"
+    try:
+        function = load_extern_object(module_path=path, object_name=name)
+    except (OSError, AttributeError, ImportError, AssertionError, RuntimeError) as error:
+        raise ConfigError(f"{where}, which cannot be loaded: {error}.") from error
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{where}; it must be an ordinary function (not async) with verl's signature.")
+    return function
+
+
+def _as_ours(result: Any) -> dict[str, float]:
+    """A foreign reward with our keys."""
     if not isinstance(result, Mapping):
         return {**tiers.neither(), "score": float(result), "acc": float(result)}
-    # Some of verl's functions add keys, strings among them (`pred`), which other rows of the batch would not have.
+    # Some functions add keys, strings among them (`pred`), which other rows of the batch would not have.
     score = float(result["score"])
     return {**tiers.neither(), "score": score, "acc": float(result.get("acc", score))}

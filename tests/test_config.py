@@ -21,11 +21,14 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config import RolloutConfig
 
 import verl_act
 from verl_act.chain import check, load_recipe
 from verl_act.chain.recipe import RECIPES
 from verl_act.chain.stages import stages
+from verl_act.data.mixture import MixtureSettings
 from verl_act.data.settings import ActSettings
 from verl_act.rollout.settings import EpisodeSettings
 
@@ -78,6 +81,7 @@ def _unknown_of_ours(block: dict[str, Any]) -> Iterator[str]:
     for name, settings, keys in (
         ("act", ActSettings, block),
         ("act.episode", EpisodeSettings, block.get("episode", {})),
+        ("act.mix", MixtureSettings, block.get("mix", {})),
     ):
         known = {field.name for field in fields(settings)}
         yield from (f"data.{name}.{key}" for key in keys if key not in known)
@@ -110,9 +114,34 @@ def test_every_stage_composes_on_verls_configuration(stage: str, device: str | N
     assert not unknown_keys(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
 
 
+def test_mixing_changes_nothing_but_rows_and_reward() -> None:
+    plain, mixed = composed(), composed("+act=mix", "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent")
+    assert ActSettings.from_config(mixed.data) == ActSettings(default_agent="tool_agent")
+    mixed.actor_rollout_ref.rollout.agent.default_agent_loop = "single_turn_agent"
+    del mixed.data.act
+    for key in ("custom_cls", "return_raw_chat"):
+        mixed.data[key] = plain.data[key]
+    mixed.reward.custom_reward_function = plain.reward.custom_reward_function
+    assert mixed == plain
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "mix"])
+def test_sglang_by_configuration(stage: str) -> None:
+    """Composition only: no SGLang is installed here, and none of our code knows the engine's name."""
+    config = composed(f"+act={stage}", "actor_rollout_ref.rollout.name=sglang")
+    assert config.actor_rollout_ref.rollout.name == "sglang"
+    assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.rollout), RolloutConfig)
+
+
 def test_the_stages_cover_every_group_file() -> None:
     """A new file is added to the lists above, or it is not tested."""
-    listed = {"act/_base.yaml", "act/device/cpu.yaml", *(f"act/{stage}.yaml" for stage in STAGES)}
+    listed = {
+        "act/_base.yaml",
+        "act/_rows.yaml",
+        "act/mix.yaml",
+        "act/device/cpu.yaml",
+        *(f"act/{stage}.yaml" for stage in STAGES),
+    }
     assert set(GROUP_FILES) == listed
 
 
@@ -131,6 +160,7 @@ def test_a_group_file_uses_only_known_keys(name: str) -> None:
         ("actor_rollout_ref.actor.fsdp_config.mixed_precision", "actor_rollout_ref.actor.fsdp_config.mixedprecision"),
         ("data.act.history_length", "data.act.history"),
         ("data.act.episode.max_turns", "data.act.episode.max_turn"),
+        ("data.act.mix.weights", "data.act.mix.weight"),
         ("ray_kwargs.ray_init.num_gpus", "ray_kwargs.ray_init.gpus"),
         ("reward.custom_reward_function.path", "reward.custom_reward_functions.path"),
     ],

@@ -113,6 +113,25 @@ def test_rows_that_cannot_be_scored_say_why() -> None:
         compute_score("no/such/source", "", "", {})
 
 
+def test_rows_that_are_not_ours_can_keep_a_reward_of_yours(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def score(data_source, solution_str, ground_truth, extra_info=None, scale=1):\n"
+        "    return {'score': scale * len(solution_str), 'pred': solution_str}\n"
+        "async def later(**row): ...\n"
+    )
+    mine = {"path": str(path), "name": "score"}
+    score = compute_score("my/source", "four", "", {}, other=mine, scale=2)
+    assert score == {"score": 8.0, "acc": 8.0, "adm": 0.0, "fmt": 0.0}
+    info = {"candidates": ["look", EXPERT], "admissible_actions": ["look"]}
+    assert compute_score("act/e/choice", "<action>2</action>", EXPERT, info, other=mine)["score"] == 1.0
+    for wrong in ({"path": str(path), "name": "other"}, {"path": "no/such.py", "name": "score"}):
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            compute_score("my/source", "", "", {}, other=wrong)
+    with pytest.raises(ConfigError, match="not async"):
+        compute_score("my/source", "", "", {}, other={"path": str(path), "name": "later"})
+
+
 def test_scoring_our_rows_imports_neither_torch_nor_verl() -> None:
     program = (
         "import sys; from verl_act.reward_fns.route import compute_score as score;"

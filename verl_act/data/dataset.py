@@ -22,6 +22,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.fs import copy_to_local
 
 from verl_act.data.length import PromptLimit
+from verl_act.data.mixture import mix
 from verl_act.data.order import expert_first
 from verl_act.data.settings import ActSettings, Order
 from verl_act.data.sources import PairSource, Source, TaskSource, open_source
@@ -91,6 +92,8 @@ class ActDataset(Dataset):
         self._limit_prompts(config)
         if not len(self):
             raise DataError(f"{', '.join(files)}: no row is left; the log above says what was left out.")
+        if self.settings.mix.weights and files == _train_files(config):
+            self._entries = self._mixed(files, config)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -149,6 +152,15 @@ class ActDataset(Dataset):
             tables.append(table)
         return np.concatenate(tables)
 
+    def _mixed(self, files: list[str], config: Any) -> np.ndarray:
+        """The entries in the ratio of `data.act.mix`."""
+        rows = [np.flatnonzero(self._entries["source"] == place) for place in range(len(files))]
+        empty = [path for path, found in zip(files, rows, strict=True) if not len(found)]
+        if empty:
+            raise DataError(f"{empty[0]}: no row is left to mix; the log above says what was left out.")
+        places = mix([len(found) for found in rows], self.settings.mix, config["train_batch_size"], self.settings.seed)
+        return self._entries[[rows[file][row] for file, row in places]]
+
     def _limit_prompts(self, config: Any) -> None:
         options = config.get("apply_chat_template_kwargs") or {}
         limit = PromptLimit(config.get("max_prompt_length", 1024), self._tokenizer, options)
@@ -192,6 +204,12 @@ class ActDataset(Dataset):
         return (
             f"{source.path}: pair {facts['pair_id']}" if "pair_id" in facts else f"{source.path}: {facts['state_id']}"
         )
+
+
+def _train_files(config: Any) -> list[str]:
+    """verl gives a dataset its files, but not whether they are those to train on."""
+    files = config.get("train_files") or []
+    return [files] if isinstance(files, str) else list(files)
 
 
 def _drawn(total: int, kept: int, config: Any) -> np.ndarray:

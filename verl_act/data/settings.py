@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_act.data.mixture import MixtureSettings
 from verl_act.errors import ConfigError
 from verl_act.prompts import Template, get_template
 from verl_act.rollout.settings import EpisodeSettings
@@ -41,6 +42,8 @@ class ActSettings:
     """Leave out pairs and steps whose label cannot be told from the prompt."""
     default_agent: str = "single_turn_agent"
     """The agent loop of rows from verl's own data sets that name none."""
+    mix: MixtureSettings = field(default_factory=MixtureSettings)
+    """The training files in a fixed ratio; validation is never mixed."""
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)
     """Live episodes: limits, reward, environment pool."""
 
@@ -64,6 +67,8 @@ class ActSettings:
         try:
             if "episode" in keys:
                 keys["episode"] = EpisodeSettings(**_checked(keys["episode"], EpisodeSettings, "data.act.episode"))
+            if "mix" in keys:
+                keys["mix"] = MixtureSettings(**_checked(keys["mix"], MixtureSettings, "data.act.mix"))
             if "order" in keys:
                 keys["order"] = Order(keys["order"])
         except ConfigError:

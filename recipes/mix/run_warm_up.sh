@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# ACT as a warm-up of a run that you have: the critic stage, then your own command with nothing changed but its model.
+#   MODEL=Qwen/Qwen3-8B PAIRS=pairs/train/pairs.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet OUT=runs/warm_up \
+#   recipes/mix/run_warm_up.sh [KEY=VALUE of the critic stage ...] -- python3 -m verl.trainer.main_ppo ... YOUR COMMAND
+# Started again, the warm-up goes on from its last checkpoint.
+set -euo pipefail
+
+critic=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do critic+=("$1"); shift; done
+[ $# -gt 1 ] || { echo "run_warm_up.sh: give your own command after --" >&2; exit 2; }
+shift
+
+"${PYTHON:-python3}" -m verl.trainer.main_ppo \
+    +act=critic \
+    data.train_files="$PAIRS" \
+    data.val_files="$PAIRS_VAL" \
+    actor_rollout_ref.model.path="$MODEL" \
+    trainer.default_local_dir="$OUT/checkpoints" \
+    trainer.experiment_name=warm_up \
+    trainer.save_freq=50 \
+    "${critic[@]}"
+
+step=$(cat "$OUT/checkpoints/latest_checkpointed_iteration.txt")
+exec "$@" actor_rollout_ref.model.path="$OUT/checkpoints/global_step_$step/actor/huggingface"
