@@ -68,7 +68,7 @@ class Engine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.tokenizer = load_tokenizer(settings.model)
+        self.tokenizer = load_tokenizer(settings.model, bool(settings.extra.get("trust_remote_code", False)))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -149,14 +149,17 @@ def _exit_in_order_when_terminated() -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def load_tokenizer(model: str) -> Any:
-    """The model's tokenizer. Raises `ConfigError` where the folder has none, or no chat template."""
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer; code that comes with the model is run only where the caller says so.
+
+    Raises `ConfigError` where the folder has none, or no chat template.
+    """
     from transformers import AutoTokenizer
 
     if Path(model).is_absolute() and not Path(model, "config.json").is_file():
         raise ConfigError(f"{model}: no model here (config.json is missing). Give a Hugging Face folder or model id.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{model}: has no tokenizer that can be read ({error}). Copy tokenizer.json and tokenizer_config.json "

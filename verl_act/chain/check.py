@@ -84,7 +84,8 @@ def _device(recipe: Recipe) -> str:
 
 
 def _model(recipe: Recipe) -> str:
-    return f"{recipe.model_path} ({len(load_tokenizer(recipe.model_path))} tokens)"
+    tokenizer = load_tokenizer(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
+    return f"{recipe.model_path} ({len(tokenizer)} tokens)"
 
 
 def _data(recipe: Recipe) -> str:

@@ -29,7 +29,7 @@ from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import as_plain_text, control_tokens
+from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ COLUMNS = (
 """The keys of every row, whatever its file: verl collates the rows of a batch key by key."""
 
 _ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("expert_first", np.bool_), ("order_is_drawn", np.bool_)])
-_TAGS = ("<action>", "</action>", "<think>", "</think>")
 _LONGEST_CHECKED = 8
 # verl wants at least one tensor in a batch.
 _DUMMY = torch.zeros(1, dtype=torch.uint8)
@@ -220,7 +219,7 @@ def _drawn(total: int, kept: int, config: Any) -> np.ndarray:
 
 
 def _require_plain_tags(tokenizer: Any) -> None:
-    special = [tag for tag in _TAGS if tag in control_tokens(tokenizer)]
+    special = [tag for tag in OWN_TAGS if tag in control_tokens(tokenizer)]
     if special:
         raise ConfigError(
             f"the tokenizer holds {special[0]!r} as a special token, which verl cuts out of a reply before scoring it. "

@@ -68,8 +68,8 @@ def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: 
     units = settings.units()
     if len(units) != len(sizes):
         raise ConfigError(
-            f"data.act.mix.weights has {len(units)} numbers for the {len(sizes)} files of data.train_files; give one for "
-            "each."
+            f"data.act.mix.weights has {len(units)} numbers for the {len(sizes)} files of data.train_files; "
+            "give one for each."
         )
     # The shortest epoch in this ratio and in whole batches, and how many of it each file asks for.
     shortest = math.lcm(sum(units), batch_size) // sum(units)
