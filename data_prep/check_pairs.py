@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from verl_act.data.order import expert_first
+from verl_act.data.order import expert_positions
 from verl_act.data_prep import giveaways
 from verl_act.errors import ConfigError, DataError
 from verl_act.parse import match_action, normalise
@@ -120,12 +120,16 @@ _Rule = Callable[[Pair], bool]
 _RULES: tuple[tuple[str, _Rule, str], ...] = (
     (
         "same action",
-        lambda pair: normalise(pair.expert_action) == normalise(pair.alternative_action),
-        "no alternative equals the expert's action",
+        lambda pair: len({*map(normalise, (pair.expert_action, *pair.alternatives))}) <= len(pair.alternatives),
+        "no alternative equals the expert's action or another alternative",
     ),
     (
         "expert's action admissible",
-        lambda pair: match_action(pair.expert_action, pair.context.admissible_actions) is None,
+        # Where nothing is admissible, the list is not known.
+        lambda pair: (
+            bool(pair.context.admissible_actions)
+            and match_action(pair.expert_action, pair.context.admissible_actions) is None
+        ),
         "every expert action is in its state's list",
     ),
     (
@@ -138,7 +142,7 @@ _RULES: tuple[tuple[str, _Rule, str], ...] = (
     ),
     (
         "pair id",
-        lambda pair: pair.pair_id != pair_id(pair.state_id, pair.expert_action, pair.alternative_action),
+        lambda pair: pair.pair_id != pair_id(pair.state_id, pair.expert_action, *pair.alternatives),
         "every id is that of its content",
     ),
     ("margin", lambda pair: pair.margin is not None and pair.margin <= 0, "no alternative is as good as the expert's"),
@@ -164,10 +168,10 @@ def _each(pairs: Sequence[Pair]) -> list[Finding]:
 
 
 def _repeats(pairs: Iterable[Pair]) -> Finding:
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     repeated = []
     for pair in pairs:
-        key = (pair.state_id, normalise(pair.alternative_action))
+        key = (pair.state_id, *sorted(map(normalise, pair.alternatives)))
         if key in seen:
             repeated.append(f"{pair.alternative_action!r} at state {pair.state_id}")
         seen.add(key)
@@ -175,10 +179,12 @@ def _repeats(pairs: Iterable[Pair]) -> Finding:
 
 
 def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditBounds) -> Finding:
-    """The share of `order: hash`. One pair more or less on a side is no imbalance."""
-    share = float(expert_first([pair.pair_id for pair in pairs], seed).mean())
+    """The share of `order: hash`. One pair more or less, of each number of candidates, is no imbalance."""
+    counts = [1 + len(pair.alternatives) for pair in pairs]
+    share = float((expert_positions([pair.pair_id for pair in pairs], counts, seed) == 0).mean())
+    fair = sum(1 / count for count in counts) / len(pairs)
     text = f"the expert's action is shown first in {share:.1%} of rows"
-    off = abs(share - 0.5) > max(bounds.imbalance, 0.5 / len(pairs))
+    off = abs(share - fair) > max(bounds.imbalance, len(set(counts)) / len(pairs))
     return Finding("position", "error" if off else "ok", text)
 
 

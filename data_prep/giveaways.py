@@ -16,19 +16,20 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def accuracy(pairs: Sequence[Pair], value: Callable[[str], float]) -> float:
-    """How often the expert's action has the higher `value`; a tie counts as half."""
-    gains = [value(pair.expert_action) - value(pair.alternative_action) for pair in pairs]
-    return sum(1.0 if gain > 0 else 0.5 if gain == 0 else 0.0 for gain in gains) / len(pairs)
+    """How often the expert's action has a higher `value` than an alternative; a tie counts as half."""
+    gains = [value(pair.expert_action) - value(other) for pair in pairs for other in pair.alternatives]
+    return sum(1.0 if gain > 0 else 0.5 if gain == 0 else 0.0 for gain in gains) / len(gains)
 
 
 def best_verb(pairs: Sequence[Pair]) -> tuple[str, float]:
     """The verb that tells most if one always prefers, or always avoids, actions that begin with it; its accuracy."""
     lead: Counter[str] = Counter()
-    for pair in pairs:
-        lead[verb(pair.expert_action)] += 1
-        lead[verb(pair.alternative_action)] -= 1
+    compared = [(pair.expert_action, other) for pair in pairs for other in pair.alternatives]
+    for expert, other in compared:
+        lead[verb(expert)] += 1
+        lead[verb(other)] -= 1
     name = max(sorted(lead), key=lambda name: abs(lead[name]))
-    return name, 0.5 + abs(lead[name]) / (2 * len(pairs))
+    return name, 0.5 + abs(lead[name]) / (2 * len(compared))
 
 
 def label_word(pair: Pair, template: Template) -> str | None:
@@ -36,7 +37,7 @@ def label_word(pair: Pair, template: Template) -> str | None:
     introduced = _template_words(template) & set(LABEL_WORDS)
     if introduced:
         return min(introduced)
-    spoken = {word for action in (pair.expert_action, pair.alternative_action) for word in _words(action)}
+    spoken = {word for action in (pair.expert_action, *pair.alternatives) for word in _words(action)}
     named = spoken & set(LABEL_WORDS)
     if not named:
         return None

@@ -15,7 +15,7 @@ from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn, get_dataset_class
 
 from verl_act.data.dataset import COLUMNS, ActDataset
-from verl_act.data.order import expert_first
+from verl_act.data.order import expert_positions
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import get_template
 from verl_act.reward_fns.route import compute_score
@@ -157,10 +157,10 @@ def test_hash_order_is_balanced_exactly(files: dict[str, str], seed: int) -> Non
 
 def test_order_depends_on_pair_and_seed_only() -> None:
     ids = [make_pair(number).pair_id for number in range(1000)]
-    first = dict(zip(ids, expert_first(ids, seed=1), strict=True))
+    first = dict(zip(ids, expert_positions(ids, [2] * len(ids), seed=1), strict=True))
     backwards = ids[::-1]
-    assert first == dict(zip(backwards, expert_first(backwards, seed=1), strict=True))
-    other = dict(zip(ids, expert_first(ids, seed=2), strict=True))
+    assert first == dict(zip(backwards, expert_positions(backwards, [2] * len(ids), seed=1), strict=True))
+    other = dict(zip(ids, expert_positions(ids, [2] * len(ids), seed=2), strict=True))
     assert 400 < sum(first[pair] == other[pair] for pair in ids) < 600
 
 

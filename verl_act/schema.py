@@ -130,10 +130,10 @@ class Alternatives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(_ContextRecord):
-    """An expert action and an alternative at the same state (paper section 3, D_critic).
+    """An expert action and an alternative at the same state (paper section 3, D_critic), or several alternatives.
 
     `margin` is the remaining plan length after the alternative minus that after the expert's action: positive means
-    that the expert's is better. None where the environment has no planner.
+    that the expert's is better; the smallest, where there are several. None where the environment has no planner.
     """
 
     pair_id: str
@@ -145,6 +145,8 @@ class Pair(_ContextRecord):
     step: int
     expert_action: str
     alternative_action: str
+    further_alternatives: tuple[str, ...] = ()
+    """Shown in the same question. Files from before this column have none."""
     alternative_source: str
     """`policy` (sampled from `model`) or `admissible` (a random admissible action)."""
     alternative_admissible: bool
@@ -153,10 +155,24 @@ class Pair(_ContextRecord):
     margin: int | None
     inferable: bool
 
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """All that stand against the expert's action: one in a pair, more in a choice of several."""
+        return (self.alternative_action, *self.further_alternatives)
 
-def pair_id(state_id: str, expert_action: str, alternative_action: str) -> str:
-    """A stable 16-digit id: the same three texts give the same id on every machine."""
-    digest = hashlib.sha256("\x1f".join((state_id, expert_action, alternative_action)).encode())
+    def to_row(self) -> dict[str, Any]:
+        row = super(Pair, self).to_row()  # the class with slots is not the one that `super()` would look in
+        return {**row, "further_alternatives": list(self.further_alternatives)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        further = row.get("further_alternatives")
+        return super(Pair, cls).from_row({**row, "further_alternatives": tuple(() if further is None else further)})
+
+
+def pair_id(state_id: str, expert_action: str, *alternatives: str) -> str:
+    """A stable 16-digit id: the same texts give the same id on every machine."""
+    digest = hashlib.sha256("\x1f".join((state_id, expert_action, *alternatives)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -183,6 +199,9 @@ def _columns(name: str, version: int, *columns: pa.Field) -> pa.Schema:
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
+
+_ADDED_LATER = {"verl_act.added": "later"}
+"""Marks a nullable column that files of the same version may lack."""
 
 _TASK_COLUMNS = [_required(name, pa.string()) for name in ("env", "split", "task_id", "task_type")]
 
@@ -223,6 +242,7 @@ PAIR = _columns(
     *_CONTEXT_COLUMNS,
     _required("expert_action", pa.string()),
     _required("alternative_action", pa.string()),
+    pa.field("further_alternatives", pa.list_(pa.string()), metadata=_ADDED_LATER),
     _required("alternative_source", pa.string()),
     _required("alternative_admissible", pa.bool_()),
     _required("model", pa.string()),
@@ -286,10 +306,16 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
                 f"{path}: holds {schema_name(found)} rows where {schema_name(schema)} is needed. "
                 "Pass the file that the stage before this one wrote, or write it again with this version."
             )
-        missing = [name for name in schema.names if name not in found.names]
-        if missing:
-            raise DataError(f"{path}: column {missing[0]!r} is missing ({schema_name(schema)} needs {schema.names}).")
-        table = pq.read_table(path, columns=schema.names)
+        missing = [column for column in schema if column.name not in found.names]
+        for column in missing:
+            if not column.metadata:
+                raise DataError(
+                    f"{path}: column {column.name!r} is missing ({schema_name(schema)} needs {schema.names})."
+                )
+        table = pq.read_table(path, columns=[name for name in schema.names if name in found.names])
+        for column in missing:
+            nulls = pa.nulls(table.num_rows, column.type)
+            table = table.add_column(schema.get_field_index(column.name), column, nulls)
         _refuse_nulls(path, table, schema)
         table = table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:

@@ -23,7 +23,7 @@ from verl.utils.fs import copy_to_local
 
 from verl_act.data.length import PromptLimit
 from verl_act.data.mixture import mix
-from verl_act.data.order import expert_first
+from verl_act.data.order import expert_positions
 from verl_act.data.settings import ActSettings, Order
 from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
@@ -46,7 +46,7 @@ COLUMNS = (
 )
 """The keys of every row, whatever its file: verl collates the rows of a batch key by key."""
 
-_ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("expert_first", np.bool_), ("order_is_drawn", np.bool_)])
+_ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("position", np.int64), ("order_is_drawn", np.bool_)])
 _LONGEST_CHECKED = 8
 # verl wants at least one tensor in a batch.
 _DUMMY = torch.zeros(1, dtype=torch.uint8)
@@ -103,7 +103,7 @@ class ActDataset(Dataset):
         number = int(index)
         entry = self._entries[number]
         source = self._sources[entry["source"]]
-        row = source.row(int(entry["row"]), bool(entry["expert_first"]))
+        row = source.row(int(entry["row"]), int(entry["position"]))
         if isinstance(source, Source):
             row["raw_prompt"] = as_plain_text(row["raw_prompt"], self._tokenizer)
             row["extra_info"]["index"] = number
@@ -114,13 +114,16 @@ class ActDataset(Dataset):
         return {name: row[name] for name in COLUMNS}
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn each pair's order round with every epoch (`order: hash`); the first epoch is 0."""
-        pair_ids = {
-            place: source.pair_ids for place, source in enumerate(self._sources) if isinstance(source, PairSource)
+        """Show each pair's expert action in the next place with every epoch (`order: hash`); the first epoch is 0."""
+        known = {
+            place: (source.pair_ids, source.candidates)
+            for place, source in enumerate(self._sources)
+            if isinstance(source, PairSource)
         }
         drawn = np.flatnonzero(self._entries["order_is_drawn"])
-        ids = [pair_ids[entry["source"]][entry["row"]] for entry in self._entries[drawn]]
-        self._entries["expert_first"][drawn] = expert_first(ids, self.settings.seed, epoch)
+        rows = [(known[entry["source"]], entry["row"]) for entry in self._entries[drawn]]
+        ids, candidates = [pairs[0][row] for pairs, row in rows], [pairs[1][row] for pairs, row in rows]
+        self._entries["position"][drawn] = expert_positions(ids, candidates, self.settings.seed, epoch)
 
     @classmethod
     async def process_multi_modal_info(cls, messages: list[dict], image_patch_size: int, config: Any) -> Any:
@@ -145,9 +148,10 @@ class ActDataset(Dataset):
             if isinstance(source, PairSource):
                 table = table.repeat(source.repeats())
             table["order_is_drawn"] = source.is_pairs and not both
-            if both:
-                table = table.repeat(2)
-                table["expert_first"][::2] = True
+            if both and isinstance(source, PairSource):
+                counts = source.candidates[table["row"]]
+                table = table.repeat(counts)
+                table["position"] = np.concatenate([np.arange(count) for count in counts])
             tables.append(table)
         return np.concatenate(tables)
 
@@ -190,16 +194,16 @@ class ActDataset(Dataset):
                 )
 
     def _prompts(self, entry: np.void) -> list[list[Message]]:
-        """The prompts that an entry can show: both orders of a pair; none for tasks and files that verl filters."""
+        """The prompts that an entry can show: every order of a pair; none for tasks and files that verl filters."""
         source = self._sources[entry["source"]]
         if not isinstance(source, Source) or isinstance(source, TaskSource):
             return []
-        orders = (True, False) if source.is_pairs else (False,)
-        return [source.row(int(entry["row"]), order)["raw_prompt"] for order in orders]
+        positions = range(source.candidates[entry["row"]]) if isinstance(source, PairSource) else range(1)
+        return [source.row(int(entry["row"]), position)["raw_prompt"] for position in positions]
 
     def _name(self, entry: np.void) -> str:
         source = self._sources[entry["source"]]
-        facts = source.row(int(entry["row"]), False)["extra_info"]
+        facts = source.row(int(entry["row"]), 0)["extra_info"]
         return (
             f"{source.path}: pair {facts['pair_id']}" if "pair_id" in facts else f"{source.path}: {facts['state_id']}"
         )

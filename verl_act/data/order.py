@@ -1,21 +1,32 @@
-"""In which order a pair's two actions are shown: balanced exactly, and the same on every machine."""
+"""In which order a pair's actions are shown: balanced exactly, and the same on every machine."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 
-def expert_first(pair_ids: Sequence[str], seed: int, epoch: int = 0) -> np.ndarray:
-    """Whether each pair shows the expert's action first; bool, shape [pairs].
+def expert_positions(pair_ids: Sequence[str], candidates: Sequence[int], seed: int, epoch: int = 0) -> np.ndarray:
+    """Where each pair shows the expert's action among its `candidates` (2 or more), from 0; int64, shape [pairs].
 
-    The pairs are ranked by a hash of (seed, pair id), and ranks alternate: half of the pairs (give or take one) show
-    the expert's action first, and nothing depends on the order of files or rows. Each next epoch turns every pair
-    round, so two epochs show both orders.
+    The pairs of one number of candidates are ranked by a hash of (seed, pair id), and their positions go round with the
+    rank: each comes equally often (give or take one), and nothing depends on the order of files or rows. In the next
+    epoch every pair shows the next position, so as many epochs as candidates show all of them.
     """
     keys = [hashlib.blake2b(f"{seed}:{pair_id}".encode(), digest_size=8).digest() for pair_id in pair_ids]
-    ranks = np.empty(len(keys), dtype=np.int64)
-    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-    return (ranks + epoch) % 2 == 0
+    ranked: defaultdict[int, list[int]] = defaultdict(list)
+    for place in sorted(range(len(keys)), key=keys.__getitem__):
+        ranked[candidates[place]].append(place)
+    positions = np.empty(len(keys), dtype=np.int64)
+    for count, places in ranked.items():
+        positions[places] = (np.arange(len(places)) + epoch) % count
+    return positions
+
+
+def arranged(pair_id: str, expert_action: str, alternatives: Sequence[str], position: int) -> list[str]:
+    """The candidates as they are shown, the expert's action at `position`; the others in an order that says nothing."""
+    others = sorted(alternatives, key=lambda action: hashlib.sha256(f"{pair_id}:{action}".encode()).digest())
+    return [*others[:position], expert_action, *others[position:]]

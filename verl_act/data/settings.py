@@ -16,12 +16,12 @@ from verl_act.rollout.settings import EpisodeSettings
 
 
 class Order(StrEnum):
-    """In which order a pair's two actions are shown."""
+    """In which order a pair's actions are shown."""
 
     HASH = "hash"
-    """One row a pair; the expert's action comes first in exactly half of the rows."""
+    """One row a pair; the expert's action comes first in exactly half of the rows (of three candidates, in a third)."""
     BOTH = "both"
-    """Two rows a pair, one for each order."""
+    """A row for each place that the expert's action can have: two of an ordinary pair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

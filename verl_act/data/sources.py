@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from verl_act.data.balance import repeats
+from verl_act.data.order import arranged
 from verl_act.data.settings import ActSettings
 from verl_act.errors import DataError
 from verl_act.parse import verb
@@ -55,16 +56,16 @@ class Source(ABC):
     def __len__(self) -> int:
         return self._length
 
-    def row(self, number: int, expert_first: bool) -> Row:
+    def row(self, number: int, position: int) -> Row:
         """The row as verl's reward and agent loops want it, less what `ActDataset` adds to rows of every kind."""
-        return self._build({name: column[number].as_py() for name, column in self._columns.items()}, expert_first)
+        return self._build({name: column[number].as_py() for name, column in self._columns.items()}, position)
 
     @abstractmethod
-    def _build(self, stored: Row, expert_first: bool) -> Row: ...
+    def _build(self, stored: Row, position: int) -> Row: ...
 
 
 class PairSource(Source):
-    """`act/<env>/choice`: which of two actions is better?"""
+    """`act/<env>/choice`: which of two or more actions is best? `position` is the place of the expert's, from 0."""
 
     schema = PAIR
     columns = tuple(name for name in PAIR.names if name not in ("model", "sampling"))
@@ -73,6 +74,12 @@ class PairSource(Source):
     @property
     def pair_ids(self) -> list[str]:
         return self._columns["pair_id"].to_pylist()
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """How many actions each pair has, the expert's among them; int64, shape [pairs]."""
+        further = pc.list_value_length(self._columns["further_alternatives"])
+        return 2 + pc.fill_null(further, 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def repeats(self) -> np.ndarray:
         """Times to show each pair, int64; held-out pairs are always shown once."""
@@ -83,10 +90,11 @@ class PairSource(Source):
         times[pc.not_equal(self._columns["split"], TRAIN_SPLIT).to_numpy(zero_copy_only=False)] = 1
         return times
 
-    def _build(self, stored: Row, expert_first: bool) -> Row:
+    def _build(self, stored: Row, position: int) -> Row:
         context = Context.from_row(stored)
-        expert, alternative = stored["expert_action"], stored["alternative_action"]
-        candidates = [expert, alternative] if expert_first else [alternative, expert]
+        expert = stored["expert_action"]
+        alternatives = [stored["alternative_action"], *(stored["further_alternatives"] or ())]
+        candidates = arranged(stored["pair_id"], expert, alternatives, position)
         facts = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
         return _row(
             stored,
@@ -94,7 +102,7 @@ class PairSource(Source):
             self.template.choice_messages(context, candidates),
             ground_truth=expert,
             candidates=candidates,
-            expert_position=0 if expert_first else 1,
+            expert_position=position,
             admissible_actions=stored["admissible_actions"],
             **{name: stored[name] for name in facts},
         )
@@ -106,7 +114,7 @@ class TrajectorySource(Source):
     schema = TRAJECTORY
     columns = tuple(name for name in TRAJECTORY.names if name not in ("thought", "reward", "done", "source"))
 
-    def _build(self, stored: Row, expert_first: bool) -> Row:
+    def _build(self, stored: Row, position: int) -> Row:
         return _row(
             stored,
             "action",
@@ -126,7 +134,7 @@ class TaskSource(Source):
     columns = tuple(TASK.names)
     filtered_by_inferable = False
 
-    def _build(self, stored: Row, expert_first: bool) -> Row:
+    def _build(self, stored: Row, position: int) -> Row:
         placeholder = [{"role": "user", "content": f"{stored['env']} {stored['task_id']}"}]
         row = _row(
             stored,

@@ -25,7 +25,7 @@ class VerlRows:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def row(self, number: int, expert_first: bool = False) -> Row:
+    def row(self, number: int, position: int = 0) -> Row:
         """The row exactly as verl returns it."""
         return self._dataset[number]
 

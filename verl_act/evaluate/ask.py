@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from verl_act.data.order import expert_first
+from verl_act.data.order import arranged, expert_positions
 from verl_act.engine import Engine, Sampling
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -98,15 +98,14 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[di
 
 
 async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int = 0) -> list[dict[str, Any]]:
-    """The better of two wanted for every pair; the expert's action comes first in exactly half of the questions."""
-    first = expert_first([pair.pair_id for pair in pairs], order_seed)
+    """The best candidate wanted for every pair; the expert's action stands in each place equally often."""
+    counts = [1 + len(pair.alternatives) for pair in pairs]
+    positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed)
 
     async def one(numbered: tuple[int, Pair]) -> dict[str, Any]:
         number, pair = numbered
-        position = 0 if first[number] else 1
-        candidates = [pair.expert_action, pair.alternative_action]
-        if position:
-            candidates.reverse()
+        position = int(positions[number])
+        candidates = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position)
         reply = await examinee.answer(examinee.template.choice_messages(pair.context, candidates))
         parsed = parse_choice(reply, candidates)
         return {

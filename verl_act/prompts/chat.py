@@ -17,21 +17,28 @@ _ROLE = "You are acting in an environment that you see and change only through t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate(Template):
-    """`reasoning` asks for `<think>…</think>` first; `admissible_in_choice` lists admissible actions in choices too."""
+    """`reasoning` asks for `<think>…</think>` first; `admissible_in_choice` lists admissible actions in choices too.
+
+    `choose_by_number` asks for the number of a candidate instead of its text: for candidates of many words.
+    """
 
     reasoning: bool = True
     admissible_in_choice: bool = True
+    choose_by_number: bool = False
 
     def action_messages(self, context: Context) -> list[Message]:
         return _user(self._context(context), _list(context.admissible_actions), self._action_question())
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
-        admissible = _list(context.admissible_actions) if self.admissible_in_choice else ""
+        listed = self.admissible_in_choice and context.admissible_actions
+        admissible = _list(context.admissible_actions) if listed else ""
         proposed = "\n".join(f"Action {number}: {candidate}" for number, candidate in enumerate(candidates, 1))
         question = (
             f"These {len(candidates)} actions are proposed for the next step:\n{proposed}\n\n"
             f"{self._reasoning('Compare what each would achieve and which brings you closer to completing the task')}"
-            "give the better action, copied word for word, inside one <action> </action>."
+            f"give the {'better' if len(candidates) == 2 else 'best'} action, "
+            f"{'by its number alone' if self.choose_by_number else 'copied word for word'}, "
+            "inside one <action> </action>."
         )
         return _user(self._context(context), admissible, question)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from verl_act.data.order import arranged
 from verl_act.manifest import digest
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.report.numbers import LOOP_LENGTH, Model
@@ -158,13 +159,12 @@ def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Jso
     def item(pair_id: str, records: list[Json | None]) -> Json:
         pair = pairs.get(pair_id)
         there = next(record for record in records if record is not None)
-        candidates = [pair.expert_action, pair.alternative_action] if pair else None
         return {
             **_question(records, pair, texts),
             "expert": texts.number(pair.expert_action) if pair else None,
             "alternative": texts.number(pair.alternative_action) if pair else None,
             "margin": there["margin"],
-            "answers": [None if record is None else _choice(record, candidates, texts) for record in records],
+            "answers": [None if record is None else _choice(record, pair, texts) for record in records],
         }
 
     return item
@@ -195,11 +195,11 @@ def _answer(record: Json, texts: Texts) -> Json:
     }
 
 
-def _choice(record: Json, candidates: Sequence[str] | None, texts: Texts) -> Json:
+def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
     """`chose` is `expert`, `alternative` or None; the order in which they were shown is the record's."""
     position = record["expert_position"]
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
-    shown = list(candidates or ())[:: -1 if position else 1]
+    shown = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
     parsed = parse_choice(record["reply"], shown)
     return {
         "right": record["right"],

@@ -94,8 +94,15 @@ def by_task_type(compared: Sequence[Model]) -> list[Group]:
 
 def by_position(compared: Sequence[Model]) -> list[Group]:
     """Right choices by where the expert's action stood: a model that always picks one place shows here."""
-    names = ("right, expert's action first", "right, expert's action second")
-    return _groups(_choices(compared), lambda record: names[record["expert_position"]], "right", order=names)
+    places = ("first", "second", "third")
+    names = [f"right, expert's action {place}" for place in places]
+    last = "right, expert's action after the third"
+
+    def name(record: Record) -> str:
+        position = record["expert_position"]
+        return names[position] if position < len(names) else last
+
+    return _groups(_choices(compared), name, "right", order=(*names, last))
 
 
 def by_margin(compared: Sequence[Model]) -> list[Group]:
