@@ -35,6 +35,7 @@ def build_pairs(
     env_settings: Mapping[str, Any] | None = None,
     *,
     max_alternatives_per_state: int = 1,
+    candidates: int = 2,
     source: str = POLICY,
     margins: bool = True,
     keep_nonpositive_margin: bool = False,
@@ -53,6 +54,7 @@ def build_pairs(
     """
     chosen = PairSettings(
         max_alternatives_per_state=max_alternatives_per_state,
+        candidates=candidates,
         source=source,
         margins=margins,
         keep_nonpositive_margin=keep_nonpositive_margin,

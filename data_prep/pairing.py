@@ -27,13 +27,15 @@ class PairSettings:
     """What becomes a pair.
 
     `source` is `policy` (replies sampled from the initial policy; where a state has no usable one, a random admissible
-    action stands in and is marked so) or `admissible` (random admissible actions throughout). `margins` probes the
-    environment; without it, margins are unknown and nothing is left out for them. `max_inadmissible_share` bounds the
-    share of pairs whose alternative the environment would refuse. `limit` bounds the number of pairs: trajectories
-    are then taken in a random order.
+    action stands in and is marked so) or `admissible` (random admissible actions throughout). `candidates` is the most
+    actions that one pair shows, the expert's among them: with more than two, a state's alternatives stand together.
+    `margins` probes the environment; without it, margins are unknown and nothing is left out for them.
+    `max_inadmissible_share` bounds the share of pairs whose alternative the environment would refuse. `limit` bounds
+    the number of pairs: trajectories are then taken in a random order.
     """
 
     max_alternatives_per_state: int = 1
+    candidates: int = 2
     source: str = POLICY
     margins: bool = True
     keep_nonpositive_margin: bool = False
@@ -47,6 +49,11 @@ class PairSettings:
             raise ConfigError(f"source is {self.source!r}; it can be {POLICY!r} or {ADMISSIBLE!r}.")
         if self.max_alternatives_per_state < 1:
             raise ConfigError(f"max_alternatives_per_state is {self.max_alternatives_per_state}; it must be 1 or more.")
+        if not 2 <= self.candidates <= 1 + self.max_alternatives_per_state:
+            raise ConfigError(
+                f"candidates is {self.candidates}; it must be 2 at least, and max_alternatives_per_state "
+                f"({self.max_alternatives_per_state}) must give the others."
+            )
         if not 0 <= self.max_inadmissible_share <= 1:
             raise ConfigError(f"max_inadmissible_share is {self.max_inadmissible_share}; it must be within 0 and 1.")
         if self.limit is not None and self.limit < 1:
@@ -117,7 +124,8 @@ def _pairs_at(
         if not kept:
             kept = _usable(from_admissible(step, settings.seed, sampled_actions), judge, 1, settings, counts)
     counts["states_without_alternative"] += not kept
-    yield from (_pair(step, proposal, judgement, sampled) for proposal, judgement in kept)
+    shown = settings.candidates - 1
+    yield from (_pair(step, kept[start : start + shown], sampled) for start in range(0, len(kept), shown))
 
 
 def _usable(
@@ -137,11 +145,15 @@ def _usable(
     return kept
 
 
-def _pair(step: Step, proposal: Proposal, judgement: Judgement, sampled: Alternatives | None) -> Pair:
+def _pair(step: Step, kept: Sequence[tuple[Proposal, Judgement]], sampled: Alternatives | None) -> Pair:
+    """One row of all the alternatives that are `kept`; they have one source."""
+    proposal, judgement = kept[0]
+    actions = [proposal.action for proposal, _ in kept]
+    margins = [judgement.margin for _, judgement in kept if judgement.margin is not None]
     from_model = sampled if proposal.source == POLICY else None
     return Pair(
         context=step.context,
-        pair_id=pair_id(step.state_id, step.action, proposal.action),
+        pair_id=pair_id(step.state_id, step.action, *actions),
         env=step.env,
         split=step.split,
         task_id=step.task_id,
@@ -150,11 +162,12 @@ def _pair(step: Step, proposal: Proposal, judgement: Judgement, sampled: Alterna
         step=step.step,
         expert_action=step.action,
         alternative_action=proposal.action,
+        further_alternatives=tuple(actions[1:]),
         alternative_source=proposal.source,
         alternative_admissible=judgement.admissible,
         model=from_model.model if from_model else "",
         sampling=from_model.sampling if from_model else "{}",
-        margin=judgement.margin,
+        margin=min(margins) if len(margins) == len(kept) else None,
         inferable=step.inferable,
     )
 

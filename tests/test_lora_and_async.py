@@ -1,0 +1,87 @@
+"""verl's LoRA in both stages and its asynchronous trainers, for two steps each on a CPU; and what cannot work there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from samples import make_pair, make_step
+from verl_runs import ACT, arguments, check_steps, run
+
+from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.merge_lora import merge_lora
+from verl_act.schema import PAIR, TRAJECTORY, write_rows
+
+LORA = {
+    "actor_rollout_ref.model.lora_rank": 8,
+    "actor_rollout_ref.model.lora_alpha": 16,
+    "actor_rollout_ref.actor.optim.lr": 1e-3,
+}
+
+
+def train(out: Path, stage: str, **settings: object) -> dict[int, dict[str, float]]:
+    """Two steps of a stage on rows of its kind."""
+    path = out / "rows.parquet"
+    if stage == "critic":
+        write_rows(path, [make_pair(number).to_row() for number in range(16)], PAIR)
+    else:
+        write_rows(path, [make_step(number).to_row() for number in range(16)], TRAJECTORY)
+    own = {
+        "data.train_files": path,
+        "data.val_files": path,
+        "data.val_max_samples": 4,
+        "actor_rollout_ref.model.path": EMBEDDED_MODEL,
+    }
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+act={stage}"]
+    return run([*command, *arguments(out, **{**ACT, **own, **settings})], out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", ["critic", "action"])
+def test_lora(stage: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    metrics = train(tmp_path, stage, **LORA)
+    check_steps(metrics)
+    actor = tmp_path / "checkpoints" / "global_step_2" / "actor"
+    assert merge_lora(actor)
+    before = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(actor / "huggingface").state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name, weight in before.items() if not weight.equal(after[name].to(weight.dtype))}
+    assert changed and all(".self_attn." in name or ".mlp." in name for name in changed), "only what has adapters"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_colocated_and_asynchronous(tmp_path: Path) -> None:
+    metrics = train(tmp_path, "critic", **{"trainer.v1.trainer_mode": "colocate_async"})
+    check_steps(metrics)
+    assert "train/act/alfworld/choice/acc/mean" in metrics[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("trainer.v1.trainer_mode=separate_async", "n_gpus_per_node must be > 0|nnodes must be > 0"),
+        ("actor_rollout_ref.rollout.checkpoint_engine.backend=naive", "please use nccl/nixl/mooncake"),
+    ],
+)
+def test_separate_trainers_and_rollouts_need_accelerators(setting: str, reason: str) -> None:
+    """verl moves weights between them with NCCL, NIXL or Mooncake alone; on a CPU it says so before anything starts."""
+    from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
+
+    GlobalHydra.instance().clear()
+    sizes = ["data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
+    if "backend" in setting:
+        sizes += ["actor_rollout_ref.rollout.nnodes=1", "actor_rollout_ref.rollout.n_gpus_per_node=1"]
+    else:
+        sizes += ["actor_rollout_ref.rollout.nnodes=0"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=["+act=critic", "+act/device=cpu", *sizes, setting])
+    with pytest.raises(AssertionError, match=reason):
+        get_trainer_cls("separate_async")(config)
