@@ -65,7 +65,7 @@ def test_choices_beside_live_episodes(files: dict[str, str], games: Path, tmp_pa
     script = str(RECIPES / "mix" / "run_choices_and_episodes.sh")
     episodes = {
         "data.act.episode.max_turns": 2,
-        "data.act.episode.env_settings": f"{{data:{games}}}",
+        "+data.act.episode.env_settings.data": games,
         "actor_rollout_ref.rollout.agent.num_workers": 1,
     }
     metrics = run([script, *arguments(tmp_path, **ACT, **episodes)], tmp_path, **files)
