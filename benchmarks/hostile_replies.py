@@ -77,8 +77,9 @@ def replies(count: int, seed: int = 0) -> Iterator[str]:
         parts = generator.choices(PIECES, k=generator.randint(0, 14))
         if number % 100 == 0:
             parts *= generator.randint(1, 300)
-        if number % 3 == 0:  # else few would get as far as an answer
-            parts = [*parts[: len(parts) // 2], "</think><action>", generator.choice(PIECES), "</action>"]
+        if number % 3 == 0:  # else few would get as far as an answer, or two
+            answers = generator.choices(PIECES, k=generator.randint(1, 2))
+            parts = [*parts[: len(parts) // 2], "</think>", *(f"<action>{answer}</action>" for answer in answers)]
         yield "".join(parts)
 
 

@@ -7,7 +7,7 @@
 `/not_inferable` where the label does not follow from the prompt. Every other source goes to verl's
 `default_compute_score`, or to a reward function of yours, so that batches can mix our rows with any others:
 
-    reward.custom_reward_function.reward_kwargs.other={path: my_reward.py, name: compute_score}
+    +reward.custom_reward_function.reward_kwargs.other={path:my_reward.py,name:compute_score}
 """
 
 from __future__ import annotations

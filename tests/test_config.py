@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import RolloutConfig
 
@@ -123,6 +124,19 @@ def test_mixing_changes_nothing_but_rows_and_reward() -> None:
         mixed.data[key] = plain.data[key]
     mixed.reward.custom_reward_function = plain.reward.custom_reward_function
     assert mixed == plain
+
+
+def test_a_reward_and_a_template_option_are_set_as_the_documents_say(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(data_source, solution_str, ground_truth, extra_info): return 7\n")
+    config = composed(
+        "+act=mix",
+        f"+reward.custom_reward_function.reward_kwargs.other={{path:{tmp_path / 'mine.py'},name:score}}",
+        "+data.act.template_options.choose_by_number=true",
+    )
+    compute_score = get_custom_reward_fn(config)
+    assert compute_score is not None
+    assert compute_score(data_source="mine", solution_str="", ground_truth="", extra_info={})["score"] == 7
+    assert getattr(ActSettings.from_config(config.data).make_template(), "choose_by_number")  # noqa: B009
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "mix"])
