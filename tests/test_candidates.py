@@ -49,10 +49,7 @@ def test_a_file_of_pairs_from_before_is_read_as_it_was(tmp_path: Path) -> None:
 def test_two_candidates_stand_in_the_order_they_always_had() -> None:
     """The positions of seed 0, written down before there were choices of several."""
     ids = [make_pair(number).pair_id for number in range(8)]
-    assert expert_positions(ids, [2] * 8, seed=0).tolist() == POSITIONS
-
-
-POSITIONS = [1, 1, 1, 0, 1, 0, 0, 0]
+    assert expert_positions(ids, [2] * 8, seed=0).tolist() == [1, 1, 1, 0, 1, 0, 0, 0]
 
 
 def test_a_choice_of_four(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ class Pin:
 
 
 PINS = [
+    Pin("verl.trainer.ppo.utils:create_rl_sampler", ("data_config", "dataset"), "verl_act/data/mixture.py"),
+    Pin("verl.utils.import_utils:load_extern_object", ("module_path", "object_name"), "verl_act/reward_fns/route.py"),
     Pin(
         f"{AGENT_LOOP}:AgentLoopBase.__init__",
         (
