@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,7 +76,7 @@ class PairSource(Source):
     def pair_ids(self) -> list[str]:
         return self._columns["pair_id"].to_pylist()
 
-    @property
+    @cached_property
     def candidates(self) -> np.ndarray:
         """How many actions each pair has, the expert's among them; int64, shape [pairs]."""
         further = pc.list_value_length(self._columns["further_alternatives"])
