@@ -1,7 +1,8 @@
-"""The embedded model: a Qwen3 of about a million parameters that reads ALFWorld and answers in the action format.
+"""The embedded models: Qwen3s of about a million parameters, each reading one environment and answering in the action
+format.
 
-It is the initial policy of the quickstart, where no weights can be downloaded. It is made from nothing but expert
-trajectories: a tokenizer that has the domain's names and phrases as single tokens, then supervised warm-up with
+They are the initial policies of the quickstarts, where no weights can be downloaded. Each is made from nothing but
+expert trajectories: a tokenizer that has the domain's names and phrases as single tokens, then supervised warm-up with
 transformers' Trainer on two kinds of rows: next actions, some of them the expert's and the others drawn at random, and
 choice questions whose answer is drawn at random. So it can act a little, it answers choice questions in the right
 format, and it judges at chance: what the RL stages teach can be seen.
@@ -11,14 +12,15 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_act.data_prep.embedded_dialects import DIALECTS, Dialect, dialect_of
+from verl_act.errors import ConfigError
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
@@ -29,50 +31,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """ChatML, so that verl's Qwen token builder fits."""
-TEMPLATE_OPTIONS = {"history_length": 8}
 TAGS = ("<action>", "</action>", "<think>", "</think>")
-PHRASES = (
-    "\nsee : You are in the middle of a room. Looking quickly around you, you see a",
-    "\nsee : You arrive at",
-    "\nsee : You open the",
-    "\nsee : You pick up the",
-    "\nsee : You",
-    "\nsee :",
-    "\ndo :",
-    "\ncan :",
-    "\nact :",
-    "\npick :",
-    ". On the",
-    ". The",
-    ", you see a",
-    ", you see nothing",
-    " is open. In it, you see a",
-    " is open. In it, you see nothing",
-    " is closed",
-    " from the",
-    " to the",
-    " using the",
-    ", and a",
-    ", a",
-    " go to",
-    "go to",
-    "assistant",
-    " inventory | look",
-    " |",
-    ".",
-)
-"""What ALFWorld's sentences and the template `compact` are made of."""
-OBJECT = re.compile(r" [a-z]+ \d+")
-"""A thing by its name and number, as in " drawer 2"."""
-RAREST_OBJECT = 20
-"""Objects in fewer prompts are not worth a token of their own."""
-LONGEST_REPLY = 24
+RAREST_NAME = 20
+"""Names in fewer prompts are not worth a token of their own."""
+LONGEST_REPLY = 32
 IGNORED = -100
+STORAGE = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedModelSettings:
-    """Size and warm-up of the model; the defaults made the weights that are shipped."""
+    """Size and warm-up of the model; the defaults made ALFWorld's weights, the Makefile has the others' settings."""
 
     vocabulary: int = 1024
     """Tokens of the byte-level BPE, to which whole phrases and objects are added."""
@@ -98,13 +67,20 @@ class EmbeddedModelSettings:
     """Share of the rows whose prompt is learned too, which teaches the words."""
     held_out: int = 500
     """The last so many steps, with all of their tasks, are kept for the figures."""
+    storage: str = "float32"
+    """How the weights are written, `float32` or `bfloat16`; they are made in float32."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.storage not in STORAGE:
+            raise ConfigError(f"storage is {self.storage!r}; it must be one of {', '.join(STORAGE)}.")
 
 
 def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: EmbeddedModelSettings | None = None) -> None:
     """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_figures.json` and a manifest.
 
-    `trajectories` are files of expert steps (schema TRAJECTORY) from tasks that no experiment uses.
+    `trajectories` are files of expert steps (schema TRAJECTORY) of one environment, from tasks that no experiment
+    evaluates on. Raises `ConfigError` where they are of several, or no dialect is known for it.
     """
     import torch
     from transformers import Qwen3ForCausalLM, set_seed
@@ -114,31 +90,41 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     torch.set_flush_denormal(True)
     settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
-    template = get_template("compact", **TEMPLATE_OPTIONS)
     steps = read_steps(trajectories)
+    dialect = _dialect(steps)
+    template = get_template("compact", **dialect.template_options)
     unseen_tasks = {step.task_id for step in steps[-settings.held_out :]}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]
     rows = list(warmup_rows(trained_on, template, settings))
-    tokenizer = train_tokenizer(rows, settings.vocabulary)
+    tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
     model = Qwen3ForCausalLM(model_config(tokenizer, settings))
     compose_embeddings(model, tokenizer)
     log = _warm_up(model, tokenizer, rows, settings, scratch=out.with_name(f".{out.name}.warmup"))
     with atomic_folder(out) as folder:
-        model.float().save_pretrained(folder)
+        # Rounded first, so that the figures are those of the weights that are written.
+        model.to(getattr(torch, settings.storage)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        model.float()
         figures = examine(model, tokenizer, steps[-settings.held_out :], template, settings)
         (folder / "warmup_figures.json").write_text(json.dumps(figures, indent=2) + "\n")
         write_manifest(
             folder,
             make_manifest(
                 "make_embedded_model",
-                settings={**{name: getattr(settings, name) for name in settings.__slots__}, **TEMPLATE_OPTIONS},
+                settings={**asdict(settings), **dialect.template_options},
                 inputs=list(trajectories),
                 counts={"rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())},
                 seed=settings.seed,
             ),
         )
+
+
+def _dialect(steps: Sequence[Step]) -> Dialect:
+    environments = {step.env for step in steps}
+    if len(environments) != 1:
+        raise ConfigError(f"the trajectories are of {sorted(environments)}; an embedded model reads one environment.")
+    return dialect_of(environments.pop())
 
 
 def warmup_rows(
@@ -166,15 +152,19 @@ def _answer(action: str) -> str:
     return f"<action>{action}</action>"
 
 
-def train_tokenizer(rows: Sequence[tuple[list[Message], str]], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer, to which no text is unknown, with the domain's objects and phrases as whole tokens.
+def train_tokenizer(
+    rows: Sequence[tuple[list[Message], str]], vocabulary: int, dialect: Dialect = DIALECTS["alfworld"]
+) -> Any:
+    """A byte-level BPE tokenizer, to which no text is unknown, with the dialect's names and phrases as whole tokens.
 
     Whole tokens make prompts a third as long, and an action is copied in a handful of them.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
+    if dialect.lower_case:
+        bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -185,10 +175,18 @@ def train_tokenizer(rows: Sequence[tuple[list[Message], str]], vocabulary: int) 
     )
     texts = (text for messages, answer in rows for text in ("user", messages[-1]["content"], answer))
     bpe.train_from_iterator(texts, trainer)
-    objects = Counter(found for messages, _ in rows for found in set(OBJECT.findall(messages[-1]["content"])))
-    words = sorted(found for found, prompts in objects.items() if prompts >= RAREST_OBJECT)
+    texts_read = (messages[-1]["content"] for messages, _ in rows)
+    names = Counter(
+        name for text in texts_read for name in set(dialect.names.findall(text.lower() if dialect.lower_case else text))
+    )
+    words = sorted(name for name, prompts in names.items() if prompts >= RAREST_NAME)
     # Not special: decoding skips special tokens, and the parser needs the tags.
-    bpe.add_tokens([AddedToken(word, special=False, normalized=False) for word in (*TAGS, *PHRASES, *words)])
+    bpe.add_tokens(
+        [
+            AddedToken(word, special=False, normalized=dialect.lower_case)
+            for word in dict.fromkeys((*TAGS, *dialect.phrases, *words))
+        ]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fragile_env
 import pytest
@@ -115,7 +116,48 @@ def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[st
     assert asyncio.run(run()) == ("t0: 1", "t1: 1")
 
 
-def test_errors_of_an_environment_reach_the_caller_at_once(settings: dict[str, str], games: Path) -> None:
+def test_a_step_that_fails_is_retried_on_a_fresh_environment(settings: dict[str, str]) -> None:
+    async def run() -> list[str]:
+        session = await EnvPool(fragile_env.NAME, settings).open(task(0))
+        await session.step("add")
+        shown = [(await session.step(action)).observation for action in ("spoil once", "add")]
+        await session.close()
+        return shown
+
+    assert asyncio.run(run()) == ["t0: 1", "t0: 2"]
+
+
+@pytest.mark.timeout(1800)
+def test_a_hundred_kills_in_a_row_leave_no_trace(games: Path) -> None:
+    """The process of the episode is killed before each of its steps."""
+    settings = {"data": str(games), "max_steps": 120}
+    played = get_env("alfworld").tasks("train", **settings)[0]
+    environment = AlfworldEnvironment(**settings)
+    alone: list[Any] = [environment.reset(played)]
+    actions = []
+    for number in range(100):
+        offered = alone[-1].admissible_actions
+        actions.append(offered[number * 7 % len(offered)])
+        alone.append(environment.step(actions[-1]))
+        if alone[-1].done:
+            break
+
+    async def run() -> list[Any]:
+        session = await EnvPool("alfworld", settings, actors=1).open(played)
+        shown: list[Any] = [session.first]
+        for action in actions:
+            actor = session._host._actor
+            pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+            os.kill(pid, signal.SIGKILL)
+            shown.append(await session.step(action))
+        await session.close()
+        return shown
+
+    assert len(actions) == 100, "the episode must last for a hundred kills"
+    assert asyncio.run(run()) == alone
+
+
+def test_errors_of_an_environment_reach_the_caller(settings: dict[str, str], games: Path) -> None:
     async def run() -> None:
         session = await EnvPool(fragile_env.NAME, settings).open(task(0))
         with pytest.raises(EnvError, match="RuntimeError: a bug in the environment"):

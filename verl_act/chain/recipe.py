@@ -17,7 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_act.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "embedded_model"
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMBEDDED_MODELS = {
+    "alfworld": _ASSETS / "embedded_model",
+    "scienceworld": _ASSETS / "embedded_model_scienceworld",
+    "webshop": _ASSETS / "embedded_model_webshop",
+}
+"""The model that comes with the package for each environment."""
 
 
 @dataclass
@@ -66,9 +72,12 @@ class TrainRecipe:
 
 @dataclass
 class EvaluateRecipe:
+    """`limit` takes so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all."""
+
     temperature: float = 0.0
     max_turns: int = 50
     limit: int | None = None
+    tasks: int | None = None
 
 
 @dataclass
@@ -96,8 +105,18 @@ class Recipe:
 
     @property
     def model_path(self) -> str:
-        """The initial policy: a folder, a hub id, or the model that comes with the package."""
-        return str(EMBEDDED_MODEL) if self.model == "embedded" else self.model
+        """The initial policy: a folder, a hub id, or the model that comes with the package for the environment.
+
+        Raises `ConfigError` where none comes with it.
+        """
+        if self.model != "embedded":
+            return self.model
+        if self.env not in EMBEDDED_MODELS:
+            raise ConfigError(
+                f"no model for {self.env!r} comes with the package (there are {', '.join(EMBEDDED_MODELS)}). Set model "
+                "to a model folder or a hub id."
+            )
+        return str(EMBEDDED_MODELS[self.env])
 
 
 def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:

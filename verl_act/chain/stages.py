@@ -78,8 +78,11 @@ def _data(recipe: Recipe, out: Path) -> list[Stage]:
     audited = [_pairs(out, split) for split in _splits(recipe)]
     options = {"pairs": audited[:1], "held_out": audited[1:], "template": recipe.prompt.template, "seed": recipe.seed}
     found.append(Stage("audit", _command("check-pairs", None, options), audited[0], audited))
-    for name, splits in (("train", [recipe.train_split]), ("panel", recipe.valid_splits)):
-        options = {"splits": splits, "env_settings": _env_settings(recipe, out)}
+    for name, splits, limit in (
+        ("train", [recipe.train_split], None),
+        ("panel", recipe.valid_splits, recipe.evaluate.tasks),
+    ):
+        options = {"splits": splits, "limit": limit, "seed": recipe.seed, "env_settings": _env_settings(recipe, out)}
         folder = out / "tasks" / name
         command = [*_command("make-tasks", folder, options), recipe.env]
         found.append(Stage(f"tasks {name}", command, folder, sources))

@@ -3,7 +3,8 @@
 An actor that dies or hangs is replaced, and its episodes are replayed to where they were: environments are
 deterministic. Calls to one actor take turns, so the call that was running when it was lost is the suspect. A
 suspect is retried once, on an actor of its own, where it can hurt no other episode; the others go on with the
-replacement.
+replacement. An environment that fails at a step is thrown away, and the step is retried once on a fresh one in the same
+actor, replayed to the same state.
 """
 
 from __future__ import annotations
@@ -169,13 +170,23 @@ class EnvSession:
             ) from lost
 
     async def _step(self, action: str) -> StepResult:
+        try:
+            return await self._try(action)
+        except EnvError:
+            return await self._try(action)
+
+    async def _try(self, action: str) -> StepResult:
         if self._generation != self._host.generation:
             shown = await self._replay()
             if shown != self._shown:
                 raise EnvError(
                     f"{self._task}: replaying {self._actions} gave another state; the environment is not deterministic."
                 )
-        return await self._host.call(self._pool.step_timeout, "step", self._episode, action)
+        try:
+            return await self._host.call(self._pool.step_timeout, "step", self._episode, action)
+        except EnvError:
+            self._generation = None  # the actor has thrown the environment away
+            raise
 
     async def _replay(self) -> Observation | StepResult:
         timeout = self._pool.reset_timeout + (self._pool.step_timeout if self._actions else 0)
@@ -223,6 +234,11 @@ class _Host:
             self.generation += 1
 
 
+def _throw_away(environment: Environment) -> None:
+    with suppress(Exception):  # why it failed is being told already
+        environment.close()
+
+
 class _EnvHost:
     """Hosts the environments of many episodes in one process."""
 
@@ -239,14 +255,18 @@ class _EnvHost:
             for action in actions:
                 shown = environment.step(action)
         except Exception:
-            self._idle.append(environment)  # its caller has no episode to close
+            _throw_away(environment)
             raise
         self._playing[episode] = environment
         return shown
 
     def step(self, episode: str, action: str) -> StepResult:
-        """Take one action."""
-        return self._playing[episode].step(action)
+        """Take one action. An environment that fails is thrown away: its state can no longer be trusted."""
+        try:
+            return self._playing[episode].step(action)
+        except Exception:
+            _throw_away(self._playing.pop(episode))
+            raise
 
     def close(self, episode: str) -> None:
         """Keep the environment for another episode."""

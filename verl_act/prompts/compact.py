@@ -15,26 +15,37 @@ from verl_act.schema import Context
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactTemplate(Template):
-    """`admissible_in_choice` lists the admissible actions in choices too, as action prompts do.
+    """Each option leaves out a part of the context, to save tokens.
 
-    A small model learns to act by looking through that list, and judges far better with it than without.
+    `admissible_in_action` and `admissible_in_choice` list the admissible actions. A small model learns to act by
+    looking through that list, and judges far better with it than without; environments that offer hundreds, or whose
+    observations name them all, do without. `observations_in_history`: whether earlier turns show what the agent saw, or
+    only what it did.
     """
 
+    admissible_in_action: bool = True
     admissible_in_choice: bool = True
+    observations_in_history: bool = True
 
     def action_messages(self, context: Context) -> list[Message]:
-        return _user(*self._context(context), _can(context.admissible_actions), "act :")
+        return _user(*self._context(context), *self._can(context.admissible_actions), "act :")
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
         admissible = [_can(context.admissible_actions)] if self.admissible_in_choice else []
         return _user(*self._context(context), *admissible, f"pick : {' | '.join(candidates)}")
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
-        return "\n".join([f"see : {observation}", _can(admissible_actions), "act :"])
+        return "\n".join([f"see : {observation}", *self._can(admissible_actions), "act :"])
 
     def _context(self, context: Context) -> list[str]:
-        turns = [f"see : {turn.observation}\ndo : {turn.action}" for turn in self.shown_history(context)]
-        return [f"goal : {context.goal}", *turns, f"see : {context.observation}"]
+        lines = [f"goal : {context.goal}"]
+        for turn in self.shown_history(context):
+            lines += [f"see : {turn.observation}"] if self.observations_in_history else []
+            lines.append(f"do : {turn.action}")
+        return [*lines, f"see : {context.observation}"]
+
+    def _can(self, actions: Sequence[str]) -> list[str]:
+        return [_can(actions)] if self.admissible_in_action else []
 
 
 def _can(actions: Sequence[str]) -> str:
