@@ -87,6 +87,21 @@ def collect_expert(
 
 
 @app.command()
+def import_trajectories(
+    out: Out,
+    env: str,
+    files: Annotated[list[Path], typer.Argument(help="published files, of one environment")],
+    form: Annotated[str, typer.Option("--format", help="eto, or actions (JSON lines of task_id and actions)")] = "eto",
+    env_settings: Json = "{}",
+) -> None:
+    """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
+    from verl_act.data_prep.import_trajectories import import_trajectories as run
+
+    manifest = run(out, files, env, form=form, env_settings=_object(env_settings, "--env-settings"))
+    typer.echo(json.dumps(manifest.counts, indent=2))
+
+
+@app.command()
 def sample_alternatives(
     out: Out,
     trajectories: Files,

@@ -1,0 +1,188 @@
+"""Published trajectories, in rows that are made from our own experts' and then spelled and damaged as others' are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_act.data_prep.collect_expert import play
+from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
+from verl_act.data_prep.make_catalogue import make_catalogue
+from verl_act.data_prep.published import read_published
+from verl_act.data_prep.published_tasks import task_finder
+from verl_act.envs.registry import get_env
+from verl_act.envs.scienceworld.data import VARIATIONS
+from verl_act.errors import ConfigError, DataError
+from verl_act.schema import Step, read_steps
+
+Row = dict[str, Any]
+
+
+def expert_trajectories(env: str, split: str, tasks: int, settings: Row) -> list[list[Step]]:
+    """The first so many that the environment's expert wins."""
+    spec = get_env(env)
+    environment, expert = spec.make(**settings), next(iter(spec.experts.values()))()
+    won: list[list[Step]] = []
+    for task in spec.tasks(split, **settings):
+        steps = play(environment, expert, task, source="expert")
+        won += [steps] if steps[-1].success else []
+        if len(won) == tasks:
+            return won
+    raise AssertionError(f"the expert wins only {len(won)} tasks")
+
+
+def conversation(steps: Sequence[Step], task: Row, told: str, spell: Callable[[str], str] = str) -> Row:
+    """A row as ETO publishes it."""
+    turns = [("human", "Interact with a household.\n\nThought: ...\nAction: ..."), ("gpt", "OK"), ("human", told)]
+    for number, step in enumerate(steps):
+        turns.append(("gpt", f"Thought: I think so,\nfor reason {number}.\nAction: {spell(step.action)}"))
+        turns.append(("human", f"Observation: number {number}"))
+    return {**task, "conversations": [{"from": speaker, "value": value} for speaker, value in turns[:-1]]}
+
+
+def write(path: Path, rows: Sequence[Row]) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def rejections(out: Path) -> dict[int, str]:
+    return {row["row"]: row["reason"] for row in map(json.loads, (out / REJECTED).read_text().splitlines())}
+
+
+def old_put(action: str) -> str:
+    return re.sub(r"^move (.+) to (.+)$", r"put \1 in/on \2", action)
+
+
+def test_alfworld_rows_are_respelled_replayed_or_rejected(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    good, short, lost = expert_trajectories("alfworld", "train", 3, settings)
+    tasks = [
+        {"id": number, "game_file": f"/their/disk/json_2.1.1/train/{steps[0].task_id}/game.tw-pddl"}
+        for number, steps in enumerate((good, short, lost))
+    ]
+    rows = [
+        conversation(good, tasks[0], good[0].context.observation, old_put),
+        conversation(short[:-1], tasks[1], short[0].context.observation, old_put),
+        conversation(lost, {"id": 3, "game_file": "json_2.1.1/train/no-such/trial_1/game.tw-pddl"}, "Your task is"),
+        {"id": 4},
+        {"id": 5, "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "OK"}]},
+        conversation(good, tasks[0], good[0].context.observation),
+        conversation([short[0]] * 60, tasks[1], short[0].context.observation),
+    ]
+    manifest = import_trajectories(
+        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "alfworld", env_settings=settings, progress=False
+    )
+    steps = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [(step.action, step.inferable) for step in steps] == [(step.action, step.inferable) for step in good]
+    assert all(step.verified and step.success and step.source == "eto" for step in steps)
+    assert [step.plan_length for step in steps] == [step.plan_length for step in good]
+    assert steps[1].thought == "I think so,\nfor reason 1."
+    reasons = rejections(tmp_path / "out")
+    assert set(reasons) == {1, 2, 3, 4, 5, 6}
+    assert "does not reach the goal: its" in reasons[1]
+    assert "no such task in these data: json_2.1.1/train/no-such" in reasons[2]
+    assert "has no 'conversations'" in reasons[3]
+    assert "no turn holds an 'Action:'" in reasons[4]
+    assert "another row of this task is kept" in reasons[5]
+    assert "does not reach the goal" in reasons[6]
+    assert manifest.counts["rows"] == 7 and sum(manifest.counts["rejected"].values()) == 6
+
+
+def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
+    make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
+    settings = {"data": str(tmp_path / "shop")}
+    won = expert_trajectories("webshop", "train", 2, settings)
+    rows = []
+    for steps in won:
+        asked = re.sub(r"lower than [\d.]+", "lower than 990.00", steps[0].context.goal)
+        told = f"WebShop [SEP] Instruction: [SEP] {asked} [SEP] Search"
+        rows.append(conversation(steps, {"id": 7, "reward": 1.0}, told, lambda action: action.replace("b0", "B0")))
+    wrong = [*won[0][:-1], *[step for step in won[1] if "buy now" in step.action]]
+    rows.append(conversation(wrong[:1] + wrong[-1:], {"id": 8}, f"Instruction: [SEP] {won[0][0].context.goal}"))
+    rows.append(conversation(won[0], {"id": 9}, "Instruction: [SEP] i want a unicorn [SEP] Search"))
+    import_trajectories(
+        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "webshop", env_settings=settings, progress=False
+    )
+    steps = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [step.action for step in steps] == [step.action for trajectory in won for step in trajectory]
+    assert set(rejections(tmp_path / "out")) == {2, 3}
+
+
+def test_scienceworld_rows_are_known_by_their_number(tmp_path: Path) -> None:
+    settings = {"tasks": ["find-non-living-thing"], "max_steps": 30}
+    (steps,) = expert_trajectories("scienceworld", "train", 1, settings)
+    variation = steps[0].task_id.partition("/")[2]
+    rows = [
+        conversation(
+            steps, {"id": f"13_{variation}"}, "Task Description:\nYour task is to find a(n) non-living thing."
+        ),
+        conversation(steps, {"id": "99_0"}, "Your task is to boil water."),
+    ]
+    import_trajectories(
+        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "scienceworld", env_settings=settings, progress=False
+    )
+    found = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [(step.action, step.inferable) for step in found] == [(step.action, step.inferable) for step in steps]
+    assert rejections(tmp_path / "out") == {1: "no such task in these data: 99_0"}
+
+
+def test_every_number_of_eto_is_a_task_of_scienceworld(tmp_path: Path) -> None:
+    find = task_finder("scienceworld", {})
+    path = write(tmp_path / "rows.json", [conversation_of(f"{number}_0") for number in range(len(VARIATIONS) + 1)])
+    found = [find(row) for row in read_published(path, "eto")]
+    assert {task.task_type for tasks in found for task in tasks} == set(VARIATIONS)
+    assert found[-1] == []
+
+
+def conversation_of(row_id: str) -> Row:
+    return {"id": row_id, "conversations": [{"from": "gpt", "value": "Action: look around"}]}
+
+
+def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    (steps,) = expert_trajectories("alfworld", "valid_seen", 1, settings)
+    actions = [step.action for step in steps]
+    rows = [
+        {"task_id": steps[0].task_id, "actions": actions, "thoughts": ["so be it"] * len(actions)},
+        {"task_id": steps[0].task_id, "actions": []},
+        {"task_id": steps[0].task_id, "actions": actions, "thoughts": ["one"]},
+        {"actions": actions},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_trajectories(tmp_path / "out", [path], "alfworld", form="actions", env_settings=settings, progress=False)
+    found = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [(step.action, step.thought, step.split) for step in found] == [
+        (action, "so be it", "valid_seen") for action in actions
+    ]
+    assert set(rejections(tmp_path / "out")) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "message"),
+    [
+        ("{broken", "eto", r"rows\.json: cannot be read as 'eto'"),
+        ('{"a": 1}', "eto", "holds no list of rows but dict"),
+        ("[]", "eto", "none of 0 rows is left"),
+        ("[1]", "eto", "none of 1 rows is left.*row 0: not in this format"),
+        ("[]", "csv", "'csv' is no format of published trajectories; there are eto, actions"),
+    ],
+)
+def test_unusable_files_are_named(text: str, form: str, message: str, games: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises((DataError, ConfigError), match=message):
+        import_trajectories(
+            tmp_path / "out", [path], "alfworld", form=form, env_settings={"data": str(games)}, progress=False
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_environment_without_importer_is_told() -> None:
+    with pytest.raises(ConfigError, match="there is no importer for 'mygame'; there are alfworld"):
+        task_finder("mygame", {})
