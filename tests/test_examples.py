@@ -1,0 +1,116 @@
+"""The worked example is a package like anybody's: found by its entry points, kept to the contract, fit for all stages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.envs.base import SnapshotEnvironment, Task
+from verl_act.envs.contract import check_environment
+from verl_act.envs.gymnasium_text import GymnasiumTextEnvironment, InfoKeys
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, EnvError
+from verl_act.schema import read_pairs
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "treasure"
+NAMES = ("treasure", "treasure_gym")
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example with the metadata that pip would write from its pyproject.toml."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    metadata = tmp_path / f"{project['name']}-{project['version']}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+    points = project["entry-points"]["verl_act.envs"]
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (metadata / "entry_points.txt").write_text(f"[verl_act.envs]\n{lines}")
+    for path in (tmp_path, EXAMPLE):
+        monkeypatch.syspath_prepend(str(path))
+    yield
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_keeps_the_contract(name: str) -> None:
+    spec = get_env(name)
+    for split in spec.splits:
+        check_environment(spec, split)
+
+
+def test_the_example_says_what_it_can() -> None:
+    assert isinstance(get_env("treasure").make(), SnapshotEnvironment)
+    assert not isinstance(get_env("treasure_gym").make(), SnapshotEnvironment)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stages_work_on_it(name: str, tmp_path: Path) -> None:
+    collect_expert(tmp_path / "expert", name, "train", limit=20, progress=False)
+    trajectories = [tmp_path / "expert" / "trajectories.parquet"]
+    build_pairs(tmp_path / "pairs", trajectories, source="admissible")
+    assert {pair.env for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} == {name}
+    assert make_tasks(tmp_path / "tasks", name, ["test"]) == 50
+
+
+def test_a_fresh_process_finds_it(tmp_path: Path) -> None:
+    code = "from verl_act.envs.registry import known_envs; print([n for n in known_envs() if 'treasure' in n])"
+    paths = [str(tmp_path), str(EXAMPLE), str(Path.cwd())]
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"], capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "['treasure', 'treasure_gym']", run.stderr
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Shows, tells and fails as it is told to."""
+
+    def __init__(self, observation: Any = "a room", info: dict[str, Any] | None = None) -> None:
+        self.observation = observation
+        self.info = {"goal": "win", "admissible_actions": ["win", "crash"]} if info is None else info
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation, self.info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if action == "crash":
+            raise ValueError("a bug")
+        return self.observation, 1.0, True, False, self.info
+
+
+TASK = Task("odd", "train", "1", "odd")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (Odd(observation=3), "the observation is of type int, not a text. Override `show`"),
+        (Odd(info={"goal": "win"}), r"`info` has no 'admissible_actions' \(it has goal\)"),
+        (Odd(info={"admissible_actions": []}), r"`info` has no 'goal'"),
+    ],
+)
+def test_what_the_adapter_misses_is_named(environment: Odd, message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        GymnasiumTextEnvironment(environment).reset(TASK)
+
+
+def test_an_end_without_a_verdict_and_a_crash_are_named() -> None:
+    adapted = GymnasiumTextEnvironment(Odd())
+    adapted.reset(TASK)
+    with pytest.raises(EnvError, match="fails at 'crash': ValueError: a bug"):
+        adapted.step("crash")
+    with pytest.raises(EnvError, match="`info` has no 'success'"):
+        adapted.step("WIN")
+    with pytest.raises(EnvError, match="Call `reset"):
+        GymnasiumTextEnvironment(Odd(), keys=InfoKeys()).step("win")
+    with pytest.raises(ConfigError, match="max_steps is 0"):
+        GymnasiumTextEnvironment(Odd(), max_steps=0)

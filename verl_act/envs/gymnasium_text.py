@@ -1,0 +1,131 @@
+"""A Gymnasium environment whose observations and actions are texts, as an `Environment`.
+
+It is spoken to through Gymnasium's own interface and never imported: whatever has `reset`, `step` and `close` with
+Gymnasium's signatures will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.errors import ConfigError, EnvError
+from verl_act.parse import match_action
+
+_OVER = "The episode is over."
+
+
+class GymnasiumEnv(Protocol):
+    """The part of `gymnasium.Env` that is used."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, action: Any, /) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoKeys:
+    """Where `info` says what Gymnasium has no place for.
+
+    `goal` (a text) is read after `reset`; `admissible` (texts) after every call; `success` (true or false) when an
+    episode has terminated.
+    """
+
+    goal: str = "goal"
+    admissible: str = "admissible_actions"
+    success: str = "success"
+
+
+class GymnasiumTextEnvironment:
+    """Plays `environment`. `reset` hands it the task's seed, and `task_id` and `split` as options.
+
+    The admissible actions are the listed ones, and only they reach the environment, in the spelling of the list: other
+    texts, which many environments answer with an exception, are answered with `unknown_action` and cost a step.
+    Subclass and override `accepts` where the list is not complete, or `show` where observations are no texts.
+    """
+
+    unknown_action = "Nothing happens."
+
+    def __init__(self, environment: GymnasiumEnv, *, max_steps: int = 50, keys: InfoKeys | None = None) -> None:
+        """`max_steps` ends an episode without success, beside whatever limit the environment has itself."""
+        if max_steps < 1:
+            raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
+        self._environment = environment
+        self._max_steps = max_steps
+        self._keys = keys or InfoKeys()
+        self._task: Task | None = None
+        self._steps = 0
+        self._admissible: tuple[str, ...] = ()
+        self._shown = ""
+        self._done = self._success = False
+
+    def reset(self, task: Task) -> Observation:
+        """Start `task`. Raises `EnvError` where the environment fails, or leaves something out."""
+        self._task, self._steps, self._done, self._success = task, 0, False, False
+        options = {"task_id": task.task_id, "split": task.split}
+        try:
+            observation, info = self._environment.reset(seed=task.seed, options=options)
+        except Exception as error:
+            self._task = None
+            raise EnvError(f"{task}: cannot be reset: {type(error).__name__}: {error}") from error
+        self._see(observation, info)
+        return Observation(str(self._told(info, self._keys.goal)), self._shown, self._admissible)
+
+    def step(self, action: str) -> StepResult:
+        """Take `action`. After the end of an episode nothing happens any more. Raises `EnvError` as `reset` does."""
+        if self._task is None:
+            raise EnvError("No episode is being played. Call `reset(task)` first.")
+        if self._done:
+            return self._result(_OVER, 0.0, False)
+        self._steps += 1
+        known = self.accepts(action, self._admissible)
+        if known is None:
+            self._done = self._steps >= self._max_steps
+            return self._result(self.unknown_action, 0.0, False)
+        try:
+            observation, reward, terminated, truncated, info = self._environment.step(known)
+        except Exception as error:
+            raise EnvError(f"{self._task}: fails at {known!r}: {type(error).__name__}: {error}") from error
+        self._see(observation, info)
+        self._success = bool(terminated and self._told(info, self._keys.success))
+        self._done = terminated or truncated or self._steps >= self._max_steps
+        return self._result(self._shown, float(reward), True)
+
+    def close(self) -> None:
+        """Close the environment, once."""
+        if self._task is not None:
+            self._task = None
+            self._environment.close()
+
+    def accepts(self, action: str, admissible: tuple[str, ...]) -> str | None:
+        """What to tell the environment, or None where the action is not admissible."""
+        return match_action(action, admissible)
+
+    def show(self, observation: Any, info: Mapping[str, Any]) -> str:
+        """An observation as the agent reads it."""
+        if not isinstance(observation, str):
+            raise EnvError(
+                f"{self._task}: the observation is of type {type(observation).__name__}, not a text. Override `show`."
+            )
+        return observation
+
+    def _see(self, observation: Any, info: Mapping[str, Any]) -> None:
+        self._shown = self.show(observation, info)
+        self._admissible = tuple(self._told(info, self._keys.admissible))
+
+    def _told(self, info: Mapping[str, Any], key: str) -> Any:
+        if key not in info:
+            raise EnvError(
+                f"{self._task}: `info` has no {key!r} (it has {', '.join(map(str, info)) or 'nothing'}). Name the keys "
+                "of this environment with `InfoKeys`, or add it in a wrapper."
+            )
+        return info[key]
+
+    def _result(self, observation: str, reward: float, admissible: bool) -> StepResult:
+        return StepResult(observation, self._admissible, reward, self._done, self._success, admissible)
