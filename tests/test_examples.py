@@ -1,4 +1,4 @@
-"""The worked example is a package like any other: found by its entry points, true to the contract, fit for all stages."""
+"""The worked example is a package like any other: found by entry points, true to the contract, fit for all stages."""
 
 from __future__ import annotations
 
