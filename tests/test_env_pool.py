@@ -16,6 +16,7 @@ import ray
 
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
+from verl_act.envs.contract import NONSENSE
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
@@ -197,6 +198,31 @@ def test_alfworld_plays_alike_in_the_pool_and_here(games: Path) -> None:
     for task, shown in zip(listed, asyncio.run(run()), strict=True):
         first = environment.reset(task)
         assert shown == [first, *(environment.step(action) for action in first.admissible_actions)]
+
+
+def test_hostile_actions_reach_their_own_episode_alone(games: Path) -> None:
+    """Texts of 1 MB and of control characters travel through Ray; the other episode of the process does not notice."""
+    settings = {"data": str(games)}
+    first, second = get_env("alfworld").tasks("train", **settings)[:2]
+
+    async def run() -> list[list[Any]]:
+        pool = EnvPool("alfworld", settings, actors=1)
+        hostile, calm = await asyncio.gather(pool.open(first), pool.open(second))
+        shown: list[list[Any]] = [[hostile.first], [calm.first]]
+        for nonsense, action in zip(NONSENSE, calm.first.admissible_actions, strict=False):
+            results = await asyncio.gather(hostile.step(nonsense), calm.step(action))
+            for transcript, result in zip(shown, results, strict=True):
+                transcript.append(result)
+        with pytest.raises(EnvError, match="is not an ALFWorld task"):
+            await pool.open(Task("webshop", "test", "0-B000", "x"))
+        return shown
+
+    environment = AlfworldEnvironment(**settings)
+    shown = asyncio.run(run())
+    assert not any(result.admissible for result in shown[0][1:])
+    opened = environment.reset(second)
+    played = [environment.step(action) for action in opened.admissible_actions[: len(NONSENSE)]]
+    assert shown[1] == [opened, *played]
 
 
 def test_impossible_settings_are_refused() -> None:
