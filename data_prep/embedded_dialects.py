@@ -10,8 +10,11 @@ from typing import Any
 
 from verl_act.errors import ConfigError
 
-_COMPACT = ("\nsee :", "\ndo :", "\ncan :", "\nact :", "\npick :", " |", "assistant")
-"""What the template `compact` adds to an environment's own words."""
+_COMPACT = ("\nsee : ", "\ndo : ", "\nact :", "\npick : ", " | ", "assistant")
+"""What the template `compact` adds to an environment's own words.
+
+The spaces are these tokens' own, so that an action begins with the same token wherever it stands, and can be copied.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,11 @@ DIALECTS = {
             "\nsee : You open the",
             "\nsee : You pick up the",
             "\nsee : You",
-            *_COMPACT[:5],
+            "\nsee :",
+            "\ndo :",
+            "\ncan :",
+            "\nact :",
+            "\npick :",
             ". On the",
             ". The",
             ", you see a",
@@ -97,15 +104,10 @@ DIALECTS = {
             "in the",
             "nothing.",
             "open door to",
-            " open door to",
             "go to",
-            " go to",
             "focus on",
-            " focus on",
             "pick up",
-            " pick up",
             "look around",
-            " look around",
             "move",
             "find a(n)",
             " find a(n)",
@@ -139,22 +141,13 @@ DIALECTS = {
             " [sep] ",
             ", and price lower than",
             "0.00 dollars",
-            " click[b0",
-            " click[",
-            " search[",
             "click[back to search]",
-            " click[back to search]",
             "click[< prev]",
-            " click[< prev]",
             "click[next >]",
             "click[description]",
-            " click[description]",
             "click[features]",
-            " click[features]",
             "click[reviews]",
-            " click[reviews]",
             "click[buy now]",
-            " click[buy now]",
             "click[b0",
             "click[",
             "search[",

@@ -15,7 +15,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class EmbeddedModelSettings:
     """Share of the warm-up rows that are choice questions (with random answers)."""
     stranger_share: float = 0.5
     """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
+    passes: int = 1
+    """Times that rows are made of every step, with other random answers, so that few steps teach no answer by heart."""
     whole_text_share: float = 0.25
     """Share of the rows whose prompt is learned too, which teaches the words."""
     held_out: int = 500
@@ -95,7 +97,11 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     template = get_template("compact", **dialect.template_options)
     unseen_tasks = {step.task_id for step in steps[-settings.held_out :]}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]
-    rows = list(warmup_rows(trained_on, template, settings))
+    rows = [
+        row
+        for number in range(settings.passes)
+        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + number))
+    ]
     tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
     model = Qwen3ForCausalLM(model_config(tokenizer, settings))
     compose_embeddings(model, tokenizer)

@@ -1,0 +1,283 @@
+"""The environment pool against one Ray actor an environment, snapshots against replay, and episodes against lock-step.
+
+    python benchmarks/env_pool.py [--environments 16 64 256] [--steps 20] [--actors 2]
+
+Each part plays the same actions both ways and fails where what the environments said differs. Writes
+`results/env_pool.json` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+import ray
+
+from verl_act.data_prep.collect_expert import play
+from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.probe import State
+from verl_act.envs.base import Environment, Observation, StepResult, Task
+from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import get_env
+from verl_act.schema import Step
+
+RESULT = Path(__file__).parent / "results" / "env_pool.json"
+ENV = "alfworld"
+ALTERNATIVES = 4
+LATENCY = (0.02, 0.6)
+"""Seconds: median of the generation times that are slept, and the spread of their logarithm."""
+SPARE_GIB = 3
+"""Memory that a part must leave to the machine."""
+
+Said = list[Observation | StepResult]
+
+
+@ray.remote(num_cpus=0)
+class Alone:
+    """One environment in an actor of its own."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._environment = get_env(ENV).make(**settings)
+
+    def reset(self, task: Task) -> Observation:
+        return self._environment.reset(task)
+
+    def step(self, action: str) -> StepResult:
+        return self._environment.step(action)
+
+
+def workers() -> set[psutil.Process]:
+    """Ray's processes that host actors."""
+    found = psutil.Process().children(recursive=True)
+    return {process for process in found if process.name().startswith("ray::")}
+
+
+def memory_mb(processes: set[psutil.Process]) -> float:
+    """What they hold for themselves; pages shared with others are counted once, in parts."""
+    return round(sum(process.memory_full_info().pss for process in processes) / 2**20)
+
+
+def chosen(shown: Observation | StepResult, number: int) -> str:
+    """The same action both ways."""
+    return shown.admissible_actions[number * 7 % len(shown.admissible_actions)]
+
+
+async def walk_pool(
+    tasks: Sequence[Task], settings: dict[str, Any], actors: int, steps: int
+) -> tuple[dict, list[Said]]:
+    before, started = workers(), perf_counter()
+    pool = EnvPool(ENV, settings, actors=actors, reset_timeout=600)
+    sessions = await asyncio.gather(*(pool.open(task) for task in tasks))
+    opened = perf_counter()
+
+    async def walk(session: Any) -> Said:
+        said: Said = [session.first]
+        for number in range(steps):
+            said.append(await session.step(chosen(said[-1], number)))
+        return said
+
+    said = await asyncio.gather(*(walk(session) for session in sessions))
+    figures = _figures(len(workers() - before), started, opened, len(tasks) * steps, memory_mb(workers() - before))
+    await asyncio.gather(*(session.close() for session in sessions))
+    return figures, said
+
+
+async def walk_alone(tasks: Sequence[Task], settings: dict[str, Any], steps: int) -> tuple[dict, list[Said]]:
+    before, started = workers(), perf_counter()
+    actors = [Alone.remote(settings) for _ in tasks]
+    first = await asyncio.gather(*(actor.reset.remote(task) for actor, task in zip(actors, tasks, strict=True)))
+    opened = perf_counter()
+
+    async def walk(actor: Any, shown: Observation) -> Said:
+        said: Said = [shown]
+        for number in range(steps):
+            said.append(await actor.step.remote(chosen(said[-1], number)))
+        return said
+
+    said = await asyncio.gather(*(walk(actor, shown) for actor, shown in zip(actors, first, strict=True)))
+    figures = _figures(len(workers() - before), started, opened, len(tasks) * steps, memory_mb(workers() - before))
+    for actor in actors:
+        ray.kill(actor)
+    return figures, said
+
+
+def _figures(processes: int, started: float, opened: float, steps: int, memory: float) -> dict[str, float]:
+    return {
+        "processes": processes,
+        "start_up_s": round(opened - started, 2),
+        "steps_per_second": round(steps / (perf_counter() - opened), 1),
+        "memory_mb": memory,
+    }
+
+
+def compare_sizes(
+    tasks: Sequence[Task], settings: dict[str, Any], sizes: Sequence[int], actors: int, steps: int
+) -> dict[str, Any]:
+    """Pool and lone actors at each number of environments; lone actors only where memory allows them."""
+    found: dict[str, Any] = {}
+    a_process = 0.0
+    for size in sizes:
+        played = [tasks[number % len(tasks)] for number in range(size)]
+        pooled, said = asyncio.run(walk_pool(played, settings, actors, steps))
+        found[str(size)] = {"pool": pooled, "actor an environment": None}
+        free = psutil.virtual_memory().available / 2**20 - SPARE_GIB * 1024
+        if a_process * size > free:
+            found[str(size)]["left out"] = f"{size} actors of {a_process:.0f} MB do not fit into {free:.0f} MB"
+            continue
+        lone, said_alone = asyncio.run(walk_alone(played, settings, steps))
+        if said != said_alone:
+            raise SystemExit(f"{size} environments: the pool and the lone actors say different things.")
+        a_process = lone["memory_mb"] / size
+        found[str(size)]["actor an environment"] = lone
+        print(f"{size:4} environments  pool {pooled}\n                   lone {lone}", flush=True)
+    return found
+
+
+class Plain:
+    """An environment without its planner, counting steps; with `snapshots`, also with those of the engine."""
+
+    def __init__(self, environment: Any, snapshots: bool) -> None:
+        self._environment = environment
+        self.steps = 0
+        if snapshots:
+            self.snapshot, self.restore = environment.snapshot, environment.restore
+
+    def reset(self, task: Task) -> Observation:
+        return self._environment.reset(task)
+
+    def step(self, action: str) -> StepResult:
+        self.steps += 1
+        return self._environment.step(action)
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def probe(environment: Environment, task: Task, steps: Sequence[Step]) -> list[bool]:
+    """Try `ALTERNATIVES` actions at every state of a trajectory; whether each is admissible."""
+    environment.reset(task)
+    judged = []
+    for step in steps:
+        state = State(environment, task, step)
+        offered = step.context.admissible_actions
+        judged += [state.judge(offered[at % len(offered)]).admissible for at in range(ALTERNATIVES)]
+        state.leave()
+        environment.step(step.action)
+    return judged
+
+
+def compare_probing(tasks: Sequence[Task], settings: dict[str, Any]) -> dict[str, Any]:
+    """Expert and probing cost a trajectory, and what snapshots save."""
+    spec = get_env(ENV)
+    environment, expert = spec.make(**settings), next(iter(spec.experts.values()))()
+    started = perf_counter()
+    trajectories = [(task, play(environment, expert, task, source="expert")) for task in tasks]
+    expert_s = (perf_counter() - started) / len(tasks)
+    found: dict[str, Any] = {
+        "trajectories": len(tasks),
+        "mean_steps": round(statistics.mean(len(steps) for _, steps in trajectories), 1),
+        "alternatives": ALTERNATIVES,
+        "expert_ms_a_trajectory": round(1000 * expert_s, 2),
+    }
+    judged = {}
+    for name, snapshots in (("snapshots", True), ("replay", False)):
+        plain = Plain(spec.make(**settings), snapshots)
+        started = perf_counter()
+        judged[name] = [probe(plain, task, steps) for task, steps in trajectories]
+        seconds = perf_counter() - started
+        found[name] = {
+            "engine_steps_a_trajectory": round(plain.steps / len(tasks), 1),
+            "ms_a_trajectory": round(1000 * seconds / len(tasks), 2),
+        }
+    if judged["snapshots"] != judged["replay"]:
+        raise SystemExit("probing by snapshots and by replay judge differently.")
+    started = perf_counter()
+    for task, steps in trajectories:
+        probe(environment, task, steps)
+    found["with_margins_ms_a_trajectory"] = round(1000 * (perf_counter() - started) / len(tasks), 2)
+    return found
+
+
+async def compare_lock_step(tasks: Sequence[Task], settings: dict[str, Any], actors: int) -> dict[str, Any]:
+    """The expert's episodes, a drawn time slept before each action in place of generation."""
+    spec = get_env(ENV)
+    environment, expert = spec.make(**settings), next(iter(spec.experts.values()))()
+    actions = [[step.action for step in play(environment, expert, task, source="x")] for task in tasks]
+    rng = random.Random(0)
+    waits = [[LATENCY[0] * rng.lognormvariate(0, LATENCY[1]) for _ in played] for played in actions]
+    pool = EnvPool(ENV, settings, actors=actors)
+
+    async def take(session: Any, action: str, seconds: float) -> StepResult:
+        await asyncio.sleep(seconds)
+        return await session.step(action)
+
+    async def free(number: int, session: Any) -> list[StepResult]:
+        return [await take(session, *turn) for turn in zip(actions[number], waits[number], strict=True)]
+
+    generating = sum(map(sum, waits))
+    found: dict[str, Any] = {
+        "episodes": len(tasks),
+        "turns": sum(map(len, actions)),
+        "generating_s": round(generating, 2),
+    }
+    results: dict[str, list[list[StepResult]]] = {}
+    for name in ("pool", "lock-step"):
+        sessions = await asyncio.gather(*(pool.open(task) for task in tasks))
+        started = perf_counter()
+        if name == "pool":
+            results[name] = await asyncio.gather(*(free(number, session) for number, session in enumerate(sessions)))
+        else:
+            results[name] = [[] for _ in tasks]
+            for turn in range(max(map(len, actions))):
+                going = [number for number, played in enumerate(actions) if turn < len(played)]
+                # All replies first, then all environments: the next batch waits for the slowest of both.
+                await asyncio.gather(*(asyncio.sleep(waits[number][turn]) for number in going))
+                answers = await asyncio.gather(*(sessions[number].step(actions[number][turn]) for number in going))
+                for number, answer in zip(going, answers, strict=True):
+                    results[name][number].append(answer)
+        wall = perf_counter() - started
+        found[name] = {"wall_s": round(wall, 2), "slots_idle_share": round(1 - generating / (wall * len(tasks)), 3)}
+        await asyncio.gather(*(session.close() for session in sessions))
+    if results["pool"] != results["lock-step"]:
+        raise SystemExit("episodes in the pool and in lock-step differ.")
+    found["lock-step against pool"] = round(found["lock-step"]["wall_s"] / found["pool"]["wall_s"], 2)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--environments", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--actors", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_games(Path(folder), counts={"train": 32}, size="small", seed=1, progress=False)
+        settings = {"data": folder}
+        tasks = get_env(ENV).tasks("train", **settings)
+        results: dict[str, Any] = {"probing": compare_probing(tasks, settings)}
+        print(json.dumps(results, indent=2), flush=True)
+        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+        results["lock_step"] = asyncio.run(compare_lock_step(tasks, settings, options.actors))
+        print(json.dumps(results["lock_step"], indent=2), flush=True)
+        sizes = compare_sizes(tasks, settings, options.environments, options.actors, options.steps)
+        ray.shutdown()
+    machine = {"cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
+    settings = {"actors": options.actors, "steps": options.steps}
+    RESULT.write_text(
+        json.dumps({"machine": machine, "settings": settings, "sizes": sizes, **results}, indent=2) + "\n"
+    )
+    print(json.dumps(sizes, indent=2))
+
+
+if __name__ == "__main__":
+    main()
