@@ -1,13 +1,16 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup quickstart test check lock embedded-model clean
+.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test check lock embedded-model embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
 
 quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results in runs/quickstart
 	$(PYTHON_RUN) -m verl_act chain alfworld/quickstart --out runs/quickstart
+
+quickstart-scienceworld quickstart-webshop: setup ## the same on ScienceWorld (needs Java) or WebShop
+	$(PYTHON_RUN) -m verl_act chain $(@:quickstart-%=%)/quickstart --out runs/$@
 
 check: setup      ## format, lint and types
 	$(VENV)/bin/ruff format --check .
@@ -29,3 +32,15 @@ embedded-model: setup ## the small initial policy that comes with the package, f
 	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 6000}' --size small --seed 1000 --workers 2
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/expert --workers 2 --env-settings '{"data": "runs/embedded/games"}' alfworld train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet
+
+embedded-model-scienceworld: setup ## the same for ScienceWorld, from its training variations (about 10 minutes)
+	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/scienceworld --limit 240 --seed 1000 \
+	  --env-settings '{"simplification": "", "max_steps": 20, "tasks": ["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]}' scienceworld train
+	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model_scienceworld \
+	  --trajectories runs/embedded/scienceworld/trajectories.parquet --settings '{"steps": 1200, "passes": 8, "storage": "bfloat16"}'
+
+embedded-model-webshop: setup ## the same for WebShop, from a catalogue no recipe uses (about 10 minutes)
+	$(PYTHON_RUN) -m verl_act make-catalogue --out runs/embedded/catalogue --seed 1000
+	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/webshop --env-settings '{"data": "runs/embedded/catalogue", "observation": "brief"}' webshop train
+	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model_webshop \
+	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 2200, "passes": 2, "whole_text_share": 0.1, "storage": "bfloat16"}'

@@ -1,0 +1,149 @@
+"""The small policies that come with the package: one for every quickstart, small enough, and what they say they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from verl_act.chain import load_recipe
+from verl_act.chain.recipe import EMBEDDED_MODELS
+from verl_act.data_prep.embedded_dialects import DIALECTS
+from verl_act.data_prep.make_embedded_model import (
+    EmbeddedModelSettings,
+    make_embedded_model,
+    train_tokenizer,
+    warmup_rows,
+)
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError
+from verl_act.manifest import read_manifest
+from verl_act.prompts import get_template
+from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
+
+MB = 2**20
+
+
+def example(env: str) -> Context:
+    """A state in the environment's words."""
+    if env == "webshop":
+        environment = get_env(env).make(observation="brief")
+        first = environment.reset(get_env(env).tasks("train")[0])
+        search = first.admissible_actions[0]
+        shown = environment.step(search)
+        return Context(first.goal, (Turn(first.observation, search),), shown.observation, shown.admissible_actions)
+    if env == "scienceworld":
+        seen = "This room is called the hallway. In it, you see: \n\tthe agent\n\ta substance called air\n\ta picture\n"
+        actions = ("open door to kitchen", "look around", "go to kitchen")
+        return Context("find a(n) plant.", (Turn("You move to the hallway.", "look around"),), seen, actions)
+    actions = ("go to drawer 1", "go to desk 2", "look")
+    return Context("put a mug in drawer", (), "You arrive at desk 1. On the desk 1, you see a mug 1.", actions)
+
+
+@pytest.mark.parametrize("env", EMBEDDED_MODELS)
+def test_a_quickstart_finds_its_model_and_shows_it_what_it_knows(env: str) -> None:
+    recipe = load_recipe(f"{env}/quickstart")
+    folder = Path(recipe.model_path)
+    assert folder == EMBEDDED_MODELS[env] and recipe.prompt.template == "compact"
+    assert recipe.prompt.options == dict(DIALECTS[env].template_options)
+    manifest = read_manifest(folder)
+    assert manifest and manifest.seed == 0 and manifest.counts["parameters"] < 1.3e6
+    figures = json.loads((folder / "warmup_figures.json").read_text())
+    assert figures["named_a_candidate"] > 0.75, "it must answer, or critic training has nothing to go by"
+    assert 0.3 < figures["chose_the_expert_action"] / figures["named_a_candidate"] < 0.7, "it must judge at chance"
+
+
+def test_all_models_together_are_small() -> None:
+    files = [path for folder in EMBEDDED_MODELS.values() for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8 * MB
+
+
+@pytest.mark.parametrize("env", EMBEDDED_MODELS)
+def test_the_tokenizer_reads_its_environment_and_can_say_every_action(env: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODELS[env])
+    template, context = get_template("compact", **DIALECTS[env].template_options), example(env)
+    text = template.action_messages(context)[-1]["content"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) < len(text) / 2.5, "a page is read in whole words"
+    read = text.lower() if DIALECTS[env].lower_case else text
+    assert tokenizer.decode(ids) == read
+    for action in context.admissible_actions:
+        reply = f"<action>{action}</action>"
+        assert tokenizer.decode(tokenizer.encode(reply, add_special_tokens=False)) == reply
+
+
+def test_an_action_begins_with_the_same_token_wherever_it_stands() -> None:
+    """So that a model of a million parameters can copy it."""
+    context = example("webshop")
+    action = context.admissible_actions[2]
+    template = get_template("compact", **DIALECTS["webshop"].template_options)
+    rows = [(template.choice_messages(context, [action, "click[buy now]"]), f"<action>{action}</action>")] * 30
+    tokenizer = train_tokenizer(rows, 300, DIALECTS["webshop"])
+    prompt, answer = (tokenizer.encode(text, add_special_tokens=False) for text in (rows[0][0][-1]["content"], action))
+    assert any(prompt[at : at + len(answer)] == answer for at in range(len(prompt)))
+
+
+def make_step(env: str, number: int) -> Step:
+    context = example("alfworld")
+    return Step(
+        context=context,
+        env=env,
+        split="train",
+        task_id=str(number),
+        task_type="put",
+        trajectory_id=str(number),
+        step=0,
+        action=context.admissible_actions[number % 3],
+        reward=1.0,
+        done=True,
+        success=True,
+        source="search",
+        inferable=True,
+        plan_length=None,
+        verified=True,
+    )
+
+
+def test_every_pass_draws_other_answers() -> None:
+    template = get_template("compact")
+    steps = [make_step("alfworld", number) for number in range(50)]
+    passes = [list(warmup_rows(steps, template, EmbeddedModelSettings(seed=seed))) for seed in (0, 1, 0)]
+    assert passes[0] == passes[2] != passes[1]
+
+
+def test_weights_can_be_stored_in_half_the_size(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    write_rows(tmp_path / "steps.parquet", [make_step("alfworld", n).to_row() for n in range(40)], TRAJECTORY)
+    small = {"vocabulary": 300, "layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "steps": 2, "held_out": 4}
+    sizes = {}
+    for storage in ("float32", "bfloat16"):
+        settings = EmbeddedModelSettings(storage=storage, batch_size=4, **small)
+        make_embedded_model(tmp_path / storage, [tmp_path / "steps.parquet"], settings)
+        sizes[storage] = (tmp_path / storage / "model.safetensors").stat().st_size
+        assert str(AutoModelForCausalLM.from_pretrained(tmp_path / storage, dtype="auto").dtype) == f"torch.{storage}"
+    assert sizes["bfloat16"] < 0.6 * sizes["float32"]
+
+
+@pytest.mark.parametrize(
+    ("environments", "message"),
+    [
+        (["alfworld", "webshop"], "the trajectories are of .*'alfworld', 'webshop'"),
+        (["mygame"], "no embedded model can be made for 'mygame': describe its texts in"),
+    ],
+)
+def test_trajectories_that_make_no_model_are_told(environments: list[str], message: str, tmp_path: Path) -> None:
+    steps = [make_step(env, number).to_row() for number, env in enumerate(environments)]
+    write_rows(tmp_path / "steps.parquet", steps, TRAJECTORY)
+    with pytest.raises(ConfigError, match=message):
+        make_embedded_model(tmp_path / "model", [tmp_path / "steps.parquet"])
+
+
+def test_what_is_not_there_is_told() -> None:
+    with pytest.raises(ConfigError, match="no model for 'mygame' comes with the package"):
+        _ = load_recipe("alfworld/quickstart", ["env=mygame"]).model_path
+    with pytest.raises(ConfigError, match="storage is 'int8'; it must be one of float32, bfloat16"):
+        EmbeddedModelSettings(storage="int8")
