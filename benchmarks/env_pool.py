@@ -176,9 +176,9 @@ def probe(environment: Environment, task: Task, steps: Sequence[Step]) -> list[b
     return judged
 
 
-def compare_probing(tasks: Sequence[Task], settings: dict[str, Any]) -> dict[str, Any]:
+def compare_probing(env: str, tasks: Sequence[Task], settings: dict[str, Any]) -> dict[str, Any]:
     """Expert and probing cost a trajectory, and what snapshots save."""
-    spec = get_env(ENV)
+    spec = get_env(env)
     environment, expert = spec.make(**settings), next(iter(spec.experts.values()))()
     started = perf_counter()
     trajectories = [(task, play(environment, expert, task, source="expert")) for task in tasks]
@@ -264,7 +264,10 @@ def main() -> None:
         make_games(Path(folder), counts={"train": 32}, size="small", seed=1, progress=False)
         settings = {"data": folder}
         tasks = get_env(ENV).tasks("train", **settings)
-        results: dict[str, Any] = {"probing": compare_probing(tasks, settings)}
+        shop = get_env("webshop").tasks("train")[: len(tasks)]
+        results: dict[str, Any] = {
+            "probing": {ENV: compare_probing(ENV, tasks, settings), "webshop": compare_probing("webshop", shop, {})}
+        }
         print(json.dumps(results, indent=2), flush=True)
         ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
         results["lock_step"] = asyncio.run(compare_lock_step(tasks, settings, options.actors))
