@@ -1,9 +1,9 @@
 """The environment pool against one Ray actor an environment, snapshots against replay, and episodes against lock-step.
 
-    python benchmarks/env_pool.py [--environments 16 64 256] [--steps 20] [--actors 2]
+    python benchmarks/env_pool.py [--parts probing lock_step sizes] [--environments 16 64 256] [--steps 20] [--actors 2]
 
 Each part plays the same actions both ways and fails where what the environments said differs. Writes
-`results/env_pool.json` beside this file.
+`results/env_pool.json` beside this file; parts that are not run keep their figures there.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from verl_act.envs.registry import get_env
 from verl_act.schema import Step
 
 RESULT = Path(__file__).parent / "results" / "env_pool.json"
+PARTS = ("probing", "lock_step", "sizes")
 ENV = "alfworld"
 ALTERNATIVES = 4
-LATENCY = (0.02, 0.6)
+LATENCY = (0.2, 0.6)
 """Seconds: median of the generation times that are slept, and the spread of their logarithm."""
 SPARE_GIB = 3
 """Memory that a part must leave to the machine."""
@@ -256,30 +257,33 @@ async def compare_lock_step(tasks: Sequence[Task], settings: dict[str, Any], act
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--environments", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--actors", type=int, default=2)
     options = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         make_games(Path(folder), counts={"train": 32}, size="small", seed=1, progress=False)
         settings = {"data": folder}
         tasks = get_env(ENV).tasks("train", **settings)
-        shop = get_env("webshop").tasks("train")[: len(tasks)]
-        results: dict[str, Any] = {
-            "probing": {ENV: compare_probing(ENV, tasks, settings), "webshop": compare_probing("webshop", shop, {})}
-        }
-        print(json.dumps(results, indent=2), flush=True)
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
-        results["lock_step"] = asyncio.run(compare_lock_step(tasks, settings, options.actors))
-        print(json.dumps(results["lock_step"], indent=2), flush=True)
-        sizes = compare_sizes(tasks, settings, options.environments, options.actors, options.steps)
-        ray.shutdown()
+        if "probing" in options.parts:
+            shop = get_env("webshop").tasks("train")[: len(tasks)]
+            results["probing"] = {
+                ENV: compare_probing(ENV, tasks, settings),
+                "webshop": compare_probing("webshop", shop, {}),
+            }
+        if {"lock_step", "sizes"} & set(options.parts):
+            ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+        if "lock_step" in options.parts:
+            results["lock_step"] = asyncio.run(compare_lock_step(tasks, settings, options.actors))
+        if "sizes" in options.parts:
+            results["sizes"] = compare_sizes(tasks, settings, options.environments, options.actors, options.steps)
     machine = {"cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
-    settings = {"actors": options.actors, "steps": options.steps}
-    RESULT.write_text(
-        json.dumps({"machine": machine, "settings": settings, "sizes": sizes, **results}, indent=2) + "\n"
-    )
-    print(json.dumps(sizes, indent=2))
+    for part in options.parts:
+        results[part] = {**results[part], "machine": machine, "actors": options.actors}
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
