@@ -9,8 +9,8 @@ setup:            ## the pinned CPU environment in .venv
 quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results in runs/quickstart
 	$(PYTHON_RUN) -m verl_act chain alfworld/quickstart --out runs/quickstart
 
-quickstart-scienceworld quickstart-webshop: setup ## the same on ScienceWorld (needs Java) or WebShop
-	$(PYTHON_RUN) -m verl_act chain $(@:quickstart-%=%)/quickstart --out runs/$@
+quickstart-scienceworld quickstart-webshop: quickstart-%: embedded-model-% ## the same on ScienceWorld (needs Java) or WebShop
+	$(PYTHON_RUN) -m verl_act chain $*/quickstart --out runs/$@
 
 check: setup      ## format, lint and types
 	$(VENV)/bin/ruff format --check .
@@ -33,14 +33,16 @@ embedded-model: setup ## the small initial policy that comes with the package, f
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/expert --workers 2 --env-settings '{"data": "runs/embedded/games"}' alfworld train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet
 
-embedded-model-scienceworld: setup ## the same for ScienceWorld, from its training variations (about 10 minutes)
+embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/assets/embedded_model_% ## where they are missing
+
+verl_act/assets/embedded_model_scienceworld: | setup # from its training variations
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/scienceworld --limit 240 --seed 1000 \
 	  --env-settings '{"simplification": "", "max_steps": 20, "tasks": ["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]}' scienceworld train
-	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model_scienceworld \
+	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
 	  --trajectories runs/embedded/scienceworld/trajectories.parquet --settings '{"steps": 1200, "passes": 8, "storage": "bfloat16"}'
 
-embedded-model-webshop: setup ## the same for WebShop, from a catalogue no recipe uses (about 10 minutes)
+verl_act/assets/embedded_model_webshop: | setup # from a catalogue that no recipe uses
 	$(PYTHON_RUN) -m verl_act make-catalogue --out runs/embedded/catalogue --seed 1000
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/webshop --env-settings '{"data": "runs/embedded/catalogue", "observation": "brief"}' webshop train
-	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model_webshop \
+	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
 	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 2200, "passes": 2, "whole_text_share": 0.1, "storage": "bfloat16"}'

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from verl_act.chain import load_recipe
-from verl_act.chain.recipe import EMBEDDED_MODELS
+from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.embedded_dialects import DIALECTS
 from verl_act.data_prep.make_embedded_model import (
     EmbeddedModelSettings,
@@ -23,6 +23,7 @@ from verl_act.prompts import get_template
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 
 MB = 2**20
+EMBEDDED_MODELS = embedded_models()
 
 
 def example(env: str) -> Context:
@@ -50,7 +51,7 @@ def test_a_quickstart_finds_its_model_and_shows_it_what_it_knows(env: str) -> No
     manifest = read_manifest(folder)
     assert manifest and manifest.seed == 0 and manifest.counts["parameters"] < 1.3e6
     figures = json.loads((folder / "warmup_figures.json").read_text())
-    assert figures["named_a_candidate"] > 0.75, "it must answer, or critic training has nothing to go by"
+    assert figures["named_a_candidate"] > 0.5, "it must answer, or critic training has nothing to go by"
     assert 0.3 < figures["chose_the_expert_action"] / figures["named_a_candidate"] < 0.7, "it must judge at chance"
 
 

@@ -18,12 +18,12 @@ from verl_act.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
-EMBEDDED_MODELS = {
-    "alfworld": _ASSETS / "embedded_model",
-    "scienceworld": _ASSETS / "embedded_model_scienceworld",
-    "webshop": _ASSETS / "embedded_model_webshop",
-}
-"""The model that comes with the package for each environment."""
+
+
+def embedded_models() -> dict[str, Path]:
+    """The models that come with the package, by environment."""
+    found = {path.name.removeprefix("embedded_model").lstrip("_"): path for path in _ASSETS.glob("embedded_model*")}
+    return {env or "alfworld": found[env] for env in sorted(found)}
 
 
 @dataclass
@@ -111,12 +111,13 @@ class Recipe:
         """
         if self.model != "embedded":
             return self.model
-        if self.env not in EMBEDDED_MODELS:
+        models = embedded_models()
+        if self.env not in models:
             raise ConfigError(
-                f"no model for {self.env!r} comes with the package (there are {', '.join(EMBEDDED_MODELS)}). Set model "
-                "to a model folder or a hub id."
+                f"no model for {self.env!r} comes with the package (there are {', '.join(models)}). Set model to a "
+                f"model folder or a hub id; `make embedded-model-{self.env}` makes one for ScienceWorld and WebShop."
             )
-        return str(EMBEDDED_MODELS[self.env])
+        return str(models[self.env])
 
 
 def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
