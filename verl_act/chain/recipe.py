@@ -20,10 +20,16 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
+_EMBEDDED_MODELS = {
+    "alfworld": _ASSETS / "embedded_model",
+    "scienceworld": _ASSETS / "embedded_model_scienceworld",
+    "webshop": _ASSETS / "embedded_model_webshop",
+}
+
+
 def embedded_models() -> dict[str, Path]:
-    """The models that come with the package, by environment."""
-    found = {path.name.removeprefix("embedded_model").lstrip("_"): path for path in _ASSETS.glob("embedded_model*")}
-    return {env or "alfworld": found[env] for env in sorted(found)}
+    """The models that come with the package, by environment; the others are made by `make embedded-model-<env>`."""
+    return {env: folder for env, folder in _EMBEDDED_MODELS.items() if folder.is_dir()}
 
 
 @dataclass
@@ -111,13 +117,12 @@ class Recipe:
         """
         if self.model != "embedded":
             return self.model
-        models = embedded_models()
-        if self.env not in models:
+        if self.env not in _EMBEDDED_MODELS:
             raise ConfigError(
-                f"no model for {self.env!r} comes with the package (there are {', '.join(models)}). Set model to a "
-                f"model folder or a hub id; `make embedded-model-{self.env}` makes one for ScienceWorld and WebShop."
+                f"no model for {self.env!r} comes with the package (there are {', '.join(_EMBEDDED_MODELS)}). Set model "
+                "to a model folder or a hub id."
             )
-        return str(models[self.env])
+        return str(_EMBEDDED_MODELS[self.env])
 
 
 def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
