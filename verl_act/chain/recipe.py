@@ -119,8 +119,8 @@ class Recipe:
             return self.model
         if self.env not in _EMBEDDED_MODELS:
             raise ConfigError(
-                f"no model for {self.env!r} comes with the package (there are {', '.join(_EMBEDDED_MODELS)}). Set model "
-                "to a model folder or a hub id."
+                f"no model for {self.env!r} comes with the package (there are {', '.join(_EMBEDDED_MODELS)}). Set "
+                "model to a model folder or a hub id."
             )
         return str(_EMBEDDED_MODELS[self.env])
 
