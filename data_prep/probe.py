@@ -118,6 +118,10 @@ class State:
             return Judgement(result.admissible, None)
         return Judgement(result.admissible, NO_WAY if plan is None else plan - self._expert_plan)
 
+    def outcome(self, action: str) -> str:
+        """What the environment shows after `action`; the state itself is returned to before the next one."""
+        return self._try(action).observation
+
     def leave(self) -> None:
         """Return to the state itself, for the trajectory to go on."""
         if self._moved:

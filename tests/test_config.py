@@ -37,27 +37,29 @@ CONFIG = Path(verl_act.__file__).parent / "config"
 GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))
 RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
 STAGES = ["critic", "action", "action_ppo"]
+SFT = "sft_trainer_engine"
+SFT_FILES = ["act/device/cpu_sft.yaml", "act/sft.yaml"]
 SUPERSEDED = ("custom_reward_function", "reward_model", "sandbox_fusion")
 """Top-level keys of earlier verl versions: still in its configuration, replaced by `reward.*`."""
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str, trainer: str = "ppo_trainer") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=list(overrides))
+        return compose(trainer, overrides=list(overrides))
 
 
 @cache
-def verl_keys() -> dict[str, Any]:
+def verl_keys(trainer: str = "ppo_trainer") -> dict[str, Any]:
     """verl's own configuration, as nested mappings."""
-    plain = OmegaConf.to_container(composed(), resolve=False)
+    plain = OmegaConf.to_container(composed(trainer=trainer), resolve=False)
     assert isinstance(plain, dict)
     return plain
 
 
-def unknown_keys(config: dict[str, Any]) -> list[str]:
+def unknown_keys(config: dict[str, Any], trainer: str = "ppo_trainer") -> list[str]:
     """The dotted keys of `config` that neither verl nor this package knows."""
-    return list(_unknown(config, verl_keys(), ""))
+    return list(_unknown(config, verl_keys(trainer), ""))
 
 
 def _unknown(config: dict[str, Any], known: dict[str, Any], at: str) -> Iterator[str]:
@@ -147,6 +149,14 @@ def test_sglang_by_configuration(stage: str) -> None:
     assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.rollout), RolloutConfig)
 
 
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_supervised_fine_tuning_composes(device: str | None) -> None:
+    config = composed("+act=sft", *([f"+act/device={device}_sft"] if device else []), trainer=SFT)
+    assert "hf_model" in config.checkpoint.save_contents
+    assert config.trainer.device == (device or "cuda")
+    assert not unknown_keys(OmegaConf.to_container(config, resolve=False), SFT)  # type: ignore[arg-type]
+
+
 def test_the_stages_cover_every_group_file() -> None:
     """A new file is added to the lists above, or it is not tested."""
     listed = {
@@ -156,13 +166,13 @@ def test_the_stages_cover_every_group_file() -> None:
         "act/device/cpu.yaml",
         *(f"act/{stage}.yaml" for stage in STAGES),
     }
-    assert set(GROUP_FILES) == listed
+    assert set(GROUP_FILES) == listed | set(SFT_FILES)
 
 
 @pytest.mark.parametrize("name", GROUP_FILES)
 def test_a_group_file_uses_only_known_keys(name: str) -> None:
     keys = read_group_file(name)
-    assert unknown_keys(keys) == []
+    assert unknown_keys(keys, SFT if name in SFT_FILES else "ppo_trainer") == []
     assert not set(keys) & set(SUPERSEDED)
 
 
@@ -201,6 +211,8 @@ def test_a_recipe_loads_and_its_overrides_compose(name: str, tmp_path: Path) -> 
         assert check.compose(stage).endswith("overrides")
     for part in (recipe.critic, recipe.action):
         assert unknown_keys(part.overrides) == []
+    for part in (recipe.il, recipe.reflection):
+        assert unknown_keys(part.overrides, SFT) == []
 
 
 def test_verl_itself_finds_the_groups_from_an_empty_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from samples import make_pair, make_step
 from verl_runs import ACT, arguments, check_steps, run
 
-from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.chain.recipe import embedded_models
 from verl_act.merge_lora import merge_lora
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
 
@@ -33,7 +33,7 @@ def train(out: Path, stage: str, **settings: object) -> dict[int, dict[str, floa
         "data.train_files": path,
         "data.val_files": path,
         "data.val_max_samples": 4,
-        "actor_rollout_ref.model.path": EMBEDDED_MODEL,
+        "actor_rollout_ref.model.path": embedded_models()["alfworld"],
     }
     command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+act={stage}"]
     return run([*command, *arguments(out, **{**ACT, **own, **settings})], out)
@@ -49,7 +49,7 @@ def test_lora(stage: str, tmp_path: Path) -> None:
     check_steps(metrics)
     actor = tmp_path / "checkpoints" / "global_step_2" / "actor"
     assert merge_lora(actor)
-    before = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(embedded_models()["alfworld"]).state_dict()
     after = AutoModelForCausalLM.from_pretrained(actor / "huggingface").state_dict()
     assert before.keys() == after.keys()
     changed = {name for name, weight in before.items() if not weight.equal(after[name].to(weight.dtype))}

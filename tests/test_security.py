@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import verl_act
-from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.make_embedded_model import train_tokenizer
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
@@ -55,7 +55,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     llama = ["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]"]
     overlapping = ["<|im_start|>", "<|im_end|>", "<|im", "_end|", "<<x", "x>>", ">>>"]
     return {
-        "embedded": AutoTokenizer.from_pretrained(EMBEDDED_MODEL),
+        "embedded": AutoTokenizer.from_pretrained(embedded_models()["alfworld"]),
         "trained": train_tokenizer([([{"role": "user", "content": words}], words)], vocabulary=300),
         "chatml": byte_level(["<|im_start|>", "<|im_end|>"], CHAT_TEMPLATE, eos_token="<|im_end|>"),
         "qwen": byte_level(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.chain.recipe import embedded_models
 
 SMALL = {
     "actor_rollout_ref.model.use_remove_padding": False,
@@ -48,7 +48,7 @@ def run(command: list[str], out: Path, **variables: str) -> dict[int, dict[str, 
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
-        "MODEL": str(EMBEDDED_MODEL),
+        "MODEL": str(embedded_models()["alfworld"]),
         "VERL_FILE_LOGGER_PATH": str(metrics),
         **variables,
     }

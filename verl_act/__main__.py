@@ -205,6 +205,56 @@ def make_tasks(
 
 
 @app.command()
+def reflect(
+    out: Out,
+    trajectories: Files,
+    pairs: Files,
+    model: Model,
+    temperature: float = 1.0,
+    max_tokens: int = 512,
+    max_model_len: int = 4096,
+    template: str = "cot",
+    template_options: Json = "{}",
+    env_settings: Json = "{}",
+    engine_options: Json = "{}",
+    seed: int = 0,
+) -> None:
+    """Execute expert actions and alternatives; let the model write why the expert's is better (arXiv 2510.08558)."""
+    from verl_act.data_prep.reflect import reflect as run
+    from verl_act.engine import EngineSettings, Sampling
+
+    manifest = run(
+        out,
+        trajectories,
+        pairs,
+        EngineSettings(model=model, max_model_len=max_model_len, extra=_object(engine_options, "--engine-options")),
+        Sampling(temperature=temperature, max_tokens=max_tokens),
+        _object(env_settings, "--env-settings"),
+        template=template,
+        template_options=_object(template_options, "--template-options"),
+        seed=seed,
+    )
+    typer.echo(json.dumps(manifest.counts, indent=2))
+
+
+@app.command()
+def make_sft(
+    out: Out,
+    trajectories: Files,
+    model: Model,
+    reflections: Annotated[list[Path] | None, typer.Option(help="files of `reflect`, for self-reflection")] = None,
+    template: str = "cot",
+    template_options: Json = "{}",
+    seed: int = 0,
+) -> None:
+    """Write rows for verl's SFT trainer: imitation of the expert, with reflections where there are any."""
+    from verl_act.data_prep.make_sft import make_sft as run
+
+    options = _object(template_options, "--template-options")
+    run(out, trajectories, model, reflections or (), template=template, template_options=options, seed=seed)
+
+
+@app.command()
 def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") -> None:
     """Make the small initial policy that comes with the package, from expert trajectories."""
     from verl_act.data_prep.make_embedded_model import EmbeddedModelSettings
@@ -239,6 +289,9 @@ def evaluate(
     tasks: Annotated[list[Path] | None, typer.Option(help="panels to play, each task once")] = None,
     trajectories: Annotated[list[Path] | None, typer.Option(help="expert states to ask next actions at")] = None,
     pairs: Annotated[list[Path] | None, typer.Option(help="pairs to ask choices of")] = None,
+    reasoning: Annotated[
+        list[Path] | None, typer.Option(help="questions as in MATH-500 or GPQA-Diamond, .jsonl or .parquet")
+    ] = None,
     temperature: float = 0.0,
     max_tokens: int = 512,
     max_model_len: int = 4096,
@@ -250,7 +303,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="the first so many expert states and pairs of each split")] = None,
     seed: int = 0,
 ) -> None:
-    """Measure a model: episodes, next actions, choices. Writes figures.json and every single answer."""
+    """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer."""
     from verl_act.engine import EngineSettings, Sampling
     from verl_act.evaluate.run import evaluate as run
 
@@ -262,6 +315,7 @@ def evaluate(
         tasks=tasks or [],
         trajectories=trajectories or [],
         pairs=pairs or [],
+        reasoning=reasoning or [],
         max_turns=max_turns,
         template=template,
         template_options=_object(template_options, "--template-options"),
@@ -280,6 +334,18 @@ def compare(
     from verl_act.evaluate.table import compare as run
 
     run(evaluations, out)
+
+
+@app.command()
+def compare_methods(
+    run: Annotated[Path, typer.Argument(help="folder written by `methods`")],
+    out: Out,
+    methods: Json,
+) -> None:
+    """The table of a comparison of methods, over its seeds: methods.md and methods.json."""
+    from verl_act.evaluate.methods import compare_methods as write
+
+    write(run, out, _object(methods, "--methods"))
 
 
 @app.command()
@@ -318,6 +384,34 @@ def chain(
         check_chain(loaded, out)
     else:
         run_chain(loaded, out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def methods(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="a recipe that lists methods, such as alfworld/methods")],
+    out: Annotated[Path, typer.Option(help="folder of all stages")],
+    seeds: Annotated[str, typer.Option(help="of training, separated by commas")] = "0",
+    check: Annotated[bool, typer.Option("--check", help="verify everything; run nothing")] = False,
+    steps: Annotated[int | None, typer.Option(help="at most so many steps of each training stage")] = None,
+) -> None:
+    """Compare methods on shared data, over seeds. Further arguments KEY=VALUE change the recipe.
+
+    Finished stages are skipped; a killed comparison goes on where it stopped.
+    """
+    from verl_act.chain import check_chain, load_recipe
+    from verl_act.chain.methods import method_stages, run_methods
+
+    loaded = load_recipe(recipe, context.args, steps)
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {seeds}: give whole numbers separated by commas, such as 0,1,2.") from error
+    method_stages(loaded, out, numbers)
+    if check:
+        check_chain(loaded, out)
+    else:
+        run_methods(loaded, out, numbers)
 
 
 _CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -223,6 +223,41 @@ TRAJECTORY = _columns(
     _required("verified", pa.bool_()),
 )
 
+SFT = _columns(
+    "sft",
+    1,
+    _required("state_id", pa.string()),
+    _required("source", pa.string()),
+    pa.field(
+        "messages",
+        pa.list_(
+            pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
+        ),
+        nullable=False,
+    ),
+)
+"""Rows for verl's SFT trainer; `source` is `expert` or `reflection`."""
+
+REFLECTION = _columns(
+    "reflection",
+    1,
+    _required("state_id", pa.string()),
+    _required("action", pa.string()),
+    _required("outcome", pa.string()),
+    _required(
+        "alternatives",
+        pa.list_(
+            pa.struct(
+                [pa.field("action", pa.string(), nullable=False), pa.field("outcome", pa.string(), nullable=False)]
+            )
+        ),
+    ),
+    _required("reply", pa.string()),
+    _required("reflection", pa.string()),
+    _required("model", pa.string()),
+)
+"""What a model wrote about an expert action and the alternatives, all tried; `reflection` is `reply` without tags."""
+
 ALTERNATIVES = _columns(
     "alternatives",
     1,

@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.engine import load_tokenizer
@@ -19,11 +20,12 @@ from verl_act.errors import ActError, ConfigError
 from verl_act.prompts import get_template
 
 _FREE_GIB = 2
+_CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
 _PACKAGES = ("verl>=0.9.1,<0.10", "tensordict>=0.10", "ray", "transformers>=5")
 
 
 def check_chain(recipe: Recipe, out: Path) -> None:
-    """Check versions, device, model, data, disk and the configuration of both verl runs; print a line for each.
+    """Check versions, device, model, data, disk and the configuration of every verl run; print a line for each.
 
     Raises `ConfigError` with all that is wrong, where anything is.
     """
@@ -46,7 +48,7 @@ def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]
     yield "prompt", lambda: type(get_template(recipe.prompt.template, **recipe.prompt.options)).__name__
     yield "data", lambda: _data(recipe)
     yield "disk", lambda: _disk(out)
-    for stage in stages(recipe, out):
+    for stage in method_stages(recipe, out, [recipe.seed]) if recipe.methods else stages(recipe, out):
         if stage.trains:
             yield f"{stage.name} configuration", partial(compose, stage)
 
@@ -117,11 +119,13 @@ def compose(stage: Stage) -> str:
 
     from verl_act.data.settings import ActSettings
 
-    overrides = list(stage.command[3:])
+    trainer = next(number for number, word in enumerate(stage.command) if word.startswith("verl.trainer."))
+    config_name = _CONFIG_NAMES[stage.command[trainer]]
+    overrides = list(stage.command[trainer + 1 :])
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose("ppo_trainer", overrides=overrides)
+            config = compose(config_name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.name}.overrides."

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_act.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+TRAINING = ("il", "reflection", "critic", "action")
+"""The training stages, which are keys of a recipe."""
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
-
-
 _EMBEDDED_MODELS = {
     "alfworld": _ASSETS / "embedded_model",
     "scienceworld": _ASSETS / "embedded_model_scienceworld",
@@ -64,7 +64,7 @@ class SamplingRecipe:
 
 @dataclass
 class TrainRecipe:
-    """One RL stage on verl. `config` are our Hydra groups; `overrides` any keys of verl's configuration.
+    """One training stage on verl. `config` are our Hydra groups; `overrides` any keys of verl's configuration.
 
     YAML may write override keys dotted (`data.train_batch_size`) or nested; here they are nested.
 
@@ -78,12 +78,29 @@ class TrainRecipe:
 
 @dataclass
 class EvaluateRecipe:
-    """`limit` takes so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all."""
+    """`limit` takes so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
+
+    `max_tokens` null takes that of the alternatives.
+    """
 
     temperature: float = 0.0
     max_turns: int = 50
+    max_tokens: int | None = None
     limit: int | None = None
     tasks: int | None = None
+
+
+@dataclass
+class MethodRecipe:
+    """One row of a comparison: training stages in order, from the initial model; none evaluates that model as it is.
+
+    A stage is `il`, `reflection`, `critic` or `action`, or with its own number of steps `action:80`. `against` is the
+    method that it is tested against on the same items (default: the first). `prompt` is for its evaluation.
+    """
+
+    stages: list[str] = field(default_factory=list)
+    against: str | None = None
+    prompt: PromptRecipe | None = None
 
 
 @dataclass
@@ -107,6 +124,11 @@ class Recipe:
     pairs: dict[str, Any] = field(default_factory=dict)
     critic: TrainRecipe = field(default_factory=TrainRecipe)
     action: TrainRecipe = field(default_factory=TrainRecipe)
+    il: TrainRecipe = field(default_factory=TrainRecipe)
+    reflect: SamplingRecipe = field(default_factory=SamplingRecipe)
+    """How the model's reflections are sampled; `reflection` is the stage that trains on them."""
+    reflection: TrainRecipe = field(default_factory=TrainRecipe)
+    methods: dict[str, MethodRecipe] = field(default_factory=dict)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
 
     @property
@@ -142,11 +164,44 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     assert isinstance(recipe, Recipe)
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
+    _check_methods(name, recipe)
     if steps is not None:
-        for stage in (recipe.critic, recipe.action):
+        for stage in filter(lambda stage: stage.config, (getattr(recipe, name) for name in TRAINING)):
             trainer = stage.overrides.setdefault("trainer", {})
             trainer["total_training_steps"] = min(trainer.get("total_training_steps", steps), steps)
+        for method in recipe.methods.values():
+            method.stages = [bounded_stage(stage, steps) for stage in method.stages]
     return recipe
+
+
+def parse_stage(text: str) -> tuple[str, int | None]:
+    """`action:80` is ("action", 80), `action` is ("action", None). Raises `ValueError` on anything else."""
+    kind, colon, steps = text.partition(":")
+    if kind not in TRAINING:
+        raise ValueError(f"there are {', '.join(TRAINING)}")
+    if colon and int(steps) < 1:
+        raise ValueError("it has at least one step")
+    return kind, int(steps) if colon else None
+
+
+def bounded_stage(text: str, most: int) -> str:
+    """The stage with at most so many steps, where it has a number of its own."""
+    kind, steps = parse_stage(text)
+    return text if steps is None else f"{kind}:{min(steps, most)}"
+
+
+def _check_methods(name: str, recipe: Recipe) -> None:
+    """Raises `ConfigError` on a method whose stages do not exist or are not configured."""
+    for title, method in recipe.methods.items():
+        if method.against is not None and method.against not in recipe.methods:
+            raise ConfigError(f"recipe {name}: method {title!r} is against {method.against!r}, which is no method.")
+        for stage in method.stages:
+            try:
+                kind, _ = parse_stage(stage)
+            except ValueError as error:
+                raise ConfigError(f"recipe {name}: method {title!r} has a stage {stage!r}: {error}.") from error
+            if not getattr(recipe, kind).config:
+                raise ConfigError(f"recipe {name}: method {title!r} needs {kind}.config; state it in the recipe.")
 
 
 def _find(name: str) -> Path:
@@ -169,7 +224,7 @@ def _bases(path: Path) -> list[Path]:
 
 def _read(path: Path) -> DictConfig:
     config = OmegaConf.masked_copy(layer := _load(path), [str(key) for key in layer if key != "base"])
-    for stage in ("critic", "action"):
+    for stage in TRAINING:
         if overrides := (config.get(stage) or {}).get("overrides"):
             config[stage].overrides = OmegaConf.create()
             for key, value in overrides.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,12 +21,16 @@ console = Console(highlight=False)
 
 
 def run_chain(recipe: Recipe, out: Path) -> None:
+    """Run all stages of `recipe` that are not up to date, as `run_stages` does."""
+    run_stages(stages(recipe, out), out)
+
+
+def run_stages(planned: Sequence[Stage], out: Path) -> None:
     """Run every stage that is not up to date; each writes `out/.done/<stage>/manifest.json` when it is.
 
     Raises `EngineError` naming the stage, its command and its log where a stage fails; what was finished stays.
     """
     out.mkdir(parents=True, exist_ok=True)
-    planned = stages(recipe, out)
     for number, stage in enumerate(planned, 1):
         wanted = _manifest(stage)
         title = f"[{number}/{len(planned)}] {stage.name}"

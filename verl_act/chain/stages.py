@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verl_act.chain.command_line import act_command, flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
 
 
@@ -29,29 +29,30 @@ class Stage:
 
 def stages(recipe: Recipe, out: Path) -> list[Stage]:
     """All stages in the order they run."""
-    return [*_data(recipe, out), *_training(recipe, out), *_evaluation(recipe, out)]
+    return [*data_stages(recipe, out), *_training(recipe, out), *_evaluation(recipe, out)]
 
 
-def _data(recipe: Recipe, out: Path) -> list[Stage]:
+def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
+    """Games, expert trajectories, alternatives, pairs and tasks: all that does not depend on training."""
     found = []
     sources: list[Path] = []
     if recipe.games.counts is not None:
         games = out / "games"
         counts = {split: recipe.games.counts[split] for split in recipe.games.counts}
         options = {"counts": counts, "size": recipe.games.size, "seed": recipe.games.seed, "workers": recipe.workers}
-        found.append(Stage("games", _command("make-games", games, options), games))
+        found.append(Stage("games", act_command("make-games", games, options), games))
         sources = [games]
-    for split in _splits(recipe):
+    for split in all_splits(recipe):
         options = {
             "expert": recipe.expert.name,
             "limit": recipe.expert.limits.get(split),
             "seed": recipe.seed,
             "workers": recipe.workers,
-            "env_settings": _env_settings(recipe, out),
+            "env_settings": env_settings(recipe, out),
         }
-        command = [*_command("collect-expert", out / "expert" / split, options), recipe.env, split]
+        command = [*act_command("collect-expert", out / "expert" / split, options), recipe.env, split]
         found.append(Stage(f"expert {split}", command, out / "expert" / split, sources))
-    trajectories = [_trajectories(out, split) for split in _splits(recipe)]
+    trajectories = [trajectories_file(out, split) for split in all_splits(recipe)]
     options = {
         "model": recipe.model_path,
         "n": recipe.alternatives.n,
@@ -61,51 +62,45 @@ def _data(recipe: Recipe, out: Path) -> list[Stage]:
         "engine_options": recipe.engine_options,
         "trajectories": trajectories,
         "seed": recipe.seed,
-        **_prompt(recipe),
+        **prompt_options(recipe),
     }
     sampled = out / "alternatives"
-    found.append(Stage("alternatives", _command("sample-alternatives", sampled, options), sampled, trajectories))
-    for split in _splits(recipe):
+    found.append(Stage("alternatives", act_command("sample-alternatives", sampled, options), sampled, trajectories))
+    for split in all_splits(recipe):
         options = {
-            "trajectories": [_trajectories(out, split)],
+            "trajectories": [trajectories_file(out, split)],
             "alternatives": [sampled / "alternatives.parquet"],
-            "env_settings": _env_settings(recipe, out),
+            "env_settings": env_settings(recipe, out),
             "settings": {"seed": recipe.seed, **recipe.pairs},
         }
-        inputs = [_trajectories(out, split), sampled, *sources]
+        inputs = [trajectories_file(out, split), sampled, *sources]
         folder = out / "pairs" / split
-        found.append(Stage(f"pairs {split}", _command("build-pairs", folder, options), folder, inputs))
-    audited = [_pairs(out, split) for split in _splits(recipe)]
+        found.append(Stage(f"pairs {split}", act_command("build-pairs", folder, options), folder, inputs))
+    audited = [pairs_file(out, split) for split in all_splits(recipe)]
     options = {"pairs": audited[:1], "held_out": audited[1:], "template": recipe.prompt.template, "seed": recipe.seed}
-    found.append(Stage("audit", _command("check-pairs", None, options), audited[0], audited))
+    found.append(Stage("audit", act_command("check-pairs", None, options), audited[0], audited))
     for name, splits, limit in (
         ("train", [recipe.train_split], None),
         ("panel", recipe.valid_splits, recipe.evaluate.tasks),
     ):
-        options = {"splits": splits, "limit": limit, "seed": recipe.seed, "env_settings": _env_settings(recipe, out)}
+        options = {"splits": splits, "limit": limit, "seed": recipe.seed, "env_settings": env_settings(recipe, out)}
         folder = out / "tasks" / name
-        command = [*_command("make-tasks", folder, options), recipe.env]
+        command = [*act_command("make-tasks", folder, options), recipe.env]
         found.append(Stage(f"tasks {name}", command, folder, sources))
     return found
 
 
 def _training(recipe: Recipe, out: Path) -> list[Stage]:
-    valid = recipe.valid_splits
-    if recipe.action.data == "episodes":
-        train, panel = [out / "tasks" / "train" / "tasks.parquet"], [out / "tasks" / "panel" / "tasks.parquet"]
-    else:
-        train = [_trajectories(out, recipe.train_split)]
-        panel = [_trajectories(out, split) for split in valid]
-    pairs = [_pairs(out, recipe.train_split)], [_pairs(out, split) for split in valid]
+    critic = str(out / "critic" / "model")
     return [
-        _train(recipe, out, "critic", recipe.critic, recipe.model_path, *pairs),
-        _train(recipe, out, "action", recipe.action, str(out / "critic" / "model"), train, panel),
+        rl_stage(recipe, out, "critic", recipe.critic, recipe.model_path, out / "critic"),
+        rl_stage(recipe, out, "action", recipe.action, critic, out / "action"),
     ]
 
 
-def _train(
-    recipe: Recipe, out: Path, name: str, stage: TrainRecipe, model: str, train: list[Path], valid: list[Path]
-) -> Stage:
+def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: str, folder: Path) -> Stage:
+    """A verl run of `kind` critic or action, from `model`, on the data in `out`, into `folder`."""
+    train, valid = _training_files(recipe, out, kind)
     device = [f"act/device={recipe.device}"] if recipe.device else []
     settings = {
         "data.train_files": [str(path) for path in train],
@@ -117,20 +112,33 @@ def _train(
             name: value for name, value in recipe.prompt.options.items() if name != "history_length"
         },
         "data.act.seed": recipe.seed,
-        "++data.act.episode.env_settings": _env_settings(recipe, out),
+        "++data.act.episode.env_settings": env_settings(recipe, out),
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.rollout.max_model_len": recipe.max_model_len,
-        **_flat(stage.overrides),
+        **flat(stage.overrides),
     }
     if "action_ppo" in " ".join(stage.config):
         settings.setdefault("critic.model.path", model)
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
         *(f"+{group}" for group in [*stage.config, *device]),
-        *(f"{key}={_hydra_value(value)}" for key, value in settings.items()),
+        *(f"{key}={hydra_value(value)}" for key, value in settings.items()),
     ]
-    inputs = [*train, *valid, *([Path(model)] if Path(model).is_dir() or name == "action" else [])]
-    return Stage(name, command, out / name, inputs, trains=True)
+    return Stage(folder.name, command, folder, [*train, *valid, *model_input(recipe, model)], trains=True)
+
+
+def model_input(recipe: Recipe, model: str) -> list[Path]:
+    """The model's folder, to be hashed; nothing for an initial model that a hub has."""
+    return [Path(model)] if model != recipe.model_path or Path(model).is_dir() else []
+
+
+def _training_files(recipe: Recipe, out: Path, kind: str) -> tuple[list[Path], list[Path]]:
+    valid = recipe.valid_splits
+    if kind == "critic":
+        return [pairs_file(out, recipe.train_split)], [pairs_file(out, split) for split in valid]
+    if recipe.action.data == "episodes":
+        return [out / "tasks" / "train" / "tasks.parquet"], [out / "tasks" / "panel" / "tasks.parquet"]
+    return [trajectories_file(out, recipe.train_split)], [trajectories_file(out, split) for split in valid]
 
 
 def _evaluation(recipe: Recipe, out: Path) -> list[Stage]:
@@ -139,86 +147,56 @@ def _evaluation(recipe: Recipe, out: Path) -> list[Stage]:
         "critic": str(out / "critic" / "model"),
         "action": str(out / "action" / "model"),
     }
-    panel = out / "tasks" / "panel" / "tasks.parquet"
-    trajectories = [_trajectories(out, split) for split in recipe.valid_splits]
-    pairs = [_pairs(out, split) for split in recipe.valid_splits]
-    found = []
-    for name, model in models.items():
-        options = {
-            "model": model,
-            "name": name,
-            "tasks": [panel],
-            "trajectories": trajectories,
-            "pairs": pairs,
-            "temperature": recipe.evaluate.temperature,
-            "max_turns": recipe.evaluate.max_turns,
-            "max_tokens": recipe.alternatives.max_tokens,
-            "max_model_len": recipe.max_model_len,
-            "engine_options": recipe.engine_options,
-            "env_settings": _env_settings(recipe, out),
-            "limit": recipe.evaluate.limit,
-            "seed": recipe.seed,
-            **_prompt(recipe),
-        }
-        folder = out / "evaluation" / name
-        inputs = [panel, *trajectories, *pairs, *([Path(model)] if name != "initial" or Path(model).is_dir() else [])]
-        found.append(Stage(f"evaluate {name}", _command("evaluate", folder, options), folder, inputs))
-    folders = [out / "evaluation" / name for name in models]
-    command = [*_command("compare", out / "comparison", {}), *map(str, folders)]
+    found = [evaluation_stage(recipe, out, name, model, out / "evaluation" / name) for name, model in models.items()]
+    folders = [stage.output for stage in found]
+    command = [*act_command("compare", out / "comparison", {}), *map(str, folders)]
     found.append(Stage("comparison", command, out / "comparison", folders))
     page = out / "report.html"
-    found.append(Stage("report", [*_command("report", page, {}), str(out)], page, [*folders, out / "comparison"]))
+    found.append(Stage("report", [*act_command("report", page, {}), str(out)], page, [*folders, out / "comparison"]))
     return found
 
 
-def _splits(recipe: Recipe) -> list[str]:
+def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: Path) -> Stage:
+    """Measure `model` under `name`, on the held-out data in `out`, into `folder`."""
+    panel = out / "tasks" / "panel" / "tasks.parquet"
+    trajectories = [trajectories_file(out, split) for split in recipe.valid_splits]
+    pairs = [pairs_file(out, split) for split in recipe.valid_splits]
+    options = {
+        "model": model,
+        "name": name,
+        "tasks": [panel],
+        "trajectories": trajectories,
+        "pairs": pairs,
+        "temperature": recipe.evaluate.temperature,
+        "max_turns": recipe.evaluate.max_turns,
+        "max_tokens": recipe.evaluate.max_tokens or recipe.alternatives.max_tokens,
+        "max_model_len": recipe.max_model_len,
+        "engine_options": recipe.engine_options,
+        "env_settings": env_settings(recipe, out),
+        "limit": recipe.evaluate.limit,
+        "seed": recipe.seed,
+        **prompt_options(recipe),
+    }
+    inputs = [panel, *trajectories, *pairs, *model_input(recipe, model)]
+    return Stage(f"evaluate {name}", act_command("evaluate", folder, options), folder, inputs)
+
+
+def all_splits(recipe: Recipe) -> list[str]:
     return [recipe.train_split, *recipe.valid_splits]
 
 
-def _trajectories(out: Path, split: str) -> Path:
+def trajectories_file(out: Path, split: str) -> Path:
     return out / "expert" / split / "trajectories.parquet"
 
 
-def _pairs(out: Path, split: str) -> Path:
+def pairs_file(out: Path, split: str) -> Path:
     return out / "pairs" / split / "pairs.parquet"
 
 
-def _env_settings(recipe: Recipe, out: Path) -> dict[str, Any]:
+def env_settings(recipe: Recipe, out: Path) -> dict[str, Any]:
     generated = {"data": str((out / "games").absolute())} if recipe.games.counts is not None else {}
     return {**generated, **recipe.env_settings}
 
 
-def _prompt(recipe: Recipe) -> dict[str, Any]:
+def prompt_options(recipe: Recipe) -> dict[str, Any]:
     return {"template": recipe.prompt.template, "template_options": recipe.prompt.options}
-
-
-def _command(name: str, out: Path | None, options: dict[str, Any]) -> list[str]:
-    words = [sys.executable, "-m", "verl_act", name]
-    if out is not None:
-        words += ["--out", str(out)]
-    for key, value in options.items():
-        option = f"--{key.replace('_', '-')}"
-        if isinstance(value, list):
-            words += [word for item in value for word in (option, str(item))]
-        elif isinstance(value, dict):
-            words += [option, json.dumps(value)]
-        elif value is not None:
-            words += [option, str(value)]
-    return words
-
-
-def _flat(overrides: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested override keys as dotted ones."""
-    flat: dict[str, Any] = {}
-    for key, value in overrides.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
-def _hydra_value(value: Any) -> str:
-    """A value in Hydra's override grammar, in which JSON is almost at home: keys of a mapping stand without quotes."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_hydra_value(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_hydra_value, value)) + "]"
-    return json.dumps(value)

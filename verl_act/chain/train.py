@@ -23,7 +23,12 @@ from verl_act.manifest import atomic_folder
 from verl_act.merge_lora import merge_lora
 
 _STEP = re.compile(r"\bstep:(\d+) - (.*)")
-_SHOWN = ("critic/score/mean", "actor/entropy", "response_length/mean")
+_SHOWN = {
+    "critic/score/mean": "score",
+    "actor/entropy": "entropy",
+    "response_length/mean": "response_length",
+    "train/loss": "loss",
+}
 _TAIL = 40
 _DEAD_ENGINE = "EngineDeadError"
 """What vLLM raises from then on once its engine has failed; verl would replace failed rollouts for ever."""
@@ -52,7 +57,7 @@ def train(stage: Stage) -> None:
     ]
     log = work / f"log-{attempt}.txt"
     status = _watch(command, environment, log, stage.name)
-    models = sorted((work / "checkpoints").glob("global_step_*/actor/huggingface"), key=_step_of)
+    models = _exported_models(work / "checkpoints")
     if status or not models:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
@@ -96,7 +101,7 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
 def _figures(text: str) -> dict[str, str]:
     pairs = (entry.split(":", 1) for entry in text.split(" - ") if ":" in entry)
     found = {name: value.removeprefix("np.float64(").rstrip(")") for name, value in pairs}
-    return {name.split("/")[-2]: f"{float(found[name]):.3f}" for name in _SHOWN if name in found}
+    return {short: f"{float(found[name]):.3f}" for name, short in _SHOWN.items() if name in found}
 
 
 def _merged_metrics(work: Path) -> str:
@@ -111,5 +116,8 @@ def _merged_metrics(work: Path) -> str:
     return "".join(f"{by_step[step]}\n" for step in sorted(by_step))
 
 
-def _step_of(path: Path) -> int:
-    return int(path.parent.parent.name.removeprefix("global_step_"))
+def _exported_models(checkpoints: Path) -> list[Path]:
+    """Oldest first. The RL trainer keeps a folder for each of its models, the SFT trainer has one model."""
+    found = [*checkpoints.glob("global_step_*/actor/huggingface"), *checkpoints.glob("global_step_*/huggingface")]
+    step = {path: path.relative_to(checkpoints).parts[0].removeprefix("global_step_") for path in found}
+    return sorted(found, key=lambda path: int(step[path]))

@@ -16,6 +16,7 @@ from verl_act.data.order import arranged, expert_positions
 from verl_act.engine import Engine, Sampling
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
+from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.parse import match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import Episode, play
@@ -124,6 +125,22 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
         }
 
     return await _all(one, list(enumerate(pairs)), "choices")
+
+
+async def ask_questions(examinee: Examinee, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Questions of general reasoning, with verified answers."""
+
+    async def one(question: Question) -> dict[str, Any]:
+        reply = await examinee.answer(question.messages)
+        return {
+            "item": question.item,
+            "split": question.split,
+            "gold": question.gold,
+            "reply": reply,
+            "right": is_right(question, reply),
+        }
+
+    return await _all(one, questions, "reasoning")
 
 
 async def _all(ask: Callable[[Item], Awaitable[Answer]], items: Sequence[Item], what: str) -> list[Answer]:

@@ -9,6 +9,10 @@ from statistics import fmean
 from typing import Any
 
 Record = Mapping[str, Any]
+LOOP_LENGTH = 3
+"""From so many repeats on, a repeated failed action is a loop (paper section 5)."""
+MARGINS = ((1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
+"""Upper bounds of the margin groups, and their names."""
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -45,7 +49,7 @@ def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
         "inadmissible_share": _mean(record["inadmissible_share"] for record in records),
         "malformed_share": _mean(record["malformed_share"] for record in records),
         "longest_failed_repeat": max((record["longest_failed_repeat"] for record in records), default=0),
-        "loop_share": _mean(record["longest_failed_repeat"] >= 3 for record in records),
+        "loop_share": _mean(record["longest_failed_repeat"] >= LOOP_LENGTH for record in records),
     }
 
 
@@ -64,6 +68,15 @@ def answer_figures(records: Sequence[Record]) -> dict[str, Any]:
             str(position): share(group, "right") for position, group in grouped(records, "expert_position")
         }
     return figures
+
+
+def margin_name(margin: int | None) -> str:
+    """The group that a pair's margin belongs to."""
+    if margin is None:
+        return "unknown"
+    if margin <= 0:
+        return "≤ 0"
+    return next((name for most, name in MARGINS if margin <= most), "9+")
 
 
 def by_split(records: Sequence[Record], figures: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, Any]:

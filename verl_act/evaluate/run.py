@@ -16,8 +16,9 @@ from verl_act.engine import Engine, EngineSettings, Sampling
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
-from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
-from verl_act.evaluate.figures import answer_figures, by_split, episode_figures
+from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
+from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, share
+from verl_act.evaluate.reasoning import read_questions
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.rollout.episode import Episode
@@ -26,6 +27,7 @@ from verl_act.schema import TASK, read_pairs, read_steps, read_table
 PathName = str | PathLike[str]
 FIGURES = "figures.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
+REASONING = "reasoning.jsonl"
 
 
 def evaluate(
@@ -37,6 +39,7 @@ def evaluate(
     tasks: Sequence[PathName] = (),
     trajectories: Sequence[PathName] = (),
     pairs: Sequence[PathName] = (),
+    reasoning: Sequence[PathName] = (),
     max_turns: int = 50,
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
@@ -47,37 +50,45 @@ def evaluate(
     """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
 
     Every item of the files is asked exactly once, in file order; `limit` takes the first so many expert states and
-    pairs of each split (episodes are never cut). Temperature 0 is greedy.
+    pairs of each split, and questions of each file (episodes are never cut). Temperature 0 is greedy.
     """
-    if not (tasks or trajectories or pairs):
-        raise ConfigError("nothing to evaluate: give tasks, trajectories or pairs.")
+    if not (tasks or trajectories or pairs or reasoning):
+        raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
     started = time.monotonic()
     panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
     steps = _first_of_each_split(read_steps(trajectories), limit)
     questions = _first_of_each_split(read_pairs(pairs), limit)
+    general = _first_of_each_split(read_questions(reasoning, seed), limit)
     with Engine(engine) as running:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
 
-        async def ask() -> tuple[list[tuple[dict[str, Any], Episode]], list[dict[str, Any]], list[dict[str, Any]]]:
+        async def ask() -> Answers:
             played = []
             if panel:
                 ray.init(include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
                 pool = EnvPool(panel[0].env, env_settings)
                 played = await play_tasks(examinee, panel, pool, max_turns)
-            return played, await ask_next_actions(examinee, steps), await ask_choices(examinee, questions)
+            return Answers(
+                played,
+                await ask_next_actions(examinee, steps),
+                await ask_choices(examinee, questions),
+                await ask_questions(examinee, general),
+            )
 
         try:
-            played, actions, choices = running.run(ask())
+            answers = running.run(ask())
         finally:
             ray.shutdown()
+        for record, episode in answers.episodes:
+            record |= _token_counts(episode, running.tokenizer)
     return write_evaluation(
         out,
         name,
         engine,
         sampling,
-        Answers(played, actions, choices),
+        answers,
         template=template,
-        inputs=[*tasks, *trajectories, *pairs],
+        inputs=[*tasks, *trajectories, *pairs, *reasoning],
         limit=limit,
         seed=seed,
         seconds=time.monotonic() - started,
@@ -86,11 +97,12 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All that one model answered, as `play_tasks`, `ask_next_actions` and `ask_choices` return it."""
+    """All that one model answered, as the functions of `verl_act.evaluate.ask` return it."""
 
     episodes: Sequence[tuple[dict[str, Any], Episode]]
     next_actions: Sequence[dict[str, Any]]
     choices: Sequence[dict[str, Any]]
+    reasoning: Sequence[dict[str, Any]] = ()
 
 
 def write_evaluation(
@@ -119,6 +131,7 @@ def write_evaluation(
         "episodes": by_split(episodes, episode_figures),
         "next_action": by_split(answers.next_actions, answer_figures),
         "choice": by_split(answers.choices, answer_figures),
+        "reasoning": by_split(answers.reasoning, lambda records: {"right": share(records, "right")}),
         "seconds": round(seconds, 1),
     }
     transcripts = [{**record, **_transcript(episode)} for record, episode in answers.episodes]
@@ -127,6 +140,7 @@ def write_evaluation(
         _write_lines(folder / EPISODES, transcripts)
         _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
         _write_lines(folder / CHOICES, answers.choices)
+        _write_lines(folder / REASONING, answers.reasoning)
         manifest = make_manifest(
             "evaluate",
             settings={"engine": asdict(engine), "sampling": asdict(sampling), "template": template, "limit": limit},
@@ -171,6 +185,13 @@ def _transcript(episode: Episode) -> dict[str, Any]:
             for turn in episode.turns
         ],
     }
+
+
+def _token_counts(episode: Episode, tokenizer: Any) -> dict[str, int]:
+    """Tokens of all replies, and of those that gave an admissible action: the others moved nothing."""
+    lengths = [len(tokenizer.encode(turn.reply, add_special_tokens=False)) for turn in episode.turns]
+    useful = [length for length, turn in zip(lengths, episode.turns, strict=True) if turn.admissible]
+    return {"reply_tokens": sum(lengths), "useful_tokens": sum(useful)}
 
 
 def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -39,12 +39,13 @@ def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[l
         ("episodes", ("success", "steps", "inadmissible_share", "malformed_share", "loop_share")),
         ("next_action", ("right", "right_inferable")),
         ("choice", ("right", "right_inferable", "named_a_candidate")),
+        ("reasoning", ("right",)),
     ):
-        splits = sorted({split for entry in figures for split in entry[section]})
+        splits = sorted({split for entry in figures for split in entry.get(section, {})})
         columns += [(section, split, part) for split in splits for part in parts]
     header = ["model", *(f"{section} {split} {part}".replace("_", " ") for section, split, part in columns)]
     rows = [
-        [entry["name"], *(_cell(entry[section].get(split, {}).get(part)) for section, split, part in columns)]
+        [entry["name"], *(_cell(entry.get(section, {}).get(split, {}).get(part)) for section, split, part in columns)]
         for entry in figures
     ]
     return header, rows

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_act.prompts.template import Message, Template
-from verl_act.schema import Context
+from verl_act.schema import Context, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,10 @@ class CompactTemplate(Template):
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
         admissible = [_can(context.admissible_actions)] if self.admissible_in_choice else []
         return _user(*self._context(context), *admissible, f"pick : {' | '.join(candidates)}")
+
+    def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
+        tried = [f"do : {turn.action}\nsee : {turn.observation}" for turn in (*alternatives, expert)]
+        return _user(*self._context(context), *tried, "think :")
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         return "\n".join([f"see : {observation}", *self._can(admissible_actions), "act :"])

@@ -44,6 +44,21 @@ class Template(ABC):
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         """The user turn that answers an action in a conversation begun with `action_messages`."""
 
+    def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
+        """The prompt that asks why the expert's action is the better one, once all were tried (arXiv 2510.08558).
+
+        `expert` and `alternatives` are what each action, taken from this state, made the environment show.
+        """
+        (question,) = self.action_messages(context)
+        tried = "\n".join(f"- {turn.action}\n  leads to: {turn.observation}" for turn in (*alternatives, expert))
+        text = (
+            f"{question['content']}\n\nEach of these actions was tried from this very state:\n{tried}\n\n"
+            "Do not answer the question above. Instead write, in a few sentences and in the first person, the thoughts "
+            f"that lead to {expert.action!r} rather than to the other actions, judging by the task and by what each "
+            "of them leads to. Write as if you had not tried any of them yet."
+        )
+        return [{"role": "user", "content": text}]
+
     def shown_history(self, context: Context) -> tuple[Turn, ...]:
         """The turns that a prompt shows, oldest first."""
         if self.history_length is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from verl_act.report.curves import Curve, curves
 from verl_act.report.examples import Examples, Texts, examples
+from verl_act.report.methods import MethodBudget, MethodTable, method_budgets, method_tables
 from verl_act.report.numbers import (
     Block,
     Group,
@@ -33,6 +34,8 @@ class Content:
     title: str
     runs: list[RunSummary]
     notes: list[str]
+    method_budgets: list[MethodBudget]
+    method_tables: list[MethodTable]
     models: list[Model]
     blocks: list[Block]
     task_types: list[Group]
@@ -45,7 +48,18 @@ class Content:
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without the examples: those are in the evaluations' own files."""
-        numbers = ("title", "notes", "blocks", "task_types", "positions", "first_picked", "margins", "curves")
+        numbers = (
+            "title",
+            "notes",
+            "method_budgets",
+            "method_tables",
+            "blocks",
+            "task_types",
+            "positions",
+            "first_picked",
+            "margins",
+            "curves",
+        )
         whole = {name: _plain(getattr(self, name)) for name in numbers}
         compared = [
             {
@@ -73,6 +87,8 @@ def content(runs: Sequence[Run], most: int) -> Content:
         title=f"Comparison of {names}" if len(runs) > 1 else f"Run {names}",
         runs=[summary(run) for run in runs],
         notes=notes(compared, shown, runs),
+        method_budgets=method_budgets(runs),
+        method_tables=method_tables(runs),
         models=compared,
         blocks=blocks(compared),
         task_types=by_task_type(compared),

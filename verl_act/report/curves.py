@@ -32,6 +32,7 @@ _About = tuple[str, str, str, str]
 _VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
 _TIER_SHARES: _About = ("tiers", "What replies earned", "share of the step's samples", "share")
 _PLAIN: dict[str, _About] = {
+    "train/loss": ("loss", "Loss", "mean over the step's reply tokens", "nats"),
     "critic/score/mean": ("score", "Reward", "mean of the step's samples", "reward"),
     "actor/entropy": ("entropy", "Entropy of the policy", "mean over reply tokens", "nats"),
     "response_length/mean": ("length", "Reply length", "mean of the step's samples", "tokens"),
@@ -76,15 +77,15 @@ class Curve:
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
-    """The charts of both RL stages; a chart that no run has values for is left out."""
+    """The charts of all training stages; a chart that no run has values for is left out."""
     found = []
-    for stage in RL_STAGES:
+    for stage in dict.fromkeys([*RL_STAGES, *(stage for run in runs for stage in run.metrics)]):
         charts: dict[str, Curve] = {}
         for run in runs:
             for (key, title, note, unit), name, points in _all_series(run.metrics.get(stage, [])):
                 chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))
                 chart.series.append(Series(run.name, name, *_binned(points)))
-        order = ("score", "validation", "tiers", "entropy", "length")
+        order = ("loss", "score", "validation", "tiers", "entropy", "length")
         found += [charts[key] for key in order if key in charts]
     return found
 

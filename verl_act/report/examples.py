@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from verl_act.data.order import arranged
+from verl_act.evaluate.figures import LOOP_LENGTH
 from verl_act.manifest import digest
 from verl_act.parse import match_action, parse_action, parse_choice
-from verl_act.report.numbers import LOOP_LENGTH, Model
+from verl_act.report.numbers import Model
 from verl_act.report.read import Run
 from verl_act.rollout.episode import NO_ACTION
 from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_name

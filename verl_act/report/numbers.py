@@ -6,15 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_act.evaluate.figures import grouped
+from verl_act.evaluate.figures import LOOP_LENGTH, MARGINS, grouped, margin_name
 from verl_act.report.read import Evaluation, Run
 from verl_act.report.statistics import Figure, Paired, mean_of, paired, share_of
 
 Record = Mapping[str, Any]
-LOOP_LENGTH = 3
-"""From so many repeats on, a repeated failed action is a loop (paper section 5)."""
-_MARGINS = ((1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
-"""Upper bounds of the margin groups, and their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +103,8 @@ def by_position(compared: Sequence[Model]) -> list[Group]:
 
 def by_margin(compared: Sequence[Model]) -> list[Group]:
     """Right choices by how many steps the alternative costs."""
-    order = ("≤ 0", *(name for _, name in _MARGINS), "9+", "unknown")
-    return _groups(_choices(compared), lambda record: _margin_name(record["margin"]), "right", order=order)
+    order = ("≤ 0", *(name for _, name in MARGINS), "9+", "unknown")
+    return _groups(_choices(compared), lambda record: margin_name(record["margin"]), "right", order=order)
 
 
 def first_picked(compared: Sequence[Model]) -> list[Group]:
@@ -143,14 +139,6 @@ def _of(records: Sequence[Record], split: str) -> list[Record]:
 
 def _splits(records: Sequence[Sequence[Record]]) -> list[str]:
     return sorted({record["split"] for part in records for record in part})
-
-
-def _margin_name(margin: int | None) -> str:
-    if margin is None:
-        return "unknown"
-    if margin <= 0:
-        return "≤ 0"
-    return next((name for most, name in _MARGINS if margin <= most), "9+")
 
 
 def _groups(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
+from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.evaluate.run import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS
 from verl_act.manifest import FILE_NAME, Manifest, read_manifest
 
@@ -92,6 +93,8 @@ class Run:
     metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """RL stage -> one `{"step", "data"}` a step, in order."""
     evaluations: list[Evaluation] = field(default_factory=list)
+    comparison: dict[str, Any] = field(default_factory=dict)
+    """What `compare-methods` wrote; empty for any other run. Metrics and evaluations are then its first seed's."""
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -114,6 +117,8 @@ def read_run(folder: Path, name: str) -> Run:
     """One run. Raises `DataError` as `read_runs` does."""
     if (folder / FIGURES).is_file():
         return Run(name, folder, evaluations=[_read_evaluation(folder)])
+    if (folder / "methods" / METHODS).is_file():
+        return _read_methods(folder, name)
     stages = _stages(folder)
     metrics = {stage: lines for stage in RL_STAGES if (lines := _metrics(folder, stage))}
     folders = sorted(path.parent for path in (folder / "evaluation").glob(f"*/{FIGURES}"))
@@ -124,6 +129,24 @@ def read_run(folder: Path, name: str) -> Run:
             f"({FIGURES} is missing). Give the folder named with --out."
         )
     return Run(name, folder, stages, metrics, evaluations)
+
+
+def _read_methods(folder: Path, name: str) -> Run:
+    """A comparison of methods: all of its stages, and the evaluations and curves of its first seed."""
+    path = folder / "methods" / METHODS
+    try:
+        comparison = json.loads(path.read_text())
+        methods = comparison["methods"].values()
+        seed = next(iter(next(iter(methods))["evaluations"]))
+        folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise DataError(f"{path}: is damaged ({error!r}). Run `methods` again.") from error
+    marks = [mark for path in folder.glob(f".done/*/{FILE_NAME}") if (mark := read_manifest(path.parent)) is not None]
+    marks.sort(key=lambda mark: mark.created)
+    records = [StageRecord(mark.stage, State.DONE, mark=mark) for mark in marks if mark.stage != "report"]
+    trained = sorted(path.parent.name for path in (folder / f"seed-{seed}").glob("*/metrics.jsonl"))
+    metrics = {stage: lines for stage in trained if (lines := _metrics(folder / f"seed-{seed}", stage))}
+    return Run(name, folder, records, metrics, list(map(_read_evaluation, folders)), comparison)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -107,6 +107,11 @@ def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[R
             f"For {lost} of {len(questions)} single answers shown, the trajectory or pair files that they were asked "
             "from are gone or have changed: the replies stand without their questions."
         )
+    if any(run.comparison for run in runs):
+        found.append(
+            "The method table is over all seeds. Everything below it, the answers and the learning curves included, is "
+            "of the first seed."
+        )
     if any(run.metrics for run in runs) and not any(
         "actor/entropy" in entry["data"] for run in runs for metrics in run.metrics.values() for entry in metrics
     ):

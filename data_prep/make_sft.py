@@ -1,0 +1,88 @@
+"""Rows for verl's SFT trainer: the action prompt of an expert state, and the reply that a model is to imitate.
+
+Imitation learning takes the expert's actions; self-reflection (arXiv 2510.08558) adds, for every state that a model
+has reflected on, a row whose reply gives that reflection before the action.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from verl_act.engine import load_tokenizer
+from verl_act.errors import DataError
+from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.prompts import Template, get_template
+from verl_act.prompts.plain_text import as_plain_text
+from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, write_rows
+
+FILE_NAME = "sft.parquet"
+
+
+def make_sft(
+    out: str | PathLike[str],
+    trajectories: Sequence[str | PathLike[str]],
+    model: str,
+    reflections: Sequence[str | PathLike[str]] = (),
+    *,
+    template: str = "cot",
+    template_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """Write `out/sft.parquet` (schema SFT, the columns that verl's `MultiTurnSFTDataset` reads) and its manifest.
+
+    `model` gives the tokenizer, whose control tokens are kept out of the text. Rows are in an order drawn by `seed`:
+    verl's SFT trainer shuffles by a fixed seed of its own, so this is what makes two runs differ.
+
+    Raises `DataError` where there is no row, or a reflection is of a state that is not in the trajectories.
+    """
+    tokenizer = load_tokenizer(model)
+    steps = {step.state_id: step for step in read_steps(trajectories)}
+    asked = get_template(template, **(template_options or {}))
+    rows = [*_expert_rows(steps.values(), asked), *_reflection_rows(reflections, steps, asked)]  # type: ignore[arg-type]
+    if not rows:
+        raise DataError(
+            f"{', '.join(map(str, trajectories))}: no expert states to imitate; collect trajectories first."
+        )
+    for row in rows:
+        row["messages"] = as_plain_text(row["messages"], tokenizer)
+    random.Random(seed).shuffle(rows)
+    with atomic_folder(out) as folder:
+        write_rows(folder / FILE_NAME, rows, SFT)
+        manifest = make_manifest(
+            "make_sft",
+            settings={"template": template, "template_options": dict(template_options or {})},
+            inputs=[*trajectories, *reflections],
+            counts={"rows": len(rows), **Counter(row["source"] for row in rows)},
+            seed=seed,
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _expert_rows(steps: Sequence[Step], template: Template) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        yield _row(step, "expert", template, step.thought)
+
+
+def _reflection_rows(
+    paths: Sequence[str | PathLike[str]], steps: Mapping[str, Step], template: Template
+) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        for row in read_table(path, REFLECTION).to_pylist():
+            if row["state_id"] not in steps:
+                raise DataError(f"{path}: state {row['state_id']} is not in the trajectories; pass those it is about.")
+            yield _row(steps[row["state_id"]], "reflection", template, row["reflection"])
+
+
+def _row(step: Step, source: str, template: Template, thought: str | None) -> dict[str, Any]:
+    reasoning = f"<think>{thought}</think>" if thought else ""
+    reply = {"role": "assistant", "content": f"{reasoning}<action>{step.action}</action>"}
+    return {
+        "state_id": step.state_id,
+        "source": source,
+        "messages": [*template.action_messages(step.context), reply],
+    }

@@ -1,0 +1,296 @@
+"""The comparison of methods: its stages, its statistics and its table; and, slow, all of it on real verl.
+
+A method's own pieces (SFT rows, reflections, outcomes of alternatives) are made by the real environment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer.main
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl_act.__main__ import app
+from verl_act.chain import check, load_recipe
+from verl_act.chain.methods import budget, method_stages
+from verl_act.chain.recipe import Recipe, embedded_models
+from verl_act.chain.stages import Stage
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.make_sft import make_sft
+from verl_act.data_prep.reflect import outcomes, reflection_text
+from verl_act.errors import ConfigError, DataError
+from verl_act.evaluate.methods import compare_methods
+from verl_act.evaluate.seeds import against, estimate
+from verl_act.schema import REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
+
+RECIPES = ["alfworld/methods", "alfworld/methods_full"]
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def named(recipe: Recipe, out: Path, seeds: tuple[int, ...] = (0, 1)) -> dict[str, Stage]:
+    stages = method_stages(recipe, out, seeds)
+    assert len({stage.name for stage in stages}) == len(stages), "a mark of its own for each"
+    return {stage.name: stage for stage in stages}
+
+
+# Stages
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_stage_parses_or_composes(name: str, tmp_path: Path) -> None:
+    for stage in method_stages(load_recipe(name), tmp_path, [3]):
+        if stage.trains:
+            assert check.compose(stage).endswith("overrides")
+        else:
+            command, *arguments = stage.command[3:]
+            COMMANDS[command].make_context(command, arguments)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_input_is_written_by_an_earlier_stage(name: str, tmp_path: Path) -> None:
+    written: list[Path] = []
+    for stage in method_stages(load_recipe(name), tmp_path, [0, 1]):
+        for path in stage.inputs:
+            ours = path.is_relative_to(tmp_path)
+            assert not ours or any(path.is_relative_to(output) for output in written), f"{stage.name}: {path}"
+        written.append(stage.output)
+
+
+def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> None:
+    stages = named(load_recipe("alfworld/methods"), tmp_path)
+    assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
+    trained = [name for name, stage in stages.items() if stage.trains and name.startswith("seed 1")]
+    names = ("il", "reflection", "critic", "il+critic", "action", "critic+action", "action-80")
+    assert trained == [f"seed 1 {name}" for name in names]
+    (model,) = (word for word in stages["seed 1 il+critic"].command if word.startswith("actor_rollout_ref.model.path"))
+    assert model.endswith('/seed-1/il/model"')
+    evaluated = Counter(name.rpartition(" ")[2] for name in stages if " evaluate " in name)
+    assert evaluated.pop("prompting") == 1, "greedy decoding of the initial model is the same for every seed"
+    assert set(evaluated.values()) == {2} and len(evaluated) == 7
+
+
+def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
+    stages = named(load_recipe("alfworld/methods"), tmp_path, (5,))
+    assert "trainer.total_training_steps=80" in stages["seed 5 action-80"].command
+    assert "trainer.total_training_steps=40" in stages["seed 5 action"].command
+    assert "data.seed=5" in stages["seed 5 critic"].command
+    rows = list(stages["seed 5 rows il"].command)
+    assert rows[rows.index("--seed") + 1] == "5"
+    bounded = load_recipe("alfworld/methods", steps=2)
+    assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
+        "Prompting": [],
+        **{name: [2] for name in ("IL", "Self-reflection", "ACT", "RL", "RL, twice the steps")},
+        **{name: [2, 2] for name in ("IL + ACT", "RL + ACT")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"A": {"stages": ["imitation"]}}, "stage 'imitation'.*there are il, reflection, critic, action"),
+        ({"A": {"stages": ["action:many"]}}, "stage 'action:many'"),
+        ({"A": {"stages": ["action:0"]}}, "at least one step"),
+        ({"A": {"stages": ["il"]}}, "needs il.config"),
+        ({"A": {"stages": [], "against": "B"}}, "against 'B'"),
+        ({"A": {"stage": []}}, "stage"),
+    ],
+)
+def test_a_bad_method_is_refused(methods: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"base": "alfworld/quickstart", "methods": methods}))
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(str(path))
+
+
+def test_seeds_are_given_each_once(tmp_path: Path) -> None:
+    recipe = load_recipe("alfworld/methods")
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ConfigError, match="each once"):
+            method_stages(recipe, tmp_path, seeds)
+    with pytest.raises(ConfigError, match="lists no methods"):
+        method_stages(load_recipe("alfworld/quickstart"), tmp_path, [0])
+
+
+# Data of imitation and reflection
+
+
+@pytest.fixture(scope="module")
+def expert(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expert")
+    data = {"data": str(games)}
+    collect_expert(folder, "alfworld", "train", env_settings=data, progress=False)
+    build_pairs(folder / "pairs", [folder / "trajectories.parquet"], (), data, source="admissible")
+    return folder
+
+
+def test_outcomes_are_what_the_environment_shows(expert: Path, games: Path) -> None:
+    steps = read_steps([expert / "trajectories.parquet"])
+    following = {(step.trajectory_id, step.step): step for step in steps}
+    pairs = {pair.state_id: [pair.alternative_action] for pair in read_pairs([expert / "pairs" / "pairs.parquet"])}
+    counts: Counter[str] = Counter()
+    compared = 0
+    for step, taken, others in outcomes(steps, pairs, {"data": str(games)}, counts):
+        assert [turn.action for turn in others] == pairs[step.state_id]
+        assert all(turn.observation for turn in others)
+        if after := following.get((step.trajectory_id, step.step + 1)):
+            assert taken.observation == after.context.observation
+            compared += 1
+    assert counts["states"] == len(pairs) and compared > 20
+
+
+def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
+    trajectories = [expert / "trajectories.parquet"]
+    step = read_steps(trajectories)[3]
+    row = {"state_id": step.state_id, "action": step.action, "outcome": "", "alternatives": [], "model": "m"}
+    write_rows(tmp_path / "r.parquet", [{**row, "reply": "x", "reflection": "It is there."}], REFLECTION)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options: dict[str, Any] = {"template": "compact", "seed": seed}
+        make_sft(tmp_path / name, trajectories, str(embedded_models()["alfworld"]), [tmp_path / "r.parquet"], **options)
+    first, again, other = (read_table(tmp_path / name / "sft.parquet", SFT).to_pylist() for name in "abc")
+    assert first == again != other
+    assert Counter(map(str, first)) == Counter(map(str, other)), "only the order differs"
+    assert len(first) == len(read_steps(trajectories)) + 1
+    (reflected,) = (entry for entry in first if entry["source"] == "reflection")
+    reply = reflected["messages"][-1]
+    assert reply == {"role": "assistant", "content": f"<think>It is there.</think><action>{step.action}</action>"}
+    write_rows(tmp_path / "r.parquet", [{**row, "state_id": "?", "reply": "", "reflection": "x"}], REFLECTION)
+    with pytest.raises(DataError, match=r"state \? is not in the trajectories"):
+        make_sft(tmp_path / "d", trajectories, str(embedded_models()["alfworld"]), [tmp_path / "r.parquet"])
+
+
+@given(st.text())
+def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
+    assert not re.search("</?(think|action)>", reflection_text(f"<think>{reply}</think><action>go</action>"))
+
+
+# Statistics
+
+
+def test_one_seed_is_wilson_and_mcnemar() -> None:
+    ours = {str(number): float(number < 14) for number in range(20)}
+    theirs = {str(number): float(3 <= number < 10) for number in range(20)}
+    found = estimate([ours], binary=True)
+    assert (found.value, found.items, found.deviation) == (0.7, 20, None)
+    assert (found.low, found.high) == pytest.approx((0.4810, 0.8545), abs=1e-4)
+    test = against([ours], [theirs])
+    assert test is not None and test.difference == pytest.approx(7 / 20)
+    assert test.p == pytest.approx(2 * 0.5**7), "seven gained, none lost"
+
+
+def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
+    seeds = [{"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 1.0}]
+    found = estimate(seeds, binary=True)
+    assert found.value == pytest.approx(6 / 9)
+    assert found.by_seed == pytest.approx([2 / 3, 1.0, 1 / 3])
+    assert found.deviation == pytest.approx(1 / 3)
+    assert found.low is not None and found.high is not None and 1 / 3 <= found.low < found.high <= 1
+    assert estimate(seeds, binary=True) == found, "the same items give the same interval"
+    assert estimate([], True).value is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9))
+def test_sign_flips_agree_with_mcnemar_where_both_apply(outcomes_of_both: list[tuple[bool, bool]]) -> None:
+    ours = {str(number): float(first) for number, (first, _) in enumerate(outcomes_of_both)}
+    theirs = {str(number): float(second) for number, (_, second) in enumerate(outcomes_of_both)}
+    exact = against([ours], [theirs])
+    halved = against([{item: value / 2 for item, value in ours.items()}], [{i: v / 2 for i, v in theirs.items()}])
+    assert exact is not None and halved is not None
+    assert halved.p == pytest.approx(exact.p, abs=0.01)
+    back = against([theirs], [ours])
+    assert back is not None and (back.difference, back.p) == (-exact.difference, exact.p)
+
+
+def test_no_common_item_is_no_test() -> None:
+    assert against([{"a": 1.0}], [{"b": 1.0}]) is None
+
+
+# The table
+
+
+def write_evaluation(folder: Path, rng: np.random.Generator, chance: float) -> None:
+    folder.mkdir(parents=True)
+    (folder / "figures.json").write_text(json.dumps({"model": "the initial model"}))
+    episodes = [
+        {
+            "task_id": f"t{number}",
+            "split": "valid_seen",
+            "task_type": f"type_{number % 2}",
+            "success": bool(rng.random() < chance),
+            "longest_failed_repeat": number % 5,
+            "steps": 4.0,
+            "reply_tokens": 20,
+            "useful_tokens": 15,
+        }
+        for number in range(30)
+    ]
+    choices = [
+        {
+            "pair_id": f"p{number}",
+            "split": "valid_seen",
+            "right": bool(rng.random() < chance),
+            "inferable": number % 3 == 0,
+            "expert_position": number % 2,
+            "margin": number % 4 or None,
+        }
+        for number in range(60)
+    ]
+    for name, records in (("episodes", episodes), ("choices", choices)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def entry(whole: dict[str, Any], **wanted: str) -> dict[str, Any]:
+    wanted.setdefault("group", "")
+    (found,) = (item for item in whole["entries"] if all(item[key] == value for key, value in wanted.items()))
+    return found
+
+
+def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    methods: dict[str, Any] = {}
+    for name, chance in (("Prompting", 0.2), ("RL", 0.5), ("RL + ACT", 0.9)):
+        seeds = [0] if name == "Prompting" else [0, 1, 2]
+        paths = {str(seed): f"seed-{seed}/evaluation/{name}" for seed in seeds}
+        for path in paths.values():
+            write_evaluation(tmp_path / path, rng, chance)
+        steps = {} if name == "Prompting" else {"action": 40}
+        methods[name] = {"steps": steps, "against": "Prompting", "evaluations": paths, "training": {}}
+    whole = compare_methods(tmp_path, tmp_path / "methods", methods)
+    assert whole["initial_model"] == "the initial model"
+    for name, method in methods.items():
+        means = []
+        for path in method["evaluations"].values():
+            records = list(map(json.loads, (tmp_path / path / "episodes.jsonl").read_text().splitlines()))
+            means.append(np.mean([record["success"] for record in records]))
+        found = entry(whole, method=name, figure="success")["estimate"]
+        assert found["by_seed"] == pytest.approx(means) and found["value"] == pytest.approx(np.mean(means))
+    assert entry(whole, method="RL + ACT", figure="success")["against"]["p"] < 0.001
+    assert entry(whole, method="RL", figure="loops")["estimate"]["value"] == pytest.approx(0.4)
+    assert entry(whole, method="RL", figure="reply_length")["estimate"]["value"] == 5
+    assert entry(whole, method="RL", figure="useful_tokens")["estimate"]["value"] == 0.75
+    groups = {item["group"] for item in whole["entries"] if item["figure"] == "choice_by_margin"}
+    assert groups == {"1", "2", "3–4", "unknown"}
+    table = (tmp_path / "methods" / "methods.md").read_text()
+    assert "| RL + ACT | action 40 | Prompting | 0, 1, 2 |" in table
+    assert "### better action chosen by position, valid_seen" in table
+    assert json.loads((tmp_path / "methods" / "methods.json").read_text()) == json.loads(json.dumps(whole))
+
+
+def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
+    method = {"steps": {}, "against": "A", "evaluations": {"0": "a"}, "training": {}}
+    with pytest.raises(DataError, match="no such evaluation"):
+        compare_methods(tmp_path, tmp_path / "out", {"A": method})
+    write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
+    lines = (tmp_path / "a" / "episodes.jsonl").read_text()
+    (tmp_path / "a" / "episodes.jsonl").write_text(lines + lines)
+    with pytest.raises(DataError, match="comes twice"):
+        compare_methods(tmp_path, tmp_path / "out", {"A": method})

@@ -1,0 +1,98 @@
+"""A comparison of methods on real verl (its SFT and its RL trainer), vLLM and Ray, on this CPU, two steps a stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from test_end_to_end import BATCH, MAX_TOKENS, SMALL
+
+from verl_act.chain import load_recipe
+from verl_act.chain.methods import run_methods
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.make_embedded_model import make_embedded_model
+from verl_act.data_prep.make_games import make_games
+from verl_act.schema import REFLECTION, SFT, read_pairs, read_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+METHODS = ("Prompting", "Self-reflection", "IL + ACT")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison of three methods: each kind of training but the action stage."""
+    folder = tmp_path_factory.mktemp("methods")
+    make_games(folder / "games", counts={"train": 12}, seed=7, progress=False)
+    data = {"data": str(folder / "games")}
+    collect_expert(folder / "expert", "alfworld", "train", env_settings=data, progress=False)
+    make_embedded_model(folder / "policy", [folder / "expert" / "trajectories.parquet"], SMALL)
+    sft = {"data.train_batch_size": 4, "data.micro_batch_size_per_gpu": 4, "trainer.total_training_steps": 2}
+    recipe = {
+        "base": "alfworld/methods",
+        "model": str(folder / "policy"),
+        "valid_splits": ["valid_seen"],
+        "games": {"counts": {"train": 12, "valid_seen": 3, "valid_unseen": 0}},
+        "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
+        "reflect": {"max_tokens": 12},
+        "critic": {"overrides": BATCH},
+        "il": {"overrides": {**sft, "trainer.save_freq": 2}},
+        "reflection": {"overrides": {**sft, "trainer.save_freq": 2}},
+        "evaluate": {"max_turns": 3, "limit": 8},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(str(folder / "recipe.yaml"))
+    loaded.methods = {name: loaded.methods[name] for name in METHODS}
+    run_methods(loaded, folder / "out", [4])
+    return folder / "out"
+
+
+@pytest.mark.parametrize("name", ["il", "reflection"])
+def test_imitation_through_verls_sft_trainer(name: str, out: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = out / "seed-4" / name
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(line["data"][key]) for line in lines for key in ("train/loss", "train/grad_norm"))
+    assert lines[0]["data"]["train/loss"] > 0
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    before = AutoModelForCausalLM.from_pretrained(out.parent / "policy")
+    assert any((new != old).any() for new, old in zip(model.parameters(), before.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(folder / "model").chat_template
+
+
+def test_reflections_are_the_models_own_on_real_outcomes(out: Path) -> None:
+    rows = read_table(out / "reflections" / "reflections.parquet", REFLECTION).to_pylist()
+    pairs = read_pairs([out / "pairs" / "train" / "pairs.parquet"])
+    alternatives = {(pair.state_id, pair.alternative_action) for pair in pairs}
+    for row in rows:
+        assert row["reflection"] and row["outcome"] and row["model"] == str(out.parent / "policy")
+        assert all(
+            (row["state_id"], other["action"]) in alternatives and other["outcome"] for other in row["alternatives"]
+        )
+    counts = json.loads((out / "reflections" / "manifest.json").read_text())["counts"]
+    assert counts["reflections"] + counts["empty"] == counts["states"] == len({pair.state_id for pair in pairs})
+    sources = [row["source"] for row in read_table(out / "seed-4" / "rows-reflection" / "sft.parquet", SFT).to_pylist()]
+    assert sources.count("reflection") == len(rows) < sources.count("expert") + len(rows)
+
+
+def test_the_table_and_the_page(out: Path) -> None:
+    table = (out / "methods" / "methods.md").read_text()
+    assert "| IL + ACT | il 2, critic 2 | Prompting | 4 |" in table
+    whole = json.loads((out / "methods" / "methods.json").read_text())
+    assert {entry["figure"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
+    assert set(whole["methods"]["IL + ACT"]["seconds"]["4"]) == {"il", "il+critic", "evaluation"}
+    assert "Comparison of methods" in (out / "report.html").read_text()
+
+
+def test_a_second_run_finds_everything_done(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_recipe(str(out.parent / "recipe.yaml"))
+    loaded.methods = {name: loaded.methods[name] for name in METHODS}
+    run_methods(loaded, out, [4])
+    shown = capsys.readouterr().out
+    assert ": done in" not in shown and shown.count("up to date") > 15

@@ -1,0 +1,102 @@
+"""Questions of general reasoning: their files, their prompts, and answers verified by math-verify itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_act.engine import Sampling
+from verl_act.errors import DataError
+from verl_act.evaluate.ask import Examinee, ask_questions
+from verl_act.evaluate.reasoning import LETTERS, Question, is_right, read_questions
+from verl_act.prompts import get_template
+
+MATH = [
+    {"problem": "What is one half plus one quarter?", "answer": "\\frac{3}{4}", "unique_id": "m/1"},
+    {"problem": "Solve x^2 = 4 for positive x.", "answer": "2", "unique_id": "m/2"},
+    {"problem": "Expand (x+1)^2.", "answer": "x^2+2x+1", "unique_id": "m/3"},
+]
+CHOICE = [
+    {
+        "Question": f"Question {number}?",
+        "Correct Answer": f"right {number}",
+        **{f"Incorrect Answer {wrong}": f"wrong {number}.{wrong}" for wrong in (1, 2, 3)},
+        "Record ID": f"rec{number}",
+    }
+    for number in range(40)
+]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_parquet_and_json_lines_hold_the_same_questions(tmp_path: Path) -> None:
+    lines = read_questions([write_lines(tmp_path / "math.jsonl", MATH)])
+    pq.write_table(pa.Table.from_pylist(MATH), tmp_path / "math.parquet")
+    assert lines == read_questions([tmp_path / "math.parquet"])
+    assert [question.item for question in lines] == ["m/1", "m/2", "m/3"]
+    assert all(question.split == "math" and "\\boxed{}" in question.text for question in lines)
+
+
+@pytest.mark.parametrize(
+    ("number", "reply", "right"),
+    [
+        (0, "One half is 2/4, so \\boxed{\\frac{3}{4}}.", True),
+        (0, "It is \\boxed{0.75}.", True),
+        (0, "It is \\boxed{\\frac{4}{3}}.", False),
+        (1, "Either 2 or -2; the positive one: $x = 2$.", True),
+        (1, "", False),
+        (2, "\\boxed{1 + 2x + x^2}", True),
+        (2, "\\boxed{x^2+1}", False),
+    ],
+)
+def test_answers_are_verified_by_meaning(number: int, reply: str, right: bool, tmp_path: Path) -> None:
+    assert is_right(read_questions([write_lines(tmp_path / "math.jsonl", MATH)])[number], reply) is right
+
+
+def test_letters_are_drawn_by_item_and_seed(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "gpqa.jsonl", CHOICE)
+    first = read_questions([path], seed=0)
+    assert first == read_questions([path], seed=0)
+    assert [entry.gold for entry in first] != [entry.gold for entry in read_questions([path], seed=1)]
+    assert {entry.gold for entry in first} == set(LETTERS)
+    for number, question in enumerate(first):
+        assert f"{question.gold}) right {number}\n" in question.text
+        wrong = next(letter for letter in LETTERS if letter != question.gold)
+        assert is_right(question, f"I think \\boxed{{{question.gold}}}")
+        assert not is_right(question, f"I think \\boxed{{{wrong}}}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "x", "answer": "1"}], "has the columns question, answer"),
+        ([MATH[0], {**MATH[1], "answer": ""}], "row 2: answer is ''"),
+        ([MATH[0], MATH[0]], "comes twice"),
+    ],
+)
+def test_bad_files_are_refused_by_row(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read_questions([write_lines(tmp_path / "bad.jsonl", rows)])
+
+
+class Always:
+    """Stands where an engine would: the same reply to every prompt."""
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        return ["\\boxed{2}"]
+
+
+def test_every_question_is_asked_once_in_order(tmp_path: Path) -> None:
+    questions: list[Question] = read_questions([write_lines(tmp_path / "math.jsonl", MATH)])
+    examinee = Examinee(cast(Any, Always()), get_template("plain"), Sampling(temperature=0))
+    records = asyncio.run(ask_questions(examinee, questions))
+    assert [(record["item"], record["right"]) for record in records] == [("m/1", False), ("m/2", True), ("m/3", False)]

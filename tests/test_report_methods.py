@@ -1,0 +1,96 @@
+"""The method table on the report page: as Markdown, as JSON, and in a real browser on a narrow and on a wide screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_report import (
+    Visit,
+    browser,  # noqa: F401  (a fixture)
+    copied,
+    run,  # noqa: F401  (a fixture)
+    training_metrics,
+    visit,  # noqa: F401  (a fixture)
+)
+
+from verl_act.evaluate.methods import compare_methods
+from verl_act.report import write_report
+from verl_act.report.content import content
+from verl_act.report.read import read_runs
+
+METHODS = {"Prompting": "initial", "IL <b>bold</b>": "critic", "RL + ACT": "action"}
+
+
+@pytest.fixture(scope="module")
+def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A comparison over two seeds: the answers of the three scripts, which are the same for both."""
+    folder = tmp_path_factory.mktemp("methods") / "comparison"
+    methods = {}
+    for name, evaluation in METHODS.items():
+        paths = {}
+        for seed in ("0", "1"):
+            path = folder / f"seed-{seed}" / "evaluation" / evaluation
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(run / "evaluation" / evaluation)
+            paths[seed] = str(path.relative_to(folder))
+        steps = {} if name == "Prompting" else {"critic": 40, "action": 40}
+        methods[name] = {"steps": steps, "against": "Prompting", "evaluations": paths, "training": {}}
+    (folder / "seed-0" / "il+critic").mkdir()
+    (folder / "seed-0" / "il+critic" / "metrics.jsonl").write_text(training_metrics("choice"))
+    compare_methods(folder, folder / "methods", methods)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that `visit` opens."""
+    return write_report(tmp_path_factory.mktemp("page") / "report.html", [compared], most_examples=4)[0]
+
+
+def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> None:
+    whole = json.loads((compared / "methods" / "methods.json").read_text())
+    shown = content(read_runs([compared]), 0)
+    (table,) = (part for part in shown.method_tables if not part.detail and part.split == "valid_seen")
+    column = table.columns.index("tasks solved")
+    for name, cells in table.rows:
+        (entry,) = (
+            entry
+            for entry in whole["entries"]
+            if (entry["method"], entry["split"], entry["figure"]) == (name, "valid_seen", "success")
+        )
+        assert cells[column].value == f"{100 * entry['estimate']['value']:.1f}%"
+        assert cells[column].spread == "± 0.0% over seeds"
+        assert bool(cells[column].test) == (name != "Prompting")
+    assert [budget.steps for budget in shown.method_budgets] == ["", *["critic 40, action 40"] * 2]
+    assert any("first seed" in note for note in shown.notes)
+    assert {curve.stage for curve in shown.curves} == {"il+critic"}
+    assert "| RL + ACT | critic 40, action 40 | Prompting | 0, 1 |" in page.with_suffix(".md").read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["method_tables"][0]["rows"]
+
+
+def test_a_run_without_a_comparison_has_no_method_table(run: Path, tmp_path: Path) -> None:  # noqa: F811
+    shown = content(read_runs([copied(run, tmp_path)]), 0)
+    assert shown.method_tables == shown.method_budgets == []
+
+
+def test_the_page_shows_the_methods(visit: Callable[..., Visit]) -> None:  # noqa: F811
+    opened = visit()
+    section = opened.tab.locator("#methods")
+    assert section.locator("> .blocks > table").count() == 3, "budget, and a table a split"
+    assert section.locator("b b").count() == 0 and "IL <b>bold</b>" in section.inner_text()
+    section.locator("summary").click()
+    assert section.locator("details table").count() == 6
+
+
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_no_screen_needs_sideways_scrolling(width: int, visit: Callable[..., Visit]) -> None:  # noqa: F811
+    opened = visit(viewport={"width": width, "height": 740})
+    opened.tab.locator("#methods summary").click()
+    wide = """() => [...document.querySelectorAll("#methods *")].filter((element) => {
+        const box = element.getBoundingClientRect();
+        return box.width && !element.closest("thead") && (box.right > innerWidth + 1 || box.left < -1);
+    }).map((element) => element.tagName)"""
+    assert opened.tab.evaluate(wide) == []

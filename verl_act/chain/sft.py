@@ -1,0 +1,65 @@
+"""Imitation learning and self-reflection as stages: their data, and verl's SFT trainer on them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from verl_act.chain.command_line import act_command, flat, hydra_value
+from verl_act.chain.recipe import Recipe, TrainRecipe
+from verl_act.chain.stages import Stage, env_settings, model_input, pairs_file, prompt_options, trajectories_file
+
+
+def reflections_stage(recipe: Recipe, out: Path) -> Stage:
+    """The initial model's reflections on the training pairs; made once, for all seeds."""
+    inputs = [trajectories_file(out, recipe.train_split), pairs_file(out, recipe.train_split)]
+    options = {
+        "model": recipe.model_path,
+        "trajectories": inputs[:1],
+        "pairs": inputs[1:],
+        "temperature": recipe.reflect.temperature,
+        "max_tokens": recipe.reflect.max_tokens,
+        "max_model_len": recipe.max_model_len,
+        "engine_options": recipe.engine_options,
+        "env_settings": env_settings(recipe, out),
+        "seed": recipe.seed,
+        **prompt_options(recipe),
+    }
+    folder = out / "reflections"
+    return Stage("reflections", act_command("reflect", folder, options), folder, inputs)
+
+
+def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
+    """The rows of an `il` or a `reflection` stage, in an order drawn by the recipe's seed."""
+    trajectories = [trajectories_file(out, recipe.train_split)]
+    reflections = [out / "reflections" / "reflections.parquet"] if kind == "reflection" else []
+    options = {
+        "trajectories": trajectories,
+        "reflections": reflections,
+        "model": recipe.model_path,
+        "seed": recipe.seed,
+        **prompt_options(recipe),
+    }
+    command = act_command("make-sft", folder, options)
+    return Stage(f"rows {kind}", command, folder, [*trajectories, *reflections])
+
+
+def sft_stage(recipe: Recipe, stage: TrainRecipe, rows: Path, model: str, folder: Path) -> Stage:
+    """verl's SFT trainer from `model` on the rows in the folder `rows`, one process a device of this machine."""
+    file = rows / "sft.parquet"
+    device = [f"act/device={recipe.device}_sft"] if recipe.device else []
+    settings: dict[str, Any] = {
+        "data.train_files": [str(file)],
+        "data.max_length": recipe.max_model_len,
+        "model.path": model,
+        **flat(stage.overrides),
+    }
+    processes = int(settings.get("trainer.n_gpus_per_node", 1))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
+        *("-m", "verl.trainer.sft_trainer"),
+        *(f"+{group}" for group in [*stage.config, *device]),
+        *(f"{key}={hydra_value(value)}" for key, value in settings.items()),
+    ]
+    return Stage(folder.name, command, folder, [file, *model_input(recipe, model)], trains=True)

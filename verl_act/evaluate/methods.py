@@ -1,0 +1,191 @@
+"""A comparison of methods over seeds: every figure with an interval over items, a spread over seeds, a paired test.
+
+The items (tasks, states, pairs) are the same for all methods and seeds, so that everything is paired by item.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from verl_act.errors import DataError
+from verl_act.evaluate.outcomes import FIGURES, Values, read_values
+from verl_act.evaluate.seeds import Against, Estimate, against, estimate
+from verl_act.manifest import atomic_folder, make_manifest, read_manifest, write_manifest
+
+MARKDOWN, JSON = "methods.md", "methods.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One figure of one method on one split."""
+
+    method: str
+    split: str
+    figure: str
+    group: str
+    """A task type, a position or a margin; empty for all items."""
+    estimate: Estimate
+    against: Against | None
+
+
+def compare_methods(run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Write `methods.md` and `methods.json` to `out`; returns what is in the latter.
+
+    `methods`: name -> `{"steps": {stage: steps}, "against": name, "evaluations": {seed: folder}, "training":
+    {seed: [stage]}}`, folders below `run`. Raises `DataError` where an evaluation is missing.
+    """
+    values = {name: _values(run, method) for name, method in methods.items()}
+    entries = list(_entries(values, methods))
+    whole = {
+        "methods": {name: {**method, "seconds": _seconds(run, method)} for name, method in methods.items()},
+        "initial_model": _models(run, methods),
+        "entries": [asdict(entry) for entry in entries],
+    }
+    with atomic_folder(out) as folder:
+        (folder / JSON).write_text(json.dumps(whole, indent=2) + "\n")
+        (folder / MARKDOWN).write_text(markdown(whole))
+        inputs = [run / path for method in methods.values() for path in method["evaluations"].values()]
+        write_manifest(folder, make_manifest("compare_methods", settings={"methods": methods}, inputs=list(inputs)))
+    return whole
+
+
+def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
+    """One entry a seed."""
+    folders = [run / path for path in method["evaluations"].values()]
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such evaluation; run `methods` again, it goes on where it stopped.")
+    return [read_values(folder) for folder in folders]
+
+
+def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    keys = sorted({key for seeds in values.values() for found in seeds for key in found}, key=_rank)
+    found = []
+    for key in keys:
+        split, figure, group = key
+        for name, seeds in values.items():
+            own = [found.get(key, {}) for found in seeds]
+            other = methods[name]["against"]
+            paired = None
+            if other != name:
+                paired = against(own, [found.get(key, {}) for found in values[other]])
+            found.append(Entry(name, split, figure, group, estimate(own, FIGURES[figure].binary), paired))
+    return found
+
+
+def _rank(key: tuple[str, str, str]) -> tuple[str, int, str]:
+    split, figure, group = key
+    return split, list(FIGURES).index(figure), group
+
+
+def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Seed -> stage -> wall time; a stage that another method has too is counted in both."""
+    found: dict[str, dict[str, float | None]] = {}
+    for seed, stages in method["training"].items():
+        found[seed] = {}
+        for stage in stages:
+            mark = read_manifest(run / ".done" / stage.replace(" ", "-"))
+            found[seed][stage.removeprefix(f"seed {seed} ")] = mark.seconds if mark else None
+        evaluation = read_manifest(run / method["evaluations"][seed]) if seed in method["evaluations"] else None
+        if evaluation:
+            found[seed]["evaluation"] = evaluation.seconds
+    return found
+
+
+def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model of the first method without training; empty where all are trained."""
+    for method in methods.values():
+        if not method["steps"]:
+            for path in method["evaluations"].values():
+                return str(json.loads((run / path / "figures.json").read_text())["model"])
+    return ""
+
+
+def markdown(whole: Mapping[str, Any]) -> str:
+    """Budgets and wall times, then a table a split with one row a method, then the groups."""
+    lines = ["# Comparison of methods", "", *_budget_table(whole), ""]
+    entries = whole["entries"]
+    for split in dict.fromkeys(entry["split"] for entry in entries):
+        here = [entry for entry in entries if entry["split"] == split]
+        lines += [f"## {split}", "", *_table([entry for entry in here if not entry["group"]], "figure"), ""]
+        for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
+            part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
+            lines += [f"### {FIGURES[figure].title}, {split}", "", *_table(part, "group"), ""]
+    return "\n".join([*lines, _NOTE, ""])
+
+
+_NOTE = (
+    "Mean over items and seeds; in brackets the 95% interval over items (Wilson's for one seed, a bootstrap over the "
+    "items' means for several), then ± the standard deviation over seeds. After the semicolon the change against the "
+    "method named in the first table, on the same items, with the p of a paired test (McNemar's exact test for one "
+    "seed, a sign-flip permutation test on the items' means for several); not corrected for the number of tests."
+)
+
+
+def _budget_table(whole: Mapping[str, Any]) -> list[str]:
+    lines = ["All methods start from the same model and share the data; steps of equal stages are equal.", ""]
+    lines += [
+        "| method | training steps | tested against | seeds | training, minutes a seed | seconds a seed, by stage |"
+    ]
+    lines += ["| --- | --- | --- | --- | ---: | --- |"]
+    for name, method in whole["methods"].items():
+        steps = steps_in_words(method["steps"])
+        times = mean_seconds(method["seconds"])
+        training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
+        by_stage = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in times.items())
+        seeds = ", ".join(method["evaluations"])
+        other = "" if method["against"] == name else method["against"]
+        lines.append(f"| {name} | {steps or 'none'} | {other} | {seeds} | {training / 60:.1f} | {by_stage} |")
+    return lines
+
+
+def steps_in_words(steps: Mapping[str, int]) -> str:
+    """Stage -> steps, as a cell; a stage whose epochs decide has -1."""
+    named = {stage: str(count) if count > 0 else "by epochs" for stage, count in steps.items()}
+    return ", ".join(f"{stage.partition(':')[0]} {count}" for stage, count in named.items())
+
+
+def mean_seconds(by_seed: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Stage -> mean wall time over the seeds for which it is known."""
+    known: dict[str, list[float]] = {}
+    for times in by_seed.values():
+        for stage, seconds in times.items():
+            if seconds is not None:
+                known.setdefault(stage, []).append(seconds)
+    return {stage: fmean(seconds) for stage, seconds in known.items()}
+
+
+def _table(entries: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    methods = list(dict.fromkeys(entry["method"] for entry in entries))
+    rows: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        title = FIGURES[entry["figure"]].title if column == "figure" else entry["group"].replace("_", " ")
+        rows.setdefault(title, {})[entry["method"]] = cell(entry)
+    lines = [f"| {column} | {' | '.join(methods)} |", f"| --- |{' ---: |' * len(methods)}"]
+    return lines + [f"| {title} | {' | '.join(row.get(name, '') for name in methods)} |" for title, row in rows.items()]
+
+
+def cell(entry: Mapping[str, Any]) -> str:
+    """One entry as text."""
+    found, test, share = entry["estimate"], entry["against"], FIGURES[entry["figure"]].share
+    if found["value"] is None:
+        return ""
+    text = _number(found["value"], share)
+    if found["low"] is not None:
+        text += f" [{_number(found['low'], share)}, {_number(found['high'], share)}]"
+    if found["deviation"] is not None:
+        text += f" ± {_number(found['deviation'], share)}"
+    text += f", n = {found['items']}"
+    if test is not None:
+        sign = "+" if test["difference"] >= 0 else "−"
+        text += f"; {sign}{_number(abs(test['difference']), share)}, p = {test['p']:.3f}"
+    return text
+
+
+def _number(value: float, share: bool) -> str:
+    return f"{value:.1%}" if share else f"{value:.1f}"

@@ -1,0 +1,114 @@
+"""General reasoning, to see that training on actions does not cost it: MATH-500 and GPQA-Diamond, as users have them.
+
+A file is JSON lines or parquet, with one row a question and the columns that the data sets come with:
+
+* MATH-500: `problem`, `answer`; `unique_id` is used as the item's name where it is there.
+* GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.
+
+Answers are verified by math-verify, which parses both sides; the letters of GPQA are drawn by item and seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from verl_act.errors import ConfigError, DataError
+from verl_act.prompts import Message
+
+MATH_COLUMNS = ("problem", "answer")
+CHOICE_COLUMNS = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+LETTERS = ("A", "B", "C", "D")
+_BOXED = "Reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`gold` is LaTeX or a letter; `split` is the file's name, under which a table shows it."""
+
+    item: str
+    split: str
+    text: str
+    gold: str
+    is_choice: bool
+
+    @property
+    def messages(self) -> list[Message]:
+        return [{"role": "user", "content": self.text}]
+
+
+def read_questions(paths: Sequence[str | PathLike[str]], seed: int = 0) -> list[Question]:
+    """All questions in file order. Raises `DataError` naming file and row of a bad one, or an item that comes twice."""
+    found: list[Question] = []
+    for path in map(Path, paths):
+        rows = _rows(path)
+        names = _columns(path, rows)
+        found += [_question(path, number, row, names, seed) for number, row in enumerate(rows, 1)]
+    seen: set[tuple[str, str]] = set()
+    for question in found:
+        if (key := (question.split, question.item)) in seen:
+            raise DataError(f"question {question.item!r} of {question.split} comes twice; every item is asked once.")
+        seen.add(key)
+    return found
+
+
+def is_right(question: Question, reply: str) -> bool:
+    """Whether math-verify finds the gold answer in the reply. Raises `ConfigError` where math-verify is missing."""
+    try:
+        from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
+    except ImportError as error:
+        raise ConfigError(
+            "math-verify, which verifies the answers, is not installed; run pip install 'verl-act[reasoning]'."
+        ) from error
+    if question.is_choice:
+        letters = (LatexExtractionConfig(), StringExtractionConfig(strings=LETTERS))
+        return bool(verify(parse(f"\\boxed{{{question.gold}}}", letters), parse(reply, letters)))
+    maths = (LatexExtractionConfig(), ExprExtractionConfig())
+    gold = parse(f"\\boxed{{{question.gold}}}", maths)
+    return bool(gold) and bool(verify(gold, parse(reply, maths)))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pj.read_json(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file of questions.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: is neither JSON lines nor parquet ({error}).") from error
+    return table.to_pylist()
+
+
+def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    there: Iterable[str] = rows[0] if rows else ()
+    for wanted in (MATH_COLUMNS, CHOICE_COLUMNS):
+        if set(wanted) <= set(there):
+            return wanted
+    raise DataError(
+        f"{path}: has the columns {', '.join(there) or 'of no row'}; a file of questions has {', '.join(MATH_COLUMNS)} "
+        f"(as MATH-500) or {', '.join(CHOICE_COLUMNS)} (as GPQA-Diamond)."
+    )
+
+
+def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], seed: int) -> Question:
+    values = [row[name] for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be text.")
+    if names is MATH_COLUMNS:
+        item = str(row.get("unique_id") or number)
+        return Question(item, path.stem, f"{values[0]}\n\n{_BOXED}", values[1], False)
+    item = str(row.get("Record ID") or number)
+    order = list(range(len(LETTERS)))
+    random.Random(hashlib.sha256(f"{seed}:{item}".encode()).digest()).shuffle(order)
+    options = "\n".join(f"{letter}) {values[1 + which]}" for letter, which in zip(LETTERS, order, strict=True))
+    text = f"{values[0]}\n\n{options}\n\n{_BOXED.replace('final answer', 'answer, a single letter,')}"
+    return Question(item, path.stem, text, LETTERS[order.index(0)], True)
