@@ -123,6 +123,15 @@ class Sampler:
         )
         return record.to_row()
 
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+    def __del__(self) -> None:
+        """How Ray Data ends its actors' work; vLLM's processes would not notice that the actor is gone."""
+        if hasattr(self, "engine"):
+            self.close()
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Ray Data's interface: a batch of shards in, the same shards sampled out."""
         steps = [[Step.from_row(row) for row in json.loads(shard)] for shard in batch["steps"]]

@@ -386,6 +386,17 @@ def chain(
         run_chain(loaded, out)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead of lines for people")] = False,
+    engine: Annotated[bool, typer.Option(help="also start Ray and a vLLM engine, which takes about a minute")] = True,
+) -> None:
+    """Is this installation fit for ACT? A line for each check, a remedy for each fault; exits with 1 where one is wrong."""
+    from verl_act.doctor.show import doctor as run
+
+    raise typer.Exit(run(as_json=as_json, engine=engine))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def methods(
     context: typer.Context,

@@ -1,0 +1,89 @@
+"""A Ray cluster of two nodes on this machine, by Ray's own cluster utilities: sampling spreads over it and loses nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+from test_platform_gaps import clean_environment
+
+from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.sample_alternatives import SHARD_STATES
+from verl_act.schema import ALTERNATIVES, read_steps, read_table
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Expert states for two shards."""
+    folder = tmp_path_factory.mktemp("states")
+    make_games(folder / "games", counts={"train": 36}, size="small", seed=3, progress=False)
+    settings = {"data": str(folder / "games")}
+    collect_expert(folder / "expert", "alfworld", "train", env_settings=settings, progress=False)
+    path = folder / "expert" / "trajectories.parquet"
+    assert SHARD_STATES < len(read_steps([path])) <= 2 * SHARD_STATES
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of two nodes with a CPU each: one engine fits on each of them."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+
+
+def command(out: Path, trajectories: Path, *options: str) -> list[str]:
+    words = [sys.executable, "-m", "verl_act", "sample-alternatives", "--out", str(out)]
+    words += ["--trajectories", str(trajectories), "--model", str(EMBEDDED_MODEL), "--template", "compact"]
+    return [*words, "--n", "1", "--temperature", "0", "--max-tokens", "8", "--max-model-len", "1024", *options]
+
+
+def sample(out: Path, trajectories: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    words, env = command(out, trajectories, *options), clean_environment(**environment)
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=1000, check=False)
+
+
+def rows(out: Path) -> list[dict]:
+    return read_table(out / "alternatives.parquet", ALTERNATIVES).to_pylist()
+
+
+def test_two_nodes_sample_what_one_engine_samples(trajectories: Path, cluster: str, tmp_path: Path) -> None:
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    here = sample(alone, trajectories)
+    assert here.returncode == 0, here.stderr
+    on_ray = sample(spread, trajectories, "--workers", "2", "--gpus-per-worker", "0", RAY_ADDRESS=cluster)
+    assert on_ray.returncode == 0, on_ray.stderr
+    assert rows(spread) == rows(alone)
+    assert [row["state_id"] for row in rows(alone)] == [step.state_id for step in read_steps([trajectories])]
+
+
+def test_a_killed_run_goes_on_over_the_cluster(trajectories: Path, cluster: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shard = tmp_path / ".out.shards" / "00000.parquet"
+    one = ("--workers", "1", "--gpus-per-worker", "0")
+    with subprocess.Popen(command(out, trajectories, *one), env=clean_environment(RAY_ADDRESS=cluster)) as first:
+        while not shard.exists():
+            assert first.poll() is None, "it ended before it was killed"
+            time.sleep(0.05)
+        first.kill()
+    kept = read_table(shard, ALTERNATIVES).to_pylist()
+    again = sample(out, trajectories, "--workers", "2", "--gpus-per-worker", "0", RAY_ADDRESS=cluster)
+    assert again.returncode == 0, again.stderr
+    # What the progress bar shows first is where it begins.
+    assert re.findall(r"sampling alternatives: +\d+%\|[^|]*\| (\d+)/", again.stderr)[0] == str(SHARD_STATES)
+    assert rows(out)[:SHARD_STATES] == kept
+    assert len(rows(out)) == len(read_steps([trajectories]))

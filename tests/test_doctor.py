@@ -1,0 +1,131 @@
+"""The doctor on this installation as it is, and on the same with faults planted in it, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_platform_gaps import clean_environment
+
+OK, ABSENT, WRONG = "ok", "absent", "wrong"
+
+
+def run_doctor(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "verl_act", "doctor", *options]
+    env = {**clean_environment(), "HOME": str(folder), **environment}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=500, check=False)
+
+
+def examined(folder: Path, status: int, *options: str, **environment: str) -> dict[str, dict[str, Any]]:
+    run = run_doctor(folder, "--json", *options, **environment)
+    assert run.returncode == status, run.stdout + run.stderr
+    return {finding["name"]: finding for finding in json.loads(run.stdout)}
+
+
+def fake_distribution(folder: Path, name: str, version: str) -> None:
+    """What importlib.metadata takes for an installed distribution, where it stands first on the path."""
+    metadata = folder / f"{name}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def first_on_path(folder: Path) -> str:
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+
+
+def test_a_sound_installation(tmp_path: Path) -> None:
+    found = examined(tmp_path, 0, "--no-engine")
+    optional = {"ALFWorld data", "ScienceWorld", "WebShop"}
+    assert {name for name, finding in found.items() if finding["state"] != OK} <= optional
+    assert found["ALFWorld data"]["state"] == ABSENT
+    assert "alfworld-download" in found["ALFWorld data"]["remedy"]
+    assert found["registered in the driver"]["detail"] == "agent loop act_env, training metrics, platform cpu"
+    assert found["platform"]["detail"].startswith("cpu, because torch")
+    assert "vLLM engine" not in found, "asked for without engines"
+    assert not list(tmp_path.glob("*.parquet")), "a check writes nothing"
+
+
+def test_every_planted_fault_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "bin").mkdir()
+    fake_distribution(tmp_path / "old", "verl", "0.8.0")
+    fake_distribution(tmp_path / "old", "ray", "2.41.0")
+    run = run_doctor(
+        tmp_path,
+        "--no-engine",
+        PYTHONPATH=first_on_path(tmp_path / "old"),
+        PATH=str(tmp_path / "bin"),  # without Java
+        JAVA_HOME="",
+        ALFWORLD_DATA=str(tmp_path / "data"),
+        VERL_USE_EXTERNAL_PLUGINS="other",
+        VERL_PLATFORM="nvidia",
+    )
+    assert run.returncode == 1, run.stderr
+    # name of the check -> what its two lines must say: the fault, the remedy
+    wanted = {
+        "requirements": ("verl 0.8.0 (needed: <0.10,>=0.9.1)", "pip install 'verl<0.10,>=0.9.1'"),
+        "registered in the driver": ("VERL_USE_EXTERNAL_PLUGINS=other", "add verl_act to it"),
+        "platform": ("cuda (by VERL_PLATFORM=nvidia)", "Unset VERL_PLATFORM"),
+        "ALFWorld data": (f"{tmp_path}/data: holds no ALFWorld games", "Run alfworld-download again"),
+        "ScienceWorld": ("Java", "Install Java 8 or newer"),
+    }
+    shown = run.stdout.splitlines()
+    for name, (fault, remedy) in wanted.items():
+        (at,) = (number for number, line in enumerate(shown) if line.startswith(f"{WRONG:<6} {name}: "))
+        assert fault in shown[at] and remedy in shown[at + 1], shown[at : at + 2]
+    assert sum(line.startswith(WRONG) for line in shown) == len(wanted), run.stdout
+    assert any(line.startswith("ok     tested versions") and "ray 2.41.0 (tested: " in line for line in shown)
+
+
+def test_a_package_beside_torch_that_breaks_transformers(tmp_path: Path) -> None:
+    """torchvision's CUDA build beside a CPU torch fails when transformers imports it."""
+    fake_distribution(tmp_path / "beside", "torchvision", "0.28.0")
+    (tmp_path / "beside" / "torchvision").mkdir()
+    broken = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    (tmp_path / "beside" / "torchvision" / "__init__.py").write_text(broken)
+    found = examined(tmp_path, 1, "--no-engine", PYTHONPATH=first_on_path(tmp_path / "beside"))
+    assert found["model libraries"]["state"] == WRONG
+    assert "torchvision::nms" in found["model libraries"]["detail"]
+    assert "pip uninstall torchvision" in found["model libraries"]["remedy"]
+
+
+def test_damaged_official_data(tmp_path: Path, games: Path) -> None:
+    shutil.copytree(games, tmp_path / "data")
+    sound = examined(tmp_path, 0, "--no-engine", ALFWORLD_DATA=str(tmp_path / "data"))["ALFWorld data"]
+    assert "train 12, valid_seen 6, valid_unseen 6; not the official games (train 3,553" in sound["detail"]
+    damaged = next((tmp_path / "data").rglob("valid_seen/**/traj_data.json"))
+    damaged.write_text(damaged.read_text()[:50])
+    wrong = examined(tmp_path, 1, "--no-engine", ALFWORLD_DATA=str(tmp_path / "data"))["ALFWorld data"]
+    assert str(damaged) in wrong["detail"] and "alfworld-download" in wrong["remedy"]
+
+
+@pytest.mark.slow
+def test_ray_workers_and_the_engine(tmp_path: Path) -> None:
+    found = examined(tmp_path, 0)
+    assert found["registered in Ray workers"]["detail"].startswith("1 node: agent loop act_env")
+    assert "started in" in found["vLLM engine"]["detail"]
+
+
+@pytest.mark.slow
+def test_a_cluster_without_the_plugin_and_an_engine_without_memory(tmp_path: Path) -> None:
+    """The driver is sound; the cluster was started in an environment that is not."""
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--include-dashboard=false"]
+    start += ["--num-cpus=1", "--disable-usage-stats", "--block", f"--temp-dir={tmp_path / 'ray'}"]
+    without = clean_environment(VERL_USE_EXTERNAL_PLUGINS="none")
+    with subprocess.Popen(start, env=without, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as cluster:
+        try:
+            assert cluster.stdout is not None
+            address = next(line.split("'")[1] for line in cluster.stdout if "--address='" in line)
+            found = examined(tmp_path, 1, RAY_ADDRESS=address, VLLM_CPU_KVCACHE_SPACE="100000")
+        finally:
+            cluster.terminate()
+    wrong = found["registered in Ray workers"]
+    assert wrong["state"] == WRONG and "VERL_USE_EXTERNAL_PLUGINS=none" in wrong["detail"]
+    assert found["vLLM engine"]["state"] == WRONG
+    assert "VLLM_CPU_KVCACHE_SPACE" in found["vLLM engine"]["remedy"]

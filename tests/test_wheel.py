@@ -1,0 +1,105 @@
+"""The package as others get it: a wheel in a folder of its own, used from an empty folder, beside verl.
+
+The base interpreter with the wheel first on its path and this environment's packages behind: an editable install of
+this checkout, if there is one, is not seen (its `.pth` file counts only where the environment itself is started).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_platform_gaps import clean_environment
+
+ROOT = Path(__file__).resolve().parent.parent
+DIFFERENCES = """
+import json, os, sys
+import verl
+from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+from verl.plugin.platform import get_platform
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils import distributed, device, model
+print(json.dumps({
+    "agent loops": sorted(_agent_loop_registry),
+    "platform": get_platform().device_name,
+    "variables": sorted(name for name in os.environ if name.startswith(("VERL_", "VLLM_", "RAY_", "OMP_"))),
+    "wrapped": [
+        name for name, function in {
+            "compute_metrics": PPOTrainer._compute_metrics,
+            "replay buffer": ReplayBuffer.__init__,
+            "value model": model.load_valuehead_model,
+        }.items() if hasattr(function, "__wrapped__")
+    ],
+    "device lookup": distributed.get_device_name is device.get_device_name,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the wheel is installed in. Nothing is fetched."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, timeout=120)
+    (wheel,) = folder.glob("*.whl")
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "installed"), str(wheel)]
+    subprocess.run(install, check=True, timeout=120)
+    return folder / "installed"
+
+
+def run(installed: Path, folder: Path, *arguments: str, **environment: str) -> str:
+    """What the base interpreter prints for `arguments`, started in `folder`."""
+    path = os.pathsep.join((str(installed), sysconfig.get_path("purelib")))
+    env = {**clean_environment(), "PYTHONPATH": path, **environment}
+    command = [sys._base_executable, *arguments]  # type: ignore[attr-defined]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
+    code = "import verl_act, verl_act.data_prep, verl_act.recipes as r; print(verl_act.__file__, r.__file__)"
+    assert all(path.startswith(str(installed)) for path in run(installed, tmp_path, "-c", code).split())
+
+
+@pytest.mark.parametrize("groups", [("+act=critic",), ("+act=action", "+act/device=cpu")], ids="".join)
+def test_verls_own_command_takes_our_groups(groups: tuple[str, ...], installed: Path, tmp_path: Path) -> None:
+    files = ("data.train_files=pairs.parquet", "data.val_files=pairs.parquet")
+    shown = run(installed, tmp_path, "-m", "verl.trainer.main_ppo", *groups, *files, "--cfg", "job")
+    config = OmegaConf.create(shown)
+    assert config.trainer.experiment_name == groups[0].removeprefix("+act=")
+    assert config.data.custom_cls.path == "pkg://verl_act.data.dataset"
+    assert config.trainer.device == ("cpu" if "+act/device=cpu" in groups else "cuda")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_our_command_knows_its_recipes(installed: Path, tmp_path: Path) -> None:
+    shown = run(installed, tmp_path, "-m", "verl_act", "--help")
+    assert "build-pairs" in shown and "doctor" in shown
+    chain = ("chain", "alfworld/quickstart", "--out", "out", "--check")
+    shown = run(installed, tmp_path, "-m", "verl_act", *chain)
+    assert "ok    critic configuration" in shown and str(installed / "verl_act/assets/embedded_model") in shown
+
+
+def test_a_verl_job_that_does_not_ask_for_act_is_unchanged(installed: Path, tmp_path: Path) -> None:
+    job = ("-m", "verl.trainer.main_ppo", "--cfg", "job")
+    plain = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
+    assert run(installed, tmp_path, *job) == run(installed, tmp_path, *job, **plain)
+    # On an accelerator, that is: on a CPU build of torch, verl cannot run without our platform.
+    without, with_it = (
+        json.loads(run(installed, tmp_path, "-c", DIFFERENCES, VERL_PLATFORM="nvidia", **changes).splitlines()[-1])
+        for changes in (plain, {})
+    )
+    assert with_it.pop("agent loops") == sorted([*without.pop("agent loops"), "act_env"])
+    assert with_it.pop("wrapped") == ["compute_metrics"], "and that acts on ActDataset alone"
+    assert without.pop("wrapped") == []
+    assert without.pop("variables") == sorted([*with_it.pop("variables"), "VERL_USE_EXTERNAL_PLUGINS"])
+    assert with_it == without

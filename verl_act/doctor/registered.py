@@ -1,0 +1,125 @@
+"""Whether verl knows this package: in this process, in Ray's workers, and in its configuration."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from verl_act.doctor.finding import Fault
+
+_SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
+_LOOP = "act_env"
+
+
+def in_driver() -> str:
+    """What verl has loaded by itself when it was imported here."""
+    return _complete(registrations(), "in this process")
+
+
+def registrations() -> dict[str, Any]:
+    """What a process that imports verl knows of us; also run by Ray's workers."""
+    import verl  # noqa: F401
+    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+    from verl.plugin.platform import get_platform
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    from verl_act import __version__
+
+    return {
+        "version": __version__,
+        "host": socket.gethostname(),
+        "switch": os.environ.get(_SWITCH, "auto"),
+        "agent loop": _LOOP in _agent_loop_registry,
+        "training metrics": hasattr(PPOTrainer._compute_metrics, "__wrapped__"),
+        "platform": get_platform().device_name,
+    }
+
+
+def _complete(found: dict[str, Any], where: str) -> str:
+    missing = [name for name in ("agent loop", "training metrics") if not found[name]]
+    if not missing:
+        return f"agent loop {_LOOP}, training metrics, platform {found['platform']}"
+    detail = f"{' and '.join(missing)} not registered {where}."
+    if found["switch"] not in ("auto", "verl_act"):
+        raise Fault(f"{detail} {_SWITCH}={found['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
+    raise Fault(
+        detail, "Install the package itself (pip install verl-act), not only its folder on PYTHONPATH, and see stderr."
+    )
+
+
+def platform() -> str:
+    """The device that verl trains on, and why."""
+    import torch
+    import verl  # noqa: F401
+    from verl.plugin.platform import get_platform
+
+    name = get_platform().device_name
+    build = "a CPU build" if not any((torch.version.cuda, torch.version.hip)) else "an accelerator build"
+    asked = os.environ.get("VERL_PLATFORM")
+    if name != "cpu" and not torch.accelerator.is_available():
+        reason = f"VERL_PLATFORM={asked}" if asked else "verl's own detection"
+        raise Fault(
+            f"{name} (by {reason}), but torch {torch.__version__}, {build}, finds no accelerator.",
+            "Unset VERL_PLATFORM, or set it to cpu; or install the driver and a torch for the accelerator.",
+        )
+    if name == "cpu" and build == "a CPU build":
+        return f"cpu, because torch {torch.__version__} is a CPU build"
+    return f"{name}, because {f'VERL_PLATFORM={asked}' if asked else 'verl found it'}"
+
+
+def hydra_groups() -> str:
+    """Compose verl's configuration with ours, as `verl.trainer.main_ppo +act=critic` does."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    groups = ("act=critic", "act=action", "act=action_ppo")
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        for group in groups:
+            try:
+                compose("ppo_trainer", overrides=[f"+{group}"])
+            except HydraException as error:
+                raise Fault(
+                    f"+{group} does not compose ({str(error).splitlines()[0]}).",
+                    "Install the package itself, whose folder hydra_plugins puts the groups on Hydra's path.",
+                ) from error
+    return ", ".join(f"+{group}" for group in groups)
+
+
+def in_ray_workers() -> str:
+    """The same as in the driver, on every node of the cluster at $RAY_ADDRESS, or else of one started for it."""
+    import ray
+    from ray.exceptions import RayError
+
+    from verl_act import __version__
+
+    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 1, "include_dashboard": False}
+    ray.init(log_to_driver=False, **local)
+    try:
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        found = ray.get([_on_node(node) for node in nodes], timeout=300)
+    except RayError as error:
+        raise Fault(
+            f"a Ray worker cannot import verl and this package ({str(error).strip().splitlines()[-1]}).",
+            "Install the same environment on every node of the cluster.",
+        ) from error
+    finally:
+        ray.shutdown()
+    for one in found:
+        _complete(one, f"in a Ray worker on {one['host']}")
+        if one["version"] != __version__:
+            raise Fault(
+                f"{one['host']} has verl_act {one['version']}, this process {__version__}.",
+                "Install the same environment on every node of the cluster.",
+            )
+    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {_complete(found[0], '')}"
+
+
+def _on_node(node: str) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(registrations).remote()
