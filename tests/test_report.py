@@ -17,6 +17,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
+from chromium import chromium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -672,17 +673,9 @@ def test_no_text_becomes_markup(text: str, harmless: Skeleton, tmp_path_factory:
 
 @pytest.fixture(scope="module")
 def browser(page: Path) -> Iterator[Any]:
-    """A headless Chromium. It comes after `page`: while it runs, asyncio cannot run anything else in this thread."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine (on Debian: apt-get install chromium); the page was not opened")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root, which is who runs tests in a container.
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    """It comes after `page`, which runs asyncio."""
+    with chromium() as running:
         yield running
-        running.close()
 
 
 class Visit:

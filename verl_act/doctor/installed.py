@@ -46,7 +46,7 @@ def model_libraries() -> str:
     import torch
 
     try:
-        from transformers import AutoModelForCausalLM  # noqa: F401
+        from transformers import PreTrainedModel  # noqa: F401
     except Exception as error:
         raise Fault(
             f"transformers cannot be imported beside torch {torch.__version__} ({_root(error)}).",

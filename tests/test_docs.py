@@ -1,0 +1,116 @@
+"""The documentation site builds without a warning, its pages hold together, and every command in them runs.
+
+A fenced block of `sh` or `python` says in the line before it how it is run here: `% run` as it stands; `% check`, `% help`
+and `% cfg` with `--check`, `--help` or `--cfg job` at the end of each line, where the whole would need minutes or a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import chromium
+from test_platform_gaps import clean_environment
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+ENDINGS = {"run": "", "check": " --check", "help": " --help", "cfg": " --cfg job"}
+BLOCK = re.compile(r"^(?:% (?P<how>\w+)\n)?```(?P<language>sh|bash|shell|console|python)\n(?P<text>.*?)^```", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    how: str | None
+    language: str
+    text: str
+
+    def commands(self) -> Iterator[list[str]]:
+        """What is given to the operating system."""
+        if self.language == "python":
+            yield [sys.executable, "-c", self.text]
+        else:
+            assert self.how is not None
+            yield from (["sh", "-ec", line + ENDINGS[self.how]] for line in self.text.splitlines())
+
+
+def blocks() -> list[Block]:
+    pages = sorted(path for path in DOCS.rglob("*.md") if path != DOCS / "reference" / "commands.md")  # generated
+    return [
+        Block(page.relative_to(DOCS).as_posix(), found["how"], found["language"], found["text"])
+        for page in pages
+        for found in BLOCK.finditer(page.read_text())
+    ]
+
+
+PAGES = sorted({block.page for block in blocks()})
+
+
+def test_every_block_says_how_it_is_run() -> None:
+    unmarked = [(block.page, block.text) for block in blocks() if block.how not in ENDINGS]
+    assert not unmarked
+    assert "tutorial.md" in PAGES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -> None:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    env = {**clean_environment(), "HOME": str(tmp_path), "PATH": path}
+    for block in (block for block in blocks() if block.page == page):
+        for command in block.commands():
+            done = subprocess.run(
+                command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500, check=False
+            )
+            assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sphinx", reason="the site's tools are not installed (make docs)")
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(folder)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert {"index.html", "tutorial.html", "gaps.html"} <= {path.name for path in site.iterdir()}
+    assert "sample-alternatives" in (site / "reference" / "commands.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser(site: Path) -> Iterator[Any]:
+    with chromium() as running:
+        yield running
+
+
+def test_no_link_is_dead_and_no_page_is_too_wide(site: Path, browser: Any) -> None:
+    tab = browser.new_page(viewport={"width": 360, "height": 800})
+    pages = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    anchors: dict[str, set[str]] = {}
+    links: dict[str, set[str]] = {}
+    for path in pages:
+        tab.goto(path.as_uri())
+        anchors[path.as_uri()] = set(tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
+        links[path.as_uri()] = set(tab.evaluate("[...document.links].map(a => a.href)"))
+        wide = tab.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 360, f"{path.name} is {wide} pixels wide on a screen of 360"
+    dead = set()
+    for page, targets in links.items():
+        for target in (target for target in targets if target.startswith("file:")):
+            file, _, anchor = target.partition("#")
+            file = file.partition("?")[0]
+            known = anchors.get(file)
+            if (known is None and not Path(file.removeprefix("file://")).is_file()) or (
+                known is not None and anchor and anchor not in known
+            ):
+                dead.add((page, target))
+    assert not dead
