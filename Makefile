@@ -1,7 +1,7 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test check lock embedded-model embedded-model-scienceworld embedded-model-webshop clean
+.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test check docs audit test-verl lock embedded-model embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
@@ -20,13 +20,27 @@ check: setup      ## format, lint and types
 test: check       ## every check and every test
 	$(VENV)/bin/pytest
 
+docs: setup       ## the documentation site in docs/_build; warnings are errors
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON_RUN) --no-deps -r requirements/docs.txt
+	$(PYTHON_RUN) -m sphinx -q -W --keep-going -b html docs docs/_build
+
+audit: setup      ## known vulnerabilities of the pinned packages; needs PyPI's own JSON API, which few mirrors have
+	sed 's/+cpu//' requirements/cpu.txt | $(VENV)/bin/uv tool run pip-audit==2.10.1 --strict --no-deps --disable-pip -r /dev/stdin
+
+VERL ?= 0.9.0
+test-verl: setup  ## what touches verl, against the release VERL in a folder of its own, first on the path
+	rm -rf build/verl-$(VERL)
+	$(VENV)/bin/uv pip install --quiet --no-deps --target build/verl-$(VERL) verl==$(VERL)
+	PYTHONPATH=$(CURDIR):build/verl-$(VERL) $(VENV)/bin/pytest -m "not slow" \
+	  tests/test_verl_signatures.py tests/test_plugin.py tests/test_config.py tests/test_dataset.py
+
 lock: setup       ## requirements/cpu.txt from cpu.in
 	cd requirements && ../$(VENV)/bin/uv pip compile --quiet cpu.in --override overrides.txt --python-version 3.11 --no-header \
 	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match) \
 	  --output-file cpu.txt
 
 clean:            ## outputs and caches; the environment stays
-	rm -rf runs outputs dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf runs outputs dist build docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 embedded-model: setup ## the small initial policy that comes with the package, from games no recipe uses (about 20 minutes)
 	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 6000}' --size small --seed 1000 --workers 2

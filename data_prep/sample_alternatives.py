@@ -160,6 +160,7 @@ def _on_ray(
         return
     import ray
 
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts states
     items = [{"number": number, "steps": json.dumps([step.to_row() for step in shards[number]])} for number in numbers]
     sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Sampler,

@@ -1,7 +1,8 @@
 """The documentation site builds without a warning, its pages hold together, and every command in them runs.
 
-A fenced block of `sh` or `python` says in the line before it how it is run here: `% run` as it stands; `% check`, `% help`
-and `% cfg` with `--check`, `--help` or `--cfg job` at the end of each line, where the whole would need minutes or a GPU.
+A fenced block of `sh` or `python` says in the line before it how it is run here: `% run` as it stands; `% check`,
+`% help` and `% cfg` with `--check`, `--help` or `--cfg job` at the end of each line, where the whole would need minutes
+or a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from test_platform_gaps import clean_environment
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ENDINGS = {"run": "", "check": " --check", "help": " --help", "cfg": " --cfg job"}
-BLOCK = re.compile(r"^(?:% (?P<how>\w+)\n)?```(?P<language>sh|bash|shell|console|python)\n(?P<text>.*?)^```", re.M | re.S)
+BLOCK = re.compile(
+    r"^(?:% (?P<how>\w+)\n)?```(?P<language>sh|bash|shell|console|python)\n(?P<text>.*?)^```", re.M | re.S
+)
 
 
 @dataclass(frozen=True)

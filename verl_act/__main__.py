@@ -387,11 +387,19 @@ def chain(
 
 
 @app.command()
+def export_recipe(out: Out) -> None:
+    """Write this package as a folder of verl-recipe: code, configurations, run scripts, required verl version."""
+    from verl_act.export import export_recipe as run
+
+    typer.echo(run(out))
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead of lines for people")] = False,
     engine: Annotated[bool, typer.Option(help="also start Ray and a vLLM engine, which takes about a minute")] = True,
 ) -> None:
-    """Is this installation fit for ACT? A line for each check, a remedy for each fault; exits with 1 where one is wrong."""
+    """Is this installation fit for ACT? What each check finds, a remedy for each fault; exits with 1 where there is one."""
     from verl_act.doctor.show import doctor as run
 
     raise typer.Exit(run(as_json=as_json, engine=engine))

@@ -60,7 +60,8 @@ def _described(requirement: Requirement) -> str:
     found = _installed(requirement.name)
     if found is None:
         raise Fault(
-            f"{requirement.name} is not installed.", f"Install it: pip install '{requirement.name}{requirement.specifier}'"
+            f"{requirement.name} is not installed.",
+            f"Install it: pip install '{requirement.name}{requirement.specifier}'",
         )
     untested = "" if found in requirement.specifier else f" (tested: {requirement.specifier})"
     return f"{requirement.name} {found}{untested}"

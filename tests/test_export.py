@@ -1,0 +1,99 @@
+"""The exported recipe, used as in a checkout of verl-recipe: from `recipe/act`, with this package not installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_platform_gaps import clean_environment
+
+from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.errors import ConfigError
+from verl_act.export import export_recipe
+from verl_act.export.recipe import STAGES, VERL
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_recipe(tmp_path_factory.mktemp("tree") / "recipe" / "act")
+
+
+def run(recipe: Path, folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one of its scripts in `folder`; the base interpreter sees verl's packages, and no editable install."""
+    env = clean_environment(
+        PYTHON=sys._base_executable,  # type: ignore[attr-defined]
+        PYTHONPATH=sysconfig.get_path("purelib"),
+        VERL_USE_EXTERNAL_PLUGINS="none",
+    )
+    command = [str(recipe / script), *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=580, check=False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_its_configurations_compose(stage: str, recipe: Path, tmp_path: Path) -> None:
+    shown = run(recipe, tmp_path, f"run_{stage}.sh", "a.parquet", "b.parquet", "/model", "--cfg", "job")
+    assert shown.returncode == 0, shown.stderr
+    config = OmegaConf.create(shown.stdout)
+    assert config.trainer.experiment_name == stage
+    assert config.data.train_files == "a.parquet" and config.actor_rollout_ref.model.path == "/model"
+    assert config.reward.custom_reward_function.path == "pkg://verl_act.reward_fns.route"
+    assert "not available" not in shown.stderr, "Hydra misses a search path"
+
+
+def test_a_script_without_arguments_says_what_it_wants(recipe: Path, tmp_path: Path) -> None:
+    shown = run(recipe, tmp_path, "run_critic.sh")
+    assert shown.returncode == 2 and "TRAIN.parquet VALID.parquet MODEL" in shown.stderr
+
+
+def test_it_has_what_verl_recipe_asks_for(recipe: Path) -> None:
+    required = dict(
+        line.split("=", 1) for line in (recipe / "REQUIRED_VERL.txt").read_text().splitlines() if line[0] != "#"
+    )
+    assert required["TAG"] == f"v{VERL}" and required["PIP_INSTALL"].endswith(f"=={VERL}")
+    assert "## Required `verl` version" in (recipe / "README.md").read_text()
+    ruff = Path(sys.executable).with_name("ruff")
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run([ruff, *check, "--no-cache", str(recipe)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    large = [path for path in recipe.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+    assert not large, "verl-recipe holds no weights"
+    assert not [path for path in recipe.rglob("*") if path.is_symlink()]
+
+
+def test_only_an_earlier_export_is_replaced(recipe: Path, tmp_path: Path) -> None:
+    assert export_recipe(recipe) == recipe
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="holds other files"):
+        export_recipe(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+def test_the_critic_stage_runs_from_it(recipe: Path, games: Path, tmp_path: Path) -> None:
+    """One step on a CPU; vLLM finds its CPU patch by the entry point of this environment's installation."""
+    settings = {"data": str(games)}
+    collect_expert(tmp_path / "expert", "alfworld", "train", env_settings=settings, progress=False)
+    trajectories = [tmp_path / "expert" / "trajectories.parquet"]
+    build_pairs(tmp_path / "pairs", trajectories, (), settings, source="admissible")
+    pairs = str(tmp_path / "pairs" / "pairs.parquet")
+    overrides = [
+        *("+act/device=cpu", "data.act.template=compact", "data.act.history_length=8"),
+        *("data.train_batch_size=4", "data.max_prompt_length=960", "data.max_response_length=16"),
+        *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8"),
+        *("actor_rollout_ref.actor.use_kl_loss=false", "actor_rollout_ref.rollout.n=2"),
+        *("actor_rollout_ref.rollout.max_model_len=1024", "algorithm.rollout_correction.bypass_mode=true"),
+        *("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8", "trainer.total_training_steps=1"),
+        *("trainer.save_freq=1", "trainer.test_freq=-1", "trainer.val_before_train=false", "trainer.logger=[console]"),
+    ]
+    done = run(recipe, tmp_path, "run_critic.sh", pairs, pairs, str(EMBEDDED_MODEL), *overrides)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "step:1 - " in done.stdout
+    (model,) = tmp_path.glob("checkpoints/verl_act/critic/global_step_1/actor/huggingface")
+    assert (model / "config.json").is_file() and os.listdir(model)

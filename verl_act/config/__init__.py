@@ -1,0 +1,1 @@
+"""Hydra groups (`+act=...`); a package, because Hydra takes no other folder for one."""

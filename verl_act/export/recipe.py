@@ -1,0 +1,66 @@
+"""`python -m verl_act export-recipe`: the package, its configurations and run scripts as a folder of verl-recipe.
+
+Such a folder is used from a checkout, so nothing in it may need an installation: the run scripts put it on PYTHONPATH,
+verl loads the plugin by VERL_USE_EXTERNAL_MODULES, and each configuration names its own search path. What stays out is
+the embedded model: verl-recipe holds no weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import requires
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from packaging.requirements import Requirement
+
+from verl_act import __version__
+from verl_act.errors import ConfigError
+from verl_act.manifest import atomic_folder
+
+PACKAGE = Path(__file__).resolve().parent.parent
+TEMPLATES = Path(__file__).with_name("templates")
+VERL = "0.9.1"
+"""The release that all tests are run against."""
+STAGES = {
+    "critic": "stage 2: GRPO on choices between the expert's action and an alternative",
+    "action": "stage 3: GRPO on actions, from the critic stage's model",
+    "action_ppo": "stage 3 with PPO and a value model",
+}
+"""Hydra group below `act` -> what it is."""
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "assets", "*.partial")
+_EXECUTABLE = 0o755
+
+
+def export_recipe(out: Path) -> Path:
+    """Write the folder `out`, in place of an earlier export. Raises `ConfigError` where `out` holds anything else."""
+    if out.exists() and any(out.iterdir()) and not (out / "REQUIRED_VERL.txt").is_file():
+        raise ConfigError(f"{out}: holds other files (no REQUIRED_VERL.txt). Give a new folder, such as recipe/act.")
+    with atomic_folder(out) as folder:
+        shutil.copytree(PACKAGE, folder / "verl_act", ignore=_LEFT_OUT)
+        _render(folder, "README.md", stages=STAGES)
+        _render(folder, "REQUIRED_VERL.txt")
+        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()))
+        for stage, title in STAGES.items():
+            _render(folder, "config.yaml", f"config/{stage}.yaml", stage=stage, title=title)
+            _render(folder, "run.sh", f"run_{stage}.sh", stage=stage, title=title).chmod(_EXECUTABLE)
+        _render(folder, "ruff.toml")
+    return out
+
+
+def _render(folder: Path, template: str, name: str | None = None, **values: object) -> Path:
+    """`templates/<template>.jinja` as the file `name` (default: the same) in `folder`."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    path = folder / (name or template)
+    path.parent.mkdir(exist_ok=True)
+    text = environment.get_template(f"{template}.jinja").render(verl=VERL, version=__version__, **values)
+    path.write_text(text)
+    return path
+
+
+def _requirements() -> list[str]:
+    """What this package needs beside verl, sorted."""
+    asked = (Requirement(text) for text in requires("verl-act") or ())
+    return sorted(str(requirement) for requirement in asked if not requirement.marker and requirement.name != "verl")
