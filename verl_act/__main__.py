@@ -399,7 +399,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead of lines for people")] = False,
     engine: Annotated[bool, typer.Option(help="also start Ray and a vLLM engine, which takes about a minute")] = True,
 ) -> None:
-    """Is this installation fit for ACT? What each check finds, a remedy for each fault; exits with 1 where there is one."""
+    """Is this installation fit for ACT? Says what each check finds and how to mend a fault; exits with 1 for one."""
     from verl_act.doctor.show import doctor as run
 
     raise typer.Exit(run(as_json=as_json, engine=engine))

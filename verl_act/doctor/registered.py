@@ -95,7 +95,7 @@ def in_ray_workers() -> str:
 
     from verl_act import __version__
 
-    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 1, "include_dashboard": False}
+    local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 1, "include_dashboard": False}
     ray.init(log_to_driver=False, **local)
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
@@ -122,4 +122,4 @@ def _on_node(node: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(registrations).remote()
+    return ray.remote(registrations).options(num_cpus=0, scheduling_strategy=here).remote()
