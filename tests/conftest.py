@@ -1,4 +1,4 @@
-"""What several tests share: a few generated ALFWorld games."""
+"""What several tests share: a few generated ALFWorld games, and pairs from them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alfworld") / "games"
     make_games(folder, counts={"train": 12, "valid_seen": 6, "valid_unseen": 6}, seed=7, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of the games' training split, against random admissible actions."""
+    from verl_act.data_prep.build_pairs import build_pairs
+    from verl_act.data_prep.collect_expert import collect_expert
+
+    folder, settings = tmp_path_factory.mktemp("critic"), {"data": str(games)}
+    collect_expert(folder / "expert", "alfworld", "train", env_settings=settings, progress=False)
+    build_pairs(folder / "pairs", [folder / "expert" / "trajectories.parquet"], (), settings, source="admissible")
+    return folder / "pairs" / "pairs.parquet"

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, by Ray's own utilities: sampling spreads over it and loses nothing."""
+"""A Ray cluster of two nodes on this machine, by Ray's own utilities: sampling and training spread over it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
+from small_run import SMALL_RUN
 from test_platform_gaps import clean_environment
 
 from verl_act.chain.recipe import EMBEDDED_MODEL
@@ -88,3 +89,23 @@ def test_a_run_killed_on_one_engine_goes_on_over_the_cluster(trajectories: Path,
     assert re.findall(r"sampling alternatives: +\d+%\|[^|]*\| (\d+)/", again.stderr)[0] == str(SHARD_STATES)
     assert rows(out)[:SHARD_STATES] == kept
     assert len(rows(out)) == len(read_steps([trajectories]))
+
+
+def test_one_trainer_over_two_nodes(pairs: Path, tmp_path: Path) -> None:
+    """Two steps of the critic stage: a process of the trainer and an engine on each node."""
+    logical = {"num_cpus": 16, "num_gpus": 1}  # verl's actors reserve many CPUs each, and count GPUs
+    nodes = Cluster(initialize_head=True, head_node_args={**logical, "include_dashboard": False})
+    words = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=critic", *SMALL_RUN, "trainer.nnodes=2"]
+    words += [f"data.train_files={pairs}", f"data.val_files={pairs}", f"actor_rollout_ref.model.path={EMBEDDED_MODEL}"]
+    words += [f"ray_kwargs.ray_init.{name}=null" for name in logical] + ["trainer.total_training_steps=2"]
+    try:
+        nodes.add_node(**logical)
+        nodes.wait_for_nodes()
+        env = clean_environment(RAY_ADDRESS=nodes.address)
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900, check=False)
+    finally:
+        nodes.shutdown()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [int(step) for step in re.findall(r"step:(\d+) - ", done.stdout)] == [1, 2]
+    shards = {path.name for path in tmp_path.glob("checkpoints/verl_act/critic/global_step_2/actor/model_*.pt")}
+    assert shards == {f"model_world_size_2_rank_{rank}.pt" for rank in range(2)}

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from small_run import SMALL_RUN
 from test_platform_gaps import clean_environment
 
 from verl_act.chain.recipe import EMBEDDED_MODEL
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.errors import ConfigError
 from verl_act.export import export_recipe
 from verl_act.export.recipe import STAGES, VERL
@@ -76,23 +75,18 @@ def test_only_an_earlier_export_is_replaced(recipe: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_critic_stage_runs_from_it(recipe: Path, games: Path, tmp_path: Path) -> None:
+def test_the_critic_stage_runs_from_it(recipe: Path, pairs: Path, tmp_path: Path) -> None:
     """One step on a CPU; vLLM finds its CPU patch by the entry point of this environment's installation."""
-    settings = {"data": str(games)}
-    collect_expert(tmp_path / "expert", "alfworld", "train", env_settings=settings, progress=False)
-    trajectories = [tmp_path / "expert" / "trajectories.parquet"]
-    build_pairs(tmp_path / "pairs", trajectories, (), settings, source="admissible")
-    pairs = str(tmp_path / "pairs" / "pairs.parquet")
-    overrides = [
-        *("+act/device=cpu", "data.act.template=compact", "data.act.history_length=8"),
-        *("data.train_batch_size=4", "data.max_prompt_length=960", "data.max_response_length=16"),
-        *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8"),
-        *("actor_rollout_ref.actor.use_kl_loss=false", "actor_rollout_ref.rollout.n=2"),
-        *("actor_rollout_ref.rollout.max_model_len=1024", "algorithm.rollout_correction.bypass_mode=true"),
-        *("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8", "trainer.total_training_steps=1"),
-        *("trainer.save_freq=1", "trainer.test_freq=-1", "trainer.val_before_train=false", "trainer.logger=[console]"),
-    ]
-    done = run(recipe, tmp_path, "run_critic.sh", pairs, pairs, str(EMBEDDED_MODEL), *overrides)
+    done = run(
+        recipe,
+        tmp_path,
+        "run_critic.sh",
+        str(pairs),
+        str(pairs),
+        str(EMBEDDED_MODEL),
+        *SMALL_RUN,
+        "trainer.total_training_steps=1",
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "step:1 - " in done.stdout
     (model,) = tmp_path.glob("checkpoints/verl_act/critic/global_step_1/actor/huggingface")
