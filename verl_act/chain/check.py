@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from rich.console import Console
 
 from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
+from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError
@@ -21,7 +20,6 @@ from verl_act.prompts import get_template
 
 _FREE_GIB = 2
 _CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
-_PACKAGES = ("verl>=0.9.1,<0.10", "tensordict>=0.10", "ray", "transformers>=5")
 
 
 def check_chain(recipe: Recipe, out: Path) -> None:
@@ -54,17 +52,7 @@ def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]
 
 
 def _versions() -> str:
-    found = []
-    for text in _PACKAGES:
-        requirement = Requirement(text)
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError as error:
-            raise ConfigError(f"{requirement.name} is not installed; run the README's set-up.") from error
-        if installed not in requirement.specifier:
-            raise ConfigError(f"{requirement.name} {installed} is installed, but {requirement.specifier} is needed.")
-        found.append(f"{requirement.name} {installed}")
-    return ", ".join(found)
+    return f"{requirements()}; {tested_versions()}"
 
 
 def _device(recipe: Recipe) -> str:

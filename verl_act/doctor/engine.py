@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from verl_act.chain.recipe import EMBEDDED_MODEL
 from verl_act.doctor.finding import Fault
 from verl_act.errors import EngineError
 
@@ -13,6 +12,7 @@ _QUESTION = "You are in the middle of a room. Your task is to: look at bowl unde
 
 def engine_start() -> str:
     """Start one with the embedded model and take one reply."""
+    from verl_act.chain.recipe import EMBEDDED_MODEL
     from verl_act.engine import Engine, EngineSettings, Sampling
 
     started = time.monotonic()

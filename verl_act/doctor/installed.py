@@ -23,7 +23,13 @@ _DISTRIBUTION = "verl-act"
 
 def requirements() -> str:
     """What `pip install verl-act` asks for."""
-    asked = [Requirement(text) for text in requires(_DISTRIBUTION) or ()]
+    try:
+        asked = [Requirement(text) for text in requires(_DISTRIBUTION) or ()]
+    except PackageNotFoundError as error:
+        raise Fault(
+            f"{_DISTRIBUTION} itself is not installed, only its folder is on the path.",
+            "Install it, so that verl, vLLM and Hydra find it: pip install .",
+        ) from error
     plain = [requirement for requirement in asked if not requirement.marker or requirement.marker.evaluate()]
     wrong = []
     for requirement in plain:
