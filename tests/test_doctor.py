@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from test_platform_gaps import clean_environment
 
+from verl_act.doctor.finding import Fault
+from verl_act.doctor.registered import in_ray_workers
+
 OK, ABSENT, WRONG = "ok", "absent", "wrong"
 
 
@@ -131,3 +134,9 @@ def test_a_cluster_without_the_plugin_and_an_engine_without_memory(tmp_path: Pat
     assert wrong["state"] == WRONG and "VERL_USE_EXTERNAL_PLUGINS=none" in wrong["detail"]
     assert found["vLLM engine"]["state"] == WRONG
     assert "VLLM_CPU_KVCACHE_SPACE" in found["vLLM engine"]["remedy"]
+
+
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(Fault, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1:1.*unset RAY_ADDRESS"):
+        in_ray_workers()

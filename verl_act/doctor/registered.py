@@ -96,6 +96,8 @@ def in_ray_workers() -> str:
     from verl_act import __version__
 
     local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 1, "include_dashboard": False}
+    if not local:
+        _connect(os.environ["RAY_ADDRESS"])
     ray.init(log_to_driver=False, **local)
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
@@ -115,6 +117,20 @@ def in_ray_workers() -> str:
                 "Install the same environment on every node of the cluster.",
             )
     return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {_complete(found[0], '')}"
+
+
+def _connect(address: str) -> None:
+    """Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # such as "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise Fault(
+            f"nothing answers at RAY_ADDRESS={address} ({error}).",
+            "Start the cluster (ray start --head), or unset RAY_ADDRESS.",
+        ) from error
 
 
 def _on_node(node: str) -> Any:
