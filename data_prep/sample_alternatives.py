@@ -94,7 +94,7 @@ def sample_alternatives(
 
 
 class Sampler:
-    """One engine and what to ask it."""
+    """One engine and what to ask it; also the actor that Ray Data runs."""
 
     def __init__(
         self, engine: EngineSettings, sampling: Sampling, template: str, template_options: dict[str, Any], seed: int
@@ -123,19 +123,10 @@ class Sampler:
         )
         return record.to_row()
 
-
-class ShardSampler(Sampler):
-    """The actor that Ray Data runs."""
-
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Ray Data's interface: a batch of shards in, the same shards sampled out."""
         steps = [[Step.from_row(row) for row in json.loads(shard)] for shard in batch["steps"]]
         return {"number": batch["number"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
-
-    def __del__(self) -> None:
-        """Ray Data deletes it when the work is done, so that vLLM's processes end in order."""
-        if hasattr(self, "engine"):
-            self.engine.close()
 
 
 def _state_seed(seed: int, state_id: str) -> int:
@@ -163,7 +154,7 @@ def _on_ray(
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts states
     items = [{"number": number, "steps": json.dumps([step.to_row() for step in shards[number]])} for number in numbers]
     sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        ShardSampler,
+        Sampler,
         fn_constructor_args=job,
         batch_size=1,
         num_gpus=gpus_per_worker,

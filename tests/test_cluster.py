@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 from small_run import SMALL_RUN
@@ -60,6 +62,16 @@ def sample(out: Path, trajectories: Path, *options: str, **environment: str) -> 
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=1000, check=False)
 
 
+def engines() -> list[psutil.Process]:
+    """vLLM's processes below the cluster's, which are this process's own."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name().startswith("VLLM"):
+                found.append(process)
+    return found
+
+
 def rows(out: Path) -> list[dict]:
     return read_table(out / "alternatives.parquet", ALTERNATIVES).to_pylist()
 
@@ -71,6 +83,8 @@ def test_two_nodes_sample_what_one_engine_samples(trajectories: Path, cluster: s
     on_ray = sample(spread, trajectories, "--workers", "2", "--gpus-per-worker", "0", RAY_ADDRESS=cluster)
     assert on_ray.returncode == 0, on_ray.stderr
     assert rows(spread) == rows(alone)
+    _, left = psutil.wait_procs(engines(), timeout=60)
+    assert not left, "the engines outlive the work"
     assert [row["state_id"] for row in rows(alone)] == [step.state_id for step in read_steps([trajectories])]
 
 
