@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
 from verl_act.doctor.finding import Fault
@@ -118,22 +119,28 @@ def test_ray_workers_and_the_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_without_the_plugin_and_an_engine_without_memory(tmp_path: Path) -> None:
+def test_a_cluster_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is sound; the cluster was started in an environment that is not."""
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--include-dashboard=false"]
-    start += ["--num-cpus=1", "--disable-usage-stats", "--block", f"--temp-dir={tmp_path / 'ray'}"]
-    without = clean_environment(VERL_USE_EXTERNAL_PLUGINS="none")
-    with subprocess.Popen(start, env=without, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as cluster:
-        try:
-            assert cluster.stdout is not None
-            address = next(line.split("'")[1] for line in cluster.stdout if "--address='" in line)
-            found = examined(tmp_path, 1, RAY_ADDRESS=address, VLLM_CPU_KVCACHE_SPACE="100000")
-        finally:
-            cluster.terminate()
-    wrong = found["registered in Ray workers"]
-    assert wrong["state"] == WRONG and "VERL_USE_EXTERNAL_PLUGINS=none" in wrong["detail"]
-    assert found["vLLM engine"]["state"] == WRONG
-    assert "VLLM_CPU_KVCACHE_SPACE" in found["vLLM engine"]["remedy"]
+    with monkeypatch.context() as unsound:
+        unsound.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        with pytest.raises(Fault, match=r"in a Ray worker on .*VERL_USE_EXTERNAL_PLUGINS=none.*add verl_act to it"):
+            in_ray_workers()
+    finally:
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_an_engine_without_memory(tmp_path: Path) -> None:
+    code = "from verl_act.doctor.engine import engine_start; engine_start()"
+    env = clean_environment(VLLM_CPU_KVCACHE_SPACE="100000")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "Fault: vLLM did not start with model" in done.stderr
+    assert "lower VLLM_CPU_KVCACHE_SPACE" in done.stderr.splitlines()[-1]
 
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
