@@ -112,6 +112,7 @@ def test_one_trainer_over_two_nodes(pairs: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=critic", *SMALL_RUN, "trainer.nnodes=2"]
     words += [f"data.train_files={pairs}", f"data.val_files={pairs}", f"actor_rollout_ref.model.path={EMBEDDED_MODEL}"]
     words += [f"ray_kwargs.ray_init.{name}=null" for name in logical] + ["trainer.total_training_steps=2"]
+    words.append(f"trainer.default_local_dir={tmp_path / 'checkpoints'}")  # the nodes have another working folder
     try:
         nodes.add_node(**logical)
         nodes.wait_for_nodes()
@@ -120,6 +121,7 @@ def test_one_trainer_over_two_nodes(pairs: Path, tmp_path: Path) -> None:
     finally:
         nodes.shutdown()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert [int(step) for step in re.findall(r"step:(\d+) - ", done.stdout)] == [1, 2]
-    shards = {path.name for path in tmp_path.glob("checkpoints/verl_act/critic/global_step_2/actor/model_*.pt")}
+    # Ray passes each line on once for every node's log.
+    assert {int(step) for step in re.findall(r"step:(\d+) - ", done.stdout)} == {1, 2}
+    shards = {path.name for path in (tmp_path / "checkpoints").glob("global_step_2/actor/model_*.pt")}
     assert shards == {f"model_world_size_2_rank_{rank}.pt" for rank in range(2)}
