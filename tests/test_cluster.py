@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from small_run import SMALL_RUN
 from test_platform_gaps import clean_environment
 
-from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.sample_alternatives import SHARD_STATES
@@ -53,7 +53,14 @@ def cluster() -> Iterator[str]:
 
 def command(out: Path, trajectories: Path, *options: str) -> list[str]:
     words = [sys.executable, "-m", "verl_act", "sample-alternatives", "--out", str(out)]
-    words += ["--trajectories", str(trajectories), "--model", str(EMBEDDED_MODEL), "--template", "compact"]
+    words += [
+        "--trajectories",
+        str(trajectories),
+        "--model",
+        str(embedded_models()["alfworld"]),
+        "--template",
+        "compact",
+    ]
     return [*words, "--n", "1", "--temperature", "0", "--max-tokens", "8", "--max-model-len", "1024", *options]
 
 
@@ -110,7 +117,11 @@ def test_one_trainer_over_two_nodes(pairs: Path, tmp_path: Path) -> None:
     logical = {"num_cpus": 16, "num_gpus": 1}  # verl's actors reserve many CPUs each, and count GPUs
     nodes = Cluster(initialize_head=True, head_node_args={**logical, "include_dashboard": False})
     words = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=critic", *SMALL_RUN, "trainer.nnodes=2"]
-    words += [f"data.train_files={pairs}", f"data.val_files={pairs}", f"actor_rollout_ref.model.path={EMBEDDED_MODEL}"]
+    words += [
+        f"data.train_files={pairs}",
+        f"data.val_files={pairs}",
+        f"actor_rollout_ref.model.path={embedded_models()['alfworld']}",
+    ]
     words += [f"ray_kwargs.ray_init.{name}=null" for name in logical] + ["trainer.total_training_steps=2"]
     words.append(f"trainer.default_local_dir={tmp_path / 'checkpoints'}")  # the nodes have another working folder
     try:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from small_run import SMALL_RUN
 from test_platform_gaps import clean_environment
 
-from verl_act.chain.recipe import EMBEDDED_MODEL
+from verl_act.chain.recipe import embedded_models
 from verl_act.errors import ConfigError
 from verl_act.export import export_recipe
 from verl_act.export.recipe import STAGES, VERL
@@ -83,7 +83,7 @@ def test_the_critic_stage_runs_from_it(recipe: Path, pairs: Path, tmp_path: Path
         "run_critic.sh",
         str(pairs),
         str(pairs),
-        str(EMBEDDED_MODEL),
+        str(embedded_models()["alfworld"]),
         *SMALL_RUN,
         "trainer.total_training_steps=1",
     )

@@ -12,12 +12,12 @@ _QUESTION = "You are in the middle of a room. Your task is to: look at bowl unde
 
 def engine_start() -> str:
     """Start one with the embedded model and take one reply."""
-    from verl_act.chain.recipe import EMBEDDED_MODEL
+    from verl_act.chain.recipe import embedded_models
     from verl_act.engine import Engine, EngineSettings, Sampling
 
     started = time.monotonic()
     try:
-        with Engine(EngineSettings(model=str(EMBEDDED_MODEL), max_model_len=512)) as engine:
+        with Engine(EngineSettings(model=str(embedded_models()["alfworld"]), max_model_len=512)) as engine:
             ready = time.monotonic() - started
             message = {"role": "user", "content": _QUESTION}
             (reply,) = engine.run(engine.reply([message], Sampling(temperature=0, max_tokens=8)))
