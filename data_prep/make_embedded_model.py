@@ -322,6 +322,24 @@ def _optimizer(model: Any, settings: EmbeddedModelSettings) -> Any:
     return Both()
 
 
+def _in_batches(rows: Sequence[dict[str, list[int]]], settings: EmbeddedModelSettings) -> list[dict[str, list[int]]]:
+    """All rows of all steps in order: prompts of like length are in one batch, and batches follow each other at random.
+
+    The Trainer's own grouping by length goes from long to short, again and again, and learns much less by that.
+    """
+    rng = random.Random(settings.seed)
+    size = settings.batch_size
+    batches: list[list[dict[str, list[int]]]] = []
+    while len(batches) < settings.steps:
+        drawn = rng.sample(rows, len(rows))
+        pools = [drawn[start : start + 50 * size] for start in range(0, len(drawn), 50 * size)]
+        ordered = [row for pool in pools for row in sorted(pool, key=lambda row: len(row["input_ids"]))]
+        epoch = [ordered[start : start + size] for start in range(0, len(ordered) - size + 1, size)]
+        rng.shuffle(epoch)
+        batches += epoch
+    return [row for batch in batches[: settings.steps] for row in batch]
+
+
 def _warm_up(
     model: Any,
     tokenizer: Any,
@@ -329,7 +347,7 @@ def _warm_up(
     settings: EmbeddedModelSettings,
     scratch: Path,
 ) -> list[dict[str, float]]:
-    """Train in place; the Trainer's log. Prompts of like length are batched together."""
+    """Train in place; the Trainer's log."""
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -343,7 +361,7 @@ def _warm_up(
         per_device_train_batch_size=settings.batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=50,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         logging_steps=25,
         save_strategy="no",
         report_to="none",
@@ -354,7 +372,7 @@ def _warm_up(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(encoded),
+        train_dataset=Dataset.from_list(_in_batches(encoded, settings)),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
         optimizers=(_optimizer(model, settings), None),
     )
