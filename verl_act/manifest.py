@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ def make_manifest(
         counts=dict(counts or {}),
         seed=seed,
         versions=_versions(),
-        command=" ".join(sys.argv),
+        command=_command(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=None if seconds is None else round(seconds, 1),
     )
@@ -134,6 +135,13 @@ def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def _command() -> str:
+    """The command line of this process, without the folder that its program happens to lie in."""
+    program = Path(sys.argv[0])
+    name = "python -m verl_act" if program.parts[-2:] == ("verl_act", "__main__.py") else program.name
+    return shlex.join([*name.split(), *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:
