@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     loaded = load_recipe(str(folder / "recipe.yaml"))
-    loaded.methods = {name: loaded.methods[name] for name in METHODS}
+    loaded.methods = {name: replace(loaded.methods[name], against=None) for name in METHODS}
     run_methods(loaded, folder / "out", [4])
     return folder / "out"
 
