@@ -41,7 +41,7 @@ STORAGE = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedModelSettings:
-    """Size and warm-up of the model; the defaults made ALFWorld's weights, the Makefile has the others' settings."""
+    """Size and warm-up of the model; the Makefile has those of each environment."""
 
     vocabulary: int = 1024
     """Tokens of the byte-level BPE, to which whole phrases and objects are added."""
