@@ -19,17 +19,19 @@ def in_driver() -> str:
 
 def registrations() -> dict[str, Any]:
     """What a process that imports verl knows of us; also run by Ray's workers."""
-    import verl  # noqa: F401
-    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
-    from verl.plugin.platform import get_platform
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
     from verl_act import __version__
 
+    facts = {"version": __version__, "host": socket.gethostname(), "switch": os.environ.get(_SWITCH, "auto")}
+    try:
+        import verl  # noqa: F401
+        from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+        from verl.plugin.platform import get_platform
+        from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    except ValueError:
+        # $VERL_PLATFORM asks for our platform, and nothing has registered it.
+        return {**facts, "agent loop": False, "training metrics": False, "platform": None}
     return {
-        "version": __version__,
-        "host": socket.gethostname(),
-        "switch": os.environ.get(_SWITCH, "auto"),
+        **facts,
         "agent loop": _LOOP in _agent_loop_registry,
         "training metrics": hasattr(PPOTrainer._compute_metrics, "__wrapped__"),
         "platform": get_platform().device_name,
