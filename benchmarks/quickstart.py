@@ -4,7 +4,7 @@
 
 Runs the chain into a folder that must not exist yet, on a machine that should do nothing else (the load before the
 start is noted). Memory is the proportional set size, in which a page that processes share counts once. Further
-arguments change the recipe. Writes `benchmarks/results/quickstart.json`.
+arguments change the recipe. Writes `benchmarks/results/alfworld_quickstart.json`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     for name, seconds in figures["stages"].items():
         print(f"{name:24} {seconds:7.1f} s")
     print(f"{'all':24} {figures['seconds']:7.1f} s, at most {figures['peak_memory_gib']} GiB")
-    (RESULTS / f"{arguments.recipe.split('/')[-1]}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (RESULTS / f"{arguments.recipe.replace('/', '_')}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

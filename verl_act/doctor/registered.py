@@ -9,6 +9,7 @@ from typing import Any
 from verl_act.doctor.finding import Fault
 
 _SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
+_ON = ("auto", "verl_act")
 _LOOP = "act_env"
 
 
@@ -28,7 +29,9 @@ def registrations() -> dict[str, Any]:
         from verl.plugin.platform import get_platform
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     except ValueError:
-        # $VERL_PLATFORM asks for our platform, and nothing has registered it.
+        # $VERL_PLATFORM asks for our platform, and nothing has registered it: that is so where plugins are switched off.
+        if facts["switch"] in _ON:
+            raise
         return {**facts, "agent loop": False, "training metrics": False, "platform": None}
     return {
         **facts,
@@ -43,7 +46,7 @@ def _complete(found: dict[str, Any], where: str) -> str:
     if not missing:
         return f"agent loop {_LOOP}, training metrics, platform {found['platform']}"
     detail = f"{' and '.join(missing)} not registered {where}."
-    if found["switch"] not in ("auto", "verl_act"):
+    if found["switch"] not in _ON:
         raise Fault(f"{detail} {_SWITCH}={found['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
     raise Fault(
         detail, "Install the package itself (pip install verl-act), not only its folder on PYTHONPATH, and see stderr."
