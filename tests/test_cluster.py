@@ -122,7 +122,7 @@ def test_one_trainer_over_two_nodes(pairs: Path, tmp_path: Path) -> None:
         f"data.val_files={pairs}",
         f"actor_rollout_ref.model.path={embedded_models()['alfworld']}",
     ]
-    words += [f"ray_kwargs.ray_init.{name}=null" for name in logical] + ["trainer.total_training_steps=2"]
+    words += [f"ray_kwargs.ray_init.{name}=null" for name in ("address", *logical)] + ["trainer.total_training_steps=2"]
     words.append(f"trainer.default_local_dir={tmp_path / 'checkpoints'}")  # the nodes have another working folder
     try:
         nodes.add_node(**logical)

@@ -22,9 +22,7 @@ OK, ABSENT, WRONG = "ok", "absent", "wrong"
 
 def run_doctor(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "verl_act", "doctor", *options]
-    env = {**clean_environment(), "HOME": str(folder)}
-    env.pop("ALFWORLD_DATA", None)  # alfworld sets it in a process that imports it, such as this one
-    env |= environment
+    env = {**clean_environment(), "HOME": str(folder), **environment}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=500, check=False)
 
 

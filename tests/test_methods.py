@@ -197,7 +197,7 @@ def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
     assert estimate([], True).value is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9))
 def test_sign_flips_agree_with_mcnemar_where_both_apply(outcomes_of_both: list[tuple[bool, bool]]) -> None:
     ours = {str(number): float(first) for number, (first, _) in enumerate(outcomes_of_both)}

@@ -39,7 +39,7 @@ GAPS = {
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what our plugin, or a user, has set in it."""
-    ours = ("VERL_", "VLLM_")
+    ours = ("VERL_", "VLLM_", "ALFWORLD_")  # alfworld sets one in a process that imports it
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **changes}
 
 

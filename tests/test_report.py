@@ -655,7 +655,7 @@ markup = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(text=markup)
 def test_no_text_becomes_markup(text: str, harmless: Skeleton, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = small_run(tmp_path_factory.mktemp("hostile") / "run", text)
