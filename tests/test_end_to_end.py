@@ -281,7 +281,7 @@ def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         work = out / "critic.work"
         saved, logged = work / "checkpoints" / "latest_checkpointed_iteration.txt", work / "metrics-0.jsonl"
         # verl writes a step's metrics after its checkpoint, so a kill between the two loses that line.
-        assert second.wait(lambda: saved.exists() and logged.exists() and '"step":1' in logged.read_text()), second.tail()
+        assert second.wait(lambda: saved.exists() and '"step":1' in logged.read_text()), second.tail()
         second.kill()
         survivors.append(second.survivors(10))
 

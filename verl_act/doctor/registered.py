@@ -29,7 +29,7 @@ def registrations() -> dict[str, Any]:
         from verl.plugin.platform import get_platform
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     except ValueError:
-        # $VERL_PLATFORM asks for our platform, and nothing has registered it: that is so where plugins are switched off.
+        # $VERL_PLATFORM asks for our platform, and nothing has registered it, as where plugins are switched off.
         if facts["switch"] in _ON:
             raise
         return {**facts, "agent loop": False, "training metrics": False, "platform": None}
