@@ -17,8 +17,9 @@ check: setup      ## format, lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: check       ## every check and every test
-	$(VENV)/bin/pytest
+AT_ONCE ?= 2
+test: check       ## every check and every test; AT_ONCE files of tests side by side, each with up to 8 GiB and a core
+	$(VENV)/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 docs: setup       ## the documentation site in docs/_build; warnings are errors
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON_RUN) --no-deps -r requirements/docs.txt

@@ -60,11 +60,3 @@ def _tasks(split: str, **settings: Any) -> Sequence[Task]:
 
 
 SPEC = EnvSpec(NAME, FragileEnvironment, _tasks, {}, ("train",))
-
-
-def install(folder: Path) -> None:
-    """Write the metadata of a package that offers this environment; effective with `folder` on the Python path."""
-    metadata = folder / "fragile-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[verl_act.envs]\n{NAME} = fragile_env:SPEC\n")

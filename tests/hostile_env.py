@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
@@ -38,11 +37,3 @@ def _tasks(split: str, **settings: Any) -> Sequence[Task]:
 
 
 SPEC = EnvSpec(NAME, HostileEnvironment, _tasks, {}, ("train",))
-
-
-def install(folder: Path) -> None:
-    """Write the metadata of a package that offers this environment; effective with `folder` on the Python path."""
-    metadata = folder / "hostile-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: hostile\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[verl_act.envs]\n{NAME} = hostile_env:SPEC\n")

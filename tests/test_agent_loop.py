@@ -7,8 +7,6 @@ answers with given texts, as token ids that no tokenizer would choose, so that a
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import hostile_env
 import hydra
 import pytest
-import ray
+from installed_env import ray_with
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop import agent_loop as verl_agent_loop
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, ToolListWrap
@@ -45,20 +43,8 @@ MODES = ["stepwise", "concat"]
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray job in which the hostile environment is an installed package."""
-    site = tmp_path_factory.mktemp("site")
-    hostile_env.install(site)
-    paths = [str(site), str(Path(hostile_env.__file__).parent)]
-    sys.path[:0] = paths
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([*paths, os.getcwd()])}},
-    )
-    yield
-    ray.shutdown()
-    for path in paths:
-        sys.path.remove(path)
+    with ray_with(hostile_env, tmp_path_factory.mktemp("site")):
+        yield
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import fragile_env
 import pytest
 import ray
+from installed_env import ray_with
 
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
@@ -27,20 +27,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray job in which the fragile environment is an installed package."""
-    site = tmp_path_factory.mktemp("site")
-    fragile_env.install(site)
-    paths = [str(site), str(Path(fragile_env.__file__).parent)]
-    sys.path[:0] = paths
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([*paths, os.getcwd()])}},
-    )
-    yield
-    ray.shutdown()
-    for path in paths:
-        sys.path.remove(path)
+    with ray_with(fragile_env, tmp_path_factory.mktemp("site")):
+        yield
 
 
 @pytest.fixture

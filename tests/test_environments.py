@@ -9,6 +9,7 @@ from typing import Any
 
 import fragile_env
 import pytest
+from installed_env import install
 
 from verl_act.envs.base import PlanningEnvironment, SnapshotEnvironment
 from verl_act.envs.contract import check_environment
@@ -65,7 +66,7 @@ def test_names_are_not_taken_over() -> None:
 
 def test_an_entry_point_adds_an_environment(tmp_path: Path) -> None:
     """In a fresh process: registering is for the life of a process."""
-    fragile_env.install(tmp_path)
+    install(fragile_env, tmp_path)
     code = "from verl_act.envs.registry import *; print(known_envs(), get_env('fragile').tasks('train')[0].task_id)"
     paths = [str(tmp_path), str(Path(fragile_env.__file__).parent), str(Path.cwd())]
     run = subprocess.run(
