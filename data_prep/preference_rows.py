@@ -78,6 +78,8 @@ def _scored(row: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str, list[
     asked = row.get("instruction") or row.get("prompt")
     if not asked:
         raise Unusable("has no prompt")
+    if not isinstance(row["completions"], Sequence):
+        raise Unusable("completions is not a list")
     replies = [_scored_reply(reply) for reply in row["completions"]]
     best = max((score for score, _ in replies), default=0.0)
     chosen = [reply for score, reply in replies if score == best]

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import data_config, make_tokenizer
 
@@ -106,6 +106,8 @@ _JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "instruction", "completions"]), _JSON))
+@example({"prompt": "x", "completions": False})
+@example({"prompt": "x", "completions": "some text"})
 def test_no_row_breaks_the_importer(row: dict[str, Any]) -> None:
     try:
         preference = read_preference(row)
