@@ -85,6 +85,9 @@ def make_pairs(
             counts["states_not_inferable"] += len(trajectories[name]) - len(wanted)
             try:
                 for step, judge in _states(wanted, probers, env_settings, settings):
+                    if _does_nothing(step):
+                        counts["states_expert_inadmissible"] += 1
+                        continue
                     yield from _pairs_at(step, sampled.get(step.state_id), judge, settings, counts)
             except ReplayError as error:
                 counts["trajectories_not_replayed"] += 1
@@ -105,6 +108,12 @@ def _states(
         if env not in probers:
             probers[env] = Prober(env, env_settings)
         yield from ((state.step, state.judge) for state in probers[env].replay(steps))
+
+
+def _does_nothing(step: Step) -> bool:
+    """Whether the environment refuses the expert's own action: ScienceWorld's gold paths open doors that are open."""
+    admissible = step.context.admissible_actions
+    return bool(admissible) and match_action(step.action, admissible) is None
 
 
 def _unprobed(step: Step) -> Judge:

@@ -217,6 +217,17 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[
     assert first not in built and built
 
 
+def test_an_expert_action_that_the_environment_refuses_is_not_the_better_one(steps: list[Step], tmp_path: Path) -> None:
+    """It leaves no pair; the other states of its trajectory do."""
+    refused = replace(steps[1], action="open door to hallway")
+    rows = [step.to_row() for step in (steps[0], refused, *steps[2:])]
+    write_rows(tmp_path / "steps.parquet", rows, TRAJECTORY)
+    manifest = build_pairs(tmp_path / "pairs", [tmp_path / "steps.parquet"], source="admissible", margins=False)
+    assert manifest.counts["states_expert_inadmissible"] == 1
+    built = {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])}
+    assert built == {step.state_id for step in steps} - {refused.state_id}
+
+
 def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, replies: Path, tmp_path: Path) -> None:
     stray = Alternatives(state_id="elsewhere#0", replies=("x",), model="m", sampling="{}").to_row()
     write_rows(tmp_path / "stray.parquet", [stray], ALTERNATIVES)
