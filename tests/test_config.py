@@ -31,12 +31,14 @@ from verl_act.chain.recipe import RECIPES
 from verl_act.chain.stages import stages
 from verl_act.data.mixture import MixtureSettings
 from verl_act.data.settings import ActSettings
+from verl_act.envs.registry import get_env, known_envs
 from verl_act.rollout.settings import EpisodeSettings
 
 CONFIG = Path(verl_act.__file__).parent / "config"
 GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))
 RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
 STAGES = ["critic", "action", "action_ppo"]
+ENVIRONMENTS = sorted(path.stem for path in (CONFIG / "act" / "env").glob("*.yaml"))
 SFT = "sft_trainer_engine"
 SFT_FILES = ["act/device/cpu_sft.yaml", "act/sft.yaml"]
 SUPERSEDED = ("custom_reward_function", "reward_model", "sandbox_fusion")
@@ -117,6 +119,22 @@ def test_every_stage_composes_on_verls_configuration(stage: str, device: str | N
     assert not unknown_keys(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_an_environments_settings_compose(env: str) -> None:
+    """Its group sets what the environment takes, and nothing of the stage."""
+    config = composed("+act=action", f"+act/env={env}", "+act/device=cpu")
+    settings = ActSettings.from_config(config.data)
+    assert settings.episode.max_turns > 0 and settings.history_length == 10
+    get_env(env).check_settings(settings.episode.env_settings)
+    plain = composed("+act=action", "+act/device=cpu")
+    config.data.act = plain.data.act
+    assert config == plain
+
+
+def test_every_environment_has_a_group() -> None:
+    assert sorted(set(known_envs()) & {"alfworld", "scienceworld", "webshop"}) == ENVIRONMENTS
+
+
 def test_mixing_changes_nothing_but_rows_and_reward() -> None:
     plain, mixed = composed(), composed("+act=mix", "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent")
     assert ActSettings.from_config(mixed.data) == ActSettings(default_agent="tool_agent")
@@ -164,6 +182,7 @@ def test_the_stages_cover_every_group_file() -> None:
         "act/_rows.yaml",
         "act/mix.yaml",
         "act/device/cpu.yaml",
+        *(f"act/env/{env}.yaml" for env in ENVIRONMENTS),
         *(f"act/{stage}.yaml" for stage in STAGES),
     }
     assert set(GROUP_FILES) == listed | set(SFT_FILES)

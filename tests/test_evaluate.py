@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
-from verl_act.evaluate.run import evaluate
+from verl_act.evaluate.run import evaluate, some_of_each_split
 from verl_act.evaluate.table import compare, comparison, markdown
 
 
@@ -44,6 +45,25 @@ def test_nothing_counted_says_nothing() -> None:
     assert share([], "right") == {"share": None, "count": 0, "low": 0.0, "high": 1.0}
     assert episode_figures([])["steps"] is None
     assert answer_figures([])["right"]["share"] is None
+
+
+@dataclass(frozen=True)
+class Item:
+    split: str
+    name: str
+
+
+def test_a_limit_draws_from_the_whole_of_each_split() -> None:
+    """The files are sorted by task type."""
+    items = [Item(split, f"{kind}-{number}") for split in "ab" for kind in "xyz" for number in range(50)]
+    kept = some_of_each_split(items, 30, lambda item: item.name)
+    assert [item for item in items if item in kept] == kept
+    for split in "ab":
+        kinds = [item.name[0] for item in kept if item.split == split]
+        assert len(kinds) == 30 and min(map(kinds.count, "xyz")) >= 5
+    # The same ones, whatever else was asked.
+    assert some_of_each_split(items[150:], 30, lambda item: item.name) == kept[30:]
+    assert some_of_each_split(items, None, lambda item: item.name) == items
 
 
 def episode(**changes: Any) -> dict[str, Any]:

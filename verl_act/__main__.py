@@ -300,7 +300,7 @@ def evaluate(
     template_options: Json = "{}",
     env_settings: Json = "{}",
     engine_options: Json = "{}",
-    limit: Annotated[int | None, typer.Option(help="the first so many expert states and pairs of each split")] = None,
+    limit: Annotated[int | None, typer.Option(help="so many expert states and pairs of each split, drawn")] = None,
     seed: int = 0,
 ) -> None:
     """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer."""

@@ -78,7 +78,7 @@ class TrainRecipe:
 
 @dataclass
 class EvaluateRecipe:
-    """`limit` takes so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
+    """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
 
     `max_tokens` null takes that of the alternatives.
     """

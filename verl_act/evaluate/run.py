@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
+from verl_act.data_prep.pairing import rank
 from verl_act.engine import Engine, EngineSettings, Sampling
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -25,6 +26,7 @@ from verl_act.rollout.episode import Episode
 from verl_act.schema import TASK, read_pairs, read_steps, read_table
 
 PathName = str | PathLike[str]
+_Record = TypeVar("_Record", bound=Any)
 FIGURES = "figures.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
 REASONING = "reasoning.jsonl"
@@ -49,16 +51,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
 
-    Every item of the files is asked exactly once, in file order; `limit` takes the first so many expert states and
-    pairs of each split, and questions of each file (episodes are never cut). Temperature 0 is greedy.
+    Every item of the files is asked exactly once, in file order; `limit` draws so many expert states and pairs of each
+    split, and questions of each file, the same ones for every model and seed (episodes are never cut). Temperature 0
+    is greedy.
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
     started = time.monotonic()
     panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
-    steps = _first_of_each_split(read_steps(trajectories), limit)
-    questions = _first_of_each_split(read_pairs(pairs), limit)
-    general = _first_of_each_split(read_questions(reasoning, seed), limit)
+    steps = some_of_each_split(read_steps(trajectories), limit, lambda step: step.state_id)
+    questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
+    general = some_of_each_split(read_questions(reasoning, seed), limit, lambda question: question.item)
     with Engine(engine) as running:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
 
@@ -157,16 +160,20 @@ def write_evaluation(
     return figures
 
 
-def _first_of_each_split(records: list[Any], limit: int | None) -> list[Any]:
-    if limit is None:
-        return records
-    seen: dict[str, int] = {}
-    kept = []
+def some_of_each_split(records: Sequence[_Record], limit: int | None, name: Callable[[_Record], str]) -> list[_Record]:
+    """At most `limit` records of each split, drawn by their names, in the order they came.
+
+    Files are sorted by task, so that the first so many of them would be of a few task types.
+    """
+    splits: dict[str, list[_Record]] = {}
     for record in records:
-        seen[record.split] = seen.get(record.split, 0) + 1
-        if seen[record.split] <= limit:
-            kept.append(record)
-    return kept
+        splits.setdefault(record.split, []).append(record)
+    kept = {
+        id(record)
+        for members in splits.values()
+        for record in sorted(members, key=lambda record: rank(0, name(record)))[:limit]
+    }
+    return [record for record in records if id(record) in kept]
 
 
 def _transcript(episode: Episode) -> dict[str, Any]:
