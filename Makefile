@@ -43,7 +43,7 @@ lock: setup       ## requirements/cpu.txt from cpu.in
 clean:            ## outputs and caches; the environment stays
 	rm -rf runs outputs dist build docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-embedded-model: setup ## the small initial policy that comes with the package, from games no recipe uses (about 20 minutes)
+embedded-model: setup ## the small initial policy that comes with the package, from games no recipe uses (about 50 minutes on one core)
 	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 6000}' --size small --seed 1000 --workers 2
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/expert --workers 2 --env-settings '{"data": "runs/embedded/games"}' alfworld train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet
@@ -54,10 +54,10 @@ verl_act/assets/embedded_model_scienceworld: | setup # from its training variati
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/scienceworld --limit 240 --seed 1000 \
 	  --env-settings '{"simplification": "", "max_steps": 20, "tasks": ["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]}' scienceworld train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
-	  --trajectories runs/embedded/scienceworld/trajectories.parquet --settings '{"steps": 1200, "passes": 8, "storage": "bfloat16"}'
+	  --trajectories runs/embedded/scienceworld/trajectories.parquet --settings '{"steps": 1200, "passes": 8, "choice_share": 0.5, "storage": "bfloat16"}'
 
 verl_act/assets/embedded_model_webshop: | setup # from a catalogue that no recipe uses
 	$(PYTHON_RUN) -m verl_act make-catalogue --out runs/embedded/catalogue --seed 1000
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/webshop --env-settings '{"data": "runs/embedded/catalogue", "observation": "brief"}' webshop train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
-	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 2200, "passes": 2, "whole_text_share": 0.1, "storage": "bfloat16"}'
+	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 2200, "choice_share": 0.5, "whole_text_share": 0.1, "storage": "bfloat16"}'
