@@ -27,7 +27,7 @@ def make_catalogue(
     """
     if min(products, instructions) < 1 or products * instructions < 3:
         raise ConfigError(
-            f"products is {products} and instructions {instructions}; there must be three goals at least, one a split."
+            f"products is {products} and instructions {instructions}; there must be three goals, one per split."
         )
     started = time.monotonic()
     made = embedded_records(products, instructions, seed)

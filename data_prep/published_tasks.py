@@ -1,4 +1,4 @@
-"""Which of our tasks a published row plays, and how its actions are spelled today; one entry an environment."""
+"""Which of our tasks a published row plays, and how its actions are spelled today; one entry per environment."""
 
 from __future__ import annotations
 

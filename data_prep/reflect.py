@@ -43,7 +43,7 @@ def reflect(
     template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """Write `out/reflections.parquet` (schema REFLECTION, one row a state) and its manifest.
+    """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
     A reflection is the reply without tags; states with an empty one are left out and counted. Raises `DataError` where
     none is left.

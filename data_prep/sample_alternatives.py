@@ -42,7 +42,7 @@ def sample_alternatives(
     workers: int = 0,
     gpus_per_worker: float = 1,
 ) -> None:
-    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row a state in the trajectories' order) and a
+    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in the trajectories' order) and a
     manifest.
 
     `limit` takes the first states only. `workers` engines on a Ray cluster (0: one, in this process). The same seed and

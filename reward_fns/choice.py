@@ -1,4 +1,7 @@
-"""The critic stage's reward: did the reply choose the expert's action? (Paper section 3, Agentic Critical Training.)"""
+"""The critic stage's reward: did the reply choose the expert's action? (Paper section 3, Agentic Critical Training.)
+
+The default values are from third-party notes on the paper; see `tiers`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The three reward tiers of the paper and the dictionary that carries them.
+"""The three reward tiers and the dictionary that carries them.
+
+The tiers and their default values (`acc` 1.0, `adm` 0.1, `fmt` -0.5) are from third-party notes on the paper (arXiv
+2603.08706); we do not know that it prints them. All can be changed (`reward_kwargs`).
 
 Every reward function returns the same four numeric keys for every row, because parts of verl stack the values of a
 batch by the keys of its first row.

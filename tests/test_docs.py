@@ -1,8 +1,9 @@
 """The documentation site builds without a warning, its pages hold together, and every command in them runs.
 
-A fenced block of commands says in the line before it how it is run here: `% run` as it stands; `% check`, `% help` and
-`% cfg` with `--check`, `--help` or `--cfg job` at the end of each line, where the whole would need minutes or a GPU. A
-block of `python` is run where it says so; others show parts of `examples/`, which have tests of their own.
+A fenced block of commands says in a comment in the line before it how it is run here: `<!-- run -->` as it stands;
+`<!-- check -->`, `<!-- help -->` and `<!-- cfg -->` with `--check`, `--help` or `--cfg job` at the end of each command,
+where the whole would need minutes or a GPU. A command may go on in the next line after a backslash. A block of `python`
+is run where it says so; others show parts of `examples/`, which have tests of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from test_platform_gaps import clean_environment
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ENDINGS = {"run": "", "check": " --check", "help": " --help", "cfg": " --cfg job"}
 BLOCK = re.compile(
-    r"^(?:% (?P<how>\w+)\n)?```(?P<language>sh|bash|shell|console|python)\n(?P<text>.*?)^```", re.M | re.S
+    r"^(?:<!-- (?P<how>\w+) -->\n)?```(?P<language>sh|bash|shell|console|python)\n(?P<text>.*?)^```", re.M | re.S
 )
 
 
@@ -40,7 +41,8 @@ class Block:
             yield [sys.executable, "-c", self.text]
         else:
             assert self.how is not None
-            yield from (["sh", "-ec", line + ENDINGS[self.how]] for line in self.text.splitlines())
+            lines = self.text.replace("\\\n", " ").splitlines()
+            yield from (["sh", "-ec", line + ENDINGS[self.how]] for line in lines)
 
 
 def blocks() -> list[Block]:
@@ -59,6 +61,8 @@ def test_every_block_says_how_it_is_run() -> None:
     shell = (block for block in blocks() if block.language != "python")
     unmarked = [(block.page, block.text) for block in shell if block.how not in ENDINGS]
     assert not unmarked
+    marks = sum(page.read_text().count("\n<!-- ") for page in DOCS.rglob("*.md"))
+    assert marks == sum(block.how is not None for block in blocks()), "a mark stands before no block"
     assert "tutorial.md" in PAGES
 
 
@@ -88,6 +92,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_site_builds_without_a_warning(site: Path) -> None:
     assert {"index.html", "tutorial.html", "gaps.html"} <= {path.name for path in site.iterdir()}
     assert "sample-alternatives" in (site / "reference" / "commands.html").read_text()
+
+
+def test_the_marks_of_blocks_are_not_shown(site: Path) -> None:
+    shown = {page: re.sub(r"<!--.*?-->", "", (site / page).with_suffix(".html").read_text()) for page in PAGES}
+    assert not [page for page, text in shown.items() if re.search(r"&lt;!--|<p>% ", text)]
 
 
 @pytest.fixture(scope="module")

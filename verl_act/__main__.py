@@ -1,4 +1,4 @@
-"""The command line: `python -m verl_act COMMAND`, one command a stage. `chain` runs them all.
+"""The command line: `python -m verl_act COMMAND`, one command per stage. `chain` runs them all.
 
 Commands only translate options; the work is in `verl_act.data_prep`, `verl_act.evaluate` and `verl_act.chain`,
 imported when asked for, so that `--help` is quick.
@@ -330,7 +330,7 @@ def compare(
     evaluations: Annotated[list[Path], typer.Argument(help="folders written by `evaluate`")],
     out: Annotated[Path | None, typer.Option(help="also write comparison.md and comparison.json here")] = None,
 ) -> None:
-    """Evaluations side by side, one row a model."""
+    """Evaluations side by side, one row per model."""
     from verl_act.evaluate.table import compare as run
 
     run(evaluations, out)

@@ -3,8 +3,9 @@
 Column names live here and nowhere else. Every file carries its schema name and version in the parquet metadata;
 reading a file of another schema, or a damaged one, raises `DataError` naming the file and the column.
 
-Trajectories are stored one row a step, with the history repeated in each row: every later stage works on single states,
-so a row must be complete without its neighbours, and parquet's dictionary encoding makes the repetition nearly free.
+Trajectories are stored one row per step, with the history repeated in each row: every later stage works on single
+states, so a row must be complete without its neighbours, and parquet's dictionary encoding makes the repetition nearly
+free.
 Pairs store data, never prompts: rendering and candidate order happen in the dataset.
 """
 

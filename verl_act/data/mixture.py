@@ -63,7 +63,7 @@ def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: 
     order, every batch holds the ratio too, where whole numbers allow. Rows are drawn with `seed`; where rows must come
     again, none comes twice more often than another of its file.
 
-    Raises `ConfigError` where the weights are not one a file, or a file is used up before the first batch.
+    Raises `ConfigError` where the weights are not one per file, or a file is used up before the first batch.
     """
     units = settings.units()
     if len(units) != len(sizes):

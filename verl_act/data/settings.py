@@ -19,7 +19,7 @@ class Order(StrEnum):
     """In which order a pair's actions are shown."""
 
     HASH = "hash"
-    """One row a pair; the expert's action comes first in exactly half of the rows (of three candidates, in a third)."""
+    """One row per pair; the expert's action comes first in exactly half of them (of three candidates, in a third)."""
     BOTH = "both"
     """A row for each place that the expert's action can have: two of an ordinary pair."""
 

@@ -107,7 +107,7 @@ def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def markdown(whole: Mapping[str, Any]) -> str:
-    """Budgets and wall times, then a table a split with one row a method, then the groups."""
+    """Budgets and wall times, then a table per split with one row per method, then the groups."""
     lines = ["# Comparison of methods", "", *_budget_table(whole), ""]
     entries = whole["entries"]
     for split in dict.fromkeys(entry["split"] for entry in entries):

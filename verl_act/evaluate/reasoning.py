@@ -1,6 +1,6 @@
 """General reasoning, to see that training on actions does not cost it: MATH-500 and GPQA-Diamond, as users have them.
 
-A file is JSON lines or parquet, with one row a question and the columns that the data sets come with:
+A file is JSON lines or parquet, with one row per question and the columns that the data sets come with:
 
 * MATH-500: `problem`, `answer`; `unique_id` is used as the item's name where it is there.
 * GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.

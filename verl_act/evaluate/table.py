@@ -18,7 +18,7 @@ Cell = str
 
 
 def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
-    """Print one row an evaluation; with `out`, also write comparison.md and comparison.json there."""
+    """Print one row per evaluation; with `out`, also write comparison.md and comparison.json there."""
     figures = [_read(Path(folder)) for folder in evaluations]
     header, rows = comparison(figures)
     table = Table(*header)

@@ -1,4 +1,4 @@
-"""What verl and vLLM still lack to train on a CPU: one small file a gap.
+"""What verl and vLLM still lack to train on a CPU: one small file per gap.
 
 `activate()` registers the `cpu` platform and, only where that platform is the one in use, closes the gaps. Each gap's
 file names the upstream change that makes it unnecessary; `tests/test_platform_gaps.py` fails when upstream has made it.

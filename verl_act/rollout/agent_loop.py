@@ -27,7 +27,7 @@ from verl_act.schema import Context
 
 @register("act_env")
 class ActEnvAgentLoop(AgentLoopBase):
-    """Plays the row's task and returns one output an episode (`concat`) or one a turn (`stepwise`).
+    """Plays the row's task and returns one output per episode (`concat`) or per turn (`stepwise`).
 
     A broken environment raises `EnvError`, which makes verl drop the row's group; with
     `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place.

@@ -1,4 +1,4 @@
-"""The Java engine behind ScienceWorld: one virtual machine a process, which starts once and serves any number of games.
+"""The Java engine behind ScienceWorld: one JVM per process, which starts once and serves any number of games.
 
 The engine was written for one game a machine: its random numbers, object numbers and simplifications are global, and
 the order of its sets follows memory addresses. Here each game has its own globals, put in place before it is asked
