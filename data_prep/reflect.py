@@ -19,11 +19,11 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.probe import Prober, ReplayError
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
-from verl_act.schema import REFLECTION, Context, Step, Turn, read_pairs, read_steps, write_rows
+from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, write_rows
 
 FILE_NAME = "reflections.parquet"
 _TAGS = re.compile(r"</?(?:think|action)>")
@@ -50,16 +50,17 @@ def reflect(
     """
     started = time.monotonic()
     counts: Counter[str] = Counter()
-    tried = list(outcomes(read_steps(trajectories), _alternatives(pairs), env_settings or {}, counts))
+    tried = list(outcomes(read_steps(trajectories), alternatives_at(pairs), env_settings or {}, counts))
     asked = get_template(template, **(template_options or {}))
     with Engine(engine) as running:
 
-        async def write(context: Context, expert: Turn, alternatives: list[Turn]) -> str:
-            messages = asked.reflection_messages(context, expert, alternatives)
-            return (await running.reply(messages, sampling, seed=seed))[0]
+        async def write(step: Step, expert: Turn, others: list[Turn]) -> str:
+            messages = asked.reflection_messages(step.context, expert, others)
+            own_seed = request_seed(seed, f"reflection {step.state_id}")
+            return (await running.reply(messages, sampling, seed=own_seed))[0]
 
         async def write_all() -> list[str]:
-            return list(await asyncio.gather(*(write(step.context, expert, others) for step, expert, others in tried)))
+            return list(await asyncio.gather(*(write(*entry) for entry in tried)))
 
         replies = running.run(write_all())
     rows = []
@@ -128,8 +129,9 @@ def reflection_text(reply: str) -> str:
     return " ".join(_TAGS.sub(" ", reply).split())
 
 
-def _alternatives(pairs: Sequence[PathName]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def alternatives_at(pairs: Sequence[PathName]) -> dict[str, list[str]]:
+    """State -> all that stands against the expert's action there, each once."""
+    found: dict[str, dict[str, None]] = {}
     for pair in read_pairs(pairs):
-        found.setdefault(pair.state_id, []).append(pair.alternative_action)
-    return found
+        found.setdefault(pair.state_id, {}).update(dict.fromkeys(pair.alternatives))
+    return {state: list(actions) for state, actions in found.items()}

@@ -8,7 +8,6 @@ with `workers`, Ray Data spreads the shards over as many engines of a cluster.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import shutil
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import atomic_folder, digest, make_manifest, write_manifest
 from verl_act.prompts import get_template
@@ -56,6 +55,7 @@ def sample_alternatives(
         )
     settings = {
         "engine": asdict(engine),
+        "model_digest": model_digest(engine.model),
         "sampling": asdict(sampling),
         "template": template,
         "template_options": template_options or {},
@@ -80,7 +80,8 @@ def sample_alternatives(
     ]
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
-        counts = {"states": len(rows), "replies": sum(len(row["replies"]) for row in rows)}
+        replies = [reply for row in rows for reply in row["replies"]]
+        counts = {"states": len(rows), "replies": len(replies), "empty": replies.count("")}
         manifest = make_manifest(
             "sample_alternatives",
             settings=settings,
@@ -114,7 +115,7 @@ class Sampler:
 
     async def _sample_one(self, step: Step) -> dict[str, Any]:
         messages = self.template.action_messages(step.context)
-        replies = await self.engine.reply(messages, self.sampling, seed=_state_seed(self.seed, step.state_id))
+        replies = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, step.state_id))
         record = Alternatives(
             state_id=step.state_id,
             replies=tuple(replies),
@@ -127,10 +128,6 @@ class Sampler:
         """Ray Data's interface: a batch of shards in, the same shards sampled out."""
         steps = [[Step.from_row(row) for row in json.loads(shard)] for shard in batch["steps"]]
         return {"number": batch["number"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
-
-
-def _state_seed(seed: int, state_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{state_id}".encode()).digest()[:4])
 
 
 def _here(shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple) -> Iterator[tuple[int, list[dict]]]:

@@ -21,7 +21,7 @@ _ACTIONS = ("add", "die", "die once", "hang once", "fail", "spoil once", "who")
 class FragileEnvironment:
     """Counts `add` actions. `traps` is a folder that remembers which one-time traps have sprung."""
 
-    def __init__(self, traps: str) -> None:
+    def __init__(self, traps: str = "") -> None:
         self._traps = Path(traps)
         self._task: Task | None = None
         self._count = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from samples import make_tokenizer
 
 from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
+from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.stages import Stage, stages
+from verl_act.chain.train import train
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EngineError
+from verl_act.evaluate.run import FILES
+from verl_act.manifest import make_manifest, write_manifest
 from verl_act.prompts import get_template
 
 RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
@@ -101,6 +106,8 @@ def test_steps_bound_both_rl_stages() -> None:
     bounded = load_recipe("alfworld/quickstart", steps=2)
     assert [part.overrides["trainer"]["total_training_steps"] for part in (bounded.critic, bounded.action)] == [2, 2]
     assert load_recipe("alfworld/quickstart", steps=10**6) == load_recipe("alfworld/quickstart")
+    unbounded = ["critic.overrides.trainer.total_training_steps=null"]
+    assert load_recipe("alfworld/quickstart", unbounded, steps=2).critic == bounded.critic
 
 
 def test_override_keys_may_be_dotted_or_nested(tmp_path: Path) -> None:
@@ -238,3 +245,57 @@ def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path, capfd: pyte
     (out / "expert" / "valid_seen").rmdir()
     lost = run_data_stages(recipe, out, capfd, "expert.limits={train: 3}")
     assert lost == {games: False, train: False, valid: True}
+
+
+def test_what_reads_a_model_or_answers_depends_on_their_contents(tmp_path: Path, policy: Path) -> None:
+    recipe = load_recipe("alfworld/methods", [f"model={policy}"])
+    planned = [*stages(recipe, tmp_path), *method_stages(recipe, tmp_path, [0])]
+    for name in ("alternatives", "reflections", "evaluate initial", "seed 0 evaluate prompting"):
+        assert policy in next(stage.inputs for stage in planned if stage.name == name), name
+    for stage in planned:
+        if stage.name in ("comparison", "report", "methods"):
+            answers = [path for path in stage.inputs if path.name == "figures.json"]
+            assert answers and all(path.with_name("episodes.jsonl") in stage.inputs for path in answers), stage.name
+
+
+def test_new_answers_of_the_same_settings_are_compared_anew(tmp_path: Path) -> None:
+    """An evaluation's manifest names settings and inputs, not what came of them."""
+    stage = next(stage for stage in stages(load_recipe("alfworld/quickstart"), tmp_path) if stage.name == "comparison")
+    keys = set()
+    for answer in ("right", "wrong"):
+        for name in ("initial", "critic", "action"):
+            folder = tmp_path / "evaluation" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in FILES:
+                (folder / file).write_text(answer)
+            write_manifest(folder, make_manifest("evaluate", settings={}))
+        keys.add(make_manifest(stage.name, settings={}, inputs=list(stage.inputs)).key())
+    assert len(keys) == 2
+
+
+TRAINER = """
+import pathlib, sys
+(folder,) = (word.partition("=")[2] for word in sys.argv if word.startswith("trainer.default_local_dir="))
+taken = len(list(pathlib.Path(folder).glob("global_step_*")))
+pathlib.Path(folder, f"global_step_{taken + 1}", "huggingface").mkdir(parents=True)
+pathlib.Path(folder, f"global_step_{taken + 1}", "huggingface", "steps").write_text(str(taken + 1))
+sys.exit(taken + 1 < 3)
+"""
+"""Stands where verl would: takes one step, goes on from its checkpoints, and dies before the third."""
+
+
+def test_checkpoints_of_other_data_are_not_gone_on_from(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.parquet"
+    data.write_text("first")
+    stage = Stage("critic", [sys.executable, "-c", TRAINER], tmp_path / "critic", [data, tmp_path / "gone"], True)
+
+    def attempt() -> int:
+        with pytest.raises(EngineError, match="failed with status 1"):
+            train(stage)
+        return len(list((tmp_path / "critic.work" / "checkpoints").iterdir()))
+
+    assert [attempt(), attempt()] == [1, 2], "it goes on"
+    data.write_text("other")
+    assert [attempt(), attempt()] == [1, 2], "it begins anew, then goes on"
+    train(stage)
+    assert (stage.output / "model" / "steps").read_text() == "3"

@@ -351,7 +351,7 @@ def test_all_models_are_compared(interrupted: Interrupted) -> None:
     for name in ("initial", "critic", "action"):
         folder = interrupted.out / "evaluation" / name
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
-        assert counts == {"episodes": 3, "next_actions": 8, "choices": 8}
+        assert counts == {"episodes": 3, "episode_errors": 0, "next_actions": 8, "choices": 8, "without_room": 0}
         assert len((folder / "episodes.jsonl").read_text().splitlines()) == 3
 
 

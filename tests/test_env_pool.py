@@ -7,27 +7,34 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fragile_env
+import hostile_env
 import pytest
 import ray
-from installed_env import ray_with
+from installed_env import install, ray_with
 
+from verl_act.engine import Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
 from verl_act.envs.contract import NONSENSE
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
+from verl_act.evaluate.ask import Examinee
+from verl_act.evaluate.run import play_panel
+from verl_act.prompts import get_template
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray job in which the fragile environment is an installed package."""
-    with ray_with(fragile_env, tmp_path_factory.mktemp("site")):
+    """A Ray job in which the fragile and the hostile environment are installed packages."""
+    site = tmp_path_factory.mktemp("site")
+    install(hostile_env, site)
+    with ray_with(fragile_env, site):
         yield
 
 
@@ -218,3 +225,19 @@ def test_impossible_settings_are_refused() -> None:
         EnvPool("alfworld", actors=0)
     with pytest.raises(ConfigError, match="no environment named 'alfwrold'"):
         EnvPool("alfwrold")
+
+
+class Adds:
+    """Stands where an engine would: the same action for ever."""
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        return ["<action>add</action>"]
+
+
+def test_a_panel_of_two_environments_is_played_on_the_callers_ray() -> None:
+    panel = [task(0), Task(hostile_env.NAME, "train", "note", "note"), task(1)]
+    examinee = Examinee(cast(Any, Adds()), get_template("plain"), Sampling(temperature=0))
+    played = asyncio.run(play_panel(examinee, panel, None, max_turns=hostile_env.STEPS, actors=2))
+    assert [record["end"] for record, _ in played] == ["step_limit", "goal", "step_limit"]
+    assert [played[at][1].turns[-1].context.observation for at in (0, 2)] == ["t0: 2", "t1: 2"]
+    assert ray.is_initialized()

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import make_context, make_pair, make_step, make_tokenizer
 
-from verl_act.engine import EngineSettings, Sampling
-from verl_act.errors import ConfigError, DataError
+from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
-from verl_act.evaluate.run import evaluate, some_of_each_split
+from verl_act.evaluate.outcomes import read_values
+from verl_act.evaluate.reasoning import Question
+from verl_act.evaluate.run import FILES, Answers, evaluate, some_of_each_split, write_evaluation
 from verl_act.evaluate.table import compare, comparison, markdown
+from verl_act.manifest import digest
+from verl_act.prompts import get_template
+from verl_act.report.numbers import by_position, by_task_type, first_picked, models
+from verl_act.report.read import read_runs
 
 
 @pytest.mark.parametrize(
@@ -176,3 +188,161 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
         evaluate(tmp_path / "out", "model", EngineSettings(model="none"), Sampling())
     with pytest.raises(ConfigError, match="4 samples at temperature 0"):
         Sampling(n=4, temperature=0)
+
+
+# What is asked of an engine, and what is written of its answers
+
+
+class Says:
+    """Stands where an engine would: one reply to every prompt; remembers the seeds."""
+
+    def __init__(self, reply: str) -> None:
+        self.text = reply
+        self.seeds: list[int | None] = []
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        self.seeds.append(seed)
+        return [self.text]
+
+
+class Corridor:
+    """Three steps to the goal. Pool and episode in one; fails at the task or at the action that it is told."""
+
+    def __init__(self, fails: str = "", breaks_at: int = 0) -> None:
+        self.fails, self.breaks_at = fails, breaks_at
+        self.first = Observation("walk on", "a corridor", ("go",))
+        self.steps = 0
+
+    async def open(self, task: Task) -> Corridor:
+        if task.task_id == self.fails:
+            raise EnvError(f"{task.task_id} cannot be loaded")
+        return Corridor(breaks_at=2 if task.task_id == f"{self.fails}, later" else 0)
+
+    async def step(self, action: str) -> StepResult:
+        self.steps += 1
+        if self.steps == self.breaks_at:
+            raise EnvError("the corridor has no floor")
+        over = self.steps == 3
+        return StepResult("a corridor", ("go",), float(over), over, over, True)
+
+    async def close(self) -> None:
+        pass
+
+
+def corridors(*names: str) -> list[Task]:
+    return [Task("corridor", "valid_seen", name, "walk") for name in names]
+
+
+def examinee(engine: object, seed: int = 0) -> Examinee:
+    return Examinee(cast(Any, engine), get_template("plain"), Sampling(), seed)
+
+
+def play(engine: object, pool: Corridor, *names: str, seed: int = 0) -> list[Any]:
+    return asyncio.run(play_tasks(examinee(engine, seed), corridors(*names), {"corridor": cast(Any, pool)}, 5))
+
+
+def write(out: Path, model: str = "a/model", answers: Answers | None = None, **settings: Any) -> dict[str, Any]:
+    answers = answers or Answers([], [], [])
+    engine = EngineSettings(model=model)
+    return write_evaluation(out, "it", engine, Sampling(), answers, template="cot", inputs=[], settings=settings)
+
+
+def test_every_item_and_turn_draws_its_own_noise() -> None:
+    def drawn(seed: int) -> list[int | None]:
+        engine = Says("<action>go</action>")
+        play(engine, Corridor(), "one", "two", seed=seed)
+        asked = examinee(engine, seed)
+        asyncio.run(ask_next_actions(asked, [make_step(number) for number in range(3)]))
+        asyncio.run(ask_choices(asked, [make_pair(number) for number in range(3)]))
+        asyncio.run(ask_questions(asked, [Question(str(number), "math", "?", "1", False) for number in range(3)]))
+        return engine.seeds
+
+    first = drawn(0)
+    assert len(set(first)) == len(first) == 2 * 3 + 3 * 3
+    assert sorted(map(str, first)) == sorted(map(str, drawn(0)))
+    assert not set(first) & set(drawn(1))
+
+
+def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Path) -> None:
+    engine = Says("<action>go</action>")
+    played = play(engine, Corridor(fails="bad"), "one", "bad", "two", "bad, later")
+    assert [record["end"] for record, _ in played] == ["goal", "error", "goal", "error"]
+    assert [played[at][0]["error"] for at in (1, 3)] == ["bad cannot be loaded", "the corridor has no floor"]
+    figures = write(tmp_path / "out", answers=Answers(played, [], []))["episodes"]["valid_seen"]
+    assert (figures["errors"], figures["success"]["count"], figures["success"]["share"]) == (2, 2, 1.0)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["counts"]["episodes"], manifest["counts"]["episode_errors"]) == (4, 2)
+    assert read_values(tmp_path / "out")["valid_seen", "success", ""] == {"valid_seen/one": 1, "valid_seen/two": 1}
+    (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
+    assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)
+    with pytest.raises(EnvError, match="not one of 1 episodes could be played; the first: bad cannot be loaded"):
+        play(engine, Corridor(fails="bad"), "bad")
+
+
+def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
+    pairs = [make_pair(number, further_alternatives=("look", "inventory", "wait")) for number in range(8)]
+    choices = asyncio.run(ask_choices(examinee(Says("<action>Action 3</action>")), pairs))
+    assert [record["chosen"] for record in choices] == [2] * 8
+    write(tmp_path / "out", answers=Answers([], [], choices))
+    groups = {group for _, figure, group in read_values(tmp_path / "out") if figure == "choice_by_position"}
+    assert groups == {f"expert's action {place}" for place in ("first", "second", "third", "after the third")}
+    compared = models(read_runs([tmp_path / "out"]))
+    (first,) = first_picked(compared)
+    assert (first.figures[0].count, first.figures[0].value) == (8, 0.0)
+    shown = {group.name: group.figures[0].value for group in by_position(compared)}
+    assert list(shown.values()) == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_a_choice_of_two_from_before_says_what_was_chosen(tmp_path: Path) -> None:
+    base = choice(pair_id="p", margin=1, reply="")
+    records = [{**base, "pair_id": str(at), "expert_position": at % 2, "right": at < 2} for at in range(4)]
+    write(tmp_path / "out", answers=Answers([], [], records))
+    (first,) = first_picked(models(read_runs([tmp_path / "out"])))
+    assert first.figures[0].value == 0.5
+
+
+def test_all_that_decides_the_answers_decides_the_key(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("1")
+    settings: dict[str, Any] = {"max_turns": 5, "template_options": {}, "env_settings": {}}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"max_turns": 6},
+        {"template_options": {"history_length": 2}},
+        {"env_settings": {"data": "/games"}},
+    ]
+    keys = []
+    for change in changes:
+        write(tmp_path / "out", str(model), **{**settings, **change})
+        keys.append(digest(tmp_path / "out"))
+    (model / "weights").write_text("2")
+    write(tmp_path / "out", str(model), **settings)
+    keys.append(digest(tmp_path / "out"))
+    assert len(set(keys)) == len(keys)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "manifest.json"}
+
+
+class Requests:
+    """Stands where vLLM would: remembers the bounds of the requests."""
+
+    def __init__(self) -> None:
+        self.max_tokens: list[int] = []
+
+    async def generate(self, prompt: dict[str, Any], parameters: Any, request: str) -> AsyncIterator[Any]:
+        self.max_tokens.append(parameters.max_tokens)
+        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes")] * parameters.n)
+
+
+def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
+    engine, vllm = Engine.__new__(Engine), Requests()
+    engine.tokenizer, engine._llm, engine.without_room = make_tokenizer(["go"]), cast(Any, vllm), 0
+    messages = get_template("plain").action_messages(make_context())
+    length = len(engine.encode(messages))
+    replies = []
+    for room in (100, 20, 1, 0, -5):
+        engine.max_model_len = length + room
+        replies.append(asyncio.run(engine.reply(messages, Sampling(n=2, max_tokens=50))))
+    assert replies == [["yes", "yes"]] * 3 + [["", ""]] * 2
+    assert vllm.max_tokens == [50, 20, 1]
+    assert engine.without_room == 2

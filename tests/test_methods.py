@@ -17,6 +17,7 @@ import typer.main
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import make_pair
 
 from verl_act.__main__ import app
 from verl_act.chain import check, load_recipe
@@ -26,11 +27,11 @@ from verl_act.chain.stages import Stage
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_sft import make_sft
-from verl_act.data_prep.reflect import outcomes, reflection_text
+from verl_act.data_prep.reflect import alternatives_at, outcomes, reflection_text
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.seeds import against, estimate
-from verl_act.schema import REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
+from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
 RECIPES = ["alfworld/methods", "alfworld/methods_full"]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -145,6 +146,15 @@ def test_outcomes_are_what_the_environment_shows(expert: Path, games: Path) -> N
             assert taken.observation == after.context.observation
             compared += 1
     assert counts["states"] == len(pairs) and compared > 20
+
+
+def test_every_alternative_of_a_state_is_tried_once(tmp_path: Path) -> None:
+    pairs = [make_pair(0, further_alternatives=("look", "inventory")), make_pair(0, alternative_action="look")]
+    write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in [*pairs, make_pair(1)]], PAIR)
+    assert alternatives_at([tmp_path / "pairs.parquet"]) == {
+        pairs[0].state_id: ["go to shelf 1", "look", "inventory"],
+        make_pair(1).state_id: ["go to shelf 1"],
+    }
 
 
 def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:

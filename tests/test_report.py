@@ -130,7 +130,7 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
     async def ask() -> Answers:
         tasks = [Task(**row) for row in read_table(files[0], TASK).to_pylist()]
         return Answers(
-            await play_tasks(examinee, tasks, cast(Any, LocalPool(games)), max_turns=20),
+            await play_tasks(examinee, tasks, {"alfworld": cast(Any, LocalPool(games))}, max_turns=20),
             await ask_next_actions(examinee, read_steps(files[1:3])),
             await ask_choices(examinee, read_pairs(files[3:])),
         )
@@ -487,8 +487,10 @@ def test_questions_stand_beside_the_answers(run: Path, whole: Content) -> None:
             pair.alternative_action,
         )
         for answer in item["answers"]:
-            assert whole.texts[answer["action"]] == (
-                pair.expert_action if answer["chose"] == "expert" else pair.alternative_action
+            assert (
+                whole.texts[answer["candidates"][answer["chosen"]]]
+                == whole.texts[answer["action"]]
+                == (pair.expert_action if answer["chose"] == "expert" else pair.alternative_action)
             )
 
 

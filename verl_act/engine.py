@@ -7,6 +7,7 @@ vLLM the engine runs in fp32 on the cores there are; on a GPU, vLLM's own defaul
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from verl_act.errors import ConfigError, EngineError
+from verl_act.manifest import digest
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text
 
@@ -61,8 +63,20 @@ class EngineSettings:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def request_seed(seed: int, item: str) -> int:
+    """The seed for the replies to one item. With one seed for all, vLLM would draw the same noise for every item."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{item}".encode()).digest()[:4])
+
+
+def model_digest(model: str) -> str | None:
+    """The hash of a model's folder, whose content may change under one name; None for a model that a hub has."""
+    return digest(model) if Path(model).is_dir() else None
+
+
 class Engine:
     """A running vLLM engine and its tokenizer. Use as a context manager; leaving it stops the engine's processes.
+
+    `without_room` counts the prompts so far that left no room for a reply.
 
     Raises `ConfigError` where the model folder is unusable and `EngineError` where vLLM does not start.
     """
@@ -89,6 +103,7 @@ class Engine:
             **settings.extra,
         }
         self.max_model_len = arguments["max_model_len"]
+        self.without_room = 0
         _exit_in_order_when_terminated()
         # One event loop for the engine's whole life: vLLM's output handler belongs to the loop that first used it.
         self._loop = asyncio.Runner()
@@ -123,7 +138,7 @@ class Engine:
         return self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
-        """`sampling.n` replies to a prompt, as text.
+        """`sampling.n` replies to a prompt, as text; cut where the model's context ends.
 
         A prompt that leaves no room for a reply gets empty replies: to the caller they are malformed, like any other.
         """
@@ -131,9 +146,12 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         prompt_ids = self.encode(messages)
-        if len(prompt_ids) + sampling.max_tokens > self.max_model_len:
+        room = self.max_model_len - len(prompt_ids)
+        if room < 1:
+            self.without_room += 1
             return [""] * sampling.n
-        parameters = SamplingParams(**asdict(sampling), seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+        drawn = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room)}
+        parameters = SamplingParams(**drawn, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
         final = None
         async for output in self._llm.generate({"prompt_token_ids": prompt_ids}, parameters, uuid4().hex):
             final = output

@@ -16,7 +16,7 @@ from verl_act.chain.command_line import act_command
 from verl_act.chain.recipe import MethodRecipe, Recipe, TrainRecipe, parse_stage
 from verl_act.chain.run import run_stages
 from verl_act.chain.sft import reflections_stage, rows_stage, sft_stage
-from verl_act.chain.stages import Stage, data_stages, evaluation_stage, rl_stage
+from verl_act.chain.stages import Stage, answer_files, data_stages, evaluation_stage, rl_stage
 from verl_act.errors import ConfigError
 
 _SLUG = re.compile(r"[^a-z0-9]+")
@@ -141,12 +141,13 @@ def _results(recipe: Recipe, out: Path, seeds: Sequence[int], evaluations: list[
         }
         for name, method in recipe.methods.items()
     }
+    answers = [file for folder in evaluations for file in answer_files(folder)]
     table = Stage(
         "methods",
         [*act_command("compare-methods", out / "methods", {"methods": methods}), str(out)],
         out / "methods",
-        evaluations,
+        answers,
     )
     page = out / "report.html"
     command = [*act_command("report", page, {}), str(out)]
-    return [table, Stage("report", command, page, [table.output])]
+    return [table, Stage("report", command, page, [*answers, table.output / "methods.json"])]

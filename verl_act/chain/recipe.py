@@ -80,11 +80,12 @@ class TrainRecipe:
 class EvaluateRecipe:
     """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
 
-    `max_tokens` null takes that of the alternatives.
+    `max_tokens` null takes that of the alternatives. `actors` is the number of processes that play each environment.
     """
 
     temperature: float = 0.0
     max_turns: int = 50
+    actors: int = 1
     max_tokens: int | None = None
     limit: int | None = None
     tasks: int | None = None
@@ -168,7 +169,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     if steps is not None:
         for stage in filter(lambda stage: stage.config, (getattr(recipe, name) for name in TRAINING)):
             trainer = stage.overrides.setdefault("trainer", {})
-            trainer["total_training_steps"] = min(trainer.get("total_training_steps", steps), steps)
+            trainer["total_training_steps"] = min(trainer.get("total_training_steps") or steps, steps)
         for method in recipe.methods.values():
             method.stages = [bounded_stage(stage, steps) for stage in method.stages]
     return recipe

@@ -27,7 +27,8 @@ def reflections_stage(recipe: Recipe, out: Path) -> Stage:
         **prompt_options(recipe),
     }
     folder = out / "reflections"
-    return Stage("reflections", act_command("reflect", folder, options), folder, inputs)
+    command = act_command("reflect", folder, options)
+    return Stage("reflections", command, folder, [*inputs, *model_input(recipe, recipe.model_path)])
 
 
 def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
@@ -42,7 +43,8 @@ def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
         **prompt_options(recipe),
     }
     command = act_command("make-sft", folder, options)
-    return Stage(f"rows {kind}", command, folder, [*trajectories, *reflections])
+    inputs = [*trajectories, *reflections, *model_input(recipe, recipe.model_path)]
+    return Stage(f"rows {kind}", command, folder, inputs)
 
 
 def sft_stage(recipe: Recipe, stage: TrainRecipe, rows: Path, model: str, folder: Path) -> Stage:

@@ -10,6 +10,7 @@ from typing import Any
 
 from verl_act.chain.command_line import act_command, flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
+from verl_act.evaluate.run import FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,19 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         **prompt_options(recipe),
     }
     sampled = out / "alternatives"
-    found.append(Stage("alternatives", act_command("sample-alternatives", sampled, options), sampled, trajectories))
+    inputs = [*trajectories, *model_input(recipe, recipe.model_path)]
+    found.append(Stage("alternatives", act_command("sample-alternatives", sampled, options), sampled, inputs))
     for split in all_splits(recipe):
+        files = [trajectories_file(out, split), sampled / "alternatives.parquet"]
         options = {
-            "trajectories": [trajectories_file(out, split)],
-            "alternatives": [sampled / "alternatives.parquet"],
+            "trajectories": files[:1],
+            "alternatives": files[1:],
             "env_settings": env_settings(recipe, out),
             "settings": {"seed": recipe.seed, **recipe.pairs},
         }
-        inputs = [trajectories_file(out, split), sampled, *sources]
         folder = out / "pairs" / split
-        found.append(Stage(f"pairs {split}", act_command("build-pairs", folder, options), folder, inputs))
+        command = act_command("build-pairs", folder, options)
+        found.append(Stage(f"pairs {split}", command, folder, [*files, *sources]))
     audited = [pairs_file(out, split) for split in all_splits(recipe)]
     options = {"pairs": audited[:1], "held_out": audited[1:], "template": recipe.prompt.template, "seed": recipe.seed}
     found.append(Stage("audit", act_command("check-pairs", None, options), audited[0], audited))
@@ -150,9 +153,10 @@ def _evaluation(recipe: Recipe, out: Path) -> list[Stage]:
     found = [evaluation_stage(recipe, out, name, model, out / "evaluation" / name) for name, model in models.items()]
     folders = [stage.output for stage in found]
     command = [*act_command("compare", out / "comparison", {}), *map(str, folders)]
-    found.append(Stage("comparison", command, out / "comparison", folders))
+    answers = [file for folder in folders for file in answer_files(folder)]
+    found.append(Stage("comparison", command, out / "comparison", answers))
     page = out / "report.html"
-    found.append(Stage("report", [*act_command("report", page, {}), str(out)], page, [*folders, out / "comparison"]))
+    found.append(Stage("report", [*act_command("report", page, {}), str(out)], page, [*answers, out / "comparison"]))
     return found
 
 
@@ -169,6 +173,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "pairs": pairs,
         "temperature": recipe.evaluate.temperature,
         "max_turns": recipe.evaluate.max_turns,
+        "actors": recipe.evaluate.actors,
         "max_tokens": recipe.evaluate.max_tokens or recipe.alternatives.max_tokens,
         "max_model_len": recipe.max_model_len,
         "engine_options": recipe.engine_options,
@@ -191,6 +196,11 @@ def trajectories_file(out: Path, split: str) -> Path:
 
 def pairs_file(out: Path, split: str) -> Path:
     return out / "pairs" / split / "pairs.parquet"
+
+
+def answer_files(evaluation: Path) -> list[Path]:
+    """What an evaluation says. As an input its folder would not do, which is hashed by what it was made from."""
+    return [evaluation / name for name in FILES]
 
 
 def env_settings(recipe: Recipe, out: Path) -> dict[str, Any]:

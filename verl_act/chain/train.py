@@ -19,7 +19,7 @@ from tqdm import tqdm
 from verl_act.chain.process import dies_with_parent
 from verl_act.chain.stages import Stage
 from verl_act.errors import EngineError
-from verl_act.manifest import atomic_folder
+from verl_act.manifest import atomic_folder, digest
 from verl_act.merge_lora import merge_lora
 
 _STEP = re.compile(r"\bstep:(\d+) - (.*)")
@@ -37,11 +37,7 @@ _DEAD_ENGINE = "EngineDeadError"
 def train(stage: Stage) -> None:
     """Run verl to its last step and export the model. Raises `EngineError` with the end of the log where it fails."""
     work = stage.output.with_name(f"{stage.output.name}.work")
-    command_file = work / "command.json"
-    if command_file.exists() and json.loads(command_file.read_text()) != list(stage.command):
-        shutil.rmtree(work)  # another configuration: its checkpoints must not be resumed
-    work.mkdir(parents=True, exist_ok=True)
-    command_file.write_text(json.dumps(list(stage.command)))
+    _prepare(work, stage)
     attempt = len(list(work.glob("metrics-*.jsonl")))
     environment = {
         **os.environ,
@@ -68,6 +64,18 @@ def train(stage: Stage) -> None:
         (folder / "metrics.jsonl").write_text(_merged_metrics(work))
         shutil.copy(log, folder / "log.txt")
     shutil.rmtree(work)
+
+
+def _prepare(work: Path, stage: Stage) -> None:
+    """Leave in `work` only what an attempt with this command and these contents of its inputs has left there."""
+    # A missing input is verl's to report: the command need not read it.
+    inputs = {str(path): digest(path) for path in stage.inputs if path.exists()}
+    wanted = json.dumps({"command": list(stage.command), "inputs": inputs})
+    stamp = work / "stage.json"
+    if work.exists() and not (stamp.exists() and stamp.read_text() == wanted):
+        shutil.rmtree(work)  # another configuration or other data: its checkpoints must not be resumed
+    work.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(wanted)
 
 
 def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:

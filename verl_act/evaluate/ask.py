@@ -6,20 +6,21 @@ One flat record an item, in a fixed order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from verl_act.data.order import arranged, expert_positions
-from verl_act.engine import Engine, Sampling
+from verl_act.engine import Engine, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
+from verl_act.errors import EnvError
 from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.parse import match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
-from verl_act.rollout.episode import Episode, play
+from verl_act.rollout.episode import End, Episode, play
 from verl_act.schema import Context, Pair, Step
 
 CONCURRENT_EPISODES = 64
@@ -37,51 +38,72 @@ class Examinee:
     sampling: Sampling
     seed: int = 0
 
-    async def answer(self, messages: list[dict[str, str]]) -> str:
-        (reply,) = await self.engine.reply(messages, self.sampling, seed=self.seed)
+    async def answer(self, messages: list[dict[str, str]], item: str) -> str:
+        """The reply; `item` names the question and decides, with the seed, what is drawn for it."""
+        (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item))
         return reply
 
 
 class _Player:
     """The policy of one episode: a fresh prompt each turn."""
 
-    def __init__(self, examinee: Examinee) -> None:
+    def __init__(self, examinee: Examinee, task: Task) -> None:
         self.examinee = examinee
+        self.task = task
+        self.turn = 0
 
     async def reply(self, context: Context) -> str:
-        return await self.examinee.answer(self.examinee.template.action_messages(context))
+        self.turn += 1
+        messages = self.examinee.template.action_messages(context)
+        return await self.examinee.answer(messages, f"episode {self.task.split}/{self.task.task_id}#{self.turn}")
 
 
 async def play_tasks(
-    examinee: Examinee, tasks: Sequence[Task], pool: EnvPool, max_turns: int
+    examinee: Examinee, tasks: Sequence[Task], pools: Mapping[str, EnvPool], max_turns: int
 ) -> list[tuple[dict[str, Any], Episode]]:
-    """Every task once: (record, episode) in the order of `tasks`. No episode waits for another."""
+    """Every task once: (record, episode) in the order of `tasks`. No episode waits for another.
+
+    `pools`: environment -> its pool. An episode whose environment fails ends as `End.ERROR`, its record with the
+    `error`. Raises `EnvError` where every episode does, as with wrong settings.
+    """
     places = asyncio.Semaphore(CONCURRENT_EPISODES)
 
+    async def played(task: Task) -> Episode:
+        session = await pools[task.env].open(task)
+        try:
+            return await play(task, session, _Player(examinee, task), max_turns)
+        finally:
+            await session.close()
+
     async def one(task: Task) -> tuple[dict[str, Any], Episode]:
+        error = {}
         async with places:
-            session = await pool.open(task)
             try:
-                episode = await play(task, session, _Player(examinee), max_turns)
-            finally:
-                await session.close()
+                episode = await played(task)
+            except EnvError as failure:
+                episode, error = Episode(task, end=End.ERROR), {"error": str(failure)}
         record = {
             "task_id": task.task_id,
             "task_type": task.task_type,
             "split": task.split,
             "end": str(episode.end),
             **episode.metrics(),
+            **error,
         }
         return record, episode
 
-    return await _all(one, tasks, "episodes")
+    found = await _all(one, tasks, "episodes")
+    if found and all(episode.end is End.ERROR for _, episode in found):
+        raise EnvError(f"not one of {len(found)} episodes could be played; the first: {found[0][0]['error']}")
+    return found
 
 
 async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[dict[str, Any]]:
     """The expert's action wanted at every step."""
 
     async def one(step: Step) -> dict[str, Any]:
-        reply = await examinee.answer(examinee.template.action_messages(step.context))
+        messages = examinee.template.action_messages(step.context)
+        reply = await examinee.answer(messages, f"next action {step.state_id}")
         parsed = parse_action(reply)
         action = parsed.action or ""
         return {
@@ -107,7 +129,8 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
         number, pair = numbered
         position = int(positions[number])
         candidates = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position)
-        reply = await examinee.answer(examinee.template.choice_messages(pair.context, candidates))
+        messages = examinee.template.choice_messages(pair.context, candidates)
+        reply = await examinee.answer(messages, f"choice {pair.pair_id}")
         parsed = parse_choice(reply, candidates)
         return {
             "pair_id": pair.pair_id,
@@ -119,6 +142,7 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
             "reply": reply,
             "well_formed": parsed.malformed is None,
             "named_a_candidate": parsed.index is not None,
+            "chosen": parsed.index,
             "admissible": parsed.index is not None
             or match_action(parsed.text or "", pair.context.admissible_actions) is not None,
             "right": parsed.index == position,
@@ -131,7 +155,7 @@ async def ask_questions(examinee: Examinee, questions: Sequence[Question]) -> li
     """Questions of general reasoning, with verified answers."""
 
     async def one(question: Question) -> dict[str, Any]:
-        reply = await examinee.answer(question.messages)
+        reply = await examinee.answer(question.messages, f"question {question.split}/{question.item}")
         return {
             "item": question.item,
             "split": question.split,

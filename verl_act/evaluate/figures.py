@@ -8,6 +8,8 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
+from verl_act.rollout.episode import End
+
 Record = Mapping[str, Any]
 LOOP_LENGTH = 3
 """From so many repeats on, a repeated failed action is a loop (paper section 5)."""
@@ -37,11 +39,14 @@ def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
 def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
     """Of finished episodes: success (all, and by task type), steps, and how the model failed.
 
+    `errors` counts the others, in which the environment failed.
     `steps_to_success` is over successful episodes; `loop_share` is the share of episodes in which one failed action was
     repeated three times or more (the loop metric of paper section 5).
     """
+    everything, records = records, finished(records)
     won = [record for record in records if record["success"]]
     return {
+        "errors": len(everything) - len(records),
         "success": share(records, "success"),
         "by_task_type": {name: share(group, "success") for name, group in grouped(records, "task_type")},
         "steps": _mean(record["steps"] for record in records),
@@ -51,6 +56,11 @@ def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
         "longest_failed_repeat": max((record["longest_failed_repeat"] for record in records), default=0),
         "loop_share": _mean(record["longest_failed_repeat"] >= LOOP_LENGTH for record in records),
     }
+
+
+def finished(records: Sequence[Record]) -> list[Record]:
+    """The episodes that an error of the environment did not end: the others say nothing about the model."""
+    return [record for record in records if record.get("end") != End.ERROR]
 
 
 def answer_figures(records: Sequence[Record]) -> dict[str, Any]:
@@ -77,6 +87,12 @@ def margin_name(margin: int | None) -> str:
     if margin <= 0:
         return "≤ 0"
     return next((name for most, name in MARGINS if margin <= most), "9+")
+
+
+def place_name(position: int) -> str:
+    """The group of the pairs that show the expert's action at `position`, counted from 0."""
+    names = ("first", "second", "third")
+    return names[position] if position < len(names) else "after the third"
 
 
 def by_split(records: Sequence[Record], figures: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.figures import LOOP_LENGTH, margin_name
+from verl_act.evaluate.figures import LOOP_LENGTH, finished, margin_name, place_name
 from verl_act.evaluate.run import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
 
 Record = Mapping[str, Any]
@@ -46,8 +46,6 @@ def _useful(record: Record) -> float | None:
     return record["useful_tokens"] / tokens if tokens else None
 
 
-_POSITIONS = ("expert's action first", "expert's action second")
-
 FIGURES: dict[str, FigureKind] = {
     "success": FigureKind("tasks solved", EPISODES, "task_id", lambda record: float(record["success"])),
     "success_by_type": FigureKind(
@@ -68,7 +66,7 @@ FIGURES: dict[str, FigureKind] = {
         CHOICES,
         "pair_id",
         _right,
-        lambda record: _POSITIONS[record["expert_position"]],
+        lambda record: f"expert's action {place_name(record['expert_position'])}",
     ),
     "choice_by_margin": FigureKind(
         "better action chosen by margin", CHOICES, "pair_id", _right, lambda record: margin_name(record["margin"])
@@ -103,9 +101,12 @@ FIGURES: dict[str, FigureKind] = {
 
 
 def read_values(folder: Path) -> Values:
-    """All figures of the evaluation in `folder`. Raises `DataError` where an item comes twice."""
+    """All figures of the evaluation in `folder`, of its finished episodes and its answers.
+
+    Raises `DataError` where an item comes twice.
+    """
     found: Values = {}
-    records = {file: list(_records(folder / file)) for file in (EPISODES, NEXT_ACTIONS, CHOICES, REASONING)}
+    records = {file: finished(list(_records(folder / file))) for file in (EPISODES, NEXT_ACTIONS, CHOICES, REASONING)}
     for name, kind in FIGURES.items():
         for record in records[kind.file]:
             value = kind.value(record)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any, TypeVar
 import ray
 
 from verl_act.data_prep.pairing import rank
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
-from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, share
+from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
 from verl_act.evaluate.reasoning import read_questions
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
@@ -30,6 +31,8 @@ _Record = TypeVar("_Record", bound=Any)
 FIGURES = "figures.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
 REASONING = "reasoning.jsonl"
+FILES = (FIGURES, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
+"""All that an evaluation says."""
 
 
 def evaluate(
@@ -43,6 +46,7 @@ def evaluate(
     pairs: Sequence[PathName] = (),
     reasoning: Sequence[PathName] = (),
     max_turns: int = 50,
+    actors: int = 1,
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
     env_settings: Mapping[str, Any] | None = None,
@@ -53,7 +57,7 @@ def evaluate(
 
     Every item of the files is asked exactly once, in file order; `limit` draws so many expert states and pairs of each
     split, and questions of each file, the same ones for every model and seed (episodes are never cut). Temperature 0
-    is greedy.
+    is greedy. Each environment is played in `actors` processes, on the caller's Ray where one is running.
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
@@ -66,22 +70,14 @@ def evaluate(
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
 
         async def ask() -> Answers:
-            played = []
-            if panel:
-                ray.init(include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
-                pool = EnvPool(panel[0].env, env_settings)
-                played = await play_tasks(examinee, panel, pool, max_turns)
             return Answers(
-                played,
+                await play_panel(examinee, panel, env_settings, max_turns, actors),
                 await ask_next_actions(examinee, steps),
                 await ask_choices(examinee, questions),
                 await ask_questions(examinee, general),
             )
 
-        try:
-            answers = running.run(ask())
-        finally:
-            ray.shutdown()
+        answers = running.run(ask())
         for record, episode in answers.episodes:
             record |= _token_counts(episode, running.tokenizer)
     return write_evaluation(
@@ -92,10 +88,40 @@ def evaluate(
         answers,
         template=template,
         inputs=[*tasks, *trajectories, *pairs, *reasoning],
-        limit=limit,
+        settings={
+            "max_turns": max_turns,
+            "template_options": dict(template_options or {}),
+            "env_settings": dict(env_settings or {}),
+            "limit": limit,
+        },
+        without_room=running.without_room,
         seed=seed,
         seconds=time.monotonic() - started,
     )
+
+
+async def play_panel(
+    examinee: Examinee, panel: Sequence[Task], env_settings: Mapping[str, Any] | None, max_turns: int, actors: int = 1
+) -> list[tuple[dict[str, Any], Episode]]:
+    """Every task of `panel` in a pool of its own environment; see `play_tasks`."""
+    if not panel:
+        return []
+    with _ray():
+        pools = {env: EnvPool(env, env_settings, actors=actors) for env in {task.env for task in panel}}
+        return await play_tasks(examinee, panel, pools, max_turns)
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """A Ray of our own for the time of the block; one that the caller has started is used and left running."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +143,15 @@ def write_evaluation(
     *,
     template: str,
     inputs: Sequence[PathName],
-    limit: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    without_room: int = 0,
     seed: int = 0,
     seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Write what `evaluate` leaves in `out`, from answers that are there already; returns the figures.
 
-    `inputs` are the files that were asked from; their hashes let a report find the questions again.
+    `inputs` are the files that were asked from; their hashes let a report find the questions again. `settings` are what
+    else decided the answers. `without_room` prompts left no room for a reply.
     """
     episodes = [record for record, _ in answers.episodes]
     figures = {
@@ -135,6 +163,7 @@ def write_evaluation(
         "next_action": by_split(answers.next_actions, answer_figures),
         "choice": by_split(answers.choices, answer_figures),
         "reasoning": by_split(answers.reasoning, lambda records: {"right": share(records, "right")}),
+        "without_room": without_room,
         "seconds": round(seconds, 1),
     }
     transcripts = [{**record, **_transcript(episode)} for record, episode in answers.episodes]
@@ -146,12 +175,20 @@ def write_evaluation(
         _write_lines(folder / REASONING, answers.reasoning)
         manifest = make_manifest(
             "evaluate",
-            settings={"engine": asdict(engine), "sampling": asdict(sampling), "template": template, "limit": limit},
+            settings={
+                "engine": asdict(engine),
+                "model_digest": model_digest(engine.model),
+                "sampling": asdict(sampling),
+                "template": template,
+                **(settings or {}),
+            },
             inputs=list(inputs),
             counts={
                 "episodes": len(episodes),
+                "episode_errors": len(episodes) - len(finished(episodes)),
                 "next_actions": len(answers.next_actions),
                 "choices": len(answers.choices),
+                "without_room": without_room,
             },
             seed=seed,
             seconds=seconds,

@@ -197,7 +197,7 @@ def _answer(record: Json, texts: Texts) -> Json:
 
 
 def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
-    """`chose` is `expert`, `alternative` or None; the order in which they were shown is the record's."""
+    """`chose` is `expert`, `alternative` or None; `candidates` as they were shown, none where they are unknown."""
     position = record["expert_position"]
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
     shown = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
@@ -208,7 +208,9 @@ def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
         "action": texts.number(parsed.text),
         "malformed": parsed.malformed,
         "admissible": record["admissible"],
+        "candidates": texts.numbers(shown),
         "chose": chose,
+        "chosen": parsed.index,
         "expert_position": position,
     }
 

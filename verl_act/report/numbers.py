@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_act.evaluate.figures import LOOP_LENGTH, MARGINS, grouped, margin_name
+from verl_act.evaluate.figures import LOOP_LENGTH, MARGINS, finished, grouped, margin_name, place_name
 from verl_act.report.read import Evaluation, Run
 from verl_act.report.statistics import Figure, Paired, mean_of, paired, share_of
 
@@ -90,15 +90,12 @@ def by_task_type(compared: Sequence[Model]) -> list[Group]:
 
 def by_position(compared: Sequence[Model]) -> list[Group]:
     """Right choices by where the expert's action stood: a model that always picks one place shows here."""
-    places = ("first", "second", "third")
-    names = [f"right, expert's action {place}" for place in places]
-    last = "right, expert's action after the third"
 
-    def name(record: Record) -> str:
-        position = record["expert_position"]
-        return names[position] if position < len(names) else last
+    def name(position: int) -> str:
+        return f"right, expert's action {place_name(position)}"
 
-    return _groups(_choices(compared), name, "right", order=(*names, last))
+    order = [name(position) for position in range(4)]
+    return _groups(_choices(compared), lambda record: name(record["expert_position"]), "right", order=order)
 
 
 def by_margin(compared: Sequence[Model]) -> list[Group]:
@@ -108,16 +105,18 @@ def by_margin(compared: Sequence[Model]) -> list[Group]:
 
 
 def first_picked(compared: Sequence[Model]) -> list[Group]:
-    """How often the candidate shown first was chosen, among choices that name one; 50% is impartial."""
+    """How often the candidate shown first was chosen, among choices that name one; impartial is 50% of two."""
     picked = [
-        [
-            {"split": record["split"], "first": (record["expert_position"] == 0) == bool(record["right"])}
-            for record in records
-            if record["named_a_candidate"]
-        ]
+        [{"split": record["split"], "first": _chose_first(record)} for record in records if record["named_a_candidate"]]
         for records in _choices(compared)
     ]
-    return _groups(picked, lambda record: "chose the first of the two", "first")
+    return _groups(picked, lambda record: "chose the first candidate", "first")
+
+
+def _chose_first(record: Record) -> bool:
+    if "chosen" in record:
+        return record["chosen"] == 0
+    return (record["expert_position"] == 0) == bool(record["right"])  # an older evaluation, of two candidates
 
 
 def _choices(compared: Sequence[Model]) -> list[list[Record]]:
@@ -125,12 +124,12 @@ def _choices(compared: Sequence[Model]) -> list[list[Record]]:
 
 
 def _records(model: Model, section: str) -> list[Record]:
-    found = {
-        "episodes": model.evaluation.episodes,
+    found: dict[str, Sequence[Record]] = {
+        "episodes": finished(model.evaluation.episodes),
         "next_action": model.evaluation.next_actions,
         "choice": model.evaluation.choices,
-    }[section]
-    return list(found)
+    }
+    return list(found[section])
 
 
 def _of(records: Sequence[Record], split: str) -> list[Record]:
@@ -183,7 +182,7 @@ def _action_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
 
 
 def _choice_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
-    named = "the text or the label of one of the two"
+    named = "the text or the label of one of them"
     return [
         _shares("right_inferable", "Better action, inferable states", _inferable(models), "right", "pair_id"),
         _shares("right", "Better action, all states", models, "right", "pair_id"),

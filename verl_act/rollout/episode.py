@@ -46,6 +46,8 @@ class End(StrEnum):
     STEP_LIMIT = "step_limit"
     """The environment's own limit, or `max_turns`."""
     TOKEN_BUDGET = "token_budget"
+    ERROR = "error"
+    """The environment failed. `play` raises then; an evaluation records it and leaves it out of its shares."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view");
   const NAMES = { episodes: "Episodes", next_actions: "Next actions", choices: "Choices" };
-  const END = { goal: "solved", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens" };
+  const END = { goal: "solved", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
   const KINDS = Object.keys(NAMES).filter((kind) => data.kinds[kind].items.length);
   const state = {
     kind: KINDS[0], split: "", outcome: "", item: 0, left: 0,
@@ -178,13 +178,12 @@
   function single(item, found) {
     const parts = [];
     if (state.kind === "choices" && item.expert !== null) {
-      const two = found.expert_position === 0 ? ["expert", "alternative"] : ["alternative", "expert"];
-      parts.push(make("ol.candidates", two.map((who) => make("li", [
-        text(item[who]), " ", who === "expert" ? badge("expert", "good") : "", " ",
-        found.chose === who ? badge("chosen", who === "expert" ? "good" : "bad") : "",
+      parts.push(make("ol.candidates", found.candidates.map((action, place) => make("li", [
+        text(action), " ", place === found.expert_position ? badge("expert", "good") : "", " ",
+        place === found.chosen ? badge("chosen", found.right ? "good" : "bad") : "",
       ]))));
     }
-    if (state.kind === "choices" && !found.malformed && !found.chose) parts.push(make("p", badge("names neither candidate", "bad")));
+    if (state.kind === "choices" && !found.malformed && !found.chose) parts.push(make("p", badge("names no candidate", "bad")));
     parts.push(reply(found), done(found));
     return parts;
   }
