@@ -63,7 +63,7 @@ def train(stage: Stage) -> None:
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
     merge_lora(models[-1].parent)
-    with atomic_folder(stage.output) as folder:
+    with atomic_folder(stage.output, replace_any=True) as folder:
         shutil.copytree(models[-1], folder / "model")
         (folder / "metrics.jsonl").write_text(_merged_metrics(work))
         shutil.copy(log, folder / "log.txt")
