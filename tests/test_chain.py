@@ -6,6 +6,7 @@ What needs vLLM and verl is in `test_end_to_end.py`.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 from pathlib import Path
@@ -22,11 +23,14 @@ from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
+from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.command_line import hydra_value
+from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import train
 from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EngineError
 from verl_act.prompts import get_template
@@ -262,6 +266,25 @@ def test_hydra_reads_a_value_as_it_was(value: str) -> None:
         composed = OmegaConf.to_container(compose("ppo_trainer", overrides=words))
     assert isinstance(composed, dict)
     assert {name: composed[name] for name in config} == config
+
+
+@pytest.mark.parametrize("name", ["alfworld/quickstart", "alfworld/methods"])
+def test_options_of_the_chat_template_reach_every_stage(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, ["chat_template_kwargs={enable_thinking: false}"])
+    planned = method_stages(recipe, tmp_path, [0]) if recipe.methods else stages(recipe, tmp_path)
+    asked = {"sample-alternatives", "reflect", "evaluate"}
+    for stage in planned:
+        words = list(stage.command)
+        if stage.trains:
+            assert "++data.apply_chat_template_kwargs.enable_thinking=false" in words
+            compose_stage(stage)
+        elif words[3] in asked:
+            options = json.loads(words[words.index("--engine-options") + 1])
+            assert options["chat_template_kwargs"] == {"enable_thinking": False}
+    engine = Engine.__new__(Engine)
+    engine.tokenizer, engine.chat_template_kwargs = make_tokenizer(["go"]), {"enable_thinking": False}
+    engine.tokenizer.chat_template = "{{ 'go' if enable_thinking is defined else 'go go' }}"
+    assert len(engine.encode([{"role": "user", "content": "go"}])) == 1
 
 
 def verl_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, metrics: str = "") -> tuple[list[str], Path]:
