@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,21 @@ def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
     read = _conversation if form == "eto" else _actions
     for number, row in enumerate(_rows(path, form)):
         try:
-            yield read(number, row)
+            published = read(number, row)
+            json.dumps(asdict(published), ensure_ascii=False).encode()  # half a surrogate pair is refused here
         except (KeyError, TypeError, ValueError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
             yield Unreadable(number, f"does not fit the format {form!r}: {reason}")
+        else:
+            yield published
 
 
 def _rows(path: Path, form: str) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if form == "actions" or path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Not `splitlines`: JSON may hold U+2028 and its like within a text.
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         rows = json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as {form!r}: {error}. Download or write it again.") from error

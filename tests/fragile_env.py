@@ -15,7 +15,7 @@ from typing import Any
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 
 NAME = "fragile"
-_ACTIONS = ("add", "die", "die once", "hang once", "fail", "spoil once", "who")
+_ACTIONS = ("add", "die", "die once", "hang once", "fail", "time out", "spoil once", "wander", "who")
 
 
 class FragileEnvironment:
@@ -38,11 +38,14 @@ class FragileEnvironment:
             time.sleep(3600)
         if action == "fail":
             raise RuntimeError("a bug in the environment")
+        if action == "time out":
+            raise TimeoutError("its own server does not answer")
         if action == "spoil once" and self._springs(action):
             self._count = 1000
             raise RuntimeError("failed with its state half changed")
         self._count += action == "add"
-        text = str(os.getpid()) if action == "who" else f"{self._task.task_id}: {self._count}"
+        told = {"who": str(os.getpid()), "wander": f"somewhere {time.time_ns()}"}
+        text = told.get(action, f"{self._task.task_id}: {self._count}")
         return StepResult(text, _ACTIONS, 0.0, False, False, action in _ACTIONS)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hostile_env
@@ -19,6 +20,7 @@ from installed_env import ray_with
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop import agent_loop as verl_agent_loop
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, ToolListWrap
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
@@ -27,10 +29,11 @@ from verl_act.data_prep.make_embedded_model import train_tokenizer
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import EnvError
+from verl_act.errors import ConfigError, EnvError
 from verl_act.prompts import get_template
 from verl_act.prompts.plain_text import as_plain_text, control_tokens
 from verl_act.reward_fns.route import compute_score
+from verl_act.rollout import agent_loop, failures
 from verl_act.rollout.episode import NO_ACTION
 from verl_act.schema import TASK, Context, Turn, write_rows
 
@@ -138,6 +141,7 @@ def run_loop(
     prompt_length: int = 4096,
     response_length: int = 4096,
     history_length: int | None = None,
+    uid: str = "group",
     **episode: Any,
 ) -> Run:
     """Play `task` through the agent loop as verl's worker starts it, on a row as verl's dataset gives it."""
@@ -167,7 +171,7 @@ def run_loop(
             tools=ToolListWrap([]),
         )
         columns = {name: value for name, value in row.items() if name != "agent_name"}
-        return await loop.run(sampling, uid="group", session_id=0, global_steps=1, **columns)
+        return await loop.run(sampling, uid=uid, session_id=0, global_steps=1, **columns)
 
     outputs = asyncio.run(run())
     assert all(request.sampling_params.items() >= sampling.items() for request in server.requests)
@@ -356,6 +360,51 @@ def test_a_reply_is_cut_at_its_own_limit(
     assert run.outputs[-1].extra_fields["episode"]["malformed_share"] == 1.0
     assert [run_ for output in run.outputs for run_ in trained(output)] == sampled(run.requests)
     assert run.outputs[-1].num_turns == 4
+    if mode == "concat":
+        cut = tokenizer.decode(run.requests[0].reply.token_ids)
+        assert f"{cut}<|im_end|>\n<|im_start|>user\n" in tokenizer.decode(run.requests[1].prompt_ids)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_overlong_first_prompt_is_refused(
+    mode: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"takes \d+ tokens, more than data.max_prompt_length=50 \(goal: "):
+        run_loop(played.task, tokenizer, [], tmp_path, prompt_length=50, mode=mode, env_settings={"data": str(games)})
+
+
+def test_an_overlong_later_prompt_ends_the_episode(played: Played, tokenizer: Any, games: Path, tmp_path: Path) -> None:
+    script = [answer(action) for action in played.plan]
+
+    def run_within(limit: int) -> Run:
+        settings = {"data": str(games)}
+        return run_loop(
+            played.task, tokenizer, script, tmp_path, prompt_length=limit, mode="stepwise", env_settings=settings
+        )
+
+    lengths = [len(request.prompt_ids) for request in run_within(4096).requests]
+    assert lengths[1] > lengths[0]
+    run = run_within(lengths[0])
+    assert [len(request.prompt_ids) for request in run.requests] == lengths[:1], "it is asked whole or not at all"
+    assert run.outputs[0].extra_fields["episode"]["token_budget"] == 1.0
+    assert run.outputs[0].extra_fields["episode"]["steps"] == 1.0
+
+
+def test_a_run_in_which_every_episode_fails_is_ended(
+    tokenizer: Any, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "_LEFT", [])
+    monkeypatch.setattr(agent_loop, "FAILURES", failures.Failures(failures.leave_notice))
+    submitted: list[int] = []
+    trainer = SimpleNamespace(_next_train_batch=lambda count: count, _submit_batch_to_rollout=submitted.append)
+    nowhere = Task("alfworld", "train", "nowhere", "x")
+    for number in range(failures.GROUPS):
+        PPOTrainer._add_prompts_to_generate(trainer, 1)
+        with pytest.raises(EnvError, match="no such game file"):
+            run_loop(nowhere, tokenizer, [], tmp_path, uid=f"group {number}", env_settings={"data": str(games)})
+    with pytest.raises(EnvError, match=r"16 groups of episodes in a row have failed.*EnvError: .*no such game file"):
+        PPOTrainer._add_prompts_to_generate(trainer, 1)
+    assert submitted == [1] * failures.GROUPS
 
 
 def test_stepwise_prompts_show_a_window_of_the_history(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.manifest import FILE_NAME, make_manifest, write_manifest
 from verl_act.schema import PAIR, TRAJECTORY, read_steps, write_rows
 
 
@@ -178,9 +179,10 @@ def test_a_full_disk_leaves_what_was_there(games: Path, expert: Path, tmp_path: 
     for name, (command, *options) in commands.items():
         out = tmp_path / name
         out.mkdir()
-        (out / "before").write_text("mine")
+        write_manifest(out, make_manifest("an earlier run", settings={}))
         refused(run(command, "--out", out, *options, largest_file=500), "could not be written")
-        assert [path.name for path in out.iterdir()] == ["before"]
+        assert [path.name for path in out.iterdir()] == [FILE_NAME]
+        assert json.loads((out / FILE_NAME).read_text())["stage"] == "an earlier run"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(commands)
 
 
@@ -190,6 +192,14 @@ def test_a_folder_that_may_not_be_written_is_named(games: Path, tmp_path: Path) 
     result = collect(games, tmp_path / "file" / "out")
     refused(result, "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_with_somebodys_files_is_refused_before_the_work(games: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    result = collect(games, tmp_path)
+    refused(result, str(tmp_path), "holds files that this package has not written", "Give a new folder")
+    assert "task" not in result.stderr, "no game has been played"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_empty_pairs_are_refused_by_the_audit(tmp_path: Path) -> None:

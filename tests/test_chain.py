@@ -6,6 +6,8 @@ What needs vLLM and verl is in `test_end_to_end.py`.
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,15 +16,22 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from samples import make_tokenizer
+from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
+from verl_act.chain.check import compose as compose_stage
+from verl_act.chain.command_line import hydra_value
 from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import train
 from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EngineError
 from verl_act.evaluate.run import FILES
@@ -275,7 +284,7 @@ def test_new_answers_of_the_same_settings_are_compared_anew(tmp_path: Path) -> N
 
 TRAINER = """
 import pathlib, sys
-(folder,) = (word.partition("=")[2] for word in sys.argv if word.startswith("trainer.default_local_dir="))
+(folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
 taken = len(list(pathlib.Path(folder).glob("global_step_*")))
 pathlib.Path(folder, f"global_step_{taken + 1}", "huggingface").mkdir(parents=True)
 pathlib.Path(folder, f"global_step_{taken + 1}", "huggingface", "steps").write_text(str(taken + 1))
@@ -299,3 +308,83 @@ def test_checkpoints_of_other_data_are_not_gone_on_from(tmp_path: Path) -> None:
     assert [attempt(), attempt()] == [1, 2], "it begins anew, then goes on"
     train(stage)
     assert (stage.output / "model" / "steps").read_text() == "3"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("/home/José", "runs/lr=1e-5", "runs (1)", "a,b", "{a: b}", "50%", "[x]", "a b ", "null", "1e-5", "'", '"'),
+        *('say "hi"', "back\\slash", 'before\\"quote', "at the end\\", "both\\\\", '\\\\"', "", "two\nlines"),
+    ],
+)
+def test_hydra_reads_a_value_as_it_was(value: str) -> None:
+    config = {"path": value, "list": [value, 1, None, True], "map": {"key": value}}
+    words = [f"++{name}={hydra_value(entry)}" for name, entry in config.items()]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        composed = OmegaConf.to_container(compose("ppo_trainer", overrides=words))
+    assert isinstance(composed, dict)
+    assert {name: composed[name] for name in config} == config
+
+
+@pytest.mark.parametrize("name", ["alfworld/quickstart", "alfworld/methods"])
+def test_options_of_the_chat_template_reach_every_stage(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, ["chat_template_kwargs={enable_thinking: false}"])
+    planned = method_stages(recipe, tmp_path, [0]) if recipe.methods else stages(recipe, tmp_path)
+    asked = {"sample-alternatives", "reflect", "evaluate"}
+    for stage in planned:
+        words = list(stage.command)
+        if stage.trains:
+            assert "++data.apply_chat_template_kwargs.enable_thinking=false" in words
+            compose_stage(stage)
+        elif words[3] in asked:
+            options = json.loads(words[words.index("--engine-options") + 1])
+            assert options["chat_template_kwargs"] == {"enable_thinking": False}
+    engine = Engine.__new__(Engine)
+    engine.tokenizer, engine.chat_template_kwargs = make_tokenizer(["go"]), {"enable_thinking": False}
+    engine.tokenizer.chat_template = "{{ 'go' if enable_thinking is defined else 'go go' }}"
+    assert len(engine.encode([{"role": "user", "content": "go"}])) == 1
+
+
+def verl_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, metrics: str = "") -> tuple[list[str], Path]:
+    """Train the quickstart's critic below `folder`, with a stand-in for verl; the command, and the metrics' file."""
+    (stage,) = [stage for stage in stages(load_recipe("alfworld/quickstart"), folder) if stage.name == "critic"]
+    seen: list[tuple[list[str], Path]] = []
+
+    def verl(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
+        seen.append((command, Path(environment["VERL_FILE_LOGGER_PATH"])))
+        seen[0][1].write_text(metrics)
+        log.write_text("")
+        (log.parent / "checkpoints" / "global_step_1" / "actor" / "huggingface").mkdir(parents=True)
+        return 0
+
+    monkeypatch.setattr("verl_act.chain.train._watch", verl)
+    train(stage)
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ["lr=1e-5", "runs (1)", "a,b", "José"])
+def test_any_folder_can_be_the_output(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, metrics = verl_runs(tmp_path / name, monkeypatch)
+    overrides = command[command.index("verl.trainer.main_ppo") + 1 :]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
+    work = tmp_path / name / "critic.work"
+    assert config.trainer.default_local_dir == str(work / "checkpoints")
+    assert config.hydra.run.dir == str(work / "hydra")
+    assert config.data.train_files[0].startswith(str(tmp_path / name))
+    # As `run_ppo` makes the environment of Ray's workers, also those of a cluster that runs already.
+    merged = OmegaConf.merge(get_ppo_ray_runtime_env(config), config.ray_kwargs.ray_init.get("runtime_env", {}))
+    assert str(metrics) == merged.env_vars.VERL_FILE_LOGGER_PATH
+    assert "NCCL_DEBUG" in merged.env_vars or "NCCL_DEBUG" in os.environ
+    assert metrics.is_absolute() and metrics.parent == work
+
+
+def test_a_run_without_metrics_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    verl_runs(tmp_path / "with", monkeypatch, '{"step": 1, "data": {}}\n')
+    assert not caplog.text
+    verl_runs(tmp_path / "without", monkeypatch)
+    assert "critic: the run left no metrics" in caplog.text

@@ -14,12 +14,13 @@ import hostile_env
 import pytest
 import ray
 from installed_env import install, ray_with
+from ray.exceptions import OutOfMemoryError
 
 from verl_act.engine import Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
 from verl_act.envs.contract import NONSENSE
-from verl_act.envs.pool import EnvPool
+from verl_act.envs.pool import EnvPool, _Host, _HostLost
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
 from verl_act.evaluate.ask import Examinee
@@ -121,6 +122,47 @@ def test_a_step_that_fails_is_retried_on_a_fresh_environment(settings: dict[str,
         return shown
 
     assert asyncio.run(run()) == ["t0: 1", "t0: 2"]
+
+
+def test_an_environment_that_replays_differently_is_never_stepped_in_that_state(settings: dict[str, str]) -> None:
+    async def run() -> None:
+        session = await EnvPool(fragile_env.NAME, settings).open(task(0))
+        await session.step("wander")
+        for action in ("spoil once", "add"):
+            with pytest.raises(EnvError, match=r"replaying \['wander'\] gave another state; .*not deterministic"):
+                await session.step(action)
+        await session.close()
+
+    asyncio.run(run())
+
+
+def test_a_time_out_of_the_environments_own_does_not_cost_its_process(settings: dict[str, str]) -> None:
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        failing, other = [await pool.open(task(number)) for number in range(2)]
+        before = (await other.step("who")).observation
+        with pytest.raises(EnvError, match="TimeoutError: its own server does not answer"):
+            await failing.step("time out")
+        return [before, (await other.step("who")).observation]
+
+    before, after = asyncio.run(run())
+    assert before == after
+
+
+def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's memory monitor kills it, and what its caller then gets is no `RayActorError`."""
+
+    class Killed:
+        class step:
+            @staticmethod
+            async def remote() -> None:
+                raise OutOfMemoryError("killed by the memory monitor")
+
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    host = _Host(lambda generation: Killed())  # type: ignore[arg-type,return-value]
+    with pytest.raises(_HostLost, match=r"its process died \(OutOfMemoryError\)"):
+        asyncio.run(host.call(1.0, "step"))
+    assert host.generation == 1
 
 
 @pytest.mark.timeout(1800)

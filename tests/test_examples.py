@@ -114,3 +114,19 @@ def test_an_end_without_a_verdict_and_a_crash_are_named() -> None:
         GymnasiumTextEnvironment(Odd(), keys=InfoKeys()).step("win")
     with pytest.raises(ConfigError, match="max_steps is 0"):
         GymnasiumTextEnvironment(Odd(), max_steps=0)
+
+
+def test_the_environment_is_closed_once_whatever_happened_to_it() -> None:
+    class Closing(Odd):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    unused, broken = Closing(), Closing(info={})
+    adapted = [GymnasiumTextEnvironment(environment) for environment in (unused, broken)]
+    with pytest.raises(EnvError):
+        adapted[1].reset(TASK)
+    for environment in adapted * 2:
+        environment.close()
+    assert (unused.closed, broken.closed) == (1, 1)

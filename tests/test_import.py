@@ -13,7 +13,7 @@ import pytest
 from verl_act.data_prep.collect_expert import play
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
-from verl_act.data_prep.published import read_published
+from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
 from verl_act.envs.registry import get_env
 from verl_act.envs.scienceworld.data import VARIATIONS
@@ -186,3 +186,24 @@ def test_unusable_files_are_named(text: str, form: str, message: str, games: Pat
 def test_an_environment_without_importer_is_told() -> None:
     with pytest.raises(ConfigError, match="there is no importer for 'mygame'; there are alfworld"):
         task_finder("mygame", {})
+
+
+def test_lines_end_with_newlines_alone(tmp_path: Path) -> None:
+    """JSON allows the other line separators of Unicode within a text."""
+    told = "one\u2028two\u0085three"
+    rows = [{"instruction": told, "actions": ["look"]}, {"task_id": "t", "actions": ["go"]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    first, second = read_published(path, "actions")
+    assert isinstance(first, Published) and isinstance(second, Published)
+    assert (first.instruction, second.task) == (told, "t")
+
+
+def test_half_a_surrogate_pair_makes_a_row_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"task_id": "t", "actions": ["look"], "thoughts": ["\\ud83d"]}\n{"task_id": "t", "actions": ["go"]}\n'
+    )
+    bad, good = read_published(path, "actions")
+    assert isinstance(bad, Unreadable) and "surrogates not allowed" in bad.reason
+    assert isinstance(good, Published)

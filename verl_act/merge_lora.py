@@ -42,7 +42,7 @@ def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
     if not targets:
         return False
     model = _merged(folder, weights, targets, json.loads(meta.read_text()))
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, replace_any=True) as partial:
         for path in folder.iterdir():
             if path not in files and path.name != "model.safetensors.index.json":
                 (partial / path.name).write_bytes(path.read_bytes())

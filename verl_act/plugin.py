@@ -16,14 +16,14 @@ TRAINER_MODULE = "verl.trainer.ppo.v1.trainer_base"
 
 
 def register() -> None:
-    """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop and the
-    training metrics.
+    """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop, the
+    training metrics and the end of runs that only fail.
     """
     from verl_act.platform import activate
 
     activate()
     wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
-    wrapt.when_imported(TRAINER_MODULE)(_add_training_metrics)
+    wrapt.when_imported(TRAINER_MODULE)(_mend_trainer)
 
 
 def _register_agent_loop(module: object) -> None:
@@ -31,10 +31,12 @@ def _register_agent_loop(module: object) -> None:
     import verl_act.rollout.agent_loop  # noqa: F401
 
 
-def _add_training_metrics(module: ModuleType) -> None:
-    from verl_act.training_metrics import close_gap
+def _mend_trainer(module: ModuleType) -> None:
+    from verl_act import training_metrics
+    from verl_act.rollout import failures
 
-    close_gap(module)
+    training_metrics.close_gap(module)
+    failures.close_gap(module)
 
 
 try:

@@ -12,6 +12,7 @@ Pairs store data, never prompts: rendering and candidate order happen in the dat
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -313,6 +314,11 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, partial)
         os.replace(partial, path)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{path}: {_unwritable(rows)} holds half a surrogate pair, which is no text ({error}). Mend or leave out "
+            "that row; nothing was written."
+        ) from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(
             f"{path}: the rows do not fit schema {schema_name(schema)}: {error}. Nothing was written."
@@ -323,6 +329,17 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _unwritable(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first row and column that cannot be encoded."""
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            try:
+                json.dumps(value, ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                return f"row {number}, column {name!r}"
+    return "a row"
 
 
 def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:

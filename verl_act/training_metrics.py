@@ -1,7 +1,8 @@
 """Gap: verl shows what a reward function returns beside the score in validation, but not while it trains.
 
 In runs on `ActDataset`, every step also logs the mean of each such value, for each data source apart: the reward tiers
-as `train/act/alfworld/choice/acc/mean` and so on, and for live episodes their metrics. Other runs are left alone.
+as `train/act/alfworld/choice/acc/mean` and so on, and for live episodes their metrics, each episode once. Other runs
+are left alone.
 
 Upstream change it waits for: `reward_extra_info` in the training metrics (verl/trainer/ppo/v1/trainer_base.py,
 `PPOTrainer._compute_metrics`).
@@ -31,10 +32,27 @@ def close_gap(module: ModuleType) -> None:
         rows = module.tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["data_source", "extra_fields"]
         )
-        real = [not tag.get("is_padding", False) for tag in batch.tags]
-        given["metrics"].update(means(_real(rows.pop("data_source"), real), _real(rows.pop("extra_fields"), real)))
+        kept = last_outputs(batch.keys, [tag.get("is_padding", False) for tag in batch.tags])
+        sources, fields = (rows.pop(name).tolist() for name in ("data_source", "extra_fields"))
+        given["metrics"].update(means([sources[row] for row in kept], [fields[row] for row in kept]))
 
     wrapt.wrap_function_wrapper(module, "PPOTrainer._compute_metrics", with_extra_info)
+
+
+def last_outputs(keys: Sequence[str], padding: Sequence[bool]) -> list[int]:
+    """The rows of a batch that stand for an episode each; padding stands for none.
+
+    A key is `<prompt>_<session>_<output>`. verl copies the last output's `reward_extra_info` to all outputs of a
+    session, so that a mean over rows would count an episode once per turn.
+    """
+    last: dict[str, tuple[int, int]] = {}
+    for row, key in enumerate(keys):
+        if not padding[row]:
+            session, _, output = key.rpartition("_")
+            if not output.isdigit():  # the key of an agent loop manager that is not verl's
+                session, output = key, "0"
+            last[session] = max(last.get(session, (-1, -1)), (int(output), row))
+    return sorted(row for _, row in last.values())
 
 
 def means(data_sources: Sequence[str], extra_fields: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -45,7 +63,3 @@ def means(data_sources: Sequence[str], extra_fields: Sequence[Mapping[str, Any]]
             if isinstance(value, Real):
                 values[f"train/{source}/{key}/mean"].append(float(value))
     return {name: sum(found) / len(found) for name, found in values.items()}
-
-
-def _real(column: Any, real: Sequence[bool]) -> list[Any]:
-    return [value for value, kept in zip(column.tolist(), real, strict=True) if kept]

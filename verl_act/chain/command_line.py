@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+_BEFORE_QUOTE = re.compile(r'(\\+)("|$)')
 
 
 def act_command(name: str, out: Path | None, options: dict[str, Any]) -> list[str]:
@@ -33,9 +36,13 @@ def flat(overrides: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def hydra_value(value: Any) -> str:
-    """A value in Hydra's override grammar, in which JSON is almost at home: keys of a mapping stand without quotes."""
+    """A value in Hydra's override grammar: keys of a mapping stand without quotes, and a backslash is itself, except
+    before a quote.
+    """
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{hydra_value(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(hydra_value, value)) + "]"
+    if isinstance(value, str):
+        return '"' + _BEFORE_QUOTE.sub(r"\1\1\2", value).replace('"', '\\"') + '"'
     return json.dumps(value)

@@ -106,7 +106,10 @@ class MethodRecipe:
 
 @dataclass
 class Recipe:
-    """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings."""
+    """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings.
+
+    `chat_template_kwargs` are for prompts in sampling, training and evaluation alike: `{enable_thinking: false}`.
+    """
 
     env: str = "alfworld"
     env_settings: dict[str, Any] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class Recipe:
     workers: int = 1
     max_model_len: int = 4096
     engine_options: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     prompt: PromptRecipe = field(default_factory=PromptRecipe)
     games: GamesRecipe = field(default_factory=GamesRecipe)
     expert: ExpertRecipe = field(default_factory=ExpertRecipe)
@@ -166,6 +170,11 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
     _check_methods(name, recipe)
+    if recipe.chat_template_kwargs:
+        recipe.engine_options.setdefault("chat_template_kwargs", recipe.chat_template_kwargs)
+        for stage in TRAINING:
+            key = "++data.apply_chat_template_kwargs"
+            getattr(recipe, stage).overrides.setdefault(key, recipe.chat_template_kwargs)
     if steps is not None:
         for stage in filter(lambda stage: stage.config, (getattr(recipe, name) for name in TRAINING)):
             trainer = stage.overrides.setdefault("trainer", {})

@@ -8,6 +8,7 @@ itself.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,11 +17,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from verl_act.chain.command_line import hydra_value
 from verl_act.chain.process import dies_with_parent
 from verl_act.chain.stages import Stage
 from verl_act.errors import EngineError
 from verl_act.manifest import atomic_folder, digest
 from verl_act.merge_lora import merge_lora
+
+logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"\bstep:(\d+) - (.*)")
 _SHOWN = {
@@ -41,16 +45,19 @@ def train(stage: Stage) -> None:
     attempt = len(list(work.glob("metrics-*.jsonl")))
     environment = {
         **os.environ,
-        "VERL_FILE_LOGGER_PATH": str(work / f"metrics-{attempt}.jsonl"),
+        "VERL_FILE_LOGGER_PATH": str((work / f"metrics-{attempt}.jsonl").absolute()),
         "PYTHONUNBUFFERED": "1",
         "HYDRA_FULL_ERROR": "1",
     }
     command = [
         *stage.command,
         'trainer.logger=["console","file"]',
-        f"trainer.default_local_dir={work / 'checkpoints'}",
-        f"hydra.run.dir={work / 'hydra'}",
+        f"trainer.default_local_dir={hydra_value(str(work / 'checkpoints'))}",
+        f"hydra.run.dir={hydra_value(str(work / 'hydra'))}",
     ]
+    if "verl.trainer.main_ppo" in command:  # on a Ray cluster that runs already, its workers have another environment
+        path = hydra_value(environment["VERL_FILE_LOGGER_PATH"])
+        command.append(f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={path}")
     log = work / f"log-{attempt}.txt"
     status = _watch(command, environment, log, stage.name)
     models = _exported_models(work / "checkpoints")
@@ -58,10 +65,18 @@ def train(stage: Stage) -> None:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
+    metrics = _merged_metrics(work)
+    if not metrics:
+        logger.warning(
+            "%s: the run left no metrics in %s, and the report will have no curves. Did it run on a machine that does "
+            "not share this folder?",
+            stage.name,
+            work,
+        )
     merge_lora(models[-1].parent)
-    with atomic_folder(stage.output) as folder:
+    with atomic_folder(stage.output, replace_any=True) as folder:
         shutil.copytree(models[-1], folder / "model")
-        (folder / "metrics.jsonl").write_text(_merged_metrics(work))
+        (folder / "metrics.jsonl").write_text(metrics)
         shutil.copy(log, folder / "log.txt")
     shutil.rmtree(work)
 

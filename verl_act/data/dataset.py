@@ -9,7 +9,6 @@ tasks live episodes. Any other file is read by verl's `RLHFDataset`. Prompts are
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +46,6 @@ COLUMNS = (
 """The keys of every row, whatever its file: verl collates the rows of a batch key by key."""
 
 _ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("position", np.int64), ("order_is_drawn", np.bool_)])
-_LONGEST_CHECKED = 8
 # verl wants at least one tensor in a batch.
 _DUMMY = torch.zeros(1, dtype=torch.uint8)
 
@@ -178,13 +176,10 @@ class ActDataset(Dataset):
             self._refuse_overlong(limit)
 
     def _refuse_overlong(self, limit: PromptLimit) -> None:
-        """Raise `DataError` for an overlong prompt. Only those longest by characters are tokenised: moments."""
-        sizes = (
-            (max((len(prompt[0]["content"]) for prompt in self._prompts(entry)), default=0), number)
-            for number, entry in enumerate(self._entries)
-        )
-        for _, number in heapq.nlargest(_LONGEST_CHECKED, sizes):
-            entry = self._entries[number]
+        """Raise `DataError` for an overlong prompt. Those too short in bytes to have so many tokens cost no more than
+        their rendering.
+        """
+        for entry in tqdm(self._entries, desc="Measuring prompts", unit="row", leave=False, mininterval=1.0):
             tokens = max(map(limit.excess, self._prompts(entry)), default=0)
             if tokens:
                 raise DataError(

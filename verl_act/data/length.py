@@ -1,7 +1,8 @@
 """How many tokens a prompt takes, and whether that is too many.
 
 verl's agent loop cuts an overlong prompt from the left with no more than a warning, and the goal stands on the left: so
-overlong prompts are filtered, or refused, before training starts.
+overlong prompts are filtered, or refused, before training starts. Those of live episodes are not known by then: our
+agent loop measures them, refuses a first one and ends the episode at a later one.
 """
 
 from __future__ import annotations

@@ -63,11 +63,11 @@ class GymnasiumTextEnvironment:
         self._steps = 0
         self._admissible: tuple[str, ...] = ()
         self._shown = ""
-        self._done = self._success = False
+        self._done = self._success = self._closed = False
 
     def reset(self, task: Task) -> Observation:
         """Start `task`. Raises `EnvError` where the environment fails, or leaves something out."""
-        self._task, self._steps, self._done, self._success = task, 0, False, False
+        self._task, self._steps, self._done, self._success, self._closed = task, 0, False, False, False
         options = {"task_id": task.task_id, "split": task.split}
         try:
             observation, info = self._environment.reset(seed=task.seed, options=options)
@@ -99,8 +99,9 @@ class GymnasiumTextEnvironment:
 
     def close(self) -> None:
         """Close the environment, once."""
-        if self._task is not None:
-            self._task = None
+        self._task = None
+        if not self._closed:
+            self._closed = True
             self._environment.close()
 
     def accepts(self, action: str, admissible: tuple[str, ...]) -> str | None:

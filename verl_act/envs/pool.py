@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from verl_act.envs.base import Environment, Observation, StepResult, Task
 from verl_act.envs.registry import get_env
@@ -150,10 +150,13 @@ class EnvSession:
             self._host.discard()
             return
         async with self._host.turn:
-            if self._generation == self._host.generation:
-                self._generation = None
-                with suppress(_HostLost):
-                    await self._host.call(self._pool.step_timeout, "close", self._episode)
+            await self._leave()
+
+    async def _leave(self) -> None:
+        if self._generation == self._host.generation:
+            self._generation = None
+            with suppress(_HostLost):
+                await self._host.call(self._pool.step_timeout, "close", self._episode)
 
     async def _safely(self, attempt: Callable[[], Any], what: str) -> Any:
         try:
@@ -172,6 +175,8 @@ class EnvSession:
     async def _step(self, action: str) -> StepResult:
         try:
             return await self._try(action)
+        except _Diverged:
+            raise
         except EnvError:
             return await self._try(action)
 
@@ -179,7 +184,8 @@ class EnvSession:
         if self._generation != self._host.generation:
             shown = await self._replay()
             if shown != self._shown:
-                raise EnvError(
+                await self._leave()  # nobody may step in that state
+                raise _Diverged(
                     f"{self._task}: replaying {self._actions} gave another state; the environment is not deterministic."
                 )
         try:
@@ -193,6 +199,10 @@ class EnvSession:
         shown = await self._host.call(timeout, "play", self._episode, self._task, self._actions)
         self._generation = self._host.generation
         return shown
+
+
+class _Diverged(EnvError):
+    """A replay came to another state; another replay would prove nothing."""
 
 
 class _HostLost(Exception):
@@ -215,13 +225,13 @@ class _Host:
         actor = self._actor
         try:
             return await asyncio.wait_for(getattr(actor, method).remote(*arguments), timeout)
-        except TimeoutError:
-            reason = f"no answer within {timeout:g} s"
-        except RayActorError as error:
-            reason = f"its process died ({type(error).__name__})"
-        except RayTaskError as error:
+        except RayTaskError as error:  # first: where the environment raised a TimeoutError, it is one as well
             cause = error.cause
             raise EnvError(str(cause) if isinstance(cause, EnvError) else f"{type(cause).__name__}: {cause}") from error
+        except TimeoutError:
+            reason = f"no answer within {timeout:g} s"
+        except (RayActorError, OutOfMemoryError) as error:  # the latter where Ray's memory monitor killed it
+            reason = f"its process died ({type(error).__name__})"
         if actor is self._actor:
             self.discard()
         raise _HostLost(reason)

@@ -36,7 +36,7 @@ def export_recipe(out: Path) -> Path:
     """Write the folder `out`, in place of an earlier export. Raises `ConfigError` where `out` holds anything else."""
     if out.exists() and any(out.iterdir()) and not (out / "REQUIRED_VERL.txt").is_file():
         raise ConfigError(f"{out}: holds other files (no REQUIRED_VERL.txt). Give a new folder, such as recipe/act.")
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace_any=True) as folder:
         shutil.copytree(PACKAGE, folder / "verl_act", ignore=_LEFT_OUT)
         _render(folder, "README.md", stages=STAGES)
         _render(folder, "REQUIRED_VERL.txt")

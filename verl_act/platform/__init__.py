@@ -33,7 +33,7 @@ def activate() -> None:
     # starts its threads, which inherit it.
     torch.set_flush_denormal(True)
     # Ray would give each of its workers a single thread.
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     # Ray starts its workers at niceness 15. The threads of a step wait for each other, so that one program beside them
     # makes a step take not twice but twenty times as long.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -44,3 +44,8 @@ def activate() -> None:
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     for gap in (process_group, reference_offload, sampling_poll, shared_memory, value_model, vllm_distribution):
         gap.close_gap()
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on; under taskset, Slurm or a container's cpuset fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -45,6 +45,17 @@ def turn_markers(tokenizer: Any) -> frozenset[str]:
 
 
 @lru_cache(maxsize=8)
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The id of the control token with which the chat template ends a reply; None where it writes none."""
+    text = "a reply"
+    conversation = [{"role": "user", "content": "text"}, {"role": "assistant", "content": text}]
+    rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
+    after = tokenizer.encode(rendered[rendered.rindex(text) + len(text) :], add_special_tokens=False)
+    control = control_tokens(tokenizer)
+    return next((token for token in after if tokenizer.convert_ids_to_tokens(token) in control), None)
+
+
+@lru_cache(maxsize=8)
 def _pattern(tokenizer: Any) -> re.Pattern[str]:
     """Each character at which one of them begins, so that none is missed where two of them overlap.
 

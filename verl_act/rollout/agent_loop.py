@@ -18,9 +18,11 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from verl_act.data.settings import ActSettings
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
+from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template
-from verl_act.prompts.plain_text import as_plain_text
+from verl_act.prompts.plain_text import as_plain_text, end_of_turn
 from verl_act.rollout.episode import Episode, play
+from verl_act.rollout.failures import FAILURES
 from verl_act.rollout.settings import EpisodeSettings, Mode
 from verl_act.schema import Context
 
@@ -30,14 +32,19 @@ class ActEnvAgentLoop(AgentLoopBase):
     """Plays the row's task and returns one output per episode (`concat`) or per turn (`stepwise`).
 
     A broken environment raises `EnvError`, which makes verl drop the row's group; with
-    `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place.
+    `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place. `failures.py` ends a run in which
+    nothing but that happens.
     """
 
     async def run(  # type: ignore[override]  # verl takes a list too
         self, sampling_params: dict[str, Any], **row: Any
     ) -> list[AgentLoopOutput]:
-        settings = ActSettings.from_config(self.data_config)
         task = Task(**row["extra_info"]["task"])
+        with FAILURES.watch(str(row.get("uid", task))):
+            return await self._play(task, sampling_params)
+
+    async def _play(self, task: Task, sampling_params: dict[str, Any]) -> list[AgentLoopOutput]:
+        settings = ActSettings.from_config(self.data_config)
         pool = EnvPool.shared(task.env, settings.episode)
         policy_class = ConcatPolicy if settings.episode.mode is Mode.CONCAT else StepwisePolicy
         policy = policy_class(self, settings.make_template(), settings.episode, sampling_params)
@@ -81,6 +88,22 @@ class _TokenPolicy(ABC):
 
     @abstractmethod
     async def reply(self, context: Context) -> str | None: ...
+
+    async def fresh_prompt(self, messages: list[Message]) -> list[int]:
+        """Token ids of a prompt, however many: verl's own method would cut the left off, where the goal stands."""
+        builder = self.agent_loop.continuous_token_builder
+        return await self.agent_loop.loop.run_in_executor(None, lambda: builder.build_initial_tokens(messages))
+
+    def fits(self, prompt_ids: list[int], context: Context) -> bool:
+        """Whether a prompt is within the limit. Raises `ConfigError` where it is an episode's first."""
+        limit = self.agent_loop.rollout_config.prompt_length
+        if len(prompt_ids) > limit and not context.history:
+            raise ConfigError(
+                f"The first prompt of an episode takes {len(prompt_ids)} tokens, more than data.max_prompt_length="
+                f"{limit} (goal: {context.goal!r}). Raise data.max_prompt_length, or choose a shorter template than "
+                f"{type(self.template).__name__} with data.act.template."
+            )
+        return len(prompt_ids) <= limit
 
     def user_message(self, messages: list[Message]) -> list[Message]:
         return as_plain_text(messages, self.agent_loop.tokenizer)
@@ -152,7 +175,9 @@ class StepwisePolicy(_TokenPolicy):
 
     async def reply(self, context: Context) -> str | None:
         messages = self.user_message(self.template.action_messages(context))
-        prompt_ids = await self.agent_loop.ct_build_initial_tokens(messages)
+        prompt_ids = await self.fresh_prompt(messages)
+        if not self.fits(prompt_ids, context):
+            return None
         limit = min(self.settings.max_tokens_per_turn, self.agent_loop.rollout_config.response_length)
         token_ids, log_probs = await self.generate(prompt_ids, limit)
         self.samples.append(_Sample(prompt_ids, token_ids, [1] * len(token_ids), log_probs))
@@ -165,7 +190,9 @@ class ConcatPolicy(_TokenPolicy):
     async def reply(self, context: Context) -> str | None:
         if not self.samples:
             self.messages = self.user_message(self.template.action_messages(context))
-            self.samples.append(_Sample(await self.agent_loop.ct_build_initial_tokens(self.messages)))
+            prompt_ids = await self.fresh_prompt(self.messages)
+            self.fits(prompt_ids, context)
+            self.samples.append(_Sample(prompt_ids))
         elif not await self._observe(context):
             return None
         sample = self.samples[0]
@@ -185,9 +212,14 @@ class ConcatPolicy(_TokenPolicy):
         sample = self.samples[0]
         answer = self.template.followup(context.observation, context.admissible_actions)
         messages = [*self.messages, *self.user_message([{"role": "user", "content": answer}])]
-        so_far = sample.prompt_ids + sample.response_ids
+        # A reply that was cut does not end its turn by itself; an open turn would garble all that follows.
+        closing = self._closing(sample.response_ids)
         merged, mask, log_probs = await self.agent_loop.ct_merge_context_msg(
-            self.messages, messages, so_far, sample.response_mask, sample.response_logprobs or None
+            self.messages,
+            messages,
+            sample.prompt_ids + sample.response_ids + closing,
+            sample.response_mask + [0] * len(closing),
+            sample.response_logprobs + [0.0] * len(closing) if sample.response_logprobs else None,
         )
         response_ids = merged.token_ids[len(sample.prompt_ids) :]
         if len(response_ids) >= self.agent_loop.rollout_config.response_length:
@@ -196,3 +228,8 @@ class ConcatPolicy(_TokenPolicy):
         sample.response_ids, sample.response_mask = response_ids, mask
         sample.response_logprobs = log_probs or []
         return True
+
+    def _closing(self, response_ids: list[int]) -> list[int]:
+        tokenizer: Any = self.agent_loop.tokenizer
+        end = end_of_turn(tokenizer)
+        return [] if end is None or response_ids[-1:] in ([end], [tokenizer.eos_token_id]) else [end]

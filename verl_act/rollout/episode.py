@@ -89,6 +89,7 @@ class Episode:
             "inadmissible_share": len(failed) / count,
             "malformed_share": sum(turn.malformed is not None for turn in self.turns) / count,
             "longest_failed_repeat": float(longest_failed_repeat(self.turns)),
+            "token_budget": float(self.end is End.TOKEN_BUDGET),
             "env_seconds": self.env_seconds,
         }
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from verl_act.errors import ConfigError
+
 
 class Mode(StrEnum):
     """How the turns of an episode become training samples."""
@@ -39,3 +41,6 @@ class EpisodeSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", Mode(self.mode))
+        for name in ("max_turns", "max_tokens_per_turn"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.act.episode.{name} is {getattr(self, name)}; an episode needs at least 1.")
