@@ -336,7 +336,8 @@ class Requests:
 
 def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     engine, vllm = Engine.__new__(Engine), Requests()
-    engine.tokenizer, engine._llm, engine.without_room = make_tokenizer(["go"]), cast(Any, vllm), 0
+    engine.tokenizer, engine._llm = make_tokenizer(["go"]), cast(Any, vllm)
+    engine.chat_template_kwargs, engine.without_room = {}, 0
     messages = get_template("plain").action_messages(make_context())
     length = len(engine.encode(messages))
     replies = []
