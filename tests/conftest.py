@@ -19,6 +19,15 @@ def pytest_configure() -> None:
     """Ray's files in a folder of this run: it looks there for a running cluster, and would find somebody else's."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for the sockets in it
+    _keep_to_own_cores()
+
+
+def _keep_to_own_cores() -> None:
+    """Side by side, every process of the tests has cores of its own: threads that wait for each other go slow else."""
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    cores = sorted(os.sched_getaffinity(0))
+    if worker and workers <= len(cores):
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers])
 
 
 def pytest_unconfigure() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,11 +136,11 @@ def test_an_engine_without_memory(tmp_path: Path) -> None:
     code = "from verl_act.doctor.engine import engine_start; engine_start()"
     env = clean_environment(VLLM_CPU_KVCACHE_SPACE="100000")
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=400, check=False
     )
-    assert "Fault: vLLM did not start with model" in done.stderr
-    fault = next(line for line in done.stderr.splitlines() if "Fault: vLLM did not start with model" in line)
-    assert "lower VLLM_CPU_KVCACHE_SPACE" in fault
+    # On a busy machine vLLM's failing start sometimes never ends.
+    faults = re.findall(r".*Fault: vLLM (?:did not start with|has not started).*", done.stderr)
+    assert faults and "lower VLLM_CPU_KVCACHE_SPACE" in faults[0], done.stderr
 
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,7 +286,7 @@ def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         # verl writes a step's metrics after its checkpoint, so a kill between the two loses that line.
         assert second.wait(lambda: saved.exists() and '"step":1' in logged.read_text()), second.tail()
         second.kill()
-        survivors.append(second.survivors(10))
+        survivors.append(second.survivors(30))
 
         third = RunningChain(recipe, out, folder / "third.log", "--steps", str(len(TAKEN)))
         attempts.append(third)
@@ -333,7 +333,10 @@ def test_nothing_is_sampled_twice(interrupted: Interrupted, tmp_path: Path) -> N
 
 def test_the_critic_stage_goes_on_from_its_checkpoint(interrupted: Interrupted) -> None:
     critic = Trained(interrupted.out / "critic")
-    critic.check(TAKEN, "act/alfworld/choice")
+    # The killed attempt's last step may have left its checkpoint and not its metrics, which verl writes afterwards.
+    logged = sorted(step for step in critic.metrics if step)
+    assert {TAKEN[0], TAKEN[-1]} <= set(logged) <= set(TAKEN) and len(logged) >= len(TAKEN) - 1
+    critic.check(logged, "act/alfworld/choice")
     log = (critic.output / "log.txt").read_text()
     assert re.search(r"Setting global step to [1-5]\b|Resuming from .*global_step_[1-5]\b", log), "it began anew"
     assert not (interrupted.out / "critic.work").exists()

@@ -158,7 +158,9 @@ def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) ->
         tmp_path / "pairs", [tmp_path / "expert" / TRAJECTORIES], env_settings=settings, source="admissible"
     ).counts
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
-    assert counts["pairs"] == len(pairs) == len(steps) and "trajectories_not_replayed" not in counts
+    refused = [step for step in steps if step.action not in step.context.admissible_actions]
+    assert counts.get("states_expert_inadmissible", 0) == len(refused) < len(steps), "gold paths open open doors"
+    assert counts["pairs"] == len(pairs) == len(steps) - len(refused) and "trajectories_not_replayed" not in counts
     assert all(pair.alternative_admissible and pair.margin is None for pair in pairs)
     assert make_tasks(tmp_path / "tasks", "scienceworld", ["dev", "test"], limit=7, env_settings=settings) == 14
 
