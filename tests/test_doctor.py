@@ -138,8 +138,7 @@ def test_an_engine_without_memory(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=400, check=False
     )
-    # On a busy machine vLLM's failing start sometimes never ends.
-    faults = re.findall(r".*Fault: vLLM (?:did not start with|has not started).*", done.stderr)
+    faults = re.findall(r".*Fault: vLLM did not start with model.*", done.stderr)
     assert faults and "lower VLLM_CPU_KVCACHE_SPACE" in faults[0], done.stderr
 
 

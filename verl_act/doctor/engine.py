@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from tempfile import TemporaryFile
 
 from verl_act.doctor.finding import Fault
 from verl_act.errors import EngineError
@@ -21,13 +23,18 @@ _REMEDY = "vLLM's messages on stderr say why; free memory, or lower VLLM_CPU_KVC
 def engine_start() -> str:
     """Start one with the embedded model and take one reply; in a process of its own, for a start may never end."""
     command = [sys.executable, "-c", "from verl_act.doctor.engine import report_start; report_start()"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            said, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise Fault(f"vLLM has not started within {PATIENCE} s.", _REMEDY) from None
-    lines = said.splitlines()
+    with TemporaryFile("w+") as said:
+        with subprocess.Popen(command, stdout=said, start_new_session=True) as process:
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise Fault(f"vLLM has not started within {PATIENCE} s.", _REMEDY) from None
+            finally:
+                # After a failed start vLLM's engine process may hang for ever, closing sockets it was forked with.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        said.seek(0)
+        lines = said.read().splitlines()
     if not lines or not lines[-1].startswith("{"):
         raise Fault(f"the process of a vLLM engine ended with status {process.returncode}.", _REMEDY)
     outcome = json.loads(lines[-1])
