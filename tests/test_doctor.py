@@ -138,7 +138,8 @@ def test_an_engine_without_memory(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=400, check=False
     )
-    faults = re.findall(r".*Fault: vLLM did not start with model.*", done.stderr)
+    # Whichever comes of vLLM's race at the end of a failed start.
+    faults = re.findall(r".*Fault: vLLM (?:did not start with model|has not started within).*", done.stderr)
     assert faults and "lower VLLM_CPU_KVCACHE_SPACE" in faults[0], done.stderr
 
 

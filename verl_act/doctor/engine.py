@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 from verl_act.doctor.finding import Fault
 from verl_act.errors import EngineError
 
-PATIENCE = 240
+PATIENCE = 180
 """Seconds; on two busy cores an engine takes about one minute."""
 _QUESTION = "You are in the middle of a room. Your task is to: look at bowl under the desklamp."
 _REMEDY = "vLLM's messages on stderr say why; free memory, or lower VLLM_CPU_KVCACHE_SPACE on a CPU."
@@ -30,7 +30,8 @@ def engine_start() -> str:
             except subprocess.TimeoutExpired:
                 raise Fault(f"vLLM has not started within {PATIENCE} s.", _REMEDY) from None
             finally:
-                # After a failed start vLLM's engine process may hang for ever, closing sockets it was forked with.
+                # vLLM's engine process may hang at the end of a failed start, where Python collects its ZeroMQ context
+                # before the sockets; and who has started it waits for ever.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         said.seek(0)
