@@ -34,7 +34,7 @@ from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EngineError
-from verl_act.evaluate.run import FILES
+from verl_act.evaluate.files import FILES
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.prompts import get_template
 

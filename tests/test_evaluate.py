@@ -20,9 +20,10 @@ from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
+from verl_act.evaluate.files import FILES
 from verl_act.evaluate.outcomes import read_values
 from verl_act.evaluate.reasoning import Question
-from verl_act.evaluate.run import FILES, Answers, evaluate, some_of_each_split, write_evaluation
+from verl_act.evaluate.run import Answers, evaluate, some_of_each_split, write_evaluation
 from verl_act.evaluate.table import compare, comparison, markdown
 from verl_act.manifest import digest
 from verl_act.prompts import get_template

@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_act.chain.command_line import act_command, flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
-from verl_act.evaluate.run import FILES
+from verl_act.evaluate.files import FILES
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.evaluate.figures import LOOP_LENGTH, finished, margin_name, place_name
-from verl_act.evaluate.run import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
 
 Record = Mapping[str, Any]
 Values = dict[tuple[str, str, str], dict[str, float]]

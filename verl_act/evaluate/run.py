@@ -20,6 +20,7 @@ from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
+from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.reasoning import read_questions
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
@@ -28,11 +29,6 @@ from verl_act.schema import TASK, read_pairs, read_steps, read_table
 
 PathName = str | PathLike[str]
 _Record = TypeVar("_Record", bound=Any)
-FIGURES = "figures.json"
-EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
-REASONING = "reasoning.jsonl"
-FILES = (FIGURES, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
-"""All that an evaluation says."""
 
 
 def evaluate(

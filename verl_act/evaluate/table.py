@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verl_act.errors import DataError
-from verl_act.evaluate.run import FIGURES
+from verl_act.evaluate.files import FIGURES
 
 Cell = str
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
+from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS
 from verl_act.evaluate.methods import JSON as METHODS
-from verl_act.evaluate.run import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS
 from verl_act.manifest import FILE_NAME, Manifest, read_manifest
 
 RL_STAGES = ("critic", "action")
