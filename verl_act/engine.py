@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -54,16 +56,22 @@ class Sampling:
             )
 
 
+def _start_seconds() -> float:
+    return float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Where the model is and what vLLM is told beyond our defaults.
 
-    `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts.
+    `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts. A start that takes longer than
+    `start_seconds` has failed; vLLM's own variable `VLLM_ENGINE_READY_TIMEOUT_S` changes the default of half an hour.
     """
 
     model: str
     max_model_len: int = 4096
     extra: dict[str, Any] = field(default_factory=dict)
+    start_seconds: float = field(default_factory=_start_seconds)
 
 
 def request_seed(seed: int, item: str) -> int:
@@ -113,8 +121,15 @@ class Engine:
         # One event loop for the engine's whole life: vLLM's output handler belongs to the loop that first used it.
         self._loop = asyncio.Runner()
         try:
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
+            with _processes_end_after(settings.start_seconds) as overdue:
+                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
         except (RuntimeError, ValueError, TypeError, OSError) as error:
+            if overdue.is_set():
+                raise EngineError(
+                    f"vLLM has not started within {settings.start_seconds:.0f} s with model {settings.model} and "
+                    f"{arguments}. Its own messages above say why; where it only needs longer, set "
+                    "VLLM_ENGINE_READY_TIMEOUT_S to more seconds."
+                ) from error
             raise EngineError(
                 f"vLLM did not start with model {settings.model} and {arguments}: {error}. "
                 "Its own messages above say more; lower max_model_len or free memory if it ran out."
@@ -165,6 +180,30 @@ class Engine:
         if final is None:
             raise EngineError("vLLM ended a request without an answer; its own messages above say why.")
         return [completion.text for completion in final.outputs]
+
+
+@contextmanager
+def _processes_end_after(seconds: float) -> Iterator[threading.Event]:
+    """Kill the processes started in this block that still run after `seconds`; the event says whether it came to that.
+
+    vLLM's engine process may hang at the end of a failed start, where Python collects its ZeroMQ context before the
+    sockets, and vLLM waits for its message or its end without a limit.
+    """
+    before = set(multiprocessing.active_children())
+    overdue = threading.Event()
+
+    def end() -> None:
+        overdue.set()
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield overdue
+    finally:
+        timer.cancel()
 
 
 def _exit_in_order_when_terminated() -> None:
