@@ -60,4 +60,4 @@ verl_act/assets/embedded_model_webshop: | setup # from a catalogue that no recip
 	$(PYTHON_RUN) -m verl_act make-catalogue --out runs/embedded/catalogue --seed 1000
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/webshop --env-settings '{"data": "runs/embedded/catalogue", "observation": "brief"}' webshop train
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
-	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 2200, "choice_share": 0.5, "whole_text_share": 0.1, "storage": "bfloat16"}'
+	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 5000, "choice_share": 0.4, "whole_text_share": 0.1, "storage": "bfloat16"}'
