@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import ray
+import verl_example
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
@@ -135,8 +136,10 @@ def test_every_environment_has_a_group() -> None:
     assert sorted(set(known_envs()) & {"alfworld", "scienceworld", "webshop"}) == ENVIRONMENTS
 
 
-def test_mixing_changes_nothing_but_rows_and_reward() -> None:
-    plain, mixed = composed(), composed("+act=mix", "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent")
+@pytest.mark.parametrize("theirs", [[], verl_example.OVERRIDES], ids=["defaults", "verl's example"])
+def test_mixing_changes_nothing_but_rows_and_reward(theirs: list[str]) -> None:
+    agent = "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"
+    plain, mixed = composed(*theirs), composed(*theirs, "+act=mix", agent)
     assert ActSettings.from_config(mixed.data) == ActSettings(default_agent="tool_agent")
     mixed.actor_rollout_ref.rollout.agent.default_agent_loop = "single_turn_agent"
     del mixed.data.act

@@ -1,9 +1,11 @@
 """The documentation site builds without a warning, its pages hold together, and every command in them runs.
 
-A fenced block of commands says in a comment in the line before it how it is run here: `<!-- run -->` as it stands;
-`<!-- check -->`, `<!-- help -->` and `<!-- cfg -->` with `--check`, `--help` or `--cfg job` at the end of each command,
-where the whole would need minutes or a GPU. A command may go on in the next line after a backslash. A block of `python`
-is run where it says so; others show parts of `examples/`, which have tests of their own.
+So do the commands of the README, of CONTRIBUTING and of the recipes' pages. A fenced block of commands says in a
+comment in the line before it how it is run here: `<!-- run -->` as it stands; `<!-- check -->`, `<!-- help -->` and
+`<!-- cfg -->` with `--check`, `--help` or `--cfg job` at the end of each command, where the whole would need minutes or
+a GPU; `<!-- make -->` as a dry run in the repository. A command may go on in the next line after a backslash, and a
+remark at its end is left out. A block of `python` is run where it says so; others show parts of `examples/`, which have
+tests of their own.
 """
 
 from __future__ import annotations
@@ -21,8 +23,17 @@ import pytest
 from chromium import chromium
 from test_platform_gaps import clean_environment
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-ENDINGS = {"run": "", "check": " --check", "help": " --help", "cfg": " --cfg job"}
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+GENERATED = DOCS / "reference" / "commands.md"
+FILES = sorted(
+    path
+    for path in (*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("recipes/*/README.md"))
+    if path != GENERATED and "_build" not in path.parts
+)
+ENDINGS = {"run": "", "check": " --check", "help": " --help", "cfg": " --cfg job", "make": " --dry-run"}
+REMARK = re.compile(r" +# .*$")
+LINK = re.compile(r"\]\((?!\w+:)([^)#]+)")
 BLOCK = re.compile(
     r"^(?:<!-- (?P<how>\w+) -->\n)?```(?P<language>sh|bash|shell|console|python)\n(?P<text>.*?)^```", re.M | re.S
 )
@@ -42,14 +53,13 @@ class Block:
         else:
             assert self.how is not None
             lines = self.text.replace("\\\n", " ").splitlines()
-            yield from (["sh", "-ec", line + ENDINGS[self.how]] for line in lines)
+            yield from (["sh", "-ec", REMARK.sub("", line) + ENDINGS[self.how]] for line in lines)
 
 
 def blocks() -> list[Block]:
-    pages = sorted(path for path in DOCS.rglob("*.md") if path != DOCS / "reference" / "commands.md")  # generated
     return [
-        Block(page.relative_to(DOCS).as_posix(), found["how"], found["language"], found["text"])
-        for page in pages
+        Block(page.relative_to(ROOT).as_posix(), found["how"], found["language"], found["text"])
+        for page in FILES
         for found in BLOCK.finditer(page.read_text())
     ]
 
@@ -61,9 +71,23 @@ def test_every_block_says_how_it_is_run() -> None:
     shell = (block for block in blocks() if block.language != "python")
     unmarked = [(block.page, block.text) for block in shell if block.how not in ENDINGS]
     assert not unmarked
-    marks = sum(page.read_text().count("\n<!-- ") for page in DOCS.rglob("*.md"))
+    marks = sum(page.read_text().count("\n<!-- ") for page in FILES)
     assert marks == sum(block.how is not None for block in blocks()), "a mark stands before no block"
-    assert "tutorial.md" in PAGES
+    assert {"docs/tutorial.md", "README.md", "recipes/alfworld/README.md"} <= set(PAGES)
+
+
+def test_no_command_stands_in_a_block_without_a_language() -> None:
+    plain = {page.name: re.findall(r"^```\n(.*?)^```", page.read_text(), re.M | re.S) for page in FILES}
+    assert not [
+        (page, text) for page, texts in plain.items() for text in texts if re.match(r"\s*(python|make|pip|git) ", text)
+    ]
+
+
+@pytest.mark.parametrize("page", FILES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    """Outside the site, whose links the browser follows; commands.md is made with the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    assert not [link for link in LINK.findall(text) if not (page.parent / link).exists() and "commands" not in link]
 
 
 @pytest.mark.slow
@@ -74,7 +98,13 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Pat
     for block in (block for block in blocks() if block.page == page and block.how):
         for command in block.commands():
             done = subprocess.run(
-                command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500, check=False
+                command,
+                cwd=ROOT if block.how == "make" else tmp_path,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=500,
+                check=False,
             )
             assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
@@ -95,7 +125,8 @@ def test_the_site_builds_without_a_warning(site: Path) -> None:
 
 
 def test_the_marks_of_blocks_are_not_shown(site: Path) -> None:
-    shown = {page: re.sub(r"<!--.*?-->", "", (site / page).with_suffix(".html").read_text()) for page in PAGES}
+    pages = [page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")]
+    shown = {page: re.sub(r"<!--.*?-->", "", (site / page).with_suffix(".html").read_text()) for page in pages}
     assert not [page for page, text in shown.items() if re.search(r"&lt;!--|<p>% ", text)]
 
 

@@ -55,7 +55,8 @@ def test_it_has_what_verl_recipe_asks_for(recipe: Path) -> None:
     required = dict(
         line.split("=", 1) for line in (recipe / "REQUIRED_VERL.txt").read_text().splitlines() if line[0] != "#"
     )
-    assert required["TAG"] == f"v{VERL}" and required["PIP_INSTALL"].endswith(f"=={VERL}")
+    assert required["MODE"] == "pinned_tag" and required["TAG"] == f"v{VERL}"
+    assert required["PIP_INSTALL"].endswith(f"=={VERL}")
     assert "## Required `verl` version" in (recipe / "README.md").read_text()
     ruff = Path(sys.executable).with_name("ruff")
     for check in (["check"], ["format", "--check"]):

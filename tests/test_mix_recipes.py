@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import verl_example
 from samples import make_pair
 from verl_runs import ACT, arguments, check_steps, run
 
-from verl_act.chain.recipe import RECIPES
+from verl_act.chain.recipe import RECIPES, embedded_models
 from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.schema import PAIR, write_rows
 
@@ -61,6 +62,21 @@ def test_pairs_and_gsm8k_in_one_run(files: dict[str, str], tmp_path: Path) -> No
     assert {"val-core/openai/gsm8k/acc/mean@1", "val-core/act/alfworld/choice/valid_seen/acc/mean@1"} <= set(metrics[2])
 
 
+def test_pairs_in_an_example_of_verls(files: dict[str, str], tmp_path: Path) -> None:
+    """What its own script sets stays, and three lines bring ACT in."""
+    ours = {
+        "data.train_files": f"['{files['GSM8K']}','{files['PAIRS']}']",
+        "data.val_files": f"['{files['GSM8K_VAL']}','{files['PAIRS_VAL']}']",
+        "data.act.mix.weights": [3, 1],
+    }
+    model = {"actor_rollout_ref.model.path": str(embedded_models()["alfworld"])}
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=mix"]
+    metrics = run([*command, *arguments(tmp_path, **verl_example.SETTINGS, **model, **ACT, **ours)], tmp_path)
+    check_steps(metrics)
+    assert all("actor/kl_loss" in metrics[step] for step in (1, 2)), "their reference model is still there"
+    assert {"val-core/openai/gsm8k/acc/mean@1", "val-core/act/alfworld/choice/valid_seen/acc/mean@1"} <= set(metrics[2])
+
+
 def test_choices_beside_live_episodes(files: dict[str, str], games: Path, tmp_path: Path) -> None:
     script = str(RECIPES / "mix" / "run_choices_and_episodes.sh")
     episodes = {
@@ -85,8 +101,7 @@ def test_a_warm_up_before_a_run_of_somebody_elses(files: dict[str, str], tmp_pat
     own = {
         "data.train_files": files["GSM8K"],
         "data.val_files": files["GSM8K_VAL"],
-        "actor_rollout_ref.rollout.name": "vllm",
-        "algorithm.adv_estimator": "grpo",
+        **verl_example.SETTINGS,
         "trainer.total_training_steps": 1,
     }
     # Each writes its metrics to a file of its own.

@@ -56,22 +56,16 @@ class Sampling:
             )
 
 
-def _start_seconds() -> float:
-    return float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Where the model is and what vLLM is told beyond our defaults.
 
-    `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts. A start that takes longer than
-    `start_seconds` has failed; vLLM's own variable `VLLM_ENGINE_READY_TIMEOUT_S` changes the default of half an hour.
+    `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts.
     """
 
     model: str
     max_model_len: int = 4096
     extra: dict[str, Any] = field(default_factory=dict)
-    start_seconds: float = field(default_factory=_start_seconds)
 
 
 def request_seed(seed: int, item: str) -> int:
@@ -87,12 +81,16 @@ def model_digest(model: str) -> str | None:
 class Engine:
     """A running vLLM engine and its tokenizer. Use as a context manager; leaving it stops the engine's processes.
 
-    `without_room` counts the prompts so far that left no room for a reply.
+    A start that takes longer than `start_seconds` has failed; where none are given, vLLM's own variable
+    `VLLM_ENGINE_READY_TIMEOUT_S` says how many, or else half an hour. `without_room` counts the prompts so far that
+    left no room for a reply.
 
     Raises `ConfigError` where the model folder is unusable and `EngineError` where vLLM does not start.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, start_seconds: float | None = None) -> None:
+        if start_seconds is None:
+            start_seconds = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
         extra = dict(settings.extra)
         self.chat_template_kwargs = extra.pop("chat_template_kwargs", {})
         self.tokenizer = load_tokenizer(settings.model, bool(extra.get("trust_remote_code", False)))
@@ -121,12 +119,12 @@ class Engine:
         # One event loop for the engine's whole life: vLLM's output handler belongs to the loop that first used it.
         self._loop = asyncio.Runner()
         try:
-            with _processes_end_after(settings.start_seconds) as overdue:
+            with _processes_end_after(start_seconds) as overdue:
                 self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             if overdue.is_set():
                 raise EngineError(
-                    f"vLLM has not started within {settings.start_seconds:.0f} s with model {settings.model} and "
+                    f"vLLM has not started within {start_seconds:.0f} s with model {settings.model} and "
                     f"{arguments}. Its own messages above say why; where it only needs longer, set "
                     "VLLM_ENGINE_READY_TIMEOUT_S to more seconds."
                 ) from error

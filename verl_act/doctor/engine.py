@@ -46,7 +46,7 @@ def _start(seconds: float) -> str:
 
     started = time.monotonic()
     model = str(embedded_models()["alfworld"])
-    with Engine(EngineSettings(model=model, max_model_len=512, start_seconds=seconds)) as engine:
+    with Engine(EngineSettings(model=model, max_model_len=512), seconds) as engine:
         ready = time.monotonic() - started
         message = {"role": "user", "content": _QUESTION}
         (reply,) = engine.run(engine.reply([message], Sampling(temperature=0, max_tokens=8)))
