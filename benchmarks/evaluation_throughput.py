@@ -1,0 +1,90 @@
+"""Episodes per second of the evaluation, against the same episodes one at a time.
+
+    python benchmarks/evaluation_throughput.py [--games 36] [--max-turns 30]
+
+One engine with the embedded model plays a panel of generated ALFWorld games greedily, first all of them at once as
+`evaluate` does, then each after the other, and checks that both won the same games. Neither the engine's start nor that
+of the environments is counted. Writes `benchmarks/results/evaluation_throughput.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from verl_act.chain.recipe import embedded_models
+from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
+from verl_act.evaluate.ask import Examinee, play_tasks
+from verl_act.prompts import get_template
+from verl_act.schema import TASK, read_table
+
+RESULTS = Path(__file__).parent / "results" / "evaluation_throughput.json"
+
+
+def play(examinee: Examinee, panel: list[Task], data: dict[str, Any], max_turns: int) -> dict[str, Any]:
+    """Both ways on one engine and one pool."""
+
+    async def both() -> dict[str, Any]:
+        pools = {"alfworld": EnvPool("alfworld", data, actors=1)}
+        await play_tasks(examinee, panel[:1], pools, 2)  # starts what is started at first use
+        started = time.monotonic()
+        together = await play_tasks(examinee, panel, pools, max_turns)
+        seconds = {"all at once": time.monotonic() - started}
+        started = time.monotonic()
+        alone = [
+            (await play_tasks(examinee, [task], pools, max_turns))[0] for task in tqdm(panel, desc="one at a time")
+        ]
+        seconds["one at a time"] = time.monotonic() - started
+        won = [[record["success"] for record, _ in answers] for answers in (together, alone)]
+        turns = [sum(record["steps"] for record, _ in answers) for answers in (together, alone)]
+        return {"seconds": seconds, "same_outcome": sum(map(lambda a, b: a == b, *won)), "turns": turns}
+
+    return examinee.engine.run(both())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--games", type=int, default=36)
+    parser.add_argument("--max-turns", type=int, default=30)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        counts = {"train": 6, "valid_seen": arguments.games}
+        make_games(folder / "games", counts=counts, size="small", seed=5, progress=False)
+        data = {"data": str(folder / "games")}
+        make_tasks(folder / "panel", "alfworld", ["valid_seen"], env_settings=data)
+        panel = [Task(**row) for row in read_table(folder / "panel" / "tasks.parquet", TASK).to_pylist()]
+        settings = EngineSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024)
+        template = get_template("compact", history_length=8)
+        ray.init(include_dashboard=False, log_to_driver=False)
+        try:
+            with Engine(settings) as engine:
+                examinee = Examinee(engine, template, Sampling(temperature=0, max_tokens=16), 0)
+                measured = play(examinee, panel, data, arguments.max_turns)
+        finally:
+            ray.shutdown()
+    seconds = measured["seconds"]
+    result = {
+        "episodes": len(panel),
+        "turns": measured["turns"],
+        "same_outcome": measured["same_outcome"],
+        "episodes_per_second": {way: round(len(panel) / taken, 2) for way, taken in seconds.items()},
+        "ratio": round(seconds["one at a time"] / seconds["all at once"], 2),
+    }
+    print(json.dumps(result, indent=2))
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
