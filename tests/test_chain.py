@@ -154,6 +154,18 @@ def test_a_bad_recipe_is_refused_by_its_key(text: str, message: str, tmp_path: P
         load_recipe(write_recipe(tmp_path, text))
 
 
+def test_a_recipe_on_two_bases_has_what_both_state() -> None:
+    """What they have in common is laid first, once: it does not undo what the first base states."""
+    shop, comparison = load_recipe("webshop/quickstart"), load_recipe("alfworld/methods")
+    both = load_recipe("webshop/methods")
+    assert both.env == "webshop" and both.expert == shop.expert and both.evaluate.tasks == shop.evaluate.tasks
+    assert both.methods == comparison.methods and both.il == comparison.il
+    assert both.critic.overrides["data"]["max_response_length"] == shop.critic.overrides["data"]["max_response_length"]
+    assert (
+        both.critic.overrides["trainer"] == comparison.critic.overrides["trainer"] != shop.critic.overrides["trainer"]
+    )
+
+
 def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
     first = write_recipe(tmp_path, f"base: {tmp_path}/b.yaml\n", "a.yaml")
     write_recipe(tmp_path, f"base: {first}\n", "b.yaml")

@@ -1,12 +1,14 @@
 """A recipe: what `chain` runs, as YAML in `verl_act/recipes` or in a file of your own.
 
-A recipe names another as its `base` and states only what differs. Unknown keys are refused, with the key's name.
+A recipe names another as its `base`, or several, laid one over the other, and states only what differs. Unknown keys
+are refused, with the key's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +159,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
 
     Raises `ConfigError` naming the file and the key at fault.
     """
-    layers = [_read(path) for path in reversed(_bases(_find(name)))]
+    layers = [_read(path) for path in _layers(_find(name))]
     for change in changes:
         if "=" not in change:
             raise ConfigError(f"{change!r} is not a change of the form KEY=VALUE.")
@@ -222,14 +224,13 @@ def _find(name: str) -> Path:
     raise ConfigError(f"no recipe is called {name!r} and no such file exists; there are {', '.join(known)}.")
 
 
-def _bases(path: Path) -> list[Path]:
-    """`path` and the recipes below it, nearest first."""
-    found = [path]
-    while base := _load(found[-1]).get("base"):
-        found.append(_find(base))
-        if found[-1] in found[:-1]:
-            raise ConfigError(f"{path}: its bases form a circle at {base}.")
-    return found
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """`path` and the recipes below it, the lowest first. One that several of them build on counts once."""
+    if path in above:
+        raise ConfigError(f"{above[0]}: its bases form a circle at {path}.")
+    base = _load(path).get("base") or ()
+    below = (_layers(_find(name), (*above, path)) for name in ((base,) if isinstance(base, str) else base))
+    return list(dict.fromkeys((*chain.from_iterable(below), path)))
 
 
 def _read(path: Path) -> DictConfig:
