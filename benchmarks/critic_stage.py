@@ -1,9 +1,9 @@
 """What the critic stage teaches, seed by seed: choice accuracy over its steps, next actions before and after.
 
-    for seed in 0 1; do python -m verl_act chain alfworld/quickstart --out runs/seed$seed seed=$seed; done
-    python benchmarks/critic_stage.py runs/seed0 runs/seed1
+    python benchmarks/critic_stage.py runs/quickstart runs/methods/seed-0 runs/methods/seed-1
 
-Reads finished chains (their metrics and evaluations, all on held-out games), prints a table and writes
+Reads finished chains, or the seeds of a comparison of methods (their metrics and evaluations, all on held-out games;
+what was trained with ACT alone and with RL + ACT stands in the place of a chain's stages), prints a table and writes
 `benchmarks/results/critic_stage.json` and the curves, `critic_stage.svg`.
 """
 
@@ -33,6 +33,10 @@ FIGURES = {
 }
 
 
+MODELS = {"initial": "prompting", "critic": "act", "action": "rl-act"}
+"""Names of evaluations in a chain, and in a comparison of methods."""
+
+
 def curves(run: Path) -> dict[str, dict[int, float]]:
     """Split -> step -> accuracy of the validation's choices."""
     found: dict[str, dict[int, float]] = {}
@@ -47,8 +51,11 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
 def evaluations(run: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Model -> split -> figure."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for model in ("initial", "critic", "action"):
-        figures: dict[str, Any] = json.loads((run / "evaluation" / model / "figures.json").read_text())
+    for model, method in MODELS.items():
+        places = [run / "evaluation" / model, run / "evaluation" / method]
+        places += run.parent.glob(f"*/evaluation/{method}")  # a greedy initial model is asked for one seed only
+        file = next(folder / "figures.json" for folder in places if (folder / "figures.json").is_file())
+        figures: dict[str, Any] = json.loads(file.read_text())
         splits = sorted(figures["choice"])
         found[model] = {
             split: {
@@ -61,11 +68,14 @@ def evaluations(run: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def draw(runs: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
-    for run, splits in runs.items():
-        for split, points in splits.items():
-            axes.plot(list(points), list(points.values()), marker="o", label=f"{run}, {split}")
+    splits = sorted({split for found in runs.values() for split in found})
+    for color, split in enumerate(splits):
+        for number, found in enumerate(runs.values()):
+            points = found.get(split, {})
+            label = "" if number else split  # one entry of the legend for all runs
+            axes.plot(list(points), list(points.values()), marker=".", color=f"C{color}", label=label)
     axes.axhline(0.5, color="grey", linestyle=":", label="chance")
-    axes.set(xlabel="GRPO step", ylabel="choice accuracy, held out, inferable", ylim=(0.4, 1.0))
+    axes.set(xlabel="GRPO step", ylabel="choice accuracy, held out", ylim=(0.2, 1.0))
     axes.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -80,7 +90,7 @@ def main() -> None:
         print(f"\n{name}\n{'figure':28} {'split':13} {'initial':>8} {'critic':>8} {'action':>8}")
         for split in figures["evaluation"]["initial"]:
             for title in FIGURES:
-                row = [figures["evaluation"][model][split][title] for model in ("initial", "critic", "action")]
+                row = [figures["evaluation"][model][split][title] for model in MODELS]
                 print(f"{title:28} {split:13} {row[0]:8.1%} {row[1]:8.1%} {row[2]:8.1%}")
     (RESULTS / "critic_stage.json").write_text(json.dumps(measured, indent=2) + "\n")
     draw({name: figures["validation"] for name, figures in measured.items()}, RESULTS / "critic_stage.svg")
