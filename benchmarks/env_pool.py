@@ -58,9 +58,10 @@ class Alone:
 
 
 def workers() -> set[psutil.Process]:
-    """Ray's processes that host actors."""
-    found = psutil.Process().children(recursive=True)
-    return {process for process in found if process.name().startswith("ray::")}
+    """Ray's processes that host actors; one that waits for its first has no part in it, nor have Ray's own agents."""
+    found = {process: process.name() for process in psutil.Process().children(recursive=True)}
+    others = ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
+    return {process for process, name in found.items() if name.startswith("ray::") and not name.startswith(others)}
 
 
 def memory_mb(processes: set[psutil.Process]) -> float:
