@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 
 from verl_act.data.order import expert_positions
 from verl_act.data_prep import giveaways
+from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.parse import match_action, normalise
 from verl_act.prompts import Template, get_template
@@ -117,6 +119,21 @@ def _leakage(pairs: Iterable[Pair], held_out: Iterable[Pair]) -> Finding:
 
 
 _Rule = Callable[[Pair], bool]
+
+
+def _unlisted(action: str, pair: Pair) -> bool:
+    """Whether the list of the pair's state is of all actions, and this one is not in it."""
+    return _lists_all_actions(pair.env) and match_action(action, pair.context.admissible_actions) is None
+
+
+@cache
+def _lists_all_actions(env: str) -> bool:
+    try:
+        return get_env(env).lists_all_actions
+    except ConfigError:  # an environment that is not installed here, or none at all
+        return True
+
+
 _RULES: tuple[tuple[str, _Rule, str], ...] = (
     (
         "same action",
@@ -126,17 +143,15 @@ _RULES: tuple[tuple[str, _Rule, str], ...] = (
     (
         "expert's action admissible",
         # Where nothing is admissible, the list is not known.
-        lambda pair: (
-            bool(pair.context.admissible_actions)
-            and match_action(pair.expert_action, pair.context.admissible_actions) is None
-        ),
+        lambda pair: bool(pair.context.admissible_actions) and _unlisted(pair.expert_action, pair),
         "every expert action is in its state's list",
     ),
     (
         "admissible flag",
         lambda pair: (
-            (match_action(pair.alternative_action, pair.context.admissible_actions) is not None)
-            != pair.alternative_admissible
+            _unlisted(pair.alternative_action, pair)
+            if pair.alternative_admissible
+            else match_action(pair.alternative_action, pair.context.admissible_actions) is not None
         ),
         "every flag agrees with its state's list",
     ),

@@ -85,7 +85,7 @@ def make_pairs(
             counts["states_not_inferable"] += len(trajectories[name]) - len(wanted)
             try:
                 for step, judge in _states(wanted, probers, env_settings, settings):
-                    if _does_nothing(step):
+                    if _does_nothing(step, judge):
                         counts["states_expert_inadmissible"] += 1
                         continue
                     yield from _pairs_at(step, sampled.get(step.state_id), judge, settings, counts)
@@ -110,10 +110,11 @@ def _states(
         yield from ((state.step, state.judge) for state in probers[env].replay(steps))
 
 
-def _does_nothing(step: Step) -> bool:
+def _does_nothing(step: Step, judge: Judge) -> bool:
     """Whether the environment refuses the expert's own action: ScienceWorld's gold paths open doors that are open."""
     admissible = step.context.admissible_actions
-    return bool(admissible) and match_action(step.action, admissible) is None
+    # Asked of the environment only where the list does not tell: WebShop takes searches that no list has.
+    return bool(admissible) and match_action(step.action, admissible) is None and not judge(step.action).admissible
 
 
 def _unprobed(step: Step) -> Judge:

@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from verl_act.__main__ import app
 from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.check_pairs import check_pairs
 from verl_act.data_prep.collect_expert import collect_expert, play
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.envs.base import StepResult, Task
@@ -39,7 +41,7 @@ from verl_act.envs.webshop.session import Page, State, clickables, follow
 from verl_act.envs.webshop.shopper import ShopperExpert
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
-from verl_act.schema import read_pairs, read_steps
+from verl_act.schema import ALTERNATIVES, TRAJECTORY, Alternatives, read_pairs, read_steps, write_rows
 
 SPEC = get_env("webshop")
 
@@ -216,6 +218,31 @@ def test_trajectories_and_pairs(tmp_path: Path) -> None:
 
 
 # Catalogues
+
+
+def test_a_search_that_no_list_has_is_sound_in_a_pair(tmp_path: Path) -> None:
+    """The shop takes any words: from a policy that samples them, and from an expert whose trajectory was imported."""
+    collect_expert(tmp_path / "e", "webshop", "dev", limit=3, progress=False)
+    steps = read_steps([tmp_path / "e" / "trajectories.parquet"])
+    searched = [step for step in steps if step.action.startswith("search[")]
+    own = {step.state_id: replace(step, action=f"{step.action[:-1]} please]") for step in searched}
+    imported = [own.get(step.state_id, step) for step in steps]
+    write_rows(tmp_path / "imported.parquet", [step.to_row() for step in imported], TRAJECTORY)
+    reply = "<action>search[a kettle]</action>"
+    rows = [Alternatives(state_id=step.state_id, replies=(reply,), model="m", sampling="{}").to_row() for step in steps]
+    write_rows(tmp_path / "alternatives.parquet", rows, ALTERNATIVES)
+    build_pairs(
+        tmp_path / "p",
+        [tmp_path / "imported.parquet"],
+        [tmp_path / "alternatives.parquet"],
+        keep_nonpositive_margin=True,
+    )
+    pairs = read_pairs([tmp_path / "p" / "pairs.parquet"])
+    assert {step.action for step in own.values()} <= {pair.expert_action for pair in pairs}
+    kettles = [pair for pair in pairs if pair.alternative_action == "search[a kettle]"]
+    assert len(kettles) > len(searched) and all(pair.alternative_admissible for pair in kettles)
+    errors = check_pairs([tmp_path / "p" / "pairs.parquet"]).errors
+    assert not {finding.check for finding in errors} & {"admissible flag", "expert's action admissible"}
 
 
 def test_the_embedded_catalogue_is_the_same_everywhere(tmp_path: Path) -> None:

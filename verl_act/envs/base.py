@@ -109,7 +109,7 @@ class EnvSpec:
 
     `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`).
     `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the
-    default.
+    default. `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched.
     """
 
     name: str
@@ -117,6 +117,7 @@ class EnvSpec:
     tasks: Callable[..., Sequence[Task]]
     experts: dict[str, Callable[[], Expert]]
     splits: tuple[str, ...]
+    lists_all_actions: bool = True
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for a setting that `make` does not take."""

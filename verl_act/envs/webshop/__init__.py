@@ -17,6 +17,7 @@ SPEC = EnvSpec(
     tasks=list_tasks,
     experts={"shopper": ShopperExpert, "goal": GoalExpert},
     splits=SPLITS,
+    lists_all_actions=False,
 )
 
 __all__ = ["SPEC"]
