@@ -322,6 +322,32 @@ def test_checkpoints_of_other_data_are_not_gone_on_from(tmp_path: Path) -> None:
     assert (stage.output / "model" / "steps").read_text() == "3"
 
 
+KILLED_AT_ITS_END = """
+import pathlib, sys, time
+(folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
+number = len(list(pathlib.Path(folder).glob("global_step_*"))) + 3
+pathlib.Path(folder, f"global_step_{number}", "huggingface").mkdir(parents=True)
+pathlib.Path(folder, "latest_checkpointed_iteration.txt").write_text(str(number))
+time.sleep(1)
+print("saved", flush=True)
+sys.exit(137)
+"""
+"""Stands where verl would: saves its last step and is killed before it ends; started again, it would take another."""
+
+
+def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_AT_ITS_END, "trainer.total_training_steps=3"]
+    stage = Stage("critic", command, tmp_path / "critic", [], True)
+    with pytest.raises(EngineError, match="failed with status 137"):
+        train(stage)
+    seconds = train(stage)
+    assert 0.9 < seconds < 60, "of the attempt that was killed"
+    assert (stage.output / "model").is_dir() and (stage.output / "log.txt").read_text() == "saved\n"
+    longer = Stage("critic", [*command[:-1], "trainer.total_training_steps=4"], stage.output, [], True)
+    with pytest.raises(EngineError):
+        train(longer)  # another command: anew
+
+
 @pytest.mark.parametrize(
     "value",
     [

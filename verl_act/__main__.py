@@ -390,7 +390,7 @@ def chain(
     """
     from verl_act.chain import check_chain, load_recipe, run_chain
 
-    loaded = load_recipe(recipe, context.args, steps)
+    loaded, out = load_recipe(recipe, context.args, steps), out.resolve()
     if check:
         check_chain(loaded, out)
     else:
@@ -432,7 +432,7 @@ def methods(
     from verl_act.chain import check_chain, load_recipe
     from verl_act.chain.methods import method_stages, run_methods
 
-    loaded = load_recipe(recipe, context.args, steps)
+    loaded, out = load_recipe(recipe, context.args, steps), out.resolve()
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:

@@ -58,11 +58,11 @@ def slug(name: str) -> str:
 
 def budget(recipe: Recipe, method: MethodRecipe) -> dict[str, int]:
     """Stage -> optimizer steps of a method; -1 where the recipe leaves it to the number of epochs."""
-    steps = {}
+    steps: dict[str, int] = {}
     for stage in method.stages:
         kind, own = parse_stage(stage)
         trainer = getattr(recipe, kind).overrides.get("trainer", {})
-        steps[stage] = own or int(trainer.get("total_training_steps") or -1)
+        steps[stage] = steps.get(stage, 0) + (own or int(trainer.get("total_training_steps") or -1))
     return steps
 
 

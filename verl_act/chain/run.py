@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -40,16 +41,19 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
         console.rule(title, align="left")
         console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
         started = time.monotonic()
+        # Hashed before, so that an input that changes meanwhile is not taken for the one that was used.
+        manifest = wanted or make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
         if stage.trains:
-            train(stage)
+            seconds = train(stage)
         else:
             _run(stage)
-        seconds = time.monotonic() - started
+            seconds = time.monotonic() - started
+        manifest = replace(manifest, seconds=round(seconds, 1))
         mark = _mark(out, stage)
         mark.mkdir(parents=True, exist_ok=True)
-        write_manifest(
-            mark, make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs), seconds=seconds)
-        )
+        write_manifest(mark, manifest)
+        if stage.trains:
+            write_manifest(stage.output, manifest)
         console.print(f"{title}: done in {seconds:.0f} s")
 
 

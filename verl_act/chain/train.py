@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,11 +39,24 @@ _DEAD_ENGINE = "EngineDeadError"
 """What vLLM raises from then on once its engine has failed; verl would replace failed rollouts for ever."""
 
 
-def train(stage: Stage) -> None:
-    """Run verl to its last step and export the model. Raises `EngineError` with the end of the log where it fails."""
+def train(stage: Stage) -> float:
+    """Run verl to its last step and export the model; the seconds that this took, those of killed attempts with them.
+
+    Raises `EngineError` with the end of the log where it fails.
+    """
     work = stage.output.with_name(f"{stage.output.name}.work")
     _prepare(work, stage)
-    attempt = len(list(work.glob("metrics-*.jsonl")))
+    if _last_step_saved(work, stage.command):  # verl, resumed there, would take one step more
+        attempt = _attempts(work) - 1
+    else:
+        attempt = _attempts(work)
+        _run(work, stage, attempt)
+    return _export(work, stage, attempt)
+
+
+def _run(work: Path, stage: Stage, attempt: int) -> None:
+    """One attempt of verl, in `work`: from its last checkpoint, if there is one, to the end."""
+    (work / f"started-{attempt}").touch()
     environment = {
         **os.environ,
         "VERL_FILE_LOGGER_PATH": str((work / f"metrics-{attempt}.jsonl").absolute()),
@@ -60,11 +74,16 @@ def train(stage: Stage) -> None:
         command.append(f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={path}")
     log = work / f"log-{attempt}.txt"
     status = _watch(command, environment, log, stage.name)
-    models = _exported_models(work / "checkpoints")
-    if status or not models:
+    if status or not _exported_models(work / "checkpoints"):
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
+
+
+def _export(work: Path, stage: Stage, attempt: int) -> float:
+    """Put the last model, the metrics of all attempts and the last one's log into the stage's output."""
+    seconds = sum(_lasted(work, number) for number in range(attempt + 1))
+    model = _exported_models(work / "checkpoints")[-1]
     metrics = _merged_metrics(work)
     if not metrics:
         logger.warning(
@@ -73,12 +92,31 @@ def train(stage: Stage) -> None:
             stage.name,
             work,
         )
-    merge_lora(models[-1].parent)
+    merge_lora(model.parent)
     with atomic_folder(stage.output, replace_any=True) as folder:
-        shutil.copytree(models[-1], folder / "model")
+        shutil.copytree(model, folder / "model")
         (folder / "metrics.jsonl").write_text(metrics)
-        shutil.copy(log, folder / "log.txt")
+        shutil.copy(work / f"log-{attempt}.txt", folder / "log.txt")
     shutil.rmtree(work)
+    return seconds
+
+
+def _attempts(work: Path) -> int:
+    return len(list(work.glob("started-*")))
+
+
+def _lasted(work: Path, attempt: int) -> float:
+    """Seconds from an attempt's start to the last line of its log: a killed one could not write them down."""
+    log = work / f"log-{attempt}.txt"
+    return log.stat().st_mtime - (work / f"started-{attempt}").stat().st_mtime if log.exists() else 0.0
+
+
+def _last_step_saved(work: Path, command: Sequence[str]) -> bool:
+    """Whether a killed attempt had saved the last step that the command asks for, and its model."""
+    wanted = [word.partition("=")[2] for word in command if word.startswith("trainer.total_training_steps=")]
+    saved = work / "checkpoints" / "latest_checkpointed_iteration.txt"
+    done = bool(wanted) and saved.is_file() and saved.read_text().strip() == wanted[-1]
+    return done and any(f"global_step_{wanted[-1]}" in path.parts for path in _exported_models(work / "checkpoints"))
 
 
 def _prepare(work: Path, stage: Stage) -> None:
