@@ -86,6 +86,20 @@ def _send(handle: str) -> None:
     asyncio.run(sender.async_send_weights(iter(_weights().items())))
 
 
+def weight_socket() -> None:
+    """The sockets of two nodes of different clusters, whose jobs have the same id."""
+    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
+
+    handle, found = "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock", []
+    for node in ("1", "2"):
+        os.environ["RAY_RAYLET_PID"] = node
+        sender, receiver = BucketedWeightSender(handle), BucketedWeightReceiver(handle, torch.device("cpu"))
+        assert sender.zmq_handle == receiver.zmq_handle, "one end cannot find the other"
+        found.append(sender.zmq_handle)
+    del os.environ["RAY_RAYLET_PID"]
+    assert len(set(found)) == 2, f"both are {found[0]}"
+
+
 def value_model() -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from verl.utils.model import load_valuehead_model
@@ -153,6 +167,7 @@ GAPS: tuple[Callable[[], None], ...] = (
     sampling_poll,
     vllm_distribution,
     shared_memory,
+    weight_socket,
     value_model,
     vllm_linear,
 )

@@ -8,6 +8,7 @@ SMALL_RUN = [
     "data.max_prompt_length=960",
     "data.max_response_length=16",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.use_dynamic_bsz=false",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
     "actor_rollout_ref.actor.use_kl_loss=false",
     "actor_rollout_ref.rollout.n=2",

@@ -23,7 +23,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.reward import get_custom_reward_fn
-from verl.utils.config import omega_conf_to_dataclass
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.workers.config import RolloutConfig
 
 import verl_act
@@ -118,6 +119,20 @@ def test_every_stage_composes_on_verls_configuration(stage: str, device: str | N
     assert config.trainer.experiment_name == stage
     assert config.trainer.device == (device or "cuda")
     assert not unknown_keys(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+
+
+def validated(config: DictConfig) -> None:
+    """What `verl.trainer.main_ppo` checks before it starts anything."""
+    validate_config(config, need_reference_policy(config), need_critic(config))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_needs_no_more_than_its_data_and_its_model(stage: str, device: str | None) -> None:
+    model = ["actor_rollout_ref.model.path=Qwen/Qwen3-8B", "critic.model.path=Qwen/Qwen3-8B"]
+    config = composed(f"+act={stage}", *([f"+act/device={device}"] if device else []), "data.train_files=x", *model)
+    validated(config)
+    assert config.trainer.save_freq > 0 and config.trainer.test_freq > 0, "it leaves a model, and is validated"
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 from chromium import chromium
+from test_config import composed, validated
 from test_platform_gaps import clean_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +76,16 @@ def test_every_block_says_how_it_is_run() -> None:
     marks = sum(page.read_text().count("\n<!-- ") for page in FILES)
     assert marks == sum(block.how is not None for block in blocks()), "a mark stands before no block"
     assert {"docs/tutorial.md", "README.md", "recipes/alfworld/README.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("block", [block for block in blocks() if block.how == "cfg"], ids=lambda block: block.page)
+def test_a_documented_run_passes_verls_own_checks(block: Block) -> None:
+    """Printing a configuration does not check it."""
+    for command in block.commands():
+        words = shlex.split(command[-1])
+        config = composed(*words[words.index("verl.trainer.main_ppo") + 1 : words.index("--cfg")])
+        validated(config)
+        assert config.trainer.save_freq > 0, "it would leave no model"
 
 
 def test_no_command_stands_in_a_block_without_a_language() -> None:

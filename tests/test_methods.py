@@ -70,13 +70,13 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
     stages = named(load_recipe("alfworld/methods"), tmp_path)
     assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
     trained = [name for name, stage in stages.items() if stage.trains and name.startswith("seed 1")]
-    names = ("il", "reflection", "critic", "il+critic", "action", "critic+action", "action-80")
+    names = ("il", "il-80", "reflection", "critic", "il+critic", "action", "critic+action", "action-80")
     assert trained == [f"seed 1 {name}" for name in names]
     (model,) = (word for word in stages["seed 1 il+critic"].command if word.startswith("actor_rollout_ref.model.path"))
     assert model.endswith('/seed-1/il/model"')
     evaluated = Counter(name.rpartition(" ")[2] for name in stages if " evaluate " in name)
     assert evaluated.pop("prompting") == 1, "greedy decoding of the initial model is the same for every seed"
-    assert set(evaluated.values()) == {2} and len(evaluated) == 7
+    assert set(evaluated.values()) == {2} and len(evaluated) == 8
 
 
 def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ GAPS = {
     "sampling_poll": ("sampling_poll.py", "looks every 2.0 s"),
     "vllm_distribution": ("vllm_distribution.py", "No package metadata was found for vllm"),
     "shared_memory": ("shared_memory.py", "exported pointers exist"),
+    "weight_socket": ("weight_socket.py", "both are ipc:"),
     "value_model": ("value_model.py", "FlashAttention2"),
     "vllm_linear": ("vllm_linear.py", "size of tensor a (0)"),
 }

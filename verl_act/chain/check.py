@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -119,4 +122,18 @@ def compose(stage: Stage) -> str:
             f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.name}.overrides."
         ) from error
     ActSettings.from_config(config.data)
+    if config_name == "ppo_trainer":
+        _validate(config, stage.name)
     return f"{len(overrides)} overrides"
+
+
+def _validate(config: Any, stage: str) -> None:
+    """What verl checks before it starts, such as batches that do not divide."""
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            validate_config(config, need_reference_policy(config), need_critic(config))
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"verl refuses the configuration: {error} Correct the recipe's {stage}.overrides.") from error

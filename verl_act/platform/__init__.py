@@ -27,6 +27,7 @@ def activate() -> None:
         shared_memory,
         value_model,
         vllm_distribution,
+        weight_socket,
     )
 
     # Optimizer moments of rare words become denormal numbers, which a CPU handles many times slower. Set before torch
@@ -42,7 +43,8 @@ def activate() -> None:
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.
     # Waits for: `device=["cuda", "npu", "cpu"]` in verl/workers/engine/fsdp/transformer_impl.py.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    for gap in (process_group, reference_offload, sampling_poll, shared_memory, value_model, vllm_distribution):
+    gaps = (process_group, reference_offload, sampling_poll, shared_memory, value_model, vllm_distribution)
+    for gap in (*gaps, weight_socket):
         gap.close_gap()
 
 

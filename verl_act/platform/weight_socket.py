@@ -1,0 +1,36 @@
+"""Gap: two runs on one machine, each with a Ray of its own, send their weights through the same socket.
+
+verl names it after Ray's job id, which in every new Ray is 01000000, and removes the file of that name before it binds:
+the other run's engine then waits for ever. `act/device=cpu` starts a Ray for each run, so its node's process id is
+added.
+
+Upstream change it waits for: Ray's session name beside the job id in `ServerAdapter` (vllm_rollout.py) and
+`_get_zmq_handle` (utils.py) of verl/workers/rollout/vllm_rollout.
+"""
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+MODULE = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
+NODE = "RAY_RAYLET_PID"
+"""What Ray sets in its workers, and these pass on to the engine's processes."""
+
+
+def close_gap() -> None:
+    """Arrange for the change when (or if) the module is imported."""
+    wrapt.when_imported(MODULE)(_patch)
+
+
+def _patch(module: ModuleType) -> None:
+    for end in ("Sender", "Receiver"):
+        wrapt.wrap_function_wrapper(module, f"BucketedWeight{end}.__init__", _at_this_node)
+
+
+def _at_this_node(wrapped: Callable[..., Any], end: Any, args: tuple, kwargs: dict) -> None:
+    wrapped(*args, **kwargs)
+    if NODE in os.environ and end.zmq_handle.startswith("ipc://"):
+        end.zmq_handle += f".{os.environ[NODE]}"
