@@ -29,7 +29,7 @@ from verl.workers.config import RolloutConfig
 
 import verl_act
 from verl_act.chain import check, load_recipe
-from verl_act.chain.recipe import RECIPES
+from verl_act.chain.recipe import RECIPES, embedded_models
 from verl_act.chain.stages import stages
 from verl_act.data.mixture import MixtureSettings
 from verl_act.data.settings import ActSettings
@@ -129,7 +129,7 @@ def validated(config: DictConfig) -> None:
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_needs_no_more_than_its_data_and_its_model(stage: str, device: str | None) -> None:
-    model = ["actor_rollout_ref.model.path=Qwen/Qwen3-8B", "critic.model.path=Qwen/Qwen3-8B"]
+    model = [f"{part}.model.path={embedded_models()['alfworld']}" for part in ("actor_rollout_ref", "critic")]
     config = composed(f"+act={stage}", *([f"+act/device={device}"] if device else []), "data.train_files=x", *model)
     validated(config)
     assert config.trainer.save_freq > 0 and config.trainer.test_freq > 0, "it leaves a model, and is validated"

@@ -89,7 +89,7 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     bounded = load_recipe("alfworld/methods", steps=2)
     assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
         "Prompting": [],
-        **{name: [2] for name in ("IL", "Self-reflection", "ACT", "RL", "RL, twice the steps")},
+        **{name: [2] for name in ("IL", "IL, twice the steps", "Self-reflection", "ACT", "RL", "RL, twice the steps")},
         **{name: [2, 2] for name in ("IL + ACT", "RL + ACT")},
     }
 

@@ -129,11 +129,12 @@ def compose(stage: Stage) -> str:
 
 def _validate(config: Any, stage: str) -> None:
     """What verl checks before it starts, such as batches that do not divide."""
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
     try:
         with redirect_stdout(io.StringIO()):
-            validate_config(config, need_reference_policy(config), need_critic(config))
+            # Not the value model's part, for which verl reads the model: a stage before this one has yet to make it.
+            validate_config(config, need_reference_policy(config), use_critic=False)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"verl refuses the configuration: {error} Correct the recipe's {stage}.overrides.") from error

@@ -94,14 +94,18 @@ def hydra_groups() -> str:
 
 
 def in_ray_workers() -> str:
-    """The same as in the driver, on every node of the cluster at $RAY_ADDRESS, or else of one started for it."""
+    """The same as in the driver, on every node of the cluster at $RAY_ADDRESS, or else of one started for it.
+
+    A cluster that runs here without being named is left alone: Ray would find it by itself, and refuse the options.
+    """
     import ray
     from ray.exceptions import RayError
 
     from verl_act import __version__
 
-    local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 1, "include_dashboard": False}
-    if not local:
+    named = "RAY_ADDRESS" in os.environ
+    local: dict[str, Any] = {} if named else {"address": "local", "num_cpus": 1, "include_dashboard": False}
+    if named:
         _connect(os.environ["RAY_ADDRESS"])
     ray.init(log_to_driver=False, **local)
     try:
