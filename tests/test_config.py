@@ -10,9 +10,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -259,3 +262,14 @@ def test_verl_itself_finds_the_groups_from_an_empty_folder(tmp_path: Path) -> No
     config = OmegaConf.create(shown.stdout)
     assert config.data.act.template == "cot"
     assert config.trainer.experiment_name == "critic"
+
+
+def test_a_reward_that_takes_the_place_of_ours_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """By verl's own trainer, before it does anything; what it then needs is not there."""
+    trainer = import_module("verl.trainer.ppo.v1.trainer_base").PPOTrainer
+    for own, warned in ((["reward.custom_reward_function.path=my_reward.py"], 1), ([], 0)):
+        caplog.clear()
+        with suppress(Exception):
+            trainer.__init__(SimpleNamespace(), composed("+act=mix", *own))  # the class itself is abstract
+        found = [line for line in caplog.messages if "scores the rows of ACT too" in line]
+        assert len(found) == warned and all("my_reward.py" in line and "reward_kwargs.other" in line for line in found)

@@ -17,7 +17,7 @@ TRAINER_MODULE = "verl.trainer.ppo.v1.trainer_base"
 
 def register() -> None:
     """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop, the
-    training metrics and the end of runs that only fail.
+    training metrics, the end of runs that only fail, and the warning of a reward that is not in its place.
     """
     from verl_act.platform import activate
 
@@ -33,10 +33,12 @@ def _register_agent_loop(module: object) -> None:
 
 def _mend_trainer(module: ModuleType) -> None:
     from verl_act import training_metrics
+    from verl_act.reward_fns import in_place
     from verl_act.rollout import failures
 
     training_metrics.close_gap(module)
     failures.close_gap(module)
+    in_place.warn_when_replaced(module)
 
 
 try:
