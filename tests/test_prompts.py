@@ -10,6 +10,7 @@ from verl_act.data_prep.giveaways import label_word
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template, get_template, register_template, template_names
 from verl_act.prompts.compact import CompactTemplate
+from verl_act.prompts.shortened import shortened
 from verl_act.schema import Context, Turn
 
 NAMES = ("compact", "cot", "plain")
@@ -48,6 +49,34 @@ def test_history_length_cuts_the_oldest_turns(name: str) -> None:
     for length, shown in ((None, 5), (0, 0), (2, 2), (9, 5)):
         text = _text(get_template(name, history_length=length).action_messages(context))
         assert [turn.action in text for turn in turns] == [False] * (5 - shown) + [True] * shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_short_list_is_drawn_from_the_state_alone(name: str) -> None:
+    actions = tuple(f"take mug {number} from desk 1" for number in range(200))
+    context, template = replace(make_context(), admissible_actions=actions), get_template(name, max_listed=20)
+
+    def listed(text: str) -> list[str]:
+        parts = (
+            text.rpartition("can : ")[2].partition("\n")[0].split(" | ") if name == "compact" else text.split("\n- ")
+        )
+        return [action for action in actions if action in (part.partition("\n")[0] for part in parts)]
+
+    drawn = listed(_text(template.action_messages(context)))
+    assert len(drawn) == 20 and drawn != list(actions[:20])
+    assert listed(template.followup(context.observation, actions)) == drawn
+    unlisted = [action for action in actions if action not in drawn][:2]
+    for candidates in (unlisted, unlisted[::-1], [unlisted[0], drawn[0]]):
+        chosen_from = listed(_text(template.choice_messages(context, candidates)))
+        assert set(chosen_from) == {*drawn, *candidates}, "a candidate that is not listed might be known by it"
+
+
+def test_a_short_list_keeps_rare_kinds_and_no_inadmissible_candidate() -> None:
+    actions = [f"move a{at:02} to b" for at in range(50)] + ["open a", "open b", "wait"]
+    short = shortened(actions, 8, ["fly"])
+    assert short[5:] == ("open a", "open b", "wait") and len(set(short)) == 8 and set(short) < set(actions)
+    assert shortened(actions, 100) == tuple(actions) and len(shortened(actions, 2)) == 2
+    assert len({shortened([*actions, f"look {at}"], 8) for at in range(5)}) == 5, "each state draws its own"
 
 
 def test_only_cot_asks_for_reasoning() -> None:
@@ -92,6 +121,8 @@ def test_unknown_names_and_options_are_refused() -> None:
         get_template("cot", colour="red")
     with pytest.raises(ConfigError, match="history_length is -1"):
         get_template("compact", history_length=-1)
+    with pytest.raises(ConfigError, match="max_listed is 0"):
+        get_template("plain", max_listed=0)
 
 
 def test_a_third_party_can_register_a_template() -> None:

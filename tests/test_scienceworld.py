@@ -21,8 +21,9 @@ from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.contract import check_environment
 from verl_act.envs.registry import get_env
 from verl_act.envs.scienceworld.data import SIMPLIFICATIONS, SPLITS, VARIATIONS, list_tasks, variations
-from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment, shortened
+from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert, follows
+from verl_act.envs.scienceworld.game import Game, Menu
 from verl_act.envs.scienceworld.server import engine
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import Context, Turn, read_pairs, read_steps
@@ -110,7 +111,6 @@ def test_tasks_are_listed_once_in_a_fixed_order_and_can_be_restricted() -> None:
         ({"simplification": "simple"}, "'simple' is no simplification.*'easy'"),
         ({"simplification": "openDoors,easy,"}, "no simplification"),
         ({"max_steps": 0}, "max_steps is 0"),
-        ({"max_listed": 0}, "max_listed is 0"),
     ],
 )
 def test_impossible_settings_are_told(settings: dict[str, object], complaint: str) -> None:
@@ -239,17 +239,6 @@ def test_hostile_actions_are_refused_and_change_nothing(environment: ScienceWorl
     assert time.monotonic() - started < 60
 
 
-def test_a_short_list_keeps_rare_kinds_and_forbids_nothing() -> None:
-    actions = [f"move a{at:02} to b" for at in range(50)] + ["open a", "open b", "wait"]
-    short = shortened(actions, 8)
-    assert short == ("move a00 to b", *(a for a in short[1:5]), "open a", "open b", "wait") and len(short) == 8
-    assert shortened(actions, 100) == tuple(actions) and len(shortened(actions, 2)) == 2
-    environment = ScienceWorldEnvironment(max_listed=40)
-    first = environment.reset(BOIL)
-    assert len(first.admissible_actions) == 40 and "look at thermometer" not in first.admissible_actions
-    assert environment.step("look at thermometer").admissible
-
-
 def test_interleaved_episodes_do_not_mix_whatever_else_the_engine_plays() -> None:
     """Their simplifications differ, both draw random numbers, and each makes new objects."""
     plans = {
@@ -288,6 +277,26 @@ def test_an_engine_that_dies_is_replaced_and_its_episodes_go_on() -> None:
     assert engine().pid != killed
     os.kill(engine().pid, signal.SIGKILL)
     assert first.reset(BOIL) == calm.reset(BOIL)
+
+
+def test_an_engine_that_dies_within_a_step_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has taken the action, and dies before it tells what can be done next."""
+    plan = ["open cupboard", "pick up thermometer", "look around"]
+    environment = ScienceWorldEnvironment()
+    environment.reset(BOIL)
+    wanted = take(environment, plan)
+    environment.reset(BOIL)
+    assert take(environment, plan[:1]) == wanted[:1]
+    menu, killed = Game.menu, []
+
+    def die_first(game: Game) -> Menu:
+        if not killed:
+            killed.append(engine().pid)
+            os.kill(engine().pid, signal.SIGKILL)
+        return menu(game)
+
+    monkeypatch.setattr(Game, "menu", die_first)
+    assert take(environment, plan[1:]) == wanted[1:] and engine().pid not in killed
 
 
 def test_an_engine_that_hangs_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,11 @@ class ChatTemplate(Template):
     choose_by_number: bool = False
 
     def action_messages(self, context: Context) -> list[Message]:
-        return _user(self._context(context), _list(context.admissible_actions), self._action_question())
+        return _user(self._context(context), self._list(context.admissible_actions), self._action_question())
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
         listed = self.admissible_in_choice and context.admissible_actions
-        admissible = _list(context.admissible_actions) if listed else ""
+        admissible = self._list(context.admissible_actions, candidates) if listed else ""
         proposed = "\n".join(f"Action {number}: {candidate}" for number, candidate in enumerate(candidates, 1))
         question = (
             f"These {len(candidates)} actions are proposed for the next step:\n{proposed}\n\n"
@@ -43,7 +43,7 @@ class ChatTemplate(Template):
         return _user(self._context(context), admissible, question)
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
-        return _paragraphs(f"Observation: {observation}", _list(admissible_actions), self._action_question())
+        return _paragraphs(f"Observation: {observation}", self._list(admissible_actions), self._action_question())
 
     def _context(self, context: Context) -> str:
         turns = self.shown_history(context)
@@ -54,17 +54,19 @@ class ChatTemplate(Template):
         return _paragraphs(_ROLE, f"Your task: {context.goal}", history, f"Current observation: {context.observation}")
 
     def _action_question(self) -> str:
+        wording = "copied word for word" if self.max_listed is None else "listed or worded like the listed ones"
         return (
             f"{self._reasoning('Reason step by step about what to do next')}"
-            "give exactly one of the admissible actions, copied word for word, inside one <action> </action>."
+            f"give exactly one of the admissible actions, {wording}, inside one <action> </action>."
         )
+
+    def _list(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> str:
+        shown = self.shown_actions(actions, candidates)
+        share = "" if len(shown) == len(actions) else f" ({len(shown)} of {len(actions)})"
+        return "\n".join([f"Admissible actions{share}:", *(f"- {action}" for action in shown)])
 
     def _reasoning(self, what: str) -> str:
         return f"{what}, inside <think> </think>. Then " if self.reasoning else "Without any reasoning, "
-
-
-def _list(actions: Sequence[str]) -> str:
-    return "\n".join(["Admissible actions:", *(f"- {action}" for action in actions)])
 
 
 def _paragraphs(*texts: str) -> str:

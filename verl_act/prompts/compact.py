@@ -31,8 +31,9 @@ class CompactTemplate(Template):
         return _user(*self._context(context), *self._can(context.admissible_actions), "act :")
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
-        admissible = [_can(context.admissible_actions)] if self.admissible_in_choice else []
-        return _user(*self._context(context), *admissible, f"pick : {' | '.join(candidates)}")
+        admissible = self.shown_actions(context.admissible_actions, candidates)
+        can = [_can(admissible)] if self.admissible_in_choice else []
+        return _user(*self._context(context), *can, f"pick : {' | '.join(candidates)}")
 
     def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
         tried = [f"do : {turn.action}\nsee : {turn.observation}" for turn in (*alternatives, expert)]
@@ -49,7 +50,7 @@ class CompactTemplate(Template):
         return [*lines, f"see : {context.observation}"]
 
     def _can(self, actions: Sequence[str]) -> list[str]:
-        return [_can(actions)] if self.admissible_in_action else []
+        return [_can(self.shown_actions(actions))] if self.admissible_in_action else []
 
 
 def _can(actions: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_act.errors import ConfigError
+from verl_act.prompts.shortened import shortened
 from verl_act.schema import Context, Turn
 
 Message = dict[str, str]
@@ -21,15 +22,21 @@ Message = dict[str, str]
 class Template(ABC):
     """Base of all templates; a template's options are its fields.
 
-    `history_length` is how many of the last turns a prompt shows; None shows all.
+    `history_length` is how many of the last turns a prompt shows; None shows all. `max_listed` is how many admissible
+    actions a list shows of those that the environment gives; None shows all.
     """
 
     history_length: int | None = None
+    max_listed: int | None = None
 
     def __post_init__(self) -> None:
         if self.history_length is not None and self.history_length < 0:
             raise ConfigError(
                 f"history_length is {self.history_length}; give the number of turns to show, 0 for none, null for all."
+            )
+        if self.max_listed is not None and self.max_listed < 1:
+            raise ConfigError(
+                f"max_listed is {self.max_listed}; give the number of admissible actions to list, null for all."
             )
 
     @abstractmethod
@@ -58,6 +65,13 @@ class Template(ABC):
             "of them leads to. Write as if you had not tried any of them yet."
         )
         return [{"role": "user", "content": text}]
+
+    def shown_actions(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> tuple[str, ...]:
+        """The admissible actions that a prompt lists.
+
+        `candidates` are listed wherever they are admissible: a list that left one of them out might tell whose it is.
+        """
+        return tuple(actions) if self.max_listed is None else shortened(actions, self.max_listed, candidates)
 
     def shown_history(self, context: Context) -> tuple[Turn, ...]:
         """The turns that a prompt shows, oldest first."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
@@ -21,12 +20,11 @@ class ScienceWorldEnvironment:
     """Plays ScienceWorld's tasks; deterministic, so a task's seed is not used.
 
     `admissible_actions` are the engine's valid actions less those on objects that it does not understand where the
-    agent is (things in closed containers), and less `reset task`: about 100 to 4,000, on average 500. With
-    `max_listed`, at most so many are listed: the kinds of action take turns, so that rare kinds are complete. What is
-    not listed can be done all the same, and `admissible` is about all of them: true for any wording in which the
-    engine understands a valid action, false for what it does not understand or what would change nothing (opening
-    what is open). A text that may mean several actions is answered with a question; the numbers that answer it are
-    then the only admissible actions, and anything else takes the question back.
+    agent is (things in closed containers), and less `reset task`: about 100 to 4,000, on average 500. (A prompt may
+    show fewer, by a template's `max_listed`.) `admissible` is true for any wording in which the engine understands a
+    valid action, false for what it does not understand or what would change nothing (opening what is open). A text
+    that may mean several actions is answered with a question; the numbers that answer it are then the only admissible
+    actions, and anything else takes the question back.
 
     The score is the engine's, 0 to 100, and below 0 once the task has been failed for good, which ends the episode.
     The reward is the change of the score, divided by 100. Success is a completed task with score 100.
@@ -38,7 +36,6 @@ class ScienceWorldEnvironment:
         self,
         simplification: str = EASY,
         max_steps: int = 100,
-        max_listed: int | None = None,
         tasks: Iterable[str] | None = None,
     ) -> None:
         """`simplification`: a preset (see `data.SIMPLIFICATIONS`); `max_steps`: actions that an episode may take;
@@ -50,11 +47,8 @@ class ScienceWorldEnvironment:
         task_names(tasks)
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
-        if max_listed is not None and max_listed < 1:
-            raise ConfigError(f"max_listed is {max_listed}; list at least one action, or leave it out to list all.")
         self._simplification = simplification
         self._max_steps = max_steps
-        self._max_listed = max_listed
         self._game: Game | None = None
         self._task: Task | None = None
         self._goal = ""
@@ -74,7 +68,7 @@ class ScienceWorldEnvironment:
         except EngineLost:
             self._load(name, variation)
         self._task = task
-        return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._listed())
+        return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._menu.actions)
 
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode nothing happens any more.
@@ -83,7 +77,7 @@ class ScienceWorldEnvironment:
         """
         self._playing()
         if self._over():
-            return StepResult(_OVER, self._listed(), 0.0, True, self._won(), False)
+            return StepResult(_OVER, self._menu.actions, 0.0, True, self._won(), False)
         before = self._answer.score
         try:
             admissible = self._take(action)
@@ -93,7 +87,7 @@ class ScienceWorldEnvironment:
         self._actions.append(action)
         return StepResult(
             observation=self._answer.text,
-            admissible_actions=self._listed(),
+            admissible_actions=self._menu.actions,
             reward=(self._answer.score - before) / 100,
             done=self._over(),
             success=self._won(),
@@ -129,16 +123,17 @@ class ScienceWorldEnvironment:
     def _load(self, name: str, variation: int) -> None:
         if self._game is None or not self._game.alive():
             self._game = Game()
-        self._answer = self._game.load(name, variation, self._simplification)
+        answer = self._game.load(name, variation, self._simplification)
         self._goal = self._game.goal()
-        self._menu = self._game.menu()
+        self._answer, self._menu = answer, self._game.menu()
 
     def _take(self, action: str) -> bool:
         """Say `action` to the engine; whether it was admissible."""
         game = self._playing()
         _, admissible = self.reading(action)
-        self._answer = game.say(_spoken(action))
-        self._menu = game.menu()
+        answer, menu = game.say(_spoken(action)), game.menu()
+        # Together: where the engine dies between the two, the state before is what the replay must come to.
+        self._answer, self._menu = answer, menu
         return admissible
 
     def _replay(self) -> None:
@@ -161,27 +156,6 @@ class ScienceWorldEnvironment:
 
     def _over(self) -> bool:
         return self._answer.completed or self._answer.score < 0 or len(self._actions) >= self._max_steps
-
-    def _listed(self) -> tuple[str, ...]:
-        actions = self._menu.actions
-        return actions if self._max_listed is None else shortened(actions, self._max_listed)
-
-
-def shortened(actions: Sequence[str], most: int) -> tuple[str, ...]:
-    """At most `most` of `actions`, in their order. The kinds of action (the first words) take turns; of a kind with
-    more entries than turns, entries at even distances are taken.
-    """
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for action in actions:
-        kinds[action.partition(" ")[0]].append(action)
-    turns = dict.fromkeys(kinds, 0)
-    left = min(most, len(actions))
-    while left:
-        for kind in [kind for kind in kinds if turns[kind] < len(kinds[kind])][:left]:
-            turns[kind] += 1
-            left -= 1
-    chosen = {entries[at * len(entries) // turns[kind]] for kind, entries in kinds.items() for at in range(turns[kind])}
-    return tuple(action for action in actions if action in chosen)
 
 
 def _spoken(action: str) -> str:
