@@ -112,6 +112,7 @@ def play(environment: Environment, expert: Expert, task: Task, *, source: str) -
                 inferable=inferable,
                 plan_length=plan_length,
                 verified=False,
+                admissible=result.admissible,
             )
         )
         history.append(Turn(observation, action))

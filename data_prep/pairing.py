@@ -112,6 +112,8 @@ def _states(
 
 def _does_nothing(step: Step, judge: Judge) -> bool:
     """Whether the environment refuses the expert's own action: ScienceWorld's gold paths open doors that are open."""
+    if step.admissible is not None:
+        return not step.admissible
     admissible = step.context.admissible_actions
     # Asked of the environment only where the list does not tell: WebShop takes searches that no list has.
     return bool(admissible) and match_action(step.action, admissible) is None and not judge(step.action).admissible

@@ -218,14 +218,17 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[
 
 
 def test_an_expert_action_that_the_environment_refuses_is_not_the_better_one(steps: list[Step], tmp_path: Path) -> None:
-    """It leaves no pair; the other states of its trajectory do."""
-    refused = replace(steps[1], action="open door to hallway")
-    rows = [step.to_row() for step in (steps[0], refused, *steps[2:])]
+    """It leaves no pair; the other states of its trajectory do. Files of old do not say what the environment took."""
+    assert all(step.admissible for step in steps)
+    refused = replace(steps[1], action="open door to hallway", admissible=None)
+    in_other_words = replace(steps[2], action="go over to there")
+    rows = [step.to_row() for step in (steps[0], refused, in_other_words, *steps[3:])]
     write_rows(tmp_path / "steps.parquet", rows, TRAJECTORY)
     manifest = build_pairs(tmp_path / "pairs", [tmp_path / "steps.parquet"], source="admissible", margins=False)
     assert manifest.counts["states_expert_inadmissible"] == 1
-    built = {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])}
-    assert built == {step.state_id for step in steps} - {refused.state_id}
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    assert {pair.state_id for pair in pairs} == {step.state_id for step in steps} - {refused.state_id}
+    assert in_other_words.action in {pair.expert_action for pair in pairs}
 
 
 def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, replies: Path, tmp_path: Path) -> None:

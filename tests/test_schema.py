@@ -29,7 +29,7 @@ from verl_act.schema import (
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     pairs = [make_pair(0), make_pair(1, margin=None, alternative_action="ｌｏｏｋ ünder 床")]
-    steps = [make_step(0), make_step(1, thought="It is on the desk.", plan_length=None)]
+    steps = [make_step(0, admissible=False), make_step(1, thought="It is on the desk.", plan_length=None)]
     replies = Alternatives(state_id="s#1", replies=("one", ""), model="m", sampling="{}")
     write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in steps], TRAJECTORY)
@@ -129,6 +129,13 @@ def test_text_is_not_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "pairs.parquet").write_text("pair_id,env\n")
     with pytest.raises(DataError, match="damaged"):
         read_pairs([tmp_path / "pairs.parquet"])
+
+
+def test_a_trajectory_file_from_before_a_column_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "steps.parquet"
+    write_rows(path, [make_step(0, admissible=True).to_row()], TRAJECTORY)
+    pq.write_table(pq.read_table(path).drop_columns(["admissible"]), path)
+    assert read_steps([path]) == [make_step(0, admissible=None)]
 
 
 def test_rows_that_do_not_fit_leave_the_old_file(tmp_path: Path) -> None:

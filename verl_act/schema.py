@@ -87,7 +87,9 @@ class Step(_ContextRecord):
     `plan_length` is the number of actions that the environment's planner still needs at this state, before `action`;
     None where the environment cannot tell. `inferable` says whether `action` follows from the context alone.
     `success` is the outcome of the whole trajectory; `reward` and `done` are this step's.
-    `verified` means that a replay on the real environment gave the same observations and outcome.
+    `verified` means that a replay on the real environment gave the same observations and outcome. `admissible` says
+    whether the environment took `action`, which its list need not hold word for word; None where nobody asked it, as in
+    files from before this column.
     """
 
     env: str
@@ -105,6 +107,7 @@ class Step(_ContextRecord):
     inferable: bool
     plan_length: int | None
     verified: bool
+    admissible: bool | None = None
 
     @property
     def state_id(self) -> str:
@@ -223,6 +226,7 @@ TRAJECTORY = _columns(
     _required("inferable", pa.bool_()),
     pa.field("plan_length", pa.int32()),
     _required("verified", pa.bool_()),
+    pa.field("admissible", pa.bool_(), metadata=_ADDED_LATER),
 )
 
 SFT = _columns(

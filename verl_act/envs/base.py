@@ -109,7 +109,8 @@ class EnvSpec:
 
     `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`).
     `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the
-    default. `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched.
+    default. `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched,
+    or a listed action can be said in other words.
     """
 
     name: str

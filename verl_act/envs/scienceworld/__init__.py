@@ -15,6 +15,7 @@ SPEC = EnvSpec(
     tasks=list_tasks,
     experts={"gold": GoldExpert},
     splits=SPLITS,
+    lists_all_actions=False,
 )
 
 __all__ = ["SPEC"]
