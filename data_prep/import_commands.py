@@ -1,4 +1,4 @@
-"""Commands as older ALFWorld data spells them, brought to the spelling that the engine understands today."""
+"""Commands as older data spell them, brought to the spelling that the engines understand today."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ _PUT = re.compile(
     r"(?P<lead>\s*)put (?P<thing>.+?) (?:in/on|into|onto|in|on) (?P<receptacle>\S.*?)(?P<tail>\s*)", re.DOTALL
 )
 
+_TERMINAL = re.compile(r"connect (?P<thing>(?:(?!wire).)+?) terminal 1 to ", re.IGNORECASE)
+_RENAMED = {"green house": "greenhouse", "cachew": "cashew", "sandwhich": "sandwich"}
+"""Spellings of AgentGym's ScienceWorld data, the last two slips (Early Experience's notes on replaying them)."""
+
 
 def modern_command(command: str) -> str:
     """`put mug 1 in/on desk 1` as `move mug 1 to desk 1` (ALFWorld 0.4 renamed it); any other text as it is."""
@@ -15,3 +19,10 @@ def modern_command(command: str) -> str:
     if found is None:
         return command
     return f"{found['lead']}move {found['thing']} to {found['receptacle']}{found['tail']}"
+
+
+def modern_scienceworld_action(action: str) -> str:
+    """An action of AgentGym's ScienceWorld data in the words of the engine: only wires have terminals now."""
+    for old, new in _RENAMED.items():
+        action = action.replace(old, new)
+    return _TERMINAL.sub(r"connect \g<thing> to ", action)

@@ -53,7 +53,7 @@ def import_trajectories(
 
     `form` is one of `published.FORMATS`. `source` of the steps is the format's name. A step counts as inferable where
     an expert of the environment that knows the transcript alone would do the same for a reason in it; in ScienceWorld,
-    which has no such expert, where the rules of its gold expert say so.
+    which has no such expert, where the rules of its gold expert say so; always where there is no expert at all.
 
     Raises `DataError` where a file cannot be read or no row is left, `ConfigError` for an unknown format or
     environment.
@@ -156,7 +156,9 @@ class _Replayer:
     def _play(self, row: Published, task: Task) -> list[Step]:
         environment, fresh = self._stage
         try:
-            steps = play(environment, _Follower(row.actions, self.spell, self._judge), task, source=self.source)
+            steps = play(
+                environment, _Follower(row.actions, self.spell, self._judge, self.spec.name), task, source=self.source
+            )
         except _ActionsEnd as end:
             raise _Refused("does not reach the goal", f"its {len(row.actions)} actions end before it") from end
         except EnvError as error:
@@ -179,6 +181,7 @@ class _Follower:
     actions: Sequence[str]
     spell: Spell
     judge: Expert | None
+    env: str
 
     def reset(self, task: Task) -> None:
         if self.judge:
@@ -192,7 +195,7 @@ class _Follower:
 
     def _inferable(self, action: str, context: Context, environment: Environment) -> bool:
         if self.judge is None:
-            return _follows(action, context, environment)
+            return self.env != "scienceworld" or _follows(action, context, environment)
         try:
             return self.judge.act(context, environment) == (action, True)
         except EnvError:
@@ -200,8 +203,9 @@ class _Follower:
 
 
 def _judge(spec: EnvSpec) -> Expert | None:
-    """The environment's expert that acts on the transcript; None in ScienceWorld, whose expert follows another path."""
-    return None if spec.name == "scienceworld" else next(iter(spec.experts.values()))()
+    """The environment's expert that acts on the transcript, if any: ScienceWorld's follows a path of its own."""
+    makers = () if spec.name == "scienceworld" else spec.experts.values()
+    return next((make() for make in makers), None)
 
 
 def _follows(action: str, context: Context, environment: Environment) -> bool:

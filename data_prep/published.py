@@ -1,28 +1,32 @@
 """Published trajectories: files in the formats that others use, read row by row into actions to replay.
 
-`eto` is the format of ETO (arXiv 2403.02502) and of the data sets derived from it: a JSON list of ShareGPT
-conversations, instructions first, then observations by `human` and "Thought: ... Action: ..." by `gpt`. ALFWorld rows
-name their `game_file`; ScienceWorld ids are `<task number>_<variation>`; WebShop rows are known by their instruction.
+A file is a JSON list of rows, or JSON lines. The formats:
 
-`actions` is for everything else: JSON lines with a `task_id` of ours (or, for WebShop, an `instruction`), the list
-`actions` and, if there are any, `thoughts`, one for each action.
+- `eto`: ETO's (arXiv 2403.02502) and that of the data sets derived from it, such as AgentGym's AgentTraj-L: ShareGPT
+  conversations, instructions first, then observations by `human` and "Thought: ... Action: ..." by `gpt`. ALFWorld rows
+  name their `game_file`; ScienceWorld ids are `<task number>_<variation>`, or AgentGym's `item_id`; WebShop rows are
+  known by their instruction.
+- `early-experience`: the expert data of Early Experience (arXiv 2510.08558). ALFWorld and WebShop have a row for each
+  step, the prompt as `instruction` and `<think>...</think><action>...</action>` as `output`; ScienceWorld has whole
+  conversations as `messages`. No row names its task: it is known by what the first prompt shows.
+- `actions`, for everything else: a `task_id` of ours (or, for WebShop, an `instruction`), the list `actions` and, if
+  there are any, `thoughts`, one for each action.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_act.errors import ConfigError, DataError
 
-FORMATS = ("eto", "actions")
-
-_ACTION = re.compile(r"Action:[ \t]*(\S[^\n]*)")
-_THOUGHT = re.compile(r"Thought:\s*(.*?)\s*(?=Action:)", re.DOTALL)
+_ACTION = re.compile(r"<action>\s*(\S.*?)\s*</action>|Action:\s*(\S[^\n]*)", re.DOTALL)
+_THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>|Thought:\s*(.*?)\s*(?=Action:)", re.DOTALL)
+_STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d+) step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,68 +48,148 @@ class Unreadable:
     reason: str
 
 
+class _Misfit(ValueError):
+    """Why a row does not fit."""
+
+
 def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
-    """The rows of a file, from 0. Raises `DataError` where the file as a whole cannot be read, `ConfigError` for an
-    unknown format.
+    """The trajectories of a file, with the number of their (first) row from 0.
+
+    Raises `DataError` where the file as a whole cannot be read, `ConfigError` for an unknown format.
     """
-    if form not in FORMATS:
+    if form not in _READERS:
         raise ConfigError(f"{form!r} is no format of published trajectories; there are {', '.join(FORMATS)}.")
-    read = _conversation if form == "eto" else _actions
-    for number, row in enumerate(_rows(path, form)):
+    rows = _rows(path)
+    for number, group in _trajectories(rows) if form == "early-experience" else ((at, [at]) for at in range(len(rows))):
         try:
-            published = read(number, row)
+            published = _READERS[form](number, [_object(rows[at]) for at in group])
             json.dumps(asdict(published), ensure_ascii=False).encode()  # half a surrogate pair is refused here
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            yield Unreadable(number, f"does not fit the format {form!r}: {reason}")
+        except (_Misfit, UnicodeEncodeError) as error:
+            yield Unreadable(number, f"does not fit the format {form!r}: {error}")
         else:
             yield published
 
 
-def _rows(path: Path, form: str) -> list[Any]:
+def _rows(path: Path) -> list[Any]:
+    """The rows of a file; a line that is no JSON is a row that says so."""
     try:
         text = path.read_text(encoding="utf-8")
-        if form == "actions" or path.suffix == ".jsonl":
-            # Not `splitlines`: JSON may hold U+2028 and its like within a text.
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        rows = json.loads(text)
+        # Not `splitlines`: JSON may hold U+2028 and its like within a text.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return json.loads(text) if text.lstrip().startswith("[") else [_line(*line) for line in lines]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {form!r}: {error}. Download or write it again.") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: holds no list of rows but {type(rows).__name__}. Is it in another format?")
-    return rows
+        raise DataError(f"{path}: cannot be read as JSON: {error}. Download or write it again.") from error
 
 
-def _conversation(number: int, row: Mapping[str, Any]) -> Published:
-    turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-    said = [(at, value) for at, (speaker, value) in enumerate(turns) if speaker == "gpt"]
-    # What comes before the first action is instructions and the model's consent.
-    first = next((at for at, value in said if _ACTION.search(value)), None)
+def _line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return _Misfit(f"line {number} of the file is no JSON: {error}")
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if isinstance(row, _Misfit):
+        raise row
+    if not isinstance(row, dict):
+        raise _Misfit(f"it is no JSON object but {type(row).__name__}")
+    return row
+
+
+def _text(row: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = row.get(name, default)
+    if value is None and name not in row:
+        raise _Misfit(f"has no {name!r}")
+    if not isinstance(value, str):
+        raise _Misfit(f"{name!r} must be a text, not {value!r:.50}")
+    return value
+
+
+def _list(row: dict[str, Any], name: str) -> list[Any]:
+    if name not in row:
+        raise _Misfit(f"has no {name!r}")
+    if not isinstance(row[name], list) or not row[name]:
+        raise _Misfit(f"{name!r} must be a list with entries, not {row[name]!r:.50}")
+    return row[name]
+
+
+def _decision(said: str) -> tuple[str, str | None] | None:
+    """The action and the thought of a model's turn; None where it holds no action."""
+    action, thought = _ACTION.search(said), _THOUGHT.search(said)
+    if action is None:
+        return None
+    return (action[1] or action[2]).strip(), (thought[1] or thought[2]) if thought else None
+
+
+def _played(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Published:
+    """What `user` and `assistant` say in `turns`. Before the first action, that is instructions and consent."""
+    decisions = [(at, _decision(value)) for at, (speaker, value) in enumerate(turns) if speaker == "assistant"]
+    first = next((at for at, decision in decisions if decision), None)
     if first is None:
-        raise ValueError("no turn holds an 'Action:'")
-    actions, thoughts = [], []
-    for at, value in said:
-        if at < first:
-            continue
-        found = _ACTION.search(value)
-        if found is None:
-            raise ValueError(f"turn {at} holds no 'Action:'")
-        thought = _THOUGHT.search(value)
-        actions.append(found[1].strip())
-        thoughts.append(thought[1] if thought else None)
-    told = next((value for speaker, value in reversed(turns[:first]) if speaker == "human"), "")
-    task = row.get("game_file", row.get("id", ""))
-    return Published(number, str(task), told, tuple(actions), tuple(thoughts))
+        raise _Misfit("no turn holds an 'Action:' or '<action>'")
+    taken = [(at, decision) for at, decision in decisions if at >= first]
+    if lacking := [at for at, decision in taken if decision is None]:
+        raise _Misfit(f"turn {lacking[0]} holds no action")
+    told = next((value for speaker, value in reversed(turns[:first]) if speaker == "user"), "")
+    actions, thoughts = zip(*(decision for _, decision in taken if decision), strict=True)
+    return Published(row, task, told, actions, thoughts)
 
 
-def _actions(number: int, row: Mapping[str, Any]) -> Published:
-    actions = row["actions"]
-    if not isinstance(actions, list) or not actions or not all(isinstance(action, str) for action in actions):
-        raise ValueError("'actions' must be a list of texts, at least one")
-    thoughts = row.get("thoughts") or [None] * len(actions)
+def _conversation(number: int, rows: list[dict[str, Any]]) -> Published:
+    (row,) = rows
+    turns = [_object(turn) for turn in _list(row, "conversations")]
+    speakers = {"human": "user", "gpt": "assistant"}
+    said = [(speakers.get(_text(turn, "from"), ""), _text(turn, "value")) for turn in turns]
+    named = [row[name] for name in ("game_file", "id", "item_id") if name in row]
+    if named and not isinstance(named[0], str | int):
+        raise _Misfit(f"its task must be a text or a number, not {named[0]!r:.50}")
+    return _played(number, str(named[0]) if named else "", said)
+
+
+def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
+    (row,) = rows
+    actions, thoughts = _list(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
+    if not all(isinstance(action, str) for action in actions):
+        raise _Misfit("'actions' must be a list of texts")
+    if not isinstance(thoughts, list) or not all(isinstance(thought, str | None) for thought in thoughts):
+        raise _Misfit("'thoughts' must be a list of texts and nulls")
     if len(thoughts) != len(actions):
-        raise ValueError(f"{len(thoughts)} thoughts for {len(actions)} actions")
-    task, instruction = row.get("task_id", ""), row.get("instruction", "")
+        raise _Misfit(f"{len(thoughts)} thoughts for {len(actions)} actions")
+    task, instruction = _text(row, "task_id", ""), _text(row, "instruction", "")
     if not task and not instruction:
-        raise ValueError("it names neither 'task_id' nor 'instruction'")
+        raise _Misfit("it names neither 'task_id' nor 'instruction'")
     return Published(number, task, instruction, tuple(actions), tuple(thoughts))
+
+
+def _early_experience(number: int, rows: list[dict[str, Any]]) -> Published:
+    """A row of `messages`, or the rows of the steps of one episode."""
+    if "messages" in rows[0]:
+        turns = [_object(turn) for row in rows for turn in _list(row, "messages")]
+        return _played(number, "", [(_text(turn, "role"), _text(turn, "content")) for turn in turns])
+    turns = []
+    for at, row in enumerate(rows):
+        prompt = _text(row, "instruction")
+        if (before := _steps_before(prompt)) != at:
+            raise _Misfit(f"row {number + at} is step {before} of its episode where step {at} should be")
+        turns += [("user", prompt), ("assistant", _text(row, "output"))]
+    return _played(number, "", turns)
+
+
+def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
+    """The first row of each trajectory, and all of its rows. One begins where no step has been taken before."""
+    starts = [at for at, row in enumerate(rows) if at == 0 or not _goes_on(row)]
+    return [(start, range(start, end)) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def _goes_on(row: Any) -> bool:
+    prompt = row.get("instruction") if isinstance(row, dict) else None
+    return isinstance(prompt, str) and _steps_before(prompt) > 0
+
+
+def _steps_before(prompt: str) -> int:
+    found = _STEPS_BEFORE.search(prompt)
+    return int(found[1]) if found else 0
+
+
+_READERS = {"eto": _conversation, "early-experience": _early_experience, "actions": _actions}
+FORMATS = tuple(_READERS)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
-from verl_act.data_prep.import_commands import modern_command
+from tqdm import tqdm
+
+from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
 from verl_act.data_prep.published import Published
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import DataError, EmptySplitError, EnvError
 from verl_act.parse import match_action
+
+logger = logging.getLogger(__name__)
 
 FindTasks = Callable[[Published], Sequence[Task]]
 """The tasks that a row may be about, the likeliest first; none where it is about no task of these data."""
@@ -55,14 +62,19 @@ _SCIENCEWORLD_TASKS = (
     "mendelian-genetics-known-plant",
     "mendelian-genetics-unknown-plant",
 )
-_PRICE = re.compile(r",? and price lower than [\d.]+ dollars\s*$")
+# AgentGym counts the variations of the tasks in the engine's order, without these.
+_NOT_IN_AGENTGYM = ("grow-", "inclined-plane-", "mendelian-genetics-")
+_BEFORE_INSTRUCTION = re.compile(r"Instruction:|Your task is to:")
+_AGENTGYM_ID = re.compile(r"sciworld_(\d+)")
 
 
 def task_finder(env: str, settings: Mapping[str, Any]) -> FindTasks:
-    """How rows find their tasks. Raises `ConfigError` for an environment whose published data are unknown."""
-    if env not in _FINDERS:
-        raise ConfigError(f"there is no importer for {env!r}; there are {', '.join(_FINDERS)}.")
-    return _FINDERS[env](settings)
+    """How rows find their tasks: in an environment without rules of its own, by their `task_id`.
+
+    Raises `DataError` where no split of the environment has tasks.
+    """
+    tasks = _all_tasks(env, settings)
+    return _FINDERS[env](tasks, settings) if env in _FINDERS else _by_id(tasks)
 
 
 def speller(env: str) -> Spell:
@@ -71,23 +83,62 @@ def speller(env: str) -> Spell:
 
 
 def _all_tasks(env: str, settings: Mapping[str, Any]) -> list[Task]:
-    """Of every split that is there."""
+    """Of every split that has any."""
     spec = get_env(env)
     found: list[Task] = []
+    empty: list[EmptySplitError] = []
     for split in spec.splits:
         try:
             found += spec.tasks(split, **settings)
-        except DataError:
-            continue
+        except EmptySplitError as error:
+            empty.append(error)
+    if not found:
+        raise empty[0] if empty else DataError(f"{env} lists no task in any split ({', '.join(spec.splits)}).")
     return found
 
 
-def _alfworld(settings: Mapping[str, Any]) -> FindTasks:
+def _by_id(tasks: Sequence[Task]) -> FindTasks:
+    known = {task.task_id: task for task in tasks}
+    return lambda row: [known[row.task]] if row.task in known else []
+
+
+class _ByFirstSight:
+    """Finds tasks by a text that holds their goal and first observation; to know these, each task is started once."""
+
+    def __init__(self, env: str, settings: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+        self._env, self._settings, self._tasks = env, settings, tasks
+
+    def __call__(self, told: str) -> list[Task]:
+        text = _one_line(told)
+        return [task for goal, seen, task in self._starts if goal in text and seen in text]
+
+    @cached_property
+    def _starts(self) -> list[tuple[str, str, Task]]:
+        starts = []
+        with closing(get_env(self._env).make(**self._settings)) as environment:
+            for task in tqdm(self._tasks, desc="reading how tasks begin", unit="task"):
+                try:
+                    first = environment.reset(task)
+                except EnvError as error:
+                    logger.warning("Rows are not compared with a task that does not start: %s", error)
+                else:
+                    starts.append((_one_line(first.goal), _one_line(first.observation), task))
+        return starts
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _alfworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
     by_path: dict[str, list[Task]] = defaultdict(list)
-    for task in _all_tasks("alfworld", settings):
+    by_sight = _ByFirstSight("alfworld", settings, tasks)
+    for task in tasks:
         by_path["/".join(PurePosixPath(task.task_id).parts[-2:])].append(task)
 
     def find(row: Published) -> Sequence[Task]:
+        if not row.task:
+            return by_sight(row.instruction)
         path = PurePosixPath(row.task.replace("\\", "/"))
         parts = path.parts[:-1] if path.suffix else path.parts
         return by_path.get("/".join(parts[-2:]), ())
@@ -95,24 +146,35 @@ def _alfworld(settings: Mapping[str, Any]) -> FindTasks:
     return find
 
 
-def _scienceworld(settings: Mapping[str, Any]) -> FindTasks:
-    by_id = {task.task_id: task for task in _all_tasks("scienceworld", settings)}
+def _scienceworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
+    from verl_act.envs.scienceworld.data import VARIATIONS
+
+    by_id = {task.task_id: task for task in tasks}
+    by_sight = _ByFirstSight("scienceworld", settings, tasks)
+    counted = [
+        f"{name}/{number}"
+        for name, variations in VARIATIONS.items()
+        if not name.startswith(_NOT_IN_AGENTGYM)
+        for number in range(variations)
+    ]
 
     def find(row: Published) -> Sequence[Task]:
+        if not row.task:
+            return by_sight(row.instruction)
         name = row.task
-        numbered = _SCIENCEWORLD_ID.fullmatch(name)
-        if numbered and int(numbered[1]) < len(_SCIENCEWORLD_TASKS):
+        if (numbered := _SCIENCEWORLD_ID.fullmatch(name)) and int(numbered[1]) < len(_SCIENCEWORLD_TASKS):
             name = f"{_SCIENCEWORLD_TASKS[int(numbered[1])]}/{numbered[2]}"
+        elif (numbered := _AGENTGYM_ID.fullmatch(name)) and int(numbered[1]) < len(counted):
+            name = counted[int(numbered[1])]
         return [by_id[name]] if name in by_id else []
 
     return find
 
 
-def _webshop(settings: Mapping[str, Any]) -> FindTasks:
+def _webshop(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
     from verl_act.envs.webshop.catalogue import load_catalogue
     from verl_act.envs.webshop.goals import list_goals
 
-    tasks = _all_tasks("webshop", settings)
     by_id = {task.task_id: task for task in tasks}
     goals = list_goals(load_catalogue(settings.get("data")), settings.get("goals", "human"))
     by_instruction: dict[str, list[Task]] = defaultdict(list)
@@ -131,13 +193,15 @@ def _webshop(settings: Mapping[str, Any]) -> FindTasks:
 
 def _asked(text: str) -> str:
     """An instruction without its price limit, which WebShop draws at random, and without the page around it."""
-    text = text.partition("Instruction:")[2] or text
+    from verl_act.envs.webshop.instruction import without_limit
+
+    text = _BEFORE_INSTRUCTION.split(text, maxsplit=1)[-1]
     parts = [part.strip() for part in re.split(r"\[SEP\]|\n", text)]
     asked = next((part for part in parts if part), "")
-    return _PRICE.sub("", asked).strip(" .").lower()
+    return without_limit(asked.strip(" .")).strip(" .").lower()
 
 
-_FINDERS: dict[str, Callable[[Mapping[str, Any]], FindTasks]] = {
+_FINDERS: dict[str, Callable[[Sequence[Task], Mapping[str, Any]], FindTasks]] = {
     "alfworld": _alfworld,
     "scienceworld": _scienceworld,
     "webshop": _webshop,
@@ -152,7 +216,8 @@ def _spell_scienceworld(action: str, admissible: Sequence[str], environment: Env
     from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 
     assert isinstance(environment, ScienceWorldEnvironment)
-    return environment.reading(action)[0]
+    name, possible = environment.reading(action)
+    return name if possible else environment.reading(modern_scienceworld_action(action))[0]
 
 
 def _spell_as_listed(action: str, admissible: Sequence[str], environment: Environment) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, impor
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
-from verl_act.envs.registry import get_env
+from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
+from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
 from verl_act.errors import ConfigError, DataError
 from verl_act.schema import Step, read_steps
@@ -79,7 +81,7 @@ def test_alfworld_rows_are_respelled_replayed_or_rejected(games: Path, tmp_path:
     )
     steps = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [(step.action, step.inferable) for step in steps] == [(step.action, step.inferable) for step in good]
-    assert all(step.verified and step.success and step.source == "eto" for step in steps)
+    assert all(step.verified and step.success and step.admissible and step.source == "eto" for step in steps)
     assert [step.plan_length for step in steps] == [step.plan_length for step in good]
     assert steps[1].thought == "I think so,\nfor reason 1."
     reasons = rejections(tmp_path / "out")
@@ -166,11 +168,12 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "form", "message"),
     [
-        ("{broken", "eto", r"rows\.json: cannot be read as 'eto'"),
-        ('{"a": 1}', "eto", "holds no list of rows but dict"),
+        ("[broken", "eto", r"rows\.json: cannot be read as JSON"),
+        ("{broken", "eto", "none of 1 rows is left.*row 0: .*line 1 of the file is no JSON"),
+        ('{"a": 1}', "eto", "none of 1 rows is left.*row 0: .*has no 'conversations'"),
         ("[]", "eto", "none of 0 rows is left"),
         ("[1]", "eto", "none of 1 rows is left.*row 0: not in this format"),
-        ("[]", "csv", "'csv' is no format of published trajectories; there are eto, actions"),
+        ("[]", "csv", "'csv' is no format of published trajectories; there are eto, early-experience, actions"),
     ],
 )
 def test_unusable_files_are_named(text: str, form: str, message: str, games: Path, tmp_path: Path) -> None:
@@ -183,9 +186,86 @@ def test_unusable_files_are_named(text: str, form: str, message: str, games: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_an_environment_without_importer_is_told() -> None:
-    with pytest.raises(ConfigError, match="there is no importer for 'mygame'; there are alfworld"):
-        task_finder("mygame", {})
+def test_wrong_data_are_told_and_an_empty_split_is_passed_over(games: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: holds no ALFWorld games"):
+        task_finder("alfworld", {"data": "nowhere"})
+    shutil.copytree(games / "json_2.1.1" / "train", tmp_path / "json_2.1.1" / "train")
+    (task, *_) = get_env("alfworld").tasks("train", data=tmp_path)
+    row = Published(0, f"json_2.1.1/train/{task.task_id}/game.tw-pddl", "", ("look",), (None,))
+    assert task_finder("alfworld", {"data": str(tmp_path)})(row) == [task]
+    next(tmp_path.rglob("traj_data.json")).write_text("cut sh")
+    with pytest.raises(DataError, match="is not a readable JSON file"):
+        task_finder("alfworld", {"data": str(tmp_path)})
+    shutil.rmtree(tmp_path / "json_2.1.1" / "train")
+    with pytest.raises(DataError, match="holds no playable game"):
+        task_finder("alfworld", {"data": str(tmp_path)})
+
+
+def test_an_environment_of_ones_own_is_imported_by_task_id(tmp_path: Path) -> None:
+    register_env(EnvSpec("counting", Counting, lambda split: [Task("counting", split, "t0", "count")], {}, ("train",)))
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"task_id": "t0", "actions": ["ADD", "stop"]}\n{"task_id": "t9", "actions": ["add"]}\n')
+    import_trajectories(tmp_path / "out", [path], "counting", form="actions", progress=False)
+    steps = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [(step.action, step.admissible, step.inferable) for step in steps] == [
+        ("add", True, True),
+        ("stop", True, True),
+    ]
+    assert rejections(tmp_path / "out") == {1: "no such task in these data: t9"}
+
+
+class Counting:
+    """Won by stopping after one `add`."""
+
+    def reset(self, task: Task) -> Observation:
+        self._count = 0
+        return Observation("add once, then stop", "0", ("add", "stop"))
+
+    def step(self, action: str) -> StepResult:
+        self._count += action == "add"
+        won = action == "stop" and self._count == 1
+        return StepResult(
+            str(self._count), ("add", "stop"), float(won), action == "stop", won, action in ("add", "stop")
+        )
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"task_id": 17, "actions": ["look"]}', "'task_id' must be a text, not 17"),
+        ('{"task_id": "t", "actions": ["look"], "thoughts": [3]}', "'thoughts' must be a list of texts and nulls"),
+        ('{"task_id": "t", "actions": ["look"], "thoughts": 3}', "'thoughts' must be a list of texts and nulls"),
+        ('{"task_id": "t", "actions": "look"}', "'actions' must be a list with entries, not 'look'"),
+        ('{"task_id": "t", "actions": [null]}', "'actions' must be a list of texts"),
+        ('{"task_id": "t", "actions": ["look"]', "line 2 of the file is no JSON"),
+        ("[]", "it is no JSON object but list"),
+    ],
+)
+def test_a_bad_row_is_listed_and_the_others_are_read(row: str, reason: str, tmp_path: Path) -> None:
+    path, good = tmp_path / "rows.jsonl", '{"task_id": "t", "actions": ["look"]}'
+    path.write_text(f"{good}\n{row}\n{good}\n")
+    first, bad, last = read_published(path, "actions")
+    assert isinstance(first, Published) and isinstance(last, Published) and last.row == 2
+    assert isinstance(bad, Unreadable) and bad.row == 1 and reason in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"from": "gpt", "value": None}, "'value' must be a text, not None"),
+        ({"from": 1, "value": "Action: look"}, "'from' must be a text, not 1"),
+        ({"value": "Action: look"}, "has no 'from'"),
+        ("Action: look", "it is no JSON object but str"),
+    ],
+)
+def test_a_bad_turn_makes_its_row_unreadable(turn: Any, reason: str, tmp_path: Path) -> None:
+    rows = [{"id": 1, "conversations": [turn]}, conversation_of("1_0")]
+    bad, good = read_published(write(tmp_path / "rows.json", rows), "eto")
+    assert isinstance(bad, Unreadable) and reason in bad.reason
+    assert isinstance(good, Published) and good.actions == ("look around",)
 
 
 def test_lines_end_with_newlines_alone(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ def import_trajectories(
     out: Out,
     env: str,
     files: Annotated[list[Path], typer.Argument(help="published files, of one environment")],
-    form: Annotated[str, typer.Option("--format", help="eto, or actions (JSON lines of task_id and actions)")] = "eto",
+    form: Annotated[
+        str, typer.Option("--format", help="eto, early-experience, or actions (task_id and actions)")
+    ] = "eto",
     env_settings: Json = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""

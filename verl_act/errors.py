@@ -18,6 +18,10 @@ class DataError(ActError, ValueError):
     """An input file is missing, truncated, of another schema, or holds a bad row."""
 
 
+class EmptySplitError(DataError):
+    """The data hold no task of this split; they may of others."""
+
+
 class EnvError(ActError, RuntimeError):
     """An environment could not be loaded, failed in an episode, or did not answer in time."""
 

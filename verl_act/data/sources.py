@@ -113,7 +113,9 @@ class TrajectorySource(Source):
     """`act/<env>/action`: what is the next action?"""
 
     schema = TRAJECTORY
-    columns = tuple(name for name in TRAJECTORY.names if name not in ("thought", "reward", "done", "source", "admissible"))
+    columns = tuple(
+        name for name in TRAJECTORY.names if name not in ("thought", "reward", "done", "source", "admissible")
+    )
 
     def _build(self, stored: Row, position: int) -> Row:
         return _row(

@@ -14,7 +14,7 @@ from typing import Any
 
 from verl_act.envs.alfworld.game import FILE_NAME
 from verl_act.envs.base import Task
-from verl_act.errors import DataError, EnvError
+from verl_act.errors import DataError, EmptySplitError, EnvError
 
 NAME = "alfworld"
 VERSION_FOLDER = "json_2.1.1"
@@ -69,7 +69,7 @@ def game_path(task: Task, data: str | os.PathLike[str] | None = None) -> Path:
 def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameList:
     """Every playable game of `split` once, sorted by task id, which is the path below the split's folder.
 
-    Raises `DataError` where the split is missing, holds no playable game, or a file in it is damaged.
+    Raises `EmptySplitError` where the split is missing or holds no playable game, `DataError` where a file is damaged.
     """
     if split not in SPLITS:
         raise DataError(f"ALFWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -89,7 +89,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
         else:
             tasks.append(Task(NAME, split, task_id, task_type))
     if not tasks:
-        raise DataError(
+        raise EmptySplitError(
             f"{folder}: holds no playable game (left out: {dict(skipped) or 'none'}). Generate or download games."
         )
     return GameList(tuple(tasks), dict(skipped))

@@ -19,7 +19,7 @@ from verl_act.envs.base import Task
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.product import Product
 from verl_act.envs.webshop.sources import Asked, Instruction
-from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.errors import ConfigError, DataError, EmptySplitError, EnvError
 
 NAME = "webshop"
 SPLITS = ("train", "dev", "test")
@@ -135,7 +135,9 @@ def split_bounds(split: str, goals: int) -> range:
     test, dev = (_TEST, _TEST + _DEV) if goals > _TEST + _DEV else (math.ceil(goals / 6), math.ceil(goals / 2))
     bounds = {"test": range(test), "dev": range(test, dev), "train": range(dev, goals)}[split]
     if not bounds:
-        raise DataError(f"The split {split!r} is empty: the catalogue has {goals} goals only. It needs three or more.")
+        raise EmptySplitError(
+            f"The split {split!r} is empty: the catalogue has {goals} goals only. It needs three or more."
+        )
     return bounds
 
 

@@ -29,10 +29,15 @@ def price_limit(instruction: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def without_limit(instruction: str) -> str:
+    """The instruction as it was before WebShop wrote a price limit at its end."""
+    return _LIMIT.sub("", instruction)
+
+
 @lru_cache(maxsize=4096)
 def asked_words(instruction: str) -> tuple[str, ...]:
     """The words of the instruction that say what is asked for, in lower case and in order, each once."""
-    words = _WORD.findall(_LIMIT.sub("", instruction).lower())
+    words = _WORD.findall(without_limit(instruction).lower())
     return tuple(dict.fromkeys(word for word in words if word not in _ASKING))
 
 
