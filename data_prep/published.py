@@ -6,9 +6,10 @@ A file is a JSON list of rows, or JSON lines. The formats:
   conversations, instructions first, then observations by `human` and "Thought: ... Action: ..." by `gpt`. ALFWorld rows
   name their `game_file`; ScienceWorld ids are `<task number>_<variation>`, or AgentGym's `item_id`; WebShop rows are
   known by their instruction.
-- `early-experience`: the expert data of Early Experience (arXiv 2510.08558). ALFWorld and WebShop have a row for each
-  step, the prompt as `instruction` and `<think>...</think><action>...</action>` as `output`; ScienceWorld has whole
-  conversations as `messages`. No row names its task: it is known by what the first prompt shows.
+- `early-experience`: the expert data of Early Experience (arXiv 2510.08558), as its published reproduction describes
+  them. ALFWorld and WebShop have a row for each step, the prompt as `instruction` and
+  `<think>...</think><action>...</action>` as `output` (or both as `messages`); ScienceWorld has whole conversations as
+  `messages`. No row names its task: it is known by what the first prompt shows.
 - `actions`, for everything else: a `task_id` of ours (or, for WebShop, an `instruction`), the list `actions` and, if
   there are any, `thoughts`, one for each action.
 """
@@ -162,17 +163,20 @@ def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
 
 
 def _early_experience(number: int, rows: list[dict[str, Any]]) -> Published:
-    """A row of `messages`, or the rows of the steps of one episode."""
-    if "messages" in rows[0]:
-        turns = [_object(turn) for row in rows for turn in _list(row, "messages")]
-        return _played(number, "", [(_text(turn, "role"), _text(turn, "content")) for turn in turns])
-    turns = []
+    """A whole conversation, or the rows of the steps of one episode."""
+    turns: list[tuple[str, str]] = []
     for at, row in enumerate(rows):
-        prompt = _text(row, "instruction")
-        if (before := _steps_before(prompt)) != at:
+        said = _said(row)
+        if (before := _steps_before(said)) != at:
             raise _Misfit(f"row {number + at} is step {before} of its episode where step {at} should be")
-        turns += [("user", prompt), ("assistant", _text(row, "output"))]
+        turns += said
     return _played(number, "", turns)
+
+
+def _said(row: dict[str, Any]) -> list[tuple[str, str]]:
+    if "messages" not in row:
+        return [("user", _text(row, "instruction")), ("assistant", _text(row, "output"))]
+    return [(_text(turn, "role"), _text(turn, "content")) for turn in map(_object, _list(row, "messages"))]
 
 
 def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
@@ -182,11 +186,14 @@ def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
 
 
 def _goes_on(row: Any) -> bool:
-    prompt = row.get("instruction") if isinstance(row, dict) else None
-    return isinstance(prompt, str) and _steps_before(prompt) > 0
+    try:
+        return _steps_before(_said(_object(row))) > 0
+    except _Misfit:
+        return False
 
 
-def _steps_before(prompt: str) -> int:
+def _steps_before(said: Iterable[tuple[str, str]]) -> int:
+    prompt = next((text for speaker, text in said if speaker == "user"), "")
     found = _STEPS_BEFORE.search(prompt)
     return int(found[1]) if found else 0
 
