@@ -6,14 +6,16 @@ and the environment's planner says how far the goal still is; both decide later 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,8 +30,18 @@ from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest,
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 
 TRAJECTORIES = "trajectories.parquet"
+DROPPED = "dropped.jsonl"
 
-_Played = list[Step] | str
+
+@dataclass(frozen=True, slots=True)
+class _Dropped:
+    """Why a task gives no trajectory: `kind` is counted, `details` say more, where there is more to say."""
+
+    kind: str
+    details: str = ""
+
+
+_Played = list[Step] | _Dropped
 """A verified trajectory, or the reason why there is none."""
 
 
@@ -45,14 +57,15 @@ def collect_expert(
     env_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Play the tasks of `split` with `expert` and write `out/trajectories.parquet` (schema TRAJECTORY) and its
-    manifest.
+    """Play the tasks of `split` with `expert` and write `out/trajectories.parquet` (schema TRAJECTORY),
+    `out/dropped.jsonl` (the tasks left out, with the reasons) and a manifest.
 
     `expert` is one of the environment's (default: its first). `limit` draws that many tasks by `seed`. Trajectories
     that fail, or that do not come out the same when replayed on a fresh environment, are left out and counted.
     `workers` processes share the tasks and do not change the result. Returns the manifest.
 
-    Raises `ConfigError` for an unknown environment, split or expert, and `DataError` where no trajectory succeeds.
+    Raises `ConfigError` for an unknown environment, split or expert, `DataError` where no trajectory succeeds, and
+    `EnvError` where a worker process dies.
     """
     spec = get_env(env)
     settings = dict(env_settings or {})
@@ -65,10 +78,12 @@ def collect_expert(
         played = list(
             tqdm(_play_all(stack, workers, tasks, env, name, settings), split, len(tasks), disable=not progress)
         )
-    steps = [step for trajectory in played if not isinstance(trajectory, str) for step in trajectory]
-    dropped = Counter(reason for reason in played if isinstance(reason, str))
+    steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
+    lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]
+    dropped = Counter(reason.kind for _, reason in lost)
     if not steps:
-        raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.")
+        told = next((f" The first error: {reason.details}" for _, reason in lost if reason.details), "")
+        raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{told}")
     manifest = make_manifest(
         "collect_expert",
         settings={"env": env, "split": split, "expert": name, "limit": limit, "env_settings": settings},
@@ -79,6 +94,8 @@ def collect_expert(
     )
     with atomic_folder(out) as folder:
         write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
+        lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in lost)
+        (folder / DROPPED).write_text("".join(lines))
         write_manifest(folder, manifest)
     return manifest
 
@@ -152,10 +169,12 @@ class _Player:
         try:
             steps = play(environment, expert, task, source=self.expert)
             if not steps[-1].success:
-                return "not won"
-            return [replace(step, verified=True) for step in steps] if replays(fresh, task, steps) else "replay differs"
+                return _Dropped("not won")
+            if not replays(fresh, task, steps):
+                return _Dropped("replay differs")
+            return [replace(step, verified=True) for step in steps]
         except EnvError as error:
-            return f"error: {error}"
+            return _Dropped("error", str(error))
 
     def close(self) -> None:
         for environment in self._stage[:2]:
@@ -185,7 +204,17 @@ def _play_all(
         return map(player, tasks)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (env, expert, settings))
     stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.map(_play_in_worker, tasks, chunksize=4)
+    return _until_one_dies(pool.map(_play_in_worker, tasks, chunksize=4), workers)
+
+
+def _until_one_dies(played: Iterator[_Played], workers: int) -> Iterator[_Played]:
+    try:
+        yield from played
+    except BrokenProcessPool as error:
+        raise EnvError(
+            f"One of {workers} worker processes was killed, or its engine crashed. Most often memory has run out: each "
+            "worker holds two environments. Pass fewer --workers; nothing was written."
+        ) from error
 
 
 def _check(spec: EnvSpec, split: str, expert: str | None, limit: int | None) -> None:

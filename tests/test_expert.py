@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from verl_act.data_prep.collect_expert import TRAJECTORIES, collect_expert, play, replays
+from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
 from verl_act.data_prep.import_commands import modern_command
 from verl_act.data_prep.make_games import make_games
 from verl_act.envs.alfworld.beliefs import Beliefs
@@ -154,11 +156,46 @@ def test_lost_games_are_dropped_and_counted(games: Path, tmp_path: Path) -> None
     manifest = collect_expert(tmp_path / "short", "alfworld", "train", env_settings=settings, progress=False)
     kept, dropped = manifest.counts["trajectories"], manifest.counts["dropped"]
     assert kept + dropped["not won"] == 12 and 0 < kept < 12
+    lost = [json.loads(line) for line in (tmp_path / "short" / DROPPED).read_text().splitlines()]
+    assert [task["kind"] for task in lost] == ["not won"] * dropped["not won"]
+    won = {step.task_id for step in read_steps([tmp_path / "short" / TRAJECTORIES])}
+    assert len(won | {task["task_id"] for task in lost}) == 12
     with pytest.raises(DataError, match="won none of 12"):
         collect_expert(
             tmp_path / "none", "alfworld", "train", env_settings={**settings, "max_steps": 1}, progress=False
         )
     assert not (tmp_path / "none").exists()
+
+
+def test_errors_are_counted_by_kind_and_told_apart(games: Path, tmp_path: Path) -> None:
+    shutil.copytree(games, tmp_path / "games")
+    for task in list_tasks("train", games)[:2]:
+        path = tmp_path / "games" / "json_2.1.1" / "train" / task.task_id / "game.tw-pddl"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pddl_problem": "(nonsense"}))
+    settings = {"data": str(tmp_path / "games")}
+    manifest = collect_expert(tmp_path / "out", "alfworld", "train", env_settings=settings, progress=False)
+    assert manifest.counts["dropped"] == {"error": 2}
+    details = [json.loads(line)["details"] for line in (tmp_path / "out" / DROPPED).read_text().splitlines()]
+    assert len(set(details)) == 2 and all("game.tw-pddl" in text for text in details)
+
+
+def test_a_killed_worker_is_told_with_a_remedy(games: Path, tmp_path: Path) -> None:
+    """In a process of its own: its children are the workers, one of which is killed as the kernel would."""
+    code = f"""
+import os, signal, threading, time, psutil
+from verl_act.data_prep.collect_expert import collect_expert
+def kill():
+    while not (workers := [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]):
+        time.sleep(0.01)
+    workers[0].kill()
+if __name__ == "__main__":
+    threading.Thread(target=kill, daemon=True).start()
+    collect_expert("out", "alfworld", "train", env_settings={{"data": {str(games)!r}}}, workers=2, progress=False)
+"""
+    (tmp_path / "script.py").write_text(code)
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert "EnvError: One of 2 worker processes was killed" in run.stderr, run.stderr
+    assert "--workers" in run.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_replay_that_differs_is_noticed(games: Path) -> None:
