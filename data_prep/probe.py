@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_act.envs.base import Environment, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
+from verl_act.envs.base import Environment, Observation, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EnvError
 from verl_act.schema import Step
@@ -39,6 +39,7 @@ class Prober:
     env: str
     settings: Mapping[str, Any]
     _environment: Environment = field(init=False)
+    _shown: Observation | StepResult = field(init=False)
     _tasks: dict[tuple[str, str], Task] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,26 +60,20 @@ class Prober:
         for step in steps:
             wanted = [turn.action for turn in step.context.history]
             if played is None or wanted[: len(played)] != played:
-                self._start(task, step)
+                self._shown = self._environment.reset(task)
                 played = []
             for action in wanted[len(played) :]:
                 self._take(action, step)
             played = wanted
-            if self._admissible != step.context.admissible_actions or self._observation != step.context.observation:
-                raise ReplayError(f"{step.state_id}: the environment shows {self._observation!r} there.")
+            _check_shown(step, self._shown)
             state = State(self._environment, task, step)
             yield state
             state.leave()
 
-    def _start(self, task: Task, step: Step) -> None:
-        first = self._environment.reset(task)
-        self._observation, self._admissible, self._done = first.observation, first.admissible_actions, False
-
     def _take(self, action: str, step: Step) -> None:
-        if self._done:
+        if isinstance(self._shown, StepResult) and self._shown.done:
             raise ReplayError(f"{step.state_id}: the episode ends before this state.")
-        result = self._environment.step(action)
-        self._observation, self._admissible, self._done = result.observation, result.admissible_actions, result.done
+        self._shown = self._environment.step(action)
 
     def _task(self, step: Step) -> Task:
         """The task of a step: its seed is the environment's to know."""
@@ -142,6 +137,14 @@ class State:
         if isinstance(self._environment, SnapshotEnvironment):
             self._environment.restore(self._snapshot)
             return
-        self._environment.reset(self._task)
+        shown: Observation | StepResult = self._environment.reset(self._task)
         for turn in self.step.context.history:
-            self._environment.step(turn.action)
+            shown = self._environment.step(turn.action)
+        _check_shown(self.step, shown)
+
+
+def _check_shown(step: Step, shown: Observation | StepResult) -> None:
+    """Raise `ReplayError` unless the environment shows what was recorded at `step`."""
+    context = step.context
+    if (shown.observation, shown.admissible_actions) != (context.observation, context.admissible_actions):
+        raise ReplayError(f"{step.state_id}: the environment shows {shown.observation!r} there.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import fragile_env
 import pytest
 from installed_env import install
 
-from verl_act.envs.base import PlanningEnvironment, SnapshotEnvironment
-from verl_act.envs.contract import check_environment
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.search import SearchExpert
+from verl_act.envs.base import Environment, EnvSpec, PlanningEnvironment, SnapshotEnvironment, StepResult
+from verl_act.envs.contract import check_environment, check_step_limit
 from verl_act.envs.registry import get_env, known_envs, register_env
 from verl_act.errors import ConfigError, EnvError
+from verl_act.schema import Context
 
 
 @pytest.fixture(params=["alfworld"])
@@ -36,9 +40,6 @@ def test_alfworld_plans_and_goes_back() -> None:
 
 
 def test_the_contract_notices_a_breach(games: Path) -> None:
-    from verl_act.envs.alfworld.environment import AlfworldEnvironment
-    from verl_act.envs.base import EnvSpec, StepResult
-
     class Generous(AlfworldEnvironment):
         """Counts running out of steps as success."""
 
@@ -50,6 +51,27 @@ def test_the_contract_notices_a_breach(games: Path) -> None:
     spec = EnvSpec(sound.name, Generous, sound.tasks, sound.experts, sound.splits)
     with pytest.raises(EnvError, match=r"breaks its contract\. .*success"):
         check_environment(spec, "train", {"data": str(games)})
+
+
+def test_the_contract_notices_an_inadmissible_expert_and_an_empty_split(games: Path) -> None:
+    class Careless(SearchExpert):
+        """Says something else first, as if it followed from what is shown."""
+
+        def act(self, context: Context, environment: Environment | None = None) -> tuple[str, bool]:
+            return super().act(context) if context.history else ("dance", True)
+
+    sound = get_env("alfworld")
+    with pytest.raises(EnvError, match="step 0: the expert calls 'dance' inferable, which is not admissible"):
+        check_environment(replace(sound, experts={"careless": Careless}), "train", {"data": str(games)})
+    with pytest.raises(EnvError, match="alfworld/train lists no task"):
+        check_environment(replace(sound, tasks=lambda split, **_: ()), "train", {"data": str(games)})
+
+
+def test_any_step_limit_that_is_reached_will_do(games: Path) -> None:
+    (task, *_) = get_env("alfworld").tasks("train", data=games)
+    check_step_limit(AlfworldEnvironment(games, max_steps=300), task)
+    with pytest.raises(EnvError, match="an episode needs a step limit"):
+        check_step_limit(AlfworldEnvironment(games, max_steps=100_000), task)
 
 
 def test_an_unknown_environment_is_told_the_known_ones() -> None:

@@ -198,6 +198,26 @@ def test_other_environments_are_probed_by_replaying(
         assert len(pairs) == len(steps)
 
 
+class Drifting(Bare):
+    """From its second reset on it plays another game, so that coming back leads elsewhere."""
+
+    def __init__(self, data: str) -> None:
+        super().__init__(data)
+        self._others = iter([None, *get_env("alfworld").tasks("valid_seen", data=data)])
+
+    def reset(self, task: Task) -> Observation:
+        return super().reset(next(self._others) or task)
+
+
+def test_no_action_is_judged_in_another_state_than_its_own(games: Path, steps: list[Step], tmp_path: Path) -> None:
+    register_env(EnvSpec("drifting", Drifting, _tasks, {}, ("train",)))
+    one = [replace(step, env="drifting") for step in steps if step.trajectory_id == steps[0].trajectory_id]
+    state = next(Prober("drifting", _settings(games)).replay(one))
+    state.judge(one[0].action)  # in the state itself
+    with pytest.raises(ReplayError, match="#0: the environment shows"):
+        state.judge(one[0].action)
+
+
 def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[Step], tmp_path: Path) -> None:
     first = steps[0].trajectory_id
     changed = [

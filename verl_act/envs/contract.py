@@ -28,8 +28,10 @@ from verl_act.schema import Context, Turn
 NONSENSE = ("", " ", "fly to the moon", "\x00\x1b[31m\x7f", "<|im_end|>", "go to " * 200_000, "\ud83e\udd16 \u202e")
 """Actions that no environment knows, some of them hostile; the long one is more than 1 MB."""
 
-_HORIZON = 200
+_HORIZON = 2000
 """Steps after which a game that is still going on is taken to have no step limit."""
+_WALK = 200
+"""Steps of a random game."""
 
 Transcript = list[Observation | StepResult]
 
@@ -41,6 +43,7 @@ def check_environment(
     settings = dict(env_settings or {})
     listed = spec.tasks(split, **settings)
     _require(len(set(listed)) == len(listed), f"{spec.name}/{split} lists a task twice")
+    _require(len(listed) > 0, f"{spec.name}/{split} lists no task")
     _require(
         list(listed) == list(spec.tasks(split, **settings)), f"{spec.name}/{split} lists its tasks in a changing order"
     )
@@ -64,7 +67,12 @@ def check_environment(
 
 
 def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task], seed: int) -> None:
-    """The default expert succeeds, with admissible actions only; a random player does not do better."""
+    """The default expert succeeds; what it calls inferable is admissible; a random player does not do better.
+
+    An environment whose spec has no expert passes.
+    """
+    if not spec.experts:
+        return
     expert = next(iter(spec.experts.values()))()
     won = lucky = 0
     for task in tasks:
@@ -82,8 +90,12 @@ def _play(expert: Expert, environment: Environment, task: Task) -> bool:
     history: list[Turn] = []
     observation, admissible = first.observation, first.admissible_actions
     for _ in range(_HORIZON):
-        action, _ = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
+        action, inferable = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
         result = environment.step(action)
+        _require(
+            result.admissible or not inferable,
+            f"{task}, step {len(history)}: the expert calls {action!r} inferable, which is not admissible",
+        )
         if result.done:
             return result.success
         history.append(Turn(observation, action))
@@ -109,7 +121,8 @@ def check_nonsense(environment: Environment, task: Task) -> None:
         if result.done:
             environment.reset(task)
     environment.reset(task)
-    _require(environment.step(first.admissible_actions[0]).admissible, f"{task}: flags an action that it offers")
+    for offered in first.admissible_actions[:1]:
+        _require(environment.step(offered).admissible, f"{task}: flags {offered!r}, which it offers")
 
 
 def check_step_limit(environment: Environment, task: Task) -> None:
@@ -120,7 +133,9 @@ def check_step_limit(environment: Environment, task: Task) -> None:
         if result.done:
             _require(not result.success, f"{task}: doing nothing counts as success")
             return
-    raise EnvError(f"{task}: no end after {_HORIZON} steps of doing nothing; an episode needs a step limit.")
+    raise EnvError(
+        f"{task}: no end after {_HORIZON} steps of doing nothing; an episode needs a step limit, here below that."
+    )
 
 
 def check_independence(environment: Environment, other: Environment, tasks: Sequence[Task], seed: int) -> None:
@@ -192,7 +207,7 @@ class _Walker:
     def advance(self) -> bool:
         """Take a step; false where the game is over (or goes on for longer than any game should)."""
         shown = self.transcript[-1]
-        if len(self.transcript) > _HORIZON or (isinstance(shown, StepResult) and shown.done):
+        if len(self.transcript) > _WALK or (isinstance(shown, StepResult) and shown.done):
             return False
         offered = shown.admissible_actions
         action = self._random.choice(offered) if offered and self._random.random() > 0.1 else NONSENSE[2]
