@@ -15,6 +15,8 @@ from typing import Any
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 
 NAME = "fragile"
+SLOW_TO_PREPARE = "slow to prepare"
+"""A file of this name in `traps` makes preparing take longer than a test's time-out."""
 _ACTIONS = ("add", "die", "die once", "hang once", "fail", "time out", "spoil once", "wander", "who")
 
 
@@ -62,4 +64,9 @@ def _tasks(split: str, **settings: Any) -> Sequence[Task]:
     return [Task(NAME, split, f"t{number}", "count") for number in range(8)]
 
 
-SPEC = EnvSpec(NAME, FragileEnvironment, _tasks, {}, ("train",))
+def _prepare(traps: str = "") -> None:
+    if (Path(traps) / SLOW_TO_PREPARE).exists():
+        time.sleep(6)
+
+
+SPEC = EnvSpec(NAME, FragileEnvironment, _tasks, {}, ("train",), prepare=_prepare)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -111,6 +112,17 @@ def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[st
         return results[0].observation, results[1].observation
 
     assert asyncio.run(run()) == ("t0: 1", "t1: 1")
+
+
+def test_what_an_environment_prepares_is_not_part_of_its_resets(settings: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / fragile_env.SLOW_TO_PREPARE).touch()
+
+    async def run() -> str:
+        session = await EnvPool(fragile_env.NAME, settings, reset_timeout=5).open(task(0))
+        return session.first.observation
+
+    started = time.monotonic()
+    assert asyncio.run(run()) == "t0: 0" and time.monotonic() - started > 6
 
 
 def test_a_step_that_fails_is_retried_on_a_fresh_environment(settings: dict[str, str]) -> None:

@@ -110,7 +110,8 @@ class EnvSpec:
     `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`).
     `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the
     default. `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched,
-    or a listed action can be said in other words.
+    or a listed action can be said in other words. `prepare` does, with the settings, what a process needs before its
+    first episode and what may take minutes: the pool waits for it before the time-out of a reset begins.
     """
 
     name: str
@@ -119,6 +120,7 @@ class EnvSpec:
     experts: dict[str, Callable[[], Expert]]
     splits: tuple[str, ...]
     lists_all_actions: bool = True
+    prepare: Callable[..., object] | None = None
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for a setting that `make` does not take."""

@@ -26,6 +26,9 @@ from verl_act.envs.base import Environment, Observation, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
 
+_PREPARE_SECONDS = 3600.0
+"""WebShop's full catalogue takes minutes; on a slow disk, or waiting for another process, more."""
+
 
 class PoolSettings(Protocol):
     """The part of a rollout's settings that a pool needs; time-outs in seconds."""
@@ -58,7 +61,8 @@ class EnvPool:
         reset_timeout: float = 120.0,
         num_cpus: float = 0.0,
     ) -> None:
-        """Time-outs in seconds; starting an actor counts as part of its first reset. `num_cpus` is what Ray reserves.
+        """Time-outs in seconds; starting an actor counts as part of its first reset, what the environment prepares
+        (`EnvSpec.prepare`) does not. `num_cpus` is what Ray reserves.
 
         Raises `ConfigError` for an unknown environment, or without actors or time.
         """
@@ -71,7 +75,8 @@ class EnvPool:
         get_env(env).check_settings(self._arguments[1])
         self._num_cpus = num_cpus
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
-        self._hosts = [_Host(self._starter(f"verl_act-env-{key}-{at}")) for at in range(actors)]
+        self._prepares = get_env(env).prepare is not None
+        self._hosts = [_Host(self._starter(f"verl_act-env-{key}-{at}"), self._prepares) for at in range(actors)]
 
     @classmethod
     def shared(cls, env: str, settings: PoolSettings) -> EnvPool:
@@ -104,7 +109,7 @@ class EnvPool:
 
     def lone_host(self) -> _Host:
         """A host that no other episode uses."""
-        return _Host(self._starter(None))
+        return _Host(self._starter(None), self._prepares)
 
     def _starter(self, name: str | None) -> Callable[[int], ActorHandle]:
         def start(generation: int) -> ActorHandle:
@@ -210,10 +215,11 @@ class _HostLost(Exception):
 
 
 class _Host:
-    """A caller's view of one actor: started when first needed, replaced when lost."""
+    """A caller's view of one actor: started (and prepared) when first needed, replaced when lost."""
 
-    def __init__(self, start: Callable[[int], ActorHandle]) -> None:
+    def __init__(self, start: Callable[[int], ActorHandle], prepares: bool = False) -> None:
         self._start = start
+        self._prepares = prepares
         self._actor: ActorHandle | None = None
         self.generation = 0
         self.turn = asyncio.Lock()
@@ -222,6 +228,11 @@ class _Host:
         """Call the actor. Raises the environment's `EnvError`, or `_HostLost`, after which the actor is replaced."""
         if self._actor is None:
             self._actor = self._start(self.generation)
+            if self._prepares:
+                await self._ask(_PREPARE_SECONDS, "prepare")
+        return await self._ask(timeout, method, *arguments)
+
+    async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:
         actor = self._actor
         try:
             return await asyncio.wait_for(getattr(actor, method).remote(*arguments), timeout)
@@ -253,9 +264,14 @@ class _EnvHost:
     """Hosts the environments of many episodes in one process."""
 
     def __init__(self, env: str, env_settings: dict[str, Any]) -> None:
-        self._make: Callable[[], Environment] = lambda: get_env(env).make(**env_settings)
+        self._env, self._settings = env, env_settings
         self._playing: dict[str, Environment] = {}
         self._idle: list[Environment] = []
+
+    def prepare(self) -> None:
+        """Called before the first episode; see `EnvSpec.prepare`."""
+        if (prepare := get_env(self._env).prepare) is not None:
+            prepare(**self._settings)
 
     def play(self, episode: str, task: Task, actions: list[str]) -> Observation | StepResult:
         """Start `episode` (again) and take `actions`; what the last of them, or else the reset, shows."""
@@ -281,6 +297,9 @@ class _EnvHost:
     def close(self, episode: str) -> None:
         """Keep the environment for another episode."""
         self._idle.append(self._playing.pop(episode))
+
+    def _make(self) -> Environment:
+        return get_env(self._env).make(**self._settings)
 
 
 _HostActor: Any = ray.remote(_EnvHost)  # Ray types a decorated class in a way that hides `options`

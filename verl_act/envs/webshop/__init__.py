@@ -8,7 +8,7 @@ way, `reading` and `shopper` make the expert that knows only what it reads.
 from verl_act.envs.base import EnvSpec
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
-from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks
+from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks, prepare
 from verl_act.envs.webshop.shopper import ShopperExpert
 
 SPEC = EnvSpec(
@@ -18,6 +18,7 @@ SPEC = EnvSpec(
     experts={"shopper": ShopperExpert, "goal": GoalExpert},
     splits=SPLITS,
     lists_all_actions=False,
+    prepare=prepare,
 )
 
 __all__ = ["SPEC"]

@@ -81,8 +81,8 @@ def load_catalogue(data: str | os.PathLike[str] | None = None) -> Catalogue:
     """The catalogue in the folder `data` (see `files`), or else the embedded one; for the same files the same object.
 
     A large catalogue (`CACHED_FROM`) is prepared at its first use and kept in `$VERL_ACT_CACHE`, else below
-    `$XDG_CACHE_HOME` or `~/.cache`; other processes that want it wait meanwhile. List its tasks before starting
-    workers: what takes minutes is done then, and not within the time-out of a reset.
+    `$XDG_CACHE_HOME` or `~/.cache`; other processes that want it wait meanwhile. That takes minutes for WebShop's
+    full catalogue.
 
     Raises `DataError` where a file is missing or damaged, naming file, entry and remedy.
     """

@@ -158,6 +158,11 @@ def list_tasks(
     )
 
 
+def prepare(data: str | os.PathLike[str] | None = None, goals: str = "human", **_: Any) -> None:
+    """Read catalogue and goals, which episodes of this process share; a large catalogue is prepared where it is not."""
+    list_goals(load_catalogue(data), goals)
+
+
 def goal_of(task: Task, goals: tuple[Goal, ...]) -> Goal:
     """The goal that `task` plays. Raises `EnvError` where it is not a task of these goals."""
     number, _, asin = task.task_id.partition("-")
