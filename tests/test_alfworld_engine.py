@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,16 @@ def test_damaged_games_name_the_file_and_the_remedy(damage, complaint: str, game
     (folder / "game.tw-pddl").write_text(damage(source.read_text()))
     with pytest.raises(EnvError, match=f"game.tw-pddl.*{complaint}.*(?s:.*)again"):
         AlfworldEnvironment(tmp_path).reset(Task("alfworld", "train", "broken/trial", "pick_and_place_simple"))
+
+
+def test_after_a_reset_that_fails_no_episode_goes_on(games: Path) -> None:
+    environment, task = AlfworldEnvironment(games), list_games("train", games).tasks[0]
+    first = environment.reset(task)
+    with pytest.raises(EnvError, match="no-such"):
+        environment.reset(replace(task, task_id="no-such/trial"))
+    with pytest.raises(EnvError, match="Call `reset"):
+        environment.step("look")
+    assert environment.reset(task) == first and environment.step("look").admissible
 
 
 def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

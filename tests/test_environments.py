@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fragile_env
@@ -95,6 +96,19 @@ def test_an_entry_point_adds_an_environment(tmp_path: Path) -> None:
         [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"], capture_output=True, text=True
     )
     assert run.stdout.strip() == "['alfworld', 'fragile', 'scienceworld', 'webshop'] t0", run.stderr
+
+
+def test_an_entry_point_that_fails_is_named(tmp_path: Path) -> None:
+    module = ModuleType("its_engine_is_missing")
+    module.NAME = "broken"  # type: ignore[attr-defined]
+    install(module, tmp_path)
+    (tmp_path / "its_engine_is_missing.py").write_text("import an_engine_that_is_missing\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(ConfigError, match=r"'its_engine_is_missing:SPEC'.*'broken'.*No module named 'an_engine"):
+            get_env("broken")
+    finally:
+        sys.path.remove(str(tmp_path))
 
 
 def test_the_registry_imports_no_engine() -> None:

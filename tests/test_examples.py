@@ -99,8 +99,14 @@ TASK = Task("odd", "train", "1", "odd")
     ],
 )
 def test_what_the_adapter_misses_is_named(environment: Odd, message: str) -> None:
+    adapted, as_it_was = GymnasiumTextEnvironment(environment), (environment.observation, environment.info)
+    environment.observation, environment.info = "a room", Odd().info
+    adapted.reset(TASK)
+    environment.observation, environment.info = as_it_was
     with pytest.raises(EnvError, match=message):
-        GymnasiumTextEnvironment(environment).reset(TASK)
+        adapted.reset(TASK)
+    with pytest.raises(EnvError, match="Call `reset"):
+        adapted.step("win")
 
 
 def test_an_end_without_a_verdict_and_a_crash_are_named() -> None:

@@ -431,10 +431,13 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("task_id", ["0-B000000000", "x", "", "-1-B0", "99999999999999999-B0", "4000-B0", "１-B0"])
 def test_unknown_tasks_are_refused(task_id: str) -> None:
+    environment = WebShopEnvironment()
+    environment.reset(list_tasks("test")[0])
     with pytest.raises(EnvError, match=r"WebShop task|another goal"):
-        WebShopEnvironment().reset(Task("webshop", "test", task_id, "x"))
-    with pytest.raises(EnvError, match="reset"):
-        WebShopEnvironment().step("search[x]")
+        environment.reset(Task("webshop", "test", task_id, "x"))
+    for never_or_no_longer in (WebShopEnvironment(), environment):
+        with pytest.raises(EnvError, match="reset"):
+            never_or_no_longer.step("search[x]")
 
 
 # Search

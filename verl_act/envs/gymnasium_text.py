@@ -71,11 +71,13 @@ class GymnasiumTextEnvironment:
         options = {"task_id": task.task_id, "split": task.split}
         try:
             observation, info = self._environment.reset(seed=task.seed, options=options)
+            self._see(observation, info)
+            return Observation(str(self._told(info, self._keys.goal)), self._shown, self._admissible)
         except Exception as error:
-            self._task = None
+            self._task = None  # no episode must go on
+            if isinstance(error, EnvError):
+                raise
             raise EnvError(f"{task}: cannot be reset: {type(error).__name__}: {error}") from error
-        self._see(observation, info)
-        return Observation(str(self._told(info, self._keys.goal)), self._shown, self._admissible)
 
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode nothing happens any more. Raises `EnvError` as `reset` does."""

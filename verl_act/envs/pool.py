@@ -14,6 +14,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from reprlib import repr as brief  # an action may be of any length
 from typing import Any, Protocol
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -144,7 +145,7 @@ class EnvSession:
 
     async def step(self, action: str) -> StepResult:
         """Take `action`. Raises `EnvError` where the environment fails, dies or hangs on it twice."""
-        result = await self._safely(lambda: self._step(action), f"action {action!r} at step {len(self._actions)}")
+        result = await self._safely(lambda: self._step(action), f"action {brief(action)} at step {len(self._actions)}")
         self._actions.append(action)
         self._shown = result
         return result
@@ -191,7 +192,8 @@ class EnvSession:
             if shown != self._shown:
                 await self._leave()  # nobody may step in that state
                 raise _Diverged(
-                    f"{self._task}: replaying {self._actions} gave another state; the environment is not deterministic."
+                    f"{self._task}: replaying {brief(self._actions)} gave another state; the environment is not "
+                    "deterministic."
                 )
         try:
             return await self._host.call(self._pool.step_timeout, "step", self._episode, action)

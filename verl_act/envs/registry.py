@@ -51,7 +51,14 @@ def get_env(name: str) -> EnvSpec:
                 f"Environment {name!r} needs the package {error.name!r}. Install: pip install 'verl-act[{name}]'"
             ) from error
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        spec = point.load()
+        try:
+            spec = point.load()
+        except Exception as error:
+            package = f"of package {point.dist.name!r} " if point.dist else ""
+            raise ConfigError(
+                f"Entry point {name!r} ({point.value!r}, group {ENTRY_POINT_GROUP}) {package}cannot be loaded: "
+                f"{type(error).__name__}: {error}. Mend that package, or uninstall it."
+            ) from error
         if not isinstance(spec, EnvSpec) or spec.name != name:
             raise ConfigError(
                 f"Entry point {point.value!r} of group {ENTRY_POINT_GROUP} must be an EnvSpec named {name!r}: {spec!r}."

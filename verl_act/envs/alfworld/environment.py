@@ -49,6 +49,7 @@ class AlfworldEnvironment:
         self._data = data
         self._max_steps = max_steps
         self._engine: Engine | None = None
+        self._started = False
         self._planner: Planner | None = None
         self._walkthrough: tuple[str, ...] = ()
         self._frame = Frame("", (), False)
@@ -56,6 +57,7 @@ class AlfworldEnvironment:
 
     def reset(self, task: Task) -> Observation:
         """Start `task`. Raises `EnvError` for a missing or damaged game file, `DataError` where there is no data."""
+        self._started = False  # after a failure, no episode must go on
         return self.play(read_game(game_path(task, self._data)))
 
     def play(self, game: GameFile) -> Observation:
@@ -63,6 +65,7 @@ class AlfworldEnvironment:
         with _LOCK:
             if self._engine is None:
                 self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else Engine()
+            self._started = False
             self._planner = None
             self._steps = 0
             self._walkthrough = game.walkthrough
@@ -75,6 +78,7 @@ class AlfworldEnvironment:
                     f"{game.name}: its grammar states no task ({_TASK.strip()!r}). Write or download it again."
                 )
             room = "\n\n".join(text for text in paragraphs if text not in goals)
+            self._started = True
             return Observation(goals[0].removeprefix(_TASK).removesuffix("."), room, self._admissible())
 
     def step(self, action: str) -> StepResult:
@@ -136,7 +140,7 @@ class AlfworldEnvironment:
         return self._walkthrough
 
     def _playing(self) -> Engine:
-        if self._engine is None:
+        if self._engine is None or not self._started:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._engine
 

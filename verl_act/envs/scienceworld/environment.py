@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from reprlib import repr as brief  # an action may be of any length
 
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
@@ -144,7 +145,7 @@ class ScienceWorldEnvironment:
         for action in self._actions:
             self._take(action)
         if (self._answer, self._menu) != shown:
-            raise EnvError(f"{self._task}: the engine died, and replaying {self._actions} gave another state.")
+            raise EnvError(f"{self._task}: the engine died, and replaying {brief(self._actions)} gave another state.")
 
     def _playing(self) -> Game:
         if self._game is None or self._task is None:

@@ -73,6 +73,7 @@ class WebShopEnvironment:
         """Start `task`. Raises `EnvError` where it is not a goal of this catalogue, `DataError` on missing or damaged
         files.
         """
+        self._goal = None  # after a failure, no episode must go on
         if self._catalogue is None:
             self._catalogue = load_catalogue(self._data)
         self._goal = goal_of(task, list_goals(self._catalogue, self._kind))
