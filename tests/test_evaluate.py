@@ -24,6 +24,7 @@ from verl_act.evaluate.files import FILES
 from verl_act.evaluate.outcomes import read_values
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.run import Answers, evaluate, some_of_each_split, write_evaluation
+from verl_act.evaluate.seeds import Outcome
 from verl_act.evaluate.table import compare, comparison, markdown
 from verl_act.manifest import digest
 from verl_act.prompts import get_template
@@ -97,12 +98,30 @@ def test_figures_of_episodes() -> None:
         "look_at_obj": 0.0,
         "pick_and_place": 1.0,
     }
+    assert figures["score"] is None, "an evaluation from before it was kept"
     assert figures["steps"] == 29.0
     assert figures["steps_to_success"] == 8.0
     assert figures["inadmissible_share"] == 0.125
     assert figures["malformed_share"] == 0.0625
     assert figures["longest_failed_repeat"] == 40.0
     assert figures["loop_share"] == 0.5
+
+
+def test_the_mean_score_has_an_interval() -> None:
+    scores = [0.2, 1.0, 0.0, -1.0, 0.8, 0.5]
+    found = episode_figures([episode(task_id=str(number), score=value) for number, value in enumerate(scores)])["score"]
+    assert (found["mean"], found["count"]) == (pytest.approx(0.25), 6)
+    assert -1 <= found["low"] < 0.25 < found["high"] <= 1
+    assert episode_figures([episode(score=1.0), episode(score=1.0)])["score"]["low"] is None
+
+
+def test_states_of_one_game_widen_the_interval() -> None:
+    records = [choice(task_id=f"game {number // 5}", right=number // 5 % 3 > 0) for number in range(150)]
+    alone = share([{**record, "task_id": number} for number, record in enumerate(records)], "right")
+    found = share(records, "right")
+    assert found["share"] == alone["share"]
+    assert found["high"] - found["low"] > 1.8 * (alone["high"] - alone["low"])
+    assert (alone["low"], alone["high"]) == wilson_interval(100, 150)
 
 
 def choice(**changes: Any) -> dict[str, Any]:
@@ -273,7 +292,9 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     assert (figures["errors"], figures["success"]["count"], figures["success"]["share"]) == (2, 2, 1.0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["counts"]["episodes"], manifest["counts"]["episode_errors"]) == (4, 2)
-    assert read_values(tmp_path / "out")["valid_seen", "success", ""] == {"valid_seen/one": 1, "valid_seen/two": 1}
+    assert read_values(tmp_path / "out")["valid_seen", "success", ""] == {
+        f"valid_seen/{task}": Outcome(1.0, task=f"valid_seen/{task}") for task in ("one", "two")
+    }
     (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
     assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)
     with pytest.raises(EnvError, match="not one of 1 episodes could be played; the first: bad cannot be loaded"):

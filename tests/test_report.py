@@ -40,7 +40,7 @@ from verl_act.report.content import Content, content
 from verl_act.report.examples import failed_repeats
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
-from verl_act.report.statistics import mean_of, paired, share_of
+from verl_act.report.statistics import Figure, paired, ratio_of, share_of
 from verl_act.schema import TASK, Context, read_pairs, read_steps, read_table
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
@@ -229,13 +229,28 @@ def test_nothing_in_common_or_nothing_different() -> None:
     assert same is not None and (same.gained, same.lost, same.p) == (0, 0, 1.0)
 
 
+def test_a_game_has_one_sign() -> None:
+    first = {number: False for number in range(30)}
+    second = {number: number < 20 for number in range(30)}
+    alone, by_game = paired(first, second), paired(first, second, {number: number // 5 for number in range(30)})
+    assert alone is not None and by_game is not None
+    assert (by_game.gained, by_game.difference) == (alone.gained, alone.difference) == (20, 20 / 30)
+    assert alone.p == pytest.approx(2 * 0.5**20)
+    assert by_game.p == pytest.approx(2 * 0.5**4, abs=0.01), "four games, all up"
+
+
 def test_means_have_an_interval_where_values_differ() -> None:
-    found = mean_of([1.0, 2.0, 3.0, 4.0])
+    def mean(*values: float) -> Figure:
+        return ratio_of([{"value": value} for value in values], "value")
+
+    found = mean(1.0, 2.0, 3.0, 4.0)
     assert found.value == 2.5 and found.low is not None and found.high is not None
     assert 1 <= found.low < 2.5 < found.high <= 4
-    assert mean_of([1.0, 2.0, 3.0, 4.0]) == found, "the same values give the same interval"
-    assert (mean_of([3.0, 3.0]).low, mean_of([3.0]).low, mean_of([]).value) == (None, None, None)
+    assert mean(1.0, 2.0, 3.0, 4.0) == found, "the same values give the same interval"
+    assert (mean(3.0, 3.0).low, mean(3.0).low, mean().value) == (None, None, None)
     assert share_of([], "right").value is None
+    tokens = [{"useful": 10, "all": 10}, {"useful": 0, "all": 90}, {"older": 1}]
+    assert (ratio_of(tokens, "useful", "all").value, ratio_of(tokens, "useful", "all").count) == (0.1, 2)
 
 
 # Numbers
@@ -251,11 +266,24 @@ def test_the_figures_are_those_of_the_evaluation(run: Path, whole: Content) -> N
                 wanted = stored[block.section][block.split].get(names.get(row.key, row.key))
                 if isinstance(wanted, dict):
                     assert (cell.figure.value, cell.figure.low, cell.figure.count) == (
-                        *(wanted["share"], wanted["low"]),
+                        *(wanted.get("share", wanted.get("mean")), wanted["low"]),
                         wanted["count"],
                     )
                     compared += 1
-    assert compared == 2 * 3 * (1 + 3 + 3), "splits, models, shares of the three sections"
+    assert compared == 2 * 3 * (2 + 3 + 3), "splits, models, figures with an interval of the three sections"
+
+
+def test_behaviour_is_told_as_in_the_table_of_methods(whole: Content) -> None:
+    (block,) = (block for block in whole.blocks if (block.section, block.split) == ("episodes", "valid_seen"))
+    rows = {row.key: [cell.figure for cell in row.cells] for row in block.rows}
+    for number, model in enumerate(whole.models):
+        here = [record for record in model.evaluation.episodes if record["split"] == "valid_seen"]
+        won = [record["steps"] for record in here if record["success"]]
+        assert rows["steps_to_success"][number].count == len(won)
+        assert rows["steps_to_success"][number].value == (pytest.approx(sum(won) / len(won)) if won else None)
+        for key in ("score", "steps", "longest_failed_repeat"):
+            assert rows[key][number].value == pytest.approx(sum(record[key] for record in here) / len(here))
+    assert not {"reply_length", "useful_tokens"} & set(rows), "a script has no tokens"
 
 
 def test_models_are_compared_with_the_first(whole: Content) -> None:

@@ -87,6 +87,7 @@ async def play_tasks(
             "task_type": task.task_type,
             "split": task.split,
             "end": str(episode.end),
+            "score": episode.score,
             **episode.metrics(),
             **error,
         }
@@ -108,6 +109,7 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[di
         action = parsed.action or ""
         return {
             "state_id": step.state_id,
+            "task_id": step.task_id,
             "split": step.split,
             "inferable": step.inferable,
             "verb": verb(step.action),
@@ -134,6 +136,7 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
         parsed = parse_choice(reply, candidates)
         return {
             "pair_id": pair.pair_id,
+            "task_id": pair.task_id,
             "split": pair.split,
             "inferable": pair.inferable,
             "margin": pair.margin,

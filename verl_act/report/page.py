@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from verl_act.evaluate.methods import NOTE
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.numbers import Cell, Group
@@ -48,6 +49,7 @@ def html(content: Content) -> str:
                 for stage in dict.fromkeys(curve.stage for curve in content.curves)
             },
             sections=SECTIONS,
+            methods_note=NOTE,
             style=Markup(_asset("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -59,7 +61,7 @@ def html(content: Content) -> str:
 def markdown(content: Content) -> str:
     """The same numbers, for a terminal or an issue."""
     environment = _environment(autoescape=False, finalize=_markdown_text)
-    return environment.get_template("report.md").render(content=content, sections=SECTIONS)
+    return environment.get_template("report.md").render(content=content, sections=SECTIONS, methods_note=NOTE)
 
 
 def _environment(**options: Any) -> Environment:
