@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_context, make_pair, make_step, make_tokenizer
 
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine, EngineSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
@@ -224,6 +224,9 @@ class Says:
         self.seeds.append(seed)
         return [self.text]
 
+    async def scored_reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[Reply]:
+        return [Reply(text, -0.5) for text in await self.reply(messages, sampling, seed)]
+
 
 class Corridor:
     """Three steps to the goal. Pool and episode in one; fails at the task or at the action that it is told."""
@@ -353,7 +356,8 @@ class Requests:
 
     async def generate(self, prompt: dict[str, Any], parameters: Any, request: str) -> AsyncIterator[Any]:
         self.max_tokens.append(parameters.max_tokens)
-        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes")] * parameters.n)
+        sums = {"cumulative_logprob": -0.25 if parameters.logprobs == 0 else None}
+        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes", **sums)] * parameters.n)
 
 
 def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
@@ -369,3 +373,6 @@ def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     assert replies == [["yes", "yes"]] * 3 + [["", ""]] * 2
     assert vllm.max_tokens == [50, 20, 1]
     assert engine.without_room == 2
+    assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("", None)]
+    engine.max_model_len = length + 1
+    assert asyncio.run(engine.scored_reply(messages, Sampling(n=2))) == [Reply("yes", -0.25)] * 2

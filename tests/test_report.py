@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from verl_act.__main__ import app
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_tasks import make_tasks
-from verl_act.engine import EngineSettings, Sampling
+from verl_act.engine import EngineSettings, Reply, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
@@ -70,6 +71,10 @@ class Script:
     async def reply(self, messages: list[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
         shown = json.loads(messages[0]["content"])
         return [self.policy(Context.from_row(shown), shown["candidates"])]
+
+    async def scored_reply(self, messages: list[Message], sampling: Sampling, seed: int | None = None) -> list[Reply]:
+        """Surer of a short reply."""
+        return [Reply(text, -len(text) / 100) for text in await self.reply(messages, sampling, seed)]
 
 
 class LocalSession:
@@ -304,6 +309,46 @@ def test_a_preference_for_a_place_shows(whole: Content) -> None:
     for group in whole.first_picked:
         assert [group.figures[model].value for model in (initial, critic)] == [1.0, 0.0]
         assert 0.3 < (group.figures[action].value or 0) < 0.7
+
+
+def test_calibration_is_confidence_against_right_choices(run: Path, tmp_path: Path) -> None:
+    """Four choices at 0.95 of which three are right, six at 0.35 of which three are right."""
+    copy = copied(run, tmp_path)
+    path = copy / "evaluation" / "action" / "choices.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, record in enumerate(records):
+        sure = number % 10 < 4
+        record |= {"split": "valid_seen", "log_probability": math.log(0.95 if sure else 0.35)}
+        record["right"] = number % 10 in (0, 1, 2, 4, 5, 6)
+    records = records[: len(records) // 10 * 10]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (copy / "evaluation" / "action" / "manifest.json").unlink()
+    for older in ("initial", "critic"):
+        old = copy / "evaluation" / older / "choices.jsonl"
+        lines = [json.loads(line) for line in old.read_text().splitlines()]
+        old.write_text("".join(json.dumps({**line, "log_probability": None}) + "\n" for line in lines))
+    whole = content(read_runs([copy]), 0)
+    (found,) = whole.calibrations
+    shown = {part.name: (part.confidences[2], part.right[2].value, part.right[2].count) for part in found.bins}
+    tens = len(records) // 10
+    assert shown == {
+        "30–40%": (pytest.approx(0.35), 0.5, 6 * tens),
+        "90–100%": (pytest.approx(0.95), 0.75, 4 * tens),
+    }
+    assert found.errors == [None, None, pytest.approx(0.4 * 0.2 + 0.6 * 0.15)]
+    assert "| ECE | – | – | 17.0% |" in markdown(whole)
+    assert html(whole).count("Calibration of choices, valid_seen") == 1
+
+
+def test_an_evaluation_from_before_has_no_calibration(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for path in copy.glob("evaluation/*/choices.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(
+            "".join(json.dumps({k: v for k, v in line.items() if k != "log_probability"}) + "\n" for line in lines)
+        )
+    whole = content(read_runs([copy]), 0)
+    assert whole.calibrations == [] and "alibration" not in html(whole) + markdown(whole)
 
 
 def test_margins_and_task_types_cover_every_record(run: Path, whole: Content) -> None:
@@ -580,7 +625,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
 
 def test_charts_are_text_that_scales(page: Path) -> None:
     charts = re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL)
-    assert len(charts) == 3 + 2 + 2 + 2 + 5 + 5
+    assert len(charts) == 3 + 2 + 2 + 2 + 2 + 5 + 5
     for chart in charts:
         root = ElementTree.fromstring(chart)
         assert root.get("viewBox") and not root.get("width")

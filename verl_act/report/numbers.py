@@ -174,7 +174,7 @@ def _episode_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
         _ratio("longest_failed_repeat", "Longest run of one failed action", models, "longest_failed_repeat"),
         _ratio("steps", "Turns an episode", models, "steps", note="solved or not"),
         _ratio("steps_to_success", "Turns to the goal", won, "steps", note="solved episodes only"),
-        _ratio("reply_length", "Reply length", models, "reply_tokens", "steps", unit="tokens", note="a turn"),
+        _ratio("reply_length", "Reply length", models, "reply_tokens", "steps", unit="tokens", note="tokens a turn"),
         _ratio("useful_tokens", "Useful tokens", models, "useful_tokens", "reply_tokens", unit="share", note=useful),
     ]
     return [row for row in rows if any(cell.figure.count for cell in row.cells)]

@@ -117,6 +117,10 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
             )
             for split, groups in _by_split(content.margins)
         ],
+        "calibrations": [
+            (part.split, "calibration", plots.reliability(f"Calibration of choices, {part.split}", part, labels))
+            for part in content.calibrations
+        ],
     }
 
 
