@@ -340,6 +340,22 @@ def test_calibration_is_confidence_against_right_choices(run: Path, tmp_path: Pa
     assert html(whole).count("Calibration of choices, valid_seen") == 1
 
 
+def test_general_reasoning_is_shown_where_it_was_asked(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for name, right in (("initial", 3), ("critic", 1)):
+        rows = [{"item": str(at), "split": "math500", "gold": "1", "reply": "", "right": at < right} for at in range(4)]
+        path = copy / "evaluation" / name / "reasoning.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (path.parent / "manifest.json").unlink()
+    whole = content(read_runs([copy]), 0)
+    (block,) = (block for block in whole.blocks if block.section == "reasoning")
+    first, second, third = block.rows[0].cells
+    assert (first.figure.value, second.figure.value, third.figure.value) == (0.75, 0.25, None)
+    assert second.against_first is not None and (second.against_first.lost, second.against_first.gained) == (2, 0)
+    assert third.against_first is None
+    assert "### General reasoning, math500" in markdown(whole) and "General reasoning" in html(whole)
+
+
 def test_an_evaluation_from_before_has_no_calibration(run: Path, tmp_path: Path) -> None:
     copy = copied(run, tmp_path)
     for path in copy.glob("evaluation/*/choices.jsonl"):

@@ -47,7 +47,7 @@ class Block:
     """The rows of one section on one split."""
 
     section: str
-    """`episodes`, `next_action` or `choice`."""
+    """`episodes`, `next_action`, `choice` or `reasoning`."""
     split: str
     rows: list[Row]
 
@@ -77,7 +77,12 @@ def models(runs: Sequence[Run]) -> list[Model]:
 def blocks(compared: Sequence[Model]) -> list[Block]:
     """All sections and splits that any model has answers for."""
     found = []
-    for section, rows in (("episodes", _episode_rows), ("next_action", _action_rows), ("choice", _choice_rows)):
+    for section, rows in (
+        ("episodes", _episode_rows),
+        ("next_action", _action_rows),
+        ("choice", _choice_rows),
+        ("reasoning", _reasoning_rows),
+    ):
         records = [_records(model, section) for model in compared]
         found += [Block(section, split, rows([_of(part, split) for part in records])) for split in _splits(records)]
     return found
@@ -128,6 +133,7 @@ def _records(model: Model, section: str) -> list[Record]:
         "episodes": finished(model.evaluation.episodes),
         "next_action": model.evaluation.next_actions,
         "choice": model.evaluation.choices,
+        "reasoning": model.evaluation.reasoning,
     }
     return list(found[section])
 
@@ -197,6 +203,10 @@ def _choice_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
         _shares("named", "Names a candidate", models, "named_a_candidate", "pair_id", note=named),
         _shares("malformed", "Malformed replies", _malformed(models), "malformed", "pair_id"),
     ]
+
+
+def _reasoning_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
+    return [_shares("right", "Verified answers", models, "right", "item")]
 
 
 def _inferable(models: Sequence[Sequence[Record]]) -> list[list[Record]]:

@@ -24,7 +24,12 @@ from verl_act.report.numbers import Cell, Group
 from verl_act.report.statistics import Figure
 from verl_act.report.summary import duration
 
-SECTIONS = {"episodes": "Episodes", "next_action": "Next actions", "choice": "Choices"}
+SECTIONS = {
+    "episodes": "Episodes",
+    "next_action": "Next actions",
+    "choice": "Choices",
+    "reasoning": "General reasoning",
+}
 _HEADLINES = {"episodes": "success", "next_action": "right_inferable", "choice": "right_inferable"}
 _WHITE_SPACE = re.compile(r"\s+")
 _MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|&])")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS
+from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.manifest import FILE_NAME, Manifest, read_manifest
 
@@ -34,6 +34,7 @@ _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
     CHOICES: ("pair_id", *_ANSWER_KEYS, "margin", "named_a_candidate", "expert_position"),
+    REASONING: ("item", "split", "right"),
 }
 
 
@@ -81,6 +82,7 @@ class Evaluation:
     episodes: list[dict[str, Any]]
     next_actions: list[dict[str, Any]]
     choices: list[dict[str, Any]]
+    reasoning: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
