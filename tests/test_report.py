@@ -34,7 +34,7 @@ from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
 from verl_act.evaluate.run import Answers, write_evaluation
-from verl_act.manifest import make_manifest, write_manifest
+from verl_act.manifest import digest, make_manifest, write_manifest
 from verl_act.prompts import Message, Template
 from verl_act.report import write_report
 from verl_act.report.content import Content, content
@@ -42,7 +42,7 @@ from verl_act.report.examples import failed_repeats
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.report.statistics import Figure, paired, ratio_of, share_of
-from verl_act.schema import TASK, Context, read_pairs, read_steps, read_table
+from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
 SPLITS = ("valid_seen", "valid_unseen")
@@ -563,6 +563,26 @@ def test_the_experts_action_is_known_until_the_ways_part(run: Path, whole: Conte
             assert [whole.texts[action] for action in shown[:known]] == plan[:known]
             assert set(shown[known:]) <= {None}
         assert all(turn["as_expert"] for turn in item["answers"][2]["turns"])
+
+
+def test_of_several_trajectories_of_a_task_one_is_the_experts_plan(run: Path, tmp_path: Path) -> None:
+    """Published data have several; laid over each other they would be a plan that nobody played."""
+    copy = copied(run, tmp_path)
+    path = copy / "expert" / "valid_seen" / "trajectories.parquet"
+    rows = read_table(path, TRAJECTORY).to_pylist()
+    longer = [{**row, "trajectory_id": f"0 {row['trajectory_id']}", "step": row["step"] + 1} for row in rows]
+    looks = [{**row, "step": 0, "action": "look"} for row in longer if row["step"] == 1]
+    write_rows(path, [*rows, *looks, *longer], TRAJECTORY)
+    for manifest in copy.glob("evaluation/*/manifest.json"):
+        written = json.loads(manifest.read_text())
+        written["inputs"] = {name: digest(copy / Path(name).relative_to(run)) for name in written["inputs"]}
+        manifest.write_text(json.dumps(written))
+    whole = content(read_runs([copy]), 30)
+    shown = [item for item in whole.examples[0].items if item["split"] == "valid_seen"]
+    for item in shown:
+        plan = [row["action"] for row in rows if row["task_id"] == item["id"]]
+        assert [whole.texts[action] for action in item["expert"]] == ["look", *plan]
+    assert shown
 
 
 def test_questions_stand_beside_the_answers(run: Path, whole: Content) -> None:

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from verl_act.errors import DataError
+from verl_act.evaluate.files import FIGURES as EVALUATED
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
 from verl_act.manifest import atomic_folder, make_manifest, read_manifest, write_manifest
@@ -58,7 +59,7 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
     """One entry a seed."""
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
-        if not folder.is_dir():
+        if not (folder / EVALUATED).is_file():
             raise DataError(f"{folder}: no such evaluation; run `methods` again, it goes on where it stopped.")
     return [read_values(folder) for folder in folders]
 
@@ -102,7 +103,7 @@ def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
     for method in methods.values():
         if not method["steps"]:
             for path in method["evaluations"].values():
-                return str(json.loads((run / path / "figures.json").read_text())["model"])
+                return str(json.loads((run / path / EVALUATED).read_text())["model"])
     return ""
 
 
