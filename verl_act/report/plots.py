@@ -144,13 +144,7 @@ def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str
         color=_colour("model", models),
         description=alt.Description("label:N"),
     )
-    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    interval = base.mark_rule(size=2, opacity=0.6).encode(
-        y=alt.Y("low:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
-    )
-    shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
-    point = base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
-    return _svg(interval + point, title, height=170)
+    return _svg(_points(base, models), title, height=170)
 
 
 def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> Markup:
@@ -172,15 +166,9 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
         color=_colour("model", models),
         description=alt.Description("label:N"),
     )
-    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    interval = base.mark_rule(size=2, opacity=0.6).encode(
-        y=alt.Y("low:Q", title="right", scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
-    )
-    shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
-    point = base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
     ends = alt.Chart(alt.Data(values=[{"at": 0}, {"at": 1}]))  # type: ignore[arg-type]
     agree = ends.mark_line(stroke="var(--ink)", strokeDash=[3, 3], strokeWidth=1).encode(x="at:Q", y="at:Q")
-    return _svg(agree + interval + point, title, height=220)
+    return _svg(agree + _points(base, models, "right"), title, height=220)
 
 
 def show(value: float | None, unit: str) -> str:
@@ -202,6 +190,15 @@ def _interval_row(group: str, model: str, figure: Figure) -> dict[str, Any]:
         "high": figure.high,
         "label": f"{group}, {_plain(model)}: {show(figure.value, 'share')} ({bounds}, n = {figure.count})",
     }
+
+
+def _points(base: alt.Chart, models: Sequence[str], title: str | None = None) -> alt.LayerChart:
+    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    interval = base.mark_rule(size=2, opacity=0.6).encode(
+        y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
+    )
+    shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
+    return interval + base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
 
 
 def _interval(base: alt.Chart) -> alt.Chart:
