@@ -208,15 +208,17 @@ def test_the_check_passes_where_all_is_there(policy: Path, tmp_path: Path, capsy
 
 def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [f"model={tmp_path}/nowhere", "games.counts=null", f"env_settings={{data: {tmp_path}}}", "device=null"]
+    changes.append(f"evaluate.reasoning=[{tmp_path}/questions.csv]")
     recipe = load_recipe("alfworld/quickstart", [*changes, "prompt.template=compcat"])
     recipe.critic.overrides["data"]["train_batchsize"] = 8
-    with pytest.raises(ConfigError, match="device, model, prompt, data, critic configuration"):
+    with pytest.raises(ConfigError, match="device, model, prompt, data, reasoning, critic configuration"):
         check_chain(recipe, tmp_path / "out")
     shown = capsys.readouterr().out
     assert "Add device=cpu" in shown
     assert "config.json is missing" in shown and "Give a Hugging Face folder or model id" in shown
     assert "no template is called 'compcat'" in shown
     assert re.search(rf"wrong data: .*{tmp_path}", shown)
+    assert f"{tmp_path}/questions.csv: no such file of questions" in shown
     assert "data.train_batchsize" in shown and "critic.overrides" in shown
     assert not (tmp_path / "out").exists(), "a check writes nothing"
 
@@ -277,6 +279,22 @@ def test_what_reads_a_model_or_answers_depends_on_their_contents(tmp_path: Path,
         if stage.name in ("comparison", "report", "methods"):
             answers = [path for path in stage.inputs if path.name == "figures.json"]
             assert answers and all(path.with_name("episodes.jsonl") in stage.inputs for path in answers), stage.name
+
+
+def test_reasoning_is_asked_of_every_model_from_the_recipes_files(tmp_path: Path) -> None:
+    questions = tmp_path / "math500.jsonl"
+    recipe = load_recipe("alfworld/methods", [f"evaluate.reasoning=[{questions}]", "evaluate.reasoning_max_tokens=900"])
+    planned = [*stages(recipe, tmp_path), *method_stages(recipe, tmp_path, [0])]
+    asked = [stage for stage in planned if "evaluate" in stage.name.split()]
+    assert len(asked) == 3 + len(recipe.methods)
+    for stage in asked:
+        assert stage.command[list(stage.command).index("--reasoning") + 1] == str(questions)
+        assert stage.command[list(stage.command).index("--reasoning-max-tokens") + 1] == "900"
+        assert questions in stage.inputs, "other questions are asked anew"
+    without = next(
+        stage for stage in stages(load_recipe("alfworld/quickstart"), tmp_path) if stage.name == asked[0].name
+    )
+    assert not {"--reasoning", "--reasoning-max-tokens"} & set(without.command)
 
 
 def test_new_answers_of_the_same_settings_are_compared_anew(tmp_path: Path) -> None:

@@ -354,7 +354,10 @@ def test_all_models_are_compared(interrupted: Interrupted) -> None:
     for name in ("initial", "critic", "action"):
         folder = interrupted.out / "evaluation" / name
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
-        assert counts == {"episodes": 3, "episode_errors": 0, "next_actions": 8, "choices": 8, "without_room": 0}
+        asked = {"episodes": 3, "next_actions": 8, "choices": 8, "reasoning": 0}
+        assert counts == {**asked, "episode_errors": 0, "without_room": 0}
+        choices = [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
+        assert all(record["log_probability"] < 0 for record in choices), "how sure vLLM says the model was"
         assert len((folder / "episodes.jsonl").read_text().splitlines()) == 3
 
 

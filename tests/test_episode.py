@@ -78,6 +78,7 @@ def test_the_experts_plan_wins(session: LocalSession) -> None:
     assert episode.end is End.GOAL and episode.success
     assert session.actions == [turn.action for turn in episode.turns] == plan
     assert [turn.reward for turn in episode.turns] == [0.0] * (len(plan) - 1) + [1.0]
+    assert episode.score == 1.0
     figures = episode.metrics()
     assert figures.pop("env_seconds") > 0
     assert figures == {

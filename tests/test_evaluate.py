@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_context, make_pair, make_step, make_tokenizer
 
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine, EngineSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
@@ -24,6 +24,7 @@ from verl_act.evaluate.files import FILES
 from verl_act.evaluate.outcomes import read_values
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.run import Answers, evaluate, some_of_each_split, write_evaluation
+from verl_act.evaluate.seeds import Outcome
 from verl_act.evaluate.table import compare, comparison, markdown
 from verl_act.manifest import digest
 from verl_act.prompts import get_template
@@ -97,12 +98,30 @@ def test_figures_of_episodes() -> None:
         "look_at_obj": 0.0,
         "pick_and_place": 1.0,
     }
+    assert figures["score"] is None, "an evaluation from before it was kept"
     assert figures["steps"] == 29.0
     assert figures["steps_to_success"] == 8.0
     assert figures["inadmissible_share"] == 0.125
     assert figures["malformed_share"] == 0.0625
     assert figures["longest_failed_repeat"] == 40.0
     assert figures["loop_share"] == 0.5
+
+
+def test_the_mean_score_has_an_interval() -> None:
+    scores = [0.2, 1.0, 0.0, -1.0, 0.8, 0.5]
+    found = episode_figures([episode(task_id=str(number), score=value) for number, value in enumerate(scores)])["score"]
+    assert (found["mean"], found["count"]) == (pytest.approx(0.25), 6)
+    assert -1 <= found["low"] < 0.25 < found["high"] <= 1
+    assert episode_figures([episode(score=1.0), episode(score=1.0)])["score"]["low"] is None
+
+
+def test_states_of_one_game_widen_the_interval() -> None:
+    records = [choice(task_id=f"game {number // 5}", right=number // 5 % 3 > 0) for number in range(150)]
+    alone = share([{**record, "task_id": number} for number, record in enumerate(records)], "right")
+    found = share(records, "right")
+    assert found["share"] == alone["share"]
+    assert found["high"] - found["low"] > 1.8 * (alone["high"] - alone["low"])
+    assert (alone["low"], alone["high"]) == wilson_interval(100, 150)
 
 
 def choice(**changes: Any) -> dict[str, Any]:
@@ -205,6 +224,9 @@ class Says:
         self.seeds.append(seed)
         return [self.text]
 
+    async def scored_reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[Reply]:
+        return [Reply(text, -0.5) for text in await self.reply(messages, sampling, seed)]
+
 
 class Corridor:
     """Three steps to the goal. Pool and episode in one; fails at the task or at the action that it is told."""
@@ -273,7 +295,9 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     assert (figures["errors"], figures["success"]["count"], figures["success"]["share"]) == (2, 2, 1.0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["counts"]["episodes"], manifest["counts"]["episode_errors"]) == (4, 2)
-    assert read_values(tmp_path / "out")["valid_seen", "success", ""] == {"valid_seen/one": 1, "valid_seen/two": 1}
+    assert read_values(tmp_path / "out")["valid_seen", "success", ""] == {
+        f"valid_seen/{task}": Outcome(1.0, task=f"valid_seen/{task}") for task in ("one", "two")
+    }
     (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
     assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)
     with pytest.raises(EnvError, match="not one of 1 episodes could be played; the first: bad cannot be loaded"):
@@ -332,7 +356,8 @@ class Requests:
 
     async def generate(self, prompt: dict[str, Any], parameters: Any, request: str) -> AsyncIterator[Any]:
         self.max_tokens.append(parameters.max_tokens)
-        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes")] * parameters.n)
+        sums = {"cumulative_logprob": -0.25 if parameters.logprobs == 0 else None}
+        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes", **sums)] * parameters.n)
 
 
 def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
@@ -348,3 +373,6 @@ def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     assert replies == [["yes", "yes"]] * 3 + [["", ""]] * 2
     assert vllm.max_tokens == [50, 20, 1]
     assert engine.without_room == 2
+    assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("", None)]
+    engine.max_model_len = length + 1
+    assert asyncio.run(engine.scored_reply(messages, Sampling(n=2))) == [Reply("yes", -0.25)] * 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_sft import make_sft
 from verl_act.data_prep.reflect import alternatives_at, outcomes, reflection_text
 from verl_act.errors import ConfigError, DataError
+from verl_act.evaluate.figures import wilson_interval
 from verl_act.evaluate.methods import compare_methods
-from verl_act.evaluate.seeds import against, estimate
+from verl_act.evaluate.seeds import Outcome, against, estimate
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
 RECIPES = ["alfworld/methods", "alfworld/methods_full"]
@@ -185,9 +187,14 @@ def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
 # Statistics
 
 
+def items(values: Mapping[str, float]) -> dict[str, Outcome]:
+    """Items that have nothing in common."""
+    return {item: Outcome(value) for item, value in values.items()}
+
+
 def test_one_seed_is_wilson_and_mcnemar() -> None:
-    ours = {str(number): float(number < 14) for number in range(20)}
-    theirs = {str(number): float(3 <= number < 10) for number in range(20)}
+    ours = items({str(number): float(number < 14) for number in range(20)})
+    theirs = items({str(number): float(3 <= number < 10) for number in range(20)})
     found = estimate([ours], binary=True)
     assert (found.value, found.items, found.deviation) == (0.7, 20, None)
     assert (found.low, found.high) == pytest.approx((0.4810, 0.8545), abs=1e-4)
@@ -197,7 +204,8 @@ def test_one_seed_is_wilson_and_mcnemar() -> None:
 
 
 def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
-    seeds = [{"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 1.0}]
+    values = ({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 1.0})
+    seeds = [items(seed) for seed in values]
     found = estimate(seeds, binary=True)
     assert found.value == pytest.approx(6 / 9)
     assert found.by_seed == pytest.approx([2 / 3, 1.0, 1 / 3])
@@ -212,16 +220,51 @@ def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
 def test_sign_flips_agree_with_mcnemar_where_both_apply(outcomes_of_both: list[tuple[bool, bool]]) -> None:
     ours = {str(number): float(first) for number, (first, _) in enumerate(outcomes_of_both)}
     theirs = {str(number): float(second) for number, (_, second) in enumerate(outcomes_of_both)}
-    exact = against([ours], [theirs])
-    halved = against([{item: value / 2 for item, value in ours.items()}], [{i: v / 2 for i, v in theirs.items()}])
+    exact = against([items(ours)], [items(theirs)])
+    halves = ({item: value / 2 for item, value in side.items()} for side in (ours, theirs))
+    halved = against(*([items(side)] for side in halves))
     assert exact is not None and halved is not None
     assert halved.p == pytest.approx(exact.p, abs=0.01)
-    back = against([theirs], [ours])
+    back = against([items(theirs)], [items(ours)])
     assert back is not None and (back.difference, back.p) == (-exact.difference, exact.p)
 
 
 def test_no_common_item_is_no_test() -> None:
-    assert against([{"a": 1.0}], [{"b": 1.0}]) is None
+    assert against([items({"a": 1.0})], [items({"b": 1.0})]) is None
+
+
+def test_five_copies_of_every_answer_say_no_more_than_one() -> None:
+    """The states of one game are not independent: were they counted as such, the interval would be far too narrow."""
+    rng = np.random.default_rng(0)
+    alone = {str(task): Outcome(float(rng.random() < 0.6), task=task) for task in range(40)}
+    copies = {f"{task}#{copy}": outcome for task, outcome in alone.items() for copy in range(5)}
+    one, five = estimate([alone], binary=True), estimate([copies], binary=True)
+    assert (five.value, five.items) == (one.value, 200)
+    widths = [found.high - found.low for found in (one, five) if found.high is not None and found.low is not None]
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+    worse = {
+        name: outcome._replace(amount=0.0 if outcome.task < 6 else outcome.amount) for name, outcome in copies.items()
+    }
+    lost = sum(outcome.amount for outcome in list(alone.values())[:6])
+    test = against([worse], [copies])
+    assert test is not None and test.p == pytest.approx(2 * 0.5**lost, abs=0.01), "a game has one sign, not five"
+
+
+def test_all_alike_is_as_sure_as_the_number_of_tasks() -> None:
+    found = estimate([{str(number): Outcome(1.0, task=number % 36) for number in range(200)}], binary=True)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(36, 36))
+
+
+def test_a_ratio_is_of_sums() -> None:
+    """Ten tokens of ten and none of ninety are a tenth, not a half."""
+    found = estimate([{"a": Outcome(10, 10), "b": Outcome(0, 90)}], binary=False)
+    assert found.value == pytest.approx(0.1) and (found.low, found.high) == pytest.approx((0.0, 1.0))
+    steps = {"won": Outcome(6, 1), "lost": Outcome(0, 0), "won later": Outcome(8, 1)}
+    assert (estimate([steps], binary=False).value, estimate([steps], binary=False).items) == (7.0, 2)
+    assert estimate([{"lost": Outcome(0, 0)}], binary=False).value is None
+    assert against([steps], [{"won": Outcome(0, 0), "lost": Outcome(0, 0)}]) is None
+    longer = against([{"won": Outcome(9, 1), "lost": Outcome(0, 0)}], [{"won": Outcome(6, 1), "lost": Outcome(4, 1)}])
+    assert longer is not None and (longer.difference, longer.items) == (4.0, 2)
 
 
 # The table
@@ -292,6 +335,7 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
     table = (tmp_path / "methods" / "methods.md").read_text()
     assert "| RL + ACT | action 40 | Prompting | 0, 1, 2 |" in table
     assert "### better action chosen by position, valid_seen" in table
+    assert re.search(r"; \+\d\d\.\d points, p < 0\.001", table) and not re.search(r"; .\d+\.\d%", table)
     assert json.loads((tmp_path / "methods" / "methods.json").read_text()) == json.loads(json.dumps(whole))
 
 

@@ -95,6 +95,8 @@ def test_the_table_and_the_page(out: Path) -> None:
     assert {entry["figure"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
     assert set(whole["methods"]["IL + ACT"]["seconds"]["4"]) == {"il", "il+critic", "evaluation"}
     assert "Comparison of methods" in (out / "report.html").read_text()
+    header = (out / "report.md").read_text()
+    assert "environment: alfworld" in header and "; seed: 4\n" in header
 
 
 def test_a_second_run_finds_everything_done(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

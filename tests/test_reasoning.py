@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,10 @@ def test_parquet_and_json_lines_hold_the_same_questions(tmp_path: Path) -> None:
         (0, "One half is 2/4, so \\boxed{\\frac{3}{4}}.", True),
         (0, "It is \\boxed{0.75}.", True),
         (0, "It is \\boxed{\\frac{4}{3}}.", False),
-        (1, "Either 2 or -2; the positive one: $x = 2$.", True),
+        (1, "Either 2 or -2; the answer is $x = 2$.", True),
+        (1, "Final answer: 2", True),
+        (1, "The roots are -2 and 2. Since x is positive, $x = 2$ is wh", False),
+        (1, "First, 4 = 2 * 2, and 2", False),
         (1, "", False),
         (2, "\\boxed{1 + 2x + x^2}", True),
         (2, "\\boxed{x^2+1}", False),
@@ -73,6 +77,39 @@ def test_letters_are_drawn_by_item_and_seed(tmp_path: Path) -> None:
         wrong = next(letter for letter in LETTERS if letter != question.gold)
         assert is_right(question, f"I think \\boxed{{{question.gold}}}")
         assert not is_right(question, f"I think \\boxed{{{wrong}}}")
+        assert is_right(question, f"Not \\boxed{{{wrong}}}: \\boxed{{{question.gold}) right {number}}}")
+        assert is_right(question, f"\\boxed{{\\text{{{question.gold}}}}}") and is_right(
+            question, f"Answer: ({question.gold})"
+        )
+        assert not is_right(question, f"{question.gold} says so, but")
+
+
+def test_the_official_file_of_gpqa_is_csv(tmp_path: Path) -> None:
+    """With commas, quotes and several lines in a cell, numbers for answers, and many more columns."""
+    rows = [{**row, "Question": f'Which, of "these"\n{row["Question"]}', "Explanation": "a,\nb"} for row in CHOICE]
+    rows[0] |= {"Correct Answer": "10"}
+    path = tmp_path / "gpqa_diamond.csv"
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "lines").mkdir()
+    assert read_questions([path]) == read_questions([write_lines(tmp_path / "lines" / "gpqa_diamond.jsonl", rows)])
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "gpqa_diamond.parquet")
+    assert read_questions([path]) == read_questions([tmp_path / "gpqa_diamond.parquet"])
+
+
+def test_files_of_one_name_stand_apart(tmp_path: Path) -> None:
+    for folder in ("math", "gpqa"):
+        (tmp_path / folder).mkdir()
+    math = write_lines(tmp_path / "math" / "test.jsonl", MATH)
+    gpqa = write_lines(tmp_path / "gpqa" / "test.jsonl", CHOICE)
+    assert {question.split for question in read_questions([math, gpqa])} == {"math/test", "gpqa/test"}
+    pq.write_table(pa.Table.from_pylist(MATH), tmp_path / "math" / "test.parquet")
+    again = read_questions([math, tmp_path / "math" / "test.parquet"])
+    assert len({(question.split, question.item) for question in again}) == 2 * len(MATH)
+    with pytest.raises(DataError, match="given twice"):
+        read_questions([math, math])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -26,22 +27,22 @@ from verl_act.__main__ import app
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_tasks import make_tasks
-from verl_act.engine import EngineSettings, Sampling
+from verl_act.engine import EngineSettings, Reply, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
 from verl_act.evaluate.run import Answers, write_evaluation
-from verl_act.manifest import make_manifest, write_manifest
+from verl_act.manifest import digest, make_manifest, write_manifest
 from verl_act.prompts import Message, Template
 from verl_act.report import write_report
 from verl_act.report.content import Content, content
 from verl_act.report.examples import failed_repeats
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
-from verl_act.report.statistics import mean_of, paired, share_of
-from verl_act.schema import TASK, Context, read_pairs, read_steps, read_table
+from verl_act.report.statistics import Figure, paired, ratio_of, share_of
+from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
 SPLITS = ("valid_seen", "valid_unseen")
@@ -70,6 +71,10 @@ class Script:
     async def reply(self, messages: list[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
         shown = json.loads(messages[0]["content"])
         return [self.policy(Context.from_row(shown), shown["candidates"])]
+
+    async def scored_reply(self, messages: list[Message], sampling: Sampling, seed: int | None = None) -> list[Reply]:
+        """Surer of a short reply."""
+        return [Reply(text, -len(text) / 100) for text in await self.reply(messages, sampling, seed)]
 
 
 class LocalSession:
@@ -229,13 +234,28 @@ def test_nothing_in_common_or_nothing_different() -> None:
     assert same is not None and (same.gained, same.lost, same.p) == (0, 0, 1.0)
 
 
+def test_a_game_has_one_sign() -> None:
+    first = {number: False for number in range(30)}
+    second = {number: number < 20 for number in range(30)}
+    alone, by_game = paired(first, second), paired(first, second, {number: number // 5 for number in range(30)})
+    assert alone is not None and by_game is not None
+    assert (by_game.gained, by_game.difference) == (alone.gained, alone.difference) == (20, 20 / 30)
+    assert alone.p == pytest.approx(2 * 0.5**20)
+    assert by_game.p == pytest.approx(2 * 0.5**4, abs=0.01), "four games, all up"
+
+
 def test_means_have_an_interval_where_values_differ() -> None:
-    found = mean_of([1.0, 2.0, 3.0, 4.0])
+    def mean(*values: float) -> Figure:
+        return ratio_of([{"value": value} for value in values], "value")
+
+    found = mean(1.0, 2.0, 3.0, 4.0)
     assert found.value == 2.5 and found.low is not None and found.high is not None
     assert 1 <= found.low < 2.5 < found.high <= 4
-    assert mean_of([1.0, 2.0, 3.0, 4.0]) == found, "the same values give the same interval"
-    assert (mean_of([3.0, 3.0]).low, mean_of([3.0]).low, mean_of([]).value) == (None, None, None)
+    assert mean(1.0, 2.0, 3.0, 4.0) == found, "the same values give the same interval"
+    assert (mean(3.0, 3.0).low, mean(3.0).low, mean().value) == (None, None, None)
     assert share_of([], "right").value is None
+    tokens = [{"useful": 10, "all": 10}, {"useful": 0, "all": 90}, {"older": 1}]
+    assert (ratio_of(tokens, "useful", "all").value, ratio_of(tokens, "useful", "all").count) == (0.1, 2)
 
 
 # Numbers
@@ -251,11 +271,24 @@ def test_the_figures_are_those_of_the_evaluation(run: Path, whole: Content) -> N
                 wanted = stored[block.section][block.split].get(names.get(row.key, row.key))
                 if isinstance(wanted, dict):
                     assert (cell.figure.value, cell.figure.low, cell.figure.count) == (
-                        *(wanted["share"], wanted["low"]),
+                        *(wanted.get("share", wanted.get("mean")), wanted["low"]),
                         wanted["count"],
                     )
                     compared += 1
-    assert compared == 2 * 3 * (1 + 3 + 3), "splits, models, shares of the three sections"
+    assert compared == 2 * 3 * (2 + 3 + 3), "splits, models, figures with an interval of the three sections"
+
+
+def test_behaviour_is_told_as_in_the_table_of_methods(whole: Content) -> None:
+    (block,) = (block for block in whole.blocks if (block.section, block.split) == ("episodes", "valid_seen"))
+    rows = {row.key: [cell.figure for cell in row.cells] for row in block.rows}
+    for number, model in enumerate(whole.models):
+        here = [record for record in model.evaluation.episodes if record["split"] == "valid_seen"]
+        won = [record["steps"] for record in here if record["success"]]
+        assert rows["steps_to_success"][number].count == len(won)
+        assert rows["steps_to_success"][number].value == (pytest.approx(sum(won) / len(won)) if won else None)
+        for key in ("score", "steps", "longest_failed_repeat"):
+            assert rows[key][number].value == pytest.approx(sum(record[key] for record in here) / len(here))
+    assert not {"reply_length", "useful_tokens"} & set(rows), "a script has no tokens"
 
 
 def test_models_are_compared_with_the_first(whole: Content) -> None:
@@ -276,6 +309,62 @@ def test_a_preference_for_a_place_shows(whole: Content) -> None:
     for group in whole.first_picked:
         assert [group.figures[model].value for model in (initial, critic)] == [1.0, 0.0]
         assert 0.3 < (group.figures[action].value or 0) < 0.7
+
+
+def test_calibration_is_confidence_against_right_choices(run: Path, tmp_path: Path) -> None:
+    """Four choices at 0.95 of which three are right, six at 0.35 of which three are right."""
+    copy = copied(run, tmp_path)
+    path = copy / "evaluation" / "action" / "choices.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, record in enumerate(records):
+        sure = number % 10 < 4
+        record |= {"split": "valid_seen", "log_probability": math.log(0.95 if sure else 0.35)}
+        record["right"] = number % 10 in (0, 1, 2, 4, 5, 6)
+    records = records[: len(records) // 10 * 10]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (copy / "evaluation" / "action" / "manifest.json").unlink()
+    for older in ("initial", "critic"):
+        old = copy / "evaluation" / older / "choices.jsonl"
+        lines = [json.loads(line) for line in old.read_text().splitlines()]
+        old.write_text("".join(json.dumps({**line, "log_probability": None}) + "\n" for line in lines))
+    whole = content(read_runs([copy]), 0)
+    (found,) = whole.calibrations
+    shown = {part.name: (part.confidences[2], part.right[2].value, part.right[2].count) for part in found.bins}
+    tens = len(records) // 10
+    assert shown == {
+        "30–40%": (pytest.approx(0.35), 0.5, 6 * tens),
+        "90–100%": (pytest.approx(0.95), 0.75, 4 * tens),
+    }
+    assert found.errors == [None, None, pytest.approx(0.4 * 0.2 + 0.6 * 0.15)]
+    assert "| ECE | – | – | 17.0% |" in markdown(whole)
+    assert html(whole).count("Calibration of choices, valid_seen") == 1
+
+
+def test_general_reasoning_is_shown_where_it_was_asked(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for name, right in (("initial", 3), ("critic", 1)):
+        rows = [{"item": str(at), "split": "math500", "gold": "1", "reply": "", "right": at < right} for at in range(4)]
+        path = copy / "evaluation" / name / "reasoning.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (path.parent / "manifest.json").unlink()
+    whole = content(read_runs([copy]), 0)
+    (block,) = (block for block in whole.blocks if block.section == "reasoning")
+    first, second, third = block.rows[0].cells
+    assert (first.figure.value, second.figure.value, third.figure.value) == (0.75, 0.25, None)
+    assert second.against_first is not None and (second.against_first.lost, second.against_first.gained) == (2, 0)
+    assert third.against_first is None
+    assert "### General reasoning, math500" in markdown(whole) and "General reasoning" in html(whole)
+
+
+def test_an_evaluation_from_before_has_no_calibration(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for path in copy.glob("evaluation/*/choices.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(
+            "".join(json.dumps({k: v for k, v in line.items() if k != "log_probability"}) + "\n" for line in lines)
+        )
+    whole = content(read_runs([copy]), 0)
+    assert whole.calibrations == [] and "alibration" not in html(whole) + markdown(whole)
 
 
 def test_margins_and_task_types_cover_every_record(run: Path, whole: Content) -> None:
@@ -476,6 +565,26 @@ def test_the_experts_action_is_known_until_the_ways_part(run: Path, whole: Conte
         assert all(turn["as_expert"] for turn in item["answers"][2]["turns"])
 
 
+def test_of_several_trajectories_of_a_task_one_is_the_experts_plan(run: Path, tmp_path: Path) -> None:
+    """Published data have several; laid over each other they would be a plan that nobody played."""
+    copy = copied(run, tmp_path)
+    path = copy / "expert" / "valid_seen" / "trajectories.parquet"
+    rows = read_table(path, TRAJECTORY).to_pylist()
+    longer = [{**row, "trajectory_id": f"0 {row['trajectory_id']}", "step": row["step"] + 1} for row in rows]
+    looks = [{**row, "step": 0, "action": "look"} for row in longer if row["step"] == 1]
+    write_rows(path, [*rows, *looks, *longer], TRAJECTORY)
+    for manifest in copy.glob("evaluation/*/manifest.json"):
+        written = json.loads(manifest.read_text())
+        written["inputs"] = {name: digest(copy / Path(name).relative_to(run)) for name in written["inputs"]}
+        manifest.write_text(json.dumps(written))
+    whole = content(read_runs([copy]), 30)
+    shown = [item for item in whole.examples[0].items if item["split"] == "valid_seen"]
+    for item in shown:
+        plan = [row["action"] for row in rows if row["task_id"] == item["id"]]
+        assert [whole.texts[action] for action in item["expert"]] == ["look", *plan]
+    assert shown
+
+
 def test_questions_stand_beside_the_answers(run: Path, whole: Content) -> None:
     pairs = {pair.pair_id: pair for pair in read_pairs([run / "pairs" / split / "pairs.parquet" for split in SPLITS])}
     for item in whole.examples[2].items:
@@ -552,7 +661,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
 
 def test_charts_are_text_that_scales(page: Path) -> None:
     charts = re.findall(r"<svg.*?</svg>", page.read_text(), re.DOTALL)
-    assert len(charts) == 3 + 2 + 2 + 2 + 5 + 5
+    assert len(charts) == 3 + 2 + 2 + 2 + 2 + 5 + 5
     for chart in charts:
         root = ElementTree.fromstring(chart)
         assert root.get("viewBox") and not root.get("width")

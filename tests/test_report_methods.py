@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from test_report import (
     Visit,
     browser,  # noqa: F401  (a fixture)
     copied,
+    mark,
     run,  # noqa: F401  (a fixture)
     training_metrics,
     visit,  # noqa: F401  (a fixture)
 )
 
+from verl_act.errors import DataError
 from verl_act.evaluate.methods import compare_methods
 from verl_act.report import write_report
 from verl_act.report.content import content
+from verl_act.report.page import markdown
 from verl_act.report.read import read_runs
 
 METHODS = {"Prompting": "initial", "IL <b>bold</b>": "critic", "RL + ACT": "action"}
@@ -69,6 +73,64 @@ def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> 
     assert {curve.stage for curve in shown.curves} == {"il+critic"}
     assert "| RL + ACT | critic 40, action 40 | Prompting | 0, 1 |" in page.with_suffix(".md").read_text()
     assert json.loads(page.with_suffix(".json").read_text())["method_tables"][0]["rows"]
+
+
+@pytest.fixture
+def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """With the shared data, and marks of all that the command did."""
+    folder = Path(shutil.copytree(compared, tmp_path / "whole", symlinks=True))
+    for data in ("expert", "pairs", "tasks", "alternatives"):
+        (folder / data).symlink_to(run / data)
+    for name in ("expert train", "expert valid_seen", "pairs train", "alternatives", "audit", "tasks panel"):
+        mark(folder, name, 2.0)
+    (folder / "seed-0" / "rows-il").mkdir()
+    for name in ("rows il", "il+critic", "evaluate initial"):
+        mark(folder, f"seed 0 {name}", 60.0)
+    return folder
+
+
+def test_a_comparison_tells_what_its_manifests_say(whole_comparison: Path) -> None:
+    (found,) = content(read_runs([whole_comparison]), 0).runs
+    assert (found.env, found.seeds, found.missing) == ("alfworld", [0, 1], [])
+    stages = {stage.name: stage for stage in found.stages}
+    assert stages["pairs train"].counts["pairs"] > 0 and stages["pairs train"].inputs
+    assert stages["seed 1 evaluate initial"].counts["choices"] > 0
+    assert (stages["seed 0 il+critic"].state, stages["seed 0 il+critic"].seconds) == ("done", 60.0)
+    assert list(stages)[-9:] == [
+        *("seed 0 rows il", "seed 0 il+critic"),
+        *(f"seed {seed} evaluate {name}" for seed in (0, 1) for name in ("initial", "critic", "action")),
+        "methods",
+    ]
+
+
+def test_an_unfinished_comparison_knows_what_it_has(whole_comparison: Path) -> None:
+    shutil.rmtree(whole_comparison / "methods")
+    for name in ("critic", "action"):
+        (whole_comparison / "seed-1" / "evaluation" / name).unlink()
+    work = whole_comparison / "seed-1" / "il+critic.work"
+    work.mkdir()
+    (work / "metrics-0.jsonl").write_text(training_metrics("choice", steps=3))
+    whole = content(read_runs([whole_comparison]), 0)
+    (found,) = whole.runs
+    assert found.missing == ["seed 1 il+critic", "methods"]
+    assert (found.seeds, [model.label for model in whole.models]) == ([0, 1], ["action", "critic", "initial"])
+    assert whole.method_tables == [] and {curve.stage for curve in whole.curves} == {"il+critic"}
+    assert any("first seed" in note for note in whole.notes)
+    assert "evaluate critic" not in found.missing, "a stage of a chain, which nobody has planned"
+
+
+def test_a_lost_evaluation_is_named(whole_comparison: Path) -> None:
+    (whole_comparison / "seed-0" / "evaluation" / "critic").unlink()
+    with pytest.raises(DataError, match=r"seed-0/evaluation/critic: holds no evaluation"):
+        read_runs([whole_comparison])
+
+
+def test_two_comparisons_are_told_apart(compared: Path, whole_comparison: Path) -> None:
+    whole = content(read_runs([compared, whole_comparison]), 0)
+    assert {table.run for table in whole.method_tables} == {row.run for row in whole.method_budgets}
+    assert {row.run for row in whole.method_budgets} == {"comparison", "whole"}
+    assert "### All figures, valid_seen, whole\n" in markdown(whole)
+    assert {table.run for table in content(read_runs([compared]), 0).method_tables} == {""}
 
 
 def test_a_run_without_a_comparison_has_no_method_table(run: Path, tmp_path: Path) -> None:  # noqa: F811

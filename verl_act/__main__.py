@@ -301,10 +301,13 @@ def evaluate(
     trajectories: Annotated[list[Path] | None, typer.Option(help="expert states to ask next actions at")] = None,
     pairs: Annotated[list[Path] | None, typer.Option(help="pairs to ask choices of")] = None,
     reasoning: Annotated[
-        list[Path] | None, typer.Option(help="questions as in MATH-500 or GPQA-Diamond, .jsonl or .parquet")
+        list[Path] | None, typer.Option(help="questions as in MATH-500 or GPQA-Diamond, .jsonl, .csv or .parquet")
     ] = None,
     temperature: float = 0.0,
     max_tokens: int = 512,
+    reasoning_max_tokens: Annotated[
+        int | None, typer.Option(help="of a reply to a reasoning question; otherwise --max-tokens")
+    ] = None,
     max_model_len: int = 4096,
     max_turns: int = 50,
     actors: Annotated[int, typer.Option(help="processes that play each environment")] = 1,
@@ -328,6 +331,7 @@ def evaluate(
         trajectories=trajectories or [],
         pairs=pairs or [],
         reasoning=reasoning or [],
+        reasoning_max_tokens=reasoning_max_tokens,
         max_turns=max_turns,
         actors=actors,
         template=template,

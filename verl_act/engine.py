@@ -56,6 +56,15 @@ class Sampling:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`log_probability` is the sum over the reply's tokens, as the model has them before temperature and top-p; None
+    where it said nothing because the prompt left no room."""
+
+    text: str
+    log_probability: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Where the model is and what vLLM is told beyond our defaults.
@@ -162,6 +171,20 @@ class Engine:
 
         A prompt that leaves no room for a reply gets empty replies: to the caller they are malformed, like any other.
         """
+        return [completion.text for completion in await self._complete(messages, sampling, seed)] or [""] * sampling.n
+
+    async def scored_reply(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
+    ) -> list[Reply]:
+        """As `reply`, with the log-probability of each."""
+        completions = await self._complete(messages, sampling, seed, logprobs=0)
+        found = [Reply(completion.text, completion.cumulative_logprob) for completion in completions]
+        return found or [Reply("", None)] * sampling.n
+
+    async def _complete(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int | None, **options: Any
+    ) -> list[Any]:
+        """vLLM's completions; none where the prompt leaves no room. `options` are further sampling parameters."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -169,15 +192,15 @@ class Engine:
         room = self.max_model_len - len(prompt_ids)
         if room < 1:
             self.without_room += 1
-            return [""] * sampling.n
-        drawn = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room)}
+            return []
+        drawn = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room), **options}
         parameters = SamplingParams(**drawn, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
         final = None
         async for output in self._llm.generate({"prompt_token_ids": prompt_ids}, parameters, uuid4().hex):
             final = output
         if final is None:
             raise EngineError("vLLM ended a request without an answer; its own messages above say why.")
-        return [completion.text for completion in final.outputs]
+        return list(final.outputs)
 
 
 @contextmanager

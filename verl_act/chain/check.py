@@ -19,6 +19,7 @@ from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError
+from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
 
 _FREE_GIB = 2
@@ -48,6 +49,8 @@ def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]
     yield "model", lambda: _model(recipe)
     yield "prompt", lambda: type(get_template(recipe.prompt.template, **recipe.prompt.options)).__name__
     yield "data", lambda: _data(recipe)
+    if recipe.evaluate.reasoning:
+        yield "reasoning", lambda: _reasoning(recipe)
     yield "disk", lambda: _disk(out)
     for stage in method_stages(recipe, out, [recipe.seed]) if recipe.methods else stages(recipe, out):
         if stage.trains:
@@ -89,6 +92,12 @@ def _data(recipe: Recipe) -> str:
         split: len(spec.tasks(split, **recipe.env_settings)) for split in [recipe.train_split, *recipe.valid_splits]
     }
     return ", ".join(f"{split} {count}" for split, count in counts.items())
+
+
+def _reasoning(recipe: Recipe) -> str:
+    questions = read_questions(recipe.evaluate.reasoning)
+    is_right(questions[0], "")  # finds out whether math-verify is there
+    return f"{len(questions)} questions"
 
 
 def _disk(out: Path) -> str:

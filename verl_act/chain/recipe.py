@@ -83,6 +83,8 @@ class EvaluateRecipe:
     """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
 
     `max_tokens` null takes that of the alternatives. `actors` is the number of processes that play each environment.
+    `reasoning` are files of questions as in MATH-500 or GPQA-Diamond; a reply to one may have `reasoning_max_tokens`
+    (null: `max_tokens`).
     """
 
     temperature: float = 0.0
@@ -91,6 +93,8 @@ class EvaluateRecipe:
     max_tokens: int | None = None
     limit: int | None = None
     tasks: int | None = None
+    reasoning: list[str] = field(default_factory=list)
+    reasoning_max_tokens: int | None = None
 
 
 @dataclass

@@ -165,16 +165,19 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
     panel = out / "tasks" / "panel" / "tasks.parquet"
     trajectories = [trajectories_file(out, split) for split in recipe.valid_splits]
     pairs = [pairs_file(out, split) for split in recipe.valid_splits]
+    reasoning = list(map(Path, recipe.evaluate.reasoning))
     options = {
         "model": model,
         "name": name,
         "tasks": [panel],
         "trajectories": trajectories,
         "pairs": pairs,
+        "reasoning": reasoning,
         "temperature": recipe.evaluate.temperature,
         "max_turns": recipe.evaluate.max_turns,
         "actors": recipe.evaluate.actors,
         "max_tokens": recipe.evaluate.max_tokens or recipe.alternatives.max_tokens,
+        "reasoning_max_tokens": recipe.evaluate.reasoning_max_tokens,
         "max_model_len": recipe.max_model_len,
         "engine_options": recipe.engine_options,
         "env_settings": env_settings(recipe, out),
@@ -182,7 +185,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "seed": recipe.seed,
         **prompt_options(recipe),
     }
-    inputs = [panel, *trajectories, *pairs, *model_input(recipe, model)]
+    inputs = [panel, *trajectories, *pairs, *reasoning, *model_input(recipe, model)]
     return Stage(f"evaluate {name}", act_command("evaluate", folder, options), folder, inputs)
 
 

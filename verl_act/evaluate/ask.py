@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from verl_act.data.order import arranged, expert_positions
-from verl_act.engine import Engine, Sampling, request_seed
+from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import EnvError
@@ -41,6 +41,11 @@ class Examinee:
     async def answer(self, messages: list[dict[str, str]], item: str) -> str:
         """The reply; `item` names the question and decides, with the seed, what is drawn for it."""
         (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item))
+        return reply
+
+    async def scored_answer(self, messages: list[dict[str, str]], item: str) -> Reply:
+        """As `answer`, with the reply's log-probability."""
+        (reply,) = await self.engine.scored_reply(messages, self.sampling, seed=request_seed(self.seed, item))
         return reply
 
 
@@ -87,6 +92,7 @@ async def play_tasks(
             "task_type": task.task_type,
             "split": task.split,
             "end": str(episode.end),
+            "score": episode.score,
             **episode.metrics(),
             **error,
         }
@@ -108,6 +114,7 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[di
         action = parsed.action or ""
         return {
             "state_id": step.state_id,
+            "task_id": step.task_id,
             "split": step.split,
             "inferable": step.inferable,
             "verb": verb(step.action),
@@ -130,16 +137,18 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
         position = int(positions[number])
         candidates = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position)
         messages = examinee.template.choice_messages(pair.context, candidates)
-        reply = await examinee.answer(messages, f"choice {pair.pair_id}")
-        parsed = parse_choice(reply, candidates)
+        reply = await examinee.scored_answer(messages, f"choice {pair.pair_id}")
+        parsed = parse_choice(reply.text, candidates)
         return {
             "pair_id": pair.pair_id,
+            "task_id": pair.task_id,
             "split": pair.split,
             "inferable": pair.inferable,
             "margin": pair.margin,
             "verb": verb(pair.expert_action),
             "expert_position": position,
-            "reply": reply,
+            "reply": reply.text,
+            "log_probability": reply.log_probability,
             "well_formed": parsed.malformed is None,
             "named_a_candidate": parsed.index is not None,
             "chosen": parsed.index,

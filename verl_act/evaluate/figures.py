@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import groupby
 from math import sqrt
 from statistics import fmean
 from typing import Any
 
+from verl_act.evaluate.resample import ratio_interval
 from verl_act.rollout.episode import End
 
 Record = Mapping[str, Any]
@@ -17,7 +18,7 @@ MARGINS = ((1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
 """Upper bounds of the margin groups, and their names."""
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a share (95% by default); (0, 1) where nothing was counted."""
     if count == 0:
         return 0.0, 1.0
@@ -29,17 +30,41 @@ def wilson_interval(successes: int, count: int, z: float = 1.96) -> tuple[float,
 
 
 def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
-    """How many records have a true `holds`: `{"share", "count", "low", "high"}` with the Wilson interval."""
-    count = len(records)
-    successes = sum(bool(record[holds]) for record in records)
-    low, high = wilson_interval(successes, count)
-    return {"share": successes / count if count else None, "count": count, "low": low, "high": high}
+    """How many records have a true `holds`: `{"share", "count", "low", "high"}`, see `share_interval`."""
+    found = [float(bool(record[holds])) for record in records]
+    low, high = share_interval(found, tasks_of(records))
+    return {"share": fmean(found) if found else None, "count": len(found), "low": low, "high": high}
+
+
+def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95% interval of the mean of `holds` (0 or 1): Wilson's where every item is of another task, else a bootstrap
+    over tasks; where all tasks are alike, the cautious Wilson's of so many items as there are tasks.
+    """
+    count = len(set(tasks))
+    if count == len(holds):
+        return wilson_interval(sum(holds), count)
+    return ratio_interval(holds, [1.0] * len(holds), tasks) or wilson_interval(fmean(holds) * count, count)
+
+
+def tasks_of(records: Sequence[Record]) -> list[Hashable]:
+    """What each record shares with others: its task; itself where an older evaluation does not name one."""
+    return [record.get("task_id", number) for number, record in enumerate(records)]
+
+
+def score(records: Sequence[Record]) -> dict[str, Any] | None:
+    """The mean of the episodes' rewards with a bootstrap interval; None where an older evaluation has not kept them."""
+    if not records or not all("score" in record for record in records):
+        return None
+    found = [float(record["score"]) for record in records]
+    low, high = ratio_interval(found, [1.0] * len(found), tasks_of(records)) or (None, None)
+    return {"mean": fmean(found), "count": len(found), "low": low, "high": high}
 
 
 def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
     """Of finished episodes: success (all, and by task type), steps, and how the model failed.
 
     `errors` counts the others, in which the environment failed.
+    `score` is the reward of an episode in the environment's own unit: at most 1 in those that come with the package.
     `steps_to_success` is over successful episodes; `loop_share` is the share of episodes in which one failed action was
     repeated three times or more (the loop metric of paper section 5).
     """
@@ -48,6 +73,7 @@ def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "errors": len(everything) - len(records),
         "success": share(records, "success"),
+        "score": score(records),
         "by_task_type": {name: share(group, "success") for name, group in grouped(records, "task_type")},
         "steps": _mean(record["steps"] for record in records),
         "steps_to_success": _mean(record["steps"] for record in won),

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from verl_act.errors import DataError
+from verl_act.evaluate.files import FIGURES as EVALUATED
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
 from verl_act.manifest import atomic_folder, make_manifest, read_manifest, write_manifest
@@ -58,7 +59,7 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
     """One entry a seed."""
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
-        if not folder.is_dir():
+        if not (folder / EVALUATED).is_file():
             raise DataError(f"{folder}: no such evaluation; run `methods` again, it goes on where it stopped.")
     return [read_values(folder) for folder in folders]
 
@@ -102,7 +103,7 @@ def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
     for method in methods.values():
         if not method["steps"]:
             for path in method["evaluations"].values():
-                return str(json.loads((run / path / "figures.json").read_text())["model"])
+                return str(json.loads((run / path / EVALUATED).read_text())["model"])
     return ""
 
 
@@ -116,15 +117,19 @@ def markdown(whole: Mapping[str, Any]) -> str:
         for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
             part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
             lines += [f"### {FIGURES[figure].title}, {split}", "", *_table(part, "group"), ""]
-    return "\n".join([*lines, _NOTE, ""])
+    return "\n".join([*lines, NOTE, ""])
 
 
-_NOTE = (
-    "Mean over items and seeds; in brackets the 95% interval over items (Wilson's for one seed, a bootstrap over the "
-    "items' means for several), then ± the standard deviation over seeds. After the semicolon the change against the "
-    "method named in the first table, on the same items, with the p of a paired test (McNemar's exact test for one "
-    "seed, a sign-flip permutation test on the items' means for several); not corrected for the number of tests."
+NOTE = (
+    "Each figure stands with its 95% interval, ± the standard deviation over seeds, and the change against the method "
+    "named in the first table, on the same items, with the p of a paired test. The interval is Wilson's for shares of "
+    "one seed with one item a task, else a bootstrap over tasks: the states of one game are not independent "
+    "(evaluations from before tasks were recorded count them as if they were). The test is McNemar's exact one where "
+    "each task has one 0/1 answer, else the signs of the tasks' differences are flipped at random; p is not corrected "
+    "for the number of tests. Interval and p are about these trained models on other tasks; what another seed would "
+    "give is in ±. Token figures and turns to the goal are sums over sums, all else means over items."
 )
+"""How to read the tables."""
 
 
 def _budget_table(whole: Mapping[str, Any]) -> list[str]:
@@ -175,17 +180,29 @@ def cell(entry: Mapping[str, Any]) -> str:
     found, test, share = entry["estimate"], entry["against"], FIGURES[entry["figure"]].share
     if found["value"] is None:
         return ""
-    text = _number(found["value"], share)
+    text = number(found["value"], share)
     if found["low"] is not None:
-        text += f" [{_number(found['low'], share)}, {_number(found['high'], share)}]"
+        text += f" [{number(found['low'], share)}, {number(found['high'], share)}]"
     if found["deviation"] is not None:
-        text += f" ± {_number(found['deviation'], share)}"
+        text += f" ± {number(found['deviation'], share)}"
     text += f", n = {found['items']}"
     if test is not None:
-        sign = "+" if test["difference"] >= 0 else "−"
-        text += f"; {sign}{_number(abs(test['difference']), share)}, p = {test['p']:.3f}"
+        text += f"; {change(test['difference'], share)}, {p_value(test['p'])}"
     return text
 
 
-def _number(value: float, share: bool) -> str:
-    return f"{value:.1%}" if share else f"{value:.1f}"
+def number(value: float, share: bool) -> str:
+    """A share in percent, any other figure with three digits."""
+    if share:
+        return f"{value:.1%}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def change(difference: float, share: bool) -> str:
+    """A difference with its sign; of shares in points."""
+    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
+    return text.replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

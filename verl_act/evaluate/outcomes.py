@@ -1,4 +1,4 @@
-"""From the single answers of an evaluation to one number an item: what a comparison of methods is made of."""
+"""From the single answers of an evaluation to one outcome an item: what a comparison of methods is made of."""
 
 from __future__ import annotations
 
@@ -11,26 +11,50 @@ from typing import Any
 from verl_act.errors import DataError
 from verl_act.evaluate.figures import LOOP_LENGTH, finished, margin_name, place_name
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.seeds import Outcome
 
 Record = Mapping[str, Any]
-Values = dict[tuple[str, str, str], dict[str, float]]
-"""(split, figure, group) -> item -> value; group is empty for all items."""
+Values = dict[tuple[str, str, str], dict[str, Outcome]]
+"""(split, figure, group) -> item -> outcome; group is empty for all items."""
 
 
 @dataclass(frozen=True, slots=True)
 class FigureKind:
-    """`file` and `item` say where its items are; `value` of a record is None where it has none.
+    """`file` and `item` say where its items are. The figure is the sum of `amount` over the sum of `size`: the mean
+    over items where `size` is 1. `amount` of a record is None where it has none.
 
-    `binary` values are 0 or 1; `share` is shown in percent.
+    `binary` amounts are 0 or 1, of size 1; `share` is shown in percent.
     """
 
     title: str
     file: str
     item: str
-    value: Callable[[Record], float | None]
+    amount: Callable[[Record], float | None]
+    size: Callable[[Record], float] = lambda record: 1.0
     group: Callable[[Record], str] = lambda record: ""
-    binary: bool = True
-    share: bool = True
+    binary: bool = False
+    share: bool = False
+
+
+def _share(title: str, file: str, amount: Callable[[Record], float | None], **more: Any) -> FigureKind:
+    """The share of items of which something holds."""
+    return FigureKind(title, file, _ITEMS[file], amount, binary=True, share=True, **more)
+
+
+def _mean(title: str, column: str, share: bool = False) -> FigureKind:
+    """The mean of a column over episodes; older evaluations may lack it."""
+    return FigureKind(title, EPISODES, "task_id", lambda record: record.get(column), share=share)
+
+
+def _of_episodes(title: str, amount: str, size: str, share: bool = False) -> FigureKind:
+    """The sum of a column over the sum of another, over episodes; older evaluations may lack them."""
+    return FigureKind(
+        title, EPISODES, "task_id", lambda record: record.get(amount), lambda record: record[size], share=share
+    )
+
+
+def _success(record: Record) -> float:
+    return float(record["success"])
 
 
 def _right(record: Record) -> float:
@@ -41,61 +65,45 @@ def _right_inferable(record: Record) -> float | None:
     return float(record["right"]) if record["inferable"] else None
 
 
-def _useful(record: Record) -> float | None:
-    tokens = record.get("reply_tokens")
-    return record["useful_tokens"] / tokens if tokens else None
-
+_ITEMS = {EPISODES: "task_id", NEXT_ACTIONS: "state_id", CHOICES: "pair_id", REASONING: "item"}
 
 FIGURES: dict[str, FigureKind] = {
-    "success": FigureKind("tasks solved", EPISODES, "task_id", lambda record: float(record["success"])),
-    "success_by_type": FigureKind(
-        "tasks solved by type",
-        EPISODES,
-        "task_id",
-        lambda record: float(record["success"]),
-        lambda record: record["task_type"],
-    ),
-    "next_action": FigureKind("expert's next action, all states", NEXT_ACTIONS, "state_id", _right),
-    "next_action_inferable": FigureKind(
-        "expert's next action, inferable states", NEXT_ACTIONS, "state_id", _right_inferable
-    ),
-    "choice": FigureKind("better action chosen, all pairs", CHOICES, "pair_id", _right),
-    "choice_inferable": FigureKind("better action chosen, inferable pairs", CHOICES, "pair_id", _right_inferable),
-    "choice_by_position": FigureKind(
+    "success": _share("tasks solved", EPISODES, _success),
+    "success_by_type": _share("tasks solved by type", EPISODES, _success, group=lambda record: record["task_type"]),
+    "score": _mean("score, the sum of an episode's rewards", "score"),
+    "next_action": _share("expert's next action, all states", NEXT_ACTIONS, _right),
+    "next_action_inferable": _share("expert's next action, inferable states", NEXT_ACTIONS, _right_inferable),
+    "choice": _share("better action chosen, all pairs", CHOICES, _right),
+    "choice_inferable": _share("better action chosen, inferable pairs", CHOICES, _right_inferable),
+    "choice_by_position": _share(
         "better action chosen by position",
         CHOICES,
-        "pair_id",
         _right,
-        lambda record: f"expert's action {place_name(record['expert_position'])}",
+        group=lambda record: f"expert's action {place_name(record['expert_position'])}",
     ),
-    "choice_by_margin": FigureKind(
-        "better action chosen by margin", CHOICES, "pair_id", _right, lambda record: margin_name(record["margin"])
+    "choice_by_margin": _share(
+        "better action chosen by margin", CHOICES, _right, group=lambda record: margin_name(record["margin"])
     ),
-    "reasoning": FigureKind("verified answers, general reasoning", REASONING, "item", _right),
-    "loops": FigureKind(
+    "reasoning": _share("verified answers, general reasoning", REASONING, _right),
+    "steps": _mean("turns an episode, solved or not", "steps"),
+    "steps_to_success": FigureKind(
+        "turns to the goal, solved episodes only",
+        EPISODES,
+        "task_id",
+        lambda record: record["steps"] * _success(record),
+        _success,
+    ),
+    "inadmissible_share": _mean("inadmissible actions, share of an episode's turns", "inadmissible_share", share=True),
+    "malformed_share": _mean("malformed replies, share of an episode's turns", "malformed_share", share=True),
+    "loops": _share(
         f"episodes with one failed action {LOOP_LENGTH} times or more in a row",
         EPISODES,
-        "task_id",
         lambda record: float(record["longest_failed_repeat"] >= LOOP_LENGTH),
     ),
-    "longest_failed_repeat": FigureKind(
-        "longest run of one failed action, mean over episodes",
-        EPISODES,
-        "task_id",
-        lambda record: float(record["longest_failed_repeat"]),
-        binary=False,
-        share=False,
-    ),
-    "reply_length": FigureKind(
-        "tokens a turn",
-        EPISODES,
-        "task_id",
-        lambda record: record["reply_tokens"] / record["steps"] if "reply_tokens" in record else None,
-        binary=False,
-        share=False,
-    ),
-    "useful_tokens": FigureKind(
-        "tokens in replies that gave an admissible action", EPISODES, "task_id", _useful, binary=False
+    "longest_failed_repeat": _mean("longest run of one failed action, mean over episodes", "longest_failed_repeat"),
+    "reply_length": _of_episodes("tokens a turn", "reply_tokens", "steps"),
+    "useful_tokens": _of_episodes(
+        "tokens in replies that gave an admissible action", "useful_tokens", "reply_tokens", share=True
     ),
 }
 
@@ -109,14 +117,15 @@ def read_values(folder: Path) -> Values:
     records = {file: finished(list(_records(folder / file))) for file in (EPISODES, NEXT_ACTIONS, CHOICES, REASONING)}
     for name, kind in FIGURES.items():
         for record in records[kind.file]:
-            value = kind.value(record)
-            if value is None:
+            amount = kind.amount(record)
+            if amount is None:
                 continue
             items = found.setdefault((record["split"], name, kind.group(record)), {})
             item = f"{record['split']}/{record[kind.item]}"
             if item in items:
                 raise DataError(f"{folder / kind.file}: item {item} comes twice; run the evaluation again.")
-            items[item] = value
+            task = f"{record['split']}/{record['task_id']}" if "task_id" in record else None
+            items[item] = Outcome(float(amount), float(kind.size(record)), task)
     return found
 
 

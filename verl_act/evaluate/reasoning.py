@@ -1,17 +1,19 @@
 """General reasoning, to see that training on actions does not cost it: MATH-500 and GPQA-Diamond, as users have them.
 
-A file is JSON lines or parquet, with one row per question and the columns that the data sets come with:
+A file is JSON lines, CSV or parquet, with one row per question and the columns that the data sets come with:
 
 * MATH-500: `problem`, `answer`; `unique_id` is used as the item's name where it is there.
 * GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.
 
-Answers are verified by math-verify, which parses both sides; the letters of GPQA are drawn by item and seed.
+Answers are verified by math-verify, which parses both sides; the letters of GPQA are drawn by item and seed. Only an
+answer that is boxed, or introduced as the answer, counts: the last number of a reply that was cut off is none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pcsv
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
@@ -28,12 +31,17 @@ from verl_act.prompts import Message
 MATH_COLUMNS = ("problem", "answer")
 CHOICE_COLUMNS = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 LETTERS = ("A", "B", "C", "D")
+_BOXED_LETTER = re.compile(r"\\boxed\{\s*(?:\\\w+\{\s*)?\(?([A-Da-d])\s*[).:}]")
+"""A letter by itself or with the option's text after it: `B`, `(B)`, `B) text`, `\\text{B}`."""
+_LETTER_IN_BRACKETS = re.compile(r"\(([A-D])\)")
 _BOXED = "Reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`gold` is LaTeX or a letter; `split` is the file's name, under which a table shows it."""
+    """`gold` is LaTeX or a letter; `split` is the file's name, under which a table shows it, with its folder where two
+    files have the same.
+    """
 
     item: str
     split: str
@@ -49,10 +57,11 @@ class Question:
 def read_questions(paths: Sequence[str | PathLike[str]], seed: int = 0) -> list[Question]:
     """All questions in file order. Raises `DataError` naming file and row of a bad one, or an item that comes twice."""
     found: list[Question] = []
-    for path in map(Path, paths):
+    files = list(map(Path, paths))
+    for path, split in zip(files, _splits(files), strict=True):
         rows = _rows(path)
         names = _columns(path, rows)
-        found += [_question(path, number, row, names, seed) for number, row in enumerate(rows, 1)]
+        found += [_question(path, number, row, names, split, seed) for number, row in enumerate(rows, 1)]
     seen: set[tuple[str, str]] = set()
     for question in found:
         if (key := (question.split, question.item)) in seen:
@@ -70,21 +79,47 @@ def is_right(question: Question, reply: str) -> bool:
             "math-verify, which verifies the answers, is not installed; run pip install 'verl-act[reasoning]'."
         ) from error
     if question.is_choice:
-        letters = (LatexExtractionConfig(), StringExtractionConfig(strings=LETTERS))
-        return bool(verify(parse(f"\\boxed{{{question.gold}}}", letters), parse(reply, letters)))
-    maths = (LatexExtractionConfig(), ExprExtractionConfig())
+        if boxed := _BOXED_LETTER.findall(reply):
+            return bool(boxed[-1].upper() == question.gold)
+        letters = (StringExtractionConfig(strings=LETTERS, try_extract_without_anchor=False),)
+        found = parse(_LETTER_IN_BRACKETS.sub(r"\1", reply), letters)
+        return bool(verify(parse(f"answer: {question.gold}", letters), found))
+    maths = (
+        LatexExtractionConfig(try_extract_without_anchor=False),
+        ExprExtractionConfig(try_extract_without_anchor=False),
+    )
     gold = parse(f"\\boxed{{{question.gold}}}", maths)
     return bool(gold) and bool(verify(gold, parse(reply, maths)))
 
 
+def _splits(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: its own without the ending, with as many folders before it as tell all apart."""
+    if len(set(paths)) < len(paths):
+        raise DataError(f"a file of questions is given twice: {', '.join(map(str, paths))}. Name each once.")
+    for depth in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, paths))
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pj.read_json(path)
+        return _table(path).to_pylist()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file of questions.") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is neither JSON lines nor parquet ({error}).") from error
-    return table.to_pylist()
+        raise DataError(f"{path}: is neither JSON lines nor CSV nor parquet, as its name says ({error}).") from error
+
+
+def _table(path: Path) -> pa.Table:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    if path.suffix == ".csv":
+        # A column of numbers is text too, and the questions of GPQA go over several lines.
+        text = pcsv.ConvertOptions(column_types=dict.fromkeys((*MATH_COLUMNS, *CHOICE_COLUMNS), pa.string()))
+        return pcsv.read_csv(path, parse_options=pcsv.ParseOptions(newlines_in_values=True), convert_options=text)
+    return pj.read_json(path)
 
 
 def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
@@ -98,17 +133,17 @@ def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     )
 
 
-def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], seed: int) -> Question:
+def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], split: str, seed: int) -> Question:
     values = [row[name] for name in names]
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be text.")
     if names is MATH_COLUMNS:
         item = str(row.get("unique_id") or number)
-        return Question(item, path.stem, f"{values[0]}\n\n{_BOXED}", values[1], False)
+        return Question(item, split, f"{values[0]}\n\n{_BOXED}", values[1], False)
     item = str(row.get("Record ID") or number)
     order = list(range(len(LETTERS)))
     random.Random(hashlib.sha256(f"{seed}:{item}".encode()).digest()).shuffle(order)
     options = "\n".join(f"{letter}) {values[1 + which]}" for letter, which in zip(LETTERS, order, strict=True))
     text = f"{values[0]}\n\n{options}\n\n{_BOXED.replace('final answer', 'answer, a single letter,')}"
-    return Question(item, path.stem, text, LETTERS[order.index(0)], True)
+    return Question(item, split, text, LETTERS[order.index(0)], True)

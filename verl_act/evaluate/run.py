@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from verl_act.errors import ConfigError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.reasoning import read_questions
+from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.rollout.episode import Episode
@@ -41,6 +41,7 @@ def evaluate(
     trajectories: Sequence[PathName] = (),
     pairs: Sequence[PathName] = (),
     reasoning: Sequence[PathName] = (),
+    reasoning_max_tokens: int | None = None,
     max_turns: int = 50,
     actors: int = 1,
     template: str = "cot",
@@ -53,7 +54,8 @@ def evaluate(
 
     Every item of the files is asked exactly once, in file order; `limit` draws so many expert states and pairs of each
     split, and questions of each file, the same ones for every model and seed (episodes are never cut). Temperature 0
-    is greedy. Each environment is played in `actors` processes, on the caller's Ray where one is running.
+    is greedy. `reasoning_max_tokens` (None: as in `sampling`) bounds a reply to a question. Each environment is played
+    in `actors` processes, on the caller's Ray where one is running.
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
@@ -62,15 +64,18 @@ def evaluate(
     steps = some_of_each_split(read_steps(trajectories), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
     general = some_of_each_split(read_questions(reasoning, seed), limit, lambda question: question.item)
+    if general:
+        is_right(general[0], "")  # says at once, not after the episodes, that math-verify is missing
     with Engine(engine) as running:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
+        reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
         async def ask() -> Answers:
             return Answers(
                 await play_panel(examinee, panel, env_settings, max_turns, actors),
                 await ask_next_actions(examinee, steps),
                 await ask_choices(examinee, questions),
-                await ask_questions(examinee, general),
+                await ask_questions(reasoner, general),
             )
 
         answers = running.run(ask())
@@ -89,6 +94,7 @@ def evaluate(
             "template_options": dict(template_options or {}),
             "env_settings": dict(env_settings or {}),
             "limit": limit,
+            "reasoning_max_tokens": reasoning_max_tokens,
         },
         without_room=running.without_room,
         seed=seed,
@@ -184,6 +190,7 @@ def write_evaluation(
                 "episode_errors": len(episodes) - len(finished(episodes)),
                 "next_actions": len(answers.next_actions),
                 "choices": len(answers.choices),
+                "reasoning": len(answers.reasoning),
                 "without_room": without_room,
             },
             seed=seed,

@@ -1,25 +1,37 @@
-"""Statistics over items and seeds, by SciPy: estimates with intervals, and paired tests on the same items."""
+"""Statistics over items and seeds: estimates with intervals, and paired tests on the same items."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, permutation_test
 
-from verl_act.evaluate.figures import wilson_interval
+from verl_act.evaluate.figures import share_interval
+from verl_act.evaluate.resample import ratio_interval, sign_flip_p, sums_by_task
 
-Items = Mapping[str, float]
-_RESAMPLES = 2000
-_PERMUTATIONS = 9999
+
+class Outcome(NamedTuple):
+    """What one item adds to a figure, which is the sum of the amounts over the sum of the sizes.
+
+    `task` is what the item shares with others; None where it stands alone.
+    """
+
+    amount: float
+    size: float = 1.0
+    task: Hashable = None
+
+
+Items = Mapping[str, Outcome]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The mean over items of their means over seeds, with its 95% interval over items.
+    """The figure over the items' means over seeds, with its 95% interval over tasks.
 
-    `by_seed` are the seeds' own means and `deviation` their sample standard deviation; None for one seed.
+    `items` are those that count; `by_seed` are the seeds' own figures and `deviation` their sample standard deviation,
+    None for one seed.
     """
 
     value: float | None
@@ -40,64 +52,61 @@ class Against:
 
 
 def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
-    """Of one figure of one method, one mapping a seed. One seed of shares gets Wilson's interval, else a bootstrap over
-    items; none where all items are alike, which resampling cannot tell from certainty.
+    """Of one figure of one method, one mapping a seed. One seed of shares of independent items gets Wilson's interval,
+    all else a bootstrap over tasks.
     """
+    own = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
-    own = [float(np.mean(list(items.values()))) for items in seeds if items]
-    if not means:
-        return Estimate(None, None, None, 0, [], None)
-    values = np.array(list(means.values()))
+    value = _ratio(means)
+    if value is None:
+        return Estimate(None, None, None, 0, own, None)
+    tasks = _tasks(means)
+    amounts, sizes = (column.tolist() for column in _columns(means))
+    wilson = binary and len(own) == 1
+    interval = share_interval(amounts, tasks) if wilson else ratio_interval(amounts, sizes, tasks)
+    low, high = interval or (None, None)
     deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
-    low, high = _interval(values, binary and len(own) == 1)
-    return Estimate(float(values.mean()), low, high, len(values), own, deviation)
+    return Estimate(value, low, high, sum(size > 0 for size in sizes), own, deviation)
 
 
 def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
-    """`first` minus `second`, paired by item; None where they have no item in common.
+    """`first` minus `second` on the items of both, paired by task; None where either has none of them.
 
-    With one seed each and 0/1 values this is McNemar's exact test. Otherwise signs of the items' differences are
-    flipped at random: under the null hypothesis the two methods could change places on any item.
+    For a ratio of sums, a task's difference is in the amounts, less what its difference in size would bring anyway.
     """
     ours, theirs = item_means(first), item_means(second)
     both = sorted(ours.keys() & theirs.keys())
-    if not both:
+    ours, theirs = ({item: side[item] for item in both} for side in (ours, theirs))
+    own, other = _ratio(ours), _ratio(theirs)
+    if own is None or other is None:
         return None
-    differences = np.array([ours[item] - theirs[item] for item in both])
-    return Against(float(differences.mean()), len(both), _p(differences))
+    (amounts, sizes), (their_amounts, their_sizes) = _columns(ours), _columns(theirs)
+    common = (amounts.sum() + their_amounts.sum()) / (sizes.sum() + their_sizes.sum())
+    differences = (amounts - their_amounts) - common * (sizes - their_sizes)
+    counted = int(((sizes > 0) | (their_sizes > 0)).sum())
+    return Against(own - other, counted, sign_flip_p(sums_by_task(differences, _tasks(ours))))
 
 
-def item_means(seeds: Sequence[Items]) -> dict[str, float]:
+def item_means(seeds: Sequence[Items]) -> dict[str, Outcome]:
     """Item -> mean over the seeds; only items that every seed has, so that all are weighed alike."""
     common = set.intersection(*(set(items) for items in seeds)) if seeds else set()
-    return {item: float(np.mean([items[item] for items in seeds])) for item in sorted(common)}
+    return {item: _mean([items[item] for items in seeds]) for item in sorted(common)}
 
 
-def _interval(values: np.ndarray, shares: bool) -> tuple[float | None, float | None]:
-    if shares:
-        return wilson_interval(int(values.sum()), len(values))
-    if (values == values[0]).all():
-        return None, None
-    rng = np.random.default_rng(0)
-    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, batch=100, method="percentile", rng=rng)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+def _mean(outcomes: Sequence[Outcome]) -> Outcome:
+    amount, size = (float(np.mean([outcome[part] for outcome in outcomes])) for part in (0, 1))
+    return Outcome(amount, size, outcomes[0].task)
 
 
-def _p(differences: np.ndarray) -> float:
-    discordant = differences[differences != 0]
-    if not len(discordant):
-        return 1.0
-    if np.isin(discordant, (-1.0, 1.0)).all():
-        return float(binomtest(int((discordant > 0).sum()), len(discordant)).pvalue)
-    if len(discordant) == 1:  # either sign is as extreme; SciPy wants two observations
-        return 1.0
-    found = permutation_test(
-        (discordant,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=_PERMUTATIONS,
-        batch=500,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
+def _ratio(items: Items) -> float | None:
+    amounts, sizes = _columns(items)
+    return float(amounts.sum() / sizes.sum()) if sizes.sum() else None
+
+
+def _columns(items: Items) -> tuple[np.ndarray, np.ndarray]:
+    outcomes = list(items.values())
+    return np.array([outcome.amount for outcome in outcomes]), np.array([outcome.size for outcome in outcomes])
+
+
+def _tasks(items: Items) -> list[Hashable]:
+    return [name if outcome.task is None else outcome.task for name, outcome in items.items()]

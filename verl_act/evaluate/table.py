@@ -36,18 +36,17 @@ def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[l
     """Header and rows; the columns are those that any of the evaluations has."""
     columns = []
     for section, parts in (
-        ("episodes", ("success", "steps", "inadmissible_share", "malformed_share", "loop_share")),
+        ("episodes", ("success", "score", "steps", "inadmissible_share", "malformed_share", "loop_share")),
         ("next_action", ("right", "right_inferable")),
         ("choice", ("right", "right_inferable", "named_a_candidate")),
         ("reasoning", ("right",)),
     ):
         splits = sorted({split for entry in figures for split in entry.get(section, {})})
         columns += [(section, split, part) for split in splits for part in parts]
+    # An older evaluation has no score.
+    columns = [column for column in columns if any(_figure(entry, *column) is not None for entry in figures)]
     header = ["model", *(f"{section} {split} {part}".replace("_", " ") for section, split, part in columns)]
-    rows = [
-        [entry["name"], *(_cell(entry.get(section, {}).get(split, {}).get(part)) for section, split, part in columns)]
-        for entry in figures
-    ]
+    rows = [[entry["name"], *(_cell(_figure(entry, *column)) for column in columns)] for entry in figures]
     return header, rows
 
 
@@ -59,10 +58,17 @@ def markdown(header: Sequence[Cell], rows: Sequence[Sequence[Cell]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def _figure(entry: Mapping[str, Any], section: str, split: str, part: str) -> Any:
+    return entry.get(section, {}).get(split, {}).get(part)
+
+
 def _cell(value: Any) -> Cell:
     if value is None:
         return ""
     if isinstance(value, Mapping):
+        if "mean" in value:
+            interval = "" if value["low"] is None else f" [{value['low']:.3g}, {value['high']:.3g}]"
+            return f"{value['mean']:.3g}{interval} n={value['count']}"
         if value["share"] is None:
             return ""
         return f"{value['share']:.1%} [{value['low']:.1%}, {value['high']:.1%}] n={value['count']}"

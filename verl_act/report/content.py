@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from verl_act.report.calibration import Calibration, calibrations
 from verl_act.report.curves import Curve, curves
 from verl_act.report.examples import Examples, Texts, examples
 from verl_act.report.methods import MethodBudget, MethodTable, method_budgets, method_tables
@@ -42,6 +43,7 @@ class Content:
     positions: list[Group]
     first_picked: list[Group]
     margins: list[Group]
+    calibrations: list[Calibration]
     curves: list[Curve]
     examples: list[Examples]
     texts: list[str]
@@ -58,6 +60,7 @@ class Content:
             "positions",
             "first_picked",
             "margins",
+            "calibrations",
             "curves",
         )
         whole = {name: _plain(getattr(self, name)) for name in numbers}
@@ -95,6 +98,7 @@ def content(runs: Sequence[Run], most: int) -> Content:
         positions=by_position(compared),
         first_picked=first_picked(compared),
         margins=by_margin(compared),
+        calibrations=calibrations(compared),
         curves=curves(runs),
         examples=shown,
         texts=texts.listed,

@@ -229,11 +229,13 @@ class _Questions:
         self.files = list(found.values())
 
     def expert_actions(self, task_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Task -> what the expert did, from the first step on."""
-        actions: dict[str, dict[int, str]] = {}
-        for row in self._rows(TRAJECTORY, "task_id", task_ids, ["task_id", "step", "action"]):
-            actions.setdefault(row["task_id"], {})[row["step"]] = row["action"]
-        return {task: [by_step[step] for step in sorted(by_step)] for task, by_step in actions.items()}
+        """Task -> what the expert did, from the first step on; of several trajectories, the first by its id."""
+        plans: dict[str, dict[str, dict[int, str]]] = {}
+        for row in self._rows(TRAJECTORY, "task_id", task_ids, ["task_id", "trajectory_id", "step", "action"]):
+            plan = plans.setdefault(row["task_id"], {}).setdefault(row["trajectory_id"], {})
+            plan[row["step"]] = row["action"]
+        chosen = {task: trajectories[min(trajectories)] for task, trajectories in plans.items()}
+        return {task: [plan[step] for step in sorted(plan)] for task, plan in chosen.items()}
 
     def steps(self, state_ids: Sequence[str]) -> dict[str, Step]:
         trajectories = sorted({state.rpartition("#")[0] for state in state_ids})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_act.evaluate.methods import mean_seconds, steps_in_words
+from verl_act.evaluate.methods import change, mean_seconds, number, p_value, steps_in_words
 from verl_act.evaluate.outcomes import FIGURES
 from verl_act.report.read import Run
 
@@ -24,8 +24,9 @@ class MethodCell:
 
 @dataclass(frozen=True, slots=True)
 class MethodTable:
-    """One row a method. `detail` tables, of groups, are folded away."""
+    """One row a method. `detail` tables, of groups, are folded away. `run` is empty where one run alone has methods."""
 
+    run: str
     title: str
     split: str
     columns: list[str]
@@ -35,8 +36,9 @@ class MethodTable:
 
 @dataclass(frozen=True, slots=True)
 class MethodBudget:
-    """What a method was given, and how long it took; minutes are of training, a seed."""
+    """What a method was given, and how long it took; minutes are of training, a seed. `run` as in `MethodTable`."""
 
+    run: str
     name: str
     steps: str
     against: str
@@ -52,10 +54,11 @@ def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
         entries = run.comparison.get("entries", [])
         for split in dict.fromkeys(entry["split"] for entry in entries):
             here = [entry for entry in entries if entry["split"] == split]
-            found.append(_table("All figures", split, [entry for entry in here if not entry["group"]], False))
+            whole = [entry for entry in here if not entry["group"]]
+            found.append(_table(_name(run, runs), "All figures", split, whole, False))
             for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
                 part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
-                found.append(_table(FIGURES[figure].title, split, part, True))
+                found.append(_table(_name(run, runs), FIGURES[figure].title, split, part, True))
     return found
 
 
@@ -68,6 +71,7 @@ def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
             training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
             found.append(
                 MethodBudget(
+                    run=_name(run, runs),
                     name=name,
                     steps=steps_in_words(method["steps"]),
                     against="" if method["against"] == name else method["against"],
@@ -79,7 +83,11 @@ def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
     return found
 
 
-def _table(title: str, split: str, entries: Sequence[Mapping[str, Any]], detail: bool) -> MethodTable:
+def _name(run: Run, runs: Sequence[Run]) -> str:
+    return run.name if sum(bool(other.comparison) for other in runs) > 1 else ""
+
+
+def _table(run: str, title: str, split: str, entries: Sequence[Mapping[str, Any]], detail: bool) -> MethodTable:
     rows: dict[str, dict[str, MethodCell]] = {}
     columns: dict[str, None] = {}
     for entry in entries:
@@ -87,7 +95,7 @@ def _table(title: str, split: str, entries: Sequence[Mapping[str, Any]], detail:
         columns[column] = None
         rows.setdefault(entry["method"], {})[column] = _cell(entry)
     listed = [(name, [row.get(column, MethodCell()) for column in columns]) for name, row in rows.items()]
-    return MethodTable(title, split, list(columns), listed, detail)
+    return MethodTable(run, title, split, list(columns), listed, detail)
 
 
 def _cell(entry: Mapping[str, Any]) -> MethodCell:
@@ -96,23 +104,11 @@ def _cell(entry: Mapping[str, Any]) -> MethodCell:
         return MethodCell()
     share = FIGURES[entry["figure"]].share
 
-    def number(value: float) -> str:
-        return f"{100 * value:.1f}%" if share else f"{value:.1f}"
-
-    interval = f"{number(found['low'])}–{number(found['high'])}" if found["low"] is not None else ""
+    interval = f"{number(found['low'], share)}–{number(found['high'], share)}" if found["low"] is not None else ""
     return MethodCell(
-        value=number(found["value"]),
+        value=number(found["value"], share),
         interval=f"{interval}, n = {found['items']}".removeprefix(", "),
-        spread=f"± {number(found['deviation'])} over seeds" if found["deviation"] is not None else "",
-        test=f"{_signed(test['difference'], share)}, {_p(test['p'])}" if test else "",
+        spread=f"± {number(found['deviation'], share)} over seeds" if found["deviation"] is not None else "",
+        test=f"{change(test['difference'], share)}, {p_value(test['p'])}" if test else "",
         clear=bool(test and test["p"] < 0.05),
     )
-
-
-def _signed(difference: float, share: bool) -> str:
-    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.1f}"
-    return text.replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from verl_act.evaluate.figures import LOOP_LENGTH, MARGINS, finished, grouped, margin_name, place_name
 from verl_act.report.read import Evaluation, Run
-from verl_act.report.statistics import Figure, Paired, mean_of, paired, share_of
+from verl_act.report.statistics import Figure, Paired, paired, ratio_of, share_of
 
 Record = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ class Row:
     key: str
     title: str
     unit: str
-    """`share` (0 to 1) or `turns`."""
+    """`share` (0 to 1), `turns`, `tokens` or `reward`."""
     cells: list[Cell]
     note: str = ""
 
@@ -47,7 +47,7 @@ class Block:
     """The rows of one section on one split."""
 
     section: str
-    """`episodes`, `next_action` or `choice`."""
+    """`episodes`, `next_action`, `choice` or `reasoning`."""
     split: str
     rows: list[Row]
 
@@ -77,7 +77,12 @@ def models(runs: Sequence[Run]) -> list[Model]:
 def blocks(compared: Sequence[Model]) -> list[Block]:
     """All sections and splits that any model has answers for."""
     found = []
-    for section, rows in (("episodes", _episode_rows), ("next_action", _action_rows), ("choice", _choice_rows)):
+    for section, rows in (
+        ("episodes", _episode_rows),
+        ("next_action", _action_rows),
+        ("choice", _choice_rows),
+        ("reasoning", _reasoning_rows),
+    ):
         records = [_records(model, section) for model in compared]
         found += [Block(section, split, rows([_of(part, split) for part in records])) for split in _splits(records)]
     return found
@@ -128,6 +133,7 @@ def _records(model: Model, section: str) -> list[Record]:
         "episodes": finished(model.evaluation.episodes),
         "next_action": model.evaluation.next_actions,
         "choice": model.evaluation.choices,
+        "reasoning": model.evaluation.reasoning,
     }
     return list(found[section])
 
@@ -163,13 +169,21 @@ def _episode_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
         [{**record, "looped": record["longest_failed_repeat"] >= LOOP_LENGTH} for record in part] for part in models
     ]
     loops = f"one failed action {LOOP_LENGTH} times or more in a row"
-    return [
+    turns, useful = "of an episode's turns", "in replies that gave an admissible action"
+    won = [[record for record in part if record["success"]] for part in models]
+    rows = [
         _shares("success", "Tasks solved", models, "success", "task_id"),
+        _ratio("score", "Score", models, "score", unit="reward", note="sum of an episode's rewards"),
         _shares("loops", "Episodes with a loop", looped, "looped", "task_id", note=loops),
-        _means("inadmissible", "Inadmissible actions", models, "inadmissible_share", "share", "of an episode's turns"),
-        _means("malformed", "Malformed replies", models, "malformed_share", "share", "of an episode's turns"),
-        _means("steps", "Turns an episode", models, "steps", "turns", "solved or not"),
+        _ratio("inadmissible", "Inadmissible actions", models, "inadmissible_share", unit="share", note=turns),
+        _ratio("malformed", "Malformed replies", models, "malformed_share", unit="share", note=turns),
+        _ratio("longest_failed_repeat", "Longest run of one failed action", models, "longest_failed_repeat"),
+        _ratio("steps", "Turns an episode", models, "steps", note="solved or not"),
+        _ratio("steps_to_success", "Turns to the goal", won, "steps", note="solved episodes only"),
+        _ratio("reply_length", "Reply length", models, "reply_tokens", "steps", unit="tokens", note="tokens a turn"),
+        _ratio("useful_tokens", "Useful tokens", models, "useful_tokens", "reply_tokens", unit="share", note=useful),
     ]
+    return [row for row in rows if any(cell.figure.count for cell in row.cells)]
 
 
 def _action_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
@@ -191,6 +205,10 @@ def _choice_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
     ]
 
 
+def _reasoning_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
+    return [_shares("right", "Verified answers", models, "right", "item")]
+
+
 def _inferable(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
     return [[record for record in part if record["inferable"]] for part in models]
 
@@ -201,12 +219,22 @@ def _malformed(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
 
 def _shares(key: str, title: str, models: Sequence[Sequence[Record]], holds: str, item: str, *, note: str = "") -> Row:
     outcomes = [{record[item]: bool(record[holds]) for record in part} for part in models]
+    tasks = {record[item]: record["task_id"] for part in models for record in part if "task_id" in record}
     cells = [
-        Cell(share_of(part, holds), paired(outcomes[0], outcomes[number]) if number else None)
+        Cell(share_of(part, holds), paired(outcomes[0], outcomes[number], tasks) if number else None)
         for number, part in enumerate(models)
     ]
     return Row(key, title, "share", cells, note)
 
 
-def _means(key: str, title: str, models: Sequence[Sequence[Record]], column: str, unit: str, note: str) -> Row:
-    return Row(key, title, unit, [Cell(mean_of([record[column] for record in part])) for part in models], note)
+def _ratio(
+    key: str,
+    title: str,
+    models: Sequence[Sequence[Record]],
+    amount: str,
+    size: str | None = None,
+    *,
+    unit: str = "turns",
+    note: str = "",
+) -> Row:
+    return Row(key, title, unit, [Cell(ratio_of(part, amount, size)) for part in models], note)

@@ -17,13 +17,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from verl_act.evaluate.methods import NOTE
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.numbers import Cell, Group
 from verl_act.report.statistics import Figure
 from verl_act.report.summary import duration
 
-SECTIONS = {"episodes": "Episodes", "next_action": "Next actions", "choice": "Choices"}
+SECTIONS = {
+    "episodes": "Episodes",
+    "next_action": "Next actions",
+    "choice": "Choices",
+    "reasoning": "General reasoning",
+}
 _HEADLINES = {"episodes": "success", "next_action": "right_inferable", "choice": "right_inferable"}
 _WHITE_SPACE = re.compile(r"\s+")
 _MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|&])")
@@ -48,6 +54,7 @@ def html(content: Content) -> str:
                 for stage in dict.fromkeys(curve.stage for curve in content.curves)
             },
             sections=SECTIONS,
+            methods_note=NOTE,
             style=Markup(_asset("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -59,7 +66,7 @@ def html(content: Content) -> str:
 def markdown(content: Content) -> str:
     """The same numbers, for a terminal or an issue."""
     environment = _environment(autoescape=False, finalize=_markdown_text)
-    return environment.get_template("report.md").render(content=content, sections=SECTIONS)
+    return environment.get_template("report.md").render(content=content, sections=SECTIONS, methods_note=NOTE)
 
 
 def _environment(**options: Any) -> Environment:
@@ -114,6 +121,10 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
                 plots.points(f"Right choices by margin, {split}", groups, labels, "margin, steps"),
             )
             for split, groups in _by_split(content.margins)
+        ],
+        "calibrations": [
+            (part.split, "calibration", plots.reliability(f"Calibration of choices, {part.split}", part, labels))
+            for part in content.calibrations
         ],
     }
 

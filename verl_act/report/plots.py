@@ -15,6 +15,7 @@ import altair as alt
 import vl_convert
 from markupsafe import Markup
 
+from verl_act.report.calibration import Calibration
 from verl_act.report.curves import Curve
 from verl_act.report.numbers import Group
 from verl_act.report.statistics import Figure
@@ -143,13 +144,31 @@ def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str
         color=_colour("model", models),
         description=alt.Description("label:N"),
     )
-    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    interval = base.mark_rule(size=2, opacity=0.6).encode(
-        y=alt.Y("low:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
+    return _svg(_points(base, models), title, height=170)
+
+
+def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> Markup:
+    """Share of right choices with intervals over confidence: a point a bin and model, on the line where both agree."""
+    rows = [
+        {
+            **_interval_row(_plain(part.name), label, figure),
+            "confidence": confidence,
+            "label": f"{_plain(label)}, confidence {show(confidence, 'share')}: right {show(figure.value, 'share')} "
+            f"({show(figure.low, 'share')} to {show(figure.high, 'share')}, n = {figure.count})",
+        }
+        for part in calibration.bins
+        for label, confidence, figure in zip(labels, part.confidences, part.right, strict=True)
+        if confidence is not None
+    ]
+    models = [_plain(label) for label in labels]
+    base = alt.Chart(alt.Data(values=rows)).encode(  # type: ignore[arg-type]
+        x=_share_axis("confidence", "confidence"),
+        color=_colour("model", models),
+        description=alt.Description("label:N"),
     )
-    shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
-    point = base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
-    return _svg(interval + point, title, height=170)
+    ends = alt.Chart(alt.Data(values=[{"at": 0}, {"at": 1}]))  # type: ignore[arg-type]
+    agree = ends.mark_line(stroke="var(--ink)", strokeDash=[3, 3], strokeWidth=1).encode(x="at:Q", y="at:Q")
+    return _svg(agree + _points(base, models, "right"), title, height=220)
 
 
 def show(value: float | None, unit: str) -> str:
@@ -173,13 +192,22 @@ def _interval_row(group: str, model: str, figure: Figure) -> dict[str, Any]:
     }
 
 
+def _points(base: alt.Chart, models: Sequence[str], title: str | None = None) -> alt.LayerChart:
+    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    interval = base.mark_rule(size=2, opacity=0.6).encode(
+        y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
+    )
+    shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
+    return interval + base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
+
+
 def _interval(base: alt.Chart) -> alt.Chart:
     return base.mark_rule(size=1.5, stroke="var(--ink)").encode(x=_share_axis("low"), x2="high:Q")
 
 
-def _share_axis(column: str) -> alt.X:
+def _share_axis(column: str, title: str | None = None) -> alt.X:
     axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    return alt.X(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
+    return alt.X(f"{column}:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=axis)
 
 
 def _y_axis(unit: str, rows: Rows) -> alt.Y:

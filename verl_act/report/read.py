@@ -5,67 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS
+from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
-from verl_act.manifest import FILE_NAME, Manifest, read_manifest
+from verl_act.manifest import Manifest, read_manifest
+from verl_act.report.stages import RL_STAGES, StageRecord, State, rank, read_stages, seed_folders
 
-RL_STAGES = ("critic", "action")
-_ORDER = ("games", "expert", "alternatives", "pairs", "audit", "tasks", "critic", "action", "evaluate", "comparison")
-_FIRST = ("train", "initial", "critic")
-"""Which of several stages of one kind comes first."""
-_ALWAYS = (
-    *("alternatives", "audit", "tasks train", "tasks panel", "critic", "action"),
-    *("evaluate initial", "evaluate critic", "evaluate action", "comparison"),
-)
-"""Stages of every chain; `games` is only in those that generate them, and splits differ."""
-_BY_NAME = ("expert", "pairs", "tasks", "evaluate")
-"""Kinds of which there are several, each with a folder of its own."""
-_FOLDERS = {"evaluate": "evaluation"}
-"""Kinds of stage whose folder has another name."""
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
 _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
     CHOICES: ("pair_id", *_ANSWER_KEYS, "margin", "named_a_candidate", "expert_position"),
+    REASONING: ("item", "split", "right"),
 }
-
-
-class State(StrEnum):
-    """How far a stage is."""
-
-    DONE = "done"
-    UNFINISHED = "unfinished"
-    """An RL stage that is running, or was interrupted."""
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class StageRecord:
-    """One stage as its manifests tell it.
-
-    `made` is the manifest of its folder (counts, seed, settings); `mark` is the chain's own (the whole wall time).
-    """
-
-    name: str
-    state: State
-    made: Manifest | None = None
-    mark: Manifest | None = None
-
-    @property
-    def manifests(self) -> list[Manifest]:
-        return [manifest for manifest in (self.made, self.mark) if manifest is not None]
-
-    @property
-    def seconds(self) -> float | None:
-        """Wall time: the chain's, which includes starting up, or else what the stage itself measured."""
-        return next((manifest.seconds for manifest in reversed(self.manifests) if manifest.seconds is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +38,12 @@ class Evaluation:
     episodes: list[dict[str, Any]]
     next_actions: list[dict[str, Any]]
     choices: list[dict[str, Any]]
+    reasoning: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A chain's output folder, or a single evaluation (then `stages` is empty)."""
+    """The output folder of a chain or of a comparison, or a single evaluation (then `stages` is empty)."""
 
     name: str
     folder: Path
@@ -94,7 +52,12 @@ class Run:
     """RL stage -> one `{"step", "data"}` a step, in order."""
     evaluations: list[Evaluation] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
-    """What `compare-methods` wrote; empty for any other run. Metrics and evaluations are then its first seed's."""
+    """What `compare-methods` wrote, where it has. Metrics and evaluations of a comparison are its first seed's."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of a comparison; none of any other run."""
+        return sorted({seed for stage in self.stages if (seed := stage.seed) is not None})
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -117,12 +80,12 @@ def read_run(folder: Path, name: str) -> Run:
     """One run. Raises `DataError` as `read_runs` does."""
     if (folder / FIGURES).is_file():
         return Run(name, folder, evaluations=[_read_evaluation(folder)])
-    if (folder / "methods" / METHODS).is_file():
+    if (folder / "methods" / METHODS).is_file() or seed_folders(folder):
         return _read_methods(folder, name)
-    stages = _stages(folder)
+    stages = read_stages(folder)
     metrics = {stage: lines for stage in RL_STAGES if (lines := _metrics(folder, stage))}
-    folders = sorted(path.parent for path in (folder / "evaluation").glob(f"*/{FIGURES}"))
-    evaluations = sorted(map(_read_evaluation, folders), key=lambda evaluation: _rank(f"evaluate {evaluation.name}"))
+    evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{FIGURES}")]
+    evaluations.sort(key=lambda evaluation: rank(f"evaluate {evaluation.name}"))
     if not (metrics or evaluations or any(stage.state is State.DONE for stage in stages)):
         raise DataError(
             f"{folder}: neither a folder that `chain` writes (no stage is done in it) nor one of `evaluate` "
@@ -132,21 +95,25 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _read_methods(folder: Path, name: str) -> Run:
-    """A comparison of methods: all of its stages, and the evaluations and curves of its first seed."""
+    """A comparison of methods, finished or not: all of its stages, and the evaluations and curves of its first seed."""
     path = folder / "methods" / METHODS
-    try:
-        comparison = json.loads(path.read_text())
-        methods = comparison["methods"].values()
-        seed = next(iter(next(iter(methods))["evaluations"]))
-        folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise DataError(f"{path}: is damaged ({error!r}). Run `methods` again.") from error
-    marks = [mark for path in folder.glob(f".done/*/{FILE_NAME}") if (mark := read_manifest(path.parent)) is not None]
-    marks.sort(key=lambda mark: mark.created)
-    records = [StageRecord(mark.stage, State.DONE, mark=mark) for mark in marks if mark.stage != "report"]
-    trained = sorted(path.parent.name for path in (folder / f"seed-{seed}").glob("*/metrics.jsonl"))
-    metrics = {stage: lines for stage in trained if (lines := _metrics(folder / f"seed-{seed}", stage))}
-    return Run(name, folder, records, metrics, list(map(_read_evaluation, folders)), comparison)
+    first = next(iter(seed_folders(folder)), folder)
+    folders = sorted(found.parent for found in first.glob(f"evaluation/*/{FIGURES}"))
+    comparison: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            comparison = json.loads(path.read_text())
+            methods = comparison["methods"].values()
+            seed = next(iter(next(iter(methods))["evaluations"]))
+            folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise DataError(f"{path}: is damaged ({error!r}). Run `methods` again.") from error
+        first = folder / f"seed-{seed}"
+    logged = [*first.glob("*/metrics.jsonl"), *first.glob("*.work/metrics-*.jsonl")]
+    trained = sorted({path.parent.name.removesuffix(".work") for path in logged})
+    metrics = {stage: lines for stage in trained if (lines := _metrics(first, stage))}
+    evaluations = list(map(_read_evaluation, folders))
+    return Run(name, folder, read_stages(folder, comparison=True), metrics, evaluations, comparison)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -156,49 +123,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         depth += 1
-
-
-def _stages(folder: Path) -> list[StageRecord]:
-    marks: dict[str, Manifest] = {}
-    for path in sorted(folder.glob(f".done/*/{FILE_NAME}")):
-        mark = read_manifest(path.parent)
-        if mark is not None and mark.stage != "report":  # the page itself
-            marks[mark.stage] = mark
-    made: dict[str, Manifest] = {}
-    for path in sorted([*folder.glob(f"*/{FILE_NAME}"), *folder.glob(f"*/*/{FILE_NAME}")]):
-        name = _stage_name(path.parent.relative_to(folder))
-        if name is not None and (manifest := read_manifest(path.parent)) is not None:
-            made[name] = manifest
-    work = {path.name.removesuffix(".work") for path in folder.glob("*.work") if path.is_dir()}
-    splits = {name.split(" ", 1)[1] for name in {*marks, *made} if name.startswith("expert ")}
-    wanted = {*_ALWAYS, *(f"{kind} {split}" for split in splits for kind in ("expert", "pairs"))}
-    if not splits:
-        wanted |= {"expert", "pairs"}
-    found = []
-    for name in sorted({*wanted, *marks, *made, *work & set(RL_STAGES)}, key=_rank):
-        there = name in made or (name in marks and (name == "audit" or _folder(folder, name).is_dir()))
-        state = State.DONE if there else State.UNFINISHED if name in work else State.MISSING
-        found.append(StageRecord(name, state, made.get(name), marks.get(name) if there else None))
-    return found
-
-
-def _stage_name(relative: Path) -> str | None:
-    """The chain's name of the stage that writes to this folder; None for a folder of no stage."""
-    kinds = {folder: kind for kind, folder in _FOLDERS.items()}
-    kind = kinds.get(relative.parts[0], relative.parts[0])
-    fits = kind in _ORDER and (len(relative.parts) == 2) == (kind in _BY_NAME)
-    return " ".join((kind, *relative.parts[1:])) if fits else None
-
-
-def _folder(run: Path, stage: str) -> Path:
-    kind, _, rest = stage.partition(" ")
-    return run / _FOLDERS.get(kind, kind) / rest
-
-
-def _rank(stage: str) -> tuple[int, int, str]:
-    kind, _, rest = stage.partition(" ")
-    order = _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
-    return order, _FIRST.index(rest) if rest in _FIRST else len(_FIRST), rest
 
 
 def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
@@ -217,6 +141,8 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 def _read_evaluation(folder: Path) -> Evaluation:
     path = folder / FIGURES
+    if not path.is_file():
+        raise DataError(f"{folder}: holds no evaluation ({FIGURES} is missing); run the chain or `methods` again.")
     try:
         figures = json.loads(path.read_text())
         name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))

@@ -1,4 +1,4 @@
-"""Intervals and tests, from SciPy; Wilson's interval of a share is `evaluate.figures.share`."""
+"""Intervals and tests of single models; what they resample is in `evaluate.resample`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.stats import binomtest, bootstrap
-
-from verl_act.evaluate.figures import share
+from verl_act.evaluate.figures import share, tasks_of
+from verl_act.evaluate.resample import ratio_interval, sign_flip_p, sums_by_task
 
 Item = Hashable
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two models on the same `items`: how many the second gained and lost against the first, and McNemar's exact p."""
+    """Two models on the same `items`: how many the second gained and lost against the first, and the p of a test."""
 
     items: int
     gained: int
@@ -38,34 +35,38 @@ class Paired:
 
 
 def share_of(records: Sequence[Mapping[str, Any]], holds: str) -> Figure:
-    """The share of records with a true `holds`, with Wilson's interval."""
+    """The share of records with a true `holds`, with the interval of `evaluate.figures.share_interval`."""
     found = share(records, holds)
     if not records:
         return Figure(None, None, None, 0)
     return Figure(found["share"], found["low"], found["high"], found["count"])
 
 
-def mean_of(values: Sequence[float], seed: int = 0) -> Figure:
-    """The mean with its percentile bootstrap interval; none where all values are the same, which resampling keeps."""
-    if not values:
+def ratio_of(records: Sequence[Mapping[str, Any]], amount: str, size: str | None = None) -> Figure:
+    """The sum of a column over the sum of another, or its mean, with a bootstrap interval over tasks.
+
+    Only records that have the columns count; there is no interval where all tasks are alike.
+    """
+    known = [record for record in records if amount in record and (size is None or record.get(size))]
+    if not known:
         return Figure(None, None, None, 0)
-    array = np.asarray(values, dtype=float)
-    mean = float(array.mean())
-    if (array == array[0]).all():
-        return Figure(mean, None, None, len(array))
-    found = bootstrap(
-        (array,), np.mean, n_resamples=_RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
-    )
-    low, high = (float(bound) for bound in found.confidence_interval)
-    return Figure(mean, low, high, len(array))
+    amounts = [float(record[amount]) for record in known]
+    sizes = [1.0 if size is None else float(record[size]) for record in known]
+    low, high = ratio_interval(amounts, sizes, tasks_of(known)) or (None, None)
+    return Figure(sum(amounts) / sum(sizes), low, high, len(known))
 
 
-def paired(first: Mapping[Item, bool], second: Mapping[Item, bool]) -> Paired | None:
-    """McNemar's exact test (two-sided binomial on the discordant items); None where no item is in both."""
-    both = [(first[item], second[item]) for item in first if item in second]
+def paired(
+    first: Mapping[Item, bool], second: Mapping[Item, bool], tasks: Mapping[Item, Hashable] | None = None
+) -> Paired | None:
+    """McNemar's exact test, or flips of the signs of tasks where `tasks` (item -> task) has several items of one.
+
+    None where no item is in both.
+    """
+    both = [item for item in first if item in second]
     if not both:
         return None
-    gained = sum(after and not before for before, after in both)
-    lost = sum(before and not after for before, after in both)
-    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    changes = [float(second[item]) - float(first[item]) for item in both]
+    gained, lost = changes.count(1.0), changes.count(-1.0)
+    p = sign_flip_p(sums_by_task(changes, [(tasks or {}).get(item, item) for item in both]))
     return Paired(len(both), gained, lost, (gained - lost) / len(both), p)

@@ -11,7 +11,8 @@ from typing import Any
 
 from verl_act.report.examples import Examples
 from verl_act.report.numbers import Model
-from verl_act.report.read import RL_STAGES, Run, StageRecord, State
+from verl_act.report.read import Run
+from verl_act.report.stages import RL_STAGES, StageRecord, State
 
 _TELLING = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
 
@@ -80,7 +81,7 @@ def summary(run: Run) -> RunSummary:
         env=next((str(entry["env"]) for entry in settings if entry.get("env")), ""),
         model=_model(run, settings),
         splits=splits or sorted({record["split"] for part in run.evaluations for record in part.episodes}),
-        seeds=sorted({manifest.seed for manifest in manifests if manifest.seed is not None}),
+        seeds=run.seeds or sorted({manifest.seed for manifest in manifests if manifest.seed is not None}),
         first=created[0] if created else "",
         last=created[-1] if created else "",
         seconds=sum(stage.seconds or 0 for stage in run.stages),
@@ -107,10 +108,10 @@ def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[R
             f"For {lost} of {len(questions)} single answers shown, the trajectory or pair files that they were asked "
             "from are gone or have changed: the replies stand without their questions."
         )
-    if any(run.comparison for run in runs):
+    if any(run.seeds for run in runs):
         found.append(
-            "The method table is over all seeds. Everything below it, the answers and the learning curves included, is "
-            "of the first seed."
+            "The method table of a comparison is over all seeds. Everything below it, the answers and the learning "
+            "curves included, is of the first seed."
         )
     if any(run.metrics for run in runs) and not any(
         "actor/entropy" in entry["data"] for run in runs for metrics in run.metrics.values() for entry in metrics

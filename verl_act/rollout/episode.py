@@ -75,6 +75,11 @@ class Episode:
     def success(self) -> bool:
         return self.end is End.GOAL
 
+    @property
+    def score(self) -> float:
+        """The sum of the turns' rewards, in the environment's unit."""
+        return sum(turn.reward for turn in self.turns)
+
     def metrics(self) -> dict[str, float]:
         """Numbers for a log: shares are of all turns, `longest_failed_repeat` counts turns, `env_seconds` seconds.
 

@@ -1,0 +1,78 @@
+"""Calibration of choices: is a model as often right as it is sure?
+
+Confidence is the probability of the whole reply as the model gave it. A model that reasons first spreads it over the
+wordings of its reasoning, so that its confidence says little; one that only names an action has it in its choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from verl_act.report.numbers import Model
+from verl_act.report.statistics import Figure, share_of
+
+BINS = 10
+"""Of equal width, as the expected calibration error is usually taken (Guo et al., 2017)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceBin:
+    """The choices of about one confidence: its mean and the share of right ones, for all models in their order."""
+
+    name: str
+    confidences: list[float | None]
+    right: list[Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One split. `errors` are the expected calibration errors, 0 to 1; None where confidence is not recorded."""
+
+    split: str
+    errors: list[float | None]
+    bins: list[ConfidenceBin]
+
+
+def calibrations(compared: Sequence[Model]) -> list[Calibration]:
+    """Of every split on which any model's confidence was recorded."""
+    sure = [[_with_confidence(record) for record in _recorded(model)] for model in compared]
+    splits = sorted({record["split"] for records in sure for record in records})
+    return [
+        _calibration(split, [[record for record in part if record["split"] == split] for part in sure])
+        for split in splits
+    ]
+
+
+def _recorded(model: Model) -> list[Mapping[str, Any]]:
+    return [record for record in model.evaluation.choices if record.get("log_probability") is not None]
+
+
+def _with_confidence(record: Mapping[str, Any]) -> dict[str, Any]:
+    confidence = min(1.0, math.exp(record["log_probability"]))
+    return {**record, "confidence": confidence, "bin": min(int(confidence * BINS), BINS - 1)}
+
+
+def _calibration(split: str, models: Sequence[Sequence[Mapping[str, Any]]]) -> Calibration:
+    bins = []
+    for number in range(BINS):
+        parts = [[record for record in records if record["bin"] == number] for records in models]
+        if any(parts):
+            name = f"{100 * number // BINS}–{100 * (number + 1) // BINS}%"
+            confidences = [fmean(record["confidence"] for record in part) if part else None for part in parts]
+            bins.append(ConfidenceBin(name, confidences, [share_of(part, "right") for part in parts]))
+    return Calibration(split, [_error(bins, place) for place in range(len(models))], bins)
+
+
+def _error(bins: Sequence[ConfidenceBin], model: int) -> float | None:
+    """The mean distance of confidence and share of right choices, each bin by its number of choices."""
+    count = sum(part.right[model].count for part in bins)
+    gaps = [
+        part.right[model].count * abs(part.right[model].value - confidence)  # type: ignore[operator]
+        for part in bins
+        if (confidence := part.confidences[model]) is not None
+    ]
+    return sum(gaps) / count if count else None
