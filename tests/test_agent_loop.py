@@ -393,8 +393,7 @@ def test_an_overlong_later_prompt_ends_the_episode(played: Played, tokenizer: An
 def test_a_run_in_which_every_episode_fails_is_ended(
     tokenizer: Any, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_LEFT", [])
-    monkeypatch.setattr(agent_loop, "FAILURES", failures.Failures(failures.leave_notice))
+    monkeypatch.setattr(agent_loop, "FAILURES", failures.Failures(failures.JOB_BOARD))
     submitted: list[int] = []
     trainer = SimpleNamespace(_next_train_batch=lambda count: count, _submit_batch_to_rollout=submitted.append)
     nowhere = Task("alfworld", "train", "nowhere", "x")

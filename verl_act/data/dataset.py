@@ -28,7 +28,7 @@ from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens
+from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens, reply_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class ActDataset(Dataset):
         self.settings = ActSettings.from_config(config)
         self._tokenizer = tokenizer
         _require_plain_tags(tokenizer)
+        self._reply_prefix = reply_prefix(tokenizer, config.get("apply_chat_template_kwargs"))
         files = [data_files] if isinstance(data_files, str) else list(data_files)
         if not files:
             raise ConfigError("data.train_files or data.val_files is empty; name at least one file.")
@@ -104,7 +105,7 @@ class ActDataset(Dataset):
         row = source.row(int(entry["row"]), int(entry["position"]))
         if isinstance(source, Source):
             row["raw_prompt"] = as_plain_text(row["raw_prompt"], self._tokenizer)
-            row["extra_info"]["index"] = number
+            row["extra_info"] |= {"index": number, "reply_prefix": self._reply_prefix}
             return {**row, "index": number, "tools_kwargs": {}, "interaction_kwargs": {}, "dummy_tensor": _DUMMY}
         if not self._has_ours:
             return row
