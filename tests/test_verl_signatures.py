@@ -74,7 +74,9 @@ PINS = [
         "verl_act/rollout/failures.py",
         exactly=True,
     ),
-    Pin("verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate", ("self",), "verl_act/rollout/failures.py", exactly=True),
+    Pin(
+        "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate", ("self",), "verl_act/rollout/failures.py", exactly=True
+    ),
     Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
         ("self", "request_id", "prompt_ids", "sampling_params"),
