@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 from samples import CHAT_TEMPLATE, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 import verl_act
 from verl_act.chain.recipe import embedded_models
@@ -234,20 +236,43 @@ def test_no_group_trusts_a_models_code(group: str) -> None:
     assert not list(trusted(OmegaConf.to_container(config, resolve=False)))
 
 
-def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
+@pytest.fixture
+def hostile_model(tmp_path: Path) -> tuple[Path, Path]:
+    """A model folder whose tokenizer brings code, and the file that this code leaves when it runs."""
     ran = tmp_path / "ran"
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "tokens.py").write_text(
-        f"open({str(ran)!r}, 'w').close()\nfrom transformers import PreTrainedTokenizerFast as Tokens\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast\nclass Tokens(PreTrainedTokenizerFast): ...\n"
     )
     make_tokenizer(["go to desk 1"]).save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "Tokens", "auto_map": {"AutoTokenizer": [None, "tokens.Tokens"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text(json.dumps({"model_type": "of-their-own"}))
+    return folder, ran
+
+
+def test_code_that_comes_with_a_model_is_not_run(hostile_model: tuple[Path, Path]) -> None:
+    folder, ran = hostile_model
     with pytest.raises(ConfigError, match="trust_remote_code"):
         load_tokenizer(str(folder))
     assert not ran.exists()
     load_tokenizer(str(folder), trust_remote_code=True)
     assert ran.exists(), "where it is asked for, it is run: the test above can fail"
+
+
+def test_verls_reward_workers_trust_a_model_only_where_the_run_does(hostile_model: tuple[Path, Path]) -> None:
+    folder, ran = hostile_model
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=["+act=critic", f"actor_rollout_ref.model.path={folder}"])
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        RewardLoopWorker(config)
+    assert not ran.exists()
+    RewardLoopWorker._init_reward_fn.__wrapped__(SimpleNamespace(config=config, reward_router_address=None))
+    assert ran.exists(), "verl has closed the gap: verl_act/trusted_code.py can be removed"
+    ran.unlink()
+    config.actor_rollout_ref.model.trust_remote_code = True
+    assert RewardLoopWorker(config).input_tokenizer is not None

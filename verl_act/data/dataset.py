@@ -194,8 +194,8 @@ class ActDataset(Dataset):
         name = f"pair {facts['pair_id']}" if "pair_id" in facts else facts["state_id"]
         return (
             f"{source.path}: {name} takes {tokens} prompt tokens with template {self.settings.template!r}, more than "
-            f"data.max_prompt_length={limit}. Raise the limit, set data.act.history_length, or leave such rows out with "
-            "data.filter_overlong_prompts=true."
+            f"data.max_prompt_length={limit}. Raise the limit, set data.act.history_length, or leave such rows out "
+            "with data.filter_overlong_prompts=true."
         )
 
 

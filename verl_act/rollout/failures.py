@@ -1,9 +1,9 @@
 """Gap: verl does not end a run on a broken set-up with its cause. It replaces failed rollouts for as long as they fail,
 and dies in a validation without a result of "Received an empty list as keys."
 
-The processes that play post what fails on a board. When nothing else has happened for a while they leave a notice there,
-which the trainer, about to ask for the next replacement, raises as an error; an episode that comes to its end, or a
-validation that does, withdraws it.
+The processes that play post what fails on a board. When nothing else has happened for a while, they leave a notice
+there, which the trainer, about to ask for the next replacement, raises as an error. An episode that comes to its end,
+or a validation, withdraws it.
 
 Upstream change it waits for: a bound on refills without a finished group (verl/trainer/ppo/v1/replay_buffer.py), and an
 error of its own for a validation without a finished group (`PPOTrainer._validate`).
