@@ -11,8 +11,6 @@ from typing import Any
 
 import wrapt
 
-from verl_act.errors import ConfigError
-
 MODULE = "verl.utils.device"
 
 
@@ -27,6 +25,8 @@ def _patch(module: ModuleType) -> None:
         asked = getattr(getattr(config, "trainer", None), "device", None)
         found = module.get_platform().device_name
         if asked == "cpu" and found != "cpu":
+            from verl_act.errors import ConfigError  # not with every import of verl
+
             raise ConfigError(
                 f"trainer.device=cpu, but verl has found a platform of device {found!r} and would train on that. Set "
                 "VERL_PLATFORM=cpu in the environment, or leave out +act/device=cpu."
