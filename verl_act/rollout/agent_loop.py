@@ -241,8 +241,11 @@ class ConcatPolicy(_TokenPolicy):
         """What the chat template writes after a reply and neither the model nor verl's builder adds."""
         tokenizer: Any = self.agent_loop.tokenizer
         end = end_of_turn(tokenizer)
+        closing: list[int] = []
         # A reply that was cut does not end its turn by itself; an open turn would garble all that follows.
-        is_open = end is not None and response_ids[-1:] not in ([end], [tokenizer.eos_token_id])
+        if end is not None and response_ids[-1:] not in ([end], [tokenizer.eos_token_id]):
+            closing.append(end)
         # Only the builders that verl has for certain model families know what stands between their turns.
-        is_generic = type(self.agent_loop.continuous_token_builder) is ContinuousTokenBuilder
-        return [*([end] if is_open else []), *(turn_separator(tokenizer) if is_generic else ())]
+        if type(self.agent_loop.continuous_token_builder) is ContinuousTokenBuilder:
+            closing += turn_separator(tokenizer)
+        return closing
