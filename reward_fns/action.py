@@ -24,7 +24,7 @@ def compute_score(
     `ground_truth` is the expert's action; `extra_info` needs `admissible_actions`. The tiers and the returned keys are
     those of `choice.compute_score`. Raises `DataError` where `extra_info` lacks the field.
     """
-    reply = parse_action(solution_str)
+    reply = parse_action(tiers.whole(solution_str, extra_info))
     if reply.action is None:
         return tiers.malformed(fmt)
     if normalise(reply.action) == normalise(ground_truth):

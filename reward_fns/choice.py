@@ -29,7 +29,7 @@ def compute_score(
     a malformed reply, else 0. Returns the keys of `tiers.KEYS`. Raises `DataError` where `extra_info` lacks a field.
     """
     candidates = tiers.texts(extra_info, "candidates", data_source)
-    choice = parse_choice(solution_str, candidates)
+    choice = parse_choice(tiers.whole(solution_str, extra_info), candidates)
     if choice.text is None:
         return tiers.malformed(fmt)
     chosen = choice.text if choice.index is None else candidates[choice.index]

@@ -38,6 +38,11 @@ def neither() -> dict[str, float]:
     return {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0}
 
 
+def whole(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:
+    """The reply with what the prompt had already written of it (`extra_info["reply_prefix"]`, where there is one)."""
+    return (extra_info or {}).get("reply_prefix", "") + solution_str
+
+
 def texts(extra_info: Mapping[str, Any] | None, key: str, data_source: str) -> list[str]:
     """`extra_info[key]`, a list, a tuple or a numpy array, as a list. Raises `DataError` where it is missing."""
     found: Iterable[str] | None = (extra_info or {}).get(key)

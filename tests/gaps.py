@@ -144,6 +144,26 @@ def vllm_distribution() -> None:
     assert vllm_version == found
 
 
+def asked_device() -> None:
+    """A run that asked for the CPU, where verl has found a GPU."""
+    from omegaconf import OmegaConf
+    from verl.plugin.platform.platform_cuda import PlatformCUDA
+    from verl.utils.device import auto_set_device
+
+    config, found = OmegaConf.create({"trainer": {"device": "cpu"}}), platforms.get_platform()
+    platforms.set_platform(PlatformCUDA())
+    try:
+        auto_set_device(config)
+    except ValueError as error:
+        assert "VERL_PLATFORM=cpu" in str(error), error
+    else:
+        raise AssertionError(f"trains on {config.trainer.device}")
+    finally:
+        platforms.set_platform(found)
+    auto_set_device(config)
+    assert config.trainer.device == "cpu"
+
+
 def vllm_linear() -> None:
     """Let vLLM prepare a layer as it does on load; then give the layer new weights, as verl does after every step."""
     from vllm.model_executor.layers import utils
@@ -169,6 +189,7 @@ GAPS: tuple[Callable[[], None], ...] = (
     shared_memory,
     weight_socket,
     value_model,
+    asked_device,
     vllm_linear,
 )
 

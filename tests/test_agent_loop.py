@@ -7,6 +7,7 @@ answers with given texts, as token ids that no tokenizer would choose, so that a
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,6 +143,7 @@ def run_loop(
     response_length: int = 4096,
     history_length: int | None = None,
     uid: str = "group",
+    model_type: str = "qwen3",
     **episode: Any,
 ) -> Run:
     """Play `task` through the agent loop as verl's worker starts it, on a row as verl's dataset gives it."""
@@ -165,7 +167,7 @@ def run_loop(
             server_manager=server,
             tokenizer=tokenizer,
             processor=None,
-            hf_model_type="qwen3",
+            hf_model_type=model_type,
             dataset_cls=ActDataset,
             data_config=DictConfigWrap(config.data),
             tools=ToolListWrap([]),
@@ -226,11 +228,18 @@ def test_stepwise_trains_each_reply_at_its_own_prompt(
         )
 
 
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_concat_grows_one_sequence_and_never_encodes_a_reply_again(
-    played: Played, tokenizer: Any, games: Path, tmp_path: Path
+    model_type: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
 ) -> None:
+    """ChatML models come as a type that verl has a token builder for, or as any other: SmolLM2 is a `llama`."""
     script = [answer(action) for action in played.plan]
-    run = run_loop(played.task, tokenizer, script, tmp_path, mode="concat", env_settings={"data": str(games)})
+    run = run_loop(
+        *(played.task, tokenizer, script, tmp_path),
+        model_type=model_type,
+        mode="concat",
+        env_settings={"data": str(games)},
+    )
     (output,) = run.outputs
     sequence = output.prompt_ids + output.response_ids
     for request in run.requests:
@@ -366,6 +375,26 @@ def test_a_reply_is_cut_at_its_own_limit(
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_thought_that_the_prompt_opens_and_nothing_ends_holds_no_action(
+    mode: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
+) -> None:
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = tokenizer.chat_template.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    assert thinking.chat_template != tokenizer.chat_template
+    first = answer(played.plan[0])
+    run = run_loop(
+        *(played.task, thinking, [first, f"so</think>{first}"], tmp_path),
+        mode=mode,
+        max_turns=2,
+        env_settings={"data": str(games)},
+    )
+    assert run.outputs[-1].extra_fields["episode"]["malformed_share"] == 0.5
+    assert [run_ for output in run.outputs for run_ in trained(output)] == sampled(run.requests)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_an_overlong_first_prompt_is_refused(
     mode: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
 ) -> None:
@@ -393,8 +422,7 @@ def test_an_overlong_later_prompt_ends_the_episode(played: Played, tokenizer: An
 def test_a_run_in_which_every_episode_fails_is_ended(
     tokenizer: Any, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_LEFT", [])
-    monkeypatch.setattr(agent_loop, "FAILURES", failures.Failures(failures.leave_notice))
+    monkeypatch.setattr(agent_loop, "FAILURES", failures.Failures(failures.JOB_BOARD))
     submitted: list[int] = []
     trainer = SimpleNamespace(_next_train_batch=lambda count: count, _submit_batch_to_rollout=submitted.append)
     nowhere = Task("alfworld", "train", "nowhere", "x")

@@ -1,13 +1,25 @@
 """A folder with a manifest is whole, and says whether it is up to date."""
 
 import json
+import os
+import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import FILE_NAME, atomic_folder, digest, make_manifest, read_manifest, up_to_date, write_manifest
+from verl_act.manifest import (
+    FILE_NAME,
+    atomic_folder,
+    digest,
+    finish_replacement,
+    make_manifest,
+    read_manifest,
+    up_to_date,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -73,6 +85,39 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     with atomic_folder(target) as folder:
         (folder / "other").write_text("third")
     assert [path.name for path in target.iterdir()] == ["other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_amid_the_replacement_leaves_a_whole_folder(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the first rename, at the second, and before the old folder is removed."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    def rename(source: Path, target: Path) -> None:
+        done.append(source)
+        if len(done) > renames:
+            raise Killed
+        source.rename(target)
+
+    folder, done = tmp_path / "out", list[Path]()
+    for content in ("old", "new"):
+        with monkeypatch.context() as patch, suppress(Killed), atomic_folder(folder, replace_any=True) as partial:
+            (partial / "file").write_text(content)
+            if content == "new":
+                patch.setattr(os, "replace", rename)
+                patch.setattr(shutil, "rmtree", killed)
+    finish_replacement(folder)
+    assert (folder / "file").read_text() == ("new" if renames else "old")
+    with atomic_folder(folder, replace_any=True) as partial:
+        (partial / "file").write_text("newest")
+    assert (folder / "file").read_text() == "newest"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -29,6 +29,8 @@ def checkpoint(folder: Path, tied: bool) -> torch.nn.Module:
     export.mkdir(parents=True)
     config.save_pretrained(export)
     (export / "tokenizer.json").write_text("{}")
+    (export / "additional_chat_templates").mkdir()
+    (export / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     save_file(weights, export / "model.safetensors", metadata={"format": "pt"})
     (folder / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}))
@@ -48,7 +50,12 @@ def test_the_merged_model_computes_what_the_trained_one_did(tmp_path: Path, tied
         merged = AutoModelForCausalLM.from_pretrained(export)(tokens).logits
     torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
     assert (export / "tokenizer.json").read_text() == "{}"
+    assert (export / "additional_chat_templates" / "tools.jinja").read_text() == "{{ messages }}"
     assert not merge_lora(tmp_path), "it is merged already"
+    export.rename(tmp_path / ".huggingface.partial")
+    (tmp_path / ".huggingface.old").mkdir()
+    assert not merge_lora(tmp_path), "killed just before its new name, it is found again"
+    assert (export / "model.safetensors").is_file()
 
 
 def test_what_is_no_lora_checkpoint_is_left_alone(tmp_path: Path) -> None:

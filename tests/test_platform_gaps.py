@@ -33,6 +33,7 @@ GAPS = {
     "shared_memory": ("shared_memory.py", "exported pointers exist"),
     "weight_socket": ("weight_socket.py", "both are ipc:"),
     "value_model": ("value_model.py", "FlashAttention2"),
+    "asked_device": ("asked_device.py", "trains on cuda"),
     "vllm_linear": ("vllm_linear.py", "size of tensor a (0)"),
 }
 """Gap -> the file that closes it, and what upstream says while it is open."""
@@ -115,6 +116,14 @@ def test_an_accelerator_build_of_torch_is_left_alone(
     platform.activate()
     assert "VERL_PLATFORM" not in os.environ
     assert "VERL_ENGINE_DEVICE" not in os.environ
+
+
+def test_an_accelerator_that_an_extension_brings_is_left_alone(fresh_environment: pytest.MonkeyPatch) -> None:
+    """As with Gaudi (HPU), or any backend of torch's PrivateUse1: torch itself is a CPU build there."""
+    fresh_environment.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not cpu.is_cpu_platform()
+    platform.activate()
+    assert "VERL_PLATFORM" not in os.environ
 
 
 def test_verl_platform_decides_before_the_build(fresh_environment: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,16 @@ PINS = [
         exactly=True,
     ),
     Pin(
+        "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate", ("self",), "verl_act/rollout/failures.py", exactly=True
+    ),
+    Pin(
+        "verl.experimental.reward_loop.reward_loop:RewardLoopWorker._init_reward_fn",
+        ("self",),
+        "verl_act/trusted_code.py",
+        exactly=True,
+    ),
+    Pin("verl.utils.device:auto_set_device", ("config",), "verl_act/platform/asked_device.py", exactly=True),
+    Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
         ("self", "request_id", "prompt_ids", "sampling_params"),
         LOOP_FILE,

@@ -1,6 +1,7 @@
 """`manifest.json`: what made an output folder, so that a stage can be skipped, checked or repeated.
 
-A folder is written aside and renamed when complete, its manifest inside: a folder with a manifest is whole.
+A folder is written aside and renamed when complete, its manifest inside: a folder with a manifest is whole. The one it
+replaces is moved aside first, so that a kill at any moment leaves one of the two to be found again.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
 
 def up_to_date(folder: str | os.PathLike[str], wanted: Manifest) -> bool:
     """Whether `folder` was made by exactly the settings, inputs and seed of `wanted`."""
+    finish_replacement(folder)
     found = read_manifest(folder)
     return found is not None and found.key() == wanted.key()
 
@@ -145,7 +147,8 @@ def atomic_folder(folder: str | os.PathLike[str], replace_any: bool = False) -> 
     folder = Path(folder).resolve()
     if not replace_any:
         require_replaceable(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
+    finish_replacement(folder)
+    partial, old = _partial(folder), _old(folder)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -155,8 +158,31 @@ def atomic_folder(folder: str | os.PathLike[str], replace_any: bool = False) -> 
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(partial, folder)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def finish_replacement(folder: str | os.PathLike[str]) -> None:
+    """Put `folder` right where a process was killed while `atomic_folder` replaced it: its new one was whole then."""
+    folder = Path(folder).resolve()
+    partial, old = _partial(folder), _old(folder)
+    if not old.exists():
+        return
+    if not folder.exists():
+        os.replace(partial if partial.exists() else old, folder)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _old(folder: Path) -> Path:
+    """Where the folder that is replaced lies until the new one is in its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _command() -> str:

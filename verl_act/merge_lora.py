@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.manifest import atomic_folder
+from verl_act.manifest import atomic_folder, finish_replacement
 
 _META = "lora_train_meta.json"
 _PREFIX = "base_model.model."
@@ -26,10 +27,11 @@ def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
     """Merge the adapters in `checkpoint/huggingface`; False where there are none, or they are merged already.
 
     `checkpoint` is the `actor` folder of a verl checkpoint, with `hf_model` among its contents. The model folder is
-    replaced as a whole. Raises `DataError` where it is incomplete.
+    replaced as a whole, and found again where that was cut short. Raises `DataError` where it is incomplete.
     """
     folder = Path(checkpoint) / "huggingface"
     meta = Path(checkpoint) / _META
+    finish_replacement(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no exported model; add hf_model to actor.checkpoint.save_contents.")
     if not meta.is_file():
@@ -45,7 +47,8 @@ def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
     with atomic_folder(folder, replace_any=True) as partial:
         for path in folder.iterdir():
             if path not in files and path.name != "model.safetensors.index.json":
-                (partial / path.name).write_bytes(path.read_bytes())
+                copy = shutil.copytree if path.is_dir() else shutil.copyfile
+                copy(path, partial / path.name)
         model.save_pretrained(partial)
     return True
 

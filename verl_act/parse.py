@@ -1,8 +1,9 @@
 """From a model's reply to an action or a choice: the one parser of rewards, rollout and evaluation.
 
 A reply ends its reasoning with one `<action>…</action>`. Matching is exact after `normalise`; nothing is guessed.
-A reply that cannot be read is data, not an error: the answer is then a `Malformed` reason. Every function takes
-linear time, whatever a policy under training comes up with.
+A reply that cannot be read is data, not an error: the answer is then a `Malformed` reason. Where the prompt itself has
+opened `<think>`, callers put that before the reply (`prompts.plain_text.reply_prefix`). Every function takes linear
+time, whatever a policy under training comes up with.
 """
 
 from __future__ import annotations

@@ -13,17 +13,20 @@ logger = logging.getLogger(__name__)
 
 AGENT_LOOP_MODULE = "verl.experimental.agent_loop.agent_loop"
 TRAINER_MODULE = "verl.trainer.ppo.v1.trainer_base"
+REWARD_MODULE = "verl.experimental.reward_loop.reward_loop"
 
 
 def register() -> None:
     """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop, the
-    training metrics, the end of runs that only fail, and the warning of a reward that is not in its place.
+    training metrics, the end of runs that only fail, the warning of a reward that is not in its place, and the trust in
+    a model's code that a run is set to.
     """
     from verl_act.platform import activate
 
     activate()
     wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
     wrapt.when_imported(TRAINER_MODULE)(_mend_trainer)
+    wrapt.when_imported(REWARD_MODULE)(_mend_rewards)
 
 
 def _register_agent_loop(module: object) -> None:
@@ -39,6 +42,12 @@ def _mend_trainer(module: ModuleType) -> None:
     training_metrics.close_gap(module)
     failures.close_gap(module)
     in_place.warn_when_replaced(module)
+
+
+def _mend_rewards(module: ModuleType) -> None:
+    from verl_act import trusted_code
+
+    trusted_code.close_gap(module)
 
 
 try:

@@ -301,6 +301,10 @@ TASK = _columns(
 """Tasks to play in the live environment: the rows of the multi-turn stages and of the evaluation panels."""
 
 
+_ROW_GROUP = 16_384
+"""Rows; Arrow cannot read lists of texts of more than 2 GiB out of one group."""
+
+
 def schema_name(schema: pa.Schema) -> str:
     """`name/version` as stored in the file, or `none`."""
     return (schema.metadata or {}).get(b"verl_act.schema", b"none").decode()
@@ -316,7 +320,7 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
     try:
         table = pa.Table.from_pylist(list(rows), schema=schema)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial)
+        pq.write_table(table, partial, row_group_size=_ROW_GROUP)
         os.replace(partial, path)
     except UnicodeEncodeError as error:
         raise DataError(
@@ -393,7 +397,9 @@ def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
         if not column.nullable and table[column.name].null_count:
             row = table[column.name].is_null().to_pylist().index(True)
             raise DataError(f"{path}: row {row}, column {column.name!r} is null, but every row needs it.")
-        if column.type == pa.list_(pa.string()) and table[column.name].combine_chunks().flatten().null_count:
+        # Chunk by chunk: all the texts of a column may be too many bytes for one.
+        chunks = table[column.name].chunks if column.type == pa.list_(pa.string()) else []
+        if any(chunk.flatten().null_count for chunk in chunks):
             row = next(row for row, texts in enumerate(table[column.name].to_pylist()) if None in (texts or ()))
             raise DataError(f"{path}: row {row}, column {column.name!r} holds a null, but every entry must be a text.")
 

@@ -20,15 +20,14 @@ from tqdm import tqdm
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.fs import copy_to_local
 
-from verl_act.data.length import PromptLimit
+from verl_act.data.length import PromptLimit, Shown
 from verl_act.data.mixture import mix
 from verl_act.data.order import expert_positions
 from verl_act.data.settings import ActSettings, Order
 from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
-from verl_act.prompts import Message
-from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens
+from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens, reply_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,9 @@ class ActDataset(Dataset):
     `data_files` is a path or a list of them; `config` is verl's `data` block, with ours as `config.act`.
     `max_samples` > 0 keeps that many rows: the first, or with `config.shuffle` those drawn with `config.seed`.
 
+    Beside a file of ours, rows of verl's own layout have the keys `COLUMNS` too; their further columns are named in
+    the log and left out.
+
     Rows depend on nothing but the files and the settings, so a resumed data loader goes on where it stopped. verl does
     not tell a dataset the epoch: the order of the candidates stays the same unless `set_epoch` is called.
 
@@ -74,6 +76,7 @@ class ActDataset(Dataset):
         self.settings = ActSettings.from_config(config)
         self._tokenizer = tokenizer
         _require_plain_tags(tokenizer)
+        self._reply_prefix = reply_prefix(tokenizer, config.get("apply_chat_template_kwargs"))
         files = [data_files] if isinstance(data_files, str) else list(data_files)
         if not files:
             raise ConfigError("data.train_files or data.val_files is empty; name at least one file.")
@@ -82,7 +85,7 @@ class ActDataset(Dataset):
         if self._has_ours:
             for source in self._sources:
                 if isinstance(source, VerlRows):
-                    source.require_mixable()
+                    source.require_mixable(COLUMNS)
         self._entries = self._all_entries()
         if 0 < max_samples < len(self):
             self._entries = self._entries[_drawn(len(self), max_samples, config)]
@@ -104,7 +107,7 @@ class ActDataset(Dataset):
         row = source.row(int(entry["row"]), int(entry["position"]))
         if isinstance(source, Source):
             row["raw_prompt"] = as_plain_text(row["raw_prompt"], self._tokenizer)
-            row["extra_info"]["index"] = number
+            row["extra_info"] |= {"index": number, "reply_prefix": self._reply_prefix}
             return {**row, "index": number, "tools_kwargs": {}, "interaction_kwargs": {}, "dummy_tensor": _DUMMY}
         if not self._has_ours:
             return row
@@ -163,45 +166,49 @@ class ActDataset(Dataset):
         return self._entries[[rows[file][row] for file, row in places]]
 
     def _limit_prompts(self, config: Any) -> None:
+        """Leave overlong prompts out, or raise `DataError` for the first, as the configuration says."""
+        leave_out = config.get("filter_overlong_prompts", False)
+        if not leave_out and config.get("truncation", "error") != "error":
+            return
         options = config.get("apply_chat_template_kwargs") or {}
         limit = PromptLimit(config.get("max_prompt_length", 1024), self._tokenizer, options)
-        if config.get("filter_overlong_prompts", False):
-            progress = tqdm(self._entries, desc="Measuring prompts", unit="row", leave=False, mininterval=1.0)
-            fits = np.array([not any(map(limit.excess, self._prompts(entry))) for entry in progress], dtype=bool)
-            if not fits.all():
-                dropped = len(fits) - fits.sum()
-                logger.warning("Left out %d of %d rows: longer than %d tokens.", dropped, len(fits), limit.limit)
-            self._entries = self._entries[fits]
-        elif config.get("truncation", "error") == "error":
-            self._refuse_overlong(limit)
+        fits = np.ones(len(self), dtype=bool)
+        for place, source in enumerate(self._sources):
+            if not isinstance(source, Source) or isinstance(source, TaskSource):
+                continue  # verl's own dataset filters its rows; the prompts of tasks are not known yet
+            here = self._entries["source"] == place
+            rows = np.unique(self._entries["row"][here])
+            shown = (_shown(source, int(row)) for row in rows)
+            excesses = tqdm(limit.excesses(shown), "Measuring prompts", len(rows), leave=False, mininterval=1.0)
+            overlong = {int(row): tokens for row, tokens in zip(rows, excesses, strict=True) if tokens}
+            if overlong and not leave_out:
+                raise DataError(self._too_long(source, *next(iter(overlong.items())), limit.limit))
+            fits &= ~(here & np.isin(self._entries["row"], list(overlong)))
+        if not fits.all():
+            dropped = len(fits) - fits.sum()
+            logger.warning("Left out %d of %d rows: longer than %d tokens.", dropped, len(fits), limit.limit)
+        self._entries = self._entries[fits]
 
-    def _refuse_overlong(self, limit: PromptLimit) -> None:
-        """Raise `DataError` for an overlong prompt. Those too short in bytes to have so many tokens cost no more than
-        their rendering.
-        """
-        for entry in tqdm(self._entries, desc="Measuring prompts", unit="row", leave=False, mininterval=1.0):
-            tokens = max(map(limit.excess, self._prompts(entry)), default=0)
-            if tokens:
-                raise DataError(
-                    f"{self._name(entry)} takes {tokens} prompt tokens with template {self.settings.template!r}, more "
-                    f"than data.max_prompt_length={limit.limit}. Raise the limit, set data.act.history_length, or "
-                    "leave such rows out with data.filter_overlong_prompts=true."
-                )
-
-    def _prompts(self, entry: np.void) -> list[list[Message]]:
-        """The prompts that an entry can show: every order of a pair; none for tasks and files that verl filters."""
-        source = self._sources[entry["source"]]
-        if not isinstance(source, Source) or isinstance(source, TaskSource):
-            return []
-        positions = range(source.candidates[entry["row"]]) if isinstance(source, PairSource) else range(1)
-        return [source.row(int(entry["row"]), position)["raw_prompt"] for position in positions]
-
-    def _name(self, entry: np.void) -> str:
-        source = self._sources[entry["source"]]
-        facts = source.row(int(entry["row"]), 0)["extra_info"]
+    def _too_long(self, source: Source, row: int, tokens: int, limit: int) -> str:
+        facts = source.row(row, 0)["extra_info"]
+        name = f"pair {facts['pair_id']}" if "pair_id" in facts else facts["state_id"]
         return (
-            f"{source.path}: pair {facts['pair_id']}" if "pair_id" in facts else f"{source.path}: {facts['state_id']}"
+            f"{source.path}: {name} takes {tokens} prompt tokens with template {self.settings.template!r}, more than "
+            f"data.max_prompt_length={limit}. Raise the limit, set data.act.history_length, or leave such rows out "
+            "with data.filter_overlong_prompts=true."
         )
+
+
+def _shown(source: Source, number: int) -> Shown:
+    """The prompts that a row can show: every order of a pair."""
+    row = source.row(number, 0)
+    if not isinstance(source, PairSource):
+        return Shown(row["raw_prompt"])
+    candidates = row["extra_info"]["candidates"]
+    positions = range(1, len(candidates))
+    return Shown(
+        row["raw_prompt"], candidates, lambda: [source.row(number, position)["raw_prompt"] for position in positions]
+    )
 
 
 def _train_files(config: Any) -> list[str]:

@@ -7,12 +7,31 @@ agent loop measures them, refuses a first one and ends the episode at a later on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from verl_act.prompts import Message
 
 _OWN_OPTIONS = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors")
+_BATCH = 512
+_BOUNDARY = 32
+"""Bytes around each place of a candidate (its label, and what a tokenizer may join it with) that count as changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a row can show: its prompt with the `candidates` in one order, and those in all `other_orders`."""
+
+    messages: list[Message]
+    candidates: Sequence[str] = ()
+    other_orders: Callable[[], list[list[Message]]] = list
+
+    def spread(self) -> int:
+        """Tokens by which another order can be longer: no more than there are bytes in all that changes its place."""
+        text = "\n".join(message["content"] for message in self.messages)
+        return sum(text.count(action) * (len(action.encode()) + _BOUNDARY) for action in self.candidates)
 
 
 class PromptLimit:
@@ -25,20 +44,48 @@ class PromptLimit:
             name: chat_template_options[name] for name in chat_template_options if name not in _OWN_OPTIONS
         }
         # What the chat template adds; a content of n UTF-8 bytes itself takes n tokens at most.
-        self._overhead = self.count([{"role": "user", "content": ""}])
+        self._overhead = self.count([[{"role": "user", "content": ""}]])[0]
 
-    def count(self, messages: Sequence[Message]) -> int:
-        """Tokens of a prompt as verl's rollout encodes it: with the chat template and its generation prompt."""
-        from verl.utils.tokenizer import normalize_token_ids
+    def count(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
+        """Tokens of prompts as verl's rollout encodes them: with the chat template and its generation prompt.
 
+        All at once, which a fast tokenizer does on all cores.
+        """
+        if not prompts:
+            return []
         encoded = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, **self._options
+            [list(messages) for messages in prompts],
+            **self._options,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
         )
-        return len(normalize_token_ids(encoded))
+        return [len(ids) for ids in encoded["input_ids"]]
 
-    def excess(self, messages: Sequence[Message]) -> int:
-        """The prompt's tokens where they are too many, else 0. Prompts that cannot be too long are not tokenised."""
-        if len(messages) == 1 and self._overhead + len(messages[0]["content"].encode()) <= self.limit:
-            return 0
-        tokens = self.count(messages)
-        return tokens if tokens > self.limit else 0
+    def excesses(self, rows: Iterable[Shown]) -> Iterator[int]:
+        """For each row the tokens of a prompt that it can show where they are too many, else 0.
+
+        Prompts too short in bytes to have so many tokens are not tokenised, and of a pair one order is, unless another
+        might be over the limit.
+        """
+        rows = iter(rows)
+        while batch := list(islice(rows, _BATCH)):
+            yield from self._excesses(batch)
+
+    def _excesses(self, rows: Sequence[Shown]) -> list[int]:
+        found = [0] * len(rows)
+        unsure = [place for place, row in enumerate(rows) if not self._fits_by_bytes(row.messages)]
+        near = []
+        for place, tokens in zip(unsure, self.count([rows[place].messages for place in unsure]), strict=True):
+            if tokens > self.limit:
+                found[place] = tokens
+            elif rows[place].candidates and tokens + rows[place].spread() > self.limit:
+                near.append(place)
+        others = [(place, messages) for place in near for messages in rows[place].other_orders()]
+        for (place, _), tokens in zip(others, self.count([messages for _, messages in others]), strict=True):
+            if tokens > self.limit:
+                found[place] = max(found[place], tokens)
+        return found
+
+    def _fits_by_bytes(self, messages: Sequence[Message]) -> bool:
+        return len(messages) == 1 and self._overhead + len(messages[0]["content"].encode()) <= self.limit

@@ -30,6 +30,7 @@ EPISODE_AGENT = "act_env"
 """This package's agent loop."""
 
 TRAIN_SPLIT = "train"
+_LARGEST_CHUNK = 2**31
 
 Row = dict[str, Any]
 
@@ -50,8 +51,7 @@ class Source(ABC):
         self.total = table.num_rows
         if settings.inferable_only and self.filtered_by_inferable:
             table = table.filter(table["inferable"])
-        # One chunk a column: a row is then found without a search.
-        self._columns = {name: table[name].combine_chunks() for name in self.columns}
+        self._columns = {name: _joined(table[name]) for name in self.columns}
         self._length = table.num_rows
 
     def __len__(self) -> int:
@@ -63,6 +63,11 @@ class Source(ABC):
 
     @abstractmethod
     def _build(self, stored: Row, position: int) -> Row: ...
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """In one chunk, so that a row is found without a search; Arrow's 32-bit offsets allow that up to 2 GiB."""
+    return column.combine_chunks() if column.nbytes < _LARGEST_CHUNK else column
 
 
 class PairSource(Source):

@@ -1,6 +1,7 @@
 """What verl and vLLM still lack to train on a CPU: one small file per gap.
 
-`activate()` registers the `cpu` platform and, only where that platform is the one in use, closes the gaps. Each gap's
+`activate()` registers the `cpu` platform and, only where that platform is the one in use, closes the gaps (elsewhere
+only `asked_device`: a run that asked for the CPU is refused). Each gap's
 file names the upstream change that makes it unnecessary; `tests/test_platform_gaps.py` fails when upstream has made it.
 """
 
@@ -13,9 +14,11 @@ def activate() -> None:
     Called from the plugin in every process that imports verl. Environment variables the user has set are left alone.
     """
     # Imported here: vLLM loads `vllm_linear` from this package by itself, which must not import verl.
+    from verl_act.platform import asked_device
     from verl_act.platform.cpu import is_cpu_platform, register_cpu_platform
 
     register_cpu_platform()
+    asked_device.close_gap()
     if not is_cpu_platform():
         return
     import torch

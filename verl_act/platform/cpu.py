@@ -33,7 +33,8 @@ def register_cpu_platform() -> None:
 
 def _torch_is_cpu_build() -> bool:
     backends = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
-    return not any(backends) and not hasattr(torch, "npu")
+    # Extensions bring others (HPU, PrivateUse1), which are no part of the build.
+    return not any(backends) and not hasattr(torch, "npu") and not torch.accelerator.is_available()
 
 
 def _resident_bytes(*_: Any) -> int:

@@ -37,7 +37,7 @@ class ChatTemplate(Template):
             f"These {len(candidates)} actions are proposed for the next step:\n{proposed}\n\n"
             f"{self._reasoning('Compare what each would achieve and which brings you closer to completing the task')}"
             f"give the {'better' if len(candidates) == 2 else 'best'} action, "
-            f"{'by its number alone' if self.choose_by_number else 'copied word for word'}, "
+            f"{'by its number alone' if self.choose_by_number else 'copied word for word without its label'}, "
             "inside one <action> </action>."
         )
         return _user(self._context(context), admissible, question)

@@ -8,15 +8,18 @@ text after it could pose as another role. So could the tags of templates that wr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from verl_act.prompts.template import Message
 
-OWN_TAGS = ("<action>", "</action>", "<think>", "</think>")
+_THINK, _END_OF_THINK = "<think>", "</think>"
+OWN_TAGS = ("<action>", "</action>", _THINK, _END_OF_THINK)
 """Tags that belong to prompts and replies of this package: ordinary text under every tokenizer."""
 
+_PROBE = "some text"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 
@@ -36,23 +39,57 @@ def control_tokens(tokenizer: Any) -> frozenset[str]:
 
 
 def turn_markers(tokenizer: Any) -> frozenset[str]:
-    """The tags that the chat template writes between messages, control tokens or not."""
+    """The tags that the chat template writes between messages of any role, control tokens or not."""
     if not getattr(tokenizer, "chat_template", None):
         return frozenset()
-    conversation = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
-    rendered = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-    return frozenset(_TAG.findall(rendered)) - set(OWN_TAGS)
+    found = set(_TAG.findall(_rendered(tokenizer, "user", "assistant", "user")))
+    for roles in (("system", "user"), ("user", "assistant", "tool")):
+        # A template without the role refuses it, in an error of its own choice; then it writes no tag for it either.
+        with suppress(Exception):
+            found.update(_TAG.findall(_rendered(tokenizer, *roles)))
+    return frozenset(found) - set(OWN_TAGS)
+
+
+def reply_prefix(tokenizer: Any, options: Mapping[str, Any] | None = None) -> str:
+    """What the generation prompt has already written of a reply: `<think>` where it opens the thought, else nothing.
+
+    A reply must be read together with it, or a thought that was cut would pass for an answer. `options` are those of
+    the chat template (`data.apply_chat_template_kwargs`).
+    """
+    rendered = _rendered(tokenizer, "user", **(options or {}))
+    opening = rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
+    return _THINK if opening.rfind(_THINK) > opening.rfind(_END_OF_THINK) else ""
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The id of the control token with which the chat template ends a reply; None where it writes none."""
+    return next(iter(_turn_ending(tokenizer)), None)
+
+
+def turn_separator(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that the chat template writes between that token and the next message: a newline, as a rule, or none.
+
+    verl's `initialize_turn_separator` asks the same of a user's message, and where no control token ends that (as in
+    Llama 2's template) takes the rest of `[/INST]` for it.
+    """
+    return _turn_ending(tokenizer)[1:]
 
 
 @lru_cache(maxsize=8)
-def end_of_turn(tokenizer: Any) -> int | None:
-    """The id of the control token with which the chat template ends a reply; None where it writes none."""
-    text = "a reply"
-    conversation = [{"role": "user", "content": "text"}, {"role": "assistant", "content": text}]
-    rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
-    after = tokenizer.encode(rendered[rendered.rindex(text) + len(text) :], add_special_tokens=False)
+def _turn_ending(tokenizer: Any) -> tuple[int, ...]:
+    """What follows the text of a reply, from the first control token on."""
+    rendered = _rendered(tokenizer, "user", "assistant", add_generation_prompt=False)
+    after = tokenizer.encode(rendered[rendered.rindex(_PROBE) + len(_PROBE) :], add_special_tokens=False)
     control = control_tokens(tokenizer)
-    return next((token for token in after if tokenizer.convert_ids_to_tokens(token) in control), None)
+    ends = (place for place, token in enumerate(after) if tokenizer.convert_ids_to_tokens(token) in control)
+    return tuple(after[next(ends, len(after)) :])
+
+
+def _rendered(tokenizer: Any, *roles: str, add_generation_prompt: bool = True, **options: Any) -> str:
+    """A conversation of these roles, each saying `_PROBE`."""
+    conversation = [{"role": role, "content": _PROBE} for role in roles]
+    options = {**options, "add_generation_prompt": add_generation_prompt, "tokenize": False}
+    return tokenizer.apply_chat_template(conversation, **options)
 
 
 @lru_cache(maxsize=8)

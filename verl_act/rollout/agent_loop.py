@@ -14,13 +14,14 @@ from typing import Any
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 
 from verl_act.data.settings import ActSettings
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template
-from verl_act.prompts.plain_text import as_plain_text, end_of_turn
+from verl_act.prompts.plain_text import as_plain_text, end_of_turn, reply_prefix, turn_separator
 from verl_act.rollout.episode import Episode, play
 from verl_act.rollout.failures import FAILURES
 from verl_act.rollout.settings import EpisodeSettings, Mode
@@ -81,13 +82,21 @@ class _TokenPolicy(ABC):
         self.settings = settings
         self.sampling_params = sampling_params
         self.samples: list[_Sample] = []
+        options = agent_loop.data_config.get("apply_chat_template_kwargs")
+        self.reply_prefix = reply_prefix(agent_loop.tokenizer, options)
         self.seconds = 0.0
         self.server_fields: list[dict[str, Any]] = []
         # One id an episode keeps it on one server, whose prefix cache then holds its earlier turns.
         self.request_id = uuid4().hex
 
+    async def reply(self, context: Context) -> str | None:
+        """The reply with what the prompt had already written of it; None where no room for one is left."""
+        text = await self.written(context)
+        return None if text is None else self.reply_prefix + text
+
     @abstractmethod
-    async def reply(self, context: Context) -> str | None: ...
+    async def written(self, context: Context) -> str | None:
+        """What the model has written."""
 
     async def fresh_prompt(self, messages: list[Message]) -> list[int]:
         """Token ids of a prompt, however many: verl's own method would cut the left off, where the goal stands."""
@@ -173,7 +182,7 @@ class _TokenPolicy(ABC):
 class StepwisePolicy(_TokenPolicy):
     """Each turn is a sample: a fresh prompt with the last turns of the history, and the reply."""
 
-    async def reply(self, context: Context) -> str | None:
+    async def written(self, context: Context) -> str | None:
         messages = self.user_message(self.template.action_messages(context))
         prompt_ids = await self.fresh_prompt(messages)
         if not self.fits(prompt_ids, context):
@@ -187,7 +196,7 @@ class StepwisePolicy(_TokenPolicy):
 class ConcatPolicy(_TokenPolicy):
     """The episode is one sample: the first prompt, then replies (trained) and observations (masked) in turn."""
 
-    async def reply(self, context: Context) -> str | None:
+    async def written(self, context: Context) -> str | None:
         if not self.samples:
             self.messages = self.user_message(self.template.action_messages(context))
             prompt_ids = await self.fresh_prompt(self.messages)
@@ -212,7 +221,6 @@ class ConcatPolicy(_TokenPolicy):
         sample = self.samples[0]
         answer = self.template.followup(context.observation, context.admissible_actions)
         messages = [*self.messages, *self.user_message([{"role": "user", "content": answer}])]
-        # A reply that was cut does not end its turn by itself; an open turn would garble all that follows.
         closing = self._closing(sample.response_ids)
         merged, mask, log_probs = await self.agent_loop.ct_merge_context_msg(
             self.messages,
@@ -230,6 +238,14 @@ class ConcatPolicy(_TokenPolicy):
         return True
 
     def _closing(self, response_ids: list[int]) -> list[int]:
+        """What the chat template writes after a reply and neither the model nor verl's builder adds."""
         tokenizer: Any = self.agent_loop.tokenizer
         end = end_of_turn(tokenizer)
-        return [] if end is None or response_ids[-1:] in ([end], [tokenizer.eos_token_id]) else [end]
+        closing: list[int] = []
+        # A reply that was cut does not end its turn by itself; an open turn would garble all that follows.
+        if end is not None and response_ids[-1:] not in ([end], [tokenizer.eos_token_id]):
+            closing.append(end)
+        # Only the builders that verl has for certain model families know what stands between their turns.
+        if type(self.agent_loop.continuous_token_builder) is ContinuousTokenBuilder:
+            closing += turn_separator(tokenizer)
+        return closing

@@ -1,9 +1,12 @@
-"""Gap: verl replaces failed rollouts for as long as they fail: a run on a broken set-up takes no step and never ends.
+"""Gap: verl does not end a run on a broken set-up with its cause. It replaces failed rollouts for as long as they fail,
+and dies in a validation without a result of "Received an empty list as keys."
 
-The processes that play count what fails; when nothing else has happened for a while, they leave a notice, and the
-trainer, about to ask for the next replacement, raises it as an error.
+The processes that play post what fails on a board. When nothing else has happened for a while, they leave a notice
+there, which the trainer, about to ask for the next replacement, raises as an error. An episode that comes to its end,
+or a validation, withdraws it.
 
-Upstream change it waits for: a bound on refills without a finished group (verl/trainer/ppo/v1/replay_buffer.py).
+Upstream change it waits for: a bound on refills without a finished group (verl/trainer/ppo/v1/replay_buffer.py), and an
+error of its own for a validation without a finished group (`PPOTrainer._validate`).
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
+from uuid import uuid4
 
 import ray
 import wrapt
@@ -24,33 +28,64 @@ logger = logging.getLogger(__name__)
 GROUPS = 16
 """So many groups of one task must fail in a row: a few broken games do not end a run."""
 
-_NAME = "verl_act-given-up"
+_NAME = "verl_act-failures"
+_NOTHING_FINISHED = "empty list as keys"
+"""What TransferQueue says when verl's validation asks it for the outputs of no episode."""
 
 
 def close_gap(module: ModuleType) -> None:
-    """Let the trainer look for a notice; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
+    """Let the trainer look at the board; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
 
     def unless_given_up(wrapped: Callable[..., int], trainer: Any, args: tuple, kwargs: dict) -> int:
         raise_notice()
         return wrapped(*args, **kwargs)
 
+    def or_say_why(wrapped: Callable[..., Any], trainer: Any, args: tuple, kwargs: dict) -> Any:
+        try:
+            result = wrapped(*args, **kwargs)
+        except ValueError as error:
+            if _NOTHING_FINISHED in str(error):
+                raise_last_failure()
+            raise
+        JOB_BOARD.withdraw()
+        return result
+
     wrapt.wrap_function_wrapper(module, "PPOTrainer._add_prompts_to_generate", unless_given_up)
+    wrapt.wrap_function_wrapper(module, "PPOTrainer._validate", or_say_why)
 
 
 def raise_notice() -> None:
     """Raise `EnvError` where a process of this Ray job has given up."""
-    try:
-        notice = ray.get_actor(_NAME)
-    except ValueError:
-        return
-    raise EnvError(ray.get(notice.read.remote()))
+    notice = JOB_BOARD.read()[1]
+    if notice:
+        raise EnvError(notice)
+
+
+def raise_last_failure() -> None:
+    """Raise `EnvError` where an episode of this Ray job has failed."""
+    failure = JOB_BOARD.read()[0]
+    if failure:
+        raise EnvError(
+            "No episode of a validation batch has come to its end, so there is nothing to report. Mend the cause and "
+            f"start again; the last failed with {failure}"
+        )
+
+
+class Board(Protocol):
+    """Where a process says what fails, and takes its notice back."""
+
+    def post(self, process: str, failure: str, notice: str | None) -> None: ...
+
+    def withdraw(self, process: str | None = None) -> None: ...
 
 
 class Failures:
     """The groups that have failed in this process since an episode last came to its end."""
 
-    def __init__(self, give_up: Callable[[str], None]) -> None:
-        self._give_up = give_up
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._process = uuid4().hex
+        self._has_notice = False
         self._begun = 0
         self._playing: set[int] = set()
         self._groups: set[str] = set()
@@ -64,7 +99,7 @@ class Failures:
         self._playing.add(number)
         try:
             yield
-            self._groups.clear()
+            self._succeeded()
         except Exception as error:
             self._playing.remove(number)
             self._failed(group, error)
@@ -72,39 +107,86 @@ class Failures:
         finally:
             self._playing.discard(number)
 
+    def _succeeded(self) -> None:
+        self._groups.clear()
+        if self._has_notice:
+            self._board.withdraw(self._process)
+            self._has_notice = False
+
     def _failed(self, group: str, error: Exception) -> None:
         if not self._groups:
             self._first = self._begun
         self._groups.add(group)
+        failure, notice = f"{type(error).__name__}: {error}", None
         # Failing is quicker than playing: what was under way at the first failure may still come to its end.
         waiting = any(number <= self._first for number in self._playing)
         if len(self._groups) >= GROUPS and not waiting:
-            self._give_up(
+            notice = (
                 f"{len(self._groups)} groups of episodes in a row have failed, and no episode has come to its end "
-                f"meanwhile. Mend the cause and start again; the last failed with {type(error).__name__}: {error}"
+                f"meanwhile. Mend the cause and start again; the last failed with {failure}"
             )
+            logger.error("%s", notice)
+            self._has_notice = True
+            self._groups.clear()  # should the notice be withdrawn, so many must fail anew
+        self._board.post(self._process, failure, notice)
 
 
-class _Notice:
-    """Where all processes of a Ray job find it."""
+class LocalBoard:
+    """The board itself: the last failure, and the notices that stand, by process."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, failure: str = "") -> None:
+        self._failure = failure
+        self._notices: dict[str, str] = {}
 
-    def read(self) -> str:
-        return self._text
+    def post(self, process: str, failure: str, notice: str | None) -> None:
+        self._failure = failure
+        if notice:
+            self._notices[process] = notice
+
+    def withdraw(self, process: str | None = None) -> None:
+        """Take back the notice of `process`, or of all; the failure stays what it is."""
+        for name in [process] if process else list(self._notices):
+            self._notices.pop(name, None)
+
+    def read(self) -> tuple[str, str]:
+        """The last failure and the first notice, each empty where there is none."""
+        return self._failure, next(iter(self._notices.values()), "")
 
 
-_NoticeActor: Any = ray.remote(_Notice)
-_LEFT: list[Any] = []
-"""A notice lasts as long as who has left it."""
+_BoardActor: Any = ray.remote(LocalBoard)
 
 
-def leave_notice(text: str) -> None:
-    """Log why this process gives up, and tell the trainer; the first notice of a job stays."""
-    if not _LEFT:
-        logger.error("%s", text)
-        _LEFT.append(_NoticeActor.options(name=_NAME, get_if_exists=True, num_cpus=0).remote(text))
+class JobBoard:
+    """The one board of a Ray job, an actor. It comes with the first failure and lasts as long as who made it. No agent
+    loop waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+
+    def post(self, process: str, failure: str, notice: str | None) -> None:
+        board = self._find()
+        if board is None:
+            # With the failure from its start: the trainer, which hears of it another way, may read before the message.
+            board = _BoardActor.options(name=_NAME, get_if_exists=True, num_cpus=0).remote(failure)
+            self._made.append(board)
+        board.post.remote(process, failure, notice)
+
+    def withdraw(self, process: str | None = None) -> None:
+        board = self._find()
+        if board is not None:
+            board.withdraw.remote(process)
+
+    def read(self) -> tuple[str, str]:
+        board = self._find()
+        return ("", "") if board is None else ray.get(board.read.remote())
+
+    def _find(self) -> Any:
+        try:
+            return ray.get_actor(_NAME)
+        except ValueError:
+            return None
 
 
-FAILURES = Failures(leave_notice)
+JOB_BOARD = JobBoard()
+FAILURES = Failures(JOB_BOARD)
