@@ -24,7 +24,7 @@ from uuid import uuid4
 from verl_act.errors import ConfigError, EngineError
 from verl_act.manifest import digest
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import as_plain_text
+from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 
 Result = TypeVar("Result")
 
@@ -103,6 +103,7 @@ class Engine:
         extra = dict(settings.extra)
         self.chat_template_kwargs = extra.pop("chat_template_kwargs", {})
         self.tokenizer = load_tokenizer(settings.model, bool(extra.get("trust_remote_code", False)))
+        self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -167,18 +168,22 @@ class Engine:
         )
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
-        """`sampling.n` replies to a prompt, as text; cut where the model's context ends.
+        """`sampling.n` replies to a prompt, as text, with what the prompt had already written of them (`<think>`).
 
-        A prompt that leaves no room for a reply gets empty replies: to the caller they are malformed, like any other.
+        They are cut where the model's context ends. A prompt that leaves no room for a reply gets empty replies: to the
+        caller they are malformed, like any other.
         """
-        return [completion.text for completion in await self._complete(messages, sampling, seed)] or [""] * sampling.n
+        completions = await self._complete(messages, sampling, seed)
+        return [self.reply_prefix + completion.text for completion in completions] or [""] * sampling.n
 
     async def scored_reply(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
     ) -> list[Reply]:
         """As `reply`, with the log-probability of each."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
-        found = [Reply(completion.text, completion.cumulative_logprob) for completion in completions]
+        found = [
+            Reply(self.reply_prefix + completion.text, completion.cumulative_logprob) for completion in completions
+        ]
         return found or [Reply("", None)] * sampling.n
 
     async def _complete(
