@@ -72,7 +72,7 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
     stages = named(load_recipe("alfworld/methods"), tmp_path)
     assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
     trained = [name for name, stage in stages.items() if stage.trains and name.startswith("seed 1")]
-    names = ("il", "il-80", "reflection", "critic", "il+critic", "action", "critic+action", "action-80")
+    names = ("il", "il-120", "reflection", "critic", "il+critic", "action", "critic+action", "action-120")
     assert trained == [f"seed 1 {name}" for name in names]
     (model,) = (word for word in stages["seed 1 il+critic"].command if word.startswith("actor_rollout_ref.model.path"))
     assert model.endswith('/seed-1/il/model"')
@@ -83,7 +83,7 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
 
 def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     stages = named(load_recipe("alfworld/methods"), tmp_path, (5,))
-    assert "trainer.total_training_steps=80" in stages["seed 5 action-80"].command
+    assert "trainer.total_training_steps=120" in stages["seed 5 action-120"].command
     assert "trainer.total_training_steps=40" in stages["seed 5 action"].command
     assert "data.seed=5" in stages["seed 5 critic"].command
     rows = list(stages["seed 5 rows il"].command)
@@ -91,7 +91,7 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     bounded = load_recipe("alfworld/methods", steps=2)
     assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
         "Prompting": [],
-        **{name: [2] for name in ("IL", "IL, twice the steps", "Self-reflection", "ACT", "RL", "RL, twice the steps")},
+        **{name: [2] for name in ("IL", "IL, as many steps", "Self-reflection", "ACT", "RL", "RL, as many steps")},
         **{name: [2, 2] for name in ("IL + ACT", "RL + ACT")},
     }
 

@@ -236,7 +236,12 @@ def _exit_in_order_when_terminated() -> None:
     """Let SIGTERM end this process as an exception would: vLLM's processes do not notice when it is simply gone."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut the end of vLLM's processes short
+    sys.exit(128 + number)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
