@@ -363,7 +363,7 @@ class Requests:
 def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     engine, vllm = Engine.__new__(Engine), Requests()
     engine.tokenizer, engine._llm = make_tokenizer(["go"]), cast(Any, vllm)
-    engine.chat_template_kwargs, engine.without_room = {}, 0
+    engine.chat_template_kwargs, engine.without_room, engine.reply_prefix = {}, 0, ""
     messages = get_template("plain").action_messages(make_context())
     length = len(engine.encode(messages))
     replies = []
@@ -376,3 +376,6 @@ def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("", None)]
     engine.max_model_len = length + 1
     assert asyncio.run(engine.scored_reply(messages, Sampling(n=2))) == [Reply("yes", -0.25)] * 2
+    engine.reply_prefix = "<think>"  # as templates do that open the thought
+    assert asyncio.run(engine.reply(messages, Sampling())) == ["<think>yes"]
+    assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("<think>yes", -0.25)]
