@@ -46,16 +46,14 @@ def train(stage: Stage) -> float:
     """
     work = stage.output.with_name(f"{stage.output.name}.work")
     _prepare(work, stage)
-    if _last_step_saved(work, stage.command):  # verl, resumed there, would take one step more
-        attempt = _attempts(work) - 1
-    else:
-        attempt = _attempts(work)
-        _run(work, stage, attempt)
-    return _export(work, stage, attempt)
+    if not _last_step_saved(work, stage.command):  # resumed there, verl would take one step more
+        _run(work, stage)
+    return _export(work, stage)
 
 
-def _run(work: Path, stage: Stage, attempt: int) -> None:
+def _run(work: Path, stage: Stage) -> None:
     """One attempt of verl, in `work`: from its last checkpoint, if there is one, to the end."""
+    attempt = _attempts(work)
     (work / f"started-{attempt}").touch()
     environment = {
         **os.environ,
@@ -80,9 +78,12 @@ def _run(work: Path, stage: Stage, attempt: int) -> None:
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
 
 
-def _export(work: Path, stage: Stage, attempt: int) -> float:
-    """Put the last model, the metrics of all attempts and the last one's log into the stage's output."""
-    seconds = sum(_lasted(work, number) for number in range(attempt + 1))
+def _export(work: Path, stage: Stage) -> float:
+    """Put the last model, the metrics of all attempts and the last one's log into the stage's output; the seconds of
+    all attempts.
+    """
+    attempts = _attempts(work)
+    seconds = sum(_lasted(work, number) for number in range(attempts))
     model = _exported_models(work / "checkpoints")[-1]
     metrics = _merged_metrics(work)
     if not metrics:
@@ -96,7 +97,7 @@ def _export(work: Path, stage: Stage, attempt: int) -> float:
     with atomic_folder(stage.output, replace_any=True) as folder:
         shutil.copytree(model, folder / "model")
         (folder / "metrics.jsonl").write_text(metrics)
-        shutil.copy(work / f"log-{attempt}.txt", folder / "log.txt")
+        shutil.copy(work / f"log-{attempts - 1}.txt", folder / "log.txt")
     shutil.rmtree(work)
     return seconds
 
