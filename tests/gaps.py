@@ -100,6 +100,30 @@ def weight_socket() -> None:
     assert len(set(found)) == 2, f"both are {found[0]}"
 
 
+def ray_loopback() -> None:
+    """Every server of a Ray of this machine alone."""
+    import ray
+
+    before = _listening()  # torch's, for `process_group`
+    ray.init(address="local", num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1")
+    try:
+        found = _listening() - before
+    finally:
+        ray.shutdown()
+    assert found
+    for address, _ in found:
+        assert address.removeprefix("::ffff:") == "127.0.0.1", f"listens at {address}"
+
+
+def _listening() -> set[tuple[str, int]]:
+    """The servers of this process and those that it has started: address, port."""
+    import psutil
+
+    own = {process.pid for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
+    servers = (at for at in psutil.net_connections("tcp") if at.status == psutil.CONN_LISTEN and at.pid in own)
+    return {tuple(at.laddr) for at in servers}
+
+
 def value_model() -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from verl.utils.model import load_valuehead_model
@@ -188,6 +212,7 @@ GAPS: tuple[Callable[[], None], ...] = (
     vllm_distribution,
     shared_memory,
     weight_socket,
+    ray_loopback,
     value_model,
     asked_device,
     vllm_linear,

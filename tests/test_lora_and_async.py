@@ -12,6 +12,7 @@ from samples import make_pair, make_step
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models
+from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.merge_lora import merge_lora
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
 
@@ -22,13 +23,14 @@ LORA = {
 }
 
 
-def train(out: Path, stage: str, **settings: object) -> dict[int, dict[str, float]]:
-    """Two steps of a stage on rows of its kind."""
-    path = out / "rows.parquet"
-    if stage == "critic":
-        write_rows(path, [make_pair(number).to_row() for number in range(16)], PAIR)
-    else:
-        write_rows(path, [make_step(number).to_row() for number in range(16)], TRAJECTORY)
+def train(out: Path, stage: str, path: Path | None = None, **settings: object) -> dict[int, dict[str, float]]:
+    """Two steps of a stage, on the rows in `path` or else on rows of its kind."""
+    if path is None:
+        path = out / "rows.parquet"
+        if stage == "critic":
+            write_rows(path, [make_pair(number).to_row() for number in range(16)], PAIR)
+        else:
+            write_rows(path, [make_step(number).to_row() for number in range(16)], TRAJECTORY)
     own = {
         "data.train_files": path,
         "data.val_files": path,
@@ -62,6 +64,25 @@ def test_colocated_and_asynchronous(tmp_path: Path) -> None:
     metrics = train(tmp_path, "critic", **{"trainer.v1.trainer_mode": "colocate_async"})
     check_steps(metrics)
     assert "train/act/alfworld/choice/acc/mean" in metrics[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["concat", "stepwise"])
+def test_live_episodes_while_another_batch_trains(mode: str, games: Path, tmp_path: Path) -> None:
+    make_tasks(tmp_path / "tasks", "alfworld", ["train"], env_settings={"data": str(games)})
+    episodes = {
+        "trainer.v1.trainer_mode": "colocate_async",
+        "data.act.episode.mode": mode,
+        "data.act.episode.max_turns": 2,
+        "+data.act.episode.env_settings.data": games,
+        "data.max_response_length": 256 if mode == "concat" else 16,
+        "actor_rollout_ref.rollout.max_model_len": 2048,
+    }
+    metrics = train(tmp_path, "action", tmp_path / "tasks" / "tasks.parquet", **episodes)
+    check_steps(metrics)
+    assert all(1 <= metrics[step]["train/act/alfworld/episode/steps/mean"] <= 2 for step in (1, 2))
+    assert "val-core/act/alfworld/episode/train/acc/mean@1" in metrics[2]
 
 
 @pytest.mark.parametrize(

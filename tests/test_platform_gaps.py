@@ -32,6 +32,7 @@ GAPS = {
     "vllm_distribution": ("vllm_distribution.py", "No package metadata was found for vllm"),
     "shared_memory": ("shared_memory.py", "exported pointers exist"),
     "weight_socket": ("weight_socket.py", "both are ipc:"),
+    "ray_loopback": ("ray_loopback.py", "listens at ::"),
     "value_model": ("value_model.py", "FlashAttention2"),
     "asked_device": ("asked_device.py", "trains on cuda"),
     "vllm_linear": ("vllm_linear.py", "size of tensor a (0)"),
@@ -41,7 +42,7 @@ GAPS = {
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what our plugin, or a user, has set in it."""
-    ours = ("VERL_", "VLLM_", "ALFWORLD_")  # alfworld sets one in a process that imports it
+    ours = ("VERL_", "VLLM_", "RAY_ENABLE_", "ALFWORLD_")  # alfworld sets one in a process that imports it
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **changes}
 
 

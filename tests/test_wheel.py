@@ -70,14 +70,31 @@ def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     assert all(path.startswith(str(installed)) for path in run(installed, tmp_path, "-c", code).split())
 
 
-@pytest.mark.parametrize("groups", [("+act=critic",), ("+act=action", "+act/device=cpu")], ids="".join)
+FILES = ("data.train_files=pairs.parquet", "data.val_files=pairs.parquet")
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [("+act=critic",), ("+act=action", "+act/env=webshop", "+act/device=cpu"), ("+act=action_ppo",), ("+act=mix",)],
+    ids="".join,
+)
 def test_verls_own_command_takes_our_groups(groups: tuple[str, ...], installed: Path, tmp_path: Path) -> None:
-    files = ("data.train_files=pairs.parquet", "data.val_files=pairs.parquet")
-    shown = run(installed, tmp_path, "-m", "verl.trainer.main_ppo", *groups, *files, "--cfg", "job")
+    shown = run(installed, tmp_path, "-m", "verl.trainer.main_ppo", *groups, *FILES, "--cfg", "job")
     config = OmegaConf.create(shown)
-    assert config.trainer.experiment_name == groups[0].removeprefix("+act=")
+    stage = groups[0].removeprefix("+act=")
+    assert config.trainer.experiment_name == ("gsm8k" if stage == "mix" else stage), "a mixed run stays somebody's own"
     assert config.data.custom_cls.path == "pkg://verl_act.data.dataset"
+    assert config.reward.custom_reward_function.path == "pkg://verl_act.reward_fns.route"
+    assert config.data.act.episode.max_turns == (15 if "+act/env=webshop" in groups else 50)
     assert config.trainer.device == ("cpu" if "+act/device=cpu" in groups else "cuda")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verls_own_sft_command_takes_our_groups(installed: Path, tmp_path: Path) -> None:
+    groups = ("+act=sft", "+act/device=cpu_sft")
+    shown = run(installed, tmp_path, "-m", "verl.trainer.sft_trainer", *groups, *FILES, "--cfg", "job")
+    config = OmegaConf.create(shown)
+    assert config.trainer.experiment_name == "sft" and config.data.messages_key == "messages"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,6 +25,7 @@ def activate() -> None:
 
     from verl_act.platform import (
         process_group,
+        ray_loopback,
         reference_offload,
         sampling_poll,
         shared_memory,
@@ -46,8 +47,8 @@ def activate() -> None:
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.
     # Waits for: `device=["cuda", "npu", "cpu"]` in verl/workers/engine/fsdp/transformer_impl.py.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    gaps = (process_group, reference_offload, sampling_poll, shared_memory, value_model, vllm_distribution)
-    for gap in (*gaps, weight_socket):
+    gaps = (process_group, ray_loopback, reference_offload, sampling_poll, shared_memory, value_model)
+    for gap in (*gaps, vllm_distribution, weight_socket):
         gap.close_gap()
 
 

@@ -1,0 +1,30 @@
+"""Gap: a Ray that a run starts for itself listens on every network interface of the machine.
+
+Ray binds to the loopback interface only where that is the node's own address, and `ray.init` replaces a
+`_node_ip_address` of 127.0.0.1 by the machine's address in the network. One variable changes the latter. Ray has it for
+macOS and Windows, where it is the default, and reads it when it is imported. Where `$RAY_ADDRESS`
+names a cluster in the network, nothing changes.
+
+Upstream change it waits for: `ray.init(_node_ip_address="127.0.0.1")` taken as it stands where it starts a cluster
+(`resolve_ip_for_localhost` in ray/_private/worker.py). `act/device=cpu` then sets `_node_ip_address`.
+"""
+
+import os
+from types import ModuleType
+
+import wrapt
+
+MODULE = "ray._private.ray_constants"
+VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+def close_gap() -> None:
+    """Arrange for the change when (or if) the module is imported, and for the processes that this one starts."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    on_this_machine = address.startswith(("local", "127.", "[::1]"))
+    if on_this_machine and os.environ.setdefault(VARIABLE, "0") == "0":
+        wrapt.when_imported(MODULE)(_patch)
+
+
+def _patch(module: ModuleType) -> None:
+    module.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
