@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -111,6 +114,61 @@ def test_a_run_killed_on_one_engine_goes_on_over_the_cluster(trajectories: Path,
     assert re.findall(r"sampling alternatives: +\d+%\|[^|]*\| (\d+)/", again.stderr)[0] == str(SHARD_STATES)
     assert rows(out)[:SHARD_STATES] == kept
     assert len(rows(out)) == len(read_steps([trajectories]))
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A head node by the commands of the guide; the variables of a shell that knows its address."""
+    home = tmp_path_factory.mktemp("home")
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short, for the sockets in it
+        env = clean_environment(HOME=str(home), RAY_TMPDIR=folder)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        ray = str(Path(sys.executable).with_name("ray"))
+        head = ["--head", "--port", address.split(":")[1], "--node-ip-address", "127.0.0.1", "--num-cpus", "1"]
+        try:
+            for words in (["get-auth-token", "--generate"], ["start", *head, "--include-dashboard", "false"]):
+                subprocess.run([ray, *words], env=env, check=True, capture_output=True, timeout=200)
+            yield {"HOME": str(home), "RAY_ADDRESS": address}
+        finally:
+            # `ray stop` would end every Ray on the machine.
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if process.environ().get("RAY_TMPDIR") == folder:
+                        process.kill()
+
+
+def doctor(**variables: str) -> dict[str, str]:
+    """The doctor's findings in Ray's workers."""
+    code = """
+import dataclasses, json
+from verl_act.doctor.registered import in_ray_workers
+from verl_act.doctor.run import examine
+print(json.dumps([dataclasses.asdict(finding) for finding in examine([("ray", in_ray_workers)])]))
+"""
+    env = clean_environment(**variables)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=400, check=True
+    )
+    (finding,) = json.loads(done.stdout.splitlines()[-1])
+    return finding
+
+
+def test_the_doctor_looks_at_every_node(cluster: str) -> None:
+    found = doctor(RAY_ADDRESS=cluster)
+    assert found["state"] == "ok" and found["detail"].startswith("2 nodes: agent loop act_env")
+
+
+def test_a_cluster_with_a_token(started: dict[str, str]) -> None:
+    found = doctor(**started, RAY_AUTH_MODE="token")
+    assert found["state"] == "ok" and found["detail"].startswith("1 node: agent loop act_env")
+
+
+def test_a_cluster_whose_token_is_missing(started: dict[str, str], tmp_path: Path) -> None:
+    found = doctor(**{**started, "HOME": str(tmp_path)})
+    assert found["state"] == "wrong" and started["RAY_ADDRESS"] in found["detail"]
+    assert "RAY_AUTH_MODE=token" in found["remedy"]
 
 
 def train_on_two_nodes(out: Path, rows: Path, *settings: str) -> str:

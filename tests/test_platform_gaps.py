@@ -21,7 +21,7 @@ from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_cuda import PlatformCUDA
 
 from verl_act import platform
-from verl_act.platform import cpu
+from verl_act.platform import cpu, ray_loopback
 
 GAPS = {
     "cpu_platform": ("cpu.py", "Unknown platform 'cpu'"),
@@ -42,7 +42,7 @@ GAPS = {
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what our plugin, or a user, has set in it."""
-    ours = ("VERL_", "VLLM_", "RAY_ENABLE_", "ALFWORLD_")  # alfworld sets one in a process that imports it
+    ours = ("VERL_", "VLLM_", "ALFWORLD_")  # alfworld sets one in a process that imports it
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **changes}
 
 
@@ -68,7 +68,8 @@ def with_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def without_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("without")
-    return try_gaps("without", folder, VERL_USE_EXTERNAL_PLUGINS="none", VLLM_PLUGINS="")
+    rays_default = {ray_loopback.VARIABLE: "1"}
+    return try_gaps("without", folder, VERL_USE_EXTERNAL_PLUGINS="none", VLLM_PLUGINS="", **rays_default)
 
 
 @pytest.fixture

@@ -106,8 +106,15 @@ def in_ray_workers() -> str:
     named = "RAY_ADDRESS" in os.environ
     local: dict[str, Any] = {} if named else {"address": "local", "num_cpus": 1, "include_dashboard": False}
     if named:
-        _connect(os.environ["RAY_ADDRESS"])
-    ray.init(log_to_driver=False, **local)
+        _answers(os.environ["RAY_ADDRESS"])
+    try:
+        ray.init(log_to_driver=False, **local)
+    except ConnectionError as error:
+        raise Fault(
+            f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} does not take this process in ({_reason(error)}).",
+            "A cluster that `ray start` made wants its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
+            "from the head node.",
+        ) from error
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         found = ray.get([_on_node(node) for node in nodes], timeout=300)
@@ -128,8 +135,15 @@ def in_ray_workers() -> str:
     return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {_complete(found[0], '')}"
 
 
-def _connect(address: str) -> None:
-    """Ray itself would go on trying for minutes."""
+def _reason(error: BaseException) -> str:
+    """The first line of what Ray was told, at the end of its chain of errors."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _answers(address: str) -> None:
+    """Whether anything does. Ray itself would go on trying for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:  # such as "auto"
         return
