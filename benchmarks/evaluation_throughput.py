@@ -46,8 +46,8 @@ def play(examinee: Examinee, panel: list[Task], data: dict[str, Any], max_turns:
             (await play_tasks(examinee, [task], pools, max_turns))[0] for task in tqdm(panel, desc="one at a time")
         ]
         seconds["one at a time"] = time.monotonic() - started
-        won = [[record["success"] for record, _ in answers] for answers in (together, alone)]
-        turns = [sum(record["steps"] for record, _ in answers) for answers in (together, alone)]
+        won = [[record["success"] for record in answers] for answers in (together, alone)]
+        turns = [sum(record["steps"] for record in answers) for answers in (together, alone)]
         return {"seconds": seconds, "same_outcome": sum(map(lambda a, b: a == b, *won)), "turns": turns}
 
     return examinee.engine.run(both())

@@ -292,6 +292,6 @@ def test_a_panel_of_two_environments_is_played_on_the_callers_ray() -> None:
     panel = [task(0), Task(hostile_env.NAME, "train", "note", "note"), task(1)]
     examinee = Examinee(cast(Any, Adds()), get_template("plain"), Sampling(temperature=0))
     played = asyncio.run(play_panel(examinee, panel, None, max_turns=hostile_env.STEPS, actors=2))
-    assert [record["end"] for record, _ in played] == ["step_limit", "goal", "step_limit"]
-    assert [played[at][1].turns[-1].context.observation for at in (0, 2)] == ["t0: 2", "t1: 2"]
+    assert [record["end"] for record in played] == ["step_limit", "goal", "step_limit"]
+    assert [played[at]["turns"][-1]["observation"] for at in (0, 2)] == ["t0: 2", "t1: 2"]
     assert ray.is_initialized()

@@ -21,9 +21,10 @@ from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
 from verl_act.evaluate.files import FILES
+from verl_act.evaluate.journal import Journal, journal
 from verl_act.evaluate.outcomes import read_values
 from verl_act.evaluate.reasoning import Question
-from verl_act.evaluate.run import Answers, evaluate, some_of_each_split, write_evaluation
+from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
 from verl_act.evaluate.seeds import Outcome
 from verl_act.evaluate.table import compare, comparison, markdown
 from verl_act.manifest import digest
@@ -260,14 +261,15 @@ def examinee(engine: object, seed: int = 0) -> Examinee:
     return Examinee(cast(Any, engine), get_template("plain"), Sampling(), seed)
 
 
-def play(engine: object, pool: Corridor, *names: str, seed: int = 0) -> list[Any]:
-    return asyncio.run(play_tasks(examinee(engine, seed), corridors(*names), {"corridor": cast(Any, pool)}, 5))
+def play(engine: object, pool: Corridor, *names: str, seed: int = 0, kept: Journal | None = None) -> list[Any]:
+    return asyncio.run(play_tasks(examinee(engine, seed), corridors(*names), {"corridor": cast(Any, pool)}, 5, kept))
 
 
 def write(out: Path, model: str = "a/model", answers: Answers | None = None, **settings: Any) -> dict[str, Any]:
     answers = answers or Answers([], [], [])
     engine = EngineSettings(model=model)
-    return write_evaluation(out, "it", engine, Sampling(), answers, template="cot", inputs=[], settings=settings)
+    manifest = evaluation_manifest(engine, Sampling(), template="cot", inputs=[], settings=settings)
+    return write_evaluation(out, "it", manifest, answers)
 
 
 def test_every_item_and_turn_draws_its_own_noise() -> None:
@@ -289,8 +291,8 @@ def test_every_item_and_turn_draws_its_own_noise() -> None:
 def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Path) -> None:
     engine = Says("<action>go</action>")
     played = play(engine, Corridor(fails="bad"), "one", "bad", "two", "bad, later")
-    assert [record["end"] for record, _ in played] == ["goal", "error", "goal", "error"]
-    assert [played[at][0]["error"] for at in (1, 3)] == ["bad cannot be loaded", "the corridor has no floor"]
+    assert [record["end"] for record in played] == ["goal", "error", "goal", "error"]
+    assert [played[at]["error"] for at in (1, 3)] == ["bad cannot be loaded", "the corridor has no floor"]
     figures = write(tmp_path / "out", answers=Answers(played, [], []))["episodes"]["valid_seen"]
     assert (figures["errors"], figures["success"]["count"], figures["success"]["share"]) == (2, 2, 1.0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -302,6 +304,85 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)
     with pytest.raises(EnvError, match="not one of 1 episodes could be played; the first: bad cannot be loaded"):
         play(engine, Corridor(fails="bad"), "bad")
+
+
+class Tires(Says):
+    """Its engine dies before the answer of this number."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__("<action>go</action>")
+        self.last = last
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        if len(self.seeds) == self.last:
+            raise RuntimeError("the engine is dead")
+        return await super().reply(messages, sampling, seed)
+
+
+def examined(engine: Says, out: Path, key: str = "a") -> list[list[Any]]:
+    """All four kinds of questions, with a journal for `out`."""
+    asked, tasks = examinee(engine), corridors("one", "two")
+    steps, pairs = ([make(number) for number in range(3)] for make in (make_step, make_pair))
+    questions = [Question(str(number), "math", "?", "1", False) for number in range(3)]
+
+    async def ask(kept: Journal) -> list[list[Any]]:
+        return [
+            await play_tasks(asked, tasks, {"corridor": cast(Any, Corridor(fails="none"))}, 5, kept),
+            await ask_next_actions(asked, steps, kept),
+            await ask_choices(asked, pairs, kept),
+            await ask_questions(asked, questions, kept),
+        ]
+
+    with journal(out, key, lambda: len(engine.seeds)) as kept:
+        return asyncio.run(ask(kept))
+
+
+def without_times(answers: list[list[Any]]) -> list[list[Any]]:
+    return [[{**record, "env_seconds": 0.0} for record in records] for records in answers]
+
+
+@pytest.mark.parametrize("killed_after", [0, 3, 7, 13])
+def test_a_killed_evaluation_asks_only_for_the_rest(killed_after: int, tmp_path: Path) -> None:
+    whole = Says("<action>go</action>")
+    expected = examined(whole, tmp_path / "whole")
+    killed = Tires(killed_after)
+    with pytest.raises(RuntimeError, match="the engine is dead"):
+        examined(killed, tmp_path / "out")
+    (kept,) = (tmp_path / ".out.answers").iterdir()
+    kept.write_bytes(kept.read_bytes() + b'{"what": "choices", "num')  # what a kill leaves of a line
+    again = Says("<action>go</action>")
+    assert without_times(examined(again, tmp_path / "out")) == without_times(expected)
+    # The turns of an episode in progress are asked again.
+    assert set(killed.seeds) | set(again.seeds) == set(whole.seeds)
+    assert len(set(killed.seeds) & set(again.seeds)) <= min(killed_after, 4)
+    assert not (tmp_path / ".out.answers").exists()
+
+
+def test_answers_by_other_settings_are_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the engine is dead"):
+        examined(Tires(9), tmp_path / "out", key="a")
+    other = Says("<action>go</action>")
+    examined(other, tmp_path / "out", key="b")
+    assert len(other.seeds) == 2 * 3 + 3 * 3
+
+
+def test_an_episode_that_failed_is_played_again(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "out", "a")
+    play(Says("<action>go</action>"), Corridor(fails="bad"), "one", "bad", kept=first)
+    first.close()
+    second = Journal(tmp_path / "out", "a")
+    engine = Says("<action>go</action>")
+    played = play(engine, Corridor(fails="none"), "one", "bad", kept=second)
+    assert [record["end"] for record in played] == ["goal", "goal"] and len(engine.seeds) == 3
+    second.close()
+
+
+def test_what_records_do_not_say_is_counted_over_all_attempts(tmp_path: Path) -> None:
+    for attempt in range(3):
+        kept = Journal(tmp_path / "out", "a", lambda: 2)
+        assert kept.counted == 2 * attempt
+        kept.add("choices", attempt, {"right": True})
+        kept.close()
 
 
 def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
-from verl_act.evaluate.run import Answers, write_evaluation
+from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
 from verl_act.manifest import digest, make_manifest, write_manifest
 from verl_act.prompts import Message, Template
 from verl_act.report import write_report
@@ -142,7 +142,8 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
 
     engine = EngineSettings(model=f"models/{name}")
     out = run / "evaluation" / name
-    write_evaluation(out, name, engine, sampling, asyncio.run(ask()), template="json", inputs=files, seconds=1.5)
+    manifest = evaluation_manifest(engine, sampling, template="json", inputs=files)
+    write_evaluation(out, name, manifest, asyncio.run(ask()), seconds=1.5)
     mark(run, f"evaluate {name}", 2.5)
 
 

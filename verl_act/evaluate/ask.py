@@ -1,6 +1,6 @@
 """Put questions to a model: play tasks, ask for next actions, ask for choices.
 
-One flat record an item, in a fixed order.
+One record an item, in a fixed order. What a `journal` has already is not asked again.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -17,6 +17,7 @@ from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import EnvError
+from verl_act.evaluate.journal import Journal, Record
 from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.parse import match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
@@ -26,7 +27,6 @@ from verl_act.schema import Context, Pair, Step
 CONCURRENT_EPISODES = 64
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,13 @@ class _Player:
 
 
 async def play_tasks(
-    examinee: Examinee, tasks: Sequence[Task], pools: Mapping[str, EnvPool], max_turns: int
-) -> list[tuple[dict[str, Any], Episode]]:
-    """Every task once: (record, episode) in the order of `tasks`. No episode waits for another.
+    examinee: Examinee,
+    tasks: Sequence[Task],
+    pools: Mapping[str, EnvPool],
+    max_turns: int,
+    journal: Journal | None = None,
+) -> list[Record]:
+    """Every task once, its record with the transcript (`goal`, `turns`). No episode waits for another.
 
     `pools`: environment -> its pool. An episode whose environment fails ends as `End.ERROR`, its record with the
     `error`. Raises `EnvError` where every episode does, as with wrong settings.
@@ -80,14 +84,14 @@ async def play_tasks(
         finally:
             await session.close()
 
-    async def one(task: Task) -> tuple[dict[str, Any], Episode]:
+    async def one(task: Task) -> Record:
         error = {}
         async with places:
             try:
                 episode = await played(task)
             except EnvError as failure:
                 episode, error = Episode(task, end=End.ERROR), {"error": str(failure)}
-        record = {
+        return {
             "task_id": task.task_id,
             "task_type": task.task_type,
             "split": task.split,
@@ -95,19 +99,37 @@ async def play_tasks(
             "score": episode.score,
             **episode.metrics(),
             **error,
+            **_transcript(episode),
         }
-        return record, episode
 
-    found = await _all(one, tasks, "episodes")
-    if found and all(episode.end is End.ERROR for _, episode in found):
-        raise EnvError(f"not one of {len(found)} episodes could be played; the first: {found[0][0]['error']}")
+    found = await _all(one, tasks, "episodes", journal)
+    if found and all("error" in record for record in found):
+        raise EnvError(f"not one of {len(found)} episodes could be played; the first: {found[0]['error']}")
     return found
 
 
-async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[dict[str, Any]]:
+def _transcript(episode: Episode) -> Record:
+    """What a reader of the episode needs: each turn with what was seen, allowed, replied and done."""
+    return {
+        "goal": episode.turns[0].context.goal if episode.turns else "",
+        "turns": [
+            {
+                "observation": turn.context.observation,
+                "admissible_actions": list(turn.context.admissible_actions),
+                "reply": turn.reply,
+                "action": turn.action,
+                "malformed": turn.malformed,
+                "admissible": turn.admissible,
+            }
+            for turn in episode.turns
+        ],
+    }
+
+
+async def ask_next_actions(examinee: Examinee, steps: Sequence[Step], journal: Journal | None = None) -> list[Record]:
     """The expert's action wanted at every step."""
 
-    async def one(step: Step) -> dict[str, Any]:
+    async def one(step: Step) -> Record:
         messages = examinee.template.action_messages(step.context)
         reply = await examinee.answer(messages, f"next action {step.state_id}")
         parsed = parse_action(reply)
@@ -124,15 +146,17 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step]) -> list[di
             "right": match_action(action, [step.action]) is not None,
         }
 
-    return await _all(one, steps, "next actions")
+    return await _all(one, steps, "next actions", journal)
 
 
-async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int = 0) -> list[dict[str, Any]]:
+async def ask_choices(
+    examinee: Examinee, pairs: Sequence[Pair], journal: Journal | None = None, order_seed: int = 0
+) -> list[Record]:
     """The best candidate wanted for every pair; the expert's action stands in each place equally often."""
     counts = [1 + len(pair.alternatives) for pair in pairs]
     positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed)
 
-    async def one(numbered: tuple[int, Pair]) -> dict[str, Any]:
+    async def one(numbered: tuple[int, Pair]) -> Record:
         number, pair = numbered
         position = int(positions[number])
         candidates = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position)
@@ -157,13 +181,15 @@ async def ask_choices(examinee: Examinee, pairs: Sequence[Pair], order_seed: int
             "right": parsed.index == position,
         }
 
-    return await _all(one, list(enumerate(pairs)), "choices")
+    return await _all(one, list(enumerate(pairs)), "choices", journal)
 
 
-async def ask_questions(examinee: Examinee, questions: Sequence[Question]) -> list[dict[str, Any]]:
+async def ask_questions(
+    examinee: Examinee, questions: Sequence[Question], journal: Journal | None = None
+) -> list[Record]:
     """Questions of general reasoning, with verified answers."""
 
-    async def one(question: Question) -> dict[str, Any]:
+    async def one(question: Question) -> Record:
         reply = await examinee.answer(question.messages, f"question {question.split}/{question.item}")
         return {
             "item": question.item,
@@ -173,18 +199,25 @@ async def ask_questions(examinee: Examinee, questions: Sequence[Question]) -> li
             "right": is_right(question, reply),
         }
 
-    return await _all(one, questions, "reasoning")
+    return await _all(one, questions, "reasoning", journal)
 
 
-async def _all(ask: Callable[[Item], Awaitable[Answer]], items: Sequence[Item], what: str) -> list[Answer]:
-    progress = tqdm(total=len(items), desc=what)
+async def _all(
+    ask: Callable[[Item], Awaitable[Record]], items: Sequence[Item], what: str, journal: Journal | None
+) -> list[Record]:
+    found = [journal.get(what, number) if journal else None for number in range(len(items))]
+    progress = tqdm(total=len(items), initial=sum(record is not None for record in found), desc=what)
 
-    async def counted(item: Item) -> Answer:
-        answer = await ask(item)
-        progress.update()
-        return answer
+    async def counted(number: int) -> Record:
+        record = found[number]
+        if record is None:
+            record = await ask(items[number])
+            if journal:
+                journal.add(what, number, record)
+            progress.update()
+        return record
 
     try:
-        return list(await asyncio.gather(*map(counted, items)))
+        return list(await asyncio.gather(*map(counted, range(len(items)))))
     finally:
         progress.close()
