@@ -19,7 +19,7 @@ check: setup      ## format, lint and types
 
 AT_ONCE ?= 2
 test: check       ## every check and every test; AT_ONCE files of tests side by side, each with up to 8 GiB and a core
-	$(VENV)/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder --durations 25
 
 docs: setup       ## the documentation site in docs/_build; warnings are errors
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON_RUN) --no-deps -r requirements/docs.txt

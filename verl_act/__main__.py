@@ -318,7 +318,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="so many expert states and pairs of each split, drawn")] = None,
     seed: int = 0,
 ) -> None:
-    """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer."""
+    """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer.
+
+    Answers are kept beside `--out` as they come: an evaluation that was killed goes on where it stopped.
+    """
     from verl_act.engine import EngineSettings, Sampling
     from verl_act.evaluate.run import evaluate as run
 
