@@ -16,6 +16,7 @@ from typing import Any
 
 import hostile_env
 import hydra
+import numpy as np
 import pytest
 from installed_env import ray_with
 from omegaconf import OmegaConf
@@ -115,7 +116,15 @@ class ScriptedServer:
         ids = ids[: sampling_params["max_tokens"]]
         log_probs = [-(number + position / 1000) for position in range(1, len(ids) + 1)]
         versions = {"min_global_steps": 3 + number, "max_global_steps": 4 + number}
-        reply = TokenOutput(token_ids=ids, log_probs=log_probs if self.log_probs else None, extra_fields=versions)
+        # As vLLM tells them: of every token that went through the model, the last one sampled not among them.
+        experts = np.arange(len(prompt_ids) + len(ids) - 1, dtype=np.int16).reshape(-1, 1, 1)
+        reply = TokenOutput(
+            token_ids=ids,
+            log_probs=log_probs if self.log_probs else None,
+            routed_experts=experts if self.log_probs else None,
+            num_preempted=number % 2,
+            extra_fields=versions,
+        )
         self.requests.append(Request(request_id, list(prompt_ids), dict(sampling_params), reply))
         return reply
 
@@ -250,6 +259,20 @@ def test_concat_grows_one_sequence_and_never_encodes_a_reply_again(
     assert output.response_mask[-1] == 1, "nothing follows the last reply"
     text = tokenizer.apply_chat_template(conversation(played.contexts, script), tokenize=False)
     assert tokenizer.decode(sequence) == text.removesuffix("\n")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_server_says_of_experts_and_preemptions_is_passed_on(
+    mode: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
+) -> None:
+    """Training of mixtures of experts may replay the server's routing of each token."""
+    script = [answer(action) for action in played.plan]
+    run = run_loop(played.task, tokenizer, script, tmp_path, mode=mode, env_settings={"data": str(games)})
+    last = run.requests if mode == "stepwise" else run.requests[-1:]
+    for output, request in zip(run.outputs, last, strict=True):
+        assert output.routed_experts is request.reply.routed_experts
+        assert len(output.routed_experts) == len(output.prompt_ids) + len(output.response_ids) - 1
+        assert output.metrics.num_preempted == len(run.requests) // 2
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
+from verl.workers.rollout.replica import TokenOutput
 
 from verl_act.data.settings import ActSettings
 from verl_act.envs.base import Task
@@ -65,6 +66,15 @@ class _Sample:
     response_ids: list[int] = field(default_factory=list)
     response_mask: list[int] = field(default_factory=list)
     response_logprobs: list[float] = field(default_factory=list)
+    routed_experts: Any = None
+    """(prompt + response - 1, layers, experts a token), as the server says it of all tokens with the last reply."""
+
+    def take(self, reply: TokenOutput) -> None:
+        """Append the model's own tokens."""
+        self.response_ids += reply.token_ids
+        self.response_mask += [1] * len(reply.token_ids)
+        self.response_logprobs += reply.log_probs or []
+        self.routed_experts = reply.routed_experts
 
 
 class _TokenPolicy(ABC):
@@ -85,6 +95,7 @@ class _TokenPolicy(ABC):
         options = agent_loop.data_config.get("apply_chat_template_kwargs")
         self.reply_prefix = reply_prefix(agent_loop.tokenizer, options)
         self.seconds = 0.0
+        self.preempted = -1  # verl's way to say that the server does not tell
         self.server_fields: list[dict[str, Any]] = []
         # One id an episode keeps it on one server, whose prefix cache then holds its earlier turns.
         self.request_id = uuid4().hex
@@ -117,8 +128,8 @@ class _TokenPolicy(ABC):
     def user_message(self, messages: list[Message]) -> list[Message]:
         return as_plain_text(messages, self.agent_loop.tokenizer)
 
-    async def generate(self, prompt_ids: list[int], max_tokens: int) -> tuple[list[int], list[float]]:
-        """Sampled token ids and their log-probabilities (empty where the server gives none)."""
+    async def generate(self, prompt_ids: list[int], max_tokens: int) -> TokenOutput:
+        """Sampled token ids, their log-probabilities and their routed experts (None where the server gives none)."""
         started = perf_counter()
         output = await self.agent_loop.server_manager.generate(
             request_id=self.request_id,
@@ -127,7 +138,9 @@ class _TokenPolicy(ABC):
         )
         self.seconds += perf_counter() - started
         self.server_fields.append(dict(output.extra_fields))
-        return list(output.token_ids), list(output.log_probs or [])
+        if output.num_preempted is not None:
+            self.preempted = max(self.preempted, 0) + output.num_preempted
+        return output
 
     async def text(self, token_ids: list[int]) -> str:
         tokenizer: Any = self.agent_loop.tokenizer
@@ -145,14 +158,18 @@ class _TokenPolicy(ABC):
             "turn_scores": [],
             "tool_rewards": [],
         }
+        metrics = AgentLoopMetrics(
+            generate_sequences=self.seconds, tool_calls=episode.env_seconds, num_preempted=self.preempted
+        )
         return [
             AgentLoopOutput(
                 prompt_ids=sample.prompt_ids,
                 response_ids=sample.response_ids,
                 response_mask=sample.response_mask,
                 response_logprobs=sample.response_logprobs or None,
+                routed_experts=sample.routed_experts,
                 num_turns=2 * len(episode.turns),
-                metrics=AgentLoopMetrics(generate_sequences=self.seconds, tool_calls=episode.env_seconds),
+                metrics=metrics,
                 multi_modal_data={},
                 extra_fields=dict(fields),
             )
@@ -188,9 +205,10 @@ class StepwisePolicy(_TokenPolicy):
         if not self.fits(prompt_ids, context):
             return None
         limit = min(self.settings.max_tokens_per_turn, self.agent_loop.rollout_config.response_length)
-        token_ids, log_probs = await self.generate(prompt_ids, limit)
-        self.samples.append(_Sample(prompt_ids, token_ids, [1] * len(token_ids), log_probs))
-        return await self.text(token_ids)
+        reply = await self.generate(prompt_ids, limit)
+        self.samples.append(_Sample(prompt_ids))
+        self.samples[-1].take(reply)
+        return await self.text(reply.token_ids)
 
 
 class ConcatPolicy(_TokenPolicy):
@@ -206,13 +224,11 @@ class ConcatPolicy(_TokenPolicy):
             return None
         sample = self.samples[0]
         room = self.agent_loop.rollout_config.response_length - len(sample.response_ids)
-        token_ids, log_probs = await self.generate(
+        reply = await self.generate(
             sample.prompt_ids + sample.response_ids, min(self.settings.max_tokens_per_turn, room)
         )
-        sample.response_ids += token_ids
-        sample.response_mask += [1] * len(token_ids)
-        sample.response_logprobs += log_probs
-        text = await self.text(token_ids)
+        sample.take(reply)
+        text = await self.text(reply.token_ids)
         self.messages = [*self.messages, {"role": "assistant", "content": text}]
         return text
 
