@@ -82,7 +82,7 @@ def test_live_episodes_while_another_batch_trains(mode: str, games: Path, tmp_pa
     metrics = train(tmp_path, "action", tmp_path / "tasks" / "tasks.parquet", **episodes)
     check_steps(metrics)
     assert all(1 <= metrics[step]["train/act/alfworld/episode/steps/mean"] <= 2 for step in (1, 2))
-    assert "val-core/act/alfworld/episode/train/acc/mean@1" in metrics[2]
+    assert any(name.startswith("val-core/act/alfworld/episode") for name in metrics[2]), "validation plays too"
 
 
 @pytest.mark.parametrize(
