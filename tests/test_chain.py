@@ -417,6 +417,22 @@ def verl_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, metrics: str = "") 
     return seen[0]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
+        "(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed",
+    ],
+)
+def test_a_run_that_has_lost_a_part_is_ended(said: str, tmp_path: Path) -> None:
+    """Such a run would wait for ever. Why it was ended stands at the end of its log, which the error shows."""
+    code = f"import time; print({said!r}, flush=True); time.sleep(600)"
+    stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+    with pytest.raises(EngineError, match=rf"'critic' failed with status -15(.|\n)*{re.escape(said)}"):
+        train(stage)
+
+
 @pytest.mark.parametrize("name", ["lr=1e-5", "runs (1)", "a,b", "José"])
 def test_any_folder_can_be_the_output(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, metrics = verl_runs(tmp_path / name, monkeypatch)

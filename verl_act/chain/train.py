@@ -35,8 +35,9 @@ _SHOWN = {
     "train/loss": "loss",
 }
 _TAIL = 40
-_DEAD_ENGINE = "EngineDeadError"
-"""What vLLM raises from then on once its engine has failed; verl would replace failed rollouts for ever."""
+_LOST = ("EngineDeadError", "killed due to memory pressure (OOM)")
+"""After these a run takes no step any more and does not end: vLLM's engine has failed, and verl replaces failed
+rollouts for ever; Ray has killed some of its processes (it says so within a minute), and the others wait for them."""
 
 
 def train(stage: Stage) -> float:
@@ -135,7 +136,7 @@ def _prepare(work: Path, stage: Stage) -> None:
 def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
     """Run `command` into `log`; the exit status. One bar shows the steps and the figures to watch."""
     with (
-        log.open("w") as stream,
+        log.open("w", buffering=1) as stream,  # each line at once, for who looks on
         tqdm(desc=f"{name} (starting)", unit="step") as progress,
         subprocess.Popen(
             command,
@@ -150,10 +151,9 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
         assert process.stdout is not None
         for line in process.stdout:
             stream.write(line)
-            if _DEAD_ENGINE in line:
+            if any(words in line for words in _LOST):
                 process.terminate()
             if found := _STEP.search(line):
-                stream.flush()
                 progress.set_description(name)
                 progress.n = int(found[1])
                 progress.set_postfix(_figures(found[2]))
