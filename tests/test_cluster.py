@@ -171,41 +171,36 @@ def test_a_cluster_whose_token_is_missing(started: dict[str, str], tmp_path: Pat
     assert "RAY_AUTH_MODE=token" in found["remedy"]
 
 
-def train_on_two_nodes(out: Path, rows: Path, *settings: str) -> str:
-    """Two steps of verl's trainer, a process of it and an engine on each node; what it printed."""
+def test_one_trainer_over_two_nodes(pairs: Path, games: Path, tmp_path: Path) -> None:
+    """Two steps on choices and live episodes: a process of the trainer and an engine on each node."""
+    make_tasks(tmp_path / "tasks", "alfworld", ["train"], env_settings={"data": str(games)})
+    files = f"[{pairs},{tmp_path / 'tasks' / 'tasks.parquet'}]"
     logical = {"num_cpus": 16, "num_gpus": 1}  # verl's actors reserve many CPUs each, and count GPUs
     nodes = Cluster(initialize_head=True, head_node_args={**logical, "include_dashboard": False})
-    words = [sys.executable, "-m", "verl.trainer.main_ppo", *settings, *SMALL_RUN, "trainer.nnodes=2"]
+    words = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=action", *SMALL_RUN, "trainer.nnodes=2"]
     words += [
-        f"data.train_files={rows}",
-        f"data.val_files={rows}",
+        f"data.train_files={files}",
+        f"data.val_files={files}",
+        "data.act.mix.weights=[1,1]",
+        "data.act.episode.max_turns=2",
+        "data.act.episode.actors=2",
+        f"+data.act.episode.env_settings.data={games}",
         f"actor_rollout_ref.model.path={embedded_models()['alfworld']}",
     ]
     words += [f"ray_kwargs.ray_init.{name}=null" for name in ("address", *logical)] + ["trainer.total_training_steps=2"]
-    words.append(f"trainer.default_local_dir={out / 'checkpoints'}")  # the nodes have another working folder
+    words.append(f"trainer.default_local_dir={tmp_path / 'checkpoints'}")  # the nodes have another working folder
     try:
         nodes.add_node(**logical)
         nodes.wait_for_nodes()
         env = clean_environment(RAY_ADDRESS=nodes.address)
-        done = subprocess.run(words, cwd=out, env=env, capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900, check=False)
     finally:
         nodes.shutdown()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     # Ray passes each line on once for every node's log.
     assert {int(step) for step in re.findall(r"step:(\d+) - ", done.stdout)} == {1, 2}
-    shards = {path.name for path in (out / "checkpoints").glob("global_step_2/actor/model_*.pt")}
-    assert shards == {f"model_world_size_2_rank_{rank}.pt" for rank in range(2)}
-    return done.stdout
-
-
-def test_one_trainer_over_two_nodes(pairs: Path, tmp_path: Path) -> None:
-    train_on_two_nodes(tmp_path, pairs, "+act=critic")
-
-
-def test_live_episodes_over_two_nodes(games: Path, tmp_path: Path) -> None:
-    make_tasks(tmp_path / "tasks", "alfworld", ["train"], env_settings={"data": str(games)})
-    episodes = ("data.act.episode.max_turns=2", "data.act.episode.actors=2")
-    rows, where = tmp_path / "tasks" / "tasks.parquet", f"+data.act.episode.env_settings.data={games}"
-    printed = train_on_two_nodes(tmp_path, rows, "+act=action", *episodes, where)
-    lengths = re.findall(r"train/act/alfworld/episode/steps/mean:(?:np\.float64\()?([\d.]+)", printed)
+    lengths = re.findall(r"train/act/alfworld/episode/steps/mean:(?:np\.float64\()?([\d.]+)", done.stdout)
     assert lengths and all(1 <= float(length) <= 2 for length in lengths)
+    assert "train/act/alfworld/choice/acc/mean:" in done.stdout
+    shards = {path.name for path in (tmp_path / "checkpoints").glob("global_step_2/actor/model_*.pt")}
+    assert shards == {f"model_world_size_2_rank_{rank}.pt" for rank in range(2)}
