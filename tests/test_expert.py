@@ -185,8 +185,10 @@ def test_a_killed_worker_is_told_with_a_remedy(games: Path, tmp_path: Path) -> N
 import os, signal, threading, time, psutil
 from verl_act.data_prep.collect_expert import collect_expert
 def kill():
-    while not (workers := [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]):
+    workers = []
+    while len(workers) < 2:
         time.sleep(0.01)
+        workers = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
     workers[0].kill()
 if __name__ == "__main__":
     threading.Thread(target=kill, daemon=True).start()
