@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from os import PathLike
 from pathlib import Path
 
 from verl_act.data.order import expert_positions
 from verl_act.data_prep import giveaways
-from verl_act.envs.registry import get_env
+from verl_act.envs.registry import installed_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.parse import match_action, normalise
 from verl_act.prompts import Template, get_template
@@ -123,15 +122,9 @@ _Rule = Callable[[Pair], bool]
 
 def _unlisted(action: str, pair: Pair) -> bool:
     """Whether the list of the pair's state is of all actions, and this one is not in it."""
-    return _lists_all_actions(pair.env) and match_action(action, pair.context.admissible_actions) is None
-
-
-@cache
-def _lists_all_actions(env: str) -> bool:
-    try:
-        return get_env(env).lists_all_actions
-    except ConfigError:  # an environment that is not installed here, or none at all
-        return True
+    spec = installed_env(pair.env)
+    lists_all = spec is None or spec.lists_all_actions
+    return lists_all and match_action(action, pair.context.admissible_actions) is None
 
 
 _RULES: tuple[tuple[str, _Rule, str], ...] = (

@@ -119,8 +119,9 @@ DIALECTS = {
         ),
     ),
     "webshop": Dialect(
-        # " desk", and "pink" as in "click[pink]": the spaces of " [sep] " are its own.
-        names=re.compile(r"(?<!\]) [a-z]{3,}|(?<=\[)[a-z]{3,}"),
+        # " desk", "pink" as in "click[pink]" and " [sep] pink" (the spaces of " [sep] " are its own), and "k7qx", of
+        # which the embedded catalogue's product numbers are made.
+        names=re.compile(r"(?<!\]) [a-z]{3,}|(?<=\[)[a-z]{3,}|(?<=\[sep\] )[a-z]{3,}|[b-z][2-9][b-z]{2}"),
         lower_case=True,
         template_options=_NO_LISTS,
         phrases=(
@@ -136,6 +137,10 @@ DIALECTS = {
             " [sep] color [sep] ",
             " [sep] size [sep] ",
             " [sep] style [sep] ",
+            " [sep] flavor name [sep] ",
+            " [sep] scent [sep] ",
+            " [sep] fit type [sep] ",
+            " [sep] material type [sep] ",
             " [sep] $",
             " [sep] b0",
             " [sep] ",

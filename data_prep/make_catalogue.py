@@ -58,5 +58,8 @@ def _json(value: object) -> str:
 
 def _write_lines(path: Path, brackets: str, lines: Iterable[str]) -> None:
     """One entry a line."""
-    body = ",\n".join(lines)
-    path.write_text(f"{brackets[0]}\n{body}\n{brackets[1]}\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.write(brackets[0])
+        for number, line in enumerate(lines):
+            file.write(f",\n{line}" if number else f"\n{line}")
+        file.write(f"\n{brackets[1]}\n")

@@ -80,7 +80,7 @@ def make_games(
     started = time.monotonic()
     games: dict[str, list[_Game]] = {}
     with _workers(workers) as run, atomic_folder(out) as folder:
-        seen: set[tuple[object, ...]] = set()
+        seen: set[object] = set()
         for split in [split for split in SPLITS if counts.get(split)]:
             orders = [
                 _Order(split, index, seed, size, _rooms(split, index, games.get("train", ())))
@@ -88,10 +88,11 @@ def make_games(
             ]
             made = games[split] = []
             for order, game in zip(orders, tqdm(run(orders), split, len(orders), disable=not progress), strict=True):
-                while game.signature in seen:  # a twin of an earlier game: draw again
+                # A twin of an earlier game, or one of its name: its task would seem to be in two splits.
+                while game.signature in seen or game.folder in seen:
                     order = _Order(split, order.index, seed, size, order.rooms, order.salt + 1)
                     game = _make(order)
-                seen.add(game.signature)
+                seen |= {game.signature, game.folder}
                 made.append(game)
                 _write(folder / VERSION_FOLDER / split / game.folder, game)
         manifest = make_manifest(

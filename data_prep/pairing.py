@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from verl_act.data_prep.probe import Judgement, Prober, ReplayError
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
+from verl_act.envs.registry import is_admissible
 from verl_act.errors import ConfigError
 from verl_act.parse import match_action
 from verl_act.schema import Alternatives, Pair, Step, pair_id
@@ -120,7 +121,7 @@ def _does_nothing(step: Step, judge: Judge) -> bool:
 
 
 def _unprobed(step: Step) -> Judge:
-    return lambda action: Judgement(match_action(action, step.context.admissible_actions) is not None, None)
+    return lambda action: Judgement(is_admissible(step.env, action, step.context.admissible_actions), None)
 
 
 def _pairs_at(

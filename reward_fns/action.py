@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_act.parse import match_action, normalise, parse_action
+from verl_act.parse import normalise, parse_action
 from verl_act.reward_fns import tiers
 
 
@@ -29,5 +29,4 @@ def compute_score(
         return tiers.malformed(fmt)
     if normalise(reply.action) == normalise(ground_truth):
         return tiers.accurate(acc)
-    admissible_actions = tiers.texts(extra_info, "admissible_actions", data_source)
-    return tiers.neither() if match_action(reply.action, admissible_actions) is None else tiers.admissible(adm)
+    return tiers.admissible(adm) if tiers.takes(reply.action, extra_info, data_source) else tiers.neither()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_act.parse import match_action, normalise, parse_choice
+from verl_act.parse import normalise, parse_choice
 from verl_act.reward_fns import tiers
 
 
@@ -35,7 +35,6 @@ def compute_score(
     chosen = choice.text if choice.index is None else candidates[choice.index]
     if normalise(chosen) == normalise(ground_truth):
         return tiers.accurate(acc)
-    if choice.index is not None:
+    if choice.index is not None or tiers.takes(chosen, extra_info, data_source):
         return tiers.admissible(adm)
-    admissible_actions = tiers.texts(extra_info, "admissible_actions", data_source)
-    return tiers.neither() if match_action(chosen, admissible_actions) is None else tiers.admissible(adm)
+    return tiers.neither()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from verl_act.envs.registry import is_admissible
 from verl_act.errors import DataError
 
 KEYS = ("score", "acc", "adm", "fmt")
@@ -41,6 +42,15 @@ def neither() -> dict[str, float]:
 def whole(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:
     """The reply with what the prompt had already written of it (`extra_info["reply_prefix"]`, where there is one)."""
     return (extra_info or {}).get("reply_prefix", "") + solution_str
+
+
+def takes(action: str, extra_info: Mapping[str, Any] | None, data_source: str) -> bool:
+    """Whether the row's state takes `action`: one of `extra_info["admissible_actions"]`, or such as every state takes.
+
+    `data_source` names the environment, `act/<env>/...`. Raises `DataError` where the list is missing.
+    """
+    env = data_source.removeprefix("act/").partition("/")[0]
+    return is_admissible(env, action, texts(extra_info, "admissible_actions", data_source))
 
 
 def texts(extra_info: Mapping[str, Any] | None, key: str, data_source: str) -> list[str]:

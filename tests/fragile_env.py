@@ -17,7 +17,30 @@ from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 NAME = "fragile"
 SLOW_TO_PREPARE = "slow to prepare"
 """A file of this name in `traps` makes preparing take longer than a test's time-out."""
-_ACTIONS = ("add", "die", "die once", "hang once", "fail", "time out", "spoil once", "wander", "who")
+RELEASED = "released"
+"""A file of this name in `traps` tells that an episode was released."""
+SLOW = 2.5
+"""Seconds of the action `slow`."""
+_ACTIONS = (
+    "add",
+    "die",
+    "die once",
+    "hang once",
+    "slow",
+    "fail",
+    "fail oddly",
+    "time out",
+    "spoil once",
+    "wander",
+    "who",
+)
+
+
+class OddError(Exception):
+    """One that no other process can unpickle, as many are."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
 
 
 class FragileEnvironment:
@@ -38,6 +61,10 @@ class FragileEnvironment:
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "hang once" and self._springs(action):
             time.sleep(3600)
+        if action == "slow":
+            time.sleep(SLOW)
+        if action == "fail oddly":
+            raise OddError(7, "a bug with a class of its own")
         if action == "fail":
             raise RuntimeError("a bug in the environment")
         if action == "time out":
@@ -49,6 +76,11 @@ class FragileEnvironment:
         told = {"who": str(os.getpid()), "wander": f"somewhere {time.time_ns()}"}
         text = told.get(action, f"{self._task.task_id}: {self._count}")
         return StepResult(text, _ACTIONS, 0.0, False, False, action in _ACTIONS)
+
+    def release(self) -> None:
+        self._task = None
+        if self._traps.is_absolute():
+            (self._traps / RELEASED).touch()
 
     def close(self) -> None:
         pass

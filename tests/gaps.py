@@ -103,25 +103,16 @@ def weight_socket() -> None:
 def ray_loopback() -> None:
     """Every server of a Ray of this machine alone."""
     import ray
+    from servers import listening
 
-    before = _listening()  # torch's, for `process_group`
+    before = listening()  # torch's, for `process_group`
     ray.init(address="local", num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1")
     try:
-        found = _listening() - before
+        addresses = {address for _, address, _ in listening() - before}
     finally:
         ray.shutdown()
-    assert found
-    for address, _ in found:
-        assert address.removeprefix("::ffff:") == "127.0.0.1", f"listens at {address}"
-
-
-def _listening() -> set[tuple[str, int]]:
-    """The servers of this process and those that it has started: address, port."""
-    import psutil
-
-    own = {process.pid for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
-    servers = (at for at in psutil.net_connections("tcp") if at.status == psutil.CONN_LISTEN and at.pid in own)
-    return {tuple(at.laddr) for at in servers}
+    exposed = addresses - {"127.0.0.1"}
+    assert addresses and not exposed, f"listens at {', '.join(sorted(exposed, reverse=True))}"
 
 
 def value_model() -> None:

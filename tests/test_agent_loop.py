@@ -285,7 +285,8 @@ def test_outputs_carry_the_outcome_and_stack(
         [answer(action) for action in played.plan],
         tmp_path,
         mode=mode,
-        success_reward=2.0,
+        success_reward=1.5,
+        score_reward=0.5,
         env_settings={"data": str(games)},
     )
     turns = len(played.plan)

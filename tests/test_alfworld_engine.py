@@ -152,6 +152,24 @@ def test_after_a_reset_that_fails_no_episode_goes_on(games: Path) -> None:
     assert environment.reset(task) == first and environment.step("look").admissible
 
 
+def test_a_game_that_loads_in_part_is_never_played(games: Path, tmp_path: Path) -> None:
+    """Its grammar fails where the first commands are listed, when the engine has the game already."""
+    good = list_games("train", games).tasks[0]
+    source = sorted(games.glob("json_2.1.1/train/*/*/game.tw-pddl"))[-1]
+    folder = tmp_path / "json_2.1.1" / "train" / "broken" / "trial"
+    folder.mkdir(parents=True)
+    (folder / "game.tw-pddl").write_text(source.read_text().replace("go to [", "go to #nowhere# ["))
+    broken = Task("alfworld", "train", "broken/trial", "pick_and_place_simple")
+    whole, part = AlfworldEnvironment(games), AlfworldEnvironment(tmp_path)
+    first = whole.reset(good)
+    for _ in range(2):
+        whole.close()  # its engine goes to the next
+        with pytest.raises(EnvError, match="nowhere"):
+            part.reset(broken)
+        part.close()
+        assert whole.reset(good) == first
+
+
 def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     with pytest.raises(DataError, match=r"ALFWORLD_DATA.*make_games"):

@@ -159,7 +159,7 @@ def test_a_recipe_on_two_bases_has_what_both_state() -> None:
     """What they have in common is laid first, once: it does not undo what the first base states."""
     shop, comparison = load_recipe("webshop/quickstart"), load_recipe("alfworld/methods")
     both = load_recipe("webshop/methods")
-    assert both.env == "webshop" and both.expert == shop.expert and both.evaluate.tasks == shop.evaluate.tasks
+    assert both.env == "webshop" and both.expert == shop.expert and both.evaluate.max_turns == shop.evaluate.max_turns
     assert both.methods == comparison.methods and both.il == comparison.il
     assert both.critic.overrides["data"]["max_response_length"] == shop.critic.overrides["data"]["max_response_length"]
     ours, theirs, shops = (recipe.action.overrides["trainer"] for recipe in (both, comparison, shop))

@@ -118,6 +118,8 @@ def test_every_stage_composes_on_verls_configuration(stage: str, device: str | N
     assert config.reward.custom_reward_function.path == "pkg://verl_act.reward_fns.route"
     assert "hf_model" in config.actor_rollout_ref.actor.checkpoint.save_contents
     assert config.algorithm.adv_estimator == ("gae" if stage == "action_ppo" else "grpo")
+    if stage == "action_ppo":
+        assert config.critic.model.path == config.actor_rollout_ref.model.path, "the value model begins as the policy"
     assert config.actor_rollout_ref.actor.use_kl_loss is (stage == "critic")
     assert config.trainer.experiment_name == stage
     assert config.trainer.device == (device or "cuda")

@@ -142,6 +142,14 @@ def test_without_files_of_ours_rows_are_exactly_those_of_verl(files: dict[str, s
         assert {**ours[number], "dummy_tensor": None} == {**theirs[number], "dummy_tensor": None}
 
 
+def test_rows_that_do_not_fill_a_batch_are_refused_for_training(files: dict[str, str]) -> None:
+    """verl would divide by the number of its steps, which is 0."""
+    keys = {"train_files": files["pairs"], "train_batch_size": 1024}
+    with pytest.raises(ConfigError, match=r"pairs\.parquet: \d+ rows are less than one batch .*=1024"):
+        _dataset(files["pairs"], **keys)
+    assert len(_dataset(files["steps"], **keys)) > 0, "held-out rows need not"
+
+
 def test_rows_of_verl_name_the_agent_they_had(files: dict[str, str], tmp_path: Path) -> None:
     rows = [{**row, "agent_name": "tool_agent"} for row in pq.read_table(files["gsm8k"]).to_pylist()]
     named = str(tmp_path / "named.parquet")

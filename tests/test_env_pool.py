@@ -114,15 +114,45 @@ def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[st
     assert asyncio.run(run()) == ("t0: 1", "t1: 1")
 
 
-def test_what_an_environment_prepares_is_not_part_of_its_resets(settings: dict[str, str], tmp_path: Path) -> None:
+def test_what_an_environment_prepares_is_done_once_and_not_part_of_its_resets(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / fragile_env.SLOW_TO_PREPARE).touch()
 
-    async def run() -> str:
-        session = await EnvPool(fragile_env.NAME, settings, reset_timeout=5).open(task(0))
-        return session.first.observation
+    async def run() -> list[str]:
+        pools = [EnvPool(fragile_env.NAME, settings, reset_timeout=5) for _ in range(3)]
+        sessions = await asyncio.gather(*(pool.open(task(0)) for pool in pools))
+        return [(await session.step("who")).observation for session in sessions]
 
     started = time.monotonic()
-    assert asyncio.run(run()) == "t0: 0" and time.monotonic() - started > 6
+    assert len(set(asyncio.run(run()))) == 1, "all are in one process, which was not lost"
+    assert 6 < time.monotonic() - started < 18
+
+
+def test_a_step_behind_another_callers_has_all_of_its_time(settings: dict[str, str]) -> None:
+    """Processes of one job share the actors; here two pools stand for them."""
+
+    async def run() -> tuple[str, str]:
+        slow = await EnvPool(fragile_env.NAME, settings, step_timeout=30).open(task(0))
+        quick = await EnvPool(fragile_env.NAME, settings, step_timeout=1).open(task(1))
+        before = (await quick.step("who")).observation
+        _, after = await asyncio.gather(slow.step("slow"), quick.step("who"))
+        return before, after.observation
+
+    before, after = asyncio.run(run())
+    assert before == after, "nobody's process was ended"
+
+
+def test_a_closed_episode_is_released(settings: dict[str, str], tmp_path: Path) -> None:
+    async def run() -> str:
+        pool = EnvPool(fragile_env.NAME, settings)
+        first = await pool.open(task(0))
+        assert not (tmp_path / fragile_env.RELEASED).exists()
+        await first.close()
+        assert (tmp_path / fragile_env.RELEASED).exists()
+        return (await (await pool.open(task(1))).step("add")).observation
+
+    assert asyncio.run(run()) == "t1: 1"
 
 
 def test_a_step_that_fails_is_retried_on_a_fresh_environment(settings: dict[str, str]) -> None:
@@ -167,7 +197,7 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
     class Killed:
         class step:
             @staticmethod
-            async def remote() -> None:
+            async def remote(*arguments: Any) -> None:
                 raise OutOfMemoryError("killed by the memory monitor")
 
     monkeypatch.setattr(ray, "kill", lambda actor: None)
@@ -210,8 +240,12 @@ def test_a_hundred_kills_in_a_row_leave_no_trace(games: Path) -> None:
 def test_errors_of_an_environment_reach_the_caller(settings: dict[str, str], games: Path) -> None:
     async def run() -> None:
         session = await EnvPool(fragile_env.NAME, settings).open(task(0))
-        with pytest.raises(EnvError, match="RuntimeError: a bug in the environment"):
-            await session.step("fail")
+        for action, message in (
+            ("fail", "RuntimeError: a bug in the environment"),
+            ("fail oddly", "OddError: 7: a bug with a class of its own"),
+        ):
+            with pytest.raises(EnvError, match=message):
+                await session.step(action)
         assert (await session.step("add")).observation == "t0: 1"
         with pytest.raises(EnvError, match="no such game file"):
             await EnvPool("alfworld", {"data": str(games)}).open(Task("alfworld", "train", "nowhere", "x"))

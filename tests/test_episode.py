@@ -164,7 +164,7 @@ def test_turns_run_out(session: LocalSession) -> None:
 def test_the_environments_own_limit_is_no_success(games: Path) -> None:
     session = LocalSession(AlfworldEnvironment(data=games, max_steps=3), task_of(games))
     episode = played(session, ScriptedPolicy([answer("look")] * 9))
-    assert episode.end is End.STEP_LIMIT and not episode.success
+    assert episode.end is End.OVER and not episode.success
     assert len(episode.turns) == 3
 
 

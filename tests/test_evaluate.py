@@ -21,13 +21,13 @@ from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
 from verl_act.evaluate.files import FILES
-from verl_act.evaluate.journal import Journal, journal
+from verl_act.evaluate.journal import Journal, journal, key_of
 from verl_act.evaluate.outcomes import read_values
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
 from verl_act.evaluate.seeds import Outcome
 from verl_act.evaluate.table import compare, comparison, markdown
-from verl_act.manifest import digest
+from verl_act.manifest import digest, make_manifest
 from verl_act.prompts import get_template
 from verl_act.report.numbers import by_position, by_task_type, first_picked, models
 from verl_act.report.read import read_runs
@@ -364,6 +364,14 @@ def test_answers_by_other_settings_are_not_taken(tmp_path: Path) -> None:
     other = Says("<action>go</action>")
     examined(other, tmp_path / "out", key="b")
     assert len(other.seeds) == 2 * 3 + 3 * 3
+
+
+def test_answers_to_the_same_files_in_another_order_are_not_taken(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b")]
+    for file in files:
+        file.write_text(file.name)
+    here, there = (make_manifest("evaluate", settings={}, inputs=order) for order in (files, files[::-1]))
+    assert here.key() == there.key() and key_of(here) != key_of(there)
 
 
 def test_an_episode_that_failed_is_played_again(tmp_path: Path) -> None:

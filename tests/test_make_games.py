@@ -59,6 +59,13 @@ def test_splits_differ_as_they_say(games: Path) -> None:
     assert all(room not in HELD_OUT_ROOMS and not is_held_out(*pair) for room, *pair in train)
 
 
+def test_no_task_is_in_two_splits(tmp_path: Path) -> None:
+    """With this seed, game 4 of both splits is of one kind, object, destination and room: names would be the same."""
+    make_games(tmp_path / "games", counts={"train": 12, "valid_seen": 6}, seed=3, progress=False)
+    names = [task.task_id for split in ("train", "valid_seen") for task in list_games(split, tmp_path / "games").tasks]
+    assert len(set(names)) == len(names) == 18
+
+
 def test_small_rooms_are_small_and_can_do_their_tasks() -> None:
     for number in (1, 10, 201, 301, 401):
         small, full = read_room(number, "small"), read_room(number, "full")

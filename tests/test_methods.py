@@ -22,7 +22,7 @@ from samples import make_pair
 
 from verl_act.__main__ import app
 from verl_act.chain import check, load_recipe
-from verl_act.chain.methods import budget, method_stages
+from verl_act.chain.methods import budget, method_stages, only
 from verl_act.chain.recipe import Recipe, embedded_models
 from verl_act.chain.stages import Stage
 from verl_act.data_prep.build_pairs import build_pairs
@@ -35,7 +35,7 @@ from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.seeds import Outcome, against, estimate
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
-RECIPES = ["alfworld/methods", "alfworld/methods_full"]
+RECIPES = [f"{env}/{size}" for env in ("alfworld", "scienceworld", "webshop") for size in ("methods", "methods_full")]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -81,6 +81,15 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
     assert set(evaluated.values()) == {2} and len(evaluated) == 8
 
 
+def test_a_methods_own_prompt_keeps_the_recipes_options(tmp_path: Path) -> None:
+    stages = named(load_recipe("scienceworld/methods_full"), tmp_path, (0,))
+    for name, template in (("no-reasoning", "plain"), ("chain-of-thought", "cot")):
+        words = list(stages[f"seed 0 evaluate prompting-{name}"].command)
+        options = json.loads(words[words.index("--template-options") + 1])
+        assert words[words.index("--template") + 1] == template
+        assert options == {"history_length": 10, "max_listed": 60}
+
+
 def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     stages = named(load_recipe("alfworld/methods"), tmp_path, (5,))
     assert "trainer.total_training_steps=120" in stages["seed 5 action-120"].command
@@ -121,6 +130,28 @@ def test_seeds_are_given_each_once(tmp_path: Path) -> None:
             method_stages(recipe, tmp_path, seeds)
     with pytest.raises(ConfigError, match="lists no methods"):
         method_stages(load_recipe("alfworld/quickstart"), tmp_path, [0])
+
+
+def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
+    chosen = only(load_recipe("alfworld/methods"), ["RL + ACT", "IL + ACT", "IL"])
+    assert list(chosen.methods) == ["IL", "IL + ACT", "RL + ACT"]
+    assert [method.against for method in chosen.methods.values()] == [None, "IL", None]
+    trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if stage.trains]
+    assert trained == [f"seed 0 {name}" for name in ("il", "il+critic", "critic", "critic+action")]
+    with pytest.raises(
+        ConfigError, match="'IL, more' is no method of the recipe; there are 'Prompting', 'IL', 'IL, as"
+    ):
+        only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
+    assert len(chosen.methods) == 9
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_games_are_made_for_alfworld_alone(name: str, tmp_path: Path) -> None:
+    made = [stage.name for stage in method_stages(load_recipe(name), tmp_path, [0]) if "make-games" in stage.command]
+    assert made == (["games"] if name == "alfworld/methods" else [])
+    if not name.startswith("alfworld"):
+        with pytest.raises(ConfigError, match=r"games are ALFWorld's.*set games\.counts=null"):
+            load_recipe(name, ["games.counts={train: 3}"])
 
 
 # Data of imitation and reflection
@@ -213,6 +244,12 @@ def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
     assert found.low is not None and found.high is not None and 1 / 3 <= found.low < found.high <= 1
     assert estimate(seeds, binary=True) == found, "the same items give the same interval"
     assert estimate([], True).value is None
+
+
+def test_more_seeds_of_no_success_are_not_certainty() -> None:
+    nothing = items({str(number): 0.0 for number in range(72)})
+    one, two = estimate([nothing], binary=True), estimate([nothing, nothing], binary=True)
+    assert (one.low, one.high) == (two.low, two.high) == pytest.approx((0.0, 0.0506), abs=1e-4)
 
 
 @settings(max_examples=25)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ import yaml
 from test_end_to_end import BATCH, MAX_TOKENS, SMALL
 
 from verl_act.chain import load_recipe
-from verl_act.chain.methods import run_methods
-from verl_act.chain.recipe import Recipe
+from verl_act.chain.methods import only, run_methods
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_embedded_model import make_embedded_model
 from verl_act.data_prep.make_games import make_games
@@ -46,15 +44,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluate": {"max_turns": 3, "limit": 8},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run_methods(three_methods(folder), folder / "out", [4])
+    run_methods(only(load_recipe(str(folder / "recipe.yaml")), METHODS), folder / "out", [4])
     return folder / "out"
-
-
-def three_methods(folder: Path) -> Recipe:
-    """The recipe in `folder`, without those that the three would be compared with."""
-    recipe = load_recipe(str(folder / "recipe.yaml"))
-    recipe.methods = {name: replace(recipe.methods[name], against=None) for name in METHODS}
-    return recipe
 
 
 @pytest.mark.parametrize("name", ["il", "reflection"])
@@ -100,6 +91,6 @@ def test_the_table_and_the_page(out: Path) -> None:
 
 
 def test_a_second_run_finds_everything_done(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_methods(three_methods(out.parent), out, [4])
+    run_methods(only(load_recipe(str(out.parent / "recipe.yaml")), METHODS), out, [4])
     shown = capsys.readouterr().out
     assert ": done in" not in shown and shown.count("up to date") > 15

@@ -32,7 +32,7 @@ GAPS = {
     "vllm_distribution": ("vllm_distribution.py", "No package metadata was found for vllm"),
     "shared_memory": ("shared_memory.py", "exported pointers exist"),
     "weight_socket": ("weight_socket.py", "both are ipc:"),
-    "ray_loopback": ("ray_loopback.py", "listens at "),
+    "ray_loopback": ("ray_loopback.py", "listens at ::"),
     "value_model": ("value_model.py", "FlashAttention2"),
     "asked_device": ("asked_device.py", "trains on cuda"),
     "vllm_linear": ("vllm_linear.py", "size of tensor a (0)"),

@@ -859,6 +859,16 @@ def test_the_viewer_by_keyboard(visit: Callable[..., Visit]) -> None:
             break
     press("Enter")
     assert opened.tab.locator("#answer details[open]").count() == 1
+    place = int(opened.where.split(" of ")[0])
+    press("j" if place == 1 else "k")
+    press("k" if place == 1 else "j")
+    assert int(opened.where.split(" of ")[0]) == place, "the keys are heard still, though what had the focus is gone"
+    last = int(opened.where.split(" of ")[1].split(";")[0])
+    opened.tab.get_by_role("button", name="Next").focus()
+    for _ in range(last - place):
+        press("Enter")
+    press("k")
+    assert opened.where.startswith(f"{last - 1} of {last}"), "from a button that is disabled by its last use too"
 
 
 def test_the_viewer_shows_what_happened(visit: Callable[..., Visit], whole: Content) -> None:

@@ -56,6 +56,25 @@ def test_action_tiers(answer: str, expected: dict[str, float]) -> None:
     assert action.compute_score("act/alfworld/action", reply, EXPERT, INFO) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "answer", "expected"),
+    [
+        ("act/webshop/action", "search[blue teapot]", ADMISSIBLE),
+        ("act/webshop/action/test/not_inferable", "search[blue teapot]", ADMISSIBLE),
+        ("act/webshop/action", "search[ ]", NEITHER),
+        ("act/webshop/action", "search[blue] teapot", NEITHER),
+        ("act/webshop/action", "click[blue teapot]", NEITHER),
+        ("act/alfworld/action", "search[blue teapot]", NEITHER),
+        ("act/not_installed/action", "search[blue teapot]", NEITHER),
+    ],
+)
+def test_any_search_is_admissible_in_webshop(source: str, answer: str, expected: dict[str, float]) -> None:
+    info = {"candidates": ["search[teapot]", "click[back to search]"], "admissible_actions": ["click[back to search]"]}
+    reply = f"<action>{answer}</action>"
+    assert action.compute_score(source, reply, "search[teapot]", info) == expected
+    assert choice.compute_score(source.replace("action", "choice"), reply, "search[teapot]", info) == expected
+
+
 def test_an_inadmissible_candidate_is_still_a_choice() -> None:
     info = {"candidates": [EXPERT, "fly"], "admissible_actions": [EXPERT]}
     assert choice.compute_score("act/alfworld/choice", "<action>fly</action>", EXPERT, info) == ADMISSIBLE

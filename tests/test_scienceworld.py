@@ -312,6 +312,28 @@ def test_an_engine_that_hangs_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -
     engine().close()  # the next one has its usual patience
 
 
+def test_an_engine_that_is_out_of_heap_says_so() -> None:
+    code = """
+import verl_act.envs.scienceworld.server as server
+server._OPTIONS = tuple("-Xmx20m" if option.startswith("-Xmx") else option for option in server._OPTIONS)
+from verl_act.envs.scienceworld import SPEC
+try:
+    SPEC.make().reset(SPEC.tasks("train")[0])
+except server.EngineLost as error:
+    print(error)
+"""
+    assert "need more than its 1024 MB: play fewer at a time" in in_new_process(code).stdout
+
+
+def test_a_released_game_leaves_the_engine_and_can_be_followed_by_another() -> None:
+    environment, task = ScienceWorldEnvironment(), list_tasks("train")[0]
+    first = environment.reset(task)
+    environment.release()
+    with pytest.raises(EnvError, match="Call `reset"):
+        environment.step("look around")
+    assert environment.reset(task) == first
+
+
 def test_an_engine_ends_with_its_process() -> None:
     code = (
         "import os, signal, sys; from verl_act.envs.scienceworld.server import engine; print(engine().pid, flush=True);"

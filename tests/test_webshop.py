@@ -176,7 +176,7 @@ def test_the_experts_win_and_chance_does_not() -> None:
             actions = result.admissible_actions
             if result.done:
                 break
-    assert lucky <= 2
+    assert lucky <= 3
 
 
 def test_the_shopper_reads_every_style_alike_and_asks_no_environment() -> None:
@@ -251,7 +251,7 @@ def test_the_embedded_catalogue_is_the_same_everywhere(tmp_path: Path) -> None:
     whole = hashlib.sha256()
     for name in ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"):
         whole.update((tmp_path / "made" / name).read_bytes())
-    assert whole.hexdigest()[:16] == "891de4dfb2d74e67"
+    assert whole.hexdigest()[:16] == "5926125b21074927"
     embedded = load_catalogue()
     assert list_goals(load_catalogue(tmp_path / "made")) == list_goals(embedded)
     assert [len(list_tasks(split)) for split in SPLITS] == [2500, 1000, 500]
@@ -327,9 +327,9 @@ def test_splits_are_the_fields_own(goals: int, sizes: tuple[int, ...]) -> None:
 def test_a_large_catalogue_is_prepared_once(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    in_memory = load_catalogue(shop)
     monkeypatch.setattr(catalogue_module, "CACHED_FROM", 0)
     monkeypatch.setenv("VERL_ACT_CACHE", str(tmp_path))
-    in_memory = load_catalogue(shop)
     copy = write_shop(tmp_path / "shop", [*mugs(7), TEAPOT, *mugs(14)[7:]])
     mapped = load_catalogue(copy)
     catalogue_module._load.cache_clear()
@@ -727,6 +727,9 @@ def test_values_are_compared_as_thefuzz_does() -> None:
     assert options_alike("8.5", "8") and not options_alike("9", "8")  # a quirk of the token sets: "8.5" holds "8"
     assert similar("essential oil", "essential oils") and not similar("tea bag", "tea tree")
     assert not similar("", "") and not similar("é", "é") and similar("crème brûlée", "crme brle")
+    # Letters of other alphabets are compared, other signs part words.
+    assert similar("白色", "白色") and not similar("xl（白色）", "xl（黑色）") and not similar("style①", "style②")
+    assert similar("large–blue", "blue")
 
 
 # Plans

@@ -431,6 +431,9 @@ def methods(
     recipe: Annotated[str, typer.Argument(help="a recipe that lists methods, such as alfworld/methods")],
     out: Annotated[Path, typer.Option(help="folder of all stages")],
     seeds: Annotated[str, typer.Option(help="of training, separated by commas")] = "0",
+    only: Annotated[
+        list[str] | None, typer.Option(help="a method to run, may be repeated; without it, all of the recipe")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="verify everything; run nothing")] = False,
     steps: Annotated[int | None, typer.Option(help="at most so many steps of each training stage")] = None,
 ) -> None:
@@ -439,18 +442,20 @@ def methods(
     Finished stages are skipped; a killed comparison goes on where it stopped.
     """
     from verl_act.chain import check_chain, load_recipe
-    from verl_act.chain.methods import method_stages, run_methods
+    from verl_act.chain import methods as comparison
 
     loaded, out = load_recipe(recipe, context.args, steps), out.resolve()
+    if only:
+        loaded = comparison.only(loaded, only)
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"--seeds {seeds}: give whole numbers separated by commas, such as 0,1,2.") from error
-    method_stages(loaded, out, numbers)
+    comparison.method_stages(loaded, out, numbers)
     if check:
         check_chain(loaded, out)
     else:
-        run_methods(loaded, out, numbers)
+        comparison.run_methods(loaded, out, numbers)
 
 
 _CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

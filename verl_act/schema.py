@@ -153,7 +153,7 @@ class Pair(_ContextRecord):
     further_alternatives: tuple[str, ...] = ()
     """Shown in the same question. Files from before this column have none."""
     alternative_source: str
-    """`policy` (sampled from `model`) or `admissible` (a random admissible action)."""
+    """`policy` (sampled from `model`), `admissible` (a random admissible action) or `preference` (preference data)."""
     alternative_admissible: bool
     model: str
     sampling: str

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# verl's GRPO on GSM8K, with a quarter of every batch from ACT pairs. Without the lines marked ACT it is the plain run.
+# verl's GRPO on GSM8K, with a quarter of every batch from ACT pairs. Without the lines marked ACT, and with $GSM8K
+# and $GSM8K_VAL alone as its files, it is the plain run.
 #   MODEL=Qwen/Qwen3-8B PAIRS=pairs/train/pairs.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet \
 #   GSM8K=~/data/gsm8k/train.parquet GSM8K_VAL=~/data/gsm8k/test.parquet recipes/mix/run_pairs_and_gsm8k.sh [KEY=VALUE ...]
 set -euo pipefail

@@ -2,6 +2,7 @@
 # ACT as a warm-up of a run that you have: the critic stage, then your own command with nothing changed but its model.
 #   MODEL=Qwen/Qwen3-8B PAIRS=pairs/train/pairs.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet OUT=runs/warm_up \
 #   recipes/mix/run_warm_up.sh [KEY=VALUE of the critic stage ...] -- python3 -m verl.trainer.main_ppo ... YOUR COMMAND
+# verl's batch is 1,024 prompts; with fewer pairs, add data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=64.
 # Started again, the warm-up goes on from its last checkpoint.
 set -euo pipefail
 

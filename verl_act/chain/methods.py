@@ -51,6 +51,25 @@ def method_stages(recipe: Recipe, out: Path, seeds: Sequence[int]) -> list[Stage
     return [*found, *_results(recipe, out, seeds, evaluated)]
 
 
+def only(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with these of its methods. One whose `against` is left out is tested against the first of them.
+
+    Raises `ConfigError` on a name that is no method's.
+    """
+    if unknown := [name for name in names if name not in recipe.methods]:
+        raise ConfigError(
+            f"{unknown[0]!r} is no method of the recipe; there are {', '.join(map(repr, recipe.methods))}."
+        )
+    chosen = {name: method for name, method in recipe.methods.items() if name in names}
+    return replace(
+        recipe,
+        methods={
+            name: replace(method, against=method.against if method.against in chosen else None)
+            for name, method in chosen.items()
+        },
+    )
+
+
 def slug(name: str) -> str:
     """A method's name as a folder's."""
     return _SLUG.sub("-", name.lower()).strip("-")
@@ -110,7 +129,10 @@ def _evaluation(recipe: Recipe, out: Path, name: str) -> Stage:
     model = recipe.model_path
     if method.stages:
         model = str(training_folder(out, recipe.seed, method.stages) / "model")
-    asked = replace(recipe, prompt=method.prompt or recipe.prompt)
+    prompt = recipe.prompt
+    if method.prompt:
+        prompt = replace(method.prompt, options={**recipe.prompt.options, **method.prompt.options})
+    asked = replace(recipe, prompt=prompt)
     stage = evaluation_stage(asked, out, name, model, evaluation_folder(out, recipe.seed, name))
     return replace(stage, name=f"seed {recipe.seed} evaluate {slug(name)}")
 

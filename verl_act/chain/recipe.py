@@ -51,9 +51,9 @@ class GamesRecipe:
 
 @dataclass
 class ExpertRecipe:
-    """`limits` draws so many tasks of a split."""
+    """`name` null is the environment's first; `limits` draws so many tasks of a split."""
 
-    name: str = "search"
+    name: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
 
 
@@ -102,7 +102,8 @@ class MethodRecipe:
     """One row of a comparison: training stages in order, from the initial model; none evaluates that model as it is.
 
     A stage is `il`, `reflection`, `critic` or `action`, or with its own number of steps `action:80`. `against` is the
-    method that it is tested against on the same items (default: the first). `prompt` is for its evaluation.
+    method that it is tested against on the same items (default: the first). `prompt` is for its evaluation: the
+    recipe's options hold where it does not give them.
     """
 
     stages: list[str] = field(default_factory=list)
@@ -175,6 +176,8 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     assert isinstance(recipe, Recipe)
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
+    if recipe.games.counts and recipe.env != "alfworld":
+        raise ConfigError(f"recipe {name}: games are ALFWorld's, and env is {recipe.env!r}; set games.counts=null.")
     _check_methods(name, recipe)
     if recipe.chat_template_kwargs:
         recipe.engine_options.setdefault("chat_template_kwargs", recipe.chat_template_kwargs)

@@ -92,8 +92,10 @@ class ActDataset(Dataset):
         self._limit_prompts(config)
         if not len(self):
             raise DataError(f"{', '.join(files)}: no row is left; the log above says what was left out.")
-        if self.settings.mix.weights and files == _train_files(config):
-            self._entries = self._mixed(files, config)
+        if files == _train_files(config) and max_samples == config.get("train_max_samples", -1):
+            if self.settings.mix.weights:
+                self._entries = self._mixed(files, config)
+            self._require_a_batch(files, config)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -155,6 +157,15 @@ class ActDataset(Dataset):
                 table["position"] = np.concatenate([np.arange(count) for count in counts])
             tables.append(table)
         return np.concatenate(tables)
+
+    def _require_a_batch(self, files: list[str], config: Any) -> None:
+        """verl leaves out a batch that is not full, and then divides by the number of those that are."""
+        batch = config.get("gen_batch_size") or config.get("train_batch_size") or 1
+        if len(self) < batch:
+            raise ConfigError(
+                f"{', '.join(files)}: {len(self)} rows are less than one batch (data.train_batch_size={batch}). Set a "
+                "smaller data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size, or make more rows."
+            )
 
     def _mixed(self, files: list[str], config: Any) -> np.ndarray:
         """The entries in the ratio of `data.act.mix`."""

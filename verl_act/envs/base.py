@@ -90,6 +90,15 @@ class SnapshotEnvironment(Environment, Protocol):
         ...
 
 
+@runtime_checkable
+class ReleasingEnvironment(Environment, Protocol):
+    """An environment whose episode holds what another need not wait for, such as a game in another process."""
+
+    def release(self) -> None:
+        """Free what the episode holds. The pool calls it between two episodes; `reset` or `close` follows."""
+        ...
+
+
 class Expert(Protocol):
     """Chooses expert actions. `reset` is called with each task before its first `act`."""
 
@@ -107,11 +116,13 @@ class Expert(Protocol):
 class EnvSpec:
     """How to get at one environment; what a module hands to `registry.register_env`.
 
-    `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`).
-    `tasks` lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the
-    default. `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched,
-    or a listed action can be said in other words. `prepare` does, with the settings, what a process needs before its
-    first episode and what may take minutes: the pool waits for it before the time-out of a reset begins.
+    `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`). `tasks`
+    lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the default.
+    `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched, or a
+    listed action can be said in other words. `always_admissible` tells the actions that every state takes, listed or
+    not, by their text alone, so that rewards and figures know them without an episode. `prepare` does, with the
+    settings, what a process needs before its first episode and what may take minutes: the pool waits for it before the
+    time-out of a reset begins.
     """
 
     name: str
@@ -120,6 +131,7 @@ class EnvSpec:
     experts: dict[str, Callable[[], Expert]]
     splits: tuple[str, ...]
     lists_all_actions: bool = True
+    always_admissible: Callable[[str], bool] | None = None
     prepare: Callable[..., object] | None = None
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -138,6 +150,7 @@ __all__ = [
     "Expert",
     "Observation",
     "PlanningEnvironment",
+    "ReleasingEnvironment",
     "SnapshotEnvironment",
     "StepResult",
     "Task",

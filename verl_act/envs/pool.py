@@ -1,19 +1,22 @@
 """Environments in Ray actors: many episodes a process, no episode waiting for another, and none lost with its process.
 
 An actor that dies or hangs is replaced, and its episodes are replayed to where they were: environments are
-deterministic. Calls to one actor take turns, so the call that was running when it was lost is the suspect. A
-suspect is retried once, on an actor of its own, where it can hurt no other episode; the others go on with the
-replacement. An environment that fails at a step is thrown away, and the step is retried once on a fresh one in the same
-actor, replayed to the same state.
+deterministic. A caller's calls to one actor take turns, so the call that it was waiting for when the actor was lost is
+a suspect. A suspect is retried once, on an actor of its own, where it can hurt no other episode; the others go on with
+the replacement. Time-outs are the actor's own: they begin when a call does, not while those of other processes come
+first, and one that passes ends the actor, with the stack of what hung in its log. An environment that fails at a step
+is thrown away, and the step is retried once on a fresh one in the same actor, replayed to the same state.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
+import time
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from reprlib import repr as brief  # an action may be of any length
 from typing import Any, Protocol
 from uuid import uuid4
@@ -21,14 +24,16 @@ from weakref import WeakKeyDictionary
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from verl_act.envs.base import Environment, Observation, StepResult, Task
+from verl_act.envs.base import Environment, Observation, ReleasingEnvironment, StepResult, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError, EnvError
+from verl_act.errors import ActError, ConfigError, EnvError
 
 _PREPARE_SECONDS = 3600.0
 """WebShop's full catalogue takes minutes; on a slow disk, or waiting for another process, more."""
+_OTHERS_SECONDS = 3600.0
+"""What a caller waits beyond a time-out: its call may stand behind those of other processes, or while they prepare."""
 
 
 class PoolSettings(Protocol):
@@ -62,8 +67,8 @@ class EnvPool:
         reset_timeout: float = 120.0,
         num_cpus: float = 0.0,
     ) -> None:
-        """Time-outs in seconds; starting an actor counts as part of its first reset, what the environment prepares
-        (`EnvSpec.prepare`) does not. `num_cpus` is what Ray reserves.
+        """Time-outs in seconds of a step and of a reset; neither starting an actor nor what the environment prepares
+        (`EnvSpec.prepare`) counts. `num_cpus` is what Ray reserves.
 
         Raises `ConfigError` for an unknown environment, or without actors or time.
         """
@@ -235,16 +240,18 @@ class _Host:
         return await self._ask(timeout, method, *arguments)
 
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:
-        actor = self._actor
+        actor, asked = self._actor, time.monotonic()
         try:
-            return await asyncio.wait_for(getattr(actor, method).remote(*arguments), timeout)
-        except RayTaskError as error:  # first: where the environment raised a TimeoutError, it is one as well
-            cause = error.cause
-            raise EnvError(str(cause) if isinstance(cause, EnvError) else f"{type(cause).__name__}: {cause}") from error
-        except TimeoutError:
-            reason = f"no answer within {timeout:g} s"
-        except (RayActorError, OutOfMemoryError) as error:  # the latter where Ray's memory monitor killed it
+            return await asyncio.wait_for(getattr(actor, method).remote(timeout, *arguments), timeout + _OTHERS_SECONDS)
+        except RayTaskError as error:
+            raise EnvError(str(error.cause)) from error
+        except (
+            TimeoutError,
+            RayError,
+        ) as error:  # Ray has many: a dead actor or node, its memory monitor, a lost reply
             reason = f"its process died ({type(error).__name__})"
+            if time.monotonic() - asked >= timeout:
+                reason = f"no answer within {timeout:g} s"
         if actor is self._actor:
             self.discard()
         raise _HostLost(reason)
@@ -262,43 +269,76 @@ def _throw_away(environment: Environment) -> None:
         environment.close()
 
 
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """End this process where the block takes longer: nothing else stops an engine that hangs in native code.
+
+    What it raises is told as an `EnvError`, which every caller can unpickle.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    except ActError:
+        raise
+    except Exception as error:
+        raise EnvError(f"{type(error).__name__}: {error}") from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 class _EnvHost:
-    """Hosts the environments of many episodes in one process."""
+    """Hosts the environments of many episodes in one process. Each call says how many seconds it may take."""
 
     def __init__(self, env: str, env_settings: dict[str, Any]) -> None:
         self._env, self._settings = env, env_settings
+        self._prepared = False
         self._playing: dict[str, Environment] = {}
         self._idle: list[Environment] = []
 
-    def prepare(self) -> None:
-        """Called before the first episode; see `EnvSpec.prepare`."""
-        if (prepare := get_env(self._env).prepare) is not None:
-            prepare(**self._settings)
+    def prepare(self, limit: float) -> None:
+        """Called by each caller before its first episode, and done once; see `EnvSpec.prepare`."""
+        prepare = get_env(self._env).prepare
+        if prepare is not None and not self._prepared:
+            with _limited(limit):
+                prepare(**self._settings)
+            self._prepared = True
 
-    def play(self, episode: str, task: Task, actions: list[str]) -> Observation | StepResult:
+    def play(self, limit: float, episode: str, task: Task, actions: list[str]) -> Observation | StepResult:
         """Start `episode` (again) and take `actions`; what the last of them, or else the reset, shows."""
-        environment = self._playing.pop(episode, None) or (self._idle.pop() if self._idle else self._make())
-        try:
-            shown: Observation | StepResult = environment.reset(task)
-            for action in actions:
-                shown = environment.step(action)
-        except Exception:
-            _throw_away(environment)
-            raise
+        with _limited(limit):
+            environment = self._playing.pop(episode, None) or (self._idle.pop() if self._idle else self._make())
+            try:
+                shown: Observation | StepResult = environment.reset(task)
+                for action in actions:
+                    shown = environment.step(action)
+            except Exception:
+                _throw_away(environment)
+                raise
         self._playing[episode] = environment
         return shown
 
-    def step(self, episode: str, action: str) -> StepResult:
+    def step(self, limit: float, episode: str, action: str) -> StepResult:
         """Take one action. An environment that fails is thrown away: its state can no longer be trusted."""
-        try:
-            return self._playing[episode].step(action)
-        except Exception:
-            _throw_away(self._playing.pop(episode))
-            raise
+        with _limited(limit):
+            try:
+                return self._playing[episode].step(action)
+            except Exception:
+                _throw_away(self._playing.pop(episode))
+                raise
 
-    def close(self, episode: str) -> None:
-        """Keep the environment for another episode."""
-        self._idle.append(self._playing.pop(episode))
+    def close(self, limit: float, episode: str) -> None:
+        """Keep the environment, if it has not failed, for another episode."""
+        environment = self._playing.pop(episode, None)
+        if environment is None:
+            return
+        with _limited(limit):
+            try:
+                if isinstance(environment, ReleasingEnvironment):
+                    environment.release()
+            except Exception:  # the episode is over already: only this environment is not used again
+                _throw_away(environment)
+                return
+        self._idle.append(environment)
 
     def _make(self) -> Environment:
         return get_env(self._env).make(**self._settings)

@@ -6,11 +6,14 @@ at an `EnvSpec` (`my_package.my_env:SPEC`); a script may call `register_env` ins
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
 from verl_act.envs.base import EnvSpec
 from verl_act.errors import ConfigError
+from verl_act.parse import match_action
 
 ENTRY_POINT_GROUP = "verl_act.envs"
 
@@ -26,6 +29,7 @@ _REGISTERED: dict[str, EnvSpec] = {}
 
 def register_env(spec: EnvSpec) -> EnvSpec:
     """Make `spec` known to this process under its name. Raises `ConfigError` where another has that name."""
+    installed_env.cache_clear()
     known = _REGISTERED.setdefault(spec.name, spec)
     if known is not spec and known != spec:
         raise ConfigError(
@@ -65,3 +69,23 @@ def get_env(name: str) -> EnvSpec:
             )
         return register_env(spec)
     raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")
+
+
+@cache
+def installed_env(name: str) -> EnvSpec | None:
+    """As `get_env`, and None where there is none: training on pairs does not need their environment."""
+    try:
+        return get_env(name)
+    except ConfigError:
+        return None
+
+
+def is_admissible(env: str, action: str, listed: Sequence[str]) -> bool:
+    """Whether a state that lists these actions takes `action`, as far as can be told without an episode.
+
+    Where the environment is not installed, the list alone decides.
+    """
+    if match_action(action, listed) is not None:
+        return True
+    spec = installed_env(env)
+    return spec is not None and spec.always_admissible is not None and spec.always_admissible(action)

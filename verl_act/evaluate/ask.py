@@ -16,6 +16,7 @@ from verl_act.data.order import arranged, expert_positions
 from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import is_admissible
 from verl_act.errors import EnvError
 from verl_act.evaluate.journal import Journal, Record
 from verl_act.evaluate.reasoning import Question, is_right
@@ -142,7 +143,7 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step], journal: J
             "verb": verb(step.action),
             "reply": reply,
             "well_formed": parsed.malformed is None,
-            "admissible": match_action(action, step.context.admissible_actions) is not None,
+            "admissible": is_admissible(step.env, action, step.context.admissible_actions),
             "right": match_action(action, [step.action]) is not None,
         }
 
@@ -177,7 +178,7 @@ async def ask_choices(
             "named_a_candidate": parsed.index is not None,
             "chosen": parsed.index,
             "admissible": parsed.index is not None
-            or match_action(parsed.text or "", pair.context.admissible_actions) is not None,
+            or is_admissible(pair.env, parsed.text or "", pair.context.admissible_actions),
             "right": parsed.index == position,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -9,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from verl_act.manifest import Manifest
+
 Record = dict[str, Any]
 
 
 class Journal:
     """The answers so far of the evaluation that will write `out`, in a folder beside it.
 
-    Answers belong to the `key` of a manifest: what an evaluation by other settings has left there is not read. `tally`
+    Answers belong to a `key` (`key_of`): what an evaluation by other settings has left there is not read. `tally`
     is a count that records do not have (of prompts without room); `counted` is what it came to before this process.
     """
 
@@ -60,6 +63,11 @@ class Journal:
     def remove(self) -> None:
         """When the evaluation is written: what other settings have left there goes too."""
         shutil.rmtree(self._folder)
+
+
+def key_of(manifest: Manifest) -> str:
+    """What answers belong to. They are kept by their place, and the same files in another order are other places."""
+    return hashlib.sha256(f"{manifest.key()} {list(manifest.inputs.items())}".encode()).hexdigest()
 
 
 @contextmanager

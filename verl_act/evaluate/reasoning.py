@@ -5,8 +5,9 @@ A file is JSON lines, CSV or parquet, with one row per question and the columns 
 * MATH-500: `problem`, `answer`; `unique_id` is used as the item's name where it is there.
 * GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.
 
-Answers are verified by math-verify, which parses both sides; the letters of GPQA are drawn by item and seed. Only an
-answer that is boxed, or introduced as the answer, counts: the last number of a reply that was cut off is none.
+Answers are verified by math-verify, which parses both sides. Only an answer that is boxed, or introduced as the answer,
+counts: the last number of a reply that was cut off is none. The letters of GPQA are drawn by item: all models are asked
+the same.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ class Question:
         return [{"role": "user", "content": self.text}]
 
 
-def read_questions(paths: Sequence[str | PathLike[str]], seed: int = 0) -> list[Question]:
+def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
     """All questions in file order. Raises `DataError` naming file and row of a bad one, or an item that comes twice."""
     found: list[Question] = []
     files = list(map(Path, paths))
     for path, split in zip(files, _splits(files), strict=True):
         rows = _rows(path)
         names = _columns(path, rows)
-        found += [_question(path, number, row, names, split, seed) for number, row in enumerate(rows, 1)]
+        found += [_question(path, number, row, names, split) for number, row in enumerate(rows, 1)]
     seen: set[tuple[str, str]] = set()
     for question in found:
         if (key := (question.split, question.item)) in seen:
@@ -133,7 +134,7 @@ def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     )
 
 
-def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], split: str, seed: int) -> Question:
+def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], split: str) -> Question:
     values = [row[name] for name in names]
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value.strip():
@@ -143,7 +144,7 @@ def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[s
         return Question(item, split, f"{values[0]}\n\n{_BOXED}", values[1], False)
     item = str(row.get("Record ID") or number)
     order = list(range(len(LETTERS)))
-    random.Random(hashlib.sha256(f"{seed}:{item}".encode()).digest()).shuffle(order)
+    random.Random(hashlib.sha256(item.encode()).digest()).shuffle(order)
     options = "\n".join(f"{letter}) {values[1 + which]}" for letter, which in zip(LETTERS, order, strict=True))
     text = f"{values[0]}\n\n{options}\n\n{_BOXED.replace('final answer', 'answer, a single letter,')}"
     return Question(item, split, text, LETTERS[order.index(0)], True)

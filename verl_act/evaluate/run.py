@@ -21,7 +21,7 @@ from verl_act.errors import ConfigError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.journal import Journal, Record, journal
+from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
@@ -64,7 +64,7 @@ def evaluate(
     panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
     steps = some_of_each_split(read_steps(trajectories), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
-    general = some_of_each_split(read_questions(reasoning, seed), limit, lambda question: question.item)
+    general = some_of_each_split(read_questions(reasoning), limit, lambda question: question.item)
     if general:
         is_right(general[0], "")  # says at once, not after the episodes, that math-verify is missing
     manifest = evaluation_manifest(
@@ -81,7 +81,7 @@ def evaluate(
         },
         seed=seed,
     )
-    with Engine(engine) as running, journal(Path(out), manifest.key(), lambda: running.without_room) as answered:
+    with Engine(engine) as running, journal(Path(out), key_of(manifest), lambda: running.without_room) as answered:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
         reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
@@ -197,7 +197,7 @@ def write_evaluation(
         _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
         _write_lines(folder / CHOICES, answers.choices)
         _write_lines(folder / REASONING, answers.reasoning)
-        write_manifest(folder, replace(manifest, counts=counts, seconds=round(seconds, 3)))
+        write_manifest(folder, replace(manifest, counts=counts, seconds=round(seconds, 1)))
     return figures
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from verl_act.evaluate.figures import share_interval
+from verl_act.evaluate.figures import share_interval, wilson_interval
 from verl_act.evaluate.resample import ratio_interval, sign_flip_p, sums_by_task
 
 
@@ -53,7 +53,7 @@ class Against:
 
 def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
     """Of one figure of one method, one mapping a seed. One seed of shares of independent items gets Wilson's interval,
-    all else a bootstrap over tasks.
+    and so do shares that are the same in every task; all else a bootstrap over tasks.
     """
     own = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
@@ -62,8 +62,11 @@ def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
         return Estimate(None, None, None, 0, own, None)
     tasks = _tasks(means)
     amounts, sizes = (column.tolist() for column in _columns(means))
-    wilson = binary and len(own) == 1
-    interval = share_interval(amounts, tasks) if wilson else ratio_interval(amounts, sizes, tasks)
+    one = binary and len(own) == 1
+    interval = share_interval(amounts, tasks) if one else ratio_interval(amounts, sizes, tasks)
+    if interval is None and binary:  # all tasks agree, as where none is won: nothing to draw from, yet not certain
+        count = len(set(tasks))
+        interval = wilson_interval(value * count, count)
     low, high = interval or (None, None)
     deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
     return Estimate(value, low, high, sum(size > 0 for size in sizes), own, deviation)

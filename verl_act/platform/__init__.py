@@ -21,6 +21,7 @@ def activate() -> None:
     asked_device.close_gap()
     if not is_cpu_platform():
         return
+    import numpy as np
     import torch
 
     from verl_act.platform import (
@@ -35,7 +36,9 @@ def activate() -> None:
     )
 
     # Optimizer moments of rare words become denormal numbers, which a CPU handles many times slower. Set before torch
-    # starts its threads, which inherit it.
+    # starts its threads, which inherit it, and after numpy has worked out its limits, which it would else warn about.
+    for kind in (np.float32, np.float64):
+        np.finfo(kind).smallest_subnormal  # noqa: B018
     torch.set_flush_denormal(True)
     # Ray would give each of its workers a single thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))

@@ -110,7 +110,7 @@ def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[R
         )
     if any(run.seeds for run in runs):
         found.append(
-            "The method table of a comparison is over all seeds. Everything below it, the answers and the learning "
+            "The method tables of a comparison are over all seeds. All else on this page, charts, answers and learning "
             "curves included, is of the first seed."
         )
     if any(run.metrics for run in runs) and not any(

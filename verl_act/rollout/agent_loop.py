@@ -182,6 +182,7 @@ class _TokenPolicy(ABC):
         malformed = sum(turn.malformed is not None for turn in episode.turns)
         return (
             settings.success_reward * episode.success
+            + settings.score_reward * episode.score
             + settings.inadmissible_penalty * inadmissible
             + settings.malformed_penalty * malformed
         )

@@ -43,8 +43,10 @@ class End(StrEnum):
     """Why an episode ended."""
 
     GOAL = "goal"
+    OVER = "over"
+    """The environment ended it without success: a wrong purchase, a task failed for good, or its own step limit."""
     STEP_LIMIT = "step_limit"
-    """The environment's own limit, or `max_turns`."""
+    """`max_turns`."""
     TOKEN_BUDGET = "token_budget"
     ERROR = "error"
     """The environment failed. `play` raises then; an evaluation records it and leaves it out of its shares."""
@@ -130,6 +132,6 @@ async def play(task: Task, session: Session, policy: Policy, max_turns: int) -> 
         turn = Turn(context.observation, parsed.action or NO_ACTION)
         context = Context(context.goal, (*context.history, turn), result.observation, result.admissible_actions)
         if result.done:
-            episode.end = End.GOAL if result.success else End.STEP_LIMIT
+            episode.end = End.GOAL if result.success else End.OVER
             break
     return episode

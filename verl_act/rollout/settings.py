@@ -24,14 +24,16 @@ class EpisodeSettings:
 
     `max_tokens_per_turn` bounds one reply; the whole episode is bounded by `data.max_response_length` in concat
     mode, and each prompt by `data.max_prompt_length`. Timeouts are in seconds. The reward of an episode is
-    `success_reward` where the goal was met, plus `inadmissible_penalty` and `malformed_penalty` (both usually
-    negative or zero) for each such turn.
+    `success_reward` where the goal was met, plus `score_reward` times the environment's own score, the sum of its
+    rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and `malformed_penalty` (both
+    usually negative or zero) for each such turn.
     """
 
     mode: Mode = Mode.STEPWISE
     max_turns: int = 50
     max_tokens_per_turn: int = 512
     success_reward: float = 1.0
+    score_reward: float = 0.0
     inadmissible_penalty: float = 0.0
     malformed_penalty: float = 0.0
     actors: int = 1

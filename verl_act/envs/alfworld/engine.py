@@ -77,15 +77,19 @@ class Engine:
     def load(self, game: GameFile) -> None:
         """Load `game` and go to its first state. Raises `EnvError` where it is malformed."""
         compiled = compile_game(game)
-        if compiled is not self._game:
-            self._library.load_sas(compiled.sas)
-            self._game, self._can_replan = compiled, False
+        if compiled is self._game:
+            self.reset()
+            return
+        self._game = self._first = None  # until all is loaded: half a game must not pass for a whole one
+        self._library.load_sas(compiled.sas)
+        self._game, self._can_replan = compiled, False
+        try:
             self._facts, self._won = compiled.facts, self._library.check_goal()
             self._menu = self._read_menu()
-            self._first = self.state()
-        else:
-            assert self._first is not None
-            self.return_to(self._first)
+        except BaseException:
+            self._game = None
+            raise
+        self._first = self.state()
 
     def reset(self) -> Frame:
         """Go back to the first state."""

@@ -99,6 +99,10 @@ class ScienceWorldEnvironment:
         """End the episode. The engine stays, for the other episodes of this process."""
         self._game = self._task = None
 
+    def release(self) -> None:
+        """Give the game's 10 MB back to the engine, whose heap holds about 70 of them."""
+        self.close()
+
     def score(self) -> int:
         """The engine's score of the episode so far: 0 to 100, below 0 where the task has been failed for good."""
         self._playing()

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,17 @@ from scienceworld.version import __version__ as _INSTALLED
 from verl_act.envs.scienceworld.data import VERSION
 from verl_act.errors import ConfigError, EnvError
 
+HEAP_MB = 1024
+"""A game takes 9 to 10 MB of it, so that one process plays about 70 at a time."""
+_OUT_OF_MEMORY = 3
+"""The exit status of a virtual machine that ends itself for want of heap."""
 _OPTIONS = (
     # The order of the engine's lists is that of hash sets whose members have no hash of their own.
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
     # With the default collector and heap, the machine grows to gigabytes.
     "-XX:+UseSerialGC",
-    "-Xmx1g",
+    f"-Xmx{HEAP_MB}m",
     "-XX:+ExitOnOutOfMemoryError",
     f"-XX:ErrorFile={os.path.join(tempfile.gettempdir(), 'hs_err_pid%p.log')}",
 )
@@ -174,15 +178,24 @@ class Engine:
             except Py4JJavaError as error:
                 raise EnvError(f"ScienceWorld's engine failed: {error.java_exception.toString()}") from error
             except (Py4JNetworkError, OSError) as error:
-                self.close()
                 hung = isinstance(getattr(error, "cause", None), TimeoutError)
-                reason = f"no answer within {_CALL_SECONDS:g} s" if hung else "its process ended"
+                reason = f"no answer within {_CALL_SECONDS:g} s" if hung else self._why_it_ended()
+                self.close()
                 raise EngineLost(f"The Java engine was lost ({reason}), and its games with it.") from error
             except Exception:
                 raise
             except BaseException:  # interrupted in the middle of a call, so nobody knows what it has done
                 self.close()
                 raise
+
+    def _why_it_ended(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(timeout=1.0) == _OUT_OF_MEMORY:
+                return (
+                    f"its games need more than its {HEAP_MB} MB: play fewer at a time in one process, with more "
+                    "`actors` in the settings of episodes or evaluation"
+                )
+        return "its process ended"
 
     def _draw_from(self, random: Any) -> None:
         self._random_field.set(self._random_module, random)

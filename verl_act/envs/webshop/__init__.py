@@ -9,6 +9,7 @@ from verl_act.envs.base import EnvSpec
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
 from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks, prepare
+from verl_act.envs.webshop.session import is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 
 SPEC = EnvSpec(
@@ -18,6 +19,7 @@ SPEC = EnvSpec(
     experts={"shopper": ShopperExpert, "goal": GoalExpert},
     splits=SPLITS,
     lists_all_actions=False,
+    always_admissible=is_search,
     prepare=prepare,
 )
 

@@ -7,6 +7,7 @@ figures. The same arguments give the same records on every machine.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from verl_act.envs.webshop import embedded_words as words
 PRODUCTS, INSTRUCTIONS, SEED = 1000, 4, 0
 """The embedded catalogue's own: 4,000 goals, so that the standard splits hold 500, 1,000 and 2,500."""
 
-
+_CONSONANTS = "BCDFGHJKLMNPQRSTVWXZ"
 _SENTENCE_START = re.compile(r"(?:^|[.?] )\w")
 
 
@@ -45,10 +46,10 @@ class _Draft:
 def embedded_records(products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED) -> Records:
     """`products` products with `instructions` goals each."""
     made = Records([], {}, {})
-    asins: set[str] = set()
+    pieces, asins = _asin_pieces(products), set[str]()
     for number in range(products):
         rng = random.Random(f"{seed}/{number}")
-        draft = _draft(words.KINDS[number % len(words.KINDS)], _new_asin(rng, asins), rng)
+        draft = _draft(words.KINDS[number % len(words.KINDS)], _new_asin(rng, pieces, asins), rng)
         made.products.append(_product(draft, rng))
         made.attributes[draft.asin] = _attributes(draft, rng)
         made.human[draft.asin] = [_instruction(draft, rng) for _ in range(instructions)]
@@ -56,8 +57,20 @@ def embedded_records(products: int = PRODUCTS, instructions: int = INSTRUCTIONS,
     return made
 
 
-def _new_asin(rng: random.Random, taken: set[str]) -> str:
-    while (asin := "B0" + "".join(rng.choices("0123456789BCDFGHJKLMNPQRSTVWXYZ", k=8))) in taken:
+def _asin_pieces(products: int) -> list[str]:
+    """What product numbers are put together from, such as "K7QX"; in every catalogue of a size the same.
+
+    A tokenizer can have each as one token, so that the embedded model copies a number of a catalogue that it was not
+    trained on. No word looks like one. Twice the square root of `products` makes four times the numbers needed.
+    """
+    rng, pieces = random.Random("pieces of product numbers"), dict[str, None]()
+    while len(pieces) < max(64, 2 * math.isqrt(products)):
+        pieces[rng.choice(_CONSONANTS) + rng.choice("23456789") + "".join(rng.choices(_CONSONANTS, k=2))] = None
+    return list(pieces)
+
+
+def _new_asin(rng: random.Random, pieces: list[str], taken: set[str]) -> str:
+    while (asin := "B0" + "".join(rng.choices(pieces, k=2))) in taken:
         continue
     taken.add(asin)
     return asin

@@ -21,6 +21,7 @@ from verl_act.envs.webshop.product import Product
 
 _ALIKE = 85
 """Percent of similarity that a match must exceed."""
+_DROPPED = dict.fromkeys(range(0x80, 0x100))
 
 _COLOR_WORDS = """
     alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel
@@ -111,6 +112,6 @@ def color_of(value: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def similar(first: str, second: str) -> bool:
-    """Whether thefuzz finds the texts similar: it drops what is not ASCII, and rounds to whole percents."""
-    texts = (text.encode("ascii", "ignore").decode() for text in (first, second))
+    """Whether thefuzz finds the texts similar: it drops U+0080 to U+00FF alone, and rounds to whole percents."""
+    texts = (text.translate(_DROPPED) for text in (first, second))
     return round(fuzz.token_set_ratio(*texts, processor=default_process)) > _ALIKE

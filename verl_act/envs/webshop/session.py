@@ -76,13 +76,19 @@ def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
     argument = rest[:-1]
     if not bracket or not rest.endswith("]") or state.page is Page.DONE:
         return None
-    if name == "search":
-        searchable = len(argument) <= LONGEST_SEARCH and argument.isprintable() and not argument.isspace()
-        return search(state, argument, catalogue) if argument and searchable else None
+    if is_search(action):
+        return search(state, argument, catalogue)
     if name == "click":
         target = argument.lower()
         return _click(state, target, catalogue) if target in clickables(state, catalogue) else None
     return None
+
+
+def is_search(action: str) -> bool:
+    """Whether `action` is a search, which every page takes."""
+    text = action.removeprefix("search[").removesuffix("]")
+    whole = action == f"search[{text}]"
+    return whole and bool(text.strip()) and len(text) <= LONGEST_SEARCH and text.isprintable()
 
 
 def search(state: State, text: str, catalogue: Catalogue) -> State:

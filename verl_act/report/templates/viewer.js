@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view");
   const NAMES = { episodes: "Episodes", next_actions: "Next actions", choices: "Choices" };
-  const END = { goal: "solved", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
+  const END = { goal: "solved", over: "not solved: the episode was over", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
   const KINDS = Object.keys(NAMES).filter((kind) => data.kinds[kind].items.length);
   const state = {
     kind: KINDS[0], split: "", outcome: "", item: 0, left: 0,
@@ -91,6 +91,7 @@
   }
 
   function show() {
+    const hadFocus = [answer, previous, next].some((part) => part.contains(document.activeElement));
     for (const [number, tab] of tabs.entries()) {
       const chosen = KINDS[number] === state.kind;
       tab.setAttribute("aria-selected", chosen);
@@ -114,6 +115,8 @@
     where.textContent = (found.length ? `${state.item + 1} of ${found.length}` : "none fits")
       + (leftOut ? `; ${leftOut} of ${total} are left out of this page` : "");
     answer.replaceChildren(...(found.length ? draw(found[state.item]) : []));
+    // What had the focus is gone, or disabled; the keys are heard within the viewer only.
+    if (hadFocus && (document.activeElement === document.body || document.activeElement.disabled)) answer.focus({ preventScroll: true });
     remember(found[state.item]);
   }
   function title(item) {
