@@ -85,8 +85,11 @@ def test_choices_and_live_episodes_while_another_batch_trains(games: Path, pairs
     }
     metrics = train(tmp_path, "action", f"[{pairs},{tasks}]", **episodes)
     check_steps(metrics)
-    assert "train/act/alfworld/choice/acc/mean" in metrics[2]
-    assert all(1 <= metrics[step]["train/act/alfworld/episode/steps/mean"] <= 2 for step in (1, 2))
+    # A step trains the four prompts that are done first, of three batches with two of each kind: it may be one kind
+    # alone, but of the eight of both steps no more than six.
+    logged = {**metrics[1], **metrics[2]}
+    assert 0 <= logged["train/act/alfworld/choice/acc/mean"] <= 1
+    assert 1 <= logged["train/act/alfworld/episode/steps/mean"] <= 2
     assert any(name.startswith("val-core/act/alfworld/episode") for name in metrics[2]), "validation plays too"
 
 
