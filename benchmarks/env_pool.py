@@ -1,6 +1,8 @@
-"""The environment pool against one Ray actor an environment, snapshots against replay, and episodes against lock-step.
+"""The environment pool against one Ray actor an environment, on one core and more; snapshots against replay; episodes
+against lock-step.
 
-    python benchmarks/env_pool.py [--parts probing lock_step sizes] [--environments 16 64 256] [--steps 20] [--actors 2]
+    python benchmarks/env_pool.py [--parts probing lock_step sizes cores] [--environments 16 64 256] [--steps 50]
+      [--actors 2]
 
 Each part plays the same actions both ways and fails where what the environments said differs. Writes
 `results/env_pool.json` beside this file; parts that are not run keep their figures there.
@@ -15,7 +17,8 @@ import os
 import random
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,7 +35,7 @@ from verl_act.envs.registry import get_env
 from verl_act.schema import Step
 
 RESULT = Path(__file__).parent / "results" / "env_pool.json"
-PARTS = ("probing", "lock_step", "sizes")
+PARTS = ("probing", "lock_step", "sizes", "cores")
 ENV = "alfworld"
 ALTERNATIVES = 4
 LATENCY = (0.2, 0.6)
@@ -41,6 +44,16 @@ SPARE_GIB = 3
 """Memory that a part must leave to the machine."""
 
 Said = list[Observation | StepResult]
+
+
+@contextmanager
+def started_ray() -> Iterator[None]:
+    """A Ray of its own on the cores of this process: no actor of an earlier measurement is at hand."""
+    ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @ray.remote(num_cpus=0)
@@ -65,8 +78,9 @@ def workers() -> set[psutil.Process]:
 
 
 def memory_mb(processes: set[psutil.Process]) -> float:
-    """What they hold for themselves; pages shared with others are counted once, in parts."""
-    return round(sum(process.memory_full_info().pss for process in processes) / 2**20)
+    """What they and what they started hold for themselves; pages shared with others are counted once, in parts."""
+    hosts = processes.union(*(process.children(recursive=True) for process in processes))
+    return round(sum(process.memory_full_info().pss for process in hosts) / 2**20)
 
 
 def chosen(shown: Observation | StepResult, number: int) -> str:
@@ -75,10 +89,10 @@ def chosen(shown: Observation | StepResult, number: int) -> str:
 
 
 async def walk_pool(
-    tasks: Sequence[Task], settings: dict[str, Any], actors: int, steps: int
+    env: str, tasks: Sequence[Task], settings: dict[str, Any], actors: int, steps: int
 ) -> tuple[dict, list[Said]]:
-    before, started = workers(), perf_counter()
-    pool = EnvPool(ENV, settings, actors=actors, reset_timeout=600)
+    started = perf_counter()
+    pool = EnvPool(env, settings, actors=actors, reset_timeout=600)
     sessions = await asyncio.gather(*(pool.open(task) for task in tasks))
     opened = perf_counter()
 
@@ -89,13 +103,13 @@ async def walk_pool(
         return said
 
     said = await asyncio.gather(*(walk(session) for session in sessions))
-    figures = _figures(len(workers() - before), started, opened, len(tasks) * steps, memory_mb(workers() - before))
+    figures = _figures(started, opened, len(tasks) * steps)
     await asyncio.gather(*(session.close() for session in sessions))
     return figures, said
 
 
 async def walk_alone(tasks: Sequence[Task], settings: dict[str, Any], steps: int) -> tuple[dict, list[Said]]:
-    before, started = workers(), perf_counter()
+    started = perf_counter()
     actors = [Alone.remote(settings) for _ in tasks]
     first = await asyncio.gather(*(actor.reset.remote(task) for actor, task in zip(actors, tasks, strict=True)))
     opened = perf_counter()
@@ -107,18 +121,17 @@ async def walk_alone(tasks: Sequence[Task], settings: dict[str, Any], steps: int
         return said
 
     said = await asyncio.gather(*(walk(actor, shown) for actor, shown in zip(actors, first, strict=True)))
-    figures = _figures(len(workers() - before), started, opened, len(tasks) * steps, memory_mb(workers() - before))
-    for actor in actors:
-        ray.kill(actor)
+    figures = _figures(started, opened, len(tasks) * steps)
     return figures, said
 
 
-def _figures(processes: int, started: float, opened: float, steps: int, memory: float) -> dict[str, float]:
+def _figures(started: float, opened: float, steps: int) -> dict[str, float]:
+    taken, hosts = perf_counter() - opened, workers()
     return {
-        "processes": processes,
+        "processes": len(hosts),
         "start_up_s": round(opened - started, 2),
-        "steps_per_second": round(steps / (perf_counter() - opened), 1),
-        "memory_mb": memory,
+        "steps_per_second": round(steps / taken, 1),
+        "memory_mb": memory_mb(hosts),
     }
 
 
@@ -130,19 +143,39 @@ def compare_sizes(
     a_process = 0.0
     for size in sizes:
         played = [tasks[number % len(tasks)] for number in range(size)]
-        pooled, said = asyncio.run(walk_pool(played, settings, actors, steps))
+        with started_ray():
+            pooled, said = asyncio.run(walk_pool(ENV, played, settings, actors, steps))
         found[str(size)] = {"pool": pooled, "actor an environment": None}
         free = psutil.virtual_memory().available / 2**20 - SPARE_GIB * 1024
         if a_process * size > free:
             found[str(size)]["left out"] = f"{size} actors of {a_process:.0f} MB do not fit into {free:.0f} MB"
             continue
-        lone, said_alone = asyncio.run(walk_alone(played, settings, steps))
+        with started_ray():
+            lone, said_alone = asyncio.run(walk_alone(played, settings, steps))
         if said != said_alone:
             raise SystemExit(f"{size} environments: the pool and the lone actors say different things.")
         a_process = lone["memory_mb"] / size
         found[str(size)]["actor an environment"] = lone
         print(f"{size:4} environments  pool {pooled}\n                   lone {lone}", flush=True)
     return found
+
+
+def compare_cores(steps: int) -> dict[str, Any]:
+    """ScienceWorld, whose steps are the dearest, in the pool on one core and on all: an actor a core, and the caller on
+    the same cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    tasks = get_env("scienceworld").tasks("train", tasks=["find-plant", "boil"])[:16]
+    found: dict[str, Any] = {}
+    said: list[Said] = []
+    for used in (cores[:1], cores):
+        os.sched_setaffinity(0, used)
+        with started_ray():
+            figures, now = asyncio.run(walk_pool("scienceworld", tasks, {}, len(used), steps))
+        if said and said != now:
+            raise SystemExit(f"{len(used)} cores: the environments say different things than on one.")
+        found[f"{len(used)} cores"], said = figures, now
+    first, last = (found[f"{number} cores"]["steps_per_second"] for number in (1, len(cores)))
+    return {**found, "all cores against one": round(last / first, 2)}
 
 
 class Plain:
@@ -260,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--environments", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--actors", type=int, default=2)
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
@@ -274,12 +307,13 @@ def main() -> None:
                 ENV: compare_probing(ENV, tasks, settings),
                 "webshop": compare_probing("webshop", shop, {}),
             }
-        if {"lock_step", "sizes"} & set(options.parts):
-            ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
         if "lock_step" in options.parts:
-            results["lock_step"] = asyncio.run(compare_lock_step(tasks, settings, options.actors))
+            with started_ray():
+                results["lock_step"] = asyncio.run(compare_lock_step(tasks, settings, options.actors))
         if "sizes" in options.parts:
             results["sizes"] = compare_sizes(tasks, settings, options.environments, options.actors, options.steps)
+        if "cores" in options.parts:
+            results["cores"] = compare_cores(options.steps)
     machine = {"cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
     for part in options.parts:
         results[part] = {**results[part], "machine": machine, "actors": options.actors}
