@@ -44,7 +44,7 @@ class OddError(Exception):
 
 
 class FragileEnvironment:
-    """Counts `add` actions. `traps` is a folder that remembers which one-time traps have sprung."""
+    """Counts `add` and `slow` actions. `traps` is a folder that remembers which one-time traps have sprung."""
 
     def __init__(self, traps: str = "") -> None:
         self._traps = Path(traps)
@@ -72,7 +72,7 @@ class FragileEnvironment:
         if action == "spoil once" and self._springs(action):
             self._count = 1000
             raise RuntimeError("failed with its state half changed")
-        self._count += action == "add"
+        self._count += action in ("add", "slow")
         told = {"who": str(os.getpid()), "wander": f"somewhere {time.time_ns()}"}
         text = told.get(action, f"{self._task.task_id}: {self._count}")
         return StepResult(text, _ACTIONS, 0.0, False, False, action in _ACTIONS)

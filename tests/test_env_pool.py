@@ -91,16 +91,70 @@ def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(setting
                 await deadly.step("die")
             return "given up"
 
-        outcomes = await asyncio.gather(doomed(), good.step("add"), lucky.step("die once"), good_after(good))
+        outcomes = await asyncio.gather(doomed(), good.step("add"), lucky.step("die once"))
         assert outcomes[0] == "given up"
         assert (outcomes[1].observation, outcomes[2].observation) == ("t0: 2", "t2: 1")
         for session in (good, deadly, lucky):
             await session.close()
 
-    async def good_after(session: object) -> None:
-        await asyncio.sleep(0)
-
     asyncio.run(run())
+
+
+def test_steps_that_wait_go_together(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    call = _Host.call
+
+    async def count(host: _Host, timeout: float, method: str, *arguments: Any) -> Any:
+        asked.append(method)
+        return await call(host, timeout, method, *arguments)
+
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        sessions = [await pool.open(task(number)) for number in range(17)]
+        monkeypatch.setattr(_Host, "call", count)
+        results = await asyncio.gather(*(session.step("add") for session in sessions))
+        return [result.observation for result in results]
+
+    assert asyncio.run(run()) == [f"t{number}: 1" for number in range(17)]
+    assert asked == ["steps"] * 3, "the first, which finds nobody waiting, then eight and eight"
+
+
+def test_what_a_step_does_reaches_none_that_went_with_it(settings: dict[str, str]) -> None:
+    """One kills the process, one kills it once, one fails, one hangs once: all are in one call."""
+
+    async def run() -> list[Any]:
+        pool = EnvPool(fragile_env.NAME, settings, step_timeout=5)
+        sessions = [await pool.open(task(number)) for number in range(8)]
+        await asyncio.gather(*(session.step("add") for session in sessions))
+        actions = ["add", "add", "die", "add", "fail", "die once", "hang once", "add"]
+        steps = zip(sessions, actions, strict=True)
+        first = await asyncio.gather(*(session.step(action) for session, action in steps), return_exceptions=True)
+        return first + await asyncio.gather(*(sessions[at].step("add") for at in (0, 1, 3, 4, 5, 6, 7)))
+
+    results = asyncio.run(run())
+    failed = {at: str(result) for at, result in enumerate(results) if isinstance(result, Exception)}
+    assert list(failed) == [2, 4] and "its process died" in failed[2] and "a bug in the environment" in failed[4]
+    shown = [None if at in failed else result.observation for at, result in enumerate(results)]
+    assert shown[:8] == ["t0: 2", "t1: 2", None, "t3: 2", None, "t5: 1", "t6: 1", "t7: 2"]
+    assert shown[8:] == ["t0: 3", "t1: 3", "t3: 3", "t4: 2", "t5: 2", "t6: 2", "t7: 3"]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+def test_a_cancelled_step_leaves_those_that_went_with_it(settings: dict[str, str], cancelled: int) -> None:
+    """The first is on its way alone; the second has sent its own and the third, or both wait."""
+
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        sessions = [await pool.open(task(number)) for number in range(3)]
+        steps = [asyncio.create_task(session.step("slow")) for session in sessions]
+        await asyncio.sleep(fragile_env.SLOW * (0.5 if cancelled == 0 else 1.5))
+        steps[cancelled].cancel()
+        await asyncio.wait(steps)
+        others = [session for number, session in enumerate(sessions) if number != cancelled]
+        assert [step.cancelled() for step in steps] == [number == cancelled for number in range(3)]
+        return [(await session.step("add")).observation for session in others]
+
+    assert asyncio.run(run()) == [f"t{number}: 2" for number in range(3) if number != cancelled]
 
 
 def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[str, str]) -> None:

@@ -1,11 +1,13 @@
 """Environments in Ray actors: many episodes a process, no episode waiting for another, and none lost with its process.
 
 An actor that dies or hangs is replaced, and its episodes are replayed to where they were: environments are
-deterministic. A caller's calls to one actor take turns, so the call that it was waiting for when the actor was lost is
-a suspect. A suspect is retried once, on an actor of its own, where it can hurt no other episode; the others go on with
-the replacement. Time-outs are the actor's own: they begin when a call does, not while those of other processes come
-first, and one that passes ends the actor, with the stack of what hung in its log. An environment that fails at a step
-is thrown away, and the step is retried once on a fresh one in the same actor, replayed to the same state.
+deterministic. A caller's calls to one actor take turns; steps that wait for theirs go together in one call, which costs
+more than a step of most environments does. When an actor is lost, the steps of the call that its caller was waiting for
+are retried one by one on the replacement. One that was alone in its call is a suspect: it is retried once, on an actor
+of its own, where it can hurt no other episode. Time-outs are the actor's own: they begin when a step does, not while
+those of other episodes come first, and one that passes ends the actor, with the stack of what hung in its log. An
+environment that fails at a step is thrown away, and the step is retried once on a fresh one in the same actor, replayed
+to the same state.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from reprlib import repr as brief  # an action may be of any length
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -32,6 +34,8 @@ from verl_act.errors import ActError, ConfigError, EnvError
 
 _PREPARE_SECONDS = 3600.0
 """WebShop's full catalogue takes minutes; on a slow disk, or waiting for another process, more."""
+_TOGETHER = 8
+"""Steps in one call, at most: its answers come with the last of them."""
 _OTHERS_SECONDS = 3600.0
 """What a caller waits beyond a time-out: its call may stand behind those of other processes, or while they prepare."""
 
@@ -150,7 +154,17 @@ class EnvSession:
 
     async def step(self, action: str) -> StepResult:
         """Take `action`. Raises `EnvError` where the environment fails, dies or hangs on it twice."""
-        result = await self._safely(lambda: self._step(action), f"action {brief(action)} at step {len(self._actions)}")
+        what = f"action {brief(action)} at step {len(self._actions)}"
+        try:
+            result = await self._host.step(self._pool.step_timeout, self._generation, self._episode, action)
+        except EnvError:
+            self._generation = None  # the actor has thrown the environment away
+            result = await self._safely(lambda: self._try(action), what)
+        except _HostLost:
+            result = await self._alone(lambda: self._step(action), what)
+        except _Untold:
+            self._generation = None
+            result = await self._safely(lambda: self._step(action), what)
         self._actions.append(action)
         self._shown = result
         return result
@@ -174,7 +188,10 @@ class EnvSession:
             async with self._host.turn:
                 return await attempt()
         except _HostLost:
-            self._host, self._generation = self._pool.lone_host(), None
+            return await self._alone(attempt, what)
+
+    async def _alone(self, attempt: Callable[[], Any], what: str) -> Any:
+        self._host, self._generation = self._pool.lone_host(), None
         try:
             async with self._host.turn:
                 return await attempt()
@@ -221,6 +238,19 @@ class _HostLost(Exception):
     """An actor died, or did not answer in time."""
 
 
+class _Untold(Exception):
+    """What became of a step is not known: others were in the call that was lost, or the actor was before."""
+
+
+class _Waiting(NamedTuple):
+    """A step that waits for its turn."""
+
+    generation: int | None
+    episode: str
+    action: str
+    answer: asyncio.Future[StepResult]
+
+
 class _Host:
     """A caller's view of one actor: started (and prepared) when first needed, replaced when lost."""
 
@@ -230,6 +260,44 @@ class _Host:
         self._actor: ActorHandle | None = None
         self.generation = 0
         self.turn = asyncio.Lock()
+        self._waiting: list[_Waiting] = []
+
+    async def step(self, timeout: float, generation: int | None, episode: str, action: str) -> StepResult:
+        """Take a step of an episode that was last replayed in `generation`, in one call with others that wait.
+
+        Raises the environment's `EnvError`; `_HostLost` where the actor was lost on this step alone; else `_Untold`.
+        """
+        answer: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(generation, episode, action, answer))
+        try:
+            async with self.turn:  # whoever has it first sends the steps of all
+                while not answer.done():
+                    await self._send(timeout)
+            return answer.result()
+        finally:
+            answer.cancel()  # nobody waits for it any more
+
+    async def _send(self, timeout: float) -> None:
+        waiting = [step for step in self._waiting if not step.answer.done()]
+        sent, self._waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
+        going = [step for step in sent if step.generation == self.generation]
+        for step in sent:
+            if step not in going:
+                _tell(step, _Untold())
+        if not going:
+            return
+        try:
+            said = await self.call(timeout, "steps", [(step.episode, step.action) for step in going])
+        except (EnvError, _HostLost) as error:
+            for step in going:
+                _tell(step, error if len(going) == 1 else _Untold())
+        except BaseException:  # this caller is cancelled; the others are not
+            for step in going:
+                _tell(step, _Untold())
+            raise
+        else:
+            for step, result in zip(going, said, strict=True):
+                _tell(step, EnvError(result) if isinstance(result, str) else result)
 
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
         """Call the actor. Raises the environment's `EnvError`, or `_HostLost`, after which the actor is replaced."""
@@ -262,6 +330,15 @@ class _Host:
             ray.kill(self._actor)
             self._actor = None
             self.generation += 1
+
+
+def _tell(step: _Waiting, result: StepResult | Exception) -> None:
+    if step.answer.done():
+        return
+    if isinstance(result, Exception):
+        step.answer.set_exception(result)
+    else:
+        step.answer.set_result(result)
 
 
 def _throw_away(environment: Environment) -> None:
@@ -325,6 +402,16 @@ class _EnvHost:
             except Exception:
                 _throw_away(self._playing.pop(episode))
                 raise
+
+    def steps(self, limit: float, asked: list[tuple[str, str]]) -> list[StepResult | str]:
+        """One action of each of several episodes, each within the limit; for one that fails, its error's message."""
+        said: list[StepResult | str] = []
+        for episode, action in asked:
+            try:
+                said.append(self.step(limit, episode, action))
+            except ActError as error:
+                said.append(str(error))
+        return said
 
     def close(self, limit: float, episode: str) -> None:
         """Keep the environment, if it has not failed, for another episode."""
