@@ -79,7 +79,7 @@ class PlanningEnvironment(Environment, Protocol):
 
 @runtime_checkable
 class SnapshotEnvironment(Environment, Protocol):
-    """An environment that can return to an earlier state of its current episode without replaying it."""
+    """An environment that can return to an earlier state of its current episode for less than a replay costs."""
 
     def snapshot(self) -> Any:
         """The current state; valid until the next `reset`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from reprlib import repr as brief  # an action may be of any length
+from typing import NamedTuple
 
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
@@ -17,6 +18,14 @@ _LONGEST = 1000
 """Characters of the longest action that the engine is asked about; its own entries have less than 300."""
 
 
+class Snapshot(NamedTuple):
+    """A state of an episode: how to come to it, and what it shows."""
+
+    actions: tuple[str, ...]
+    answer: Answer
+    menu: Menu
+
+
 class ScienceWorldEnvironment:
     """Plays ScienceWorld's tasks; deterministic, so a task's seed is not used.
 
@@ -28,7 +37,8 @@ class ScienceWorldEnvironment:
     actions, and anything else takes the question back.
 
     The score is the engine's, 0 to 100, and below 0 once the task has been failed for good, which ends the episode.
-    The reward is the change of the score, divided by 100. Success is a completed task with score 100.
+    The reward is the change of the score, divided by 100; that of the first step includes what the engine gives for the
+    start, so that an episode's rewards add up to its score. Success is a completed task with score 100.
 
     Where the Java engine dies within an episode, the episode is replayed on a new one, once a step.
     """
@@ -60,14 +70,14 @@ class ScienceWorldEnvironment:
     def reset(self, task: Task) -> Observation:
         """Start `task`. Raises `EnvError` where it is unknown or cannot be played, `ConfigError` without Java."""
         self._task = None  # after a failure, the last episode must not go on
-        name, variation = name_and_variation(task)
+        name, _ = name_and_variation(task)
         if not playable(name, self._simplification):
             raise EnvError(f"{task}: cannot be done with the simplification {self._simplification!r}.")
         self._actions = []
         try:
-            self._load(name, variation)
+            self._load(task)
         except EngineLost:
-            self._load(name, variation)
+            self._load(task)
         self._task = task
         return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._menu.actions)
 
@@ -79,11 +89,11 @@ class ScienceWorldEnvironment:
         self._playing()
         if self._over():
             return StepResult(_OVER, self._menu.actions, 0.0, True, self._won(), False)
-        before = self._answer.score
+        before = self._answer.score if self._actions else 0
         try:
             admissible = self._take(action)
         except EngineLost:
-            self._replay()
+            self._recover()
             admissible = self._take(action)
         self._actions.append(action)
         return StepResult(
@@ -102,6 +112,27 @@ class ScienceWorldEnvironment:
     def release(self) -> None:
         """Give the game's 10 MB back to the engine, whose heap holds about 70 of them."""
         self.close()
+
+    def snapshot(self) -> Snapshot:
+        """The current state; valid until the next `reset`."""
+        self._playing()
+        return Snapshot(tuple(self._actions), self._answer, self._menu)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to `snapshot`. The engine has no way back: it is told the actions again, but not asked in between what
+        could be done, which takes ten times as long as an action.
+
+        Raises `EnvError` where the engine does not come to the same state, or dies twice.
+        """
+        self._playing()
+        assert self._task is not None
+        try:
+            _, answer = self._start(self._task, snapshot.actions)
+        except EngineLost:
+            _, answer = self._start(self._task, snapshot.actions)
+        if answer != snapshot.answer:
+            raise EnvError(f"{self._task}: replaying {brief(snapshot.actions)} gave another state.")
+        self._actions, self._answer, self._menu = list(snapshot.actions), snapshot.answer, snapshot.menu
 
     def score(self) -> int:
         """The engine's score of the episode so far: 0 to 100, below 0 where the task has been failed for good."""
@@ -125,12 +156,19 @@ class ScienceWorldEnvironment:
         assert self._task is not None
         return gold_path(*name_and_variation(self._task), self._simplification)
 
-    def _load(self, name: str, variation: int) -> None:
+    def _load(self, task: Task) -> None:
+        game, answer = self._start(task)
+        self._goal = game.goal()
+        self._answer, self._menu = answer, game.menu()
+
+    def _start(self, task: Task, actions: Iterable[str] = ()) -> tuple[Game, Answer]:
+        """The task's game after `actions`, on a new engine where the last is gone; and what it said last."""
         if self._game is None or not self._game.alive():
             self._game = Game()
-        answer = self._game.load(name, variation, self._simplification)
-        self._goal = self._game.goal()
-        self._answer, self._menu = answer, self._game.menu()
+        answer = self._game.load(*name_and_variation(task), self._simplification)
+        for action in actions:
+            answer = self._game.say(_spoken(action))
+        return self._game, answer
 
     def _take(self, action: str) -> bool:
         """Say `action` to the engine; whether it was admissible."""
@@ -141,14 +179,11 @@ class ScienceWorldEnvironment:
         self._answer, self._menu = answer, menu
         return admissible
 
-    def _replay(self) -> None:
+    def _recover(self) -> None:
         """Play the episode again on a new engine. Raises `EnvError` where it does not come out the same."""
-        assert self._task is not None
-        shown = self._answer, self._menu
-        self._load(*name_and_variation(self._task))
-        for action in self._actions:
-            self._take(action)
-        if (self._answer, self._menu) != shown:
+        shown = self._menu
+        self.restore(self.snapshot())
+        if self._playing().menu() != shown:
             raise EnvError(f"{self._task}: the engine died, and replaying {brief(self._actions)} gave another state.")
 
     def _playing(self) -> Game:
