@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from os import PathLike
@@ -96,7 +96,7 @@ def build_pairs(
 
 
 def _sampled(
-    paths: Iterable[str | PathLike[str]], steps: Sequence[Step], counts: Counter[str]
+    paths: Sequence[str | PathLike[str]], steps: Sequence[Step], counts: Counter[str]
 ) -> dict[str, Alternatives]:
     """Replies by state. Raises `DataError` where they belong to other trajectories, or a state is in them twice."""
     known = {step.state_id for step in steps}
@@ -110,8 +110,9 @@ def _sampled(
                 found[replies.state_id] = replies
             else:
                 counts["states_of_other_trajectories"] += 1
-        if not found:
-            raise DataError(f"{path}: none of its states is in the trajectories; pass those it was sampled at.")
+    if counts["states_of_other_trajectories"] and not found:
+        names = ", ".join(map(str, paths))
+        raise DataError(f"{names}: none of the states is in the trajectories; pass those that were sampled at.")
     return found
 
 

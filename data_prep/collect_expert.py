@@ -87,7 +87,7 @@ def collect_expert(
     manifest = make_manifest(
         "collect_expert",
         settings={"env": env, "split": split, "expert": name, "limit": limit, "env_settings": settings},
-        inputs=_input_folders(settings),
+        inputs=[*input_folders(settings)],
         counts=_counts(tasks, steps, dropped),
         seed=seed,
         seconds=time.monotonic() - started,
@@ -233,10 +233,10 @@ def _sample(tasks: Sequence[Task], limit: int | None, seed: int) -> Sequence[Tas
     return [tasks[at] for at in sorted(random.Random(seed).sample(range(len(tasks)), limit))]
 
 
-def _input_folders(settings: Mapping[str, Any]) -> list[os.PathLike[str] | str]:
+def input_folders(settings: Mapping[str, Any]) -> list[Path]:
     """The folders among an environment's settings that an earlier stage has written."""
     paths = [str(value) for value in settings.values() if isinstance(value, str | os.PathLike)]
-    return [path for path in paths if (Path(path) / FILE_NAME).is_file()]
+    return [Path(path) for path in paths if (Path(path) / FILE_NAME).is_file()]
 
 
 def _counts(tasks: Sequence[Task], steps: Sequence[Step], dropped: Mapping[str, int]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def label_word(pair: Pair, template: Template) -> str | None:
     introduced = _template_words(template) & set(LABEL_WORDS)
     if introduced:
         return min(introduced)
-    spoken = {word for action in (pair.expert_action, *pair.alternatives) for word in _words(action)}
-    named = spoken & set(LABEL_WORDS)
+    spoken: list[set[str]] = [set(_words(action)) for action in (pair.expert_action, *pair.alternatives)]
+    # A word that every candidate has tells nothing.
+    named = (spoken[0].union(*spoken) - spoken[0].intersection(*spoken)) & set(LABEL_WORDS)
     if not named:
         return None
     context = pair.context

@@ -135,11 +135,10 @@ def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     line_number = 0
     try:
         with path.open(encoding="utf-8") as stream:
-            if path.suffix == ".json":
-                rows = json.load(stream)
-                if not isinstance(rows, list):
-                    raise DataError(f"{path}: holds no JSON array. Give JSON Lines, or an array of rows.")
-                yield from rows
+            opening = stream.read(1024).lstrip()[:1]  # either is found under either name
+            stream.seek(0)
+            if opening == "[":
+                yield from json.load(stream)
                 return
             for line_number, line in enumerate(stream):  # noqa: B007  # named in the error
                 if line.strip():

@@ -159,13 +159,14 @@ class _Replayer:
             steps = play(
                 environment, _Follower(row.actions, self.spell, self._judge, self.spec.name), task, source=self.source
             )
+            alike = not steps[-1].success or replays(fresh, task, steps)
         except _ActionsEnd as end:
             raise _Refused("does not reach the goal", f"its {len(row.actions)} actions end before it") from end
         except EnvError as error:
             raise _Refused("cannot be played", str(error)) from error
         if not steps[-1].success:
             raise _Refused("does not reach the goal", f"it ends after {len(steps)} of {len(row.actions)} actions")
-        if not replays(fresh, task, steps):
+        if not alike:
             raise _Refused("does not replay alike")
         return [replace(step, thought=row.thoughts[step.step], verified=True) for step in steps]
 

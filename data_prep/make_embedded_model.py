@@ -82,7 +82,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_figures.json` and a manifest.
 
     `trajectories` are files of expert steps (schema TRAJECTORY) of one environment, from tasks that no experiment
-    evaluates on. Raises `ConfigError` where they are of several, or no dialect is known for it.
+    evaluates on. Raises `ConfigError` where they are of several, or too few, or no dialect is known for it.
     """
     import torch
     from transformers import Qwen3ForCausalLM, set_seed
@@ -94,14 +94,21 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     set_seed(settings.seed)
     steps = read_steps(trajectories)
     dialect = _dialect(steps)
+    held_out = steps[len(steps) - settings.held_out :] if settings.held_out < len(steps) else steps
     template = get_template("compact", **dialect.template_options)
-    unseen_tasks = {step.task_id for step in steps[-settings.held_out :]}
+    unseen_tasks = {step.task_id for step in held_out}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]
     rows = [
         row
         for number in range(settings.passes)
         for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + number))
     ]
+    if len(rows) < settings.batch_size:
+        raise ConfigError(
+            f"{len(rows)} rows are less than one batch ({settings.batch_size}): of {len(steps)} steps, the tasks of "
+            f"the last held_out={settings.held_out} are kept out. Give more trajectories, or set a smaller held_out or "
+            "batch_size."
+        )
     tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
     model = Qwen3ForCausalLM(model_config(tokenizer, settings))
     compose_embeddings(model, tokenizer)
@@ -112,7 +119,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
         tokenizer.save_pretrained(folder)
         (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
         model.float()
-        figures = examine(model, tokenizer, steps[-settings.held_out :], template, settings)
+        figures = examine(model, tokenizer, held_out, template, settings)
         (folder / "warmup_figures.json").write_text(json.dumps(figures, indent=2) + "\n")
         write_manifest(
             folder,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from verl_act.data_prep.probe import Judgement, Prober, ReplayError
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
 from verl_act.envs.registry import is_admissible
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, EnvError
 from verl_act.parse import match_action
 from verl_act.schema import Alternatives, Pair, Step, pair_id
 
@@ -90,9 +90,10 @@ def make_pairs(
                         counts["states_expert_inadmissible"] += 1
                         continue
                     yield from _pairs_at(step, sampled.get(step.state_id), judge, settings, counts)
-            except ReplayError as error:
-                counts["trajectories_not_replayed"] += 1
-                logger.warning("Left out the rest of a trajectory that does not replay: %s", error)
+            except EnvError as error:
+                known = isinstance(error, ReplayError)
+                counts["trajectories_not_replayed" if known else "trajectories_failed"] += 1
+                logger.warning("Left out the rest of trajectory %s: %s", name, error)
     finally:
         for prober in probers.values():
             prober.close()

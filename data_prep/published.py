@@ -25,8 +25,10 @@ from typing import Any
 
 from verl_act.errors import ConfigError, DataError
 
-_ACTION = re.compile(r"<action>\s*(\S.*?)\s*</action>|Action:\s*(\S[^\n]*)", re.DOTALL)
-_THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>|Thought:\s*(.*?)\s*(?=Action:)", re.DOTALL)
+_TAGGED = re.compile(r"<action>\s*(\S.*?)\s*</action>", re.DOTALL)
+_THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
+_LABELLED = re.compile(r"^[ \t]*Action:[ \t]*(\S[^\n]*)", re.MULTILINE)
+_LABELLED_THOUGHT = re.compile(r"Thought:\s*(.*)", re.DOTALL)
 _STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d+) step")
 
 
@@ -116,10 +118,15 @@ def _list(row: dict[str, Any], name: str) -> list[Any]:
 
 def _decision(said: str) -> tuple[str, str | None] | None:
     """The action and the thought of a model's turn; None where it holds no action."""
-    action, thought = _ACTION.search(said), _THOUGHT.search(said)
-    if action is None:
+    thought = _THOUGHT.search(said)
+    # What a thought quotes is no action: only what follows it counts, and of several labelled lines the last.
+    if tagged := _TAGGED.search(said, thought.end() if thought else 0):
+        return tagged[1], thought[1] if thought else None
+    labelled = list(_LABELLED.finditer(said))
+    if not labelled:
         return None
-    return (action[1] or action[2]).strip(), (thought[1] or thought[2]) if thought else None
+    told = thought or _LABELLED_THOUGHT.search(said[: labelled[-1].start()])
+    return labelled[-1][1].strip(), told[1].strip() if told else None
 
 
 def _played(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Published:

@@ -8,6 +8,7 @@ environment. The model is shown all outcomes and writes the reasoning, which `ma
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections import Counter
@@ -20,10 +21,12 @@ from tqdm import tqdm
 
 from verl_act.data_prep.probe import Prober, ReplayError
 from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
-from verl_act.errors import DataError
+from verl_act.errors import DataError, EnvError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, write_rows
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "reflections.parquet"
 _TAGS = re.compile(r"</?(?:think|action)>")
@@ -51,6 +54,12 @@ def reflect(
     started = time.monotonic()
     counts: Counter[str] = Counter()
     tried = list(outcomes(read_steps(trajectories), alternatives_at(pairs), env_settings or {}, counts))
+    if not tried:
+        left_out = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no state of theirs has pairs"
+        raise DataError(
+            f"{', '.join(map(str, trajectories))}: nothing to reflect on ({left_out}). Pass the pairs that were built "
+            "from these trajectories, with the environment's settings."
+        )
     asked = get_template(template, **(template_options or {}))
     with Engine(engine) as running:
 
@@ -117,8 +126,10 @@ def outcomes(
                     counts["states"] += 1
                     counts["alternatives"] += len(others)
                     yield step, Turn(state.outcome(step.action), step.action), others
-            except ReplayError:
-                counts["trajectories_not_replayed"] += 1
+            except EnvError as error:
+                known = isinstance(error, ReplayError)
+                counts["trajectories_not_replayed" if known else "trajectories_failed"] += 1
+                logger.warning("Left out the rest of trajectory %s: %s", wanted[0].trajectory_id, error)
     finally:
         for prober in probers.values():
             prober.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from installed_env import ray_with
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop import agent_loop as verl_agent_loop
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, ToolListWrap
+from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
@@ -153,15 +155,19 @@ def run_loop(
     history_length: int | None = None,
     uid: str = "group",
     model_type: str = "qwen3",
+    max_model_len: int | None = None,
+    reward_manager: str = "naive",
     **episode: Any,
 ) -> Run:
     """Play `task` through the agent loop as verl's worker starts it, on a row as verl's dataset gives it."""
     rows = folder / "tasks.parquet"
     write_rows(rows, [asdict(task)], TASK)
     act = {"template": "compact", "history_length": history_length, "episode": {"max_turns": 40, **episode}}
+    lengths = {"prompt_length": prompt_length, "response_length": response_length, "max_model_len": max_model_len}
     config = OmegaConf.create(
         {
-            "actor_rollout_ref": {"rollout": {"prompt_length": prompt_length, "response_length": response_length}},
+            "actor_rollout_ref": {"rollout": lengths},
+            "reward": {"reward_manager": {"name": reward_manager}},
             "data": {"max_prompt_length": prompt_length, "act": act},
         }
     )
@@ -375,6 +381,29 @@ def test_a_concat_episode_ends_within_its_budget(played: Played, tokenizer: Any,
         for request in run.requests:
             left = room - (len(request.prompt_ids) - len(output.prompt_ids))
             assert 1 <= request.sampling_params["max_tokens"] <= left
+
+
+def test_a_concat_episode_ends_within_the_context_of_the_server(
+    played: Played, tokenizer: Any, games: Path, tmp_path: Path
+) -> None:
+    script = [answer(action) for action in played.plan]
+    settings: dict[str, Any] = {"mode": "concat", "env_settings": {"data": str(games)}}
+    whole = run_loop(played.task, tokenizer, script, tmp_path, **settings)
+    context = len(whole.requests[1].prompt_ids) + 1
+    run = run_loop(played.task, tokenizer, script, tmp_path, max_model_len=context, **settings)
+    (output,) = run.outputs
+    assert len(output.prompt_ids) + len(output.response_ids) <= context and len(run.requests) == 2
+    assert run.requests[1].sampling_params["max_tokens"] == 1
+
+
+@pytest.mark.parametrize("manager", ["dapo", "gdpo"])
+def test_a_reward_manager_that_would_not_hear_of_the_outcome_is_refused(
+    manager: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"reward manager '{manager}' does not pass on the outcome"):
+        run_loop(played.task, tokenizer, [], tmp_path, reward_manager=manager, env_settings={"data": str(games)})
+    source = inspect.getsource(get_reward_manager_cls(manager))
+    assert "tool_extra_fields" not in source, "verl passes it on by now: take it off the list"
 
 
 @pytest.mark.parametrize("mode", MODES)

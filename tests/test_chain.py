@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
+from verl_act.chain import train as train_module
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import RECIPES, Recipe
+from verl_act.chain.run import run_stages
 from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import train
 from verl_act.data_prep.build_pairs import build_pairs
@@ -417,20 +420,91 @@ def verl_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, metrics: str = "") 
     return seen[0]
 
 
+OUT_OF_MEMORY = "(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed"
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "said",
-    [
-        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
-        "(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed",
-    ],
+    "said", ["vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.", OUT_OF_MEMORY]
 )
-def test_a_run_that_has_lost_a_part_is_ended(said: str, tmp_path: Path) -> None:
+def test_a_run_that_has_lost_a_part_is_ended(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a run would wait for ever. Why it was ended stands at the end of its log, which the error shows."""
+    monkeypatch.setattr("verl_act.chain.train._STANDSTILL_SECONDS", 1.0)
     code = f"import time; print({said!r}, flush=True); time.sleep(600)"
     stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
     with pytest.raises(EngineError, match=rf"'critic' failed with status -15(.|\n)*{re.escape(said)}"):
         train(stage)
+
+
+def test_a_run_that_goes_on_after_a_kill_for_memory_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment's process, which the pool replaces, or another job's on the same cluster."""
+    monkeypatch.setattr("verl_act.chain.train._STANDSTILL_SECONDS", 2.0)
+    code = f"import time; print({OUT_OF_MEMORY!r}, flush=True); print('step:1 - a:1', flush=True); time.sleep(4)"
+    stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+    with pytest.raises(EngineError, match="left no exported model"):
+        train(stage)
+
+
+def test_a_stages_work_is_deleted_after_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while deleting, the next run must neither train again nor export what is half deleted."""
+    script = (
+        "import pathlib, sys; word = next(word for word in sys.argv if 'default_local_dir' in word);"
+        "folder = word.partition('=')[2].strip('\"');"
+        "model = pathlib.Path(folder, 'global_step_1', 'huggingface'); model.mkdir(parents=True);"
+        "(model / 'weights').write_text('whole')"
+    )
+    stage = Stage("critic", (sys.executable, "-c", script), tmp_path / "critic", trains=True)
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if Path(path).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("verl_act.chain.train.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages([stage], tmp_path)
+    assert (stage.output / "model" / "weights").read_text() == "whole"
+    left = {path.name for path in tmp_path.iterdir()}
+    run_stages([replace(stage, command=stage.command)], tmp_path)
+    assert "critic.work.deleted" in left and {path.name for path in tmp_path.iterdir()} == {".done", "critic"}
+    assert (stage.output / "model" / "weights").read_text() == "whole"
+
+
+def test_a_recipes_own_loggers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, _ = verl_runs(tmp_path / "none", monkeypatch)
+    assert 'trainer.logger=["console","file"]' in [word.replace(" ", "") for word in command]
+    stage = Stage("critic", [sys.executable, "trainer.logger=[wandb,console]"], tmp_path / "critic", trains=True)
+    assert train_module._loggers(stage.command) == ["wandb", "console", "file"]
+
+
+def test_a_model_older_than_the_last_step_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    verl_runs(tmp_path / "whole", monkeypatch, '{"step": 1, "data": {}}\n')
+    assert not caplog.text
+    verl_runs(tmp_path / "short", monkeypatch, '{"step": 1, "data": {}}\n{"step": 3, "data": {}}\n')
+    assert "the model is that of step 1, and verl trained to step 3" in caplog.text
+
+
+def test_figures_of_one_step_in_several_lines_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [{"step": 1, "data": {"train/loss": 2.0, "val/loss": 3.0}}, {"step": 1, "data": {"val/loss": 4.0}}]
+    verl_runs(tmp_path, monkeypatch, "".join(json.dumps(line) + "\n" for line in lines))
+    (kept,) = map(json.loads, (tmp_path / "critic" / "metrics.jsonl").read_text().splitlines())
+    assert kept == {"step": 1, "data": {"train/loss": 2.0, "val/loss": 4.0}}
+
+
+def test_a_group_that_only_training_would_have_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("alfworld/quickstart")
+    recipe.critic.config.append("act/env=alfworld")
+    with pytest.raises(ConfigError, match="'act/env=alfworld', whose prompts only training would have"):
+        stages(recipe, tmp_path)
+
+
+def test_a_state_has_one_reflection() -> None:
+    with pytest.raises(ConfigError, match=r"reflect\.n is 4; a state has one reflection"):
+        load_recipe("alfworld/methods", ["reflect.n=4"])
 
 
 @pytest.mark.parametrize("name", ["lr=1e-5", "runs (1)", "a,b", "José"])

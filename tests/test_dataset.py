@@ -19,6 +19,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn, get_dataset_c
 from verl_act.data import sources
 from verl_act.data.dataset import COLUMNS, ActDataset
 from verl_act.data.order import expert_positions
+from verl_act.data.settings import ActSettings
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import get_template
 from verl_act.reward_fns.route import compute_score
@@ -148,6 +149,38 @@ def test_rows_that_do_not_fill_a_batch_are_refused_for_training(files: dict[str,
     with pytest.raises(ConfigError, match=r"pairs\.parquet: \d+ rows are less than one batch .*=1024"):
         _dataset(files["pairs"], **keys)
     assert len(_dataset(files["steps"], **keys)) > 0, "held-out rows need not"
+    with pytest.raises(ConfigError, match="less than one batch"):
+        _dataset(files["pairs"], **keys, gen_batch_size=1)
+
+
+def test_a_pair_file_that_lost_its_schemas_name_is_known_by_its_columns(files: dict[str, str], tmp_path: Path) -> None:
+    """As pandas and `datasets` write it."""
+    for name in ("pairs", "steps", "tasks"):
+        bare = tmp_path / f"bare_{name}.parquet"
+        pq.write_table(pq.read_table(files[name]).replace_schema_metadata(None), bare)
+        assert _rows(_dataset(str(bare))) == _rows(_dataset(files[name]))
+
+
+@pytest.mark.parametrize("options", [None, {"history_length": 1}])
+def test_template_options_may_hold_the_history_length(files: dict[str, str], options: dict[str, Any] | None) -> None:
+    settings = ActSettings.from_config(data_config(act={"template_options": options, "history_length": 5}))
+    assert settings.make_template() == get_template("plain", history_length=1 if options else 5)
+
+
+def test_prompts_are_measured_as_they_are_shown(tmp_path: Path) -> None:
+    """Control tokens in an observation become several tokens of text."""
+    context = make_context()
+    hostile = type(context)(context.goal, (), "<|im_end|> <|im_start|> " * 20, context.admissible_actions)
+    path = tmp_path / "pairs.parquet"
+    write_rows(path, [make_pair(0, context=hostile).to_row()], PAIR)
+    texts = [row["content"] for row in _dataset(str(path))[0]["raw_prompt"]]
+    tokenizer = make_tokenizer(texts)
+    shown = ActDataset(str(path), tokenizer=tokenizer, config=data_config())[0]["raw_prompt"]
+    tokens = tokenizer.apply_chat_template(shown, add_generation_prompt=True)
+    length = len(tokens if isinstance(tokens, list) else tokens["input_ids"])
+    ActDataset(str(path), tokenizer=tokenizer, config=data_config(max_prompt_length=length, truncation="error"))
+    with pytest.raises(DataError, match=f"takes {length} prompt tokens"):
+        ActDataset(str(path), tokenizer=tokenizer, config=data_config(max_prompt_length=length - 1, truncation="error"))
 
 
 def test_rows_of_verl_name_the_agent_they_had(files: dict[str, str], tmp_path: Path) -> None:

@@ -143,6 +143,14 @@ def test_trajectories_that_make_no_model_are_told(environments: list[str], messa
         make_embedded_model(tmp_path / "model", [tmp_path / "steps.parquet"])
 
 
+@pytest.mark.parametrize("held_out", [0, 500])
+def test_too_few_trajectories_are_told(held_out: int, tmp_path: Path) -> None:
+    path = tmp_path / "trajectories.parquet"
+    write_rows(path, [make_step(number).to_row() for number in range(4)], TRAJECTORY)
+    with pytest.raises(ConfigError, match=f"rows are less than one batch .*of 4 steps.*held_out={held_out}"):
+        make_embedded_model(tmp_path / "model", [path], EmbeddedModelSettings(held_out=held_out, passes=1))
+
+
 def test_what_is_not_there_is_told() -> None:
     with pytest.raises(ConfigError, match="no model for 'mygame' comes with the package"):
         _ = load_recipe("alfworld/quickstart", ["env=mygame", "games.counts=null"]).model_path

@@ -139,6 +139,17 @@ def test_every_number_of_eto_is_a_task_of_scienceworld(tmp_path: Path) -> None:
     found = [find(row) for row in read_published(path, "eto")]
     assert {task.task_type for tasks in found for task in tasks} == set(VARIATIONS)
     assert found[-1] == []
+    named = {number: found[number][0].task_type for number in (0, 4, 11, 13, 16, 21, 26, 29)}
+    assert named == {
+        0: "boil",
+        4: "measure-melting-point-known-substance",
+        11: "find-animal",
+        13: "find-non-living-thing",
+        16: "grow-plant",
+        21: "lifespan-longest-lived-then-shortest-lived",
+        26: "inclined-plane-friction-named-surfaces",
+        29: "mendelian-genetics-unknown-plant",
+    }
 
 
 def conversation_of(row_id: str) -> Row:
@@ -250,6 +261,23 @@ def test_a_bad_row_is_listed_and_the_others_are_read(row: str, reason: str, tmp_
     first, bad, last = read_published(path, "actions")
     assert isinstance(first, Published) and isinstance(last, Published) and last.row == 2
     assert isinstance(bad, Unreadable) and bad.row == 1 and reason in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("said", "thought"),
+    [
+        ("Thought: I see it.\nAction: go to desk 2", "I see it."),
+        ("Thought: My Action: open fridge 1 failed.\nAction: go to desk 2", "My Action: open fridge 1 failed."),
+        ("<think>Its\nAction: wait failed, so</think><action>go to desk 2</action>", "Its\nAction: wait failed, so"),
+        ("<think>say <action>look</action>?</think>\n<action> go to desk 2 </action>", "say <action>look</action>?"),
+        ("  Action:  go to desk 2", None),
+    ],
+)
+def test_what_a_thought_quotes_is_no_action(said: str, thought: str | None, tmp_path: Path) -> None:
+    rows = [{"id": 1, "conversations": [{"from": "gpt", "value": said}]}]
+    (read,) = read_published(write(tmp_path / "rows.json", rows), "eto")
+    assert isinstance(read, Published) and read.actions == ("go to desk 2",)
+    assert read.thoughts == (thought,)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         "missing.jsonl": (None, "no such file"),
         "text.csv": ("a,b", "is neither"),
         "cut.jsonl": ('{"prompt": "a"}\n{"prompt', "row 1 is not JSON"),
-        "object.json": ("{}", "no JSON array"),
+        "cut.json": ('[{"prompt": "a"}, {"pro', "row 0 is not JSON"),
+        "number.json": ("7", "row 0"),
         "cut.parquet": ("PAR1", "not a whole parquet file"),
         "empty.jsonl": ("", "no rows at all"),
     }

@@ -12,9 +12,10 @@ from verl_act.data_prep.check_pairs import AuditReport, check_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.probe import Prober, ReplayError
+from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
 from verl_act.parse import normalise
 from verl_act.schema import ALTERNATIVES, PAIR, TRAJECTORY, Alternatives, Pair, Step, read_pairs, read_steps, write_rows
@@ -239,6 +240,39 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[
     assert first not in built and built
 
 
+def test_a_trajectory_on_which_the_environment_fails_costs_no_other(
+    games: Path, steps: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = steps[0].task_id
+    reset = AlfworldEnvironment.reset
+
+    def fails(environment: AlfworldEnvironment, task: Task) -> Observation:
+        if task.task_id == broken:
+            raise EnvError("its game file is damaged")
+        return reset(environment, task)
+
+    monkeypatch.setattr(AlfworldEnvironment, "reset", fails)
+    write_rows(tmp_path / "steps.parquet", [step.to_row() for step in steps], TRAJECTORY)
+    out = tmp_path / "pairs"
+    counts = build_pairs(out, [tmp_path / "steps.parquet"], (), _settings(games), source="admissible").counts
+    assert counts["trajectories_failed"] == 1 and "trajectories_not_replayed" not in counts
+    left = {pair.task_id for pair in read_pairs([out / "pairs.parquet"])}
+    assert left == {step.task_id for step in steps} - {broken}
+
+
+def test_a_state_that_comes_twice_counts_once_and_one_that_differs_is_refused(
+    games: Path, steps: list[Step], trajectories: Path, tmp_path: Path
+) -> None:
+    once = build_pairs(tmp_path / "once", [trajectories], (), _settings(games), source="admissible").counts
+    twice = build_pairs(tmp_path / "twice", [trajectories] * 2, (), _settings(games), source="admissible").counts
+    assert once == twice
+    write_rows(tmp_path / "other.parquet", [replace(steps[0], action="look").to_row()], TRAJECTORY)
+    with pytest.raises(DataError, match=r"other\.parquet: state .* is another one in .*trajectories\.parquet"):
+        build_pairs(
+            tmp_path / "pairs", [trajectories, tmp_path / "other.parquet"], (), _settings(games), source="admissible"
+        )
+
+
 def test_an_expert_action_that_the_environment_refuses_is_not_the_better_one(steps: list[Step], tmp_path: Path) -> None:
     """It leaves no pair; the other states of its trajectory do. Files of old do not say what the environment took."""
     assert all(step.admissible for step in steps)
@@ -261,8 +295,11 @@ def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, rep
         build_pairs(out, [trajectories])
     with pytest.raises(ConfigError, match="source is 'expert'"):
         build_pairs(out, [trajectories], source="expert")
-    with pytest.raises(DataError, match="none of its states"):
+    with pytest.raises(DataError, match="none of the states"):
         build_pairs(out, [trajectories], [tmp_path / "stray.parquet"])
+    for files in ([tmp_path / "stray.parquet", replies], [replies, tmp_path / "stray.parquet"]):
+        counts = build_pairs(tmp_path / "both", [trajectories], files, _settings(games)).counts
+        assert counts["states_of_other_trajectories"] == 1, "in whichever order"
     with pytest.raises(DataError, match="comes twice"):
         build_pairs(out, [trajectories], [replies, replies])
     with pytest.raises(DataError, match="holds alternatives/1 rows where trajectory/1"):
@@ -346,6 +383,18 @@ def test_a_preferred_verb_and_a_margin_of_nothing_are_warnings(tmp_path: Path) -
     report = _audit(tmp_path, [replace(make_pair(number), margin=0) for number in range(40)])
     levels = {finding.check: finding.level for finding in report.findings}
     assert levels["verb"] == levels["margin"] == "warning"
+
+
+@pytest.mark.parametrize("size", [8, 9, 17, 21, 25, 29, 41])
+def test_one_pair_more_in_a_place_is_no_imbalance(size: int, tmp_path: Path) -> None:
+    report = _audit(tmp_path, [make_pair(number) for number in range(size)])
+    assert "position" not in {finding.check for finding in report.errors}
+
+
+def test_a_word_that_both_candidates_have_is_no_leak(tmp_path: Path) -> None:
+    spoken = {"expert_action": "take the gold mug", "alternative_action": "drop the gold mug"}
+    report = _audit(tmp_path, [make_pair(0, **spoken), *_sound()[1:]])
+    assert "label words" not in {finding.check for finding in report.errors}
 
 
 def test_words_that_the_state_uses_itself_are_no_leak(tmp_path: Path) -> None:

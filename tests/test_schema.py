@@ -84,6 +84,11 @@ def _with_other_type(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+def _with_texts_for_lists(path: Path) -> None:
+    rows = [{**row, "history": str(row["history"])} for row in pq.read_table(path).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
 def _cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
@@ -109,7 +114,8 @@ def _newer_version(path: Path) -> None:
         (_without_column, "column 'margin' is missing"),
         (_with_null, "row 1, column 'expert_action' is null"),
         (_with_null_in_list, "row 2, column 'admissible_actions' holds a null"),
-        (_with_other_type, "pair/1"),
+        (_with_texts_for_lists, "column 'history' is (large_)?string, which cannot be read as list"),
+        (_with_other_type, "column 'step' is (large_)?string, which cannot be read as int32"),
         (_cut_short, "damaged or was cut short"),
         (_cut_out, "damaged or was cut short"),
         (_other_schema, "holds trajectory/1 rows where pair/1 is needed"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_act.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class Turn(NamedTuple):
@@ -377,8 +380,12 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
         for column in missing:
             nulls = pa.nulls(table.num_rows, column.type)
             table = table.add_column(schema.get_field_index(column.name), column, nulls)
+        for column in schema:
+            # Without rows first: types that can never become the column's.
+            _cast(path, table[column.name].slice(0, 0), column)
         _refuse_nulls(path, table, schema)
-        table = table.cast(schema)
+        columns = [_cast(path, table[column.name], column) for column in schema]
+        table = pa.table(columns, schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise DataError(
             f"{path}: cannot be read as {schema_name(schema)}: {error}. "
@@ -389,6 +396,16 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
             raise
         raise DataError(f"{path}: does not fit {schema_name(schema)}: {error}") from error
     return table
+
+
+def _cast(path: Path, values: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedArray:
+    try:
+        return values.cast(column.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{path}: column {column.name!r} is {values.type}, which cannot be read as {column.type}: {error}. "
+            "Write the column with that type."
+        ) from error
 
 
 def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
@@ -405,8 +422,25 @@ def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
 
 
 def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
-    """All steps of the trajectory files, in file and row order."""
-    return [Step.from_row(row) for path in paths for row in read_table(path, TRAJECTORY).to_pylist()]
+    """All steps of the trajectory files, in file and row order; one that comes again is left out and logged.
+
+    Raises `DataError` where two differ that have one `state_id`: stages know a state by it.
+    """
+    found: dict[str, tuple[Step, str | os.PathLike[str]]] = {}
+    again = 0
+    for path in paths:
+        for row in read_table(path, TRAJECTORY).to_pylist():
+            step = Step.from_row(row)
+            known, first = found.setdefault(step.state_id, (step, path))
+            again += known is not step
+            if known != step:
+                raise DataError(
+                    f"{path}: state {step.state_id} is another one in {first}. They are of different experts' runs or "
+                    "environment settings: use one of them, or give the trajectories of one another `trajectory_id`."
+                )
+    if again:
+        logger.warning("%s: left out %d steps that come twice.", ", ".join(map(str, paths)), again)
+    return [step for step, _ in found.values()]
 
 
 def read_pairs(paths: Iterable[str | os.PathLike[str]]) -> list[Pair]:

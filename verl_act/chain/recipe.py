@@ -174,6 +174,8 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     except OmegaConfBaseException as error:
         raise ConfigError(f"recipe {name}: {str(error).splitlines()[0]} (key {error.full_key!r}).") from error
     assert isinstance(recipe, Recipe)
+    if recipe.reflect.n != 1:
+        raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; a state has one reflection.")
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
     if recipe.games.counts and recipe.env != "alfworld":

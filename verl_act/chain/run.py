@@ -14,7 +14,7 @@ from rich.console import Console
 from verl_act.chain.process import dies_with_parent
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
-from verl_act.chain.train import train
+from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
 from verl_act.manifest import Manifest, make_manifest, up_to_date, write_manifest
 
@@ -37,6 +37,8 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
         title = f"[{number}/{len(planned)}] {stage.name}"
         if wanted and stage.output.exists() and up_to_date(_mark(out, stage), wanted):
             console.print(f"{title}: up to date")
+            if stage.trains:
+                discard_work(stage)  # killed while it was doing so
             continue
         console.rule(title, align="left")
         console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
@@ -54,6 +56,7 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
         write_manifest(mark, manifest)
         if stage.trains:
             write_manifest(stage.output, manifest)
+            discard_work(stage)
         console.print(f"{title}: done in {seconds:.0f} s")
 
 

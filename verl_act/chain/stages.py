@@ -10,6 +10,8 @@ from typing import Any
 
 from verl_act.chain.command_line import act_command, flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
+from verl_act.data_prep.collect_expert import input_folders
+from verl_act.errors import ConfigError
 from verl_act.evaluate.files import FILES
 
 
@@ -36,7 +38,7 @@ def stages(recipe: Recipe, out: Path) -> list[Stage]:
 def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
     """Games, expert trajectories, alternatives, pairs and tasks: all that does not depend on training."""
     found = []
-    sources: list[Path] = []
+    sources = input_folders(env_settings(recipe, out))
     if recipe.games.counts is not None:
         games = out / "games"
         counts = {split: recipe.games.counts[split] for split in recipe.games.counts}
@@ -104,6 +106,11 @@ def _training(recipe: Recipe, out: Path) -> list[Stage]:
 def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: str, folder: Path) -> Stage:
     """A verl run of `kind` critic or action, from `model`, on the data in `out`, into `folder`."""
     train, valid = _training_files(recipe, out, kind)
+    if groups := [group for group in stage.config if group.startswith("act/env=")]:
+        raise ConfigError(
+            f"{kind}.config has {groups[0]!r}, whose prompts only training would have. Set prompt.options of the "
+            "recipe, which all stages share."
+        )
     device = [f"act/device={recipe.device}"] if recipe.device else []
     settings = {
         "data.train_files": [str(path) for path in train],

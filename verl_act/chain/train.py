@@ -2,7 +2,7 @@
 
 verl works in `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the
 metrics of all attempts as one file, and the log; a killed run leaves the work folder, from which verl resumes by
-itself.
+itself. `discard_work` deletes it once the stage is marked as done.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from verl_act.chain.command_line import hydra_value
@@ -35,9 +38,13 @@ _SHOWN = {
     "train/loss": "loss",
 }
 _TAIL = 40
-_LOST = ("EngineDeadError", "killed due to memory pressure (OOM)")
-"""After these a run takes no step any more and does not end: vLLM's engine has failed, and verl replaces failed
-rollouts for ever; Ray has killed some of its processes (it says so within a minute), and the others wait for them."""
+_LOST = "EngineDeadError"
+"""After this a run takes no step any more and does not end: verl replaces failed rollouts for ever."""
+_KILLED = "killed due to memory pressure (OOM)"
+"""Ray's word of processes on one of its nodes, of this run or of another job. Where it was one that others of this run
+wait for, they do so for ever; an environment's is replaced."""
+_STANDSTILL_SECONDS = 900.0
+"""From a killed process on; a step that comes in this time shows that the run goes on."""
 
 
 def train(stage: Stage) -> float:
@@ -64,7 +71,7 @@ def _run(work: Path, stage: Stage) -> None:
     }
     command = [
         *stage.command,
-        'trainer.logger=["console","file"]',
+        f"trainer.logger={hydra_value(_loggers(stage.command))}",
         f"trainer.default_local_dir={hydra_value(str(work / 'checkpoints'))}",
         f"hydra.run.dir={hydra_value(str(work / 'hydra'))}",
     ]
@@ -99,8 +106,34 @@ def _export(work: Path, stage: Stage) -> float:
         shutil.copytree(model, folder / "model")
         (folder / "metrics.jsonl").write_text(metrics)
         shutil.copy(work / f"log-{attempts - 1}.txt", folder / "log.txt")
-    shutil.rmtree(work)
+    exported, logged = _step_of(model), max((line["step"] for line in map(json.loads, metrics.splitlines())), default=0)
+    if exported < logged:
+        logger.warning(
+            "%s: the model is that of step %d, and verl trained to step %d without saving it, as it does where "
+            "trainer.total_training_steps asks for more than trainer.total_epochs give. Raise the epochs.",
+            stage.name,
+            exported,
+            logged,
+        )
     return seconds
+
+
+def discard_work(stage: Stage) -> None:
+    """Delete what is left of a finished stage's run. Half deleted, it must not be taken for one to go on from."""
+    work = stage.output.with_name(f"{stage.output.name}.work")
+    trash = work.with_name(f"{work.name}.deleted")
+    shutil.rmtree(trash, ignore_errors=True)
+    if work.exists():
+        os.replace(work, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _loggers(command: Sequence[str]) -> list[str]:
+    """Those that the command asks for, and the two that the chain reads."""
+    asked = [word.partition("=")[2] for word in command if word.startswith("trainer.logger=")]
+    wanted = OmegaConf.to_container(OmegaConf.create(asked[-1])) if asked else []
+    own = list(wanted) if isinstance(wanted, list) else [str(wanted)]
+    return [*own, *(name for name in ("console", "file") if name not in own)]
 
 
 def _attempts(work: Path) -> int:
@@ -149,14 +182,23 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
         ) as process,
     ):
         assert process.stdout is not None
+        standstill: threading.Timer | None = None
         for line in process.stdout:
             stream.write(line)
-            if any(words in line for words in _LOST):
+            if _LOST in line:
                 process.terminate()
+            if _KILLED in line and standstill is None:
+                standstill = threading.Timer(_STANDSTILL_SECONDS, process.terminate)
+                standstill.start()
             if found := _STEP.search(line):
+                if standstill:
+                    standstill.cancel()
+                    standstill = None
                 progress.set_description(name)
                 progress.n = int(found[1])
                 progress.set_postfix(_figures(found[2]))
+        if standstill:
+            standstill.cancel()
         return process.wait()
 
 
@@ -167,19 +209,25 @@ def _figures(text: str) -> dict[str, str]:
 
 
 def _merged_metrics(work: Path) -> str:
-    """The metrics of all attempts, one line a step; a step done again counts as done last."""
-    by_step: dict[int, str] = {}
+    """The metrics of all attempts, one line a step; of a step done again each figure is the last one."""
+    by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
         for line in path.read_text().splitlines():
             try:
-                by_step[json.loads(line)["step"]] = line
+                entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that a killed attempt was writing
-    return "".join(f"{by_step[step]}\n" for step in sorted(by_step))
+            # verl logs what validation finds after a resume, and after an SFT step, in a line of its own.
+            by_step.setdefault(entry["step"], {}).update(entry["data"])
+    return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))
 
 
 def _exported_models(checkpoints: Path) -> list[Path]:
     """Oldest first. The RL trainer keeps a folder for each of its models, the SFT trainer has one model."""
     found = [*checkpoints.glob("global_step_*/actor/huggingface"), *checkpoints.glob("global_step_*/huggingface")]
-    step = {path: path.relative_to(checkpoints).parts[0].removeprefix("global_step_") for path in found}
-    return sorted(found, key=lambda path: int(step[path]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(model: Path) -> int:
+    """The step of a model below its `global_step_` folder."""
+    return next(int(part.removeprefix("global_step_")) for part in model.parts[::-1] if part.startswith("global_step_"))

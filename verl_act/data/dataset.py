@@ -27,6 +27,7 @@ from verl_act.data.settings import ActSettings, Order
 from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
+from verl_act.prompts import Message
 from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens, reply_prefix
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class ActDataset(Dataset):
             if isinstance(source, PairSource):
                 table = table.repeat(source.repeats())
             table["order_is_drawn"] = source.is_pairs and not both
-            if both and isinstance(source, PairSource):
+            if both and isinstance(source, PairSource) and len(table):
                 counts = source.candidates[table["row"]]
                 table = table.repeat(counts)
                 table["position"] = np.concatenate([np.arange(count) for count in counts])
@@ -160,7 +161,7 @@ class ActDataset(Dataset):
 
     def _require_a_batch(self, files: list[str], config: Any) -> None:
         """verl leaves out a batch that is not full, and then divides by the number of those that are."""
-        batch = config.get("gen_batch_size") or config.get("train_batch_size") or 1
+        batch = config.get("train_batch_size") or 1
         if len(self) < batch:
             raise ConfigError(
                 f"{', '.join(files)}: {len(self)} rows are less than one batch (data.train_batch_size={batch}). Set a "
@@ -189,7 +190,7 @@ class ActDataset(Dataset):
                 continue  # verl's own dataset filters its rows; the prompts of tasks are not known yet
             here = self._entries["source"] == place
             rows = np.unique(self._entries["row"][here])
-            shown = (_shown(source, int(row)) for row in rows)
+            shown = (_shown(source, int(row), self._tokenizer) for row in rows)
             excesses = tqdm(limit.excesses(shown), "Measuring prompts", len(rows), leave=False, mininterval=1.0)
             overlong = {int(row): tokens for row, tokens in zip(rows, excesses, strict=True) if tokens}
             if overlong and not leave_out:
@@ -210,16 +211,16 @@ class ActDataset(Dataset):
         )
 
 
-def _shown(source: Source, number: int) -> Shown:
+def _shown(source: Source, number: int, tokenizer: Any) -> Shown:
     """The prompts that a row can show: every order of a pair."""
-    row = source.row(number, 0)
+
+    def prompt(position: int) -> list[Message]:
+        return as_plain_text(source.row(number, position)["raw_prompt"], tokenizer)
+
     if not isinstance(source, PairSource):
-        return Shown(row["raw_prompt"])
-    candidates = row["extra_info"]["candidates"]
-    positions = range(1, len(candidates))
-    return Shown(
-        row["raw_prompt"], candidates, lambda: [source.row(number, position)["raw_prompt"] for position in positions]
-    )
+        return Shown(prompt(0))
+    candidates = source.row(number, 0)["extra_info"]["candidates"]
+    return Shown(prompt(0), candidates, lambda: [prompt(position) for position in range(1, len(candidates))])
 
 
 def _train_files(config: Any) -> list[str]:

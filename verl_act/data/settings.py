@@ -79,7 +79,8 @@ class ActSettings:
 
     def make_template(self) -> Template:
         """The template with its options. Raises `ConfigError` where it is unknown."""
-        return get_template(self.template, history_length=self.history_length, **self.template_options)
+        options = dict(self.template_options or {})
+        return get_template(self.template, **{"history_length": self.history_length, **options})
 
 
 def _checked(block: Any, settings: type, name: str) -> dict[str, Any]:

@@ -176,20 +176,29 @@ _KINDS: dict[str, type[Source]] = {
 
 
 def open_source(path: str, settings: ActSettings) -> Source | None:
-    """The source for a parquet file that this package wrote; None for any other file.
+    """The source for a parquet file of this package's schemas; None for any other file.
+
+    A file that has lost the schema's name, as pandas writes it, is known by its columns.
 
     Raises `DataError` for a missing or damaged file, and for one of ours that no stage trains on.
     """
     if not path.endswith(".parquet"):
         return None
     try:
-        kind = schema_name(pq.read_schema(path)).split("/")[0]
+        found = pq.read_schema(path)
+        kind = schema_name(found).split("/")[0]
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. It is listed in data.train_files or data.val_files.") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is not a whole parquet file ({error}). Write it again.") from error
     if kind == "none":
-        return None
+        has_all = (
+            source
+            for source in _KINDS.values()
+            if {column.name for column in source.schema if not column.metadata} <= set(found.names)
+        )
+        unnamed = None if "prompt" in found.names else next(has_all, None)  # verl's rows have a prompt
+        return unnamed(path, settings) if unnamed else None
     if kind not in _KINDS:
         raise DataError(f"{path}: holds {kind} rows; a stage can train on {', '.join(_KINDS)} files.")
     return _KINDS[kind](path, settings)

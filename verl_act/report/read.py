@@ -126,7 +126,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
-    """The metrics of all attempts, one entry a step; a step done again counts as done last."""
+    """The metrics of all attempts, one entry a step; of a step done again each figure is the last one."""
     finished = folder / stage / "metrics.jsonl"
     attempts = (folder / f"{stage}.work").glob("metrics-*.jsonl")
     files = [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
@@ -135,8 +135,8 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
         for number, line in _lines(path, unfinished=path != finished):
             if not isinstance(line.get("step"), int) or not isinstance(line.get("data"), dict):
                 raise DataError(f"{path}, line {number}: has no step and data; it is not a metrics file of verl.")
-            by_step[line["step"]] = line
-    return [by_step[step] for step in sorted(by_step)]
+            by_step.setdefault(line["step"], {}).update(line["data"])
+    return [{"step": step, "data": by_step[step]} for step in sorted(by_step)]
 
 
 def _read_evaluation(folder: Path) -> Evaluation:

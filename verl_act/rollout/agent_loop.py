@@ -7,6 +7,7 @@ generated.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -28,14 +29,17 @@ from verl_act.rollout.failures import FAILURES
 from verl_act.rollout.settings import EpisodeSettings, Mode
 from verl_act.schema import Context
 
+_DEAF = ("dapo", "gdpo")
+"""verl's reward managers that give the reward function nothing of what the agent loop adds to a row."""
+
 
 @register("act_env")
 class ActEnvAgentLoop(AgentLoopBase):
     """Plays the row's task and returns one output per episode (`concat`) or per turn (`stepwise`).
 
-    A broken environment raises `EnvError`, which makes verl drop the row's group; with
-    `trainer.v1.sampler.sync_refill_failed_groups` it draws another in its place. `failures.py` ends a run in which
-    nothing but that happens.
+    A broken environment raises `EnvError`. verl trains on the other episodes of the row's group; where none came to its
+    end, it drops the group, or draws another with `trainer.v1.sampler.sync_refill_failed_groups`. `failures.py` ends a
+    run in which nothing but that happens.
     """
 
     async def run(  # type: ignore[override]  # verl takes a list too
@@ -47,6 +51,11 @@ class ActEnvAgentLoop(AgentLoopBase):
 
     async def _play(self, task: Task, sampling_params: dict[str, Any]) -> list[AgentLoopOutput]:
         settings = ActSettings.from_config(self.data_config)
+        if (manager := self.config.reward.reward_manager.name) in _DEAF:
+            raise ConfigError(
+                f"verl's reward manager {manager!r} does not pass on the outcome of an episode. Set "
+                "reward.reward_manager.name=naive where tasks are among the rows."
+            )
         pool = EnvPool.shared(task.env, settings.episode)
         policy_class = ConcatPolicy if settings.episode.mode is Mode.CONCAT else StepwisePolicy
         policy = policy_class(self, settings.make_template(), settings.episode, sampling_params)
@@ -224,7 +233,7 @@ class ConcatPolicy(_TokenPolicy):
         elif not await self._observe(context):
             return None
         sample = self.samples[0]
-        room = self.agent_loop.rollout_config.response_length - len(sample.response_ids)
+        room = self._limit() - len(sample.response_ids)
         reply = await self.generate(
             sample.prompt_ids + sample.response_ids, min(self.settings.max_tokens_per_turn, room)
         )
@@ -247,12 +256,18 @@ class ConcatPolicy(_TokenPolicy):
             sample.response_logprobs + [0.0] * len(closing) if sample.response_logprobs else None,
         )
         response_ids = merged.token_ids[len(sample.prompt_ids) :]
-        if len(response_ids) >= self.agent_loop.rollout_config.response_length:
+        if len(response_ids) >= self._limit():
             return False
         self.messages = messages
         sample.response_ids, sample.response_mask = response_ids, mask
         sample.response_logprobs = log_probs or []
         return True
+
+    def _limit(self) -> int:
+        """Tokens that may follow the first prompt: within the response, and within the server's context."""
+        rollout = self.agent_loop.rollout_config
+        context = rollout.max_model_len or math.inf
+        return int(min(rollout.response_length, context - len(self.samples[0].prompt_ids)))
 
     def _closing(self, response_ids: list[int]) -> list[int]:
         """What the chat template writes after a reply and neither the model nor verl's builder adds."""
