@@ -164,7 +164,7 @@ def test_a_pair_file_that_lost_its_schemas_name_is_known_by_its_columns(files: d
 @pytest.mark.parametrize("options", [None, {"history_length": 1}])
 def test_template_options_may_hold_the_history_length(files: dict[str, str], options: dict[str, Any] | None) -> None:
     settings = ActSettings.from_config(data_config(act={"template_options": options, "history_length": 5}))
-    assert settings.make_template() == get_template("plain", history_length=1 if options else 5)
+    assert settings.make_template() == get_template("cot", history_length=1 if options else 5)
 
 
 def test_prompts_are_measured_as_they_are_shown(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_trajectories_that_make_no_model_are_told(environments: list[str], messa
 @pytest.mark.parametrize("held_out", [0, 500])
 def test_too_few_trajectories_are_told(held_out: int, tmp_path: Path) -> None:
     path = tmp_path / "trajectories.parquet"
-    write_rows(path, [make_step(number).to_row() for number in range(4)], TRAJECTORY)
+    write_rows(path, [make_step("alfworld", number).to_row() for number in range(4)], TRAJECTORY)
     with pytest.raises(ConfigError, match=f"rows are less than one batch .*of 4 steps.*held_out={held_out}"):
         make_embedded_model(tmp_path / "model", [path], EmbeddedModelSettings(held_out=held_out, passes=1))
 

@@ -159,13 +159,20 @@ def test_the_same_prompt_is_the_same_task_in_every_file(tmp_path: Path) -> None:
     assert one.task_id == two.task_id and one.pair_id != two.pair_id
 
 
+def test_lines_and_an_array_are_read_whatever_the_file_is_called(tmp_path: Path) -> None:
+    row = '{"prompt": "a", "chosen": "b", "rejected": "c"}'
+    for name, text in {"lines.json": f"{row}\n", "array.json": f" [{row}]", "array.jsonl": f"[{row}]"}.items():
+        (tmp_path / name).write_text(text)
+        assert import_preferences(tmp_path / "out", [tmp_path / name]).counts["pairs"] == 1
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     cases = {
         "missing.jsonl": (None, "no such file"),
         "text.csv": ("a,b", "is neither"),
         "cut.jsonl": ('{"prompt": "a"}\n{"prompt', "row 1 is not JSON"),
         "cut.json": ('[{"prompt": "a"}, {"pro', "row 0 is not JSON"),
-        "number.json": ("7", "row 0"),
+        "number.json": ("7", "not an object with named fields"),
         "cut.parquet": ("PAR1", "not a whole parquet file"),
         "empty.jsonl": ("", "no rows at all"),
     }
