@@ -149,6 +149,10 @@ def compare_sizes(
         free = psutil.virtual_memory().available / 2**20 - SPARE_GIB * 1024
         if a_process * size > free:
             found[str(size)]["left out"] = f"{size} actors of {a_process:.0f} MB do not fit into {free:.0f} MB"
+            print(
+                f"{size:4} environments  pool {pooled}\n                   lone {found[str(size)]['left out']}",
+                flush=True,
+            )
             continue
         with started_ray():
             lone, said_alone = asyncio.run(walk_alone(played, settings, steps))
@@ -263,6 +267,8 @@ async def compare_lock_step(tasks: Sequence[Task], settings: dict[str, Any], act
     found: dict[str, Any] = {
         "episodes": len(tasks),
         "turns": sum(map(len, actions)),
+        # What a loop of fixed width generates, in which episodes that are over wait along for the longest.
+        "turns_of_a_fixed_width_loop": len(tasks) * max(map(len, actions)),
         "generating_s": round(generating, 2),
     }
     results: dict[str, list[list[StepResult]]] = {}
@@ -303,9 +309,13 @@ def main() -> None:
         tasks = get_env(ENV).tasks("train", **settings)
         if "probing" in options.parts:
             shop = get_env("webshop").tasks("train")[: len(tasks)]
+            short = {"tasks": ["lifespan-longest-lived", "find-plant"]}
+            listed = get_env("scienceworld").tasks("train", **short)
+            science = [*listed[:2], *listed[-2:]]
             results["probing"] = {
                 ENV: compare_probing(ENV, tasks, settings),
                 "webshop": compare_probing("webshop", shop, {}),
+                "scienceworld": compare_probing("scienceworld", science, short),
             }
         if "lock_step" in options.parts:
             with started_ray():

@@ -21,6 +21,9 @@ RELEASED = "released"
 """A file of this name in `traps` tells that an episode was released."""
 SLOW = 2.5
 """Seconds of the action `slow`."""
+LEAK_MB = 600
+"""What the action `leak` makes its process hold for ever."""
+_LEAKED: list[bytearray] = []
 _ACTIONS = (
     "add",
     "die",
@@ -33,6 +36,7 @@ _ACTIONS = (
     "spoil once",
     "wander",
     "who",
+    "leak",
 )
 
 
@@ -63,6 +67,8 @@ class FragileEnvironment:
             time.sleep(3600)
         if action == "slow":
             time.sleep(SLOW)
+        if action == "leak":
+            _LEAKED.append(bytearray(b"x") * (LEAK_MB * 2**20))
         if action == "fail oddly":
             raise OddError(7, "a bug with a class of its own")
         if action == "fail":

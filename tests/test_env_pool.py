@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import fragile_env
 import hostile_env
+import psutil
 import pytest
 import ray
 from installed_env import install, ray_with
@@ -230,6 +231,45 @@ def test_an_environment_that_replays_differently_is_never_stepped_in_that_state(
         await session.close()
 
     asyncio.run(run())
+
+
+def test_an_actor_that_has_grown_too_large_is_replaced(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("verl_act.envs.pool._GROWN_AFTER", 1)
+
+    async def run() -> tuple[list[float], list[str]]:
+        pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=fragile_env.LEAK_MB)
+        going = await pool.open(task(0))
+        await going.step("add")
+        sessions = [await pool.open(task(1))]
+        held, pids = [going.memory_mb], [(await going.step("who")).observation]
+        await going.step("leak")
+        sessions += [await pool.open(task(2)), await pool.open(task(3))]
+        held.append(going.memory_mb)
+        pids.append((await sessions[-1].step("who")).observation)
+        shown = [(await session.step("add")).observation for session in (going, *sessions)]
+        assert shown == ["t0: 2", "t1: 1", "t2: 1", "t3: 1"], "replayed to where they were"
+        deadline = time.monotonic() + 20
+        while psutil.pid_exists(int(pids[0])) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        assert not psutil.pid_exists(int(pids[0])), "what it held is free"
+        return held, pids
+
+    held, pids = asyncio.run(run())
+    assert 0 < held[0] < fragile_env.LEAK_MB and pids[0] != pids[1]
+    assert "MB and is replaced" in caplog.text
+
+
+def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
+    settings: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> set[str]:
+        pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=1)
+        return {(await (await pool.open(task(number))).step("who")).observation for number in range(4)}
+
+    assert len(asyncio.run(run())) == 1
+    assert caplog.text.count("more than max_memory_mb=1, with its first episodes already") == 1
 
 
 def test_a_time_out_of_the_environments_own_does_not_cost_its_process(settings: dict[str, str]) -> None:

@@ -72,13 +72,13 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
     stages = named(load_recipe("alfworld/methods"), tmp_path)
     assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
     trained = [name for name, stage in stages.items() if stage.trains and name.startswith("seed 1")]
-    names = ("il", "il-120", "reflection", "critic", "il+critic", "action", "critic+action", "action-120")
+    names = ["il", "il-120", "reflection", "critic", "critic+il", "il+critic", "action", "critic+action", "action-120"]
     assert trained == [f"seed 1 {name}" for name in names]
     (model,) = (word for word in stages["seed 1 il+critic"].command if word.startswith("actor_rollout_ref.model.path"))
     assert model.endswith('/seed-1/il/model"')
     evaluated = Counter(name.rpartition(" ")[2] for name in stages if " evaluate " in name)
     assert evaluated.pop("prompting") == 1, "greedy decoding of the initial model is the same for every seed"
-    assert set(evaluated.values()) == {2} and len(evaluated) == 8
+    assert set(evaluated.values()) == {2} and len(evaluated) == 9
 
 
 def test_a_methods_own_prompt_keeps_the_recipes_options(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
         "Prompting": [],
         **{name: [2] for name in ("IL", "IL, as many steps", "Self-reflection", "ACT", "RL", "RL, as many steps")},
-        **{name: [2, 2] for name in ("IL + ACT", "RL + ACT")},
+        **{name: [2, 2] for name in ("IL + ACT", "IL, then ACT", "RL + ACT")},
     }
 
 
@@ -137,12 +137,12 @@ def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
     assert list(chosen.methods) == ["IL", "IL + ACT", "RL + ACT"]
     assert [method.against for method in chosen.methods.values()] == [None, "IL", None]
     trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if stage.trains]
-    assert trained == [f"seed 0 {name}" for name in ("il", "il+critic", "critic", "critic+action")]
+    assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
     with pytest.raises(
         ConfigError, match="'IL, more' is no method of the recipe; there are 'Prompting', 'IL', 'IL, as"
     ):
         only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
-    assert len(chosen.methods) == 9
+    assert len(chosen.methods) == 10
 
 
 @pytest.mark.parametrize("name", RECIPES)

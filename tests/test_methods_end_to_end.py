@@ -48,7 +48,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize("name", ["il", "reflection"])
+@pytest.mark.parametrize("name", ["critic+il", "reflection"])
 def test_imitation_through_verls_sft_trainer(name: str, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,7 +59,8 @@ def test_imitation_through_verls_sft_trainer(name: str, out: Path) -> None:
     assert lines[0]["data"]["train/loss"] > 0
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert all(weight.isfinite().all() for weight in model.parameters())
-    before = AutoModelForCausalLM.from_pretrained(out.parent / "policy")
+    start = {"critic+il": out / "seed-4" / "critic" / "model", "reflection": out.parent / "policy"}
+    before = AutoModelForCausalLM.from_pretrained(start[name])
     assert any((new != old).any() for new, old in zip(model.parameters(), before.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(folder / "model").chat_template
 
@@ -81,10 +82,10 @@ def test_reflections_are_the_models_own_on_real_outcomes(out: Path) -> None:
 
 def test_the_table_and_the_page(out: Path) -> None:
     table = (out / "methods" / "methods.md").read_text()
-    assert "| IL + ACT | il 2, critic 2 | Prompting | 4 |" in table
+    assert "| IL + ACT | critic 2, il 2 | Prompting | 4 |" in table
     whole = json.loads((out / "methods" / "methods.json").read_text())
     assert {entry["figure"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
-    assert set(whole["methods"]["IL + ACT"]["seconds"]["4"]) == {"il", "il+critic", "evaluation"}
+    assert set(whole["methods"]["IL + ACT"]["seconds"]["4"]) == {"critic", "critic+il", "evaluation"}
     assert "Comparison of methods" in (out / "report.html").read_text()
     header = (out / "report.md").read_text()
     assert "environment: alfworld" in header and "; seed: 4\n" in header

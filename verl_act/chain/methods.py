@@ -1,6 +1,6 @@
 """A comparison of methods as stages: shared data once, every training stage once a seed, an evaluation each.
 
-Two methods that begin with the same stages share them: `IL + ACT` goes on from the model of `IL`. The initial model,
+Two methods that begin with the same stages share them: `IL + ACT` goes on from the model of `ACT`. The initial model,
 the data and the settings of a stage are the same in every method; what a method has in steps is stated in its table.
 """
 

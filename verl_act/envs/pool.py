@@ -1,13 +1,13 @@
 """Environments in Ray actors: many episodes a process, no episode waiting for another, and none lost with its process.
 
-An actor that dies or hangs is replaced, and its episodes are replayed to where they were: environments are
-deterministic. A caller's calls to one actor take turns; steps that wait for theirs go together in one call, which costs
-more than a step of most environments does. When an actor is lost, the steps of the call that its caller was waiting for
-are retried one by one on the replacement. One that was alone in its call is a suspect: it is retried once, on an actor
-of its own, where it can hurt no other episode. Time-outs are the actor's own: they begin when a step does, not while
-those of other episodes come first, and one that passes ends the actor, with the stack of what hung in its log. An
-environment that fails at a step is thrown away, and the step is retried once on a fresh one in the same actor, replayed
-to the same state.
+An actor that dies, hangs or has grown too large is replaced, and its episodes are replayed to where they were:
+environments are deterministic. A caller's calls to one actor take turns; steps that wait for theirs go together in one
+call, which costs more than a step of most environments does. When an actor is lost, the steps of the call that its
+caller was waiting for are retried one by one on the replacement. One that was alone in its call is a suspect: it is
+retried once, on an actor of its own, where it can hurt no other episode. Time-outs are the actor's own: they begin
+when a step does, not while those of other episodes come first, and one that passes ends the actor, with the stack of
+what hung in its log. An environment that fails at a step is thrown away, and the step is retried once on a fresh one
+in the same actor, replayed to the same state.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import json
+import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
+import psutil
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
@@ -32,10 +34,15 @@ from verl_act.envs.base import Environment, Observation, ReleasingEnvironment, S
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, EnvError
 
+logger = logging.getLogger(__name__)
+
+_GROWN_AFTER = 16
+"""Episodes that an actor has served before its size says that it grows: what is large at once will be so again."""
 _PREPARE_SECONDS = 3600.0
 """WebShop's full catalogue takes minutes; on a slow disk, or waiting for another process, more."""
 _TOGETHER = 8
 """Steps in one call, at most: its answers come with the last of them."""
+_MEMORY_SECONDS = 60.0
 _OTHERS_SECONDS = 3600.0
 """What a caller waits beyond a time-out: its call may stand behind those of other processes, or while they prepare."""
 
@@ -49,6 +56,8 @@ class PoolSettings(Protocol):
     def step_timeout(self) -> float: ...
     @property
     def reset_timeout(self) -> float: ...
+    @property
+    def max_memory_mb(self) -> float: ...
     @property
     def env_settings(self) -> dict[str, Any]: ...
 
@@ -69,18 +78,23 @@ class EnvPool:
         actors: int = 1,
         step_timeout: float = 60.0,
         reset_timeout: float = 120.0,
+        max_memory_mb: float = 8192.0,
         num_cpus: float = 0.0,
     ) -> None:
         """Time-outs in seconds of a step and of a reset; neither starting an actor nor what the environment prepares
-        (`EnvSpec.prepare`) counts. `num_cpus` is what Ray reserves.
+        (`EnvSpec.prepare`) counts. An actor that has grown beyond `max_memory_mb`, with the processes that it started,
+        is replaced before another episode begins on it. `num_cpus` is what Ray reserves.
 
-        Raises `ConfigError` for an unknown environment, or without actors or time.
+        Raises `ConfigError` for an unknown environment, or without actors, time or memory.
         """
-        if actors < 1 or min(step_timeout, reset_timeout) <= 0:
-            raise ConfigError(f"A pool needs actors and time: {actors=}, {step_timeout=}, {reset_timeout=}.")
+        if actors < 1 or min(step_timeout, reset_timeout, max_memory_mb) <= 0:
+            raise ConfigError(
+                f"A pool needs actors, time and memory: {actors=}, {step_timeout=}, {reset_timeout=}, {max_memory_mb=}."
+            )
         get_env(env)
         self.step_timeout = step_timeout
         self.reset_timeout = reset_timeout
+        self.max_memory_mb = max_memory_mb
         self._arguments = (env, dict(env_settings or {}))
         get_env(env).check_settings(self._arguments[1])
         self._num_cpus = num_cpus
@@ -96,6 +110,7 @@ class EnvPool:
             "actors": settings.actors,
             "step_timeout": settings.step_timeout,
             "reset_timeout": settings.reset_timeout,
+            "max_memory_mb": settings.max_memory_mb,
         }
         key = json.dumps([env, options, settings.env_settings], sort_keys=True, default=str)
         if key not in pools:
@@ -106,6 +121,7 @@ class EnvPool:
         """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out."""
         host = self._hosts[zlib.crc32(task.task_id.encode()) % len(self._hosts)]
         session = EnvSession(self, host, task)
+        await host.keep_within(self.max_memory_mb)
         try:
             await session.start()
         except EnvError:
@@ -138,6 +154,11 @@ class EnvSession:
 
     first: Observation
     """What the reset showed."""
+
+    @property
+    def memory_mb(self) -> float:
+        """Held by the actor that plays it, when the last episode began there; with the processes that it started."""
+        return self._host.memory_mb
 
     def __init__(self, pool: EnvPool, host: _Host, task: Task) -> None:
         self._pool = pool
@@ -260,6 +281,8 @@ class _Host:
         self._actor: ActorHandle | None = None
         self.generation = 0
         self.turn = asyncio.Lock()
+        self.memory_mb = 0.0
+        self._served = 0
         self._waiting: list[_Waiting] = []
 
     async def step(self, timeout: float, generation: int | None, episode: str, action: str) -> StepResult:
@@ -324,12 +347,37 @@ class _Host:
             self.discard()
         raise _HostLost(reason)
 
+    async def keep_within(self, limit_mb: float) -> None:
+        """Leave an actor that has grown beyond the limit; the next call starts another, and episodes are replayed."""
+        async with self.turn:
+            if self._actor is None:
+                return
+            with suppress(_HostLost, EnvError):
+                self.memory_mb = await self._ask(_MEMORY_SECONDS, "memory_mb")
+            self._served += 1
+            if self.memory_mb <= limit_mb:
+                return
+            if self._served > _GROWN_AFTER:
+                logger.warning("An environment process holds %.0f MB and is replaced.", self.memory_mb)
+                self._leave()  # not killed: other callers may be waiting for an answer
+            elif self._served == 1:
+                logger.warning(
+                    "An environment process holds %.0f MB, more than max_memory_mb=%.0f, with its first episodes "
+                    "already. Play fewer at a time in one process, with more `actors`, or raise the limit.",
+                    self.memory_mb,
+                    limit_mb,
+                )
+
     def discard(self) -> None:
         """End the actor; the next call starts another."""
         if self._actor is not None:
             ray.kill(self._actor)
-            self._actor = None
-            self.generation += 1
+            self._leave()
+
+    def _leave(self) -> None:
+        self._actor = None
+        self.generation += 1
+        self._served = 0
 
 
 def _tell(step: _Waiting, result: StepResult | Exception) -> None:
@@ -412,6 +460,16 @@ class _EnvHost:
             except ActError as error:
                 said.append(str(error))
         return said
+
+    def memory_mb(self, limit: float) -> float:
+        """Of this process and those that it started, pages that they share counted once in each."""
+        with _limited(limit):
+            me = psutil.Process()
+            held = 0
+            for process in (me, *me.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    held += process.memory_info().rss
+            return held / 2**20
 
     def close(self, limit: float, episode: str) -> None:
         """Keep the environment, if it has not failed, for another episode."""

@@ -64,7 +64,7 @@ class ActEnvAgentLoop(AgentLoopBase):
             episode = await play(task, session, policy, settings.episode.max_turns)
         finally:
             await session.close()
-        return policy.outputs(episode)
+        return policy.outputs(episode, env_memory_mb=session.memory_mb)
 
 
 @dataclass
@@ -157,9 +157,11 @@ class _TokenPolicy(ABC):
             None, lambda: tokenizer.decode(token_ids, skip_special_tokens=True)
         )
 
-    def outputs(self, episode: Episode) -> list[AgentLoopOutput]:
-        """What verl trains on. Every output carries the same fields, as TransferQueue needs."""
-        figures = episode.metrics()
+    def outputs(self, episode: Episode, **figures: float) -> list[AgentLoopOutput]:
+        """What verl trains on; `figures` are logged beside the episode's own. Every output carries the same fields, as
+        TransferQueue needs.
+        """
+        figures = {**episode.metrics(), **figures}
         fields = {
             **self._weight_versions(),
             "episode": figures,

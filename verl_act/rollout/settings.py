@@ -23,7 +23,8 @@ class EpisodeSettings:
     """Limits and reward of an episode, and the size of the environment pool.
 
     `max_tokens_per_turn` bounds one reply; the whole episode is bounded by `data.max_response_length` in concat
-    mode, and each prompt by `data.max_prompt_length`. Timeouts are in seconds. The reward of an episode is
+    mode, and each prompt by `data.max_prompt_length`. Timeouts are in seconds. An actor that has grown beyond
+    `max_memory_mb` is replaced, and its episodes are replayed. The reward of an episode is
     `success_reward` where the goal was met, plus `score_reward` times the environment's own score, the sum of its
     rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and `malformed_penalty` (both
     usually negative or zero) for each such turn.
@@ -39,6 +40,7 @@ class EpisodeSettings:
     actors: int = 1
     step_timeout: float = 60.0
     reset_timeout: float = 120.0
+    max_memory_mb: float = 8192.0
     env_settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
