@@ -58,6 +58,7 @@ BATCH = {
     "trainer.val_before_train": False,
 }
 MAX_TOKENS = 16
+REASONING = sorted((Path(__file__).parents[1] / "examples" / "reasoning").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def write_recipe(folder: Path, policy: Path, **changes: Any) -> str:
         "valid_splits": ["valid_seen"],
         "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
         "critic": {"overrides": {**overrides, "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 16}},
-        "evaluate": {"max_turns": 3, "limit": 8},
+        "evaluate": {"max_turns": 3, "limit": 8, "reasoning": list(map(str, REASONING)), "reasoning_max_tokens": 4},
         **changes,
     }
     recipe["action"] = {"overrides": overrides, **recipe.get("action", {})}
@@ -354,9 +355,12 @@ def test_all_models_are_compared(interrupted: Interrupted) -> None:
     for name in ("initial", "critic", "action"):
         folder = interrupted.out / "evaluation" / name
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
-        asked = {"episodes": 3, "next_actions": 8, "choices": 8, "reasoning": 0}
+        asked = {"episodes": 3, "next_actions": 8, "choices": 8, "reasoning": 16}
         assert counts == {**asked, "episode_errors": 0, "without_room": 0}
         choices = [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
+        answered = [json.loads(line) for line in (folder / "reasoning.jsonl").read_text().splitlines()]
+        assert [record["split"] for record in answered] == ["maths"] * 8 + ["science"] * 8
+        assert all(0 < record["tokens"] <= 4 and record["reply"] for record in answered)
         assert all(record["log_probability"] < 0 for record in choices), "how sure vLLM says the model was"
         assert len((folder / "episodes.jsonl").read_text().splitlines()) == 3
 

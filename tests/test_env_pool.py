@@ -169,6 +169,19 @@ def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[st
     assert asyncio.run(run()) == ("t0: 1", "t1: 1")
 
 
+def test_other_episodes_generate_while_an_environment_steps(settings: dict[str, str]) -> None:
+    async def run() -> int:
+        session = await EnvPool(fragile_env.NAME, settings).open(task(0))
+        stepping = asyncio.create_task(session.step("slow"))
+        replies = 0
+        while not stepping.done():
+            await asyncio.sleep(0.1)  # what another episode's reply takes
+            replies += 1
+        return replies
+
+    assert asyncio.run(run()) > 5
+
+
 def test_what_an_environment_prepares_is_done_once_and_not_part_of_its_resets(
     settings: dict[str, str], tmp_path: Path
 ) -> None:

@@ -101,6 +101,21 @@ def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tm
         assert pair.margin == plans[1] - plans[0]
 
 
+def test_probing_costs_a_step_an_alternative(games: Path, trajectories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a replay of the trajectory."""
+    taken = []
+    step = AlfworldEnvironment.step
+    monkeypatch.setattr(AlfworldEnvironment, "step", lambda self, action: taken.append(action) or step(self, action))
+    steps = read_steps([trajectories])
+    walked = [entry for entry in steps if entry.trajectory_id == steps[-1].trajectory_id]
+    prober = Prober("alfworld", _settings(games))
+    for state in prober.replay(walked):
+        for action in state.step.context.admissible_actions[:3]:
+            state.outcome(action)
+    prober.close()
+    assert len(taken) == (3 + 1) * len(walked) - 1, "the last step leads to no state"
+
+
 def test_the_same_seed_gives_the_same_bytes(games: Path, trajectories: Path, tmp_path: Path) -> None:
     files = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):

@@ -36,8 +36,13 @@ def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
     run = subprocess.run([*command, *SHORT], capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
     for name in ("initial", "critic", "action"):
-        figures = json.loads((tmp_path / "evaluation" / name / "figures.json").read_text())
-        assert figures, name
+        folder = tmp_path / "evaluation" / name
+        counts = json.loads((folder / "manifest.json").read_text())["counts"]
+        assert counts["episodes"] == 3 and counts["episode_errors"] == 0 and counts["choices"] > 0, name
+        figures = json.loads((folder / "figures.json").read_text())
+        for part in ("episodes", "next_action", "choice"):
+            assert set(figures[part]) == {"dev", "test"}, (name, part)
+        assert all({"success", "score"} <= set(split) for split in figures["episodes"].values()), name
     pairs = read_pairs([tmp_path / "pairs" / "train" / "pairs.parquet"])
     assert {pair.env for pair in pairs} == {env} and any(pair.alternative_source == "policy" for pair in pairs)
     measured = [pair.margin is not None for pair in pairs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ BOIL = Task("scienceworld", "train", "boil/2", "boil")
 """Begins in the kitchen."""
 CIRCUIT = Task("scienceworld", "train", "power-component/0", "power-component")
 ANIMAL = Task("scienceworld", "train", "find-animal/7", "find-animal")
+GIVEN_POINTS = Task("scienceworld", "train", "find-plant/2", "find-plant")
 LIFE_SPAN = Task("scienceworld", "train", "lifespan-longest-lived/44", "lifespan-longest-lived")
 
 HOSTILE = (
@@ -137,12 +139,65 @@ def test_unknown_splits_and_tasks_are_told(environment: ScienceWorldEnvironment)
 
 def test_gold_paths_reach_100_and_replay(environment: ScienceWorldEnvironment) -> None:
     other = ScienceWorldEnvironment()
-    for task in (BOIL, CIRCUIT, ANIMAL, LIFE_SPAN):
+    for task in (BOIL, CIRCUIT, ANIMAL, LIFE_SPAN, GIVEN_POINTS):
         steps = play(environment, GoldExpert(), task, source="gold")
         assert steps[-1].success and environment.score() == 100, task
         assert replays(other, task, steps), task
         assert 0 < sum(step.inferable for step in steps) < len(steps), task
-        assert sum(step.reward for step in steps) <= 1.0 + 1e-9
+        assert sum(step.reward for step in steps) == pytest.approx(1.0), "what the start gives is in the first reward"
+    environment.reset(GIVEN_POINTS)
+    assert environment.score() > 0
+
+
+def test_a_snapshot_is_the_state_that_a_replay_comes_to(environment: ScienceWorldEnvironment) -> None:
+    rng = random.Random(0)
+    for task in (BOIL, ANIMAL, LIFE_SPAN):
+        shown: list[Observation | StepResult] = [environment.reset(task)]
+        snapshot = None
+        for number in range(8):
+            if number == 4:
+                snapshot = environment.snapshot()
+            shown.append(environment.step(rng.choice(shown[-1].admissible_actions)))
+        assert snapshot is not None
+        actions = environment.snapshot().actions
+        for _ in range(2):
+            environment.restore(snapshot)
+            assert take(environment, actions[4:]) == shown[5:]
+        environment.restore(snapshot)
+        engine().close()
+        assert take(environment, actions[4:]) == shown[5:], "an engine that dies after that is replaced as ever"
+
+
+def test_every_task_starts_and_goes_on_alike_on_every_engine() -> None:
+    """`find-living-thing` and its like draw their rooms at random, which our engine seeds."""
+
+    def opening(name: str) -> list[Observation | StepResult]:
+        environment = ScienceWorldEnvironment()
+        first = environment.reset(list_tasks("train", [name])[0])
+        actions = first.admissible_actions
+        return [first, *take(environment, [actions[len(actions) // 3], actions[-1]])]
+
+    before = {name: opening(name) for name in VARIATIONS}
+    engine().close()
+    assert {name: opening(name) for name in VARIATIONS} == before
+
+
+def test_a_simplification_changes_the_house() -> None:
+    task = list_tasks("train", ["find-plant"])[0]
+    texts = {name: ScienceWorldEnvironment(name).reset(task) for name in ("", "openDoors", "teleportAction")}
+    assert "(that is closed)" in texts[""].observation and "(that is closed)" not in texts["openDoors"].observation
+    teleports = {
+        name: any("teleport" in action for action in shown.admissible_actions) for name, shown in texts.items()
+    }
+    assert teleports == {"": False, "openDoors": False, "teleportAction": True}
+
+
+def test_all_episodes_of_a_process_share_one_engine() -> None:
+    environments = [ScienceWorldEnvironment() for _ in range(4)]
+    for environment in environments:
+        environment.reset(LIFE_SPAN)
+    children = psutil.Process().children(recursive=True)
+    assert sum("py4j.GatewayServer" in child.cmdline() for child in children) == 1
 
 
 def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -187,10 +242,9 @@ def test_inferable_needs_seen_objects_and_no_search() -> None:
 
 def test_success_is_a_score_of_100_and_a_wrong_focus_ends_the_episode(environment: ScienceWorldEnvironment) -> None:
     environment.reset(ANIMAL)
-    before = environment.score()
     failed = environment.step("focus on air")
     assert (failed.done, failed.success, environment.score()) == (True, False, -100)
-    assert failed.reward == pytest.approx((-100 - before) / 100)
+    assert failed.reward == -1.0
     after = environment.step("look around")
     assert after.done and not after.success and not after.admissible and after.reward == 0
 
