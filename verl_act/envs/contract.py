@@ -111,8 +111,17 @@ def check_repeatable(environment: Environment, other: Environment, task: Task, s
 
 
 def check_nonsense(environment: Environment, task: Task) -> None:
-    """Any text is answered. What is not admissible is flagged and earns nothing; what is admissible is not flagged."""
+    """Any text is answered. What is not admissible is flagged and earns nothing; what is admissible is not flagged.
+
+    With the first step an environment may give what the start is worth, whatever is done.
+    """
+    worth = []
+    for action in NONSENSE[:2]:
+        environment.reset(task)
+        worth.append(environment.step(action).reward)
+    _require(worth[0] == worth[1], f"{task}: rewards {NONSENSE[0][:30]!r} or {NONSENSE[1][:30]!r}")
     first = environment.reset(task)
+    environment.step(NONSENSE[0])
     for action in NONSENSE:
         result = environment.step(action)
         _require(not result.admissible, f"{task}: accepts {action[:30]!r} as admissible")
@@ -120,6 +129,7 @@ def check_nonsense(environment: Environment, task: Task) -> None:
         _require(result.reward <= 0 and not result.success, f"{task}: rewards {action[:30]!r}")
         if result.done:
             environment.reset(task)
+            environment.step(NONSENSE[0])
     environment.reset(task)
     for offered in first.admissible_actions[:1]:
         _require(environment.step(offered).admissible, f"{task}: flags {offered!r}, which it offers")
