@@ -47,6 +47,8 @@ def play(examinee: Examinee, panel: list[Task], data: dict[str, Any], max_turns:
         ]
         seconds["one at a time"] = time.monotonic() - started
         won = [[record["success"] for record in answers] for answers in (together, alone)]
+        if won[0] != won[1]:
+            raise SystemExit("played all at once and one at a time, other games were won.")
         turns = [sum(record["steps"] for record in answers) for answers in (together, alone)]
         return {"seconds": seconds, "same_outcome": sum(map(lambda a, b: a == b, *won)), "turns": turns}
 

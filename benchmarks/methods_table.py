@@ -3,8 +3,7 @@
     python benchmarks/methods_table.py runs/methods --name alfworld [--columns success next_action choice_inferable]
 
 Reads a finished comparison (`python -m verl_act methods alfworld/methods --out runs/methods --seeds ...`), prints a
-table in Markdown, what its stages cost and made, and copies its full report to `benchmarks/results/<name>_methods.md`
-and `.json`.
+table in Markdown and copies its full report to `benchmarks/results/<name>_methods.md` and `.json`.
 """
 
 from __future__ import annotations
@@ -33,19 +32,6 @@ def cell(entry: dict[str, Any]) -> str:
     return f"{100 * estimate['value']:.1f} {interval}" + (f" [{seeds}]" if len(estimate["by_seed"]) > 1 else "")
 
 
-def shared_stages(run: Path) -> dict[str, dict[str, Any]]:
-    """Seconds and counts of the stages that all methods share, by stage, from their marks."""
-    found = {}
-    for mark in sorted(run.glob(".done/*/manifest.json")):
-        if not mark.parent.name.startswith(("seed-", "methods", "report")):
-            found[mark.parent.name] = {"seconds": json.loads(mark.read_text())["seconds"]}
-    for manifest in sorted(run.glob("*/manifest.json")) + sorted(run.glob("*/*/manifest.json")):
-        name = "-".join(manifest.relative_to(run).parts[:-1])
-        if name in found:
-            found[name]["counts"] = json.loads(manifest.read_text())["counts"]
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -66,8 +52,6 @@ def main() -> None:
         cells = [cell(entries[method, split, figure]) for figure in options.columns for split in splits]
         print(f"| {method} | {steps} | " + " | ".join(cells) + " |")
     report["initial_model"] = Path(report["initial_model"]).name
-    report["shared_stages"] = shared_stages(options.run)
-    print(json.dumps(report["shared_stages"], indent=2))
     (RESULTS / f"{options.name}_methods.json").write_text(json.dumps(report) + "\n")
     shutil.copy(folder / "methods.md", RESULTS / f"{options.name}_methods.md")
 

@@ -502,6 +502,17 @@ def test_a_group_that_only_training_would_have_is_refused(tmp_path: Path) -> Non
         stages(recipe, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "tasks", "limit", "turns"),
+    [("alfworld", None, 1000, 50), ("webshop", 500, None, 15), ("scienceworld", 200, 5000, 100)],
+)
+def test_full_recipes_evaluate_what_the_paper_does(name: str, tasks: int | None, limit: int | None, turns: int) -> None:
+    """All games of ALFWorld's splits, 500 goals of WebShop, 10,000 states of ScienceWorld's two splits."""
+    for recipe in (load_recipe(f"{name}/full"), load_recipe(f"{name}/methods_full")):
+        found = recipe.evaluate
+        assert (found.tasks, found.limit, found.max_turns) == (tasks, limit, turns) and recipe.valid_splits
+
+
 def test_a_state_has_one_reflection() -> None:
     with pytest.raises(ConfigError, match=r"reflect\.n is 4; a state has one reflection"):
         load_recipe("alfworld/methods", ["reflect.n=4"])

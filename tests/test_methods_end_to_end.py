@@ -84,6 +84,9 @@ def test_the_table_and_the_page(out: Path) -> None:
     table = (out / "methods" / "methods.md").read_text()
     assert "| IL + ACT | critic 2, il 2 | Prompting | 4 |" in table
     whole = json.loads((out / "methods" / "methods.json").read_text())
+    shared = whole["shared"]["pairs train"]
+    assert f"| pairs train | {shared['seconds']:.0f} | " in table and f"pairs {shared['counts']['pairs']} |" in table
+    assert {"games", "expert train", "alternatives", "reflections"} <= set(whole["shared"])
     assert {entry["figure"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
     seconds = whole["methods"]["IL + ACT"]["seconds"]["4"]
     assert set(seconds) == {"critic", "critic+il", "evaluation"} and all(taken > 1 for taken in seconds.values())

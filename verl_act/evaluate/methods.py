@@ -45,6 +45,7 @@ def compare_methods(run: Path, out: Path, methods: Mapping[str, Mapping[str, Any
     whole = {
         "methods": {name: {**method, "seconds": _seconds(run, method)} for name, method in methods.items()},
         "initial_model": _models(run, methods),
+        "shared": _shared(run),
         "entries": [asdict(entry) for entry in entries],
     }
     with atomic_folder(out) as folder:
@@ -98,6 +99,17 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
     return found
 
 
+def _shared(run: Path) -> dict[str, dict[str, Any]]:
+    """Stage -> seconds and counts, of the stages that are done once for all methods and seeds."""
+    found = {}
+    for mark in sorted((run / ".done").glob("*")):
+        name, manifest = mark.name, read_manifest(mark)
+        if manifest and not name.startswith(("seed-", "methods", "report", "audit")):
+            made = read_manifest(run / name.replace("-", "/", 1))
+            found[name.replace("-", " ", 1)] = {"seconds": manifest.seconds, "counts": made.counts if made else {}}
+    return found
+
+
 def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
     """The model of the first method without training; empty where all are trained."""
     for method in methods.values():
@@ -132,8 +144,19 @@ NOTE = (
 """How to read the tables."""
 
 
+_COUNTED = ("games", "tasks", "trajectories", "steps", "states", "replies", "pairs", "reflections", "empty")
+"""The counts of a shared stage that its row shows."""
+
+
 def _budget_table(whole: Mapping[str, Any]) -> list[str]:
-    lines = ["All methods start from the same model and share the data; steps of equal stages are equal.", ""]
+    model = f" (`{Path(whole['initial_model']).name}`)" if whole["initial_model"] else ""
+    lines = [f"All methods start from the same model{model} and share the data; steps of equal stages are equal.", ""]
+    if whole.get("shared"):
+        lines += ["| shared stage | seconds | what it made |", "| --- | ---: | --- |"]
+        for name, stage in whole["shared"].items():
+            made = ", ".join(f"{key} {stage['counts'][key]}" for key in _COUNTED if key in stage["counts"])
+            lines.append(f"| {name} | {stage['seconds']:.0f} | {made} |")
+        lines.append("")
     lines += [
         "| method | training steps | tested against | seeds | training, minutes a seed | seconds a seed, by stage |"
     ]
