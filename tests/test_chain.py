@@ -504,9 +504,9 @@ def test_a_group_that_only_training_would_have_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "tasks", "limit", "turns"),
-    [("alfworld", None, 1000, 50), ("webshop", 500, None, 15), ("scienceworld", 200, 5000, 100)],
+    [("alfworld", None, 1000, 50), ("webshop", 500, 1000, 15), ("scienceworld", 200, 5000, 100)],
 )
-def test_full_recipes_evaluate_what_the_paper_does(name: str, tasks: int | None, limit: int | None, turns: int) -> None:
+def test_full_recipes_evaluate_what_the_paper_does(name: str, tasks: int | None, limit: int, turns: int) -> None:
     """All games of ALFWorld's splits, 500 goals of WebShop, 10,000 states of ScienceWorld's two splits."""
     for recipe in (load_recipe(f"{name}/full"), load_recipe(f"{name}/methods_full")):
         found = recipe.evaluate

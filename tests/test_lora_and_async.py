@@ -1,5 +1,5 @@
-"""verl's LoRA in both stages and its asynchronous trainers, for two steps each on a CPU; what such a run opens to the
-network; and what cannot work there."""
+"""verl's LoRA on the rows of both stages and its asynchronous trainers, for two steps each on a CPU; what such a run opens
+to the network; and what cannot work there."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def check_loopback(servers: set[Server]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stage", ["critic", "action"])
-def test_lora(stage: str, tmp_path: Path) -> None:
+def test_lora(tmp_path: Path) -> None:
+    """On the rows of both stages."""
     from transformers import AutoModelForCausalLM
 
-    path = tmp_path / "rows.parquet"
-    if stage == "critic":
-        write_rows(path, [make_pair(number).to_row() for number in range(16)], PAIR)
-    else:
-        write_rows(path, [make_step(number).to_row() for number in range(16)], TRAJECTORY)
+    pairs, steps = tmp_path / "pairs.parquet", tmp_path / "steps.parquet"
+    write_rows(pairs, [make_pair(number).to_row() for number in range(16)], PAIR)
+    write_rows(steps, [make_step(number).to_row() for number in range(16)], TRAJECTORY)
+    both = {"data.act.mix.weights": "[1,1]", "data.shuffle": False}
     with new_servers() as servers:
-        metrics = train(tmp_path, stage, path, **LORA)
+        metrics = train(tmp_path, "critic", f"[{pairs},{steps}]", **both, **LORA)
     check_steps(metrics)
+    assert {"train/act/alfworld/choice/acc/mean", "train/act/alfworld/action/acc/mean"} <= metrics[2].keys()
     check_loopback(servers)
     actor = tmp_path / "checkpoints" / "global_step_2" / "actor"
     assert merge_lora(actor)
