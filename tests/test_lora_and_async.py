@@ -1,5 +1,5 @@
-"""verl's LoRA on the rows of both stages and its asynchronous trainers, for two steps each on a CPU; what such a run opens
-to the network; and what cannot work there."""
+"""verl's LoRA on the rows of both stages and its asynchronous trainers, for two steps each on a CPU; what such a run
+opens to the network; and what cannot work there."""
 
 from __future__ import annotations
 
