@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,9 @@ from typing import Any
 import gymnasium
 import pytest
 
+from verl_act.chain import load_recipe
+from verl_act.chain.check import compose
+from verl_act.chain.stages import stages
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_tasks import make_tasks
@@ -60,6 +64,18 @@ def test_the_stages_work_on_it(name: str, tmp_path: Path) -> None:
     build_pairs(tmp_path / "pairs", trajectories, source="admissible")
     assert {pair.env for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} == {name}
     assert make_tasks(tmp_path / "tasks", name, ["test"]) == 50
+
+
+def test_the_recipe_of_the_guide_is_sound(tmp_path: Path) -> None:
+    guide = (EXAMPLE.parents[1] / "docs" / "how-to" / "your-environment.md").read_text()
+    (text,) = re.findall(r"```yaml\n(env: treasure\n.*?)```", guide, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    found = {stage.name: stage for stage in stages(recipe, tmp_path / "out")}
+    assert {"expert train", "expert test", "alternatives", "pairs test", "critic", "action"} <= set(found)
+    for name in ("critic", "action"):
+        assert compose(found[name]), "verl takes its configuration"
+        assert "data.train_batch_size=64" in found[name].command
 
 
 def test_a_fresh_process_finds_it(tmp_path: Path) -> None:
