@@ -83,7 +83,7 @@ class EnvPool:
     ) -> None:
         """Time-outs in seconds of a step and of a reset; neither starting an actor nor what the environment prepares
         (`EnvSpec.prepare`) counts. An actor that has grown beyond `max_memory_mb`, with the processes that it started,
-        is replaced before another episode begins on it. `num_cpus` is what Ray reserves.
+        is replaced when the next episode begins. `num_cpus` is what Ray reserves.
 
         Raises `ConfigError` for an unknown environment, or without actors, time or memory.
         """
@@ -121,12 +121,12 @@ class EnvPool:
         """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out."""
         host = self._hosts[zlib.crc32(task.task_id.encode()) % len(self._hosts)]
         session = EnvSession(self, host, task)
-        await host.keep_within(self.max_memory_mb)
         try:
             await session.start()
         except EnvError:
             await session.close()
             raise
+        await host.keep_within(self.max_memory_mb)
         return session
 
     def shares(self, host: _Host) -> bool:
@@ -157,7 +157,7 @@ class EnvSession:
 
     @property
     def memory_mb(self) -> float:
-        """Held by the actor that plays it, when the last episode began there; with the processes that it started."""
+        """Held by the actor that plays it, as of the last episode that began there, with the processes it started."""
         return self._host.memory_mb
 
     def __init__(self, pool: EnvPool, host: _Host, task: Task) -> None:
@@ -377,7 +377,7 @@ class _Host:
     def _leave(self) -> None:
         self._actor = None
         self.generation += 1
-        self._served = 0
+        self.memory_mb, self._served = 0.0, 0
 
 
 def _tell(step: _Waiting, result: StepResult | Exception) -> None:
