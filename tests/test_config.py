@@ -37,6 +37,7 @@ from verl_act.chain.stages import stages
 from verl_act.data.mixture import MixtureSettings
 from verl_act.data.settings import ActSettings
 from verl_act.envs.registry import get_env, known_envs
+from verl_act.errors import ConfigError
 from verl_act.rollout.settings import EpisodeSettings
 
 CONFIG = Path(verl_act.__file__).parent / "config"
@@ -275,3 +276,15 @@ def test_a_reward_that_takes_the_place_of_ours_is_warned_of(caplog: pytest.LogCa
             trainer.__init__(SimpleNamespace(), composed("+act=mix", *own))  # the class itself is abstract
         found = [line for line in caplog.messages if "scores the rows of ACT too" in line]
         assert len(found) == warned and all("my_reward.py" in line and "reward_kwargs.other" in line for line in found)
+
+
+def test_a_reward_model_that_nothing_would_ask_is_refused() -> None:
+    trainer = import_module("verl.trainer.ppo.v1.trainer_base").PPOTrainer
+    enabled = "reward.reward_model.enable=true"
+    with pytest.raises(ConfigError, match="has no effect beside the reward of ACT"):
+        trainer.__init__(SimpleNamespace(), composed("+act=mix", enabled))
+    asks = "+reward.custom_reward_function.reward_kwargs.other={path:mine.py,name:compute_score}"
+    for allowed in ([enabled, asks], []):
+        with pytest.raises(Exception) as caught:  # what the trainer needs is not there
+            trainer.__init__(SimpleNamespace(), composed("+act=mix", *allowed))
+        assert not isinstance(caught.value, ConfigError)
