@@ -27,7 +27,8 @@ from verl_act.errors import ConfigError, DataError
 
 _TAGGED = re.compile(r"<action>\s*(\S.*?)\s*</action>", re.DOTALL)
 _THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
-_LABELLED = re.compile(r"^[ \t]*Action:[ \t]*(\S[^\n]*)", re.MULTILINE)
+_LABELLED = re.compile(r"^[ \t]*Action:\s*(\S[^\n]*)", re.MULTILINE)
+_LABELLED_WITHIN = re.compile(r"Action:\s*(\S[^\n]*)")
 _LABELLED_THOUGHT = re.compile(r"Thought:\s*(.*)", re.DOTALL)
 _STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d+) step")
 
@@ -122,7 +123,7 @@ def _decision(said: str) -> tuple[str, str | None] | None:
     # What a thought quotes is no action: only what follows it counts, and of several labelled lines the last.
     if tagged := _TAGGED.search(said, thought.end() if thought else 0):
         return tagged[1], thought[1] if thought else None
-    labelled = list(_LABELLED.finditer(said))
+    labelled = list(_LABELLED.finditer(said)) or list(_LABELLED_WITHIN.finditer(said))
     if not labelled:
         return None
     told = thought or _LABELLED_THOUGHT.search(said[: labelled[-1].start()])

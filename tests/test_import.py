@@ -271,6 +271,8 @@ def test_a_bad_row_is_listed_and_the_others_are_read(row: str, reason: str, tmp_
         ("<think>Its\nAction: wait failed, so</think><action>go to desk 2</action>", "Its\nAction: wait failed, so"),
         ("<think>say <action>look</action>?</think>\n<action> go to desk 2 </action>", "say <action>look</action>?"),
         ("  Action:  go to desk 2", None),
+        ("Thought:\nI see it.\n\nAction:\ngo to desk 2", "I see it."),
+        ("Thought: I see it. Action: go to desk 2", "I see it."),
     ],
 )
 def test_what_a_thought_quotes_is_no_action(said: str, thought: str | None, tmp_path: Path) -> None:
