@@ -94,7 +94,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     set_seed(settings.seed)
     steps = read_steps(trajectories)
     dialect = _dialect(steps)
-    held_out = steps[len(steps) - settings.held_out :] if settings.held_out < len(steps) else steps
+    held_out = steps[max(0, len(steps) - settings.held_out) :]
     template = get_template("compact", **dialect.template_options)
     unseen_tasks = {step.task_id for step in held_out}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]

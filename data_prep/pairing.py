@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.probe import Judgement, Prober, ReplayError
+from verl_act.data_prep.probe import Judgement, Prober, leave_out
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import ConfigError, EnvError
 from verl_act.parse import match_action
 from verl_act.schema import Alternatives, Pair, Step, pair_id
-
-logger = logging.getLogger(__name__)
 
 Judge = Callable[[str], Judgement]
 
@@ -91,9 +88,7 @@ def make_pairs(
                         continue
                     yield from _pairs_at(step, sampled.get(step.state_id), judge, settings, counts)
             except EnvError as error:
-                known = isinstance(error, ReplayError)
-                counts["trajectories_not_replayed" if known else "trajectories_failed"] += 1
-                logger.warning("Left out the rest of trajectory %s: %s", name, error)
+                leave_out(name, error, counts)
     finally:
         for prober in probers.values():
             prober.close()

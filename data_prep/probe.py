@@ -7,6 +7,8 @@ probe never judges an action in another state than its own.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +18,20 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EnvError
 from verl_act.schema import Step
 
+logger = logging.getLogger(__name__)
+
 NO_WAY = 1000
 """The margin of an alternative after which the goal is out of reach."""
 
 
 class ReplayError(EnvError):
     """The environment does not repeat what a trajectory recorded."""
+
+
+def leave_out(trajectory_id: str, error: EnvError, counts: Counter[str]) -> None:
+    """Take note of a trajectory whose rest cannot be probed: one that fails costs no other."""
+    counts["trajectories_not_replayed" if isinstance(error, ReplayError) else "trajectories_failed"] += 1
+    logger.warning("Left out the rest of trajectory %s: %s", trajectory_id, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ environment. The model is shown all outcomes and writes the reasoning, which `ma
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from collections import Counter
@@ -19,14 +18,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.probe import Prober, ReplayError
+from verl_act.data_prep.probe import Prober, leave_out
 from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
 from verl_act.errors import DataError, EnvError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, write_rows
-
-logger = logging.getLogger(__name__)
 
 FILE_NAME = "reflections.parquet"
 _TAGS = re.compile(r"</?(?:think|action)>")
@@ -127,9 +124,7 @@ def outcomes(
                     counts["alternatives"] += len(others)
                     yield step, Turn(state.outcome(step.action), step.action), others
             except EnvError as error:
-                known = isinstance(error, ReplayError)
-                counts["trajectories_not_replayed" if known else "trajectories_failed"] += 1
-                logger.warning("Left out the rest of trajectory %s: %s", wanted[0].trajectory_id, error)
+                leave_out(wanted[0].trajectory_id, error, counts)
     finally:
         for prober in probers.values():
             prober.close()
