@@ -33,7 +33,7 @@ from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.schema import ALTERNATIVES, read_table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SMALL = EmbeddedModelSettings(
     vocabulary=512,
@@ -137,37 +137,6 @@ def train_action_stage(world: Path, folder: Path, **changes: Any) -> Trained:
     return Trained(output)
 
 
-EPISODES = {
-    "data.act.episode.max_turns": 3,
-    "data.act.episode.max_tokens_per_turn": MAX_TOKENS,
-    "data.act.episode.malformed_penalty": -0.1,
-    "data.act.episode.inadmissible_penalty": -0.05,
-}
-
-
-def test_action_grpo_on_whole_episodes_turn_by_turn(world: Path, tmp_path: Path) -> None:
-    trained = train_action_stage(
-        world,
-        tmp_path,
-        action={"data": "episodes"},
-        overrides={**EPISODES, "data.act.episode.mode": "stepwise"},
-    )
-    trained.check([1, 2], "act/alfworld/episode", "success", "steps", "malformed_share", "longest_failed_repeat")
-    assert trained.metrics[2]["val-aux/num_turns/max"] == 6
-
-
-def test_action_grpo_on_whole_episodes_as_one_sequence(world: Path, tmp_path: Path) -> None:
-    trained = train_action_stage(
-        world,
-        tmp_path,
-        max_model_len=2048,
-        action={"data": "episodes"},
-        overrides={**EPISODES, "data.act.episode.mode": "concat", "data.max_response_length": 1024},
-    )
-    trained.check([1, 2], "act/alfworld/episode", "success", "steps", "malformed_share", "longest_failed_repeat")
-    assert trained.metrics[2]["response_length/max"] > 3 * MAX_TOKENS, "observations stand between the replies"
-
-
 def test_action_ppo(world: Path, tmp_path: Path) -> None:
     trained = train_action_stage(
         world,
@@ -226,7 +195,7 @@ class RunningChain:
         self.process.wait()
 
     def finish(self) -> None:
-        assert not self.wait(lambda: False, seconds=900)
+        assert not self.wait(lambda: False, seconds=1800)
         assert self.process.returncode == 0, self.tail()
 
     def survivors(self, seconds: float) -> list[str]:

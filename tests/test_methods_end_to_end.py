@@ -17,7 +17,7 @@ from verl_act.data_prep.make_embedded_model import make_embedded_model
 from verl_act.data_prep.make_games import make_games
 from verl_act.schema import REFLECTION, SFT, read_pairs, read_table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 METHODS = ("Prompting", "Self-reflection", "IL + ACT")
 

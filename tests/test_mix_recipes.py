@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from verl_act.chain.recipe import RECIPES, embedded_models
 from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.schema import PAIR, write_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,13 @@ def test_choices_beside_live_episodes(files: dict[str, str], games: Path, tmp_pa
     check_steps(metrics)
     for step in (1, 2):
         assert 1 <= metrics[step]["train/act/alfworld/episode/steps/mean"] <= 2
+        for name in ("success", "malformed_share", "longest_failed_repeat", "adm", "fmt", "acc"):
+            assert math.isfinite(metrics[step][f"train/act/alfworld/episode/{name}/mean"])
         assert "train/act/alfworld/choice/adm/mean" in metrics[step]
         assert "train/act/alfworld/choice/steps/mean" not in metrics[step], "each kind has its own metrics"
     for kind in ("episode", "choice"):
         assert f"val-core/act/alfworld/{kind}/valid_seen/acc/mean@1" in metrics[2]
+    assert metrics[2]["val-aux/num_turns/max"] == 4, "two turns, each a prompt and a reply of its own"
 
 
 def test_a_warm_up_before_a_run_of_somebody_elses(files: dict[str, str], tmp_path: Path) -> None:

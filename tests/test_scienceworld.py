@@ -197,7 +197,7 @@ def test_all_episodes_of_a_process_share_one_engine() -> None:
     environments = [ScienceWorldEnvironment() for _ in range(4)]
     for environment in environments:
         environment.reset(LIFE_SPAN)
-    children = psutil.Process().children(recursive=True)
+    children = psutil.Process().children()
     assert sum("py4j.GatewayServer" in child.cmdline() for child in children) == 1
 
 

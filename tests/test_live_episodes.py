@@ -1,0 +1,51 @@
+"""Whole episodes of two environments in one run of verl's GRPO trainer, each as one growing sequence.
+
+What differs by mode is tested in test_agent_loop.py; turn by turn, on ALFWorld, a run of verl is in test_mix_recipes.py.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from verl_runs import ACT, arguments, check_steps, run
+
+from verl_act.chain.recipe import embedded_models
+from verl_act.data_prep.make_tasks import make_tasks
+
+TOKENS_PER_TURN = 24
+
+
+@pytest.mark.slow
+def test_webshop_and_scienceworld_as_one_sequence(tmp_path: Path) -> None:
+    files = {}
+    for split in ("train", "test"):
+        for env in ("webshop", "scienceworld"):
+            make_tasks(tmp_path / split / env, env, [split], limit=4)
+        files[split] = f"[{tmp_path}/{split}/webshop/tasks.parquet,{tmp_path}/{split}/scienceworld/tasks.parquet]"
+    settings = {
+        "data.train_files": files["train"],
+        "data.val_files": files["test"],
+        "data.act.mix.weights": "[1,1]",
+        "data.shuffle": False,
+        "data.max_response_length": 640,
+        "data.max_prompt_length": 1400,
+        "actor_rollout_ref.rollout.max_model_len": 2048,
+        "actor_rollout_ref.model.path": embedded_models()["webshop"],
+        "data.act.episode.mode": "concat",
+        "data.act.episode.max_turns": 2,
+        "data.act.episode.max_tokens_per_turn": TOKENS_PER_TURN,
+    }
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=action"]
+    metrics = run([*command, *arguments(tmp_path, **{**ACT, **settings})], tmp_path)
+    check_steps(metrics)
+    for step in (1, 2):
+        for env in ("webshop", "scienceworld"):
+            for name in ("success", "steps", "malformed_share", "longest_failed_repeat", "adm", "fmt"):
+                assert math.isfinite(metrics[step][f"train/act/{env}/episode/{name}/mean"]), (step, env, name)
+            assert 1 <= metrics[step][f"train/act/{env}/episode/steps/mean"] <= 2
+        assert metrics[step]["response_length/max"] > 2 * TOKENS_PER_TURN, "an observation stands between the replies"
+    for env in ("webshop", "scienceworld"):
+        assert f"val-core/act/{env}/episode/test/acc/mean@1" in metrics[2]
