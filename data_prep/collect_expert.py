@@ -70,7 +70,8 @@ def collect_expert(
     spec = get_env(env)
     settings = dict(env_settings or {})
     spec.check_settings(settings)
-    _check(spec, split, expert, limit)
+    check_expert(spec, expert)
+    _check(spec, split, limit)
     name = expert or next(iter(spec.experts))
     started = time.monotonic()
     tasks = _sample(spec.tasks(split, **settings), limit, seed)
@@ -217,11 +218,20 @@ def _until_one_dies(played: Iterator[_Played], workers: int) -> Iterator[_Played
         ) from error
 
 
-def _check(spec: EnvSpec, split: str, expert: str | None, limit: int | None) -> None:
-    if split not in spec.splits:
-        raise ConfigError(f"{spec.name} has no split {split!r}; it has {', '.join(spec.splits)}.")
+def check_expert(spec: EnvSpec, expert: str | None) -> None:
+    """Raises `ConfigError` where `spec` has no such expert; None asks for any."""
+    if not spec.experts:
+        raise ConfigError(
+            f"{spec.name} has no expert. Name one in its EnvSpec; or bring trajectories that were played already: "
+            "import-trajectories replays them, as a recipe does with those that expert.files names."
+        )
     if expert is not None and expert not in spec.experts:
         raise ConfigError(f"{spec.name} has no expert {expert!r}; it has {', '.join(spec.experts)}.")
+
+
+def _check(spec: EnvSpec, split: str, limit: int | None) -> None:
+    if split not in spec.splits:
+        raise ConfigError(f"{spec.name} has no split {split!r}; it has {', '.join(spec.splits)}.")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; ask for at least one task.")
 

@@ -22,7 +22,7 @@ from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import FindTasks, Spell, speller, task_finder
 from verl_act.envs.base import Environment, EnvSpec, Expert, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import DataError, EnvError
+from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import TRAJECTORY, Context, Step, write_rows
 
@@ -46,22 +46,26 @@ def import_trajectories(
     env: str,
     *,
     form: str = "eto",
+    split: str | None = None,
     env_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Write `out/trajectories.parquet` (schema TRAJECTORY), `out/rejected.jsonl` and a manifest; return the manifest.
 
-    `form` is one of `published.FORMATS`. `source` of the steps is the format's name. A step counts as inferable where
-    an expert of the environment that knows the transcript alone would do the same for a reason in it; in ScienceWorld,
-    which has no such expert, where the rules of its gold expert say so; always where there is no expert at all.
+    `form` is one of `published.FORMATS`. With a `split`, rows of other splits are left out. `source` of the steps is
+    the format's name. A step counts as inferable where an expert of the environment that knows the transcript alone
+    would do the same for a reason in it; in ScienceWorld, which has no such expert, where the rules of its gold expert
+    say so; always where there is no expert at all.
 
-    Raises `DataError` where a file cannot be read or no row is left, `ConfigError` for an unknown format or
-    environment.
+    Raises `DataError` where a file cannot be read or no row is left, `ConfigError` for an unknown format, environment
+    or split.
     """
     started = time.monotonic()
     spec, settings = get_env(env), dict(env_settings or {})
     spec.check_settings(settings)
-    replayer = _Replayer(spec, settings, form, task_finder(env, settings), speller(env))
+    if split is not None and split not in spec.splits:
+        raise ConfigError(f"{env} has no split {split!r}; it has {', '.join(spec.splits)}.")
+    replayer = _Replayer(spec, settings, form, task_finder(env, settings), speller(env), split)
     kept: dict[tuple[str, str], list[Step]] = {}
     rejected: list[Rejected] = []
     try:
@@ -82,7 +86,7 @@ def import_trajectories(
     steps = [step for trajectory in kept.values() for step in trajectory]
     manifest = make_manifest(
         "import_trajectories",
-        settings={"env": env, "format": form, "env_settings": settings},
+        settings={"env": env, "format": form, "split": split, "env_settings": settings},
         inputs=list(files),
         counts={
             "rows": rows,
@@ -129,6 +133,7 @@ class _Replayer:
     source: str
     find: FindTasks
     spell: Spell
+    split: str | None
 
     def __post_init__(self) -> None:
         self._stage = [self.spec.make(**self.settings) for _ in range(2)]
@@ -145,6 +150,8 @@ class _Replayer:
         tasks = self.find(row)
         if not tasks:
             raise _Refused("no such task in these data", row.task or row.instruction[:100])
+        if not (tasks := [task for task in tasks if self.split in (None, task.split)]):
+            raise _Refused("of another split", f"not of {self.split}")
         refusals = []
         for task in tasks:
             try:

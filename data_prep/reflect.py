@@ -27,6 +27,7 @@ from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, writ
 
 FILE_NAME = "reflections.parquet"
 _TAGS = re.compile(r"</?(?:think|action)>")
+_ACTION = re.compile(r"<action>.*?</action>", re.DOTALL)
 
 PathName = str | PathLike[str]
 
@@ -131,8 +132,15 @@ def outcomes(
 
 
 def reflection_text(reply: str) -> str:
-    """A reply as one paragraph of reasoning: tags, which would end it early, are left out."""
-    return " ".join(_TAGS.sub(" ", reply).split())
+    """A reply as one paragraph of reasoning: tags, which would end it early, are left out.
+
+    What a reasoning model has thought before it wrote the reflection is none; a thought that was cut gives none.
+    """
+    thought, ended, written = reply.rpartition("</think>")
+    if not ended and "<think>" in reply:
+        return ""
+    texts = (" ".join(_TAGS.sub(" ", text).split()) for text in (_ACTION.sub(" ", written), thought))
+    return next(filter(None, texts), "")
 
 
 def alternatives_at(pairs: Sequence[PathName]) -> dict[str, list[str]]:

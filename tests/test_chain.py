@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from verl_act.chain.command_line import hydra_value
 from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.run import run_stages
-from verl_act.chain.stages import Stage, stages
+from verl_act.chain.stages import Stage, stages, trajectories_file
 from verl_act.chain.train import train
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.engine import Engine
@@ -41,6 +42,7 @@ from verl_act.errors import ConfigError, EngineError
 from verl_act.evaluate.files import FILES
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.prompts import get_template
+from verl_act.schema import read_steps
 
 RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -146,7 +148,7 @@ def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None
     ("text", "message"),
     [
         ("base: alfworld/quickstart\nmodle: x\n", "modle"),
-        ("base: alfworld/quickstart\ngames: {sise: small}\n", "games.sise"),
+        ("base: alfworld/quickstart\ngames: {sise: small}\n", "games has no key 'sise'; there are counts, size, seed"),
         ("base: alfworld/quickstart\nalternatives: {n: several}\n", "alternatives.n"),
         ("base: alfworld/quickstart\naction: {data: pairs}\n", "action.data is 'pairs'"),
         ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*there are.*alfworld/quickstart"),
@@ -178,7 +180,13 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("seed", "'seed' is not a change"), ("sede=1", "sede"), ("games.sise=small", "games.sise"), ("seed=x", "seed")],
+    [
+        ("seed", "'seed' is not a change"),
+        ("sede=1", "sede"),
+        ("games.sise=small", "games has no key 'sise'"),
+        ("seed=x", "seed"),
+        ("expert.files={dev: [a.jsonl]}", "expert.files has dev; the splits are train, valid_seen, valid_unseen"),
+    ],
 )
 def test_a_bad_change_is_refused_by_its_key(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -224,6 +232,54 @@ def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pyte
     assert f"{tmp_path}/questions.csv: no such file of questions" in shown
     assert "data.train_batchsize" in shown and "critic.overrides" in shown
     assert not (tmp_path / "out").exists(), "a check writes nothing"
+
+
+def test_trajectories_of_ones_own_stand_in_for_the_expert(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [
+        "env=webshop",
+        "games.counts=null",
+        "valid_splits=[dev]",
+        "expert={name: goal, limits: {train: 3, dev: 2}}",
+    ]
+    theirs = tmp_path / "theirs"
+    for stage in stages(load_recipe("alfworld/quickstart", changes), theirs)[:2]:
+        subprocess.run(stage.command, check=True, capture_output=True)
+    steps = read_steps([trajectories_file(theirs, split) for split in ("train", "dev")])
+    rows = [
+        {"task_id": task, "actions": [step.action for step in steps if step.task_id == task]}
+        for task in dict.fromkeys(step.task_id for step in steps)
+    ]
+    published = tmp_path / "published.jsonl"
+    published.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    monkeypatch.chdir(tmp_path)
+    own = [*changes, "expert.files={train: [published.jsonl]}"]
+    made = stages(load_recipe("alfworld/quickstart", own), tmp_path / "out")
+    assert [stage.name for stage in made[:2]] == ["expert train", "expert dev"] and "collect-expert" in made[1].command
+    assert list(made[0].inputs)[:1] == [published]
+    subprocess.run(made[0].command, check=True, capture_output=True)
+    kept = read_steps([trajectories_file(tmp_path / "out", "train")])
+    assert [step.action for step in kept] == [step.action for step in steps if step.split == "train"]
+    rejected = (tmp_path / "out" / "expert" / "train" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in rejected] == ["of another split"] * 2
+
+    for change in ("expert.files={train: [nowhere.jsonl]}", "expert.name=gold"):
+        with pytest.raises(ConfigError, match="data"):
+            check_chain(load_recipe("alfworld/quickstart", [*changes, change]), tmp_path)
+    shown = capfd.readouterr().out
+    assert "expert.files names nowhere.jsonl, which is not there" in shown and "webshop has no expert 'gold'" in shown
+
+
+def test_alternatives_are_sampled_by_as_many_engines_as_asked(tmp_path: Path) -> None:
+    def command(*changes: str) -> list[str]:
+        found = stages(load_recipe("alfworld/quickstart", changes), tmp_path)
+        return list(next(stage.command for stage in found if stage.name == "alternatives"))
+
+    assert "--workers" not in command()
+    eight = command("alternatives.workers=8")
+    assert eight[eight.index("--workers") + 1] == "8" and eight[eight.index("--gpus-per-worker") + 1] == "1.0"
 
 
 def test_the_check_wants_a_tokenizer_with_a_chat_template(

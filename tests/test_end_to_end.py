@@ -58,7 +58,6 @@ BATCH = {
     "trainer.val_before_train": False,
 }
 MAX_TOKENS = 16
-REASONING = sorted((Path(__file__).parents[1] / "examples" / "reasoning").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def write_recipe(folder: Path, policy: Path, **changes: Any) -> str:
         "valid_splits": ["valid_seen"],
         "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
         "critic": {"overrides": {**overrides, "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 16}},
-        "evaluate": {"max_turns": 3, "limit": 8, "reasoning": list(map(str, REASONING)), "reasoning_max_tokens": 4},
+        "evaluate": {"max_turns": 3, "limit": 8},
         **changes,
     }
     recipe["action"] = {"overrides": overrides, **recipe.get("action", {})}
@@ -194,10 +193,6 @@ class RunningChain:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def finish(self) -> None:
-        assert not self.wait(lambda: False, seconds=1800)
-        assert self.process.returncode == 0, self.tail()
-
     def survivors(self, seconds: float) -> list[str]:
         """The processes of a chain that is gone which are still there after so many seconds."""
         _, alive = psutil.wait_procs(list(self.seen.values()), timeout=seconds)
@@ -220,7 +215,7 @@ TAKEN = list(range(1, 7))
 
 @dataclass
 class Interrupted:
-    """One chain in three attempts: killed while sampling, killed while training, finished."""
+    """One chain in three attempts: killed while sampling, while training, and once that had come to its end."""
 
     out: Path
     attempts: list[RunningChain]
@@ -260,7 +255,11 @@ def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
         third = RunningChain(recipe, out, folder / "third.log", "--steps", str(len(TAKEN)))
         attempts.append(third)
-        third.finish()
+        # The stages after it run in test_quickstarts.py.
+        assert third.wait((out / "critic" / "model").exists, seconds=1800), third.tail()
+        assert third.wait(lambda: "critic" in third.outcomes()), third.tail()
+        third.kill()
+        survivors.append(third.survivors(30))
         yield Interrupted(out, attempts, survivors, sampled)
     finally:
         for chain in attempts:
@@ -279,14 +278,13 @@ def test_a_killed_chain_goes_on_where_it_stopped(interrupted: Interrupted) -> No
             ["alternatives", "pairs train", "pairs valid_seen", "audit", "tasks train", "tasks panel"], "done"
         ),
     }
-    rest = ["critic", "action", "evaluate initial", "evaluate critic", "evaluate action", "comparison", "report"]
-    assert third == {**dict.fromkeys(second, "up to date"), **dict.fromkeys(rest, "done")}
+    assert third == {**dict.fromkeys(second, "up to date"), "critic": "done"}
 
 
 def test_a_killed_chain_leaves_no_process_behind(interrupted: Interrupted) -> None:
     """A model's processes end at once. Ray's agents take about a minute to notice that their node is gone."""
     slow = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-    assert [set(names) - slow for names in interrupted.survivors] == [set(), set()]
+    assert [set(names) - slow for names in interrupted.survivors] == [set()] * 3
     assert [chain.survivors(60) for chain in interrupted.attempts] == [[], [], []]
 
 
@@ -310,31 +308,3 @@ def test_the_critic_stage_goes_on_from_its_checkpoint(interrupted: Interrupted) 
     log = (critic.output / "log.txt").read_text()
     assert re.search(r"Setting global step to [1-5]\b|Resuming from .*global_step_[1-5]\b", log), "it began anew"
     assert not (interrupted.out / "critic.work").exists()
-
-
-def test_the_action_stage_follows(interrupted: Interrupted) -> None:
-    Trained(interrupted.out / "action").check(TAKEN, "act/alfworld/action")
-
-
-def test_all_models_are_compared(interrupted: Interrupted) -> None:
-    table = (interrupted.out / "comparison" / "comparison.md").read_text()
-    assert table.startswith("| figure | initial | critic | action |")
-    for row in ("episodes valid seen success", "next action valid seen right", "choice valid seen right"):
-        assert f"| {row} |" in table
-    for name in ("initial", "critic", "action"):
-        folder = interrupted.out / "evaluation" / name
-        counts = json.loads((folder / "manifest.json").read_text())["counts"]
-        asked = {"episodes": 3, "next_actions": 8, "choices": 8, "reasoning": 16}
-        assert counts == {**asked, "episode_errors": 0, "without_room": 0}
-        choices = [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
-        answered = [json.loads(line) for line in (folder / "reasoning.jsonl").read_text().splitlines()]
-        assert [record["split"] for record in answered] == ["maths"] * 8 + ["science"] * 8
-        assert all(0 < record["tokens"] <= 4 and record["reply"] for record in answered)
-        assert all(record["log_probability"] < 0 for record in choices), "how sure vLLM says the model was"
-        assert len((folder / "episodes.jsonl").read_text().splitlines()) == 3
-
-
-def test_the_report_shows_the_finished_chain(interrupted: Interrupted) -> None:
-    page, numbers = (interrupted.out / f"report.{kind}" for kind in ("html", "md"))
-    assert page.read_text().lower().startswith("<!doctype html>")
-    assert "Not finished" not in numbers.read_text()

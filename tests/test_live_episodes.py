@@ -1,6 +1,6 @@
 """Whole episodes of two environments in one run of verl's GRPO trainer, each as one growing sequence.
 
-What differs by mode is tested in test_agent_loop.py; turn by turn, on ALFWorld, a run of verl is in test_mix_recipes.py.
+What differs by mode is tested in test_agent_loop.py; a run turn by turn is in test_mix_recipes.py.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_sft import make_sft
 from verl_act.data_prep.reflect import alternatives_at, outcomes, reflection_text
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.figures import wilson_interval
+from verl_act.evaluate.figures import effective_count, share_interval, wilson_interval
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.seeds import Outcome, against, estimate
+from verl_act.manifest import make_manifest, write_manifest
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
 RECIPES = [f"{env}/{size}" for env in ("alfworld", "scienceworld", "webshop") for size in ("methods", "methods_full")]
@@ -110,9 +111,11 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     [
         ({"A": {"stages": ["imitation"]}}, "stage 'imitation'.*there are il, reflection, critic, action"),
         ({"A": {"stages": ["action:many"]}}, "stage 'action:many'"),
-        ({"A": {"stages": ["action:0"]}}, "at least one step"),
+        ({"A": {"stages": ["action:0"]}}, "at least one"),
+        ({"A": {"stages": ["action: 5"]}}, "stage 'action: 5'"),
         ({"A": {"stages": ["il"]}}, "needs il.config"),
         ({"A": {"stages": [], "against": "B"}}, "against 'B'"),
+        ({"A": {"stages": []}, "B": {"stages": [], "against": ["A", "B"]}}, "'B' is against 'B', which is no other"),
         ({"A": {"stage": []}}, "stage"),
     ],
 )
@@ -135,7 +138,7 @@ def test_seeds_are_given_each_once(tmp_path: Path) -> None:
 def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
     chosen = only(load_recipe("alfworld/methods"), ["RL + ACT", "IL + ACT", "IL"])
     assert list(chosen.methods) == ["IL", "IL + ACT", "RL + ACT"]
-    assert [method.against for method in chosen.methods.values()] == [None, "IL", None]
+    assert [method.against for method in chosen.methods.values()] == [[], ["IL"], []]
     trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if stage.trains]
     assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
     with pytest.raises(
@@ -215,6 +218,20 @@ def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
     assert not re.search("</?(think|action)>", reflection_text(f"<think>{reply}</think><action>go</action>"))
 
 
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("It is near.", "It is near."),
+        ("<think>What do they want?</think> The desk is near.", "The desk is near."),
+        ("<think>The desk is near.</think><action>go to desk 1</action>", "The desk is near."),
+        ("<think>The desk is near, and what", ""),
+        ("It is near. <action>go to desk 1</action>", "It is near."),
+    ],
+)
+def test_a_reflection_is_what_was_written_of_it(reply: str, text: str) -> None:
+    assert reflection_text(reply) == text
+
+
 # Statistics
 
 
@@ -241,9 +258,40 @@ def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
     assert found.value == pytest.approx(6 / 9)
     assert found.by_seed == pytest.approx([2 / 3, 1.0, 1 / 3])
     assert found.deviation == pytest.approx(1 / 3)
-    assert found.low is not None and found.high is not None and 1 / 3 <= found.low < found.high <= 1
+    assert (found.low, found.high) == pytest.approx(wilson_interval(2, 3)), "three items, however often they are asked"
     assert estimate(seeds, binary=True) == found, "the same items give the same interval"
     assert estimate([], True).value is None
+
+
+def test_a_share_counts_as_many_items_as_its_tasks_leave_independent() -> None:
+    tasks = [number // 10 for number in range(200)]
+    alike = [float(task % 2) for task in tasks]
+    assert effective_count(alike, tasks) == pytest.approx(20)
+    apart = np.random.default_rng(0).permutation(alike).tolist()
+    assert 120 < effective_count(apart, tasks) <= 200
+    assert effective_count(alike, list(range(200))) == 200, "one item a task"
+    widths = []
+    for right in (0, 1, 2):
+        low, high = share_interval([1.0] * right + [0.0] * (200 - right), tasks)
+        assert low <= right / 200 <= high
+        widths.append(high)
+    assert widths == sorted(widths), "one success more does not make the interval end lower"
+
+
+def test_copies_of_a_seed_tell_nothing_new() -> None:
+    seed = items({str(number): float(number < 22) for number in range(23)})
+    one, three = estimate([seed], binary=True), estimate([seed] * 3, binary=True)
+    for found in (one, three):
+        assert (found.low, found.high) == pytest.approx(wilson_interval(22, 23))
+
+
+def test_a_difference_has_an_interval_where_there_is_one() -> None:
+    ours, theirs = ({str(number): float(number % other == 0) for number in range(60)} for other in (2, 3))
+    found = against([items(ours)], [items(theirs)])
+    assert found is not None and found.low is not None and found.high is not None
+    assert found.difference == pytest.approx(1 / 6) and found.low < found.difference < found.high
+    same = against([items(ours)], [items(ours)])
+    assert same is not None and same.low is None and same.p == 1.0
 
 
 def test_more_seeds_of_no_success_are_not_certainty() -> None:
@@ -353,7 +401,9 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
         for path in paths.values():
             write_evaluation(tmp_path / path, rng, chance)
         steps = {} if name == "Prompting" else {"action": 40}
-        methods[name] = {"steps": steps, "against": "Prompting", "evaluations": paths, "training": {}}
+        methods[name] = {"steps": steps, "against": ["Prompting"], "evaluations": paths, "training": {}}
+    methods["Prompting"]["against"] = []
+    methods["RL + ACT"]["against"] = ["RL", "Prompting"]
     whole = compare_methods(tmp_path, tmp_path / "methods", methods)
     assert whole["initial_model"] == "the initial model"
     for name, method in methods.items():
@@ -363,21 +413,45 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
             means.append(np.mean([record["success"] for record in records]))
         found = entry(whole, method=name, figure="success")["estimate"]
         assert found["by_seed"] == pytest.approx(means) and found["value"] == pytest.approx(np.mean(means))
-    assert entry(whole, method="RL + ACT", figure="success")["against"]["p"] < 0.001
+    tests = entry(whole, method="RL + ACT", figure="success")["against"]
+    assert list(tests) == ["RL", "Prompting"] and tests["Prompting"]["p"] < 0.001
+    assert entry(whole, method="Prompting", figure="success")["against"] == {}
+    values = {}
+    for name in ("RL", "RL + ACT"):
+        won: dict[str, list[bool]] = {}
+        for path in methods[name]["evaluations"].values():
+            for line in (tmp_path / path / "episodes.jsonl").read_text().splitlines():
+                record = json.loads(line)
+                won.setdefault(record["task_id"], []).append(record["success"])
+        values[name] = np.array([np.mean(won[task]) for task in sorted(won)])
+    differences = values["RL + ACT"] - values["RL"]
+    assert tests["RL"]["difference"] == pytest.approx(differences.mean())
+    assert tests["RL"]["items"] == len(differences)
+    independent = random_signs_p(differences)
+    assert tests["RL"]["p"] == pytest.approx(independent, abs=0.02)
+    middle, spread = differences.mean(), 1.96 * differences.std(ddof=1) / len(differences) ** 0.5
+    assert (tests["RL"]["low"], tests["RL"]["high"]) == pytest.approx((middle - spread, middle + spread), abs=0.03)
     assert entry(whole, method="RL", figure="loops")["estimate"]["value"] == pytest.approx(0.4)
     assert entry(whole, method="RL", figure="reply_length")["estimate"]["value"] == 5
     assert entry(whole, method="RL", figure="useful_tokens")["estimate"]["value"] == 0.75
     groups = {item["group"] for item in whole["entries"] if item["figure"] == "choice_by_margin"}
     assert groups == {"1", "2", "3–4", "unknown"}
     table = (tmp_path / "methods" / "methods.md").read_text()
-    assert "| RL + ACT | action 40 | Prompting | 0, 1, 2 |" in table
+    assert "| RL + ACT | action 40 | RL; Prompting | 0, 1, 2 |" in table
     assert "### better action chosen by position, valid_seen" in table
-    assert re.search(r"; \+\d\d\.\d points, p < 0\.001", table) and not re.search(r"; .\d+\.\d%", table)
+    assert re.search(r"; \+\d\d\.\d points \[\+\d\d\.\d, \+\d\d\.\d\], p < 0\.001", table)
+    assert re.search(r"; \+\d\d\.\d points \[[^]]*\] to RL, p [<=]", table)
     assert json.loads((tmp_path / "methods" / "methods.json").read_text()) == json.loads(json.dumps(whole))
 
 
+def random_signs_p(differences: np.ndarray) -> float:
+    """The share of random signs that make the sum as extreme as it is."""
+    signs = np.random.default_rng(5).choice([-1, 1], (20_000, len(differences)))
+    return float((np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean())
+
+
 def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
-    method = {"steps": {}, "against": "A", "evaluations": {"0": "a"}, "training": {}}
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
     with pytest.raises(DataError, match="no such evaluation"):
         compare_methods(tmp_path, tmp_path / "out", {"A": method})
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
@@ -385,3 +459,48 @@ def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "episodes.jsonl").write_text(lines + lines)
     with pytest.raises(DataError, match="comes twice"):
         compare_methods(tmp_path, tmp_path / "out", {"A": method})
+
+
+@pytest.mark.parametrize("cut", ["half a line", "whole lines"])
+def test_answers_that_were_cut_are_refused(cut: str, tmp_path: Path) -> None:
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
+    path = tmp_path / "a" / "episodes.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    counts = {"episodes": len(lines)}
+    write_manifest(tmp_path / "a", make_manifest("evaluate", settings={}, inputs=[], counts=counts))
+    path.write_text("".join(lines[:-1]) + (lines[-1][:20] if cut == "half a line" else ""))
+    message = r"episodes\.jsonl: (is damaged|holds \d+ records, but).*Run the evaluation again"
+    with pytest.raises(DataError, match=message):
+        compare_methods(tmp_path, tmp_path / "out", {"A": method})
+
+
+def test_a_methods_prompt_changes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    own = {"options": {"history_length": 3}, "chat_template_kwargs": {"enable_thinking": False}}
+    path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": {"Short": {"stages": [], "prompt": own}}}))
+    short, plain = (
+        list(named(load_recipe(str(path)), tmp_path, (0,))[f"seed 0 evaluate {name}"].command)
+        for name in ("short", "prompting")
+    )
+    changed = [(one, other) for one, other in zip(short, plain, strict=True) if one != other]
+    assert [json.loads(one) for one, _ in changed if one.startswith("{")] == [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {**json.loads(plain[plain.index("--template-options") + 1]), "history_length": 3},
+    ]
+    assert short[short.index("--template") + 1] == "compact"
+
+
+def test_a_method_needs_a_name_for_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": {"方法": {"stages": []}}}))
+    with pytest.raises(ConfigError, match="of which its folder's name is made"):
+        method_stages(load_recipe(str(path)), tmp_path, [0])
+    with pytest.raises(ConfigError, match="at least one step"):
+        load_recipe("alfworld/methods", steps=0)
+
+
+def test_a_change_may_name_one_method_or_several() -> None:
+    for text in ("IL", "[IL]"):
+        changed = load_recipe("alfworld/methods", [f"methods.ACT.against={text}"])
+        assert changed.methods["ACT"].against == ["IL"]

@@ -15,7 +15,7 @@ import verl_example
 from samples import make_pair
 from verl_runs import ACT, arguments, check_steps, run
 
-from verl_act.chain.recipe import RECIPES, embedded_models
+from verl_act.chain.recipe import RECIPES
 from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.schema import PAIR, write_rows
 
@@ -51,30 +51,17 @@ def gsm8k_row(number: int) -> dict[str, Any]:
     }
 
 
-def test_pairs_and_gsm8k_in_one_run(files: dict[str, str], tmp_path: Path) -> None:
+def test_pairs_beside_the_rows_of_an_example_of_verls(files: dict[str, str], tmp_path: Path) -> None:
+    """What the example sets stays; our script brings ACT in."""
     script = str(RECIPES / "mix" / "run_pairs_and_gsm8k.sh")
-    metrics = run([script, *arguments(tmp_path, **ACT)], tmp_path, **files)
+    metrics = run([script, *arguments(tmp_path, **verl_example.SETTINGS, **ACT)], tmp_path, **files)
     check_steps(metrics)
+    assert all("actor/kl_loss" in metrics[step] for step in (1, 2)), "their reference model is still there"
     for step in (1, 2):
         assert "train/openai/gsm8k/acc/mean" in metrics[step]
         # Without the tiers of pairs: nothing but its own reward is given to a row.
         assert metrics[step]["train/openai/gsm8k/fmt/mean"] == 0
         assert "train/act/alfworld/choice/adm/mean" in metrics[step]
-    assert {"val-core/openai/gsm8k/acc/mean@1", "val-core/act/alfworld/choice/valid_seen/acc/mean@1"} <= set(metrics[2])
-
-
-def test_pairs_in_an_example_of_verls(files: dict[str, str], tmp_path: Path) -> None:
-    """What its own script sets stays, and three lines bring ACT in."""
-    ours = {
-        "data.train_files": f"['{files['GSM8K']}','{files['PAIRS']}']",
-        "data.val_files": f"['{files['GSM8K_VAL']}','{files['PAIRS_VAL']}']",
-        "data.act.mix.weights": [3, 1],
-    }
-    model = {"actor_rollout_ref.model.path": str(embedded_models()["alfworld"])}
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=mix"]
-    metrics = run([*command, *arguments(tmp_path, **verl_example.SETTINGS, **model, **ACT, **ours)], tmp_path)
-    check_steps(metrics)
-    assert all("actor/kl_loss" in metrics[step] for step in (1, 2)), "their reference model is still there"
     assert {"val-core/openai/gsm8k/acc/mean@1", "val-core/act/alfworld/choice/valid_seen/acc/mean@1"} <= set(metrics[2])
 
 

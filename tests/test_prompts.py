@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from samples import make_context, make_pair
@@ -123,6 +124,35 @@ def test_unknown_names_and_options_are_refused() -> None:
         get_template("compact", history_length=-1)
     with pytest.raises(ConfigError, match="max_listed is 0"):
         get_template("plain", max_listed=0)
+
+
+def test_a_package_can_bring_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an entry point, which every process finds."""
+    metadata = tmp_path / "polite-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: polite\nVersion: 1.0\n")
+    points = "[verl_act.templates]\npolite = polite_template:Polite\nbroken = polite_template:Rude\n"
+    (metadata / "entry_points.txt").write_text(points)
+    (tmp_path / "polite_template.py").write_text(
+        "from verl_act.prompts.compact import CompactTemplate\nclass Polite(CompactTemplate):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert {"polite", "compact"} <= set(template_names())
+    assert get_template("polite", history_length=2).history_length == 2
+    with pytest.raises(ConfigError, match=r"'broken'.*cannot be loaded.*Mend its package"):
+        get_template("broken")
+
+
+@pytest.mark.parametrize("name", ["cot", "plain"])
+def test_a_state_without_a_list_is_asked_for_any_action(name: str) -> None:
+    context = replace(make_context(), admissible_actions=())
+    template = get_template(name)
+    asked = [_text(template.action_messages(context)), template.followup("You see.", ())]
+    assert all("dmissible" not in text and "give exactly one action inside" in text for text in asked)
+    assert "dmissible" not in _text(template.choice_messages(context, ["look", "wait"]))
+    hidden = get_template(name, admissible_in_action=False, instructions="Actions are words.")
+    text = _text(hidden.action_messages(make_context()))
+    assert "dmissible" not in text and text.index("Actions are words.") < text.index("Your task:")
 
 
 def test_a_third_party_can_register_a_template() -> None:

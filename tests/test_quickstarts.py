@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.schema import read_pairs
 
+REASONING = sorted((Path(__file__).parents[1] / "examples" / "reasoning").iterdir())
 SHORT = (
     "expert.limits={train: 16, dev: 4, test: 4}",
-    "evaluate={max_turns: 4, limit: 16, tasks: 3}",
+    f"evaluate={{max_turns: 4, limit: 16, tasks: 3, reasoning: {[*map(str, REASONING)]}, reasoning_max_tokens: 4}}",
     "critic.overrides.data.val_max_samples=16",
     "critic.overrides.data.train_batch_size=8",
     "critic.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
@@ -38,7 +40,12 @@ def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
     for name in ("initial", "critic", "action"):
         folder = tmp_path / "evaluation" / name
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
-        assert counts["episodes"] == 3 and counts["episode_errors"] == 0 and counts["choices"] > 0, name
+        assert counts["episode_errors"] == counts["without_room"] == 0 and counts["choices"] > 0, name
+        recorded = {kind: _records(folder / f"{kind}.jsonl") for kind in ("episodes", "choices", "reasoning")}
+        assert counts["episodes"] == len(recorded["episodes"]) == 3, name
+        assert [record["split"] for record in recorded["reasoning"]] == ["maths"] * 10 + ["science"] * 10
+        assert all(0 < record["tokens"] <= 4 and record["reply"] for record in recorded["reasoning"])
+        assert all(record["log_probability"] < 0 for record in recorded["choices"]), "how sure vLLM says the model was"
         figures = json.loads((folder / "figures.json").read_text())
         for part in ("episodes", "next_action", "choice"):
             assert set(figures[part]) == {"dev", "test"}, (name, part)
@@ -47,4 +54,14 @@ def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
     assert {pair.env for pair in pairs} == {env} and any(pair.alternative_source == "policy" for pair in pairs)
     measured = [pair.margin is not None for pair in pairs]
     assert not any(measured) if env == "scienceworld" else all(measured)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    table = (tmp_path / "comparison" / "comparison.md").read_text()
+    assert table.startswith("| figure | initial | critic | action |")
+    for row in ("episodes dev success", "next action dev right", "choice dev right"):
+        assert f"| {row} |" in table
+    page, numbers = (tmp_path / f"report.{kind}" for kind in ("html", "md"))
+    assert page.read_text().lower().startswith("<!doctype html>")
+    assert "Not finished" not in numbers.read_text()
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]

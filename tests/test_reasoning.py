@@ -83,6 +83,7 @@ def test_letters_are_drawn_by_item(tmp_path: Path) -> None:
             question, f"Answer: ({question.gold})"
         )
         assert not is_right(question, f"{question.gold} says so, but")
+        assert not is_right(question, f"\\boxed{{\\frac{{{question.gold.lower()}}}{{b}}}}"), "a formula is no letter"
 
 
 def test_the_official_file_of_gpqa_is_csv(tmp_path: Path) -> None:

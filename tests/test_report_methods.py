@@ -41,7 +41,12 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
             path.symlink_to(run / "evaluation" / evaluation)
             paths[seed] = str(path.relative_to(folder))
         steps = {} if name == "Prompting" else {"critic": 40, "action": 40}
-        methods[name] = {"steps": steps, "against": "Prompting", "evaluations": paths, "training": {}}
+        methods[name] = {
+            "steps": steps,
+            "against": [] if name == "Prompting" else ["Prompting"],
+            "evaluations": paths,
+            "training": {},
+        }
     (folder / "seed-0" / "il+critic").mkdir()
     (folder / "seed-0" / "il+critic" / "metrics.jsonl").write_text(training_metrics("choice"))
     compare_methods(folder, folder / "methods", methods)
@@ -67,7 +72,8 @@ def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> 
         )
         assert cells[column].value == f"{100 * entry['estimate']['value']:.1f}%"
         assert cells[column].spread == "± 0.0% over seeds"
-        assert bool(cells[column].test) == (name != "Prompting")
+        assert bool(cells[column].tests) == (name != "Prompting")
+        assert (cells[column].estimate, cells[column].against) == (entry["estimate"], entry["against"])
     assert [budget.steps for budget in shown.method_budgets] == ["", *["critic 40, action 40"] * 2]
     assert any("first seed" in note for note in shown.notes)
     assert {curve.stage for curve in shown.curves} == {"il+critic"}
@@ -87,6 +93,23 @@ def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:  # noqa
     for name in ("rows il", "il+critic", "evaluate initial"):
         mark(folder, f"seed 0 {name}", 60.0)
     return folder
+
+
+def test_a_comparison_of_an_older_version_is_shown_alike(compared: Path, tmp_path: Path) -> None:
+    older = tmp_path / compared.name
+    shutil.copytree(compared, older)
+    path = older / "methods" / "methods.json"
+    whole = json.loads(path.read_text())
+    for method in whole["methods"].values():
+        method["against"] = "Prompting"
+    for entry in whole["entries"]:
+        entry["against"] = entry["against"].get("Prompting")
+    path.write_text(json.dumps(whole))
+    tables, budgets = (
+        [getattr(content(read_runs([folder]), 0), part) for folder in (compared, older)]
+        for part in ("method_tables", "method_budgets")
+    )
+    assert tables[0] == tables[1] and budgets[0] == budgets[1]
 
 
 def test_a_comparison_tells_what_its_manifests_say(whole_comparison: Path) -> None:

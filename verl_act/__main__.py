@@ -103,12 +103,13 @@ def import_trajectories(
     form: Annotated[
         str, typer.Option("--format", help="eto, early-experience, or actions (task_id and actions)")
     ] = "eto",
+    split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
     env_settings: Json = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
     from verl_act.data_prep.import_trajectories import import_trajectories as run
 
-    manifest = run(out, files, env, form=form, env_settings=_object(env_settings, "--env-settings"))
+    manifest = run(out, files, env, form=form, split=split, env_settings=_object(env_settings, "--env-settings"))
     typer.echo(json.dumps(manifest.counts, indent=2))
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
+from verl_act.data_prep.collect_expert import check_expert
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
@@ -86,11 +87,14 @@ def _model(recipe: Recipe) -> str:
 
 def _data(recipe: Recipe) -> str:
     spec = get_env(recipe.env)
+    splits = [recipe.train_split, *recipe.valid_splits]
+    if missing := [file for files in recipe.expert.files.values() for file in files if not Path(file).is_file()]:
+        raise ConfigError(f"expert.files names {', '.join(missing)}, which is not there.")
+    if any(split not in recipe.expert.files for split in splits):
+        check_expert(spec, recipe.expert.name)
     if recipe.games.counts is not None:
         return f"{sum(recipe.games.counts.values())} games will be generated"
-    counts = {
-        split: len(spec.tasks(split, **recipe.env_settings)) for split in [recipe.train_split, *recipe.valid_splits]
-    }
+    counts = {split: len(spec.tasks(split, **recipe.env_settings)) for split in splits}
     return ", ".join(f"{split} {count}" for split, count in counts.items())
 
 

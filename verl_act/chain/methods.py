@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from verl_act.chain.command_line import act_command
-from verl_act.chain.recipe import MethodRecipe, Recipe, TrainRecipe, parse_stage
+from verl_act.chain.recipe import MethodRecipe, PromptRecipe, Recipe, TrainRecipe, parse_stage
 from verl_act.chain.run import run_stages
 from verl_act.chain.sft import reflections_stage, rows_stage, sft_stage
 from verl_act.chain.stages import Stage, answer_files, data_stages, evaluation_stage, rl_stage
@@ -34,6 +34,8 @@ def method_stages(recipe: Recipe, out: Path, seeds: Sequence[int]) -> list[Stage
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"the seeds are {list(seeds)}; give one or more, each once.")
     names = {slug(name) for name in recipe.methods}
+    if "" in names:
+        raise ConfigError("a method's name has none of a to z and 0 to 9, of which its folder's name is made.")
     if len(names) < len(recipe.methods):
         raise ConfigError(f"two methods have nearly the same name: {', '.join(recipe.methods)}. Rename one.")
     found = data_stages(recipe, out)
@@ -64,7 +66,7 @@ def only(recipe: Recipe, names: Sequence[str]) -> Recipe:
     return replace(
         recipe,
         methods={
-            name: replace(method, against=method.against if method.against in chosen else None)
+            name: replace(method, against=[other for other in method.against if other in chosen])
             for name, method in chosen.items()
         },
     )
@@ -129,10 +131,12 @@ def _evaluation(recipe: Recipe, out: Path, name: str) -> Stage:
     model = recipe.model_path
     if method.stages:
         model = str(training_folder(out, recipe.seed, method.stages) / "model")
-    prompt = recipe.prompt
-    if method.prompt:
-        prompt = replace(method.prompt, options={**recipe.prompt.options, **method.prompt.options})
-    asked = replace(recipe, prompt=prompt)
+    own = method.prompt
+    prompt = PromptRecipe(own.template or recipe.prompt.template, {**recipe.prompt.options, **own.options})
+    options = dict(recipe.engine_options)
+    if own.chat_template_kwargs:
+        options["chat_template_kwargs"] = {**options.get("chat_template_kwargs", {}), **own.chat_template_kwargs}
+    asked = replace(recipe, prompt=prompt, engine_options=options)
     stage = evaluation_stage(asked, out, name, model, evaluation_folder(out, recipe.seed, name))
     return replace(stage, name=f"seed {recipe.seed} evaluate {slug(name)}")
 
@@ -144,10 +148,11 @@ def _needed(recipe: Recipe, name: str, seed: int, seeds: Sequence[int]) -> bool:
 
 
 def _results(recipe: Recipe, out: Path, seeds: Sequence[int], evaluations: list[Path]) -> list[Stage]:
+    first = next(iter(recipe.methods))
     methods = {
         name: {
             "steps": budget(recipe, method),
-            "against": method.against or next(iter(recipe.methods)),
+            "against": [other for other in method.against or [first] if other != name],
             "evaluations": {
                 str(seed): str(evaluation_folder(out, seed, name).relative_to(out))
                 for seed in seeds

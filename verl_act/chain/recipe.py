@@ -7,14 +7,14 @@ are refused, with the key's name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from verl_act.errors import ConfigError
 
@@ -51,10 +51,16 @@ class GamesRecipe:
 
 @dataclass
 class ExpertRecipe:
-    """`name` null is the environment's first; `limits` draws so many tasks of a split."""
+    """`name` null is the environment's first; `limits` draws so many tasks of a split.
+
+    A split with `files` has no expert play: the trajectories in them, in a `format` that `import-trajectories` knows,
+    are replayed instead.
+    """
 
     name: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    format: str = "actions"
 
 
 @dataclass
@@ -62,6 +68,14 @@ class SamplingRecipe:
     n: int = 1
     temperature: float = 1.0
     max_tokens: int = 512
+
+
+@dataclass
+class AlternativesRecipe(SamplingRecipe):
+    """`workers` engines of `gpus_per_worker` on a Ray cluster or on this machine's Ray; 0: one engine, without Ray."""
+
+    workers: int = 0
+    gpus_per_worker: float = 1
 
 
 @dataclass
@@ -82,7 +96,8 @@ class TrainRecipe:
 class EvaluateRecipe:
     """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
 
-    `max_tokens` null takes that of the alternatives. `actors` is the number of processes that play each environment.
+    `max_tokens` null takes that of the alternatives. `engine_options` are laid over the recipe's. `actors` is the
+    number of processes that play each environment.
     `reasoning` are files of questions as in MATH-500 or GPQA-Diamond; a reply to one may have `reasoning_max_tokens`
     (null: `max_tokens`).
     """
@@ -95,27 +110,37 @@ class EvaluateRecipe:
     tasks: int | None = None
     reasoning: list[str] = field(default_factory=list)
     reasoning_max_tokens: int | None = None
+    engine_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MethodPromptRecipe:
+    """How a method is asked in its evaluation; what is not given here is the recipe's."""
+
+    template: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class MethodRecipe:
     """One row of a comparison: training stages in order, from the initial model; none evaluates that model as it is.
 
-    A stage is `il`, `reflection`, `critic` or `action`, or with its own number of steps `action:80`. `against` is the
-    method that it is tested against on the same items (default: the first). `prompt` is for its evaluation: the
-    recipe's options hold where it does not give them.
+    A stage is `il`, `reflection`, `critic` or `action`, or with its own number of steps `action:80`. `against` are the
+    methods that it is tested against on the same items (default: the first); one may stand without a list.
     """
 
     stages: list[str] = field(default_factory=list)
-    against: str | None = None
-    prompt: PromptRecipe | None = None
+    against: list[str] = field(default_factory=list)
+    prompt: MethodPromptRecipe = field(default_factory=MethodPromptRecipe)
 
 
 @dataclass
 class Recipe:
     """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings.
 
-    `chat_template_kwargs` are for prompts in sampling, training and evaluation alike: `{enable_thinking: false}`.
+    `workers` processes make games and play the expert. `chat_template_kwargs` are for prompts in sampling, training and
+    evaluation alike: `{enable_thinking: false}`.
     """
 
     env: str = "alfworld"
@@ -132,7 +157,7 @@ class Recipe:
     prompt: PromptRecipe = field(default_factory=PromptRecipe)
     games: GamesRecipe = field(default_factory=GamesRecipe)
     expert: ExpertRecipe = field(default_factory=ExpertRecipe)
-    alternatives: SamplingRecipe = field(default_factory=SamplingRecipe)
+    alternatives: AlternativesRecipe = field(default_factory=AlternativesRecipe)
     pairs: dict[str, Any] = field(default_factory=dict)
     critic: TrainRecipe = field(default_factory=TrainRecipe)
     action: TrainRecipe = field(default_factory=TrainRecipe)
@@ -168,16 +193,24 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     for change in changes:
         if "=" not in change:
             raise ConfigError(f"{change!r} is not a change of the form KEY=VALUE.")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps {steps}: a stage has at least one step.")
+    layers.append(OmegaConf.from_dotlist(list(changes)))
+    for layer in layers:
+        _list_against(layer)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers, OmegaConf.from_dotlist(list(changes)))
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers)
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"recipe {name}: {str(error).splitlines()[0]} (key {error.full_key!r}).") from error
+        raise ConfigError(f"recipe {name}: {_wrong_key(error)}") from error
     assert isinstance(recipe, Recipe)
     if recipe.reflect.n != 1:
         raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; a state has one reflection.")
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
+    splits = [recipe.train_split, *recipe.valid_splits]
+    if unused := [split for split in recipe.expert.files if split not in splits]:
+        raise ConfigError(f"recipe {name}: expert.files has {', '.join(unused)}; the splits are {', '.join(splits)}.")
     if recipe.games.counts and recipe.env != "alfworld":
         raise ConfigError(f"recipe {name}: games are ALFWorld's, and env is {recipe.env!r}; set games.counts=null.")
     _check_methods(name, recipe)
@@ -195,13 +228,22 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     return recipe
 
 
+def _wrong_key(error: OmegaConfBaseException) -> str:
+    """What is wrong with which key. One that does not exist is named with those that do."""
+    known = error.object_type
+    if isinstance(error, ConfigKeyError) and is_dataclass(known):
+        where = str(error.full_key).rpartition(".")[0] or "a recipe"
+        return f"{where} has no key {error.key!r}; there are {', '.join(entry.name for entry in fields(known))}."
+    return f"{str(error).splitlines()[0]} (key {error.full_key!r})."
+
+
 def parse_stage(text: str) -> tuple[str, int | None]:
     """`action:80` is ("action", 80), `action` is ("action", None). Raises `ValueError` on anything else."""
     kind, colon, steps = text.partition(":")
     if kind not in TRAINING:
         raise ValueError(f"there are {', '.join(TRAINING)}")
-    if colon and int(steps) < 1:
-        raise ValueError("it has at least one step")
+    if colon and not (steps.isdecimal() and int(steps) > 0):
+        raise ValueError("after the colon stands its number of steps, at least one")
     return kind, int(steps) if colon else None
 
 
@@ -214,8 +256,9 @@ def bounded_stage(text: str, most: int) -> str:
 def _check_methods(name: str, recipe: Recipe) -> None:
     """Raises `ConfigError` on a method whose stages do not exist or are not configured."""
     for title, method in recipe.methods.items():
-        if method.against is not None and method.against not in recipe.methods:
-            raise ConfigError(f"recipe {name}: method {title!r} is against {method.against!r}, which is no method.")
+        for other in method.against:
+            if other not in recipe.methods or other == title:
+                raise ConfigError(f"recipe {name}: method {title!r} is against {other!r}, which is no other method.")
         for stage in method.stages:
             try:
                 kind, _ = parse_stage(stage)
@@ -223,6 +266,14 @@ def _check_methods(name: str, recipe: Recipe) -> None:
                 raise ConfigError(f"recipe {name}: method {title!r} has a stage {stage!r}: {error}.") from error
             if not getattr(recipe, kind).config:
                 raise ConfigError(f"recipe {name}: method {title!r} needs {kind}.config; state it in the recipe.")
+
+
+def _list_against(layer: DictConfig) -> None:
+    """Make lists of the methods that stand without one."""
+    methods = layer.get("methods")
+    for method in methods.values() if isinstance(methods, DictConfig) else ():
+        if isinstance(method, DictConfig) and isinstance(method.get("against"), str):
+            method.against = [method.against]
 
 
 def _find(name: str) -> Path:

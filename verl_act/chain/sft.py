@@ -9,6 +9,7 @@ from typing import Any
 from verl_act.chain.command_line import act_command, flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
 from verl_act.chain.stages import Stage, env_settings, model_input, pairs_file, prompt_options, trajectories_file
+from verl_act.errors import ConfigError
 
 
 def reflections_stage(recipe: Recipe, out: Path) -> Stage:
@@ -57,6 +58,11 @@ def sft_stage(recipe: Recipe, stage: TrainRecipe, rows: Path, model: str, folder
         "model.path": model,
         **flat(stage.overrides),
     }
+    if int(settings.get("trainer.nnodes", 1)) > 1:
+        raise ConfigError(
+            "trainer.nnodes is more than 1, but the chain runs verl's SFT trainer on one machine. Start torchrun on "
+            "each node yourself, as verl's documentation says."
+        )
     processes = int(settings.get("trainer.n_gpus_per_node", 1))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),

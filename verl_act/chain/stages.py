@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ class Stage:
     output: Path
     inputs: Sequence[Path] = ()
     trains: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def stages(recipe: Recipe, out: Path) -> list[Stage]:
@@ -41,26 +40,19 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
     sources = input_folders(env_settings(recipe, out))
     if recipe.games.counts is not None:
         games = out / "games"
-        counts = {split: recipe.games.counts[split] for split in recipe.games.counts}
-        options = {"counts": counts, "size": recipe.games.size, "seed": recipe.games.seed, "workers": recipe.workers}
+        made: dict[str, Any] = asdict(recipe.games)
+        options = {**made, "workers": recipe.workers}
         found.append(Stage("games", act_command("make-games", games, options), games))
         sources = [games]
-    for split in all_splits(recipe):
-        options = {
-            "expert": recipe.expert.name,
-            "limit": recipe.expert.limits.get(split),
-            "seed": recipe.seed,
-            "workers": recipe.workers,
-            "env_settings": env_settings(recipe, out),
-        }
-        command = [*act_command("collect-expert", out / "expert" / split, options), recipe.env, split]
-        found.append(Stage(f"expert {split}", command, out / "expert" / split, sources))
+    found += [_expert_stage(recipe, out, split, sources) for split in all_splits(recipe)]
     trajectories = [trajectories_file(out, split) for split in all_splits(recipe)]
     options = {
         "model": recipe.model_path,
         "n": recipe.alternatives.n,
         "temperature": recipe.alternatives.temperature,
         "max_tokens": recipe.alternatives.max_tokens,
+        "workers": recipe.alternatives.workers or None,
+        "gpus_per_worker": recipe.alternatives.gpus_per_worker if recipe.alternatives.workers else None,
         "max_model_len": recipe.max_model_len,
         "engine_options": recipe.engine_options,
         "trajectories": trajectories,
@@ -93,6 +85,24 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         command = [*act_command("make-tasks", folder, options), recipe.env]
         found.append(Stage(f"tasks {name}", command, folder, sources))
     return found
+
+
+def _expert_stage(recipe: Recipe, out: Path, split: str, sources: Sequence[Path]) -> Stage:
+    """The expert plays the tasks of `split`, or replays the recipe's own files of it."""
+    folder, settings = out / "expert" / split, env_settings(recipe, out)
+    if own := [Path(file).absolute() for file in recipe.expert.files.get(split, ())]:
+        options: dict[str, Any] = {"format": recipe.expert.format, "split": split, "env_settings": settings}
+        command = [*act_command("import-trajectories", folder, options), recipe.env, *map(str, own)]
+        return Stage(f"expert {split}", command, folder, [*own, *sources])
+    options = {
+        "expert": recipe.expert.name,
+        "limit": recipe.expert.limits.get(split),
+        "seed": recipe.seed,
+        "workers": recipe.workers,
+        "env_settings": settings,
+    }
+    command = [*act_command("collect-expert", folder, options), recipe.env, split]
+    return Stage(f"expert {split}", command, folder, sources)
 
 
 def _training(recipe: Recipe, out: Path) -> list[Stage]:
@@ -186,7 +196,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "max_tokens": recipe.evaluate.max_tokens or recipe.alternatives.max_tokens,
         "reasoning_max_tokens": recipe.evaluate.reasoning_max_tokens,
         "max_model_len": recipe.max_model_len,
-        "engine_options": recipe.engine_options,
+        "engine_options": {**recipe.engine_options, **recipe.evaluate.engine_options},
         "env_settings": env_settings(recipe, out),
         "limit": recipe.evaluate.limit,
         "seed": recipe.seed,

@@ -8,17 +8,18 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
-from verl_act.evaluate.resample import ratio_interval
+from verl_act.evaluate.resample import ratio_interval, sums_by_task
 from verl_act.rollout.episode import End
 
 Record = Mapping[str, Any]
+_FEW_TASKS = 5
 LOOP_LENGTH = 3
 """From so many repeats on, a repeated failed action is a loop (paper section 5)."""
 MARGINS = ((1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
 """Upper bounds of the margin groups, and their names."""
 
 
-def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a share (95% by default); (0, 1) where nothing was counted."""
     if count == 0:
         return 0.0, 1.0
@@ -37,13 +38,25 @@ def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
 
 
 def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[float, float]:
-    """The 95% interval of the mean of `holds` (0 or 1): Wilson's where every item is of another task, else a bootstrap
-    over tasks; where all tasks are alike, the cautious Wilson's of so many items as there are tasks.
+    """The 95% interval of the mean of `holds` (0 or 1, or means of such over seeds): Wilson's, of as many independent
+    items as the spread between the tasks leaves (`effective_count`)."""
+    if not holds:
+        return wilson_interval(0, 0)
+    count = effective_count(holds, tasks)
+    return wilson_interval(fmean(holds) * count, count)
+
+
+def effective_count(holds: Sequence[float], tasks: Sequence[Hashable]) -> float:
+    """How many independent items would give the mean of `holds` the variance that it has between tasks; not more than
+    there are items. Where fewer than five tasks have one of the two outcomes, that variance says nothing, and each task
+    counts as one item.
     """
-    count = len(set(tasks))
-    if count == len(holds):
-        return wilson_interval(sum(holds), count)
-    return ratio_interval(holds, [1.0] * len(holds), tasks) or wilson_interval(fmean(holds) * count, count)
+    mean, items = fmean(holds), len(holds)
+    sums, sizes = sums_by_task(holds, tasks), sums_by_task([1.0] * items, tasks)
+    if len(sums) == items or min((sums > 0).sum(), (sums < sizes).sum()) < _FEW_TASKS:
+        return len(sums)
+    variance = float(((sums - mean * sizes) ** 2).sum()) / items**2
+    return min(items, mean * (1 - mean) / variance) if variance else items
 
 
 def tasks_of(records: Sequence[Record]) -> list[Hashable]:

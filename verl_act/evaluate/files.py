@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-FIGURES = "figures.json"
+FIGURES_FILE = "figures.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
 REASONING = "reasoning.jsonl"
-FILES = (FIGURES, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
+FILES = (FIGURES_FILE, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
 """All that an evaluation says."""

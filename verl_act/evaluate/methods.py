@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import FIGURES as EVALUATED
+from verl_act.evaluate.files import FIGURES_FILE
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
 from verl_act.manifest import atomic_folder, make_manifest, read_manifest, write_manifest
@@ -31,13 +31,14 @@ class Entry:
     group: str
     """A task type, a position or a margin; empty for all items."""
     estimate: Estimate
-    against: Against | None
+    against: dict[str, Against]
+    """Other method -> the test against it."""
 
 
 def compare_methods(run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Write `methods.md` and `methods.json` to `out`; returns what is in the latter.
 
-    `methods`: name -> `{"steps": {stage: steps}, "against": name, "evaluations": {seed: folder}, "training":
+    `methods`: name -> `{"steps": {stage: steps}, "against": [name], "evaluations": {seed: folder}, "training":
     {seed: [stage]}}`, folders below `run`. Raises `DataError` where an evaluation is missing.
     """
     values = {name: _values(run, method) for name, method in methods.items()}
@@ -60,7 +61,7 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
     """One entry a seed."""
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
-        if not (folder / EVALUATED).is_file():
+        if not (folder / FIGURES_FILE).is_file():
             raise DataError(f"{folder}: no such evaluation; run `methods` again, it goes on where it stopped.")
     return [read_values(folder) for folder in folders]
 
@@ -72,11 +73,12 @@ def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mappi
         split, figure, group = key
         for name, seeds in values.items():
             own = [found.get(key, {}) for found in seeds]
-            other = methods[name]["against"]
-            paired = None
-            if other != name:
-                paired = against(own, [found.get(key, {}) for found in values[other]])
-            found.append(Entry(name, split, figure, group, estimate(own, FIGURES[figure].binary), paired))
+            tests = {
+                other: test
+                for other in methods[name]["against"]
+                if (test := against(own, [found.get(key, {}) for found in values[other]])) is not None
+            }
+            found.append(Entry(name, split, figure, group, estimate(own, FIGURES[figure].binary), tests))
     return found
 
 
@@ -99,12 +101,16 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
     return found
 
 
+_SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
+"""What the names of these stages begin with; a chain in the same folder has others."""
+
+
 def _shared(run: Path) -> dict[str, dict[str, Any]]:
     """Stage -> seconds and counts, of the stages that are done once for all methods and seeds."""
     found = {}
     for mark in sorted((run / ".done").glob("*")):
         name, manifest = mark.name, read_manifest(mark)
-        if manifest and not name.startswith(("seed-", "methods", "report", "audit")):
+        if manifest and name.startswith(_SHARED):
             made = read_manifest(run / name.replace("-", "/", 1))
             found[name.replace("-", " ", 1)] = {"seconds": manifest.seconds, "counts": made.counts if made else {}}
     return found
@@ -115,7 +121,7 @@ def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
     for method in methods.values():
         if not method["steps"]:
             for path in method["evaluations"].values():
-                return str(json.loads((run / path / EVALUATED).read_text())["model"])
+                return str(json.loads((run / path / FIGURES_FILE).read_text())["model"])
     return ""
 
 
@@ -133,10 +139,11 @@ def markdown(whole: Mapping[str, Any]) -> str:
 
 
 NOTE = (
-    "Each figure stands with its 95% interval, ± the standard deviation over seeds, and the change against the method "
-    "named in the first table, on the same items, with the p of a paired test. The interval is Wilson's for shares of "
-    "one seed with one item a task, else a bootstrap over tasks: the states of one game are not independent "
-    "(evaluations from before tasks were recorded count them as if they were). The test is McNemar's exact one where "
+    "Each figure stands with its 95% interval, ± the standard deviation over seeds, and the change against the methods "
+    "named in the first table, on the same items, with its 95% interval and the p of a paired test. The interval of a "
+    "share is Wilson's, of as many independent items as the spread between tasks leaves; all else is a bootstrap over "
+    "tasks: the states of one game are not independent (evaluations from before tasks were recorded count them as if "
+    "they were). The test is McNemar's exact one where "
     "each task has one 0/1 answer, else the signs of the tasks' differences are flipped at random; p is not corrected "
     "for the number of tests. Interval and p are about these trained models on other tasks; what another seed would "
     "give is in ±. Token figures and turns to the goal are sums over sums, all else means over items."
@@ -167,7 +174,7 @@ def _budget_table(whole: Mapping[str, Any]) -> list[str]:
         training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
         by_stage = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in times.items())
         seeds = ", ".join(method["evaluations"])
-        other = "" if method["against"] == name else method["against"]
+        other = "; ".join(method["against"])
         lines.append(f"| {name} | {steps or 'none'} | {other} | {seeds} | {training / 60:.1f} | {by_stage} |")
     return lines
 
@@ -200,7 +207,7 @@ def _table(entries: Sequence[Mapping[str, Any]], column: str) -> list[str]:
 
 def cell(entry: Mapping[str, Any]) -> str:
     """One entry as text."""
-    found, test, share = entry["estimate"], entry["against"], FIGURES[entry["figure"]].share
+    found, share = entry["estimate"], FIGURES[entry["figure"]].share
     if found["value"] is None:
         return ""
     text = number(found["value"], share)
@@ -209,9 +216,17 @@ def cell(entry: Mapping[str, Any]) -> str:
     if found["deviation"] is not None:
         text += f" ± {number(found['deviation'], share)}"
     text += f", n = {found['items']}"
-    if test is not None:
-        text += f"; {change(test['difference'], share)}, {p_value(test['p'])}"
-    return text
+    return "; ".join([text, *(said for said, _ in tests(entry))])
+
+
+def tests(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Each test of an entry as text, which names the other method where there are several, and its p."""
+    share, several = FIGURES[entry["figure"]].share, len(entry["against"]) > 1
+    found = []
+    for other, test in entry["against"].items():
+        change = change_interval(test, share) + (f" to {other}" if several else "")
+        found.append((f"{change}, {p_value(test['p'])}", test["p"]))
+    return found
 
 
 def number(value: float, share: bool) -> str:
@@ -225,6 +240,15 @@ def change(difference: float, share: bool) -> str:
     """A difference with its sign; of shares in points."""
     text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
     return text.replace("-", "−")
+
+
+def change_interval(test: Mapping[str, Any], share: bool) -> str:
+    """A difference with its interval, where it has one."""
+    text = change(test["difference"], share)
+    if test.get("low") is None:
+        return text
+    low, high = (change(test[end], share).removesuffix(" points") for end in ("low", "high"))
+    return f"{text} [{low}, {high}]"
 
 
 def p_value(p: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from verl_act.errors import DataError
 from verl_act.evaluate.figures import LOOP_LENGTH, finished, margin_name, place_name
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.seeds import Outcome
+from verl_act.manifest import read_manifest
 
 Record = Mapping[str, Any]
 Values = dict[tuple[str, str, str], dict[str, Outcome]]
@@ -111,10 +112,10 @@ FIGURES: dict[str, FigureKind] = {
 def read_values(folder: Path) -> Values:
     """All figures of the evaluation in `folder`, of its finished episodes and its answers.
 
-    Raises `DataError` where an item comes twice.
+    Raises `DataError` where an item comes twice, or a file is damaged.
     """
     found: Values = {}
-    records = {file: finished(list(_records(folder / file))) for file in (EPISODES, NEXT_ACTIONS, CHOICES, REASONING)}
+    records = {file: finished(_records(folder, file)) for file in (EPISODES, NEXT_ACTIONS, CHOICES, REASONING)}
     for name, kind in FIGURES.items():
         for record in records[kind.file]:
             amount = kind.amount(record)
@@ -129,7 +130,16 @@ def read_values(folder: Path) -> Values:
     return found
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        with path.open() as stream:
-            yield from map(json.loads, stream)
+def _records(folder: Path, file: str) -> list[dict[str, Any]]:
+    """As many records as the manifest counts; none where there is no file."""
+    path, manifest = folder / file, read_manifest(folder)
+    try:
+        records = [json.loads(line) for line in path.read_text().split("\n") if line] if path.is_file() else []
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
+    wanted = len(records) if manifest is None else manifest.counts.get(path.stem, len(records))
+    if wanted != len(records):
+        raise DataError(
+            f"{path}: holds {len(records)} records, but its manifest counts {wanted}. Run the evaluation again."
+        )
+    return records

@@ -32,7 +32,7 @@ from verl_act.prompts import Message
 MATH_COLUMNS = ("problem", "answer")
 CHOICE_COLUMNS = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 LETTERS = ("A", "B", "C", "D")
-_BOXED_LETTER = re.compile(r"\\boxed\{\s*(?:\\\w+\{\s*)?\(?([A-Da-d])\s*[).:}]")
+_BOXED_LETTER = re.compile(r"\\boxed\{\s*(?:\\(?:text|textbf|mathrm|mathbf|mathit)\{\s*)?\(?([A-Da-d])\s*[).:}]")
 """A letter by itself or with the option's text after it: `B`, `(B)`, `B) text`, `\\text{B}`."""
 _LETTER_IN_BRACKETS = re.compile(r"\(([A-D])\)")
 _BOXED = "Reason step by step, and put your final answer within \\boxed{}."

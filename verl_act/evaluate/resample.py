@@ -38,6 +38,34 @@ def ratio_interval(
     return float(found.low), float(found.high)
 
 
+def difference_interval(
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    tasks: Sequence[Hashable],
+) -> tuple[float, float] | None:
+    """The 95% percentile bootstrap interval of one ratio of sums minus another, (amounts, sizes) each, of the same
+    items: a task is drawn for both. None where there is one task or nothing differs between them.
+    """
+    columns = [sums_by_task(values, tasks) for values in (*first, *second)]
+    if len(columns[0]) < 2 or np.allclose(columns[0] * columns[3], columns[2] * columns[1]):
+        return None
+
+    def difference(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        above, below, their_above, their_below = (values.sum(axis) for values in drawn)
+        return above / below - their_above / their_below
+
+    found = bootstrap(
+        columns,
+        difference,
+        paired=True,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return (float(found.low), float(found.high)) if np.isfinite([found.low, found.high]).all() else None
+
+
 def sign_flip_p(differences: np.ndarray) -> float:
     """The two-sided p of "no difference", from one difference a task: the signs are flipped at random.
 
@@ -63,7 +91,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return float(found.pvalue)
 
 
-def sums_by_task(values: Sequence[float], tasks: Sequence[Hashable]) -> np.ndarray:
+def sums_by_task(values: Sequence[float] | np.ndarray, tasks: Sequence[Hashable]) -> np.ndarray:
     """The sum of each task's values, in the order in which the tasks first come."""
     sums: dict[Hashable, float] = {}
     for value, task in zip(values, tasks, strict=True):

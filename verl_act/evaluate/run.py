@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +18,10 @@ from verl_act.data_prep.pairing import rank
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
-from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
@@ -65,6 +66,8 @@ def evaluate(
     steps = some_of_each_split(read_steps(trajectories), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
     general = some_of_each_split(read_questions(reasoning), limit, lambda question: question.item)
+    _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
+    _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in questions])
     if general:
         is_right(general[0], "")  # says at once, not after the episodes, that math-verify is missing
     manifest = evaluation_manifest(
@@ -98,6 +101,12 @@ def evaluate(
             record |= _token_counts(record["turns"], running.tokenizer)
         without_room, seconds = answered.counted + running.without_room, time.monotonic() - started
         return write_evaluation(out, name, manifest, answers, without_room=without_room, seconds=seconds)
+
+
+def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
+    """Raises `DataError` on an item that comes twice, which would count twice."""
+    if repeated := [item for item, count in Counter(items).items() if count > 1]:
+        raise DataError(f"{', '.join(map(str, paths))}: {repeated[0]} comes twice. Give each file and item once.")
 
 
 async def play_panel(
@@ -192,7 +201,7 @@ def write_evaluation(
         "without_room": without_room,
     }
     with atomic_folder(out) as folder:
-        (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+        (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
         _write_lines(folder / EPISODES, answers.episodes)
         _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
         _write_lines(folder / CHOICES, answers.choices)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from verl_act.evaluate.figures import share_interval, wilson_interval
-from verl_act.evaluate.resample import ratio_interval, sign_flip_p, sums_by_task
+from verl_act.evaluate.figures import share_interval
+from verl_act.evaluate.resample import difference_interval, ratio_interval, sign_flip_p, sums_by_task
 
 
 class Outcome(NamedTuple):
@@ -44,16 +44,19 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A method minus another on the same `items`, and the two-sided p of "no difference"."""
+    """A method minus another on the same `items`, with its 95% interval and the two-sided p of "no difference", both
+    over tasks; no interval where all tasks differ alike."""
 
     difference: float
     items: int
     p: float
+    low: float | None = None
+    high: float | None = None
 
 
 def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
-    """Of one figure of one method, one mapping a seed. One seed of shares of independent items gets Wilson's interval,
-    and so do shares that are the same in every task; all else a bootstrap over tasks.
+    """Of one figure of one method, one mapping a seed. Shares get the interval of `figures.share_interval`, all else a
+    bootstrap over tasks.
     """
     own = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
@@ -62,11 +65,7 @@ def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
         return Estimate(None, None, None, 0, own, None)
     tasks = _tasks(means)
     amounts, sizes = (column.tolist() for column in _columns(means))
-    one = binary and len(own) == 1
-    interval = share_interval(amounts, tasks) if one else ratio_interval(amounts, sizes, tasks)
-    if interval is None and binary:  # all tasks agree, as where none is won: nothing to draw from, yet not certain
-        count = len(set(tasks))
-        interval = wilson_interval(value * count, count)
+    interval = share_interval(amounts, tasks) if binary else ratio_interval(amounts, sizes, tasks)
     low, high = interval or (None, None)
     deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
     return Estimate(value, low, high, sum(size > 0 for size in sizes), own, deviation)
@@ -87,7 +86,9 @@ def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
     common = (amounts.sum() + their_amounts.sum()) / (sizes.sum() + their_sizes.sum())
     differences = (amounts - their_amounts) - common * (sizes - their_sizes)
     counted = int(((sizes > 0) | (their_sizes > 0)).sum())
-    return Against(own - other, counted, sign_flip_p(sums_by_task(differences, _tasks(ours))))
+    p = sign_flip_p(sums_by_task(differences, _tasks(ours)))
+    interval = difference_interval((amounts, sizes), (their_amounts, their_sizes), _tasks(ours))
+    return Against(own - other, counted, p, *(interval or (None, None)))
 
 
 def item_means(seeds: Sequence[Items]) -> dict[str, Outcome]:

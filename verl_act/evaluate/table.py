@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import FIGURES
+from verl_act.evaluate.files import FIGURES_FILE
 
 Cell = str
 
@@ -76,7 +76,10 @@ def _cell(value: Any) -> Cell:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / FIGURES
+    path = folder / FIGURES_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error

@@ -17,21 +17,24 @@ _ROLE = "You are acting in an environment that you see and change only through t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate(Template):
-    """`reasoning` asks for `<think>…</think>` first; `admissible_in_choice` lists admissible actions in choices too.
+    """`reasoning` asks for `<think>…</think>` first; `admissible_in_action` and `admissible_in_choice` list the
+    admissible actions.
 
+    `instructions` stand before the task: what a list cannot say, such as how actions are worded where none is shown.
     `choose_by_number` asks for the number of a candidate instead of its text: for candidates of many words.
     """
 
     reasoning: bool = True
+    admissible_in_action: bool = True
     admissible_in_choice: bool = True
+    instructions: str = ""
     choose_by_number: bool = False
 
     def action_messages(self, context: Context) -> list[Message]:
-        return _user(self._context(context), self._list(context.admissible_actions), self._action_question())
+        return _user(self._context(context), *self._asked_action(context.admissible_actions))
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
-        listed = self.admissible_in_choice and context.admissible_actions
-        admissible = self._list(context.admissible_actions, candidates) if listed else ""
+        admissible = self._list(context.admissible_actions, candidates) if self.admissible_in_choice else ""
         proposed = "\n".join(f"Action {number}: {candidate}" for number, candidate in enumerate(candidates, 1))
         question = (
             f"These {len(candidates)} actions are proposed for the next step:\n{proposed}\n\n"
@@ -43,7 +46,7 @@ class ChatTemplate(Template):
         return _user(self._context(context), admissible, question)
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
-        return _paragraphs(f"Observation: {observation}", self._list(admissible_actions), self._action_question())
+        return _paragraphs(f"Observation: {observation}", *self._asked_action(admissible_actions))
 
     def _context(self, context: Context) -> str:
         turns = self.shown_history(context)
@@ -51,16 +54,21 @@ class ChatTemplate(Template):
         lines = [f"({hidden} earlier steps are not shown.)"] if hidden else []
         lines += [f"Observation: {turn.observation}\nAction: {turn.action}" for turn in turns]
         history = "\n".join(["What happened so far:", *lines]) if lines else ""
-        return _paragraphs(_ROLE, f"Your task: {context.goal}", history, f"Current observation: {context.observation}")
+        goal, now = f"Your task: {context.goal}", f"Current observation: {context.observation}"
+        return _paragraphs(_ROLE, self.instructions, goal, history, now)
 
-    def _action_question(self) -> str:
+    def _asked_action(self, actions: Sequence[str]) -> tuple[str, str]:
+        """The admissible actions, and what is asked about them."""
+        listed = self._list(actions) if self.admissible_in_action else ""
         wording = "copied word for word" if self.max_listed is None else "listed or worded like the listed ones"
-        return (
-            f"{self._reasoning('Reason step by step about what to do next')}"
-            f"give exactly one of the admissible actions, {wording}, inside one <action> </action>."
-        )
+        wanted = f"exactly one of the admissible actions, {wording}," if listed else "exactly one action"
+        reasoning = self._reasoning("Reason step by step about what to do next")
+        return listed, f"{reasoning}give {wanted} inside one <action> </action>."
 
     def _list(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> str:
+        """The list with its heading; nothing where the environment gives none."""
+        if not actions:
+            return ""
         shown = self.shown_actions(actions, candidates)
         share = "" if len(shown) == len(actions) else f" ({len(shown)} of {len(actions)})"
         return "\n".join([f"Admissible actions{share}:", *(f"- {action}" for action in shown)])

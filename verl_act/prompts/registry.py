@@ -1,14 +1,22 @@
-"""Template names and what they stand for."""
+"""Templates by name.
+
+A package of yours adds its own by an entry point of group `verl_act.templates`, named like the template and pointing at
+its class (`my_package.prompts:MyTemplate`), which every process then finds. `register_template` makes one known to the
+process that calls it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
 from verl_act.errors import ConfigError
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.compact import CompactTemplate
 from verl_act.prompts.template import Template
+
+ENTRY_POINT_GROUP = "verl_act.templates"
 
 _templates: dict[str, Callable[..., Template]] = {}
 
@@ -21,18 +29,35 @@ def register_template(name: str, make: Callable[..., Template]) -> None:
 
 
 def template_names() -> list[str]:
-    """All registered names, sorted."""
-    return sorted(_templates)
+    """The names that `get_template` understands, sorted."""
+    return sorted({*_templates, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def get_template(name: str, **options: Any) -> Template:
     """The template `name` with its options set. Raises `ConfigError` on an unknown name, option or value."""
-    if name not in _templates:
-        raise ConfigError(f"no template is called {name!r}; there are {', '.join(template_names())}.")
+    make = _templates.get(name) or _installed(name)
+    if make is None:
+        raise ConfigError(
+            f"no template is called {name!r}; there are {', '.join(template_names())}. One of your own needs an entry "
+            f"point of group {ENTRY_POINT_GROUP!r} in its package."
+        )
     try:
-        return _templates[name](**options)
+        return make(**options)
     except TypeError as error:
         raise ConfigError(f"template {name!r} does not take these options: {error}.") from error
+
+
+def _installed(name: str) -> Callable[..., Template] | None:
+    """The template of another package."""
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        try:
+            return point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"entry point {name!r} ({point.value!r}, group {ENTRY_POINT_GROUP}) cannot be loaded: "
+                f"{type(error).__name__}: {error}. Mend its package, or uninstall it."
+            ) from error
+    return None
 
 
 def _plain(**options: Any) -> Template:

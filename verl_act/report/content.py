@@ -24,7 +24,7 @@ from verl_act.report.numbers import (
 from verl_act.report.read import Run
 from verl_act.report.summary import RunSummary, notes, summary
 
-VERSION = 1
+VERSION = 2
 """Of `report.json`; a change of meaning raises it."""
 
 

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from verl_act.evaluate.methods import change, mean_seconds, number, p_value, steps_in_words
+from verl_act.evaluate.methods import mean_seconds, number, steps_in_words, tests
 from verl_act.evaluate.outcomes import FIGURES
 from verl_act.report.read import Run
 
 
 @dataclass(frozen=True, slots=True)
+class MethodTest:
+    """A test against another method. `clear` marks p below 0.05."""
+
+    text: str
+    clear: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MethodCell:
-    """Texts of one cell; all empty where a method has no such figure. `clear` marks p below 0.05."""
+    """One figure of a method, as texts and as numbers; all empty where it has none.
+
+    `estimate` and `against` are as in `methods.json`: an `Estimate`, and other method -> `Against` (`evaluate.seeds`).
+    """
 
     value: str = ""
     interval: str = ""
     spread: str = ""
-    test: str = ""
-    clear: bool = False
+    tests: tuple[MethodTest, ...] = ()
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    against: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
                     run=_name(run, runs),
                     name=name,
                     steps=steps_in_words(method["steps"]),
-                    against="" if method["against"] == name else method["against"],
+                    against="; ".join(method["against"]),
                     seeds=", ".join(method["evaluations"]),
                     minutes=training / 60,
                     by_stage=", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items()),
@@ -99,7 +111,7 @@ def _table(run: str, title: str, split: str, entries: Sequence[Mapping[str, Any]
 
 
 def _cell(entry: Mapping[str, Any]) -> MethodCell:
-    found, test = entry["estimate"], entry["against"]
+    found = entry["estimate"]
     if found["value"] is None:
         return MethodCell()
     share = FIGURES[entry["figure"]].share
@@ -109,6 +121,7 @@ def _cell(entry: Mapping[str, Any]) -> MethodCell:
         value=number(found["value"], share),
         interval=f"{interval}, n = {found['items']}".removeprefix(", "),
         spread=f"± {number(found['deviation'], share)} over seeds" if found["deviation"] is not None else "",
-        test=f"{change(test['difference'], share)}, {p_value(test['p'])}" if test else "",
-        clear=bool(test and test["p"] < 0.05),
+        tests=tuple(MethodTest(text, p < 0.05) for text, p in tests(entry)),
+        estimate=found,
+        against=entry["against"],
     )

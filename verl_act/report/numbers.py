@@ -112,7 +112,7 @@ def by_margin(compared: Sequence[Model]) -> list[Group]:
 def first_picked(compared: Sequence[Model]) -> list[Group]:
     """How often the candidate shown first was chosen, among choices that name one; impartial is 50% of two."""
     picked = [
-        [{"split": record["split"], "first": _chose_first(record)} for record in records if record["named_a_candidate"]]
+        [{**record, "first": _chose_first(record)} for record in records if record["named_a_candidate"]]
         for records in _choices(compared)
     ]
     return _groups(picked, lambda record: "chose the first candidate", "first")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.report.stages import RL_STAGES, StageRecord, State, rank, read_stages, seed_folders
@@ -56,7 +56,9 @@ class Run:
 
     @property
     def seeds(self) -> list[int]:
-        """Those of a comparison; none of any other run."""
+        """Those of a comparison, of its table where it has one; none of any other run."""
+        if methods := self.comparison.get("methods"):
+            return sorted({int(seed) for method in methods.values() for seed in method["evaluations"]})
         return sorted({seed for stage in self.stages if (seed := stage.seed) is not None})
 
     @property
@@ -78,18 +80,18 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     """One run. Raises `DataError` as `read_runs` does."""
-    if (folder / FIGURES).is_file():
+    if (folder / FIGURES_FILE).is_file():
         return Run(name, folder, evaluations=[_read_evaluation(folder)])
     if (folder / "methods" / METHODS).is_file() or seed_folders(folder):
         return _read_methods(folder, name)
     stages = read_stages(folder)
     metrics = {stage: lines for stage in RL_STAGES if (lines := _metrics(folder, stage))}
-    evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{FIGURES}")]
+    evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{FIGURES_FILE}")]
     evaluations.sort(key=lambda evaluation: rank(f"evaluate {evaluation.name}"))
     if not (metrics or evaluations or any(stage.state is State.DONE for stage in stages)):
         raise DataError(
             f"{folder}: neither a folder that `chain` writes (no stage is done in it) nor one of `evaluate` "
-            f"({FIGURES} is missing). Give the folder named with --out."
+            f"({FIGURES_FILE} is missing). Give the folder named with --out."
         )
     return Run(name, folder, stages, metrics, evaluations)
 
@@ -98,11 +100,12 @@ def _read_methods(folder: Path, name: str) -> Run:
     """A comparison of methods, finished or not: all of its stages, and the evaluations and curves of its first seed."""
     path = folder / "methods" / METHODS
     first = next(iter(seed_folders(folder)), folder)
-    folders = sorted(found.parent for found in first.glob(f"evaluation/*/{FIGURES}"))
+    folders = sorted(found.parent for found in first.glob(f"evaluation/*/{FIGURES_FILE}"))
     comparison: dict[str, Any] = {}
     if path.is_file():
         try:
             comparison = json.loads(path.read_text())
+            _upgrade(comparison)
             methods = comparison["methods"].values()
             seed = next(iter(next(iter(methods))["evaluations"]))
             folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
@@ -114,6 +117,16 @@ def _read_methods(folder: Path, name: str) -> Run:
     metrics = {stage: lines for stage in trained if (lines := _metrics(first, stage))}
     evaluations = list(map(_read_evaluation, folders))
     return Run(name, folder, read_stages(folder, comparison=True), metrics, evaluations, comparison)
+
+
+def _upgrade(comparison: dict[str, Any]) -> None:
+    """Older comparisons have one test a method, and name the other method, or itself for none, without a list."""
+    for name, method in comparison["methods"].items():
+        if isinstance(method["against"], str):
+            method["against"] = [other for other in [method["against"]] if other != name]
+            for entry in comparison["entries"]:
+                if entry["method"] == name:
+                    entry["against"] = {other: entry["against"] for other in method["against"] if entry["against"]}
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -140,9 +153,9 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    path = folder / FIGURES
+    path = folder / FIGURES_FILE
     if not path.is_file():
-        raise DataError(f"{folder}: holds no evaluation ({FIGURES} is missing); run the chain or `methods` again.")
+        raise DataError(f"{folder}: holds no evaluation ({FIGURES_FILE} is missing); run the chain or `methods` again.")
     try:
         figures = json.loads(path.read_text())
         name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
