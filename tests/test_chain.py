@@ -12,10 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer.main
 import yaml
@@ -28,6 +30,7 @@ from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
 from verl_act.chain import train as train_module
+from verl_act.chain.check import _accelerators as accelerators
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.methods import method_stages
@@ -272,6 +275,32 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
     assert "expert.files names nowhere.jsonl, which is not there" in shown and "webshop has no expert 'gold'" in shown
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "8 devices are asked for, and this machine has 4. Set trainer.n_gpus_per_node"),
+        (["trainer.n_gpus_per_node=4"], None),
+        (
+            ["trainer.n_gpus_per_node=3", "actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
+            "3 devices cannot be shared by engines of 2",
+        ),
+    ],
+)
+def test_the_check_counts_accelerators(
+    changes: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    recipe = load_recipe("alfworld/full", [f"critic.overrides.{change}" for change in changes])
+    stage = next(stage for stage in stages(recipe, tmp_path) if stage.name == "critic")
+    if message is None:
+        assert accelerators(stage) == "4 of 4"
+    else:
+        with pytest.raises(ConfigError, match=message):
+            accelerators(stage)
+
+
 def test_alternatives_are_sampled_by_as_many_engines_as_asked(tmp_path: Path) -> None:
     def command(*changes: str) -> list[str]:
         found = stages(load_recipe("alfworld/quickstart", changes), tmp_path)
@@ -395,6 +424,30 @@ def test_checkpoints_of_other_data_are_not_gone_on_from(tmp_path: Path) -> None:
     assert [attempt(), attempt()] == [1, 2], "it begins anew, then goes on"
     train(stage)
     assert (stage.output / "model" / "steps").read_text() == "3"
+
+
+LEAVES_ITS_ENGINE = """
+import pathlib, subprocess, sys, time
+(folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
+quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], **quiet)
+pathlib.Path(folder, "global_step_1", "huggingface").mkdir(parents=True)
+pathlib.Path(folder, "..", "..", "engine").write_text(str(engine.pid))
+print("step:1 - actor/entropy:0.5", flush=True)
+time.sleep(1)
+"""
+"""Stands where verl would: takes a step and ends, and a process of its own goes on."""
+
+
+def test_what_a_run_leaves_is_ended_before_the_next_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "_GRACE_SECONDS", 0.5)
+    stage = Stage("critic", [sys.executable, "-c", LEAVES_ITS_ENGINE], tmp_path / "critic", [], True)
+    train(stage)
+    engine = int((tmp_path / "engine").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(engine) and psutil.Process(engine).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the engine of a run that is over still holds its memory"
+        time.sleep(0.05)
 
 
 KILLED_AT_ITS_END = """

@@ -17,6 +17,7 @@ shift
     data.val_files="$PAIRS_VAL" \
     actor_rollout_ref.model.path="$MODEL" \
     trainer.default_local_dir="$OUT/checkpoints" \
+    'trainer.logger=["console","file"]' \
     trainer.experiment_name=warm_up \
     trainer.save_freq=50 \
     "${critic[@]}"

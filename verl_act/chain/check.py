@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -56,6 +57,8 @@ def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]
     for stage in method_stages(recipe, out, [recipe.seed]) if recipe.methods else stages(recipe, out):
         if stage.trains:
             yield f"{stage.name} configuration", partial(compose, stage)
+            if recipe.device is None and "RAY_ADDRESS" not in os.environ:
+                yield f"{stage.name} accelerators", partial(_accelerators, stage)
 
 
 def _versions() -> str:
@@ -114,14 +117,42 @@ def _disk(out: Path) -> str:
     return f"{free:.0f} GiB free"
 
 
+def _accelerators(stage: Stage) -> str:
+    """Whether this machine has the devices that a stage asks for; verl would say so when the stage begins."""
+    import torch
+
+    config, have = _composed(stage), torch.accelerator.device_count()
+    wanted, rollout = int(config.trainer.n_gpus_per_node), config.get("actor_rollout_ref", {}).get("rollout")
+    if config.trainer.nnodes == 1 and wanted > have:
+        raise ConfigError(
+            f"{wanted} devices are asked for, and this machine has {have}. Set trainer.n_gpus_per_node among the "
+            "stage's overrides, or name a Ray cluster by $RAY_ADDRESS."
+        )
+    if rollout and wanted * config.trainer.nnodes % rollout.tensor_model_parallel_size:
+        raise ConfigError(
+            f"{wanted * config.trainer.nnodes} devices cannot be shared by engines of "
+            f"{rollout.tensor_model_parallel_size} (actor_rollout_ref.rollout.tensor_model_parallel_size)."
+        )
+    return f"{wanted} of {have}"
+
+
 def compose(stage: Stage) -> str:
-    """Compose the verl configuration of a training stage, without running it."""
+    """Compose the verl configuration of a training stage, without running it, and have verl look at it."""
+    from verl_act.data.settings import ActSettings
+
+    config = _composed(stage)
+    ActSettings.from_config(config.data)
+    if "verl.trainer.main_ppo" in stage.command:
+        _validate(config, stage.name)
+    return f"{sum('=' in word for word in stage.command)} overrides"
+
+
+def _composed(stage: Stage) -> Any:
+    """The verl configuration of a training stage. Raises `ConfigError` on a key or value that cannot be."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-
-    from verl_act.data.settings import ActSettings
 
     trainer = next(number for number, word in enumerate(stage.command) if word.startswith("verl.trainer."))
     config_name = _CONFIG_NAMES[stage.command[trainer]]
@@ -129,15 +160,11 @@ def compose(stage: Stage) -> str:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
-            config = compose(config_name, overrides=overrides)
+            return compose(config_name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.name}.overrides."
         ) from error
-    ActSettings.from_config(config.data)
-    if config_name == "ppo_trainer":
-        _validate(config, stage.name)
-    return f"{len(overrides)} overrides"
 
 
 def _validate(config: Any, stage: str) -> None:

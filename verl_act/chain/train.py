@@ -14,10 +14,13 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -43,6 +46,9 @@ _LOST = "EngineDeadError"
 _KILLED = "killed due to memory pressure (OOM)"
 """Ray's word of processes on one of its nodes, of this run or of another job. Where it was one that others of this run
 wait for, they do so for ever; an environment's is replaced."""
+_GRACE_SECONDS = 30.0
+_RAYS_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+"""They take a minute to notice that their node is gone, and hold nothing that anybody waits for."""
 _STANDSTILL_SECONDS = 900.0
 """From a killed process on; a step that comes in this time shows that the run goes on."""
 
@@ -183,6 +189,7 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
     ):
         assert process.stdout is not None
         standstill: threading.Timer | None = None
+        itself, seen = psutil.Process(process.pid), set[psutil.Process]()
         for line in process.stdout:
             stream.write(line)
             if _LOST in line:
@@ -191,6 +198,8 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
                 standstill = threading.Timer(_STANDSTILL_SECONDS, process.terminate)
                 standstill.start()
             if found := _STEP.search(line):
+                with suppress(psutil.NoSuchProcess):
+                    seen |= {*itself.children(recursive=True)}
                 if standstill:
                     standstill.cancel()
                     standstill = None
@@ -199,7 +208,37 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
                 progress.set_postfix(_figures(found[2]))
         if standstill:
             standstill.cancel()
-        return process.wait()
+        status = process.wait()
+        _end(seen)
+        return status
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Wait for what a run has started to end, and then kill it: the next stage wants the memory of its accelerators.
+
+    Ray does not wait for its workers, and vLLM's engine does not notice that they are gone.
+    """
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while (alive := list(filter(_runs, processes))) and time.monotonic() < deadline:
+        if {_name(process) for process in alive} <= _RAYS_AGENTS:
+            break
+        time.sleep(0.2)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Not so a process that has ended and that nobody has asked about, as in a container without an init."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _figures(text: str) -> dict[str, str]:

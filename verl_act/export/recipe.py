@@ -23,9 +23,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 VERL = "0.9.1"
 """The release that all tests are run against."""
 STAGES = {
-    "critic": "stage 2: GRPO on choices between the expert's action and an alternative",
-    "action": "stage 3: GRPO on actions, from the critic stage's model",
-    "action_ppo": "stage 3 with PPO and a value model",
+    "critic": "critic stage: GRPO on choices between the expert's action and an alternative",
+    "action": "action stage: GRPO on actions, from the critic stage's model",
+    "action_ppo": "action stage with PPO and a value model",
 }
 """Hydra group below `act` -> what it is."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "assets", "*.partial")
