@@ -19,7 +19,11 @@ import typer
 from verl_act.errors import ActError, ConfigError
 from verl_act.manifest import require_replaceable
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_HELP = """Agentic Critical Training on verl: make data, train, evaluate.
+
+`chain` runs all of a recipe; every stage of it is a command of its own.
+"""
+app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _replaceable(out: Path) -> Path:
@@ -31,6 +35,20 @@ def _replaceable(out: Path) -> Path:
 _OUT_HELP = "folder to write; replaced as a whole when the command is done"
 Out = Annotated[Path, typer.Option(help=_OUT_HELP, callback=_replaceable)]
 Json = Annotated[str, typer.Option(metavar="JSON")]
+EnvSettings = Annotated[
+    str, typer.Option(metavar="JSON", help='keywords of the environment, such as \'{"data": "games"}\'')
+]
+EngineOptions = Annotated[
+    str, typer.Option(metavar="JSON", help="further arguments of vLLM's engine, and chat_template_kwargs")
+]
+TemplateName = Annotated[str, typer.Option("--template", help="how prompts are worded: cot, plain, compact, or yours")]
+TemplateOptions = Annotated[
+    str, typer.Option(metavar="JSON", help="options of the template, such as '{\"history_length\": 10}'")
+]
+Seed = Annotated[int, typer.Option(help="of all that is drawn")]
+Limit = Annotated[int | None, typer.Option(help="at most so many of each split, drawn by the seed; without it, all")]
+Workers = Annotated[int, typer.Option(help="processes that share the work; the result is the same")]
+Name = Annotated[str, typer.Argument(metavar="ENV", help="the environment's name")]
 Model = Annotated[str, typer.Option(help="a Hugging Face model folder, or a hub id")]
 Files = Annotated[list[Path], typer.Option(help="may be given several times")]
 
@@ -58,10 +76,12 @@ def _keywords(text: str, option: str, function: Callable[..., Any]) -> dict[str,
 @app.command()
 def make_games(
     out: Out,
-    counts: Json = '{"train": 3553, "valid_seen": 140, "valid_unseen": 134}',
-    size: str = "full",
-    seed: int = 0,
-    workers: int = 1,
+    counts: Annotated[
+        str, typer.Option(metavar="JSON", help="games of each split")
+    ] = '{"train": 3553, "valid_seen": 140, "valid_unseen": 134}',
+    size: Annotated[str, typer.Option(help="of the rooms: full, as in ALFWorld, or small")] = "full",
+    seed: Seed = 0,
+    workers: Workers = 1,
 ) -> None:
     """Generate ALFWorld games, in ALFWorld's own file format, each proved solvable on its engine."""
     from verl_act.data_prep.make_games import make_games as run
@@ -80,13 +100,13 @@ def make_catalogue(out: Out, products: int = 1000, instructions: int = 4, seed: 
 @app.command()
 def collect_expert(
     out: Out,
-    env: str,
+    env: Name,
     split: str,
     expert: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    workers: int = 1,
-    env_settings: Json = "{}",
+    limit: Limit = None,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    env_settings: EnvSettings = "{}",
 ) -> None:
     """Play tasks with an expert; keep the trajectories that win and replay."""
     from verl_act.data_prep.collect_expert import collect_expert as run
@@ -98,13 +118,13 @@ def collect_expert(
 @app.command()
 def import_trajectories(
     out: Out,
-    env: str,
+    env: Name,
     files: Annotated[list[Path], typer.Argument(help="published files, of one environment")],
     form: Annotated[
         str, typer.Option("--format", help="eto, early-experience, or actions (task_id and actions)")
     ] = "eto",
     split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
-    env_settings: Json = "{}",
+    env_settings: EnvSettings = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
     from verl_act.data_prep.import_trajectories import import_trajectories as run
@@ -123,13 +143,13 @@ def sample_alternatives(
     top_p: float = 1.0,
     max_tokens: int = 512,
     max_model_len: int = 4096,
-    template: str = "cot",
-    template_options: Json = "{}",
-    engine_options: Json = "{}",
-    seed: int = 0,
-    limit: int | None = None,
-    workers: int = 0,
-    gpus_per_worker: float = 1,
+    template: TemplateName = "cot",
+    template_options: TemplateOptions = "{}",
+    engine_options: EngineOptions = "{}",
+    seed: Seed = 0,
+    limit: Annotated[int | None, typer.Option(help="the first so many states; without it, all")] = None,
+    workers: Annotated[int, typer.Option(help="engines on a Ray cluster; 0: one engine here, without Ray")] = 0,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each of those engines")] = 1,
 ) -> None:
     """Sample the initial policy at every expert state. Goes on where a killed run stopped."""
     from verl_act.data_prep.sample_alternatives import sample_alternatives as run
@@ -155,8 +175,10 @@ def build_pairs(
     out: Out,
     trajectories: Files,
     alternatives: Annotated[list[Path] | None, typer.Option()] = None,
-    env_settings: Json = "{}",
-    settings: Json = "{}",
+    env_settings: EnvSettings = "{}",
+    settings: Annotated[
+        str, typer.Option(metavar="JSON", help="max_alternatives_per_state, candidates, source, margins and so on")
+    ] = "{}",
 ) -> None:
     """Pair expert actions with sampled alternatives; measure margins on the environment."""
     from verl_act.data_prep.build_pairs import build_pairs as run
@@ -190,8 +212,8 @@ def import_preferences(
 def check_pairs(
     pairs: Files,
     held_out: Annotated[list[Path] | None, typer.Option()] = None,
-    template: str = "cot",
-    seed: int = 0,
+    template: TemplateName = "cot",
+    seed: Seed = 0,
 ) -> None:
     """Audit pairs for leakage, imbalance and give-aways; exits with 1 where it finds an error."""
     from verl_act.data_prep.check_pairs import check_pairs as run
@@ -204,11 +226,11 @@ def check_pairs(
 @app.command()
 def make_tasks(
     out: Out,
-    env: str,
+    env: Name,
     splits: Annotated[list[str], typer.Option(help="may be given several times")],
-    limit: int | None = None,
-    seed: int = 0,
-    env_settings: Json = "{}",
+    limit: Limit = None,
+    seed: Seed = 0,
+    env_settings: EnvSettings = "{}",
 ) -> None:
     """List tasks for multi-turn RL or an evaluation panel."""
     from verl_act.data_prep.make_tasks import make_tasks as run
@@ -225,11 +247,11 @@ def reflect(
     temperature: float = 1.0,
     max_tokens: int = 512,
     max_model_len: int = 4096,
-    template: str = "cot",
-    template_options: Json = "{}",
-    env_settings: Json = "{}",
-    engine_options: Json = "{}",
-    seed: int = 0,
+    template: TemplateName = "cot",
+    template_options: TemplateOptions = "{}",
+    env_settings: EnvSettings = "{}",
+    engine_options: EngineOptions = "{}",
+    seed: Seed = 0,
 ) -> None:
     """Execute expert actions and alternatives; let the model write why the expert's is better (arXiv 2510.08558)."""
     from verl_act.data_prep.reflect import reflect as run
@@ -255,9 +277,9 @@ def make_sft(
     trajectories: Files,
     model: Model,
     reflections: Annotated[list[Path] | None, typer.Option(help="files of `reflect`, for self-reflection")] = None,
-    template: str = "cot",
-    template_options: Json = "{}",
-    seed: int = 0,
+    template: TemplateName = "cot",
+    template_options: TemplateOptions = "{}",
+    seed: Seed = 0,
 ) -> None:
     """Write rows for verl's SFT trainer: imitation of the expert, with reflections where there are any."""
     from verl_act.data_prep.make_sft import make_sft as run
@@ -312,12 +334,12 @@ def evaluate(
     max_model_len: int = 4096,
     max_turns: int = 50,
     actors: Annotated[int, typer.Option(help="processes that play each environment")] = 1,
-    template: str = "cot",
-    template_options: Json = "{}",
-    env_settings: Json = "{}",
-    engine_options: Json = "{}",
+    template: TemplateName = "cot",
+    template_options: TemplateOptions = "{}",
+    env_settings: EnvSettings = "{}",
+    engine_options: EngineOptions = "{}",
     limit: Annotated[int | None, typer.Option(help="so many expert states and pairs of each split, drawn")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer.
 
