@@ -216,10 +216,10 @@ def cell(entry: Mapping[str, Any]) -> str:
     if found["deviation"] is not None:
         text += f" ± {number(found['deviation'], share)}"
     text += f", n = {found['items']}"
-    return "; ".join([text, *(said for said, _ in tests(entry))])
+    return "; ".join([text, *(said for said, _ in tests_in_words(entry))])
 
 
-def tests(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
+def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Each test of an entry as text, which names the other method where there are several, and its p."""
     share, several = FIGURES[entry["figure"]].share, len(entry["against"]) > 1
     found = []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_act.evaluate.methods import mean_seconds, number, steps_in_words, tests
+from verl_act.evaluate.methods import mean_seconds, number, steps_in_words, tests_in_words
 from verl_act.evaluate.outcomes import FIGURES
 from verl_act.report.read import Run
 
@@ -121,7 +121,7 @@ def _cell(entry: Mapping[str, Any]) -> MethodCell:
         value=number(found["value"], share),
         interval=f"{interval}, n = {found['items']}".removeprefix(", "),
         spread=f"± {number(found['deviation'], share)} over seeds" if found["deviation"] is not None else "",
-        tests=tuple(MethodTest(text, p < 0.05) for text, p in tests(entry)),
+        tests=tuple(MethodTest(text, p < 0.05) for text, p in tests_in_words(entry)),
         estimate=found,
         against=entry["against"],
     )
