@@ -42,7 +42,7 @@ def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
         counts = json.loads((folder / "manifest.json").read_text())["counts"]
         assert counts["episode_errors"] == counts["without_room"] == 0 and counts["choices"] > 0, name
         recorded = {kind: _records(folder / f"{kind}.jsonl") for kind in ("episodes", "choices", "reasoning")}
-        assert counts["episodes"] == len(recorded["episodes"]) == 3, name
+        assert counts["episodes"] == len(recorded["episodes"]) == 6, name
         assert [record["split"] for record in recorded["reasoning"]] == ["maths"] * 10 + ["science"] * 10
         assert all(0 < record["tokens"] <= 4 and record["reply"] for record in recorded["reasoning"])
         assert all(record["log_probability"] < 0 for record in recorded["choices"]), "how sure vLLM says the model was"
