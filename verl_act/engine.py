@@ -32,7 +32,8 @@ _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": 
 # vLLM 0.28 rewinds the generator of a seeded request after a partial prefill, which a CPU generator cannot do
 # ("CPU Generator does not use offset"): prompts are prefilled whole.
 # One process schedules and runs the model. Under the name "uni" vLLM would start a second one for the model, to set its
-# OpenMP variables, which are set before here: a process more to start and to talk to for every token.
+# OpenMP variables: a process more to start and to talk to for every token. Threads are those that the caller's
+# environment, or else torch, asks for (`nobind`).
 _CPU_ENGINE = {
     "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     "dtype": "float32",

@@ -6,7 +6,7 @@ of thirty-six games say less than two hundred games would.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, permutation_test
@@ -26,16 +26,7 @@ def ratio_interval(
     above, below = above[below > 0], below[below > 0]
     if len(above) < 2 or np.allclose(above / below, above[0] / below[0], rtol=1e-12, atol=0):
         return None
-    found = bootstrap(
-        (above, below),
-        lambda over, under, axis: over.sum(axis) / under.sum(axis),
-        paired=True,
-        n_resamples=_RESAMPLES,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    return _percentiles((above, below), lambda over, under, axis: over.sum(axis) / under.sum(axis))
 
 
 def difference_interval(
@@ -54,16 +45,22 @@ def difference_interval(
         above, below, their_above, their_below = (values.sum(axis) for values in drawn)
         return above / below - their_above / their_below
 
+    low, high = _percentiles(columns, difference)
+    return (low, high) if np.isfinite([low, high]).all() else None
+
+
+def _percentiles(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of a statistic of columns with one entry a task, drawn together."""
     found = bootstrap(
         columns,
-        difference,
+        statistic,
         paired=True,
         n_resamples=_RESAMPLES,
         batch=100,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return (float(found.low), float(found.high)) if np.isfinite([found.low, found.high]).all() else None
+    return float(found.low), float(found.high)
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
