@@ -1,7 +1,7 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test check docs audit test-verl lock embedded-model embedded-model-scienceworld embedded-model-webshop clean
+.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test test-all check docs audit test-verl lock embedded-model embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
@@ -18,7 +18,10 @@ check: setup      ## format, lint and types
 	$(VENV)/bin/mypy
 
 AT_ONCE ?= 2
-test: check       ## every check and every test; AT_ONCE files of tests side by side, each with up to 8 GiB and a core
+test: check       ## every check and the tests; AT_ONCE files of tests side by side, each with up to 8 GiB and a core
+	$(VENV)/bin/pytest -m "not nightly" -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder --durations 25
+
+test-all: check   ## the same with the further kinds of runs on verl: PPO, LoRA, clusters, every quickstart (an hour more)
 	$(VENV)/bin/pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder --durations 25
 
 docs: setup       ## the documentation site in docs/_build; warnings are errors

@@ -28,7 +28,7 @@ from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.data_prep.sample_alternatives import SHARD_STATES
 from verl_act.schema import ALTERNATIVES, read_steps, read_table
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

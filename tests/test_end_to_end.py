@@ -136,6 +136,7 @@ def train_action_stage(world: Path, folder: Path, **changes: Any) -> Trained:
     return Trained(output)
 
 
+@pytest.mark.nightly
 def test_action_ppo(world: Path, tmp_path: Path) -> None:
     trained = train_action_stage(
         world,

@@ -30,7 +30,6 @@ from verl_act.evaluate.run import play_panel
 from verl_act.prompts import get_template
 
 pytestmark = pytest.mark.slow
-KILLS = 30
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -316,14 +315,15 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
 
 
 @pytest.mark.timeout(1800)
-def test_many_kills_in_a_row_leave_no_trace(games: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.nightly)])
+def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path) -> None:
     """The process of the episode is killed before each of its steps."""
     settings = {"data": str(games), "max_steps": 120}
     played = get_env("alfworld").tasks("train", **settings)[0]
     environment = AlfworldEnvironment(**settings)
     alone: list[Any] = [environment.reset(played)]
     actions = []
-    for number in range(KILLS):
+    for number in range(kills):
         offered = alone[-1].admissible_actions
         actions.append(offered[number * 7 % len(offered)])
         alone.append(environment.step(actions[-1]))
@@ -341,7 +341,7 @@ def test_many_kills_in_a_row_leave_no_trace(games: Path) -> None:
         await session.close()
         return shown
 
-    assert len(actions) == KILLS, "the episode must last for all kills"
+    assert len(actions) == kills, "the episode must last for all kills"
     assert asyncio.run(run()) == alone
 
 

@@ -76,6 +76,7 @@ def test_only_an_earlier_export_is_replaced(recipe: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_critic_stage_runs_from_it(recipe: Path, pairs: Path, tmp_path: Path) -> None:
     """One step on a CPU; vLLM finds its CPU patch by the entry point of this environment's installation."""
     done = run(

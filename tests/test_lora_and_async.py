@@ -46,6 +46,7 @@ def check_loopback(servers: set[Server]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_lora(tmp_path: Path) -> None:
     """On the rows of both stages."""
@@ -70,6 +71,7 @@ def test_lora(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_choices_and_live_episodes_while_another_batch_trains(games: Path, pairs: Path, tmp_path: Path) -> None:
     make_tasks(tmp_path / "tasks", "alfworld", ["train"], env_settings={"data": str(games)})

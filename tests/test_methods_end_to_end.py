@@ -1,4 +1,4 @@
-"""A comparison of methods on real verl (its SFT and its RL trainer), vLLM and Ray, on this CPU, two steps a stage."""
+"""A comparison of methods on verl's SFT trainer and vLLM, on this CPU. RL as one of them is in test_end_to_end.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_end_to_end import BATCH, MAX_TOKENS, SMALL
+from test_end_to_end import MAX_TOKENS, SMALL
 
 from verl_act.chain import load_recipe
 from verl_act.chain.methods import only, run_methods
@@ -19,12 +19,12 @@ from verl_act.schema import REFLECTION, SFT, read_pairs, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-METHODS = ("Prompting", "Self-reflection", "IL + ACT")
+METHODS = ("Prompting", "IL", "Self-reflection")
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished comparison of three methods: each kind of training but the action stage."""
+    """A finished comparison of three methods, two steps each."""
     folder = tmp_path_factory.mktemp("methods")
     make_games(folder / "games", counts={"train": 12}, seed=7, progress=False)
     data = {"data": str(folder / "games")}
@@ -38,7 +38,6 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "games": {"counts": {"train": 12, "valid_seen": 3, "valid_unseen": 0}},
         "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
         "reflect": {"max_tokens": 12},
-        "critic": {"overrides": BATCH},
         "il": {"overrides": {**sft, "trainer.save_freq": 2}},
         "reflection": {"overrides": {**sft, "trainer.save_freq": 2}},
         "evaluate": {"max_turns": 3, "limit": 8},
@@ -48,7 +47,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.mark.parametrize("name", ["critic+il", "reflection"])
+@pytest.mark.parametrize("name", ["il", "reflection"])
 def test_imitation_through_verls_sft_trainer(name: str, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,8 +58,7 @@ def test_imitation_through_verls_sft_trainer(name: str, out: Path) -> None:
     assert lines[0]["data"]["train/loss"] > 0
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert all(weight.isfinite().all() for weight in model.parameters())
-    start = {"critic+il": out / "seed-4" / "critic" / "model", "reflection": out.parent / "policy"}
-    before = AutoModelForCausalLM.from_pretrained(start[name])
+    before = AutoModelForCausalLM.from_pretrained(out.parent / "policy")
     assert any((new != old).any() for new, old in zip(model.parameters(), before.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(folder / "model").chat_template
 
@@ -82,14 +80,14 @@ def test_reflections_are_the_models_own_on_real_outcomes(out: Path) -> None:
 
 def test_the_table_and_the_page(out: Path) -> None:
     table = (out / "methods" / "methods.md").read_text()
-    assert "| IL + ACT | critic 2, il 2 | Prompting | 4 |" in table
+    assert "| IL | il 2 | Prompting | 4 |" in table
     whole = json.loads((out / "methods" / "methods.json").read_text())
     shared = whole["shared"]["pairs train"]
     assert f"| pairs train | {shared['seconds']:.0f} | " in table and f"pairs {shared['counts']['pairs']} |" in table
     assert {"games", "expert train", "alternatives", "reflections"} <= set(whole["shared"])
     assert {entry["figure"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
-    seconds = whole["methods"]["IL + ACT"]["seconds"]["4"]
-    assert set(seconds) == {"critic", "critic+il", "evaluation"} and all(taken > 1 for taken in seconds.values())
+    seconds = whole["methods"]["IL"]["seconds"]["4"]
+    assert set(seconds) == {"il", "evaluation"} and all(taken > 1 for taken in seconds.values())
     assert "Comparison of methods" in (out / "report.html").read_text()
     header = (out / "report.md").read_text()
     assert "environment: alfworld" in header and "; seed: 4\n" in header

@@ -65,6 +65,7 @@ def test_pairs_beside_the_rows_of_an_example_of_verls(files: dict[str, str], tmp
     assert {"val-core/openai/gsm8k/acc/mean@1", "val-core/act/alfworld/choice/valid_seen/acc/mean@1"} <= set(metrics[2])
 
 
+@pytest.mark.nightly
 def test_choices_beside_live_episodes(files: dict[str, str], games: Path, tmp_path: Path) -> None:
     script = str(RECIPES / "mix" / "run_choices_and_episodes.sh")
     episodes = {
@@ -85,6 +86,7 @@ def test_choices_beside_live_episodes(files: dict[str, str], games: Path, tmp_pa
     assert metrics[2]["val-aux/num_turns/max"] == 4, "two turns, each a prompt and a reply of its own"
 
 
+@pytest.mark.nightly
 def test_a_warm_up_before_a_run_of_somebody_elses(files: dict[str, str], tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()

@@ -30,6 +30,7 @@ SHORT = (
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("env", ["scienceworld", "webshop"])
 def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
