@@ -364,7 +364,10 @@ def write_evaluation(folder: Path, rng: np.random.Generator, chance: float) -> N
             "split": "valid_seen",
             "task_type": f"type_{number % 2}",
             "success": bool(rng.random() < chance),
+            "end": "turns",
             "longest_failed_repeat": number % 5,
+            "inadmissible_share": 0.25,
+            "malformed_share": 0.0,
             "steps": 4.0,
             "reply_tokens": 20,
             "useful_tokens": 15,
@@ -377,6 +380,10 @@ def write_evaluation(folder: Path, rng: np.random.Generator, chance: float) -> N
             "split": "valid_seen",
             "right": bool(rng.random() < chance),
             "inferable": number % 3 == 0,
+            "reply": "A",
+            "well_formed": True,
+            "admissible": True,
+            "named_a_candidate": True,
             "expert_position": number % 2,
             "margin": number % 4 or None,
         }
@@ -470,7 +477,7 @@ def test_answers_that_were_cut_are_refused(cut: str, tmp_path: Path) -> None:
     counts = {"episodes": len(lines)}
     write_manifest(tmp_path / "a", make_manifest("evaluate", settings={}, inputs=[], counts=counts))
     path.write_text("".join(lines[:-1]) + (lines[-1][:20] if cut == "half a line" else ""))
-    message = r"episodes\.jsonl: (is damaged|holds \d+ records, but).*Run the evaluation again"
+    message = r"episodes\.jsonl(, line \d+: is not JSON|: holds \d+ records, but)"
     with pytest.raises(DataError, match=message):
         compare_methods(tmp_path, tmp_path / "out", {"A": method})
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
+from verl_act.entry_points import entry_point_names, load_entry_point
 from verl_act.envs.base import EnvSpec
 from verl_act.errors import ConfigError
 from verl_act.parse import match_action
@@ -40,7 +40,7 @@ def register_env(spec: EnvSpec) -> EnvSpec:
 
 def known_envs() -> list[str]:
     """The names that `get_env` understands, sorted."""
-    return sorted({*_BUILT_IN, *_REGISTERED, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    return sorted({*_BUILT_IN, *_REGISTERED, *entry_point_names(ENTRY_POINT_GROUP)})
 
 
 def get_env(name: str) -> EnvSpec:
@@ -54,21 +54,14 @@ def get_env(name: str) -> EnvSpec:
             raise ConfigError(
                 f"Environment {name!r} needs the package {error.name!r}. Install: pip install 'verl-act[{name}]'"
             ) from error
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        try:
-            spec = point.load()
-        except Exception as error:
-            package = f"of package {point.dist.name!r} " if point.dist else ""
-            raise ConfigError(
-                f"Entry point {name!r} ({point.value!r}, group {ENTRY_POINT_GROUP}) {package}cannot be loaded: "
-                f"{type(error).__name__}: {error}. Mend that package, or uninstall it."
-            ) from error
-        if not isinstance(spec, EnvSpec) or spec.name != name:
-            raise ConfigError(
-                f"Entry point {point.value!r} of group {ENTRY_POINT_GROUP} must be an EnvSpec named {name!r}: {spec!r}."
-            )
-        return register_env(spec)
-    raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")
+    spec = load_entry_point(ENTRY_POINT_GROUP, name)
+    if spec is None:
+        raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")
+    if not isinstance(spec, EnvSpec) or spec.name != name:
+        raise ConfigError(
+            f"Entry point {name!r} of group {ENTRY_POINT_GROUP} must be an EnvSpec of that name, not {spec!r}."
+        )
+    return register_env(spec)
 
 
 @cache

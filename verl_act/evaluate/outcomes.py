@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from verl_act.errors import DataError
 from verl_act.evaluate.figures import LOOP_LENGTH, finished, margin_name, place_name
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.records import read_records
 from verl_act.evaluate.seeds import Outcome
-from verl_act.manifest import read_manifest
 
 Record = Mapping[str, Any]
 Values = dict[tuple[str, str, str], dict[str, Outcome]]
@@ -115,7 +114,7 @@ def read_values(folder: Path) -> Values:
     Raises `DataError` where an item comes twice, or a file is damaged.
     """
     found: Values = {}
-    records = {file: finished(_records(folder, file)) for file in (EPISODES, NEXT_ACTIONS, CHOICES, REASONING)}
+    records = {file: finished(found) for file, found in read_records(folder).items()}
     for name, kind in FIGURES.items():
         for record in records[kind.file]:
             amount = kind.amount(record)
@@ -128,18 +127,3 @@ def read_values(folder: Path) -> Values:
             task = f"{record['split']}/{record['task_id']}" if "task_id" in record else None
             items[item] = Outcome(float(amount), float(kind.size(record)), task)
     return found
-
-
-def _records(folder: Path, file: str) -> list[dict[str, Any]]:
-    """As many records as the manifest counts; none where there is no file."""
-    path, manifest = folder / file, read_manifest(folder)
-    try:
-        records = [json.loads(line) for line in path.read_text().split("\n") if line] if path.is_file() else []
-    except ValueError as error:
-        raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
-    wanted = len(records) if manifest is None else manifest.counts.get(path.stem, len(records))
-    if wanted != len(records):
-        raise DataError(
-            f"{path}: holds {len(records)} records, but its manifest counts {wanted}. Run the evaluation again."
-        )
-    return records

@@ -8,9 +8,9 @@ process that calls it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
+from verl_act.entry_points import entry_point_names, load_entry_point
 from verl_act.errors import ConfigError
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.compact import CompactTemplate
@@ -30,12 +30,12 @@ def register_template(name: str, make: Callable[..., Template]) -> None:
 
 def template_names() -> list[str]:
     """The names that `get_template` understands, sorted."""
-    return sorted({*_templates, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    return sorted({*_templates, *entry_point_names(ENTRY_POINT_GROUP)})
 
 
 def get_template(name: str, **options: Any) -> Template:
     """The template `name` with its options set. Raises `ConfigError` on an unknown name, option or value."""
-    make = _templates.get(name) or _installed(name)
+    make = _templates.get(name) or load_entry_point(ENTRY_POINT_GROUP, name)
     if make is None:
         raise ConfigError(
             f"no template is called {name!r}; there are {', '.join(template_names())}. One of your own needs an entry "
@@ -45,19 +45,6 @@ def get_template(name: str, **options: Any) -> Template:
         return make(**options)
     except TypeError as error:
         raise ConfigError(f"template {name!r} does not take these options: {error}.") from error
-
-
-def _installed(name: str) -> Callable[..., Template] | None:
-    """The template of another package."""
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        try:
-            return point.load()
-        except Exception as error:
-            raise ConfigError(
-                f"entry point {name!r} ({point.value!r}, group {ENTRY_POINT_GROUP}) cannot be loaded: "
-                f"{type(error).__name__}: {error}. Mend its package, or uninstall it."
-            ) from error
-    return None
 
 
 def _plain(**options: Any) -> Template:

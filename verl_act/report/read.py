@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -12,17 +12,9 @@ from typing import Any
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
+from verl_act.evaluate.records import json_lines, read_records
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.report.stages import RL_STAGES, StageRecord, State, rank, read_stages, seed_folders
-
-_EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
-_ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
-_REQUIRED = {
-    EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
-    NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
-    CHOICES: ("pair_id", *_ANSWER_KEYS, "margin", "named_a_candidate", "expert_position"),
-    REASONING: ("item", "split", "right"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +137,7 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
     files = [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
     by_step: dict[int, dict[str, Any]] = {}
     for path in files:
-        for number, line in _lines(path, unfinished=path != finished):
+        for number, line in json_lines(path, unfinished=path != finished):
             if not isinstance(line.get("step"), int) or not isinstance(line.get("data"), dict):
                 raise DataError(f"{path}, line {number}: has no step and data; it is not a metrics file of verl.")
             by_step.setdefault(line["step"], {}).update(line["data"])
@@ -161,40 +153,16 @@ def _read_evaluation(folder: Path) -> Evaluation:
         name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error!r}). Run the evaluation again.") from error
-    manifest = read_manifest(folder)
-    records = {}
-    for file, required in _REQUIRED.items():
-        records[file] = list(_records(folder / file, required))
-        wanted = None if manifest is None else manifest.counts.get(Path(file).stem)
-        if wanted is not None and wanted != len(records[file]):
-            raise DataError(
-                f"{folder / file}: holds {len(records[file])} records, but its manifest counts {wanted}. "
-                "The file was cut short; run the evaluation again."
-            )
-    return Evaluation(folder, name, model, template, sampling, manifest, *(records[file] for file in _REQUIRED))
-
-
-def _records(path: Path, required: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for number, record in _lines(path):
-        if missing := [key for key in required if key not in record]:
-            raise DataError(f"{path}, line {number}: {missing[0]!r} is missing. Run the evaluation again.")
-        yield record
-
-
-def _lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file with their line numbers; none where there is no file.
-
-    An `unfinished` file may end in the middle of a line, which is then left out.
-    """
-    if not path.is_file():
-        return
-    lines = path.read_bytes().split(b"\n")
-    last = lines.pop()
-    for number, line in enumerate([*lines, *([last] if last and not unfinished else [])], 1):
-        try:
-            found = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, line {number}: is not JSON ({error}). Write the file again.") from error
-        if not isinstance(found, dict):
-            raise DataError(f"{path}, line {number}: is {type(found).__name__}, not an object. Write the file again.")
-        yield number, found
+    records = read_records(folder)
+    return Evaluation(
+        folder,
+        name,
+        model,
+        template,
+        sampling,
+        read_manifest(folder),
+        episodes=records[EPISODES],
+        next_actions=records[NEXT_ACTIONS],
+        choices=records[CHOICES],
+        reasoning=records[REASONING],
+    )

@@ -1,0 +1,64 @@
+"""The single answers of an evaluation, as a comparison and a report read them back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from verl_act.errors import DataError
+from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.manifest import read_manifest
+
+_EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
+_ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
+_REQUIRED = {
+    EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
+    NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
+    CHOICES: ("pair_id", *_ANSWER_KEYS, "margin", "named_a_candidate", "expert_position"),
+    REASONING: ("item", "split", "right"),
+}
+
+
+def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """File of an evaluation -> its records, as many as the manifest counts; none where there is no file.
+
+    Raises `DataError` where a file is damaged or cut short.
+    """
+    manifest = read_manifest(folder)
+    found = {}
+    for file, required in _REQUIRED.items():
+        path, records = folder / file, []
+        for number, record in json_lines(path):
+            if missing := [key for key in required if key not in record]:
+                raise DataError(f"{path}, line {number}: {missing[0]!r} is missing. Run the evaluation again.")
+            records.append(record)
+        wanted = None if manifest is None else manifest.counts.get(path.stem)
+        if wanted is not None and wanted != len(records):
+            raise DataError(
+                f"{path}: holds {len(records)} records, but its manifest counts {wanted}. "
+                "The file was cut short; run the evaluation again."
+            )
+        found[file] = records
+    return found
+
+
+def json_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file with their line numbers; none where there is no file.
+
+    An `unfinished` file may end in the middle of a line, which is then left out. Raises `DataError` where a line is no
+    JSON object.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_bytes().split(b"\n")
+    last = lines.pop()
+    for number, line in enumerate([*lines, *([last] if last and not unfinished else [])], 1):
+        try:
+            found = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {number}: is not JSON ({error}). Write the file again.") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{path}, line {number}: is {type(found).__name__}, not an object. Write the file again.")
+        yield number, found
