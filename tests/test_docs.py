@@ -1,11 +1,12 @@
 """The documentation site builds without a warning, its pages hold together, and every command in them runs.
 
 So do the commands of the README, of CONTRIBUTING and of the recipes' pages. A fenced block of commands says in a
-comment in the line before it how it is run here: `<!-- run -->` as it stands; `<!-- check -->`, `<!-- help -->` and
-`<!-- cfg -->` with `--check`, `--help` or `--cfg job` at the end of each command, where the whole would need minutes or
-a GPU; `<!-- make -->` as a dry run in the repository. A command may go on in the next line after a backslash, and a
-remark at its end is left out. A block of `python` is run where it says so; others show parts of `examples/`, which have
-tests of their own.
+comment in the line before it how it is run here: `<!-- run -->` as it stands. Where the whole would need minutes or a
+GPU, our own commands are called in this process: `<!-- check -->` with `--check` at the end, `<!-- parse -->` up to the
+arguments and the recipe that they give (other programs' commands are left out); `<!-- cfg -->` composes and validates
+the configuration of a run of verl; `<!-- make -->` is a dry run in the repository. A command may go on in the next line
+after a backslash, and a remark at its end is left out. A block of `python` is run where it says so; others show parts
+of `examples/`, which have tests of their own.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from chromium import chromium
 from test_config import composed, validated
 from test_platform_gaps import clean_environment
+from typer.testing import CliRunner
+
+from verl_act.__main__ import app
+from verl_act.chain import load_recipe
+from verl_act.chain.check import compose
+from verl_act.chain.stages import stages
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -33,7 +41,8 @@ FILES = sorted(
     for path in (*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("recipes/*/README.md"))
     if path != GENERATED and "_build" not in path.parts
 )
-ENDINGS = {"run": "", "check": " --check", "help": " --help", "cfg": " --cfg job", "make": " --dry-run"}
+ENDINGS = {"run": "", "check": " --check", "parse": "", "cfg": "", "make": " --dry-run"}
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 REMARK = re.compile(r" +# .*$")
 LINK = re.compile(r"\]\((?!\w+:)([^)#]+)")
 BLOCK = re.compile(
@@ -80,10 +89,9 @@ def test_every_block_says_how_it_is_run() -> None:
 
 @pytest.mark.parametrize("block", [block for block in blocks() if block.how == "cfg"], ids=lambda block: block.page)
 def test_a_documented_run_passes_verls_own_checks(block: Block) -> None:
-    """Printing a configuration does not check it."""
     for command in block.commands():
         words = shlex.split(command[-1])
-        config = composed(*words[words.index("verl.trainer.main_ppo") + 1 : words.index("--cfg")])
+        config = composed(*words[words.index("verl.trainer.main_ppo") + 1 :])
         validated(config)
         assert config.trainer.save_freq > 0, "it would leave no model"
 
@@ -102,12 +110,48 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
     assert not [link for link in LINK.findall(text) if not (page.parent / link).exists() and "commands" not in link]
 
 
+def ours(how: str) -> list[Any]:
+    """The arguments of our own commands in blocks of this kind."""
+    found = []
+    for block in (block for block in blocks() if block.how == how):
+        for number, command in enumerate(block.commands()):
+            words = shlex.split(command[-1])
+            while "=" in words[0]:
+                words.pop(0)  # a variable
+            if words[0] in ("pip", "ray"):
+                continue
+            assert words[:3] == ["python", "-m", "verl_act"], words
+            found.append(pytest.param(words[3:], id=f"{block.page}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("words", ours("parse"))
+def test_a_documented_command_takes_its_arguments(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`chain` is further asked whether the recipe has the keys, and verl those of its configuration."""
+    monkeypatch.chdir(tmp_path)
+    context = COMMANDS[words[0]].make_context(words[0], words[1:])
+    if words[0] == "chain":
+        recipe = load_recipe(context.params["recipe"], context.args)
+        for stage in (stage for stage in stages(recipe, tmp_path) if stage.trains):
+            compose(stage)
+
+
+@pytest.mark.parametrize("words", ours("check"))
+def test_a_documented_check_finds_nothing(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"{done.output}\n{done.exception}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted({block.page for block in blocks() if block.how in ("run", "make")}))
 def test_the_commands_of_a_page_run_one_after_the_other(page: str, tmp_path: Path) -> None:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     env = {**clean_environment(), "HOME": str(tmp_path), "PATH": path}
-    for block in (block for block in blocks() if block.page == page and block.how):
+    for block in (block for block in blocks() if block.page == page and block.how in ("run", "make")):
         for command in block.commands():
             done = subprocess.run(
                 command,

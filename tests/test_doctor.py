@@ -15,6 +15,7 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
+from verl_act.doctor.data import alfworld_data
 from verl_act.doctor.finding import Fault
 from verl_act.doctor.registered import in_ray_workers
 
@@ -44,15 +45,17 @@ def first_on_path(folder: Path) -> str:
     return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
+@pytest.mark.slow
 def test_a_sound_installation(tmp_path: Path) -> None:
-    found = examined(tmp_path, 0, "--no-engine")
+    found = examined(tmp_path, 0)
     optional = {"ALFWorld data", "ScienceWorld", "WebShop"}
     assert {name for name, finding in found.items() if finding["state"] != OK} <= optional
     assert found["ALFWorld data"]["state"] == ABSENT
     assert "alfworld-download" in found["ALFWorld data"]["remedy"]
     assert found["registered in the driver"]["detail"] == "agent loop act_env, training metrics, platform cpu"
     assert found["platform"]["detail"].startswith("cpu, because torch")
-    assert "vLLM engine" not in found, "asked for without engines"
+    assert found["registered in Ray workers"]["detail"].startswith("1 node: agent loop act_env")
+    assert "started in" in found["vLLM engine"]["detail"]
     assert not list(tmp_path.glob("*.parquet")), "a check writes nothing"
 
 
@@ -72,6 +75,7 @@ def test_every_planted_fault_is_named_with_its_remedy(tmp_path: Path) -> None:
         VERL_PLATFORM="nvidia",
     )
     assert run.returncode == 1, run.stderr
+    assert "vLLM engine" not in run.stdout, "asked for without engines"
     # name of the check -> what its two lines must say: the fault, the remedy
     wanted = {
         "requirements": ("verl 0.8.0 (needed: <0.10,>=0.9.1)", "pip install 'verl<0.10,>=0.9.1'"),
@@ -100,21 +104,15 @@ def test_a_package_beside_torch_that_breaks_transformers(tmp_path: Path) -> None
     assert "pip uninstall torchvision" in found["model libraries"]["remedy"]
 
 
-def test_damaged_official_data(tmp_path: Path, games: Path) -> None:
+def test_damaged_official_data(tmp_path: Path, games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(games, tmp_path / "data")
-    sound = examined(tmp_path, 0, "--no-engine", ALFWORLD_DATA=str(tmp_path / "data"))["ALFWorld data"]
-    assert "train 12, valid_seen 6, valid_unseen 6; not the official games (train 3,553" in sound["detail"]
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "data"))
+    assert "train 12, valid_seen 6, valid_unseen 6; not the official games (train 3,553" in alfworld_data()
     damaged = next((tmp_path / "data").rglob("valid_seen/**/traj_data.json"))
     damaged.write_text(damaged.read_text()[:50])
-    wrong = examined(tmp_path, 1, "--no-engine", ALFWORLD_DATA=str(tmp_path / "data"))["ALFWorld data"]
-    assert str(damaged) in wrong["detail"] and "alfworld-download" in wrong["remedy"]
-
-
-@pytest.mark.slow
-def test_ray_workers_and_the_engine(tmp_path: Path) -> None:
-    found = examined(tmp_path, 0)
-    assert found["registered in Ray workers"]["detail"].startswith("1 node: agent loop act_env")
-    assert "started in" in found["vLLM engine"]["detail"]
+    with pytest.raises(Fault) as fault:
+        alfworld_data()
+    assert str(damaged) in fault.value.detail and "alfworld-download" in fault.value.remedy
 
 
 @pytest.mark.slow
@@ -132,6 +130,7 @@ def test_a_cluster_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_engine_without_memory(tmp_path: Path) -> None:
     code = "from verl_act.doctor.engine import engine_start; engine_start(60)"
     env = clean_environment(VLLM_CPU_KVCACHE_SPACE="100000")

@@ -35,7 +35,10 @@ def run(recipe: Path, folder: Path, script: str, *arguments: str) -> subprocess.
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=580, check=False)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=[] if stage == "critic" else pytest.mark.nightly) for stage in STAGES]
+)
 def test_its_configurations_compose(stage: str, recipe: Path, tmp_path: Path) -> None:
     shown = run(recipe, tmp_path, f"run_{stage}.sh", "a.parquet", "b.parquet", "/model", "--cfg", "job")
     assert shown.returncode == 0, shown.stderr

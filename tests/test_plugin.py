@@ -15,16 +15,13 @@ import ray
 from test_platform_gaps import clean_environment
 
 LOOK = """
-import json, os, sys, time
-started = time.perf_counter()
+import json, os, sys
 import verl
-seconds = time.perf_counter() - started
 modules = sorted(sys.modules)
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 from verl.plugin.platform import get_platform
 import torch
 print(json.dumps({
-    "seconds": seconds,
     "modules": modules,
     "loops": _agent_loop_registry,
     "platform": get_platform().device_name,
@@ -53,11 +50,11 @@ def test_it_is_found_by_its_entry_point() -> None:
 
 
 def test_importing_verl_registers_everything_at_little_cost(tmp_path: Path) -> None:
-    """In any folder; and what it imports beyond verl itself is this package's few small files and wrapt."""
-    # In turns, so that a busy machine slows both: the faster of each is compared.
-    without, with_it, without_again, with_it_again = (
-        look(tmp_path, **environment) for environment in ({"VERL_USE_EXTERNAL_PLUGINS": "none"}, {}) * 2
-    )
+    """In any folder; and what it imports beyond verl itself is this package's few small files and wrapt.
+
+    `benchmarks/import_time.py` measures the seconds.
+    """
+    without, with_it = (look(tmp_path, **environment) for environment in ({"VERL_USE_EXTERNAL_PLUGINS": "none"}, {}))
     assert with_it["loops"]["act_env"] == {"_target_": "verl_act.rollout.agent_loop.ActEnvAgentLoop"}
     assert "act_env" not in without["loops"]
     assert with_it["platform"] == "cpu"
@@ -68,11 +65,6 @@ def test_importing_verl_registers_everything_at_little_cost(tmp_path: Path) -> N
     ours = {name for name in added if name.startswith("verl_act")}
     assert {name for name in ours if not name.startswith("verl_act.platform")} == {"verl_act", "verl_act.plugin"}
     assert "vllm" not in with_it["modules"]
-
-    fastest = min(without["seconds"], without_again["seconds"]), min(with_it["seconds"], with_it_again["seconds"])
-    ratio = fastest[1] / fastest[0]
-    print(f"import verl: {fastest[0]:.2f} s, with the plugin {fastest[1]:.2f} s, ratio {ratio:.3f}")
-    assert ratio < 1.25
 
 
 @pytest.mark.parametrize(
@@ -87,16 +79,27 @@ def test_a_broken_plugin_is_loud(sabotage: str, tmp_path: Path) -> None:
     assert "Traceback" in shown.stderr
 
 
+FIRST = """
+import os
+import ray, torch, transformers  # what takes the time, once
+for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset", "verl_act.platform"):
+    if not os.fork():
+        __import__(first)
+        from verl.experimental.agent_loop import agent_loop
+        print(first, sorted(name for name in agent_loop._agent_loop_registry if name.startswith("act")), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 def test_the_agent_loop_is_registered_in_whatever_order_modules_are_imported(tmp_path: Path) -> None:
-    show = "print(sorted(name for name in agent_loop._agent_loop_registry if name.startswith('act')))"
-    for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset", "verl_act.platform"):
-        code = f"import {first}\nfrom verl.experimental.agent_loop import agent_loop\n{show}"
-        shown = run_python(code, tmp_path)
-        assert "['act_env']" in shown.stdout, shown.stderr
-        assert "could not register" not in shown.stderr
+    shown = run_python(FIRST, tmp_path)
+    assert [line.partition(" ")[2] for line in shown.stdout.splitlines()] == ["['act_env']"] * 4, shown.stderr
+    assert "could not register" not in shown.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_it_is_registered_in_a_ray_worker(tmp_path: Path) -> None:
     """Workers are started by Ray's own processes, not by our import: they find the entry point themselves."""
 

@@ -17,6 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 from test_platform_gaps import clean_environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 DIFFERENCES = """
 import json, os, sys
@@ -75,7 +77,10 @@ FILES = ("data.train_files=pairs.parquet", "data.val_files=pairs.parquet")
 
 @pytest.mark.parametrize(
     "groups",
-    [("+act=critic",), ("+act=action", "+act/env=webshop", "+act/device=cpu"), ("+act=action_ppo",), ("+act=mix",)],
+    [
+        ("+act=action", "+act/env=webshop", "+act/device=cpu"),
+        *(pytest.param((f"+act={name}",), marks=pytest.mark.nightly) for name in ("critic", "action_ppo", "mix")),
+    ],
     ids="".join,
 )
 def test_verls_own_command_takes_our_groups(groups: tuple[str, ...], installed: Path, tmp_path: Path) -> None:
