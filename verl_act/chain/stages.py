@@ -135,6 +135,7 @@ def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: st
         "++data.act.episode.env_settings": env_settings(recipe, out),
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.rollout.max_model_len": recipe.max_model_len,
+        **(_episode_limits(recipe) if kind == "action" and recipe.action.data == "episodes" else {}),
         **flat(stage.overrides),
     }
     if "action_ppo" in " ".join(stage.config):
@@ -145,6 +146,19 @@ def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: st
         *(f"{key}={hydra_value(value)}" for key, value in settings.items()),
     ]
     return Stage(folder.name, command, folder, [*train, *valid, *model_input(recipe, model)], trains=True)
+
+
+def _episode_limits(recipe: Recipe) -> dict[str, int]:
+    """Those of the evaluation, so that a policy is trained to do what it is measured on."""
+    return {
+        "data.act.episode.max_turns": recipe.evaluate.max_turns,
+        "data.act.episode.max_tokens_per_turn": max_tokens(recipe),
+    }
+
+
+def max_tokens(recipe: Recipe) -> int:
+    """What a reply may take in an evaluation."""
+    return recipe.evaluate.max_tokens or recipe.alternatives.max_tokens
 
 
 def model_input(recipe: Recipe, model: str) -> list[Path]:
@@ -193,7 +207,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "temperature": recipe.evaluate.temperature,
         "max_turns": recipe.evaluate.max_turns,
         "actors": recipe.evaluate.actors,
-        "max_tokens": recipe.evaluate.max_tokens or recipe.alternatives.max_tokens,
+        "max_tokens": max_tokens(recipe),
         "reasoning_max_tokens": recipe.evaluate.reasoning_max_tokens,
         "max_model_len": recipe.max_model_len,
         "engine_options": {**recipe.engine_options, **recipe.evaluate.engine_options},

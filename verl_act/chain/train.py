@@ -27,7 +27,7 @@ from tqdm import tqdm
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.process import dies_with_parent
 from verl_act.chain.stages import Stage
-from verl_act.errors import EngineError
+from verl_act.errors import ConfigError, EngineError
 from verl_act.manifest import atomic_folder, digest
 from verl_act.merge_lora import merge_lora
 
@@ -161,15 +161,37 @@ def _last_step_saved(work: Path, command: Sequence[str]) -> bool:
 
 
 def _prepare(work: Path, stage: Stage) -> None:
-    """Leave in `work` only what an attempt with this command and these contents of its inputs has left there."""
+    """Leave in `work` only what an attempt with these arguments and these contents of its inputs has left there.
+
+    Raises `ConfigError` where checkpoints of another attempt would be lost.
+    """
     # A missing input is verl's to report: the command need not read it.
     inputs = {str(path): digest(path) for path in stage.inputs if path.exists()}
-    wanted = json.dumps({"command": list(stage.command), "inputs": inputs})
+    wanted = {"arguments": list(stage.command[1:]), "inputs": inputs}
     stamp = work / "stage.json"
-    if work.exists() and not (stamp.exists() and stamp.read_text() == wanted):
-        shutil.rmtree(work)  # another configuration or other data: its checkpoints must not be resumed
+    found = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if found != wanted and work.exists():
+        if saved := sorted((work / "checkpoints").glob("global_step_*"), key=_step_of):
+            raise ConfigError(
+                f"stage {stage.name!r} has checkpoints up to {saved[-1]} from another configuration or other data "
+                f"({_changes(found, wanted)}). Give the former settings to go on from there, or delete {work} to start "
+                "anew, or choose another --out."
+            )
+        shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(wanted)
+    stamp.write_text(json.dumps(wanted))
+
+
+def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What differs between two stamps."""
+    before, now = found.get("arguments", []), wanted["arguments"]
+    inputs = found.get("inputs", {})
+    changes = [
+        *(f"now {word}" for word in now if word not in before),
+        *(f"then {word}" for word in before if word not in now),
+        *(f"{path} has changed" for path, digest_then in inputs.items() if wanted["inputs"].get(path) != digest_then),
+    ]
+    return "; ".join(changes) or "their order"
 
 
 def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:

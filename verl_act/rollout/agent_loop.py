@@ -118,6 +118,11 @@ class _TokenPolicy(ABC):
     async def written(self, context: Context) -> str | None:
         """What the model has written."""
 
+    def turn_limit(self, room: int) -> int:
+        """The tokens of one reply where there is room for so many."""
+        limit = self.settings.max_tokens_per_turn
+        return room if limit is None else min(limit, room)
+
     async def fresh_prompt(self, messages: list[Message]) -> list[int]:
         """Token ids of a prompt, however many: verl's own method would cut the left off, where the goal stands."""
         builder = self.agent_loop.continuous_token_builder
@@ -216,8 +221,7 @@ class StepwisePolicy(_TokenPolicy):
         prompt_ids = await self.fresh_prompt(messages)
         if not self.fits(prompt_ids, context):
             return None
-        limit = min(self.settings.max_tokens_per_turn, self.agent_loop.rollout_config.response_length)
-        reply = await self.generate(prompt_ids, limit)
+        reply = await self.generate(prompt_ids, self.turn_limit(self.agent_loop.rollout_config.response_length))
         self.samples.append(_Sample(prompt_ids))
         self.samples[-1].take(reply)
         return await self.text(reply.token_ids)
@@ -236,9 +240,7 @@ class ConcatPolicy(_TokenPolicy):
             return None
         sample = self.samples[0]
         room = self._limit() - len(sample.response_ids)
-        reply = await self.generate(
-            sample.prompt_ids + sample.response_ids, min(self.settings.max_tokens_per_turn, room)
-        )
+        reply = await self.generate(sample.prompt_ids + sample.response_ids, self.turn_limit(room))
         sample.take(reply)
         text = await self.text(reply.token_ids)
         self.messages = [*self.messages, {"role": "assistant", "content": text}]

@@ -22,17 +22,17 @@ class Mode(StrEnum):
 class EpisodeSettings:
     """Limits and reward of an episode, and the size of the environment pool.
 
-    `max_tokens_per_turn` bounds one reply; the whole episode is bounded by `data.max_response_length` in concat
-    mode, and each prompt by `data.max_prompt_length`. Timeouts are in seconds. An actor that has grown beyond
-    `max_memory_mb` is replaced, and its episodes are replayed. The reward of an episode is
-    `success_reward` where the goal was met, plus `score_reward` times the environment's own score, the sum of its
-    rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and `malformed_penalty` (both
-    usually negative or zero) for each such turn.
+    `data.max_response_length` bounds a reply in stepwise mode and the whole episode in concat mode, where
+    `max_tokens_per_turn` keeps one reply from taking all of it; `data.max_prompt_length` bounds each prompt. Timeouts
+    are in seconds. An actor that has grown beyond `max_memory_mb` is replaced, and its episodes are replayed. The
+    reward of an episode is `success_reward` where the goal was met, plus `score_reward` times the environment's own
+    score, the sum of its rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and
+    `malformed_penalty` (both usually negative or zero) for each such turn.
     """
 
     mode: Mode = Mode.STEPWISE
     max_turns: int = 50
-    max_tokens_per_turn: int = 512
+    max_tokens_per_turn: int | None = None
     success_reward: float = 1.0
     score_reward: float = 0.0
     inadmissible_penalty: float = 0.0
@@ -46,5 +46,5 @@ class EpisodeSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", Mode(self.mode))
         for name in ("max_turns", "max_tokens_per_turn"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.act.episode.{name} is {getattr(self, name)}; an episode needs at least 1.")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"data.act.episode.{name} is {value}; an episode needs at least 1.")
