@@ -17,8 +17,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from verl_act.data_prep.pairing import PairSettings, make_pairs, rank
+from verl_act.data_prep.pairing import PairSettings, make_pairs
 from verl_act.data_prep.proposals import POLICY
+from verl_act.draw import draw_key
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
@@ -119,7 +120,8 @@ def _sampled(
 def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Counter[str]) -> list[Pair]:
     """Leave out inadmissible alternatives at random until their share of the pairs is within the bound."""
     refused = sorted(
-        (pair for pair in pairs if not pair.alternative_admissible), key=lambda pair: rank(settings.seed, pair.pair_id)
+        (pair for pair in pairs if not pair.alternative_admissible),
+        key=lambda pair: draw_key(settings.seed, pair.pair_id),
     )
     share = settings.max_inadmissible_share
     if share == 1:

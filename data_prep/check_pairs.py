@@ -6,10 +6,11 @@ shown, with the template and in the order that training would use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from verl_act.data.order import expert_positions
 from verl_act.data_prep import giveaways
@@ -72,12 +73,14 @@ def check_pairs(
     held_out: Sequence[str | PathLike[str]] = (),
     *,
     template: str = "cot",
+    template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     bounds: AuditBounds | None = None,
 ) -> AuditReport:
     """Audit pair files that are trained on together; none of their tasks may be in `held_out`, other files of pairs.
 
-    `template` and `seed` are those of `data.act`. Raises `DataError` where a file cannot be read or holds no pairs.
+    `template`, its options and `seed` are those of `data.act`. Raises `DataError` where a file cannot be read or holds
+    no pairs.
     """
     if isinstance(files, str | PathLike):
         raise ConfigError(f"files is {files!r}; give a list of pair files.")
@@ -90,7 +93,7 @@ def check_pairs(
         *_each(pairs),
         _repeats(pairs),
         _balance(pairs, seed, bounds),
-        _label_words(pairs, get_template(template)),
+        _label_words(pairs, get_template(template, **(template_options or {}))),
         _length(pairs, bounds),
         _verb(pairs, bounds),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from verl_act.data_prep.probe import Judgement, Prober, leave_out
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
+from verl_act.draw import draw_key
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import ConfigError, EnvError
 from verl_act.parse import match_action
@@ -74,7 +74,7 @@ def make_pairs(
         trajectories.setdefault(step.trajectory_id, []).append(step)
     names = list(trajectories)
     if settings.limit is not None:
-        names.sort(key=lambda name: rank(settings.seed, name))
+        names.sort(key=lambda name: draw_key(settings.seed, name))
     probers: dict[str, Prober] = {}
     try:
         for name in tqdm(names, desc="building pairs", unit="trajectory", mininterval=1.0):
@@ -179,8 +179,3 @@ def _pair(step: Step, kept: Sequence[tuple[Proposal, Judgement]], sampled: Alter
         margin=min(margins) if len(margins) == len(kept) else None,
         inferable=step.inferable,
     )
-
-
-def rank(seed: int, name: str) -> bytes:
-    """A random order of names that depends on nothing but `seed`: sort by it."""
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

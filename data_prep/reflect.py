@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.probe import Prober, leave_out
-from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
+from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import DataError, EnvError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
@@ -90,7 +91,14 @@ def reflect(
         write_rows(Path(folder) / FILE_NAME, rows, REFLECTION)
         manifest = make_manifest(
             "reflect",
-            settings={"engine": engine.model, "sampling": str(sampling), "template": template},
+            settings={
+                "engine": asdict(engine),
+                "model_digest": model_digest(engine.model),
+                "sampling": asdict(sampling),
+                "template": template,
+                "template_options": dict(template_options or {}),
+                "env_settings": dict(env_settings or {}),
+            },
             inputs=[*trajectories, *pairs],
             counts={**counts, "reflections": len(rows), "empty": len(tried) - len(rows)},
             seed=seed,

@@ -11,6 +11,7 @@ import asyncio
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from verl_act.draw import draw_key
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import atomic_folder, digest, make_manifest, write_manifest
@@ -44,11 +46,12 @@ def sample_alternatives(
     """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in the trajectories' order) and a
     manifest.
 
-    `limit` takes the first states only. `workers` engines on a Ray cluster (0: one, in this process). The same seed and
-    engine give the same replies, however often the run was interrupted.
+    `limit` bounds the states of each split: whole trajectories are drawn, first those that `build_pairs` with a limit
+    and the same seed takes first, until there are so many. `workers` engines on a Ray cluster (0: one, in this
+    process). The same seed and engine give the same replies, however often the run was interrupted.
     """
     started = time.monotonic()
-    steps = read_steps(trajectories)[:limit]
+    steps = some_of_each_split(read_steps(trajectories), limit, seed)
     if not steps:
         raise DataError(
             f"{', '.join(map(str, trajectories))}: no expert states to sample at; collect trajectories first."
@@ -92,6 +95,19 @@ def sample_alternatives(
         )
         write_manifest(folder, manifest)
     shutil.rmtree(shards_folder)
+
+
+def some_of_each_split(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:
+    """The steps of so many trajectories that each split has `limit` states, or all that it has; in their order."""
+    if limit is None:
+        return list(steps)
+    counts = Counter((step.split, step.trajectory_id) for step in steps)
+    drawn, states = set(), Counter[str]()
+    for split, name in sorted(counts, key=lambda found: draw_key(seed, found[1])):
+        if states[split] < limit:
+            drawn.add((split, name))
+            states[split] += counts[split, name]
+    return [step for step in steps if (step.split, step.trajectory_id) in drawn]
 
 
 class Sampler:

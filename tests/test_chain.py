@@ -101,6 +101,13 @@ def training(recipe: Recipe, out: Path) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages(recipe, out) if stage.trains}
 
 
+def test_the_audit_sees_pairs_as_they_will_be_shown(tmp_path: Path) -> None:
+    recipe = load_recipe("webshop/full", ["audit={length: 0.9}", "alternatives.limit=12"])
+    planned = {stage.name: " ".join(map(str, stage.command)) for stage in stages(recipe, tmp_path)}
+    assert '--bounds {"length": 0.9}' in planned["audit"] and "admissible_in_choice" in planned["audit"]
+    assert "--limit 12" in planned["alternatives"]
+
+
 def test_live_episodes_are_trained_within_the_limits_they_are_evaluated_in(tmp_path: Path) -> None:
     changes = ["action.data=episodes", "evaluate.max_turns=7", "evaluate.max_tokens=9"]
     command = training(load_recipe("alfworld/quickstart", changes), tmp_path)["action"].command

@@ -1,17 +1,21 @@
 """Pairs from real games: what is built, what is left out, and planted faults that the audit must find."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from samples import make_context, make_pair
+from typer.testing import CliRunner
 
+from verl_act.__main__ import app
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.check_pairs import AuditReport, check_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.probe import Prober, ReplayError
+from verl_act.data_prep.sample_alternatives import some_of_each_split
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
@@ -82,6 +86,23 @@ def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, r
     assert {pair.alternative_action for pair in refused} == {"fly away"}
     assert counts["pairs_inadmissible"] == len(refused) > 0
     check_pairs([tmp_path / "pairs" / "pairs.parquet"]).raise_for_errors()
+
+
+def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
+    games: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    steps = read_steps([trajectories])
+    sampled = some_of_each_split(steps, 20, seed=3)
+    names = {step.trajectory_id for step in sampled}
+    assert sampled == [step for step in steps if step.trajectory_id in names], "whole trajectories, in their order"
+    shortest = min(Counter(step.trajectory_id for step in sampled).values())
+    assert len(sampled) >= 20 and len(sampled) - shortest < len(steps) and len(names) < 12
+    assert some_of_each_split(steps, None, seed=3) == steps
+    assert {step.trajectory_id for step in some_of_each_split(steps, 20, seed=4)} != names
+    settings = {"env_settings": _settings(games), "source": "admissible", "seed": 3, "limit": 10}
+    build_pairs(tmp_path / "pairs", [trajectories], **settings)
+    states = {step.state_id for step in sampled}
+    assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
 
 
 def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tmp_path: Path) -> None:
@@ -386,6 +407,18 @@ def test_a_planted_fault_is_found(check: str, tmp_path: Path) -> None:
     assert check in {finding.check for finding in report.errors}
     with pytest.raises(DataError, match=check):
         report.raise_for_errors()
+
+
+def test_what_the_audit_allows_is_an_option(tmp_path: Path) -> None:
+    longer = [make_pair(number) for number in range(40)]
+    write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in longer], PAIR)
+    command = ["check-pairs", "--pairs", str(tmp_path / "pairs.parquet")]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    assert CliRunner().invoke(app, [*command, "--bounds", '{"length": 1.0}']).exit_code == 0
+    told = CliRunner().invoke(app, [*command, "--template", "compact", "--template-options", '{"colour": 1}'])
+    assert isinstance(told.exception, ConfigError) and "colour" in str(told.exception)
+    unknown = CliRunner().invoke(app, [*command, "--bounds", '{"lenght": 1.0}'])
+    assert "there are length, verb, imbalance" in str(unknown.exception)
 
 
 def test_a_task_that_is_held_out_is_found(tmp_path: Path) -> None:

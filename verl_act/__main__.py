@@ -147,7 +147,9 @@ def sample_alternatives(
     template_options: TemplateOptions = "{}",
     engine_options: EngineOptions = "{}",
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(help="the first so many states; without it, all")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="whole trajectories drawn until a split has so many states; without it, all")
+    ] = None,
     workers: Annotated[int, typer.Option(help="engines on a Ray cluster; 0: one engine here, without Ray")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each of those engines")] = 1,
 ) -> None:
@@ -213,12 +215,24 @@ def check_pairs(
     pairs: Files,
     held_out: Annotated[list[Path] | None, typer.Option()] = None,
     template: TemplateName = "cot",
+    template_options: TemplateOptions = "{}",
     seed: Seed = 0,
+    bounds: Annotated[
+        str, typer.Option(metavar="JSON", help="length, verb and imbalance: what the audit allows")
+    ] = "{}",
 ) -> None:
     """Audit pairs for leakage, imbalance and give-aways; exits with 1 where it finds an error."""
+    from verl_act.data_prep.check_pairs import AuditBounds
     from verl_act.data_prep.check_pairs import check_pairs as run
 
-    report = run(pairs, held_out or (), template=template, seed=seed)
+    report = run(
+        pairs,
+        held_out or (),
+        template=template,
+        template_options=_object(template_options, "--template-options"),
+        seed=seed,
+        bounds=AuditBounds(**_keywords(bounds, "--bounds", AuditBounds)),
+    )
     typer.echo(report.table())
     raise typer.Exit(1 if report.errors else 0)
 

@@ -72,10 +72,14 @@ class SamplingRecipe:
 
 @dataclass
 class AlternativesRecipe(SamplingRecipe):
-    """`workers` engines of `gpus_per_worker` on a Ray cluster or on this machine's Ray; 0: one engine, without Ray."""
+    """`workers` engines of `gpus_per_worker` on a Ray cluster or on this machine's Ray; 0: one engine, without Ray.
+
+    `limit` draws trajectories until a split has so many states; null takes all.
+    """
 
     workers: int = 0
     gpus_per_worker: float = 1
+    limit: int | None = None
 
 
 @dataclass
@@ -140,7 +144,8 @@ class Recipe:
     """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings.
 
     `workers` processes make games and play the expert. `chat_template_kwargs` are for prompts in sampling, training and
-    evaluation alike: `{enable_thinking: false}`.
+    evaluation alike: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`, `audit` the bounds of
+    `check-pairs`.
     """
 
     env: str = "alfworld"
@@ -159,6 +164,7 @@ class Recipe:
     expert: ExpertRecipe = field(default_factory=ExpertRecipe)
     alternatives: AlternativesRecipe = field(default_factory=AlternativesRecipe)
     pairs: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
     critic: TrainRecipe = field(default_factory=TrainRecipe)
     action: TrainRecipe = field(default_factory=TrainRecipe)
     il: TrainRecipe = field(default_factory=TrainRecipe)

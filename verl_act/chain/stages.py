@@ -51,6 +51,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         "n": recipe.alternatives.n,
         "temperature": recipe.alternatives.temperature,
         "max_tokens": recipe.alternatives.max_tokens,
+        "limit": recipe.alternatives.limit,
         "workers": recipe.alternatives.workers or None,
         "gpus_per_worker": recipe.alternatives.gpus_per_worker if recipe.alternatives.workers else None,
         "max_model_len": recipe.max_model_len,
@@ -74,7 +75,13 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         command = act_command("build-pairs", folder, options)
         found.append(Stage(f"pairs {split}", command, folder, [*files, *sources]))
     audited = [pairs_file(out, split) for split in all_splits(recipe)]
-    options = {"pairs": audited[:1], "held_out": audited[1:], "template": recipe.prompt.template, "seed": recipe.seed}
+    options = {
+        "pairs": audited[:1],
+        "held_out": audited[1:],
+        "seed": recipe.seed,
+        "bounds": recipe.audit,
+        **prompt_options(recipe),
+    }
     found.append(Stage("audit", act_command("check-pairs", None, options), audited[0], audited))
     for name, splits, limit in (
         ("train", [recipe.train_split], None),

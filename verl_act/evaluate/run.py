@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from verl_act.data_prep.pairing import rank
+from verl_act.draw import draw_key
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -221,7 +221,7 @@ def some_of_each_split(records: Sequence[_Record], limit: int | None, name: Call
     kept = {
         id(record)
         for members in splits.values()
-        for record in sorted(members, key=lambda record: rank(0, name(record)))[:limit]
+        for record in sorted(members, key=lambda record: draw_key(0, name(record)))[:limit]
     }
     return [record for record in records if id(record) in kept]
 
