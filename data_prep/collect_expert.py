@@ -7,6 +7,7 @@ and the environment's planner says how far the goal still is; both decide later 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import time
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -25,9 +26,11 @@ from tqdm import tqdm
 
 from verl_act.envs.base import Environment, EnvSpec, Expert, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.errors import ActError, ConfigError, DataError, EnvError
 from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
+
+logger = logging.getLogger(__name__)
 
 TRAJECTORIES = "trajectories.parquet"
 DROPPED = "dropped.jsonl"
@@ -176,6 +179,14 @@ class _Player:
             return [replace(step, verified=True) for step in steps]
         except EnvError as error:
             return _Dropped("error", str(error))
+        except ActError:
+            raise
+        except Exception as error:  # of somebody's environment or expert: hours of others' trajectories are not lost
+            logger.warning("%s is left out.", task, exc_info=True)
+            with suppress(Exception):
+                self.close()
+            del self._stage  # in a state that nobody knows
+            return _Dropped("error", f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         for environment in self._stage[:2]:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -246,10 +247,55 @@ def test_an_environment_that_replays_differently_is_never_stepped_in_that_state(
     asyncio.run(run())
 
 
+def test_a_cancelled_start_leaves_no_environment_behind(settings: dict[str, str]) -> None:
+    async def run() -> tuple[int, int]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        await (await pool.open(task(0))).close()
+        cancelled = asyncio.create_task(pool.open(task(1)))
+        await asyncio.sleep(0)
+        while not pool._hosts[0].turn.locked():
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        with suppress(asyncio.CancelledError):
+            await cancelled
+        actor = pool._hosts[0]._actor
+        assert actor is not None
+        return ray.get(actor.__ray_call__.remote(lambda host: len(host._playing))), pool._hosts[0].episodes
+
+    assert asyncio.run(run()) == (0, 0)
+
+
+def test_a_replay_may_take_as_long_as_the_steps_in_it(settings: dict[str, str]) -> None:
+    async def run() -> str:
+        pool = EnvPool(fragile_env.NAME, settings, step_timeout=fragile_env.SLOW * 1.6, reset_timeout=4)
+        session = await pool.open(task(0))
+        for _ in range(4):  # more than both time-outs together
+            await session.step("slow")
+        pool._hosts[0].discard()
+        return (await session.step("add")).observation
+
+    assert asyncio.run(run()) == "t0: 5"
+
+
+def test_an_actor_with_many_more_episodes_than_another_gets_no_more(settings: dict[str, str]) -> None:
+    async def run() -> tuple[list[int], list[int]]:
+        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        group = [await pool.open(Task(fragile_env.NAME, "train", "same", "")) for _ in range(30)]
+        shared = sorted(host.episodes for host in pool._hosts)
+        for session in group:
+            await session.close()
+            await session.close()
+        return shared, [host.episodes for host in pool._hosts]
+
+    shared, left = asyncio.run(run())
+    assert shared in ([0, 30], [11, 19]) and left == [0, 0]
+
+
 def test_an_actor_that_has_grown_too_large_is_replaced(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("verl_act.envs.pool._GROWN_AFTER", 1)
+    monkeypatch.setattr("verl_act.envs.pool._MEMORY_EVERY", 0)
 
     async def run() -> tuple[list[float], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=fragile_env.LEAK_MB)

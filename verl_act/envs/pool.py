@@ -43,6 +43,10 @@ _PREPARE_SECONDS = 3600.0
 _TOGETHER = 8
 """Steps in one call, at most: its answers come with the last of them."""
 _MEMORY_SECONDS = 60.0
+_MEMORY_EVERY = 5.0
+"""Seconds: an actor reads the whole process table to know what it holds."""
+_LEAN = 8
+"""So many more episodes than on the other of its two actors, and a task goes there."""
 _OTHERS_SECONDS = 3600.0
 """What a caller waits beyond a time-out: its call may stand behind those of other processes, or while they prepare."""
 
@@ -66,8 +70,8 @@ class EnvPool:
     """Opens episodes of one environment on shared actors. Belongs to the event loop that uses it.
 
     All callers of a Ray job that ask for the same environment and settings share the actors, which are started when
-    first needed and end with the job. A task always goes to the same actor, so that one loads a game once for its
-    whole group.
+    first needed and end with the job. A task goes to the same actor, which then loads its game once for a whole group,
+    or to a second one where the first has many more episodes of this caller's.
     """
 
     def __init__(
@@ -119,15 +123,23 @@ class EnvPool:
 
     async def open(self, task: Task) -> EnvSession:
         """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out."""
-        host = self._hosts[zlib.crc32(task.task_id.encode()) % len(self._hosts)]
+        host = self._host_of(task)
         session = EnvSession(self, host, task)
         try:
             await session.start()
+            await host.keep_within(self.max_memory_mb)
         except EnvError:
             await session.close()
             raise
-        await host.keep_within(self.max_memory_mb)
+        except BaseException:  # cancelled
+            session.abandon()
+            raise
         return session
+
+    def _host_of(self, task: Task) -> _Host:
+        name = task.task_id.encode()
+        first, second = (self._hosts[zlib.crc32(salt + name) % len(self._hosts)] for salt in (b"", b"second:"))
+        return second if first.episodes > second.episodes + _LEAN else first
 
     def shares(self, host: _Host) -> bool:
         """Whether `host` serves other episodes too."""
@@ -168,6 +180,8 @@ class EnvSession:
         self._generation: int | None = None
         self._actions: list[str] = []
         self._shown: Observation | StepResult | None = None
+        self._counted_on: _Host | None = host
+        host.episodes += 1
 
     async def start(self) -> None:
         """Reset the environment; called by `EnvPool.open`."""
@@ -192,11 +206,25 @@ class EnvSession:
 
     async def close(self) -> None:
         """Free the environment for the next episode; never raises for an actor that is gone."""
+        self._uncount()
         if not self._pool.shares(self._host):
             self._host.discard()
             return
         async with self._host.turn:
             await self._leave()
+
+    def abandon(self) -> None:
+        """As `close`, without waiting: a reset whose caller was cancelled goes on, and would never be closed."""
+        self._uncount()
+        if self._pool.shares(self._host):
+            self._host.forget(self._pool.step_timeout, self._episode)
+        else:
+            self._host.discard()
+
+    def _uncount(self) -> None:
+        if self._counted_on is not None:
+            self._counted_on.episodes -= 1
+            self._counted_on = None
 
     async def _leave(self) -> None:
         if self._generation == self._host.generation:
@@ -245,8 +273,9 @@ class EnvSession:
             raise
 
     async def _replay(self) -> Observation | StepResult:
-        timeout = self._pool.reset_timeout + (self._pool.step_timeout if self._actions else 0)
-        shown = await self._host.call(timeout, "play", self._episode, self._task, self._actions)
+        shown = await self._host.call(
+            self._pool.reset_timeout, "play", self._pool.step_timeout, self._episode, self._task, self._actions
+        )
         self._generation = self._host.generation
         return shown
 
@@ -281,7 +310,10 @@ class _Host:
         self._actor: ActorHandle | None = None
         self.generation = 0
         self.turn = asyncio.Lock()
+        self.episodes = 0
+        """This caller's, open on it."""
         self.memory_mb = 0.0
+        self._asked_at = 0.0
         self._served = 0
         self._waiting: list[_Waiting] = []
 
@@ -352,14 +384,19 @@ class _Host:
         async with self.turn:
             if self._actor is None:
                 return
+            self._served += 1
+            if self._served > 1 and time.monotonic() - self._asked_at < _MEMORY_EVERY:
+                return
             with suppress(_HostLost, EnvError):
                 self.memory_mb = await self._ask(_MEMORY_SECONDS, "memory_mb")
-            self._served += 1
+            self._asked_at = time.monotonic()
             if self.memory_mb <= limit_mb:
                 return
             if self._served > _GROWN_AFTER:
                 logger.warning("An environment process holds %.0f MB and is replaced.", self.memory_mb)
-                self._leave()  # not killed: other callers may be waiting for an answer
+                # Not killed, for other callers may be waiting for an answer. Where this one started it, Ray ends it all
+                # the same, and their episodes are replayed.
+                self._leave()
             elif self._served == 1:
                 logger.warning(
                     "An environment process holds %.0f MB, more than max_memory_mb=%.0f, with its first episodes "
@@ -367,6 +404,11 @@ class _Host:
                     self.memory_mb,
                     limit_mb,
                 )
+
+    def forget(self, timeout: float, episode: str) -> None:
+        """Close an episode once the actor has done what it was asked before; nobody waits for it."""
+        if self._actor is not None:
+            self._actor.close.remote(timeout, episode)
 
     def discard(self) -> None:
         """End the actor; the next call starts another."""
@@ -428,17 +470,24 @@ class _EnvHost:
                 prepare(**self._settings)
             self._prepared = True
 
-    def play(self, limit: float, episode: str, task: Task, actions: list[str]) -> Observation | StepResult:
-        """Start `episode` (again) and take `actions`; what the last of them, or else the reset, shows."""
+    def play(
+        self, limit: float, step_limit: float, episode: str, task: Task, actions: list[str]
+    ) -> Observation | StepResult:
+        """Start `episode` (again) and take `actions`; what the last of them, or else the reset, shows.
+
+        `limit` is for the reset, `step_limit` for each action.
+        """
         with _limited(limit):
             environment = self._playing.pop(episode, None) or (self._idle.pop() if self._idle else self._make())
-            try:
+        try:
+            with _limited(limit):
                 shown: Observation | StepResult = environment.reset(task)
-                for action in actions:
+            for action in actions:
+                with _limited(step_limit):
                     shown = environment.step(action)
-            except Exception:
-                _throw_away(environment)
-                raise
+        except Exception:
+            _throw_away(environment)
+            raise
         self._playing[episode] = environment
         return shown
 
