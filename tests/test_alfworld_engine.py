@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs import PddlEnv
 
+from verl_act.envs.alfworld import planner_library
 from verl_act.envs.alfworld.data import TASK_TYPES, list_games
 from verl_act.envs.alfworld.engine import Engine, Frame
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
@@ -104,6 +106,14 @@ def test_winning_ends_an_episode_and_the_step_limit_does_not_win_it(games: Path)
     last = [limited.step(action) for action in plan[:-1]][-1]
     assert last.done and not last.success and last.reward == 0.0
     assert not limited.step(plan[-1]).success
+
+
+def test_an_engine_copies_the_loaded_part_of_the_planner_alone(tmp_path: Path) -> None:
+    shipped = os.path.getsize(planner_library._WHOLE)
+    part = planner_library._loaded_part(planner_library._WHOLE)
+    assert os.path.getsize(part) < min(2_000_000, shipped / 10)
+    (tmp_path / "other").write_bytes(b"\xcf\xfa\xed\xfe, another system's")
+    assert planner_library._loaded_part(str(tmp_path / "other")) == str(tmp_path / "other")
 
 
 def test_engines_are_reused(games: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from verl_act.envs.alfworld.facts import Facts, Literal, assign, parse_atom
 from verl_act.envs.alfworld.game import CompiledGame, GameFile, Menu, compile_game, translate_for_planner
 from verl_act.envs.alfworld.grammar import Scene
+from verl_act.envs.alfworld.planner_library import load_library
 
 _NOTHING = "Nothing happens."
 _MENU_LIMIT = 4096
@@ -45,12 +46,12 @@ class EngineState:
 class Engine:
     """Plays one game at a time. Not thread-safe.
 
-    Each engine loads its own copy of the planner library (34 MB of temporary disk until the process ends, 1 MB of
-    memory), so engines are to be reused: `load` takes a millisecond.
+    Each engine loads its own copy of the planner library (1 MB of temporary disk until the process ends, and of
+    memory), so engines are to be reused.
     """
 
     def __init__(self) -> None:
-        self._library = fast_downward.load_lib()
+        self._library = load_library()
         for name, arguments, result in (("get_state_id", [], ctypes.c_int), ("set_state_id", [ctypes.c_int], None)):
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, result
