@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.collect_expert import TRAJECTORIES, play, replays
+from verl_act.data_prep.collect_expert import TRAJECTORIES
 from verl_act.data_prep.published import Published, Unreadable, read_published
-from verl_act.data_prep.published_tasks import FindTasks, Spell, speller, task_finder
-from verl_act.envs.base import Environment, EnvSpec, Expert, Task
+from verl_act.data_prep.published_tasks import FindTasks, advice, task_finder
+from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer, replaying
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
-from verl_act.schema import TRAJECTORY, Context, Step, write_rows
+from verl_act.schema import TRAJECTORY, write_rows
 
 REJECTED = "rejected.jsonl"
 
@@ -47,6 +47,7 @@ def import_trajectories(
     *,
     form: str = "eto",
     split: str | None = None,
+    workers: int = 1,
     env_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
@@ -55,170 +56,88 @@ def import_trajectories(
     `form` is one of `published.FORMATS`. With a `split`, rows of other splits are left out. `source` of the steps is
     the format's name. A step counts as inferable where an expert of the environment that knows the transcript alone
     would do the same for a reason in it; in ScienceWorld, which has no such expert, where the rules of its gold expert
-    say so; always where there is no expert at all.
+    say so; always where there is no expert at all. `workers` processes share the rows and do not change the result.
 
-    Raises `DataError` where a file cannot be read or no row is left, `ConfigError` for an unknown format, environment
-    or split.
+    Raises `DataError` where a file cannot be read or no row is left (the list of rejected rows is then written beside
+    `out`, as `<out>.rejected.jsonl`), `ConfigError` for an unknown format, environment or split, and `EnvError` where a
+    worker process dies.
     """
     started = time.monotonic()
     spec, settings = get_env(env), dict(env_settings or {})
     spec.check_settings(settings)
     if split is not None and split not in spec.splits:
         raise ConfigError(f"{env} has no split {split!r}; it has {', '.join(spec.splits)}.")
-    replayer = _Replayer(spec, settings, form, task_finder(env, settings), speller(env), split)
-    kept: dict[tuple[str, str], list[Step]] = {}
+    find = _Find(env, settings, task_finder(env, settings), split)
+    kept: dict[tuple[str, str], Replayed] = {}
     rejected: list[Rejected] = []
-    try:
-        for path, row in _rows(files, form, progress):
-            try:
-                steps = replayer.replay(row)
-                first = kept.setdefault((steps[0].split, steps[0].task_id), steps)
-                if first is not steps:
-                    raise _Refused("another row of this task is kept", steps[0].task_id)
-            except _Refused as refused:
+    with replaying(Replayer(env, settings, form), workers) as replay:
+        for path in files:
+            rows = list(read_published(Path(path), form))
+            outcomes = tqdm(replay(map(find, rows)), Path(path).name, len(rows), disable=not progress)
+            for row, outcome in zip(rows, outcomes, strict=True):
+                if isinstance(outcome, Replayed):
+                    first = outcome.steps[0]
+                    if kept.setdefault((first.split, first.task_id), outcome) is outcome:
+                        continue
+                    outcome = Refusal("another row of this task is kept", first.task_id)
                 task = row.task if isinstance(row, Published) else ""
-                rejected.append(Rejected(str(path), row.row, task, refused.kind, str(refused)))
-    finally:
-        replayer.close()
-    rows = len(kept) + len(rejected)
+                rejected.append(Rejected(str(path), row.row, task, outcome.kind, outcome.reason))
+    kinds = dict(sorted(Counter(row.kind for row in rejected).items()))
+    beside = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
     if not kept:
-        raise DataError(f"none of {rows} rows is left of {', '.join(map(str, files))}. {_first_reasons(rejected)}")
-    steps = [step for trajectory in kept.values() for step in trajectory]
+        told = f"none of {len(rejected)} rows is left of {', '.join(map(str, files))}"
+        if not rejected:
+            raise DataError(f"{told}: there is nothing in them. Download or write them again.")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        _write_list(beside, rejected)
+        counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        raise DataError(f"{told} ({counted}). {_first_reasons(rejected)} All are listed in {beside}.")
+    steps = [step for replayed in kept.values() for step in replayed.steps]
     manifest = make_manifest(
         "import_trajectories",
         settings={"env": env, "format": form, "split": split, "env_settings": settings},
         inputs=list(files),
         counts={
-            "rows": rows,
+            "rows": len(kept) + len(rejected),
             "trajectories": len(kept),
             "steps": len(steps),
-            "rejected": dict(sorted(Counter(row.kind for row in rejected).items())),
+            "thoughts_left_out": sum(replayed.thoughts_left_out for replayed in kept.values()),
+            "rejected": kinds,
         },
         seconds=time.monotonic() - started,
     )
     with atomic_folder(out) as folder:
         write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-        lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
-        (folder / REJECTED).write_text(lines, encoding="utf-8")
+        _write_list(folder / REJECTED, rejected)
         write_manifest(folder, manifest)
+    beside.unlink(missing_ok=True)  # of an earlier try, which left nothing
     return manifest
 
 
-def _rows(
-    files: Iterable[str | PathLike[str]], form: str, progress: bool
-) -> Iterable[tuple[str | PathLike[str], Published | Unreadable]]:
-    for path in files:
-        for row in tqdm(list(read_published(Path(path), form)), Path(path).name, disable=not progress):
-            yield path, row
+@dataclass(frozen=True, slots=True)
+class _Find:
+    """The tasks that a row may be about, of the split that is wanted."""
+
+    env: str
+    settings: Mapping[str, Any]
+    tasks_of: FindTasks
+    split: str | None
+
+    def __call__(self, row: Published | Unreadable) -> Candidates | Refusal:
+        if isinstance(row, Unreadable):
+            return Refusal("not in this format", row.reason)
+        if not (tasks := self.tasks_of(row)):
+            sought = row.task or " ".join(row.instruction.split())[:100]
+            told = advice(self.env, self.settings, row, found=False)
+            return Refusal("no such task in these data", f"{sought} ({told})" if told else sought)
+        if not (wanted := [task for task in tasks if self.split in (None, task.split)]):
+            return Refusal("of another split", f"not of {self.split}")
+        return row, wanted
+
+
+def _write_list(path: Path, rejected: Sequence[Rejected]) -> None:
+    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected), encoding="utf-8")
 
 
 def _first_reasons(rejected: Sequence[Rejected]) -> str:
     return "The first: " + "; ".join(f"row {row.row}: {row.reason}" for row in rejected[:3]) + "."
-
-
-class _Refused(Exception):
-    """A row is left out; `kind` is its reason without details."""
-
-    def __init__(self, kind: str, details: str = "") -> None:
-        super().__init__(f"{kind}: {details}" if details else kind)
-        self.kind = kind
-
-
-@dataclass
-class _Replayer:
-    """An environment that rows are played on, and another for the proof that they come out the same."""
-
-    spec: EnvSpec
-    settings: Mapping[str, Any]
-    source: str
-    find: FindTasks
-    spell: Spell
-    split: str | None
-
-    def __post_init__(self) -> None:
-        self._stage = [self.spec.make(**self.settings) for _ in range(2)]
-        self._judge = _judge(self.spec)
-
-    def close(self) -> None:
-        for environment in self._stage:
-            environment.close()
-
-    def replay(self, row: Published | Unreadable) -> list[Step]:
-        """The verified steps of a row. Raises `_Refused` where there are none."""
-        if isinstance(row, Unreadable):
-            raise _Refused("not in this format", row.reason)
-        tasks = self.find(row)
-        if not tasks:
-            raise _Refused("no such task in these data", row.task or row.instruction[:100])
-        if not (tasks := [task for task in tasks if self.split in (None, task.split)]):
-            raise _Refused("of another split", f"not of {self.split}")
-        refusals = []
-        for task in tasks:
-            try:
-                return self._play(row, task)
-            except _Refused as refused:
-                refusals.append(refused)
-        raise refusals[0]
-
-    def _play(self, row: Published, task: Task) -> list[Step]:
-        environment, fresh = self._stage
-        try:
-            steps = play(
-                environment, _Follower(row.actions, self.spell, self._judge, self.spec.name), task, source=self.source
-            )
-            alike = not steps[-1].success or replays(fresh, task, steps)
-        except _ActionsEnd as end:
-            raise _Refused("does not reach the goal", f"its {len(row.actions)} actions end before it") from end
-        except EnvError as error:
-            raise _Refused("cannot be played", str(error)) from error
-        if not steps[-1].success:
-            raise _Refused("does not reach the goal", f"it ends after {len(steps)} of {len(row.actions)} actions")
-        if not alike:
-            raise _Refused("does not replay alike")
-        return [replace(step, thought=row.thoughts[step.step], verified=True) for step in steps]
-
-
-class _ActionsEnd(EnvError):
-    """A row has no more actions, and its episode is not over."""
-
-
-@dataclass
-class _Follower:
-    """Plays given actions as an expert does."""
-
-    actions: Sequence[str]
-    spell: Spell
-    judge: Expert | None
-    env: str
-
-    def reset(self, task: Task) -> None:
-        if self.judge:
-            self.judge.reset(task)
-
-    def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        if len(context.history) >= len(self.actions):
-            raise _ActionsEnd
-        action = self.spell(self.actions[len(context.history)], context.admissible_actions, environment)
-        return action, self._inferable(action, context, environment)
-
-    def _inferable(self, action: str, context: Context, environment: Environment) -> bool:
-        if self.judge is None:
-            return self.env != "scienceworld" or _follows(action, context, environment)
-        try:
-            return self.judge.act(context, environment) == (action, True)
-        except EnvError:
-            return False
-
-
-def _judge(spec: EnvSpec) -> Expert | None:
-    """The environment's expert that acts on the transcript, if any: ScienceWorld's follows a path of its own."""
-    makers = () if spec.name == "scienceworld" else spec.experts.values()
-    return next((make() for make in makers), None)
-
-
-def _follows(action: str, context: Context, environment: Environment) -> bool:
-    from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
-    from verl_act.envs.scienceworld.experts import follows
-
-    assert isinstance(environment, ScienceWorldEnvironment)
-    return environment.reading(action)[1] and follows(action, context)

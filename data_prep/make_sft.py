@@ -30,16 +30,19 @@ def make_sft(
     *,
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> Manifest:
     """Write `out/sft.parquet` (schema SFT, the columns that verl's `MultiTurnSFTDataset` reads) and its manifest.
 
-    `model` gives the tokenizer, whose control tokens are kept out of the text. Rows are in an order drawn by `seed`:
-    verl's SFT trainer shuffles by a fixed seed of its own, so this is what makes two runs differ.
+    `model` gives the tokenizer, whose control tokens are kept out of the text. Rows of more than `max_length` tokens
+    are left out and counted: verl's SFT trainer would end at the first of them. Rows are in an order drawn by `seed`:
+    that trainer shuffles by a fixed seed of its own, so this is what makes two runs differ.
 
     Raises `DataError` where there is no row, or a reflection is of a state that is not in the trajectories.
     """
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code)
     steps = {step.state_id: step for step in read_steps(trajectories)}
     asked = get_template(template, **(template_options or {}))
     rows = [*_expert_rows(steps.values(), asked), *_reflection_rows(reflections, steps, asked)]  # type: ignore[arg-type]
@@ -49,18 +52,37 @@ def make_sft(
         )
     for row in rows:
         row["messages"] = as_plain_text(row["messages"], tokenizer)
+    asked_for = len(rows)
+    if max_length is not None:
+        rows = [row for row in rows if _tokens(row["messages"], tokenizer) <= max_length]
+        if not rows:
+            raise DataError(f"not one of {asked_for} rows has at most {max_length} tokens. Raise --max-length.")
     random.Random(seed).shuffle(rows)
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, SFT)
         manifest = make_manifest(
             "make_sft",
-            settings={"template": template, "template_options": dict(template_options or {})},
+            settings={
+                "template": template,
+                "template_options": dict(template_options or {}),
+                "max_length": max_length,
+            },
             inputs=[*trajectories, *reflections],
-            counts={"rows": len(rows), **Counter(row["source"] for row in rows)},
+            counts={
+                "rows": len(rows),
+                "too_long": asked_for - len(rows),
+                **Counter(row["source"] for row in rows),
+            },
             seed=seed,
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _tokens(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> int:
+    """Of a row as `verl_act.data.sft_dataset` encodes it."""
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
+    return len(tokenizer.encode(prompt + messages[-1]["content"], add_special_tokens=False)) + 1  # its end
 
 
 def _expert_rows(steps: Sequence[Step], template: Template) -> Iterator[dict[str, Any]]:

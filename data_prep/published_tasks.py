@@ -1,7 +1,10 @@
-"""Which of our tasks a published row plays, and how its actions are spelled today; one entry per environment."""
+"""Which of our tasks a published row plays, how its actions are spelled today, and which of its thoughts hold here; one
+entry per environment.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import defaultdict
@@ -27,6 +30,9 @@ FindTasks = Callable[[Published], Sequence[Task]]
 
 Spell = Callable[[str, Sequence[str], Environment], str]
 """An action in the environment's own wording, given the admissible ones."""
+
+Holds = Callable[[str, Published, str], bool]
+"""Whether a thought of a row is true of the goal that is played here."""
 
 _SCIENCEWORLD_ID = re.compile(r"(\d+)[_-](\d+)")
 # ETO numbers the tasks by the names of ScienceWorld's first version.
@@ -66,6 +72,7 @@ _SCIENCEWORLD_TASKS = (
 _NOT_IN_AGENTGYM = ("grow-", "inclined-plane-", "mendelian-genetics-")
 _BEFORE_INSTRUCTION = re.compile(r"Instruction:|Your task is to:")
 _AGENTGYM_ID = re.compile(r"sciworld_(\d+)")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def task_finder(env: str, settings: Mapping[str, Any]) -> FindTasks:
@@ -80,6 +87,32 @@ def task_finder(env: str, settings: Mapping[str, Any]) -> FindTasks:
 def speller(env: str) -> Spell:
     """How actions are respelled for `env`."""
     return {"alfworld": _spell_alfworld, "scienceworld": _spell_scienceworld}.get(env, _spell_as_listed)
+
+
+def thought_judge(env: str) -> Holds:
+    """Which thoughts hold for `env`; all, but for those on a price limit that WebShop drew otherwise."""
+    return {"webshop": _holds_in_webshop}.get(env, lambda thought, row, goal: True)
+
+
+def advice(env: str, settings: Mapping[str, Any], row: Published, *, found: bool) -> str:
+    """The setting to look at where `row` finds no task, or was `found` and does not win; empty where there is none."""
+    if env == "scienceworld" and (found or not row.task):
+        from verl_act.envs.scienceworld.data import EASY
+
+        used = settings.get("simplification", EASY)
+        other = json.dumps({"simplification": "" if used else EASY})
+        return (
+            f"played here with the simplification {used!r}: data made with another one need it, such as "
+            f"--env-settings '{other}'"
+        )
+    if env == "webshop" and not found:
+        used = settings.get("goals", "human")
+        other = json.dumps({"goals": "human" if used == "synthetic" else "synthetic"})
+        return (
+            f"looked for among the {used} goals: rows of the others need --env-settings '{other}', and all rows the "
+            "catalogue that they were made with"
+        )
+    return ""
 
 
 def _all_tasks(env: str, settings: Mapping[str, Any]) -> list[Task]:
@@ -137,10 +170,10 @@ def _alfworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
         by_path["/".join(PurePosixPath(task.task_id).parts[-2:])].append(task)
 
     def find(row: Published) -> Sequence[Task]:
-        if not row.task:
-            return by_sight(row.instruction)
         path = PurePosixPath(row.task.replace("\\", "/"))
         parts = path.parts[:-1] if path.suffix else path.parts
+        if len(parts) < 2:  # no path but a number of theirs, such as AgentGym's `alfworld_0`, or nothing
+            return by_sight(row.instruction) if row.instruction else ()
         return by_path.get("/".join(parts[-2:]), ())
 
     return find
@@ -195,10 +228,22 @@ def _asked(text: str) -> str:
     """An instruction without its price limit, which WebShop draws at random, and without the page around it."""
     from verl_act.envs.webshop.instruction import without_limit
 
+    return without_limit(_instruction(text)).strip(" .").lower()
+
+
+def _instruction(text: str) -> str:
+    """An instruction without the page around it."""
     text = _BEFORE_INSTRUCTION.split(text, maxsplit=1)[-1]
     parts = [part.strip() for part in re.split(r"\[SEP\]|\n", text)]
-    asked = next((part for part in parts if part), "")
-    return without_limit(asked.strip(" .")).strip(" .").lower()
+    return next((part for part in parts if part), "").strip(" .")
+
+
+def _holds_in_webshop(thought: str, row: Published, goal: str) -> bool:
+    """Not where the row was told another price limit and the thought names it: here it would be untrue."""
+    from verl_act.envs.webshop.instruction import price_limit
+
+    theirs = price_limit(_instruction(row.instruction))
+    return theirs in (None, price_limit(goal)) or theirs not in map(float, _NUMBER.findall(thought))
 
 
 _FINDERS: dict[str, Callable[[Sequence[Task], Mapping[str, Any]], FindTasks]] = {

@@ -24,6 +24,7 @@ from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, requ
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import atomic_folder, digest, make_manifest, write_manifest
 from verl_act.prompts import get_template
+from verl_act.ray_session import ray_session
 from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, write_rows
 
 FILE_NAME = "alternatives.parquet"
@@ -164,17 +165,18 @@ def _on_ray(
         return
     import ray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts states
     items = [{"number": number, "steps": json.dumps([step.to_row() for step in shards[number]])} for number in numbers]
-    sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Sampler,
-        fn_constructor_args=job,
-        batch_size=1,
-        num_gpus=gpus_per_worker,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-    )
-    for row in sampled.iter_rows():
-        yield int(row["number"]), json.loads(row["rows"])
+    with ray_session():
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts states
+        sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Sampler,
+            fn_constructor_args=job,
+            batch_size=1,
+            num_gpus=gpus_per_worker,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+        for row in sampled.iter_rows():
+            yield int(row["number"]), json.loads(row["rows"])
 
 
 def _open_shards(out: Path, settings: dict[str, Any]) -> Path:

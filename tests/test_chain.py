@@ -31,6 +31,7 @@ from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
 from verl_act.chain import train as train_module
 from verl_act.chain.check import _accelerators as accelerators
+from verl_act.chain.check import _checkpoints_gib, _disk
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.methods import method_stages
@@ -235,6 +236,20 @@ def test_the_check_passes_where_all_is_there(policy: Path, tmp_path: Path, capsy
     assert "wrong" not in shown
     for subject in ("versions", "device: cpu", "model", "prompt", "data: 5 games", "disk", "critic configuration"):
         assert f"ok    {subject}" in shown
+
+
+def test_the_check_knows_what_checkpoints_take(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    with (model / "model.safetensors").open("wb") as weights:
+        weights.truncate(2 * 8 * 10**9)  # eight billion in 16 bits, on no disk
+    recipe = load_recipe("alfworld/full", [f"model={model}"])
+    assert 300 < _checkpoints_gib(recipe) < 330, "two kept and one being written, of 112 GB each"
+    with pytest.raises(ConfigError, match=r"GiB free; at least \d{7} are needed"):
+        _disk(
+            load_recipe("alfworld/full", [f"model={model}", "critic.overrides.trainer.max_actor_ckpt_to_keep=9999"]),
+            tmp_path,
+        )
 
 
 def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

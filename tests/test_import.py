@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from verl_act.__main__ import app
 from verl_act.data_prep.collect_expert import play
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
+from verl_act.data_prep.replay_published import Replayer, replaying
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
-from verl_act.errors import ConfigError, DataError
+from verl_act.envs.webshop.instruction import price_limit
+from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import Step, read_steps
 
 Row = dict[str, Any]
@@ -95,6 +100,60 @@ def test_alfworld_rows_are_respelled_replayed_or_rejected(games: Path, tmp_path:
     assert manifest.counts["rows"] == 7 and sum(manifest.counts["rejected"].values()) == 6
 
 
+def begin(steps: Sequence[Step]) -> str:
+    """What ALFWorld tells first, in AgentGym's data."""
+    first = steps[0].context
+    told = f"{first.observation}\n\nYour task is to: {first.goal}"
+    return f"-= Welcome to TextWorld, ALFRED! =-\n\n{told}\nAVAILABLE ACTIONS: look"
+
+
+def test_agentgyms_alfworld_rows_are_known_by_how_they_begin(games: Path, tmp_path: Path) -> None:
+    """Their `item_id` is a number in AgentGym's own list, and no path."""
+    settings = {"data": str(games)}
+    won = expert_trajectories("alfworld", "train", 2, settings)
+    rows = [conversation(steps, {"item_id": f"alfworld_{at}"}, begin(steps), old_put) for at, steps in enumerate(won)]
+    rows.append(conversation(won[0], {"item_id": "alfworld_2"}, "You are in a castle. Your task is to: slay a dragon"))
+    import_trajectories(
+        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "alfworld", env_settings=settings, progress=False
+    )
+    found = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [(step.task_id, step.action) for step in found] == [
+        (step.task_id, step.action) for steps in won for step in steps
+    ]
+    assert rejections(tmp_path / "out") == {2: "no such task in these data: alfworld_2"}
+
+
+def test_workers_do_not_change_the_result(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    won = expert_trajectories("alfworld", "train", 3, settings)
+    rows = [{"task_id": steps[0].task_id, "actions": [step.action for step in steps]} for steps in won]
+    rows += [rows[0], {"task_id": "no/such", "actions": ["look"]}, {"task_id": rows[1]["task_id"], "actions": ["look"]}]
+    paths = [write(tmp_path / "rows.json", rows[:2]), write(tmp_path / "more.json", rows[2:])]
+    for name, workers in (("one", "1"), ("two", "2")):
+        options = ["--format", "actions", "--workers", workers, "--env-settings", json.dumps(settings)]
+        command = ["import-trajectories", "--out", str(tmp_path / name), *options, "alfworld", *map(str, paths)]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    for file in (TRAJECTORIES, REJECTED):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert rejections(tmp_path / "two").keys() == {1, 2, 3}
+    assert len(read_steps([tmp_path / "two" / TRAJECTORIES])) == sum(map(len, won))
+
+
+def test_a_worker_that_dies_is_told(games: Path, tmp_path: Path) -> None:
+    row = Published(0, "", "", ("look",), (None,))
+    settings = {"data": str(games)}
+    (task, *_) = get_env("alfworld").tasks("train", **settings)
+    replayer = Dying("alfworld", settings, "eto")
+    with replaying(replayer, 2) as replay, pytest.raises(EnvError, match=r"One of 2 worker processes was killed"):
+        list(replay([(row, [task])]))
+
+
+class Dying(Replayer):
+    def __call__(self, job: Any) -> Any:
+        os._exit(1)
+
+
 def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
     make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
     settings = {"data": str(tmp_path / "shop")}
@@ -112,7 +171,34 @@ def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
     )
     steps = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [step.action for step in steps] == [step.action for trajectory in won for step in trajectory]
-    assert set(rejections(tmp_path / "out")) == {2, 3}
+    reasons = rejections(tmp_path / "out")
+    assert set(reasons) == {2, 3}
+    assert "(looked for among the human goals: rows of the others need" in reasons[3]
+    assert '--env-settings \'{"goals": "synthetic"}\'' in reasons[3]
+
+
+def test_a_webshop_thought_on_another_price_limit_is_left_out(tmp_path: Path) -> None:
+    """WebShop draws the limit at every start: what a thought says of theirs is not true of ours."""
+    make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
+    settings = {"data": str(tmp_path / "shop")}
+    (steps,) = expert_trajectories("webshop", "train", 1, settings)
+    ours = price_limit(steps[0].context.goal)
+    assert ours is not None and ours != 960
+    theirs = steps[0].context.goal.replace(f"{ours:.2f}", "960.00")
+    thoughts: list[str | None] = ["I look for it under $960.", "It is 1960 or 96.0, not the limit.", None]
+    thoughts += ["Less than 960.00 dollars, so I buy it."] * (len(steps) - 3)
+    actions = [step.action for step in steps]
+    for name, told in (("theirs", theirs), ("ours", steps[0].context.goal)):
+        row = {"instruction": f"WebShop [SEP] Instruction: [SEP] {told} [SEP] Search", "actions": actions}
+        path = write(tmp_path / f"{name}.json", [{**row, "thoughts": thoughts}])
+        manifest = import_trajectories(
+            tmp_path / name, [path], "webshop", form="actions", env_settings=settings, progress=False
+        )
+        found = read_steps([tmp_path / name / TRAJECTORIES])
+        assert [step.action for step in found] == actions
+        kept = [None, thoughts[1], *[None] * (len(steps) - 2)] if name == "theirs" else thoughts
+        assert [step.thought for step in found] == kept
+        assert manifest.counts["thoughts_left_out"] == (len(steps) - 2 if name == "theirs" else 0)
 
 
 def test_scienceworld_rows_are_known_by_their_number(tmp_path: Path) -> None:
@@ -195,6 +281,29 @@ def test_unusable_files_are_named(text: str, form: str, message: str, games: Pat
             tmp_path / "out", [path], "alfworld", form=form, env_settings={"data": str(games)}, progress=False
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_are_all_rejected_are_listed_beside_the_folder(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    (steps,) = expert_trajectories("alfworld", "train", 1, settings)
+    named = {"game_file": f"train/{steps[0].task_id}/game.tw-pddl"}
+    told = steps[0].context.observation
+    lost, other = conversation(steps[:1], named, told), {"id": 3}
+    path, listed = write(tmp_path / "rows.json", [lost, other, lost]), tmp_path / "deep" / "out.rejected.jsonl"
+
+    def run() -> None:
+        import_trajectories(tmp_path / "deep" / "out", [path], "alfworld", env_settings=settings, progress=False)
+
+    with pytest.raises(
+        DataError, match=r"none of 3 rows.*\(2 does not reach the goal, 1 not in this format\)"
+    ) as caught:
+        run()
+    assert str(listed) in str(caught.value)
+    assert [row["row"] for row in map(json.loads, listed.read_text().splitlines())] == [0, 1, 2]
+    assert list((tmp_path / "deep").iterdir()) == [listed]
+    write(path, [lost, conversation(steps, named, told)])
+    run()
+    assert rejections(tmp_path / "deep" / "out").keys() == {0} and not listed.exists()
 
 
 def test_wrong_data_are_told_and_an_empty_split_is_passed_over(games: Path, tmp_path: Path) -> None:

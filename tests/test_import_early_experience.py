@@ -14,6 +14,7 @@ from verl_act.data_prep.import_trajectories import TRAJECTORIES, import_trajecto
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.data_prep.published import Published
 from verl_act.data_prep.published_tasks import task_finder
+from verl_act.errors import DataError
 from verl_act.schema import Step, read_steps
 
 THOUGHT = "I will execute this action"
@@ -82,6 +83,24 @@ def test_scienceworlds_conversations_are_known_by_how_they_begin(tmp_path: Path)
         messages.append({"role": "user", "content": "..."})
     found = imported([{"messages": messages}], "scienceworld", settings, tmp_path)
     assert actions(found) == [(step.task_id, step.action, f"{THOUGHT} {step.step}") for step in steps]
+
+
+def test_the_simplification_in_use_is_told_where_rows_of_another_find_no_task(tmp_path: Path) -> None:
+    """Early Experience's and AgentGym's rows begin at closed doors, which the default opens."""
+    closed = {"tasks": ["power-component"], "max_steps": 50, "simplification": ""}
+    (steps,) = expert_trajectories("scienceworld", "dev", 1, closed)
+    assert "door" in steps[0].context.observation and "closed" in steps[0].context.observation
+    begin = f"Task Description:\nYour task is to {steps[0].context.goal}\n{steps[0].context.observation}"
+    messages = [{"role": "user", "content": begin}]
+    messages += [{"role": "assistant", "content": spoken(step, step.action)} for step in steps]
+    told = r"no such task.*simplification 'easy'.*--env-settings '{\"simplification\": \"\"}'"
+    with pytest.raises(DataError, match=told):
+        imported([{"messages": messages}], "scienceworld", {"tasks": ["power-component"]}, tmp_path)
+    found = imported([{"messages": messages}], "scienceworld", closed, tmp_path)
+    assert [step.action for step in found] == [step.action for step in steps]
+    row = {"task_id": steps[0].task_id, "actions": ["teleport to kitchen"]}
+    with pytest.raises(DataError, match=r"does not reach the goal: .*simplification ''.*\"easy\"}'"):
+        imported([row], "scienceworld", closed, tmp_path, "actions")
 
 
 def test_agentgyms_rows_are_known_by_their_number(tmp_path: Path) -> None:

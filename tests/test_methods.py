@@ -18,6 +18,7 @@ import typer.main
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from samples import make_pair
 
 from verl_act.__main__ import app
@@ -211,6 +212,30 @@ def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "r.parquet", [{**row, "state_id": "?", "reply": "", "reflection": "x"}], REFLECTION)
     with pytest.raises(DataError, match=r"state \? is not in the trajectories"):
         make_sft(tmp_path / "d", trajectories, str(embedded_models()["alfworld"]), [tmp_path / "r.parquet"])
+
+
+def test_rows_that_verl_would_refuse_are_left_out_and_counted(expert: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from verl_act.data.sft_dataset import ActSFTDataset
+
+    trajectories, model = [expert / "trajectories.parquet"], str(embedded_models()["alfworld"])
+    everything = make_sft(tmp_path / "all", trajectories, model, template="compact").counts
+    settings = {"max_length": 4096, "truncation": "error", "messages_key": "messages", "pad_mode": "no_padding"}
+
+    def lengths(folder: str, **changes: Any) -> list[int]:
+        config = OmegaConf.create({**settings, **changes})
+        files = [str(tmp_path / folder / "sft.parquet")]
+        rows = ActSFTDataset(parquet_files=files, tokenizer=AutoTokenizer.from_pretrained(model), config=config)
+        return [len(rows[at]["input_ids"]) for at in range(len(rows))]
+
+    limit = sorted(lengths("all"))[everything["rows"] // 2]
+    counts = make_sft(tmp_path / "short", trajectories, model, template="compact", max_length=limit).counts
+    kept = lengths("short", max_length=limit)  # verl would raise at a longer one
+    assert kept and sorted(kept) == sorted(length for length in lengths("all") if length <= limit)
+    assert counts["too_long"] == everything["rows"] - len(kept) > 0 == everything["too_long"]
+    with pytest.raises(DataError, match=r"not one of \d+ rows has at most 3 tokens"):
+        make_sft(tmp_path / "none", trajectories, model, template="compact", max_length=3)
 
 
 @given(st.text())

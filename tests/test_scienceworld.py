@@ -26,7 +26,7 @@ from verl_act.envs.scienceworld.data import SIMPLIFICATIONS, SPLITS, VARIATIONS,
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert, follows
 from verl_act.envs.scienceworld.game import Game, Menu
-from verl_act.envs.scienceworld.server import engine
+from verl_act.envs.scienceworld.server import Engine, engine
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import Context, Turn, read_pairs, read_steps
 
@@ -431,6 +431,36 @@ except ActError as error:
     wrong.chmod(0o755)
     old = in_new_process(code, PATH=f"{tmp_path}:{os.environ['PATH']}", JAVA_HOME="")
     assert old.stdout.startswith(f"ConfigError {wrong} does not start ScienceWorld's engine (UnsupportedClassVersion")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("\x7fELF of another machine", "cannot be executed (Exec format error). Install Java 8"),
+        ("#!/no/such/interpreter\n", "cannot be executed (No such file or directory). Install Java 8"),
+        (
+            "#!/bin/sh\necho 'Picked up JAVA_TOOL_OPTIONS: x' >&2\n"
+            "echo 'Error occurred during initialization of VM'\necho 'Too small maximum heap'\nexit 1\n",
+            "does not start ScienceWorld's engine (Error occurred during initialization of VM: Too small maximum heap)",
+        ),
+        (
+            "#!/bin/sh\necho '#'\necho '# There is insufficient memory'\necho '# Native'\nexit 1\n",
+            "does not start ScienceWorld's engine (# There is insufficient memory",
+        ),
+        ("#!/bin/sh\nexit 7\n", "does not start ScienceWorld's engine (no word within 60 s, or exit status 7)"),
+    ],
+)
+def test_a_java_that_does_not_run_is_named_with_what_it_said(
+    content: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(content)
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        Engine()
+    assert str(caught.value).startswith(f"{java} {complaint}")
 
 
 @pytest.mark.slow

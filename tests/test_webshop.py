@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import fuzz
+from rapidfuzz.utils import default_process
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
@@ -302,7 +304,7 @@ def test_goals_are_made_and_ordered_as_in_webshop(shop: Path) -> None:
     texts = ["i want a lead free teapot in green", "a teapot", "a pot"]
     assert [one.instruction.split(", and")[0] for one in goals] == [texts[at] for at in order]
     synthetic = list_goals(load_catalogue(shop), "synthetic")
-    assert {one.options for one in synthetic} == {("blue | white",), ("green",)}
+    assert {one.options for one in synthetic} == {(("color", "blue | white"),), (("color", "green"),)}
     assert "Find me lead free teapots with color: green, and price lower than" in {
         one.instruction[:65] for one in synthetic
     }
@@ -346,6 +348,35 @@ def test_a_large_catalogue_is_prepared_once(
     catalogue_module._load.cache_clear()
     with pytest.raises(DataError, match="VERL_ACT_CACHE"):
         load_catalogue(copy)
+
+
+def test_goals_read_the_products_and_the_instructions_of_their_kind_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly all of a million products have a generated instruction, some thousand have one by people."""
+    generated = {one["asin"]: {**ATTRIBUTES["B00TEAPOT1"]} for one in mugs(14)}
+    shop = write_shop(tmp_path / "shop", [*mugs(7), TEAPOT, *mugs(14)[7:]], {**generated, **ATTRIBUTES})
+    monkeypatch.setattr(catalogue_module, "CACHED_FROM", 0)
+    monkeypatch.setenv("VERL_ACT_CACHE", str(tmp_path))
+    catalogue = load_catalogue(shop)
+    for file in tmp_path.rglob("asked_synthetic.jsonl"):
+        file.rename(file.with_suffix(".away"))
+    assert len(list_goals(catalogue)) == 3
+    assert catalogue.product.cache_info().misses == 1
+    for file in tmp_path.rglob("asked_synthetic.away"):
+        file.rename(file.with_suffix(".jsonl"))
+    assert len(list_goals(catalogue, "synthetic")) == 16 and catalogue.product.cache_info().misses == 15
+
+
+def test_a_catalogue_with_too_few_goals_for_the_usual_splits_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = write_shop(tmp_path, [TEAPOT])
+    for split in SPLITS:
+        list_tasks(split, shop)
+        list_tasks(split)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "has 3 human goals, too few for the usual splits (test: goals 0 to 499" in told
 
 
 # Damaged and missing data
@@ -730,6 +761,48 @@ def test_values_are_compared_as_thefuzz_does() -> None:
     # Letters of other alphabets are compared, other signs part words.
     assert similar("白色", "白色") and not similar("xl（白色）", "xl（黑色）") and not similar("style①", "style②")
     assert similar("large–blue", "blue")
+
+
+@pytest.mark.parametrize(
+    ("bought", "asked", "by_people", "generated"),
+    [
+        ("large", ("size", "large"), True, True),
+        ("x-large", ("size", "large"), True, False),
+        ("10 wide", ("size", "10"), True, False),
+        ("8.5", ("size", "8"), True, False),
+        ("large", ("size", "x-large"), True, True),
+        ("light green", ("color", "green"), True, True),
+        ("green", ("color", "light green"), True, True),
+        ("forest green", ("color", "army green"), True, True),
+        ("whitesmoke", ("color", "whitesmoke"), True, False),
+        ("standard", ("style", "standard"), True, False),  # holds `tan`
+        ("blue | white", ("color", "blue | white"), True, True),
+        ("women's", ("fit", "women's"), True, True),
+        ("café", ("scent", "café"), True, True),
+    ],
+)
+def test_generated_goals_compare_options_with_a_name_and_a_value(
+    bought: str, asked: tuple[str, str], by_people: bool, generated: bool
+) -> None:
+    """What WebShop's `get_option_reward` says of a value, and of an item of a dictionary: thefuzz makes it a text,
+    `('size', 'large')`, in which a color counts only where it is the whole of the value.
+    """
+    assert (options_alike(bought, asked[1]), options_alike(bought, asked)) == (by_people, generated)
+    options = ((asked[0], (bought,)),)
+    plan = missing_options(product(options=options), (asked,), {})
+    assert plan == ((bought,) if generated else None)
+    score = score_purchase(product(options=options), {asked[0]: bought}, goal(options=(asked,)))
+    assert score.reward == (1.0 if generated else 3 / 4)
+
+
+def test_the_figures_of_webshops_matching() -> None:
+    """Percent that thefuzz finds between a bought value, and the item or the value of a goal."""
+
+    def alike(first: str, second: str) -> int:
+        return round(fuzz.token_set_ratio(first, second, processor=default_process))
+
+    assert alike("x-large", color_of(("size", "large"))) == 83 and alike("x-large", color_of("large")) == 100
+    assert alike("10 wide", color_of(("size", "10"))) == 71 and alike("10 wide", color_of("10")) == 100
 
 
 # Plans

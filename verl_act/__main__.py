@@ -124,12 +124,14 @@ def import_trajectories(
         str, typer.Option("--format", help="eto, early-experience, or actions (task_id and actions)")
     ] = "eto",
     split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
+    workers: Workers = 1,
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
     from verl_act.data_prep.import_trajectories import import_trajectories as run
 
-    manifest = run(out, files, env, form=form, split=split, env_settings=_object(env_settings, "--env-settings"))
+    settings = _object(env_settings, "--env-settings")
+    manifest = run(out, files, env, form=form, split=split, workers=workers, env_settings=settings)
     typer.echo(json.dumps(manifest.counts, indent=2))
 
 
@@ -293,13 +295,25 @@ def make_sft(
     reflections: Annotated[list[Path] | None, typer.Option(help="files of `reflect`, for self-reflection")] = None,
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
+    max_length: Annotated[int | None, typer.Option(help="tokens: longer rows are left out; without it, none")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="run code that comes with the model's tokenizer")] = False,
     seed: Seed = 0,
 ) -> None:
     """Write rows for verl's SFT trainer: imitation of the expert, with reflections where there are any."""
     from verl_act.data_prep.make_sft import make_sft as run
 
     options = _object(template_options, "--template-options")
-    run(out, trajectories, model, reflections or (), template=template, template_options=options, seed=seed)
+    run(
+        out,
+        trajectories,
+        model,
+        reflections or (),
+        template=template,
+        template_options=options,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+    )
 
 
 @app.command()

@@ -15,9 +15,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
@@ -52,9 +53,10 @@ class Context:
         """Build from a mapping with the four columns; lists may be lists, tuples or numpy arrays."""
         return cls(
             goal=row["goal"],
-            history=tuple(Turn(turn["observation"], turn["action"]) for turn in row["history"]),
+            # Files repeat the same texts in row after row: in memory each stands once.
+            history=tuple(Turn(intern(turn["observation"]), intern(turn["action"])) for turn in row["history"]),
             observation=row["observation"],
-            admissible_actions=tuple(row["admissible_actions"]),
+            admissible_actions=tuple(map(intern, row["admissible_actions"])),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -208,6 +210,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
+_ROWS_AT_ONCE = 256
 _ADDED_LATER = {"verl_act.added": "later"}
 """Marks a nullable column that files of the same version may lack."""
 
@@ -429,7 +432,7 @@ def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
     found: dict[str, tuple[Step, str | os.PathLike[str]]] = {}
     again = 0
     for path in paths:
-        for row in read_table(path, TRAJECTORY).to_pylist():
+        for row in _rows(path, TRAJECTORY):
             step = Step.from_row(row)
             known, first = found.setdefault(step.state_id, (step, path))
             again += known is not step
@@ -445,4 +448,10 @@ def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
 
 def read_pairs(paths: Iterable[str | os.PathLike[str]]) -> list[Pair]:
     """All pairs of the pair files, in file and row order."""
-    return [Pair.from_row(row) for path in paths for row in read_table(path, PAIR).to_pylist()]
+    return [Pair.from_row(row) for path in paths for row in _rows(path, PAIR)]
+
+
+def _rows(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    """The rows of a file, few at a time: a state of ScienceWorld is thousands of Python objects."""
+    for batch in read_table(path, schema).to_batches(max_chunksize=_ROWS_AT_ONCE):
+        yield from batch.to_pylist()

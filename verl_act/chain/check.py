@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from verl_act.chain.command_line import flat
 from verl_act.chain.methods import method_stages
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
@@ -25,6 +26,8 @@ from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
 
 _FREE_GIB = 2
+_CHECKPOINT_BYTES = 7
+"""For a byte of 16-bit weights: the same and Adam's two moments in 32 bits, and the exported model."""
 _CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
 
 
@@ -53,7 +56,7 @@ def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]
     yield "data", lambda: _data(recipe)
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
-    yield "disk", lambda: _disk(out)
+    yield "disk", lambda: _disk(recipe, out)
     for stage in method_stages(recipe, out, [recipe.seed]) if recipe.methods else stages(recipe, out):
         if stage.trains:
             yield f"{stage.name} configuration", partial(compose, stage)
@@ -107,14 +110,24 @@ def _reasoning(recipe: Recipe) -> str:
     return f"{len(questions)} questions"
 
 
-def _disk(out: Path) -> str:
+def _disk(recipe: Recipe, out: Path) -> str:
+    needed = max(_FREE_GIB, _checkpoints_gib(recipe))
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 2**30
-    if free < _FREE_GIB:
+    if free < needed:
         raise ConfigError(
-            f"{folder} has {free:.1f} GiB free; {_FREE_GIB} are needed. Free space or choose another --out."
+            f"{folder} has {free:.1f} GiB free; at least {needed:.0f} are needed, most of them for checkpoints. Free "
+            "space, choose another --out, or keep fewer (trainer.max_actor_ckpt_to_keep)."
         )
     return f"{free:.0f} GiB free"
+
+
+def _checkpoints_gib(recipe: Recipe) -> float:
+    """What a training stage keeps, as far as the model's files are here; one more is there while it is written."""
+    weights = sum(path.stat().st_size for path in Path(recipe.model_path).glob("*.safetensors"))
+    overrides = [flat(stage.overrides) for stage in (recipe.critic, recipe.action)]
+    kept = max(int(found.get("trainer.max_actor_ckpt_to_keep") or 1) for found in overrides)
+    return weights * _CHECKPOINT_BYTES * (kept + 1) / 2**30
 
 
 def _accelerators(stage: Stage) -> str:

@@ -12,7 +12,7 @@ _BEFORE_QUOTE = re.compile(r'(\\+)("|$)')
 
 
 def act_command(name: str, out: Path | None, options: dict[str, Any]) -> list[str]:
-    """`python -m verl_act NAME` with its options; a list gives its option several times."""
+    """`python -m verl_act NAME` with its options; a list gives its option several times, true stands by itself."""
     words = [sys.executable, "-m", "verl_act", name]
     if out is not None:
         words += ["--out", str(out)]
@@ -22,7 +22,9 @@ def act_command(name: str, out: Path | None, options: dict[str, Any]) -> list[st
             words += [word for item in value for word in (option, str(item))]
         elif isinstance(value, dict):
             words += [option, json.dumps(value)]
-        elif value is not None:
+        elif value is True:
+            words.append(option)
+        elif value is not None and value is not False:
             words += [option, str(value)]
     return words
 

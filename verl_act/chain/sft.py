@@ -40,6 +40,8 @@ def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
         "trajectories": trajectories,
         "reflections": reflections,
         "model": recipe.model_path,
+        "max_length": recipe.max_model_len,
+        "trust_remote_code": recipe.engine_options.get("trust_remote_code"),
         "seed": recipe.seed,
         **prompt_options(recipe),
     }

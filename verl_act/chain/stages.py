@@ -98,7 +98,12 @@ def _expert_stage(recipe: Recipe, out: Path, split: str, sources: Sequence[Path]
     """The expert plays the tasks of `split`, or replays the recipe's own files of it."""
     folder, settings = out / "expert" / split, env_settings(recipe, out)
     if own := [Path(file).absolute() for file in recipe.expert.files.get(split, ())]:
-        options: dict[str, Any] = {"format": recipe.expert.format, "split": split, "env_settings": settings}
+        options: dict[str, Any] = {
+            "format": recipe.expert.format,
+            "split": split,
+            "workers": recipe.workers,
+            "env_settings": settings,
+        }
         command = [*act_command("import-trajectories", folder, options), recipe.env, *map(str, own)]
         return Stage(f"expert {split}", command, folder, [*own, *sources])
     options = {

@@ -25,7 +25,8 @@ from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
 from verl_act.schema import Context, Pair, Step
 
-CONCURRENT_EPISODES = 64
+EPISODES_AT_ONCE = 64
+"""For each process that plays them: ScienceWorld's Java heap has room for some 70."""
 
 Item = TypeVar("Item")
 
@@ -70,13 +71,15 @@ async def play_tasks(
     pools: Mapping[str, EnvPool],
     max_turns: int,
     journal: Journal | None = None,
+    at_once: int = EPISODES_AT_ONCE,
 ) -> list[Record]:
-    """Every task once, its record with the transcript (`goal`, `turns`). No episode waits for another.
+    """Every task once, its record with the transcript (`goal`, `turns`); `at_once` episodes at a time, of which none
+    waits for another.
 
     `pools`: environment -> its pool. An episode whose environment fails ends as `End.ERROR`, its record with the
     `error`. Raises `EnvError` where every episode does, as with wrong settings.
     """
-    places = asyncio.Semaphore(CONCURRENT_EPISODES)
+    places = asyncio.Semaphore(at_once)
 
     async def played(task: Task) -> Episode:
         session = await pools[task.env].open(task)

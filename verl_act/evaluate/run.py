@@ -5,27 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
-
-import ray
 
 from verl_act.draw import draw_key
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
+from verl_act.evaluate.ask import EPISODES_AT_ONCE, Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
+from verl_act.ray_session import ray_session
 from verl_act.schema import TASK, read_pairs, read_steps, read_table
 
 PathName = str | PathLike[str]
@@ -120,22 +118,9 @@ async def play_panel(
     """Every task of `panel` in a pool of its own environment; see `play_tasks`."""
     if not panel:
         return []
-    with _ray():
+    with ray_session():
         pools = {env: EnvPool(env, env_settings, actors=actors) for env in {task.env for task in panel}}
-        return await play_tasks(examinee, panel, pools, max_turns, journal)
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """A Ray of our own for the time of the block; one that the caller has started is used and left running."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        return await play_tasks(examinee, panel, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
 
 
 @dataclass(frozen=True, slots=True)

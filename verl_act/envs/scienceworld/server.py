@@ -272,19 +272,22 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _start() -> tuple[subprocess.Popen[bytes], int, str]:
-    """A new virtual machine, the port it listens on, and its token."""
+    """A new virtual machine, the port it listens on, and its token. Raises `ConfigError` where it does not start."""
     java = _find_java()
     command = [java, *_OPTIONS, "-cp", os.pathsep.join((find_jar_path(), JAR_PATH)), "py4j.GatewayServer"]
     command += ["--die-on-broken-pipe", "--enable-auth", "0"]
     with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            cwd=BASEPATH,  # where the engine looks for a table of its own
-            start_new_session=True,  # Ctrl-C is for this process, which ends the machine in its own time
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                cwd=BASEPATH,  # where the engine looks for a table of its own
+                start_new_session=True,  # Ctrl-C is for this process, which ends the machine in its own time
+            )
+        except OSError as error:  # made for another machine, or no program at all
+            raise ConfigError(f"{java} cannot be executed ({error.strerror}). {_REMEDY}") from error
         said = _read_lines(process, 2)
         if len(said) == 2 and said[0].isdigit():
             return process, int(said[0]), said[1]
@@ -293,7 +296,9 @@ def _start() -> tuple[subprocess.Popen[bytes], int, str]:
         complaints.seek(0)
         lines = complaints.read(4000).decode(errors="replace").splitlines()
     reasons = [line for line in lines if line and not line.startswith("Picked up ")]
-    reason = reasons[0] if reasons else f"no word within {_START_SECONDS:g} s, or exit status {process.returncode}"
+    # A machine that fails in its own start says why on stdout, in a headline and a line that tells more.
+    reason = reasons[0] if reasons else ": ".join(line for line in said if line.strip("# "))
+    reason = reason or f"no word within {_START_SECONDS:g} s, or exit status {process.returncode}"
     raise ConfigError(f"{java} does not start ScienceWorld's engine ({reason}). {_REMEDY}")
 
 

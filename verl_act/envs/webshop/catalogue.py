@@ -15,7 +15,7 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +28,7 @@ import numpy as np
 from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
 from verl_act.envs.webshop.product import Product, is_listed, product_from
 from verl_act.envs.webshop.search import SearchIndex
-from verl_act.envs.webshop.sources import Asked, Sources, embedded_sources, read_sources
+from verl_act.envs.webshop.sources import KINDS, Asked, Sources, embedded_sources, read_sources
 from verl_act.errors import DataError
 from verl_act.manifest import atomic_folder
 
@@ -37,19 +37,21 @@ logger = logging.getLogger(__name__)
 CACHED_FROM = 64 << 20
 """Bytes of product file from which on the prepared catalogue is kept on disk: preparing it again takes over 10 s."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the cache; to be raised whenever what is stored, or how it is computed, changes."""
-_RECORDS, _ENDS, _ASKED, _INDEX = "products.bin", "ends.npy", "asked.jsonl", "index"
+_RECORDS, _ENDS, _ASKED, _INDEX = "products.bin", "ends.npy", "asked_{kind}.jsonl", "index"
 _PRODUCTS_KEPT = 4096
 _SEARCHES_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """All of a catalogue but its records. `ends` are the places (bytes) where the record of each row ends."""
+    """All of a catalogue but its records. `ends` are the places (bytes) where the record of each row ends; `asked`
+    gives the instructions of a kind.
+    """
 
     ends: np.ndarray
-    asked: tuple[Asked, ...]
+    asked: Callable[[str], tuple[Asked, ...]]
     index: SearchIndex
 
 
@@ -60,7 +62,10 @@ class Catalogue:
         self._records = records
         self._ends = prepared.ends
         self.asked = prepared.asked
-        """The instructions for each product that has any, in the order of the products."""
+        """The instructions of a kind (`sources.KINDS`) for each product that has any, in the order of the products.
+        A large catalogue reads them when they are asked for: nearly all of its products have generated ones, which
+        few players want.
+        """
         self.product = lru_cache(_PRODUCTS_KEPT)(self._product)
         """The product in a row."""
         self.search = lru_cache(_SEARCHES_KEPT)(prepared.index.search)
@@ -120,7 +125,7 @@ def _in_memory(sources: Sources) -> Catalogue:
 def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
     """Go through the product entries once: write their records, note their instructions, index their texts."""
     ends: list[int] = []
-    asked: list[Asked] = []
+    asked: dict[str, list[Asked]] = {kind: [] for kind in KINDS}
 
     def texts() -> Iterator[str]:
         seen: set[str] = set()
@@ -134,9 +139,10 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
                 product = product_from(record, described.attributes if described else None)
             except ValueError as error:
                 raise DataError(f"{sources.name}: {entry}: {error}. {REMEDY}") from error
-            human = sources.human.get(product.asin, ())
-            if human or (described and described.synthetic):
-                asked.append(Asked(len(ends), human, described.synthetic if described else None))
+            if human := sources.human.get(product.asin):
+                asked["human"].append(Asked(len(ends), human))
+            if described and described.synthetic:
+                asked["synthetic"].append(Asked(len(ends), (described.synthetic,)))
             end += records.write(product.to_json())
             ends.append(end)
             yield product.indexed_text()
@@ -144,7 +150,7 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
             raise DataError(f"{sources.name}: holds no product. {REMEDY}")
 
     index = SearchIndex.build(texts())
-    return _Prepared(np.array(ends, dtype=np.int64), tuple(asked), index)
+    return _Prepared(np.array(ends, dtype=np.int64), lambda kind: tuple(asked[kind]), index)
 
 
 def _cache_root() -> Path:
@@ -178,7 +184,9 @@ def _prepare_folder(files: DataFiles, folder: Path) -> None:
             with (partial / _RECORDS).open("wb") as records:
                 prepared = _prepare(read_sources(files), records)
             np.save(partial / _ENDS, prepared.ends)
-            (partial / _ASKED).write_text("".join(f"{json.dumps(asked)}\n" for asked in prepared.asked))
+            for kind in KINDS:
+                lines = "".join(f"{json.dumps(asked)}\n" for asked in prepared.asked(kind))
+                (partial / _ASKED.format(kind=kind)).write_text(lines)
             prepared.index.save(partial / _INDEX)
     except OSError as error:
         raise DataError(f"{folder}: could not be written: {error}. {_OTHER_CACHE}") from error
@@ -187,5 +195,9 @@ def _prepare_folder(files: DataFiles, folder: Path) -> None:
 def _map_folder(folder: Path) -> Catalogue:
     with (folder / _RECORDS).open("rb") as stream:
         records = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    asked = tuple(Asked.from_json(json.loads(line)) for line in (folder / _ASKED).read_text().splitlines())
+
+    def asked(kind: str) -> tuple[Asked, ...]:
+        with (folder / _ASKED.format(kind=kind)).open() as lines:
+            return tuple(Asked.from_json(json.loads(line)) for line in lines)
+
     return Catalogue(records, _Prepared(np.load(folder / _ENDS), asked, SearchIndex.load(folder / _INDEX)))

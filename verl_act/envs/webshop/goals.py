@@ -7,6 +7,7 @@ seed, the price limit, is drawn here by product and instruction: the same files 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import random
@@ -18,13 +19,13 @@ from typing import Any
 from verl_act.envs.base import Task
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.product import Product
-from verl_act.envs.webshop.sources import Asked, Instruction
+from verl_act.envs.webshop.sources import KINDS, Instruction
 from verl_act.errors import ConfigError, DataError, EmptySplitError, EnvError
+
+logger = logging.getLogger(__name__)
 
 NAME = "webshop"
 SPLITS = ("train", "dev", "test")
-KINDS = ("human", "synthetic")
-"""Crowd-sourced instructions (the benchmark's), or generated ones: one for each choice of a product's options."""
 
 NO_LIMIT = 1_000_000.0
 """The price limit, in US dollars, of a product beyond WebShop's price range; the instruction names none then."""
@@ -34,6 +35,12 @@ _TEST, _DEV = 500, 1000
 _LIMITS = [10.0 * tens for tens in range(1, 100)]
 _LIMITS_NEAR = 4
 _MOST_GOALS = 2_000_000
+
+
+AskedOption = str | tuple[str, str]
+"""An option that a goal asks for: its value, in people's goals; its name and value, in generated ones. WebShop's reward
+compares the two in different ways (see `reward.options_alike`).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,15 @@ class Goal:
     product_category: str
     instruction: str
     attributes: tuple[str, ...]
-    options: tuple[str, ...]
+    options: tuple[AskedOption, ...]
     price_upper: float
 
 
 @lru_cache(maxsize=4)
 def list_goals(catalogue: Catalogue, kind: str = "human") -> tuple[Goal, ...]:
-    """All goals of `catalogue`, in order. Raises `ConfigError` for an unknown kind, `DataError` where there is none."""
+    """All goals of `catalogue`, in order: of each instruction by people one; of each generated instruction one for each
+    choice of its product's options. Raises `ConfigError` for an unknown kind, `DataError` where there is none.
+    """
     if kind not in KINDS:
         raise ConfigError(f"goals is {kind!r}; it must be one of {', '.join(KINDS)}.")
     made = _human_goals(catalogue) if kind == "human" else _synthetic_goals(catalogue)
@@ -77,32 +86,30 @@ def list_goals(catalogue: Catalogue, kind: str = "human") -> tuple[Goal, ...]:
 
 
 def _human_goals(catalogue: Catalogue) -> Iterator[Goal]:
-    for asked in catalogue.asked:
+    for asked in catalogue.asked("human"):
         product = catalogue.product(asked.row)
-        for number, instruction in enumerate(asked.human):
+        for number, instruction in enumerate(asked.instructions):
             limit, limit_text = _price_limit(product, f"human {number}")
             text = f"{instruction.text.strip('.')}{limit_text}"
-            yield _goal(asked, product, instruction, text, instruction.options, limit)
+            yield _goal(asked.row, product, instruction, text, instruction.options, limit)
 
 
 def _synthetic_goals(catalogue: Catalogue) -> Iterator[Goal]:
-    for asked in catalogue.asked:
-        if asked.synthetic is None:
-            continue
+    for asked in catalogue.asked("synthetic"):
+        (instruction,) = asked.instructions
         product = catalogue.product(asked.row)
         limit, limit_text = _price_limit(product, "synthetic")
-        named = sorted(product.options)
-        for values in itertools.product(*(offered for _, offered in named)):
-            chosen = ", and ".join(f"{name}: {value}" for (name, _), value in zip(named, values, strict=True))
-            text = f"{asked.synthetic.text}{f' with {chosen}' if chosen else ''}{limit_text}"
-            yield _goal(asked, product, asked.synthetic, text, values, limit)
+        for options in itertools.product(*([(name, value) for value in of] for name, of in sorted(product.options))):
+            chosen = ", and ".join(f"{name}: {value}" for name, value in options)
+            text = f"{instruction.text}{f' with {chosen}' if chosen else ''}{limit_text}"
+            yield _goal(asked.row, product, instruction, text, options, limit)
 
 
 def _goal(
-    asked: Asked, product: Product, about: Instruction, text: str, options: tuple[str, ...], limit: float
+    row: int, product: Product, about: Instruction, text: str, options: tuple[AskedOption, ...], limit: float
 ) -> Goal:
     return Goal(
-        row=asked.row,
+        row=row,
         asin=product.asin,
         category=product.category,
         query=product.query,
@@ -132,13 +139,33 @@ def split_bounds(split: str, goals: int) -> range:
     """
     if split not in SPLITS:
         raise DataError(f"WebShop has no split {split!r}; it has {', '.join(SPLITS)}.")
-    test, dev = (_TEST, _TEST + _DEV) if goals > _TEST + _DEV else (math.ceil(goals / 6), math.ceil(goals / 2))
+    test, dev = (_TEST, _TEST + _DEV) if _has_standard_splits(goals) else (math.ceil(goals / 6), math.ceil(goals / 2))
     bounds = {"test": range(test), "dev": range(test, dev), "train": range(dev, goals)}[split]
     if not bounds:
         raise EmptySplitError(
             f"The split {split!r} is empty: the catalogue has {goals} goals only. It needs three or more."
         )
     return bounds
+
+
+def _has_standard_splits(goals: int) -> bool:
+    return goals > _TEST + _DEV
+
+
+@lru_cache(maxsize=4)
+def _tell_of_shares(catalogue: Catalogue, kind: str) -> None:
+    """Once for a catalogue: that its splits are not the field's, whose 1,000 products have few goals by people."""
+    goals = len(list_goals(catalogue, kind))
+    if not _has_standard_splits(goals):
+        logger.warning(
+            "The catalogue has %d %s goals, too few for the usual splits (test: goals 0 to %d, dev: the next %d): "
+            "it is cut by shares, and figures do not compare with published ones. With WebShop's 1,000 products others "
+            "play synthetic goals, of which there are enough: env_settings.goals=synthetic.",
+            goals,
+            kind,
+            _TEST - 1,
+            _DEV,
+        )
 
 
 def list_tasks(
@@ -151,7 +178,9 @@ def list_tasks(
     unknown split or where the data are missing or damaged.
     """
     split_bounds(split, 3)  # complain of the split before the data are read
-    found = list_goals(load_catalogue(data), goals)
+    catalogue = load_catalogue(data)
+    found = list_goals(catalogue, goals)
+    _tell_of_shares(catalogue, goals)
     return tuple(
         Task(NAME, split, f"{number}-{found[number].asin}", found[number].category)
         for number in split_bounds(split, len(found))

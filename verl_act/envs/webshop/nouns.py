@@ -8,7 +8,8 @@ names 95% fall in the same class of the type term, and 83% of the pairs of 150 n
 spaCy takes many capitalised adjectives for names. Whoever buys the product that the goal was written for gets the same
 reward with either tagger.
 
-With spaCy and a model installed, its tagging can be had instead: pass the model's name, such as `en_core_web_lg`.
+With spaCy and a model installed, its tagging can be had instead: pass the model's name, `en_core_web_sm` or
+`en_core_web_lg`. WebShop's code has loaded both, in different versions.
 """
 
 from __future__ import annotations

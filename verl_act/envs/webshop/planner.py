@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from verl_act.envs.webshop.catalogue import Catalogue
-from verl_act.envs.webshop.goals import Goal
+from verl_act.envs.webshop.goals import AskedOption, Goal
 from verl_act.envs.webshop.instruction import LONGEST_SEARCH, likely_search
 from verl_act.envs.webshop.nouns import Nouns
 from verl_act.envs.webshop.product import Product
@@ -108,7 +108,7 @@ def fits(product: Product, goal: Goal, nouns: Nouns) -> bool:
     )
 
 
-def missing_options(product: Product, asked: tuple[str, ...], chosen: Mapping[str, str]) -> Actions | None:
+def missing_options(product: Product, asked: tuple[AskedOption, ...], chosen: Mapping[str, str]) -> Actions | None:
     """The fewest option values to click so that every option in `asked` is met; None where it cannot be.
 
     `chosen` are the values chosen already, by option; a click replaces the value of its option.
@@ -130,7 +130,7 @@ def missing_options(product: Product, asked: tuple[str, ...], chosen: Mapping[st
     return ways.get(everything)
 
 
-def _met(value: str, asked: tuple[str, ...]) -> int:
+def _met(value: str, asked: tuple[AskedOption, ...]) -> int:
     return sum(1 << at for at, wanted in enumerate(asked) if options_alike(value, wanted))
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from rapidfuzz import fuzz
 from rapidfuzz.utils import default_process
 
-from verl_act.envs.webshop.goals import Goal
+from verl_act.envs.webshop.goals import AskedOption, Goal
 from verl_act.envs.webshop.nouns import Nouns, embedded_nouns
 from verl_act.envs.webshop.product import Product
 
@@ -99,15 +99,21 @@ def attributes_met(product: Product, attributes: Iterable[str]) -> int:
     )
 
 
-def options_alike(chosen: str, asked: str) -> bool:
-    """Whether a chosen option value meets an asked one."""
+def options_alike(chosen: str, asked: AskedOption) -> bool:
+    """Whether a chosen option value meets an asked one.
+
+    Generated goals ask for a name with a value, and WebShop compares the chosen value with the text of that pair:
+    `x-large` meets `large`, but not `('size', 'large')`.
+    """
     return similar(color_of(chosen), color_of(asked))
 
 
 @lru_cache(maxsize=1 << 16)
-def color_of(value: str) -> str:
-    """The color that stands for an option value, or the value itself."""
-    return next((color for color in COLORS if color in value), value)
+def color_of(value: AskedOption) -> str:
+    """The color that stands for an option value that contains it, or for a pair of which it is one; else the value, or
+    the text of the pair, as WebShop's matching makes it of what is no text.
+    """
+    return next((color for color in COLORS if color in value), str(value))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -22,17 +22,20 @@ class Instruction(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+KINDS = ("human", "synthetic")
+"""Instructions written by people (the benchmark's), or generated from the attributes of a product."""
+
+
 class Asked(NamedTuple):
-    """The instructions of the product in `row`: written by people, and generated from its attributes (or None)."""
+    """The instructions of one kind for the product in `row`; of generated ones there is one."""
 
     row: int
-    human: tuple[Instruction, ...]
-    synthetic: Instruction | None
+    instructions: tuple[Instruction, ...]
 
     @classmethod
     def from_json(cls, value: Any) -> Asked:
-        row, human, synthetic = value
-        return cls(row, tuple(map(_restored, human)), synthetic and _restored(synthetic))
+        row, instructions = value
+        return cls(row, tuple(map(_restored, instructions)))
 
 
 def _restored(value: Any) -> Instruction:

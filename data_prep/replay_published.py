@@ -1,0 +1,217 @@
+"""One published row is played on the real engine: respelled, replayed, and proved on a fresh environment.
+
+`Replayer` does it in this process or in several; what comes out is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing import get_context
+from typing import Any
+
+from verl_act.data_prep.collect_expert import play, replays
+from verl_act.data_prep.published import Published
+from verl_act.data_prep.published_tasks import Spell, advice, speller, thought_judge
+from verl_act.envs.base import Environment, EnvSpec, Expert, Task
+from verl_act.envs.registry import get_env
+from verl_act.errors import ActError, EnvError
+from verl_act.schema import Context, Step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a row is left out. `kind` is the reason in the words that are counted, `details` say more."""
+
+    kind: str
+    details: str = ""
+
+    @property
+    def reason(self) -> str:
+        return f"{self.kind}: {self.details}" if self.details else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The verified steps of a row, and how many of its thoughts do not hold here (those steps have none)."""
+
+    steps: list[Step]
+    thoughts_left_out: int
+
+
+Candidates = tuple[Published, Sequence[Task]]
+"""A row and the tasks that it may be about, the likeliest first."""
+
+Outcome = Replayed | Refusal
+
+
+@dataclass
+class Replayer:
+    """What one process plays with: an environment for the rows and another for the proof that they come out the same.
+
+    A step counts as inferable as `import_trajectories` says. `source` is that of the steps.
+    """
+
+    env: str
+    settings: Mapping[str, Any]
+    source: str
+
+    @cached_property
+    def _stage(self) -> tuple[Environment, Environment]:
+        spec = get_env(self.env)
+        return spec.make(**self.settings), spec.make(**self.settings)
+
+    @cached_property
+    def _judge(self) -> Expert | None:
+        return _judge(get_env(self.env))
+
+    def __call__(self, job: Candidates | Refusal) -> Outcome:
+        """The steps of the first task on which the row wins, or why it does not win on the likeliest. A row that was
+        refused before stays so.
+        """
+        if isinstance(job, Refusal):
+            return job
+        row, tasks = job
+        refusals = []
+        for task in tasks:
+            played = self._play(row, task)
+            if isinstance(played, Replayed):
+                return played
+            refusals.append(played)
+        return refusals[0]
+
+    def close(self) -> None:
+        for environment in self._stage:
+            environment.close()
+
+    def _play(self, row: Published, task: Task) -> Outcome:
+        environment, fresh = self._stage
+        follower = _Follower(row.actions, speller(self.env), self._judge, self.env)
+        try:
+            steps = play(environment, follower, task, source=self.source)
+            alike = not steps[-1].success or replays(fresh, task, steps)
+        except _ActionsEnd:
+            return self._lost(row, "does not reach the goal", f"its {len(row.actions)} actions end before it")
+        except EnvError as error:
+            return self._lost(row, "cannot be played", str(error))
+        except ActError:
+            raise
+        except Exception as error:  # of somebody's environment: other rows are not lost
+            logger.warning("%s is left out.", task, exc_info=True)
+            with suppress(Exception):
+                self.close()
+            del self._stage  # in a state that nobody knows
+            return self._lost(row, "cannot be played", f"{type(error).__name__}: {error}")
+        if not steps[-1].success:
+            ends = f"it ends after {len(steps)} of {len(row.actions)} actions"
+            return self._lost(row, "does not reach the goal", ends)
+        return self._kept(row, steps) if alike else Refusal("does not replay alike")
+
+    def _lost(self, row: Published, kind: str, details: str) -> Refusal:
+        told = advice(self.env, self.settings, row, found=True)
+        return Refusal(kind, f"{details} ({told})" if told else details)
+
+    def _kept(self, row: Published, steps: Sequence[Step]) -> Replayed:
+        holds, goal = thought_judge(self.env), steps[0].context.goal
+        thoughts = [row.thoughts[step.step] for step in steps]
+        kept = [None if thought is None or not holds(thought, row, goal) else thought for thought in thoughts]
+        left_out = sum(thought is not None for thought in thoughts) - sum(thought is not None for thought in kept)
+        verified = [replace(step, thought=thought, verified=True) for step, thought in zip(steps, kept, strict=True)]
+        return Replayed(verified, left_out)
+
+
+class _ActionsEnd(EnvError):
+    """A row has no more actions, and its episode is not over."""
+
+
+@dataclass
+class _Follower:
+    """Plays given actions as an expert does."""
+
+    actions: Sequence[str]
+    spell: Spell
+    judge: Expert | None
+    env: str
+
+    def reset(self, task: Task) -> None:
+        if self.judge:
+            self.judge.reset(task)
+
+    def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
+        if len(context.history) >= len(self.actions):
+            raise _ActionsEnd
+        action = self.spell(self.actions[len(context.history)], context.admissible_actions, environment)
+        return action, self._inferable(action, context, environment)
+
+    def _inferable(self, action: str, context: Context, environment: Environment) -> bool:
+        if self.judge is None:
+            return self.env != "scienceworld" or _follows(action, context, environment)
+        try:
+            return self.judge.act(context, environment) == (action, True)
+        except EnvError:
+            return False
+
+
+def _judge(spec: EnvSpec) -> Expert | None:
+    """The environment's expert that acts on the transcript, if any: ScienceWorld's follows a path of its own."""
+    makers = () if spec.name == "scienceworld" else spec.experts.values()
+    return next((make() for make in makers), None)
+
+
+def _follows(action: str, context: Context, environment: Environment) -> bool:
+    from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
+    from verl_act.envs.scienceworld.experts import follows
+
+    assert isinstance(environment, ScienceWorldEnvironment)
+    return environment.reading(action)[1] and follows(action, context)
+
+
+_REPLAYER: Replayer | None = None  # a worker process's own; environments cannot be sent between processes
+
+
+def _start_worker(replayer: Replayer) -> None:
+    global _REPLAYER
+    _REPLAYER = replayer
+
+
+def _replay_in_worker(job: Candidates | Refusal) -> Outcome:
+    assert _REPLAYER is not None
+    return _REPLAYER(job)
+
+
+@contextmanager
+def replaying(
+    replayer: Replayer, workers: int
+) -> Iterator[Callable[[Iterable[Candidates | Refusal]], Iterator[Outcome]]]:
+    """A `map` of `replayer` over `workers` processes, or plainly in this one; in order either way.
+
+    Raises `EnvError` from the map where a process dies.
+    """
+    if workers <= 1:
+        try:
+            yield lambda jobs: map(replayer, jobs)
+        finally:
+            replayer.close()
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (replayer,))
+    try:
+        yield lambda jobs: _until_one_dies(pool.map(_replay_in_worker, jobs, chunksize=4), workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _until_one_dies(outcomes: Iterator[Outcome], workers: int) -> Iterator[Outcome]:
+    try:
+        yield from outcomes
+    except BrokenProcessPool as error:
+        raise EnvError(
+            f"One of {workers} worker processes was killed, or its engine crashed. Most often memory has run out: each "
+            "worker holds two environments. Pass fewer --workers; nothing was written."
+        ) from error
