@@ -19,6 +19,7 @@ from verl_act.envs.alfworld.data import list_tasks
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.alfworld.task_sentence import Wanted, parse_sentence
+from verl_act.envs.base import StepResult
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
@@ -177,6 +178,23 @@ def test_errors_are_counted_by_kind_and_told_apart(games: Path, tmp_path: Path) 
     assert manifest.counts["dropped"] == {"error": 2}
     details = [json.loads(line)["details"] for line in (tmp_path / "out" / DROPPED).read_text().splitlines()]
     assert len(set(details)) == 2 and all("game.tw-pddl" in text for text in details)
+
+
+def test_a_bug_in_an_environment_costs_one_task(games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, taken = AlfworldEnvironment.step, []
+
+    def buggy(self: AlfworldEnvironment, action: str) -> StepResult:
+        taken.append(action)
+        if len(taken) == 2:
+            raise IndexError("in the middle of the first game")
+        return step(self, action)
+
+    monkeypatch.setattr(AlfworldEnvironment, "step", buggy)
+    manifest = collect_expert(tmp_path / "out", "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+    assert manifest.counts["dropped"] == {"error": 1}
+    (lost,) = map(json.loads, (tmp_path / "out" / DROPPED).read_text().splitlines())
+    assert lost["task_id"] == list_tasks("train", games)[0].task_id
+    assert lost["details"] == "IndexError: in the middle of the first game"
 
 
 def test_a_killed_worker_is_told_with_a_remedy(games: Path, tmp_path: Path) -> None:
