@@ -29,7 +29,7 @@ def new_servers() -> Iterator[set[Server]]:
     before, found, over = listening(), set[Server](), threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.2):
+        while not over.wait(1):  # each look takes a part of a core; servers last as long as their run
             found.update(listening() - before)
 
     watcher = threading.Thread(target=watch)
@@ -39,3 +39,11 @@ def new_servers() -> Iterator[set[Server]]:
     finally:
         over.set()
         watcher.join()
+
+
+def check_loopback(servers: set[Server]) -> None:
+    """Of a run of verl: Ray's, verl's and vLLM's servers; the trainer's process group is torch's (docs/gaps.md)."""
+    names = {name for name, *_ in servers}
+    assert {"gcs_server", "raylet"} <= names and any("vllm" in name.lower() for name in names), names
+    exposed = {name for name, address, _ in servers if address not in ("127.0.0.1", "::1")}
+    assert {name.split(".")[0] for name in exposed} <= {"ray::WorkerDict"}, servers

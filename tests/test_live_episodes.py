@@ -1,4 +1,5 @@
-"""Whole episodes of two environments in one run of verl's GRPO trainer, each as one growing sequence.
+"""Whole episodes of two environments in one run of verl's GRPO trainer, each as one growing sequence; and what such a
+run opens to the network.
 
 What differs by mode is tested in test_agent_loop.py; a run turn by turn is in test_mix_recipes.py.
 """
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import check_loopback, new_servers
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models
@@ -39,8 +41,10 @@ def test_webshop_and_scienceworld_as_one_sequence(tmp_path: Path) -> None:
         "data.act.episode.max_tokens_per_turn": TOKENS_PER_TURN,
     }
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=action"]
-    metrics = run([*command, *arguments(tmp_path, **{**ACT, **settings})], tmp_path)
+    with new_servers() as servers:
+        metrics = run([*command, *arguments(tmp_path, **{**ACT, **settings})], tmp_path)
     check_steps(metrics)
+    check_loopback(servers)
     for step in (1, 2):
         for env in ("webshop", "scienceworld"):
             for name in ("success", "steps", "malformed_share", "longest_failed_repeat", "adm", "fmt"):

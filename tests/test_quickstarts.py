@@ -1,4 +1,4 @@
-"""The quickstarts of ScienceWorld and WebShop, cut short: every stage on real engines, verl and vLLM, to the report."""
+"""The quickstarts, cut short: every stage on real engines, verl and vLLM, to the report."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from verl_act.chain import load_recipe
 from verl_act.chain.recipe import embedded_models
 from verl_act.schema import read_pairs
 
 REASONING = sorted((Path(__file__).parents[1] / "examples" / "reasoning").iterdir())
+GAMES = "games.counts={train: 16, valid_seen: 3, valid_unseen: 3}"
+TASKS = "expert.limits={train: 16, dev: 4, test: 4}"
 SHORT = (
-    "expert.limits={train: 16, dev: 4, test: 4}",
     f"evaluate={{max_turns: 4, limit: 16, tasks: 3, reasoning: {[*map(str, REASONING)]}, reasoning_max_tokens: 4}}",
     "critic.overrides.data.val_max_samples=16",
     "critic.overrides.data.train_batch_size=8",
@@ -32,12 +34,17 @@ SHORT = (
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("env", ["scienceworld", "webshop"])
-def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipe", ["alfworld/quickstart", "alfworld/quickstart_episodes", "scienceworld/quickstart", "webshop/quickstart"]
+)
+def test_a_quickstart_runs_to_its_report(recipe: str, tmp_path: Path) -> None:
+    env = recipe.partition("/")[0]
+    splits = load_recipe(recipe).valid_splits
     if env not in embedded_models():
         pytest.skip(f"its model is made by `make embedded-model-{env}`")
-    command = [sys.executable, "-m", "verl_act", "chain", f"{env}/quickstart", "--out", str(tmp_path), "--steps", "2"]
-    run = subprocess.run([*command, *SHORT], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "verl_act", "chain", recipe, "--out", str(tmp_path), "--steps", "2"]
+    few = GAMES if env == "alfworld" else TASKS
+    run = subprocess.run([*command, few, *SHORT], capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
     tokenizer = AutoTokenizer.from_pretrained(embedded_models()[env])
     for name in ("initial", "critic", "action"):
@@ -51,7 +58,7 @@ def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
         assert all(record["log_probability"] < 0 for record in recorded["choices"]), "how sure vLLM says the model was"
         figures = json.loads((folder / "figures.json").read_text())
         for part in ("episodes", "next_action", "choice"):
-            assert set(figures[part]) == {"dev", "test"}, (name, part)
+            assert set(figures[part]) == set(splits), (name, part)
         assert all({"success", "score"} <= set(split) for split in figures["episodes"].values()), name
     pairs = read_pairs([tmp_path / "pairs" / "train" / "pairs.parquet"])
     assert {pair.env for pair in pairs} == {env} and any(pair.alternative_source == "policy" for pair in pairs)
@@ -59,7 +66,7 @@ def test_a_quickstart_runs_to_its_report(env: str, tmp_path: Path) -> None:
     assert not any(measured) if env == "scienceworld" else all(measured)
     table = (tmp_path / "comparison" / "comparison.md").read_text()
     assert table.startswith("| figure | initial | critic | action |")
-    for row in ("episodes dev success", "next action dev right", "choice dev right"):
+    for row in (f"episodes {splits[0]} success", f"next action {splits[0]} right", f"choice {splits[0]} right"):
         assert f"| {row} |" in table
     page, numbers = (tmp_path / f"report.{kind}" for kind in ("html", "md"))
     assert page.read_text().lower().startswith("<!doctype html>")
