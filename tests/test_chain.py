@@ -517,15 +517,16 @@ def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path: Pat
     assert (stage.output / "model").is_dir() and (stage.output / "log.txt").read_text() == "saved\n"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *("/home/José", "runs/lr=1e-5", "runs (1)", "a,b", "{a: b}", "50%", "[x]", "a b ", "null", "1e-5", "'", '"'),
-        *('say "hi"', "back\\slash", 'before\\"quote', "at the end\\", "both\\\\", '\\\\"', "", "two\nlines"),
-    ],
-)
-def test_hydra_reads_a_value_as_it_was(value: str) -> None:
-    config = {"path": value, "list": [value, 1, None, True], "map": {"key": value}}
+VALUES = [
+    *("/home/José", "runs/lr=1e-5", "runs (1)", "a,b", "{a: b}", "50%", "[x]", "a b ", "null", "1e-5", "'", '"'),
+    *('say "hi"', "back\\slash", 'before\\"quote', "at the end\\", "both\\\\", '\\\\"', "", "two\nlines"),
+]
+
+
+def test_hydra_reads_values_as_they_were() -> None:
+    config: dict[str, Any] = {}
+    for number, value in enumerate(VALUES):
+        config |= {f"path{number}": value, f"list{number}": [value, 1, None, True], f"map{number}": {"key": value}}
     words = [f"++{name}={hydra_value(entry)}" for name, entry in config.items()]
     GlobalHydra.instance().clear()
     with initialize_config_module("verl.trainer.config", version_base=None):

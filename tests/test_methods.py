@@ -52,9 +52,13 @@ def named(recipe: Recipe, out: Path, seeds: tuple[int, ...] = (0, 1)) -> dict[st
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_stage_parses_or_composes(name: str, tmp_path: Path) -> None:
+    composed = set()
     for stage in method_stages(load_recipe(name), tmp_path, [3]):
-        if stage.trains:
-            assert check.compose(stage).endswith("overrides")
+        if stage.trains:  # those of one trainer differ in the model and the steps alone
+            kind = tuple(word for word in stage.command if word.startswith("+"))
+            if kind not in composed:
+                assert check.compose(stage).endswith("overrides")
+            composed.add(kind)
         else:
             command, *arguments = stage.command[3:]
             COMMANDS[command].make_context(command, arguments)
