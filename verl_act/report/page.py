@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from verl_act.evaluate.methods import NOTE
+from verl_act.evaluate.methods import NOTE, p_value
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.numbers import Cell, Group
@@ -165,11 +165,7 @@ def _paired(cell: Cell) -> str:
     if not test.gained + test.lost:
         return "no item differs"
     points = f"{100 * test.difference:+.1f}".replace("-", "−")
-    return f"{points} points, {test.gained} up, {test.lost} down, {_p(test.p)}"
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+    return f"{points} points, {test.gained} up, {test.lost} down, {p_value(test.p)}"
 
 
 def _moment(text: str) -> str:

@@ -15,6 +15,7 @@ import altair as alt
 import vl_convert
 from markupsafe import Markup
 
+from verl_act.evaluate.methods import number
 from verl_act.report.calibration import Calibration
 from verl_act.report.curves import Curve
 from verl_act.report.numbers import Group
@@ -173,11 +174,7 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
 
 def show(value: float | None, unit: str) -> str:
     """A value as people read it: shares as per cent."""
-    if value is None:
-        return "–"
-    if unit == "share":
-        return f"{value:.1%}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "–" if value is None else number(value, unit == "share")
 
 
 def _interval_row(group: str, model: str, figure: Figure) -> dict[str, Any]:
