@@ -26,8 +26,8 @@ from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
 
 _FREE_GIB = 2
-_CHECKPOINT_BYTES = 7
-"""For a byte of 16-bit weights: the same and Adam's two moments in 32 bits, and the exported model."""
+_CHECKPOINT_BYTES = 8
+"""For a byte of 16-bit weights: the same and Adam's two moments in 32 bits, the exported model, and some more."""
 _CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
 
 

@@ -40,6 +40,11 @@ _SHOWN = {
     "response_length/mean": "response_length",
     "train/loss": "loss",
 }
+_HOW = re.compile(
+    r"(gpu_memory_utilization|micro_batch_size_per_gpu|max_token_len_per_gpu|max_num_seqs|max_num_batched_tokens"
+    r"|\w+_offload|enforce_eager|free_cache_engine|save_freq|test_freq|logger)="
+)
+"""Settings that decide what a run takes or tells, not what it learns: it may go on with others after it was killed."""
 _TAIL = 40
 _LOST = "EngineDeadError"
 """After this a run takes no step any more and does not end: verl replaces failed rollouts for ever."""
@@ -167,7 +172,7 @@ def _prepare(work: Path, stage: Stage) -> None:
     """
     # A missing input is verl's to report: the command need not read it.
     inputs = {str(path): digest(path) for path in stage.inputs if path.exists()}
-    wanted = {"arguments": list(stage.command[1:]), "inputs": inputs}
+    wanted = {"arguments": [word for word in stage.command[1:] if not _HOW.search(word)], "inputs": inputs}
     stamp = work / "stage.json"
     found = json.loads(stamp.read_text()) if stamp.exists() else {}
     if found != wanted and work.exists():
