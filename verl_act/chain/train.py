@@ -45,6 +45,7 @@ _HOW = re.compile(
     r"|\w+_offload|enforce_eager|free_cache_engine|save_freq|test_freq|logger)="
 )
 """Settings that decide what a run takes or tells, not what it learns: it may go on with others after it was killed."""
+_CHANGES = 5
 _TAIL = 40
 _LOST = "EngineDeadError"
 """After this a run takes no step any more and does not end: verl replaces failed rollouts for ever."""
@@ -196,7 +197,7 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
         *(f"then {word}" for word in before if word not in now),
         *(f"{path} has changed" for path, digest_then in inputs.items() if wanted["inputs"].get(path) != digest_then),
     ]
-    return "; ".join(changes) or "their order"
+    return "; ".join([*changes[:_CHANGES], *(["..."] if len(changes) > _CHANGES else [])]) or "their order"
 
 
 def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
