@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from verl_act.envs.base import Environment, EnvSpec, Expert, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, ConfigError, DataError, EnvError
+from verl_act.errors import ActError, ConfigError, DataError, EnvError, cannot_write
 from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 
@@ -179,9 +179,9 @@ class _Player:
             return [replace(step, verified=True) for step in steps]
         except EnvError as error:
             return _Dropped("error", str(error))
-        except ActError:
-            raise
         except Exception as error:  # of somebody's environment or expert: hours of others' trajectories are not lost
+            if isinstance(error, ActError) or cannot_write(error):
+                raise
             logger.warning("%s is left out.", task, exc_info=True)
             with suppress(Exception):
                 self.close()

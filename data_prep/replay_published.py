@@ -20,7 +20,7 @@ from verl_act.data_prep.published import Published
 from verl_act.data_prep.published_tasks import Spell, advice, speller, thought_judge
 from verl_act.envs.base import Environment, EnvSpec, Expert, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, EnvError
+from verl_act.errors import ActError, EnvError, cannot_write
 from verl_act.schema import Context, Step
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ class Replayer:
             return self._lost(row, "does not reach the goal", f"its {len(row.actions)} actions end before it")
         except EnvError as error:
             return self._lost(row, "cannot be played", str(error))
-        except ActError:
-            raise
         except Exception as error:  # of somebody's environment: other rows are not lost
+            if isinstance(error, ActError) or cannot_write(error):
+                raise
             logger.warning("%s is left out.", task, exc_info=True)
             with suppress(Exception):
                 self.close()

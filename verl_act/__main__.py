@@ -6,7 +6,6 @@ imported when asked for, so that `--help` is quick.
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import sys
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from verl_act.errors import ActError, ConfigError
+from verl_act.errors import ActError, ConfigError, cannot_write
 from verl_act.manifest import require_replaceable
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
@@ -509,9 +508,6 @@ def methods(
         comparison.run_methods(loaded, out, numbers)
 
 
-_CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
 def main() -> None:
     """Run the command line; an error that this package raises on purpose is one line, and status 2.
 
@@ -522,7 +518,7 @@ def main() -> None:
     except ActError as error:
         message = str(error)
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if not cannot_write(error):
             raise
         message = f"{error.filename or 'output'}: could not be written: {error.strerror}. Free space, or choose another"
         message += " folder; what was there before is unchanged."

@@ -5,6 +5,10 @@ says what was wrong (value, file, row), why, and how to mend it; the command lin
 exits with 2. A malformed *model reply* is never an error: it is data, scored and counted (see `parse.py`).
 """
 
+import errno
+
+_CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class ActError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -28,3 +32,8 @@ class EnvError(ActError, RuntimeError):
 
 class EngineError(ActError, RuntimeError):
     """An engine below us (vLLM, Ray, verl, the planner) failed or is missing."""
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Whether a disk or a folder takes no more: a matter of the machine, whatever was being done."""
+    return isinstance(error, OSError) and error.errno in _CANNOT_WRITE
