@@ -101,7 +101,7 @@ def compare(games: list[Path], steps: int) -> dict[str, Any]:
 
 
 def planner_copies(rounds: int = 10) -> dict[str, float]:
-    """Milliseconds to start the planner of one more engine and megabytes that it copies, as stock and as ours; in turns."""
+    """One more engine: milliseconds to load its planner, and megabytes that it copies; stock and ours in turns."""
     seconds: dict[str, list[float]] = {"stock": [], "ours": []}
     whole = fast_downward.interface.DOWNWARD_LIB_PATH
     for _ in range(rounds):
