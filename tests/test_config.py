@@ -147,6 +147,7 @@ def test_an_environments_settings_compose(env: str) -> None:
     config = composed("+act=action", f"+act/env={env}", "+act/device=cpu")
     settings = ActSettings.from_config(config.data)
     assert settings.episode.max_turns > 0 and settings.history_length == 10
+    assert settings.inferable_only is (env == "scienceworld")
     get_env(env).check_settings(settings.episode.env_settings)
     plain = composed("+act=action", "+act/device=cpu")
     config.data.act = plain.data.act
