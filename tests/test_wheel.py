@@ -26,6 +26,7 @@ import verl
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 from verl.plugin.platform import get_platform
 import verl.experimental.reward_loop, verl.trainer.main_ppo
+import verl.trainer.ppo.v1.trainer_base, verl.trainer.ppo.v1.replay_buffer
 from verl.utils import distributed, device
 
 def wrapped_by_us():
