@@ -66,7 +66,8 @@ def test_a_quickstart_runs_to_its_report(recipe: str, tmp_path: Path) -> None:
     assert not any(measured) if env == "scienceworld" else all(measured)
     table = (tmp_path / "comparison" / "comparison.md").read_text()
     assert table.startswith("| figure | initial | critic | action |")
-    for row in (f"episodes {splits[0]} success", f"next action {splits[0]} right", f"choice {splits[0]} right"):
+    split = splits[0].replace("_", " ")
+    for row in (f"episodes {split} success", f"next action {split} right", f"choice {split} right"):
         assert f"| {row} |" in table
     page, numbers = (tmp_path / f"report.{kind}" for kind in ("html", "md"))
     assert page.read_text().lower().startswith("<!doctype html>")
