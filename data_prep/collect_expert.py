@@ -7,30 +7,24 @@ and the environment's planner says how far the goal still is; both decide later 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from verl_act.data_prep.players import Player, playing
 from verl_act.envs.base import Environment, EnvSpec, Expert, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, ConfigError, DataError, EnvError, cannot_write
+from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
-
-logger = logging.getLogger(__name__)
 
 TRAJECTORIES = "trajectories.parquet"
 DROPPED = "dropped.jsonl"
@@ -78,10 +72,8 @@ def collect_expert(
     name = expert or next(iter(spec.experts))
     started = time.monotonic()
     tasks = _sample(spec.tasks(split, **settings), limit, seed)
-    with ExitStack() as stack:
-        played = list(
-            tqdm(_play_all(stack, workers, tasks, env, name, settings), split, len(tasks), disable=not progress)
-        )
+    with playing(_Player(env, settings, name), workers) as play_all:
+        played = list(tqdm(play_all(tasks), split, len(tasks), disable=not progress))
     steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
     lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]
     dropped = Counter(reason.kind for _, reason in lost)
@@ -156,77 +148,28 @@ def replays(environment: Environment, task: Task, steps: Sequence[Step]) -> bool
 
 
 @dataclass
-class _Player:
-    """What one process plays with: an environment for the expert and another for the proof."""
+class _Player(Player[Task, _Played]):
+    """Plays tasks with an expert."""
 
-    env: str
     expert: str
-    settings: dict[str, Any]
 
     @cached_property
-    def _stage(self) -> tuple[Environment, Environment, Expert]:
-        spec = get_env(self.env)
-        return spec.make(**self.settings), spec.make(**self.settings), spec.experts[self.expert]()
+    def _expert(self) -> Expert:
+        return get_env(self.env).experts[self.expert]()
 
     def __call__(self, task: Task) -> _Played:
-        environment, fresh, expert = self._stage
+        environment, fresh = self.environments
         try:
-            steps = play(environment, expert, task, source=self.expert)
+            steps = play(environment, self._expert, task, source=self.expert)
             if not steps[-1].success:
                 return _Dropped("not won")
             if not replays(fresh, task, steps):
                 return _Dropped("replay differs")
             return [replace(step, verified=True) for step in steps]
-        except EnvError as error:
-            return _Dropped("error", str(error))
-        except Exception as error:  # of somebody's environment or expert: hours of others' trajectories are not lost
-            if isinstance(error, ActError) or cannot_write(error):
-                raise
-            logger.warning("%s is left out.", task, exc_info=True)
-            with suppress(Exception):
-                self.close()
-            del self._stage  # in a state that nobody knows
-            return _Dropped("error", f"{type(error).__name__}: {error}")
-
-    def close(self) -> None:
-        for environment in self._stage[:2]:
-            environment.close()
-
-
-_PLAYER: _Player | None = None  # a worker process's own; environments cannot be sent between processes
-
-
-def _start_worker(env: str, expert: str, settings: dict[str, Any]) -> None:
-    global _PLAYER
-    _PLAYER = _Player(env, expert, settings)
-
-
-def _play_in_worker(task: Task) -> _Played:
-    assert _PLAYER is not None
-    return _PLAYER(task)
-
-
-def _play_all(
-    stack: ExitStack, workers: int, tasks: Sequence[Task], env: str, expert: str, settings: dict[str, Any]
-) -> Iterator[_Played]:
-    """The outcome of every task, in order."""
-    if workers <= 1:
-        player = _Player(env, expert, settings)
-        stack.callback(player.close)
-        return map(player, tasks)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (env, expert, settings))
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return _until_one_dies(pool.map(_play_in_worker, tasks, chunksize=4), workers)
-
-
-def _until_one_dies(played: Iterator[_Played], workers: int) -> Iterator[_Played]:
-    try:
-        yield from played
-    except BrokenProcessPool as error:
-        raise EnvError(
-            f"One of {workers} worker processes was killed, or its engine crashed. Most often memory has run out: each "
-            "worker holds two environments. Pass fewer --workers; nothing was written."
-        ) from error
+        except Exception as error:
+            told = self.lost(task, error)
+            self.__dict__.pop("_expert", None)  # in a state that nobody knows
+            return _Dropped("error", told)
 
 
 def check_expert(spec: EnvSpec, expert: str | None) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.collect_expert import TRAJECTORIES
+from verl_act.data_prep.players import playing
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import FindTasks, advice, task_finder
-from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer, replaying
+from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
@@ -70,7 +71,7 @@ def import_trajectories(
     find = _Find(env, settings, task_finder(env, settings), split)
     kept: dict[tuple[str, str], Replayed] = {}
     rejected: list[Rejected] = []
-    with replaying(Replayer(env, settings, form), workers) as replay:
+    with playing(Replayer(env, settings, form), workers) as replay:
         for path in files:
             rows = list(read_published(Path(path), form))
             outcomes = tqdm(replay(map(find, rows)), Path(path).name, len(rows), disable=not progress)

@@ -1,29 +1,19 @@
-"""One published row is played on the real engine: respelled, replayed, and proved on a fresh environment.
-
-`Replayer` does it in this process or in several; what comes out is the same.
-"""
+"""One published row is played on the real engine: respelled, replayed, and proved on a fresh environment."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
-from typing import Any
 
 from verl_act.data_prep.collect_expert import play, replays
+from verl_act.data_prep.players import Player
 from verl_act.data_prep.published import Published
 from verl_act.data_prep.published_tasks import Spell, advice, speller, thought_judge
 from verl_act.envs.base import Environment, EnvSpec, Expert, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, EnvError, cannot_write
+from verl_act.errors import EnvError
 from verl_act.schema import Context, Step
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +43,10 @@ Outcome = Replayed | Refusal
 
 
 @dataclass
-class Replayer:
-    """What one process plays with: an environment for the rows and another for the proof that they come out the same.
+class Replayer(Player[Candidates | Refusal, Outcome]):
+    """Plays rows. A step counts as inferable as `import_trajectories` says. `source` is that of the steps."""
 
-    A step counts as inferable as `import_trajectories` says. `source` is that of the steps.
-    """
-
-    env: str
-    settings: Mapping[str, Any]
     source: str
-
-    @cached_property
-    def _stage(self) -> tuple[Environment, Environment]:
-        spec = get_env(self.env)
-        return spec.make(**self.settings), spec.make(**self.settings)
 
     @cached_property
     def _judge(self) -> Expert | None:
@@ -87,28 +67,16 @@ class Replayer:
             refusals.append(played)
         return refusals[0]
 
-    def close(self) -> None:
-        for environment in self._stage:
-            environment.close()
-
     def _play(self, row: Published, task: Task) -> Outcome:
-        environment, fresh = self._stage
+        environment, fresh = self.environments
         follower = _Follower(row.actions, speller(self.env), self._judge, self.env)
         try:
             steps = play(environment, follower, task, source=self.source)
             alike = not steps[-1].success or replays(fresh, task, steps)
         except _ActionsEnd:
             return self._lost(row, "does not reach the goal", f"its {len(row.actions)} actions end before it")
-        except EnvError as error:
-            return self._lost(row, "cannot be played", str(error))
-        except Exception as error:  # of somebody's environment: other rows are not lost
-            if isinstance(error, ActError) or cannot_write(error):
-                raise
-            logger.warning("%s is left out.", task, exc_info=True)
-            with suppress(Exception):
-                self.close()
-            del self._stage  # in a state that nobody knows
-            return self._lost(row, "cannot be played", f"{type(error).__name__}: {error}")
+        except Exception as error:
+            return self._lost(row, "cannot be played", self.lost(task, error))
         if not steps[-1].success:
             ends = f"it ends after {len(steps)} of {len(row.actions)} actions"
             return self._lost(row, "does not reach the goal", ends)
@@ -171,47 +139,3 @@ def _follows(action: str, context: Context, environment: Environment) -> bool:
 
     assert isinstance(environment, ScienceWorldEnvironment)
     return environment.reading(action)[1] and follows(action, context)
-
-
-_REPLAYER: Replayer | None = None  # a worker process's own; environments cannot be sent between processes
-
-
-def _start_worker(replayer: Replayer) -> None:
-    global _REPLAYER
-    _REPLAYER = replayer
-
-
-def _replay_in_worker(job: Candidates | Refusal) -> Outcome:
-    assert _REPLAYER is not None
-    return _REPLAYER(job)
-
-
-@contextmanager
-def replaying(
-    replayer: Replayer, workers: int
-) -> Iterator[Callable[[Iterable[Candidates | Refusal]], Iterator[Outcome]]]:
-    """A `map` of `replayer` over `workers` processes, or plainly in this one; in order either way.
-
-    Raises `EnvError` from the map where a process dies.
-    """
-    if workers <= 1:
-        try:
-            yield lambda jobs: map(replayer, jobs)
-        finally:
-            replayer.close()
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (replayer,))
-    try:
-        yield lambda jobs: _until_one_dies(pool.map(_replay_in_worker, jobs, chunksize=4), workers)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _until_one_dies(outcomes: Iterator[Outcome], workers: int) -> Iterator[Outcome]:
-    try:
-        yield from outcomes
-    except BrokenProcessPool as error:
-        raise EnvError(
-            f"One of {workers} worker processes was killed, or its engine crashed. Most often memory has run out: each "
-            "worker holds two environments. Pass fewer --workers; nothing was written."
-        ) from error

@@ -52,7 +52,7 @@ def sample_alternatives(
     process). The same seed and engine give the same replies, however often the run was interrupted.
     """
     started = time.monotonic()
-    steps = some_of_each_split(read_steps(trajectories), limit, seed)
+    steps = drawn_trajectories(read_steps(trajectories), limit, seed)
     if not steps:
         raise DataError(
             f"{', '.join(map(str, trajectories))}: no expert states to sample at; collect trajectories first."
@@ -98,7 +98,7 @@ def sample_alternatives(
     shutil.rmtree(shards_folder)
 
 
-def some_of_each_split(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:
+def drawn_trajectories(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:
     """The steps of so many trajectories that each split has `limit` states, or all that it has; in their order."""
     if limit is None:
         return list(steps)

@@ -17,9 +17,10 @@ from verl_act.__main__ import app
 from verl_act.data_prep.collect_expert import play
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
+from verl_act.data_prep.players import playing
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
-from verl_act.data_prep.replay_published import Replayer, replaying
+from verl_act.data_prep.replay_published import Replayer
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
@@ -145,7 +146,7 @@ def test_a_worker_that_dies_is_told(games: Path, tmp_path: Path) -> None:
     settings = {"data": str(games)}
     (task, *_) = get_env("alfworld").tasks("train", **settings)
     replayer = Dying("alfworld", settings, "eto")
-    with replaying(replayer, 2) as replay, pytest.raises(EnvError, match=r"One of 2 worker processes was killed"):
+    with playing(replayer, 2) as replay, pytest.raises(EnvError, match=r"One of 2 worker processes was killed"):
         list(replay([(row, [task])]))
 
 

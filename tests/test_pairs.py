@@ -15,7 +15,7 @@ from verl_act.data_prep.check_pairs import AuditReport, check_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.probe import Prober, ReplayError
-from verl_act.data_prep.sample_alternatives import some_of_each_split
+from verl_act.data_prep.sample_alternatives import drawn_trajectories
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
@@ -92,13 +92,13 @@ def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
     games: Path, trajectories: Path, tmp_path: Path
 ) -> None:
     steps = read_steps([trajectories])
-    sampled = some_of_each_split(steps, 20, seed=3)
+    sampled = drawn_trajectories(steps, 20, seed=3)
     names = {step.trajectory_id for step in sampled}
     assert sampled == [step for step in steps if step.trajectory_id in names], "whole trajectories, in their order"
     shortest = min(Counter(step.trajectory_id for step in sampled).values())
     assert len(sampled) >= 20 and len(sampled) - shortest < len(steps) and len(names) < 12
-    assert some_of_each_split(steps, None, seed=3) == steps
-    assert {step.trajectory_id for step in some_of_each_split(steps, 20, seed=4)} != names
+    assert drawn_trajectories(steps, None, seed=3) == steps
+    assert {step.trajectory_id for step in drawn_trajectories(steps, 20, seed=4)} != names
     settings = {"env_settings": _settings(games), "source": "admissible", "seed": 3, "limit": 10}
     build_pairs(tmp_path / "pairs", [trajectories], **settings)
     states = {step.state_id for step in sampled}
