@@ -1,7 +1,7 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test test-all check docs audit test-verl lock embedded-model embedded-model-scienceworld embedded-model-webshop clean
+.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test test-all check docs audit test-verl lock embedded-model embedded-model-thinking embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
@@ -46,10 +46,18 @@ lock: setup       ## requirements/cpu.txt from cpu.in
 clean:            ## outputs and caches; the environment stays
 	rm -rf runs outputs dist build docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-embedded-model: setup ## the small initial policy that comes with the package, from games no recipe uses (about 50 minutes on one core)
+runs/embedded/expert: | setup # from games that no recipe uses
 	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 6000}' --size small --seed 1000 --workers 2
 	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/expert --workers 2 --env-settings '{"data": "runs/embedded/games"}' alfworld train
+
+embedded-model: runs/embedded/expert ## the small initial policy that comes with the package (about 50 minutes on one core)
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet
+
+embedded-model-thinking: verl_act/assets/embedded_model_thinking ## one that states a subgoal before it answers, where it is missing
+
+verl_act/assets/embedded_model_thinking: runs/embedded/expert | setup # goes on from the one above
+	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ --trajectories runs/embedded/expert/trajectories.parquet \
+	  --settings '{"thoughts": true, "start": "verl_act/assets/embedded_model", "steps": 2000, "passes": 1, "learning_rate": 1e-3, "matrix_learning_rate": 6e-3, "storage": "bfloat16"}'
 
 embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/assets/embedded_model_% ## where they are missing
 

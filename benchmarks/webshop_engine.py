@@ -1,8 +1,10 @@
-"""Our WebShop engine against the plain one: episodes on the embedded catalogue, and large catalogues.
+"""Our WebShop engine with and without its index and its caches: episodes on the embedded catalogue, and large
+catalogues.
 
     python benchmarks/webshop_engine.py [--episodes 100] [--products 1000,10000,50000,1181436]
 
-The plain engine scans all texts for the words of a search, and decodes every product that a page shows. Seconds are of
+Without them it scans all texts for the words of a search, and decodes every product that a page shows. WebShop's own
+engine, which needs Java, spaCy and files that no package index has, is not compared. Seconds are of
 processor time, in one process. Descriptions in the large catalogues are as long as the official ones (about 1,000
 characters); the official full catalogue has 1,181,436 products. Prints tables and writes `results/webshop_engine.json`
 beside this file.

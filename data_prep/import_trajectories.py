@@ -54,10 +54,12 @@ def import_trajectories(
 ) -> Manifest:
     """Write `out/trajectories.parquet` (schema TRAJECTORY), `out/rejected.jsonl` and a manifest; return the manifest.
 
-    `form` is one of `published.FORMATS`. With a `split`, rows of other splits are left out. `source` of the steps is
-    the format's name. A step counts as inferable where an expert of the environment that knows the transcript alone
-    would do the same for a reason in it; in ScienceWorld, which has no such expert, where the rules of its gold expert
-    say so; always where there is no expert at all. `workers` processes share the rows and do not change the result.
+    `form` is one of `published.FORMATS`; rows whose keys are those of WebShop's human demonstrations are read as such,
+    whatever it is. `source` of the steps is the format's name. With a `split`, rows of other splits are left out, and
+    rows that name no task are compared with its tasks alone. A step counts as inferable where an expert of the
+    environment that knows the transcript alone would do the same for a reason in it; in ScienceWorld, which has no such
+    expert, where the rules of its gold expert say so; always where there is no expert at all. `workers` processes share
+    the rows, and the starts of tasks that rows are compared with, and do not change the result.
 
     Raises `DataError` where a file cannot be read or no row is left (the list of rejected rows is then written beside
     `out`, as `<out>.rejected.jsonl`), `ConfigError` for an unknown format, environment or split, and `EnvError` where a
@@ -68,7 +70,7 @@ def import_trajectories(
     spec.check_settings(settings)
     if split is not None and split not in spec.splits:
         raise ConfigError(f"{env} has no split {split!r}; it has {', '.join(spec.splits)}.")
-    find = _Find(env, settings, task_finder(env, settings), split)
+    find = _Find(env, settings, task_finder(env, settings, split=split, workers=workers), split)
     kept: dict[tuple[str, str], Replayed] = {}
     rejected: list[Rejected] = []
     with playing(Replayer(env, settings, form), workers) as replay:
@@ -129,7 +131,7 @@ class _Find:
             return Refusal("not in this format", row.reason)
         if not (tasks := self.tasks_of(row)):
             sought = row.task or " ".join(row.instruction.split())[:100]
-            told = advice(self.env, self.settings, row, found=False)
+            told = advice(self.env, self.settings, row, found=False, split=self.split)
             return Refusal("no such task in these data", f"{sought} ({told})" if told else sought)
         if not (wanted := [task for task in tasks if self.split in (None, task.split)]):
             return Refusal("of another split", f"not of {self.split}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from verl_act.data_prep.chatml import CHATML
 from verl_act.data_prep.embedded_dialects import DIALECTS, Dialect, dialect_of
+from verl_act.data_prep.embedded_thoughts import Thinker, thinker_of, wrong_thought
 from verl_act.errors import ConfigError
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.parse import parse_action, parse_choice
@@ -67,6 +68,11 @@ class EmbeddedModelSettings:
     """The last so many steps, with all of their tasks, are kept for the figures."""
     storage: str = "float32"
     """How the weights are written, `float32` or `bfloat16`; they are made in float32."""
+    thoughts: bool = False
+    """Whether an answer follows a thought, `<think>subgoal</think>`. What would be drawn is then what another task's
+    thought leads to."""
+    start: str = ""
+    """The folder of an embedded model to go on from, with its tokenizer and size; empty: fresh weights."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +87,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     evaluates on. Raises `ConfigError` where they are of several, or too few, or no dialect is known for it.
     """
     import torch
-    from transformers import Qwen3ForCausalLM, set_seed
+    from transformers import AutoTokenizer, Qwen3ForCausalLM, set_seed
 
     # Optimizer moments of words that hardly occur become denormal numbers, which a CPU handles many times slower. Said
     # before the first parallel operation, because threads inherit it.
@@ -94,10 +100,11 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     template = get_template("compact", **dialect.template_options)
     unseen_tasks = {step.task_id for step in held_out}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]
+    think = thinker_of(steps[0].env) if settings.thoughts else None
     rows = [
         row
         for number in range(settings.passes)
-        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + number))
+        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + number), think)
     ]
     if len(rows) < settings.batch_size:
         raise ConfigError(
@@ -105,9 +112,13 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
             f"the last held_out={settings.held_out} are kept out. Give more trajectories, or set a smaller held_out or "
             "batch_size."
         )
-    tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
-    model = Qwen3ForCausalLM(model_config(tokenizer, settings))
-    compose_embeddings(model, tokenizer)
+    if settings.start:
+        tokenizer = AutoTokenizer.from_pretrained(settings.start)
+        model = Qwen3ForCausalLM.from_pretrained(settings.start, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
+        model = Qwen3ForCausalLM(model_config(tokenizer, settings))
+        compose_embeddings(model, tokenizer)
     log = _warm_up(model, tokenizer, rows, settings, scratch=out.with_name(f".{out.name}.warmup"))
     with atomic_folder(out) as folder:
         # Rounded first, so that the figures are those of the weights that are written.
@@ -137,9 +148,12 @@ def _dialect(steps: Sequence[Step]) -> Dialect:
 
 
 def warmup_rows(
-    steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings
+    steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker | None = None
 ) -> Iterator[tuple[list[Message], str]]:
     """(prompt, answer) for every step, and choice questions between its action and another one."""
+    if think is not None:
+        yield from _thoughtful_rows(steps, template, settings, think)
+        return
     rng = random.Random(settings.seed)
     questions_per_action = settings.choice_share / (1 - settings.choice_share)
     for step in steps:
@@ -157,8 +171,30 @@ def warmup_rows(
             yield template.choice_messages(step.context, candidates), _answer(rng.choice(candidates))
 
 
-def _answer(action: str) -> str:
-    return f"<action>{action}</action>"
+def _thoughtful_rows(
+    steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker
+) -> Iterator[tuple[list[Message], str]]:
+    """The same with thoughts: half of those before the answer to a choice question are wrong, as what follows is."""
+    rng = random.Random(settings.seed)
+    questions_per_action = settings.choice_share / (1 - settings.choice_share)
+    goals = sorted({step.context.goal for step in steps})
+    for step in steps:
+        right = think(step.context, step.context.goal)
+        wrong = wrong_thought(think, step.context, rng.sample(goals, min(8, len(goals))), step.action)
+        if right is None or right.action != step.action or wrong is None:
+            continue
+        chosen = right if rng.random() < settings.expert_share else wrong
+        yield template.action_messages(step.context), _answer(chosen.action, chosen.text)
+        if rng.random() < questions_per_action:
+            candidates = [right.action, wrong.action]
+            rng.shuffle(candidates)
+            chosen = rng.choice((right, wrong))
+            yield template.choice_messages(step.context, candidates), _answer(chosen.action, chosen.text)
+
+
+def _answer(action: str, thought: str | None = None) -> str:
+    thinking = "" if thought is None else f"<think>{thought}</think>"
+    return f"{thinking}<action>{action}</action>"
 
 
 def train_tokenizer(

@@ -12,6 +12,9 @@ A file is a JSON list of rows, or JSON lines. The formats:
   `messages`. No row names its task: it is known by what the first prompt shows.
 - `actions`, for everything else: a `task_id` of ours (or, for WebShop, an `instruction`), the list `actions` and, if
   there are any, `thoughts`, one for each action.
+- `webshop-human`: the demonstrations that people gave in WebShop (arXiv 2207.01206). A row is an episode: `actions`
+  click products by their asin, `actions_translate` the same ones by their title (`click[item - <title>]`); `states`
+  are the pages, of which the first shows the instruction. Such rows are known by their keys, whatever was asked for.
 """
 
 from __future__ import annotations
@@ -31,17 +34,24 @@ _LABELLED = re.compile(r"^[ \t]*Action:\s*(\S[^\n]*)", re.MULTILINE)
 _LABELLED_WITHIN = re.compile(r"Action:\s*(\S[^\n]*)")
 _LABELLED_THOUGHT = re.compile(r"Thought:\s*(.*)", re.DOTALL)
 _STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d+) step")
+_INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)  # some readers of these data lower the case of all
+_DEMONSTRATION = "webshop-human"
+_DEMONSTRATION_KEYS = frozenset({"action_idxs", "actions_translate", "available_actions"})
+_KEYS_OF_OTHERS = frozenset({"conversations", "messages", "instruction", "task_id"})
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One row: what identifies its task, and what was done. `instruction` is what the agent was told first."""
+    """One row: what identifies its task, and what was done. `instruction` is what the agent was told first. `form` is
+    the format that its keys name, None where it is the one that was asked for.
+    """
 
     row: int
     task: str
     instruction: str
     actions: tuple[str, ...]
     thoughts: tuple[str | None, ...]
+    form: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +75,12 @@ def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
         raise ConfigError(f"{form!r} is no format of published trajectories; there are {', '.join(FORMATS)}.")
     rows = _rows(path)
     for number, group in _trajectories(rows) if form == "early-experience" else ((at, [at]) for at in range(len(rows))):
+        found = _DEMONSTRATION if len(group) == 1 and _is_demonstration(rows[number]) else form
         try:
-            published = _READERS[form](number, [_object(rows[at]) for at in group])
+            published = _READERS[found](number, [_object(rows[at]) for at in group])
             json.dumps(asdict(published), ensure_ascii=False).encode()  # half a surrogate pair is refused here
         except (_Misfit, UnicodeEncodeError) as error:
-            yield Unreadable(number, f"does not fit the format {form!r}: {error}")
+            yield Unreadable(number, f"does not fit the format {found!r}: {error}")
         else:
             yield published
 
@@ -117,6 +128,13 @@ def _list(row: dict[str, Any], name: str) -> list[Any]:
     return row[name]
 
 
+def _texts(row: dict[str, Any], name: str) -> list[str]:
+    texts = _list(row, name)
+    if not all(isinstance(text, str) for text in texts):
+        raise _Misfit(f"{name!r} must be a list of texts")
+    return texts
+
+
 def _decision(said: str) -> tuple[str, str | None] | None:
     """The action and the thought of a model's turn; None where it holds no action."""
     thought = _THOUGHT.search(said)
@@ -157,9 +175,7 @@ def _conversation(number: int, rows: list[dict[str, Any]]) -> Published:
 
 def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
-    actions, thoughts = _list(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
-    if not all(isinstance(action, str) for action in actions):
-        raise _Misfit("'actions' must be a list of texts")
+    actions, thoughts = _texts(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
     if not isinstance(thoughts, list) or not all(isinstance(thought, str | None) for thought in thoughts):
         raise _Misfit("'thoughts' must be a list of texts and nulls")
     if len(thoughts) != len(actions):
@@ -168,6 +184,24 @@ def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
     if not task and not instruction:
         raise _Misfit("it names neither 'task_id' nor 'instruction'")
     return Published(number, task, instruction, tuple(actions), tuple(thoughts))
+
+
+def _is_demonstration(row: Any) -> bool:
+    """Whether the keys of a row are those of WebShop's human demonstrations, and of no other format."""
+    if not isinstance(row, dict) or "states" not in row or row.keys() & _KEYS_OF_OTHERS:
+        return False
+    return bool(row.keys() & _DEMONSTRATION_KEYS)
+
+
+def _demonstration(number: int, rows: list[dict[str, Any]]) -> Published:
+    """`actions` before `actions_translate`: an asin says which product is meant, a title may be that of several."""
+    (row,) = rows
+    name = "actions" if "actions" in row or "actions_translate" not in row else "actions_translate"
+    actions = tuple(action.strip() for action in _texts(row, name))
+    before, *told = _INSTRUCTION.split(_texts(row, "states")[0], maxsplit=1)
+    if not told:
+        raise _Misfit(f"its first state shows no 'Instruction:' but {before!r:.50}")
+    return Published(number, "", told[0], actions, (None,) * len(actions), _DEMONSTRATION)
 
 
 def _early_experience(number: int, rows: list[dict[str, Any]]) -> Published:
@@ -206,5 +240,10 @@ def _steps_before(said: Iterable[tuple[str, str]]) -> int:
     return int(found[1]) if found else 0
 
 
-_READERS = {"eto": _conversation, "early-experience": _early_experience, "actions": _actions}
+_READERS = {
+    "eto": _conversation,
+    "early-experience": _early_experience,
+    "actions": _actions,
+    _DEMONSTRATION: _demonstration,
+}
 FORMATS = tuple(_READERS)

@@ -9,15 +9,16 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
 from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
+from verl_act.data_prep.players import Player, playing
 from verl_act.data_prep.published import Published
+from verl_act.data_prep.webshop_titles import click_by_title, title_clicked
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EmptySplitError, EnvError
@@ -75,17 +76,27 @@ _AGENTGYM_ID = re.compile(r"sciworld_(\d+)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def task_finder(env: str, settings: Mapping[str, Any]) -> FindTasks:
+def task_finder(env: str, settings: Mapping[str, Any], *, split: str | None = None, workers: int = 1) -> FindTasks:
     """How rows find their tasks: in an environment without rules of its own, by their `task_id`.
 
-    Raises `DataError` where no split of the environment has tasks.
+    Rows that are known only by how their task begins are compared with the tasks of `split` alone, where one is given:
+    to know how a task begins it must be started, which `workers` processes share. All other rows are looked for in
+    every split, since that costs nothing.
+
+    Raises `DataError` where no split of the environment has tasks; the finder raises `EnvError` where a worker process
+    dies.
     """
     tasks = _all_tasks(env, settings)
-    return _FINDERS[env](tasks, settings) if env in _FINDERS else _by_id(tasks)
+    if env not in _FINDERS:
+        return _by_id(tasks)
+    compared = [task for task in tasks if split in (None, task.split)]
+    return _FINDERS[env](tasks, settings, _ByFirstSight(env, settings, compared, workers))
 
 
-def speller(env: str) -> Spell:
-    """How actions are respelled for `env`."""
+def speller(env: str, settings: Mapping[str, Any]) -> Spell:
+    """How actions are respelled for `env` in these settings."""
+    if env == "webshop":
+        return partial(_spell_webshop, settings)
     return {"alfworld": _spell_alfworld, "scienceworld": _spell_scienceworld}.get(env, _spell_as_listed)
 
 
@@ -94,8 +105,18 @@ def thought_judge(env: str) -> Holds:
     return {"webshop": _holds_in_webshop}.get(env, lambda thought, row, goal: True)
 
 
-def advice(env: str, settings: Mapping[str, Any], row: Published, *, found: bool) -> str:
-    """The setting to look at where `row` finds no task, or was `found` and does not win; empty where there is none."""
+def advice(env: str, settings: Mapping[str, Any], row: Published, *, found: bool, split: str | None = None) -> str:
+    """What to look at where `row` finds no task, or was `found` and does not win; empty where there is nothing.
+    `split` is the one whose tasks it was compared with, None for all.
+    """
+    told = [] if found or split is None or not _known_by_sight(env, row) else [f"compared with tasks of {split} only"]
+    if setting := _setting(env, settings, row, found=found):
+        told.append(setting)
+    return "; ".join(told)
+
+
+def _setting(env: str, settings: Mapping[str, Any], row: Published, *, found: bool) -> str:
+    """The setting that may be another one than that of the row."""
     if env == "scienceworld" and (found or not row.task):
         from verl_act.envs.scienceworld.data import EASY
 
@@ -135,11 +156,24 @@ def _by_id(tasks: Sequence[Task]) -> FindTasks:
     return lambda row: [known[row.task]] if row.task in known else []
 
 
-class _ByFirstSight:
-    """Finds tasks by a text that holds their goal and first observation; to know these, each task is started once."""
+class _Starter(Player[Task, tuple[str, str] | str]):
+    """Starts tasks: their goal and first observation, or why there are none."""
 
-    def __init__(self, env: str, settings: Mapping[str, Any], tasks: Sequence[Task]) -> None:
-        self._env, self._settings, self._tasks = env, settings, tasks
+    def __call__(self, job: Task) -> tuple[str, str] | str:
+        try:
+            first = self.environments[0].reset(job)
+        except EnvError as error:
+            return str(error)
+        return _one_line(first.goal), _one_line(first.observation)
+
+
+class _ByFirstSight:
+    """Finds tasks by a text that holds their goal and first observation; to know these, each task is started once, at
+    the first text. `workers` processes share that and do not change what is found.
+    """
+
+    def __init__(self, env: str, settings: Mapping[str, Any], tasks: Sequence[Task], workers: int) -> None:
+        self._env, self._settings, self._tasks, self._workers = env, settings, tasks, workers
 
     def __call__(self, told: str) -> list[Task]:
         text = _one_line(told)
@@ -148,14 +182,13 @@ class _ByFirstSight:
     @cached_property
     def _starts(self) -> list[tuple[str, str, Task]]:
         starts = []
-        with closing(get_env(self._env).make(**self._settings)) as environment:
-            for task in tqdm(self._tasks, desc="reading how tasks begin", unit="task"):
-                try:
-                    first = environment.reset(task)
-                except EnvError as error:
-                    logger.warning("Rows are not compared with a task that does not start: %s", error)
+        with playing(_Starter(self._env, self._settings), self._workers) as start:
+            begun = tqdm(start(self._tasks), "reading how tasks begin", len(self._tasks), unit="task")
+            for task, first in zip(self._tasks, begun, strict=True):
+                if isinstance(first, str):
+                    logger.warning("Rows are not compared with a task that does not start: %s", first)
                 else:
-                    starts.append((_one_line(first.goal), _one_line(first.observation), task))
+                    starts.append((*first, task))
         return starts
 
 
@@ -163,27 +196,36 @@ def _one_line(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _alfworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
+def _known_by_sight(env: str, row: Published) -> bool:
+    """Whether nothing tells the task of a row but how it begins."""
+    if env == "alfworld":
+        return len(_folders(row)) < 2
+    return env == "scienceworld" and not row.task
+
+
+def _folders(row: Published) -> tuple[str, ...]:
+    """Those of the game that a row names."""
+    path = PurePosixPath(row.task.replace("\\", "/"))
+    return path.parts[:-1] if path.suffix else path.parts
+
+
+def _alfworld(tasks: Sequence[Task], _: Mapping[str, Any], by_sight: _ByFirstSight) -> FindTasks:
     by_path: dict[str, list[Task]] = defaultdict(list)
-    by_sight = _ByFirstSight("alfworld", settings, tasks)
     for task in tasks:
         by_path["/".join(PurePosixPath(task.task_id).parts[-2:])].append(task)
 
     def find(row: Published) -> Sequence[Task]:
-        path = PurePosixPath(row.task.replace("\\", "/"))
-        parts = path.parts[:-1] if path.suffix else path.parts
-        if len(parts) < 2:  # no path but a number of theirs, such as AgentGym's `alfworld_0`, or nothing
+        if _known_by_sight("alfworld", row):  # no path but a number of theirs, as AgentGym's `alfworld_0`, or nothing
             return by_sight(row.instruction) if row.instruction else ()
-        return by_path.get("/".join(parts[-2:]), ())
+        return by_path.get("/".join(_folders(row)[-2:]), ())
 
     return find
 
 
-def _scienceworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
+def _scienceworld(tasks: Sequence[Task], _: Mapping[str, Any], by_sight: _ByFirstSight) -> FindTasks:
     from verl_act.envs.scienceworld.data import VARIATIONS
 
     by_id = {task.task_id: task for task in tasks}
-    by_sight = _ByFirstSight("scienceworld", settings, tasks)
     counted = [
         f"{name}/{number}"
         for name, variations in VARIATIONS.items()
@@ -192,7 +234,7 @@ def _scienceworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTas
     ]
 
     def find(row: Published) -> Sequence[Task]:
-        if not row.task:
+        if _known_by_sight("scienceworld", row):
             return by_sight(row.instruction)
         name = row.task
         if (numbered := _SCIENCEWORLD_ID.fullmatch(name)) and int(numbered[1]) < len(_SCIENCEWORLD_TASKS):
@@ -204,7 +246,7 @@ def _scienceworld(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTas
     return find
 
 
-def _webshop(tasks: Sequence[Task], settings: Mapping[str, Any]) -> FindTasks:
+def _webshop(tasks: Sequence[Task], settings: Mapping[str, Any], _: _ByFirstSight) -> FindTasks:
     from verl_act.envs.webshop.catalogue import load_catalogue
     from verl_act.envs.webshop.goals import list_goals
 
@@ -246,7 +288,7 @@ def _holds_in_webshop(thought: str, row: Published, goal: str) -> bool:
     return theirs in (None, price_limit(goal)) or theirs not in map(float, _NUMBER.findall(thought))
 
 
-_FINDERS: dict[str, Callable[[Sequence[Task], Mapping[str, Any]], FindTasks]] = {
+_FINDERS: dict[str, Callable[[Sequence[Task], Mapping[str, Any], _ByFirstSight], FindTasks]] = {
     "alfworld": _alfworld,
     "scienceworld": _scienceworld,
     "webshop": _webshop,
@@ -263,6 +305,15 @@ def _spell_scienceworld(action: str, admissible: Sequence[str], environment: Env
     assert isinstance(environment, ScienceWorldEnvironment)
     name, possible = environment.reading(action)
     return name if possible else environment.reading(modern_scienceworld_action(action))[0]
+
+
+def _spell_webshop(
+    settings: Mapping[str, Any], action: str, admissible: Sequence[str], environment: Environment
+) -> str:
+    if listed := match_action(action, admissible):
+        return listed
+    title = title_clicked(action)
+    return action if title is None else click_by_title(title, environment, settings)
 
 
 def _spell_as_listed(action: str, admissible: Sequence[str], environment: Environment) -> str:

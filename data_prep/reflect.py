@@ -7,30 +7,48 @@ environment. The model is shown all outcomes and writes the reasoning, which `ma
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from enum import StrEnum
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.asyncio import tqdm_asyncio
 
 from verl_act.data_prep.probe import Prober, leave_out
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import DataError, EnvError
+from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
-from verl_act.prompts import get_template
+from verl_act.parse import Malformed, normalise, parse_action
+from verl_act.prompts import Template, get_template
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, write_rows
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "reflections.parquet"
 _TAGS = re.compile(r"</?(?:think|action)>")
 _ACTION = re.compile(r"<action>.*?</action>", re.DOTALL)
 
 PathName = str | PathLike[str]
+Tried = tuple[Step, Turn, list[Turn]]
+"""A state, and what its own action and each alternative led to."""
+
+
+class Unusable(StrEnum):
+    """Why a reply is no reflection. Its value is the name under which the manifest counts it."""
+
+    CUT = "cut"
+    """It reached `max_tokens`, or the end of the context."""
+    OTHER_ACTION = "other_action"
+    """It ends in another action than the expert's, so that it argues for that one."""
+    EMPTY = "empty"
 
 
 def reflect(
@@ -47,8 +65,8 @@ def reflect(
 ) -> Manifest:
     """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
-    A reflection is the reply without tags; states with an empty one are left out and counted. Raises `DataError` where
-    none is left.
+    States whose reply is `Unusable` are left out and counted. One that was killed goes on with what the model has not
+    written. Raises `DataError` where none is left.
     """
     started = time.monotonic()
     counts: Counter[str] = Counter()
@@ -59,53 +77,79 @@ def reflect(
             f"{', '.join(map(str, trajectories))}: nothing to reflect on ({left_out}). Pass the pairs that were built "
             "from these trajectories, with the environment's settings."
         )
-    asked = get_template(template, **(template_options or {}))
-    with Engine(engine) as running:
-
-        async def write(step: Step, expert: Turn, others: list[Turn]) -> str:
-            messages = asked.reflection_messages(step.context, expert, others)
-            own_seed = request_seed(seed, f"reflection {step.state_id}")
-            return (await running.reply(messages, sampling, seed=own_seed))[0]
-
-        async def write_all() -> list[str]:
-            return list(await asyncio.gather(*(write(*entry) for entry in tried)))
-
-        replies = running.run(write_all())
-    rows = []
-    for (step, expert, alternatives), reply in zip(tried, replies, strict=True):
-        if text := reflection_text(reply):
-            rows.append(
-                {
-                    "state_id": step.state_id,
-                    "action": expert.action,
-                    "outcome": expert.observation,
-                    "alternatives": [{"action": turn.action, "outcome": turn.observation} for turn in alternatives],
-                    "reply": reply,
-                    "reflection": text,
-                    "model": engine.model,
-                }
-            )
-    if not rows:
-        raise DataError(f"{engine.model}: not one of {len(tried)} replies holds a reflection; raise max_tokens.")
-    with atomic_folder(out) as folder:
-        write_rows(Path(folder) / FILE_NAME, rows, REFLECTION)
-        manifest = make_manifest(
-            "reflect",
-            settings={
-                "engine": asdict(engine),
-                "model_digest": model_digest(engine.model),
-                "sampling": asdict(sampling),
-                "template": template,
-                "template_options": dict(template_options or {}),
-                "env_settings": dict(env_settings or {}),
-            },
-            inputs=[*trajectories, *pairs],
-            counts={**counts, "reflections": len(rows), "empty": len(tried) - len(rows)},
-            seed=seed,
-            seconds=time.monotonic() - started,
-        )
-        write_manifest(folder, manifest)
+    manifest = make_manifest(
+        "reflect",
+        settings={
+            "engine": asdict(engine),
+            "model_digest": model_digest(engine.model),
+            "sampling": asdict(sampling),
+            "template": template,
+            "template_options": dict(template_options or {}),
+            "env_settings": dict(env_settings or {}),
+        },
+        inputs=[*trajectories, *pairs],
+        seed=seed,
+    )
+    with journal(Path(out), key_of(manifest)) as written, Engine(engine) as running:
+        asked = get_template(template, **(template_options or {}))
+        replies = running.run(_replies(running, asked, tried, sampling, seed, written))
+        rows = list(_rows(tried, replies, engine.model, counts))
+        _enough(rows, counts, engine.model)
+        with atomic_folder(out) as folder:
+            write_rows(folder / FILE_NAME, rows, REFLECTION)
+            manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
+            write_manifest(folder, manifest)
     return manifest
+
+
+async def _replies(
+    engine: Engine, template: Template, tried: Sequence[Tried], sampling: Sampling, seed: int, written: Journal
+) -> list[Record]:
+    """`{"text", "cut"}` of each state, in order."""
+
+    async def write(number: int, step: Step, expert: Turn, others: list[Turn]) -> Record:
+        if (known := written.get("reflection", number)) is not None:
+            return known
+        messages = template.reflection_messages(step.context, expert, others)
+        own_seed = request_seed(seed, f"reflection {step.state_id}")
+        (reply,) = await engine.scored_reply(messages, sampling, seed=own_seed)
+        record = {"text": reply.text, "cut": reply.cut}
+        written.add("reflection", number, record)
+        return record
+
+    tasks = [write(number, *entry) for number, entry in enumerate(tried)]
+    return list(await tqdm_asyncio.gather(*tasks, desc="reflections", unit="state"))
+
+
+def _rows(
+    tried: Sequence[Tried], replies: Sequence[Record], model: str, counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of schema REFLECTION; what is not usable is counted."""
+    for (step, expert, alternatives), reply in zip(tried, replies, strict=True):
+        text = reflection_text(reply["text"], expert.action, reply["cut"])
+        counts["reflections" if not isinstance(text, Unusable) else text.value] += 1
+        if not isinstance(text, Unusable):
+            yield {
+                "state_id": step.state_id,
+                "action": expert.action,
+                "outcome": expert.observation,
+                "alternatives": [{"action": turn.action, "outcome": turn.observation} for turn in alternatives],
+                "reply": reply["text"],
+                "reflection": text,
+                "model": model,
+            }
+
+
+def _enough(rows: Sequence[dict[str, Any]], counts: Counter[str], model: str) -> None:
+    """Raises `DataError` where there is no reflection; warns where most states have none."""
+    unusable = ", ".join(f"{reason.value} {counts[reason.value]}" for reason in Unusable)
+    if not rows:
+        raise DataError(
+            f"{model}: not one of {counts['states']} replies is a reflection ({unusable}). Where they are cut, raise "
+            "max_tokens; otherwise the model does not follow the template's reflection prompt."
+        )
+    if 2 * len(rows) < counts["states"]:
+        logger.warning("Only %d of %d states have a reflection (%s).", len(rows), counts["states"], unusable)
 
 
 def outcomes(
@@ -139,16 +183,22 @@ def outcomes(
             prober.close()
 
 
-def reflection_text(reply: str) -> str:
-    """A reply as one paragraph of reasoning: tags, which would end it early, are left out.
+def reflection_text(reply: str, action: str, cut: bool = False) -> str | Unusable:
+    """A reply as one paragraph of reasoning for `action`, the expert's: without tags, which would end it early.
 
-    What a reasoning model has thought before it wrote the reflection is none; a thought that was cut gives none.
+    What a reasoning model has thought before it wrote the reflection is none of it. Only where it wrote nothing but the
+    action after its thought, in the format of every other reply, the thought is taken.
     """
-    thought, ended, written = reply.rpartition("</think>")
-    if not ended and "<think>" in reply:
-        return ""
+    if cut:
+        return Unusable.CUT
+    answer = parse_action(reply)
+    if answer.malformed is Malformed.UNCLOSED_THINK:
+        return Unusable.CUT
+    if answer.malformed is not Malformed.NO_TAG and normalise(answer.action or "") != normalise(action):
+        return Unusable.OTHER_ACTION
+    thought, _, written = reply.rpartition("</think>")
     texts = (" ".join(_TAGS.sub(" ", text).split()) for text in (_ACTION.sub(" ", written), thought))
-    return next(filter(None, texts), "")
+    return next(filter(None, texts), Unusable.EMPTY)
 
 
 def alternatives_at(pairs: Sequence[PathName]) -> dict[str, list[str]]:

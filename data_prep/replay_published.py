@@ -10,6 +10,7 @@ from verl_act.data_prep.collect_expert import play, replays
 from verl_act.data_prep.players import Player
 from verl_act.data_prep.published import Published
 from verl_act.data_prep.published_tasks import Spell, advice, speller, thought_judge
+from verl_act.data_prep.webshop_titles import NoSuchProduct
 from verl_act.envs.base import Environment, EnvSpec, Expert, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import EnvError
@@ -44,7 +45,9 @@ Outcome = Replayed | Refusal
 
 @dataclass
 class Replayer(Player[Candidates | Refusal, Outcome]):
-    """Plays rows. A step counts as inferable as `import_trajectories` says. `source` is that of the steps."""
+    """Plays rows. A step counts as inferable as `import_trajectories` says. `source` is that of the steps, but for
+    rows whose keys name another format.
+    """
 
     source: str
 
@@ -69,12 +72,14 @@ class Replayer(Player[Candidates | Refusal, Outcome]):
 
     def _play(self, row: Published, task: Task) -> Outcome:
         environment, fresh = self.environments
-        follower = _Follower(row.actions, speller(self.env), self._judge, self.env)
+        follower = _Follower(row.actions, speller(self.env, self.settings), self._judge, self.env)
         try:
-            steps = play(environment, follower, task, source=self.source)
+            steps = play(environment, follower, task, source=row.form or self.source)
             alike = not steps[-1].success or replays(fresh, task, steps)
         except _ActionsEnd:
             return self._lost(row, "does not reach the goal", f"its {len(row.actions)} actions end before it")
+        except NoSuchProduct as error:
+            return Refusal("no such product on the page", str(error))
         except Exception as error:
             return self._lost(row, "cannot be played", self.lost(task, error))
         if not steps[-1].success:

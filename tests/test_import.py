@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
+from verl_act.data_prep import published_tasks
 from verl_act.data_prep.collect_expert import play
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
@@ -122,6 +123,57 @@ def test_agentgyms_alfworld_rows_are_known_by_how_they_begin(games: Path, tmp_pa
         (step.task_id, step.action) for steps in won for step in steps
     ]
     assert rejections(tmp_path / "out") == {2: "no such task in these data: alfworld_2"}
+
+
+def test_rows_known_by_how_they_begin_are_compared_with_the_split_alone(
+    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comparison costs a start of the game: with a split, those of other splits are not started."""
+    settings = {"data": str(games)}
+    (ours,) = expert_trajectories("alfworld", "valid_seen", 1, settings)
+    (other,) = expert_trajectories("alfworld", "train", 1, settings)
+    by_path = {"game_file": f"json_2.1.1/train/{other[0].task_id}/game.tw-pddl"}
+    rows = [conversation(ours, {}, begin(ours)), conversation(other, {}, begin(other))]
+    path = write(tmp_path / "rows.json", [*rows, conversation(other, by_path, begin(other))])
+    started: list[Task] = []
+    start = published_tasks._Starter.__call__
+
+    def noted(starter: published_tasks._Starter, job: Task) -> Any:
+        started.append(job)
+        return start(starter, job)
+
+    monkeypatch.setattr(published_tasks._Starter, "__call__", noted)
+    for name, workers in (("one", 1), ("two", 2)):
+        import_trajectories(
+            tmp_path / name,
+            [path],
+            "alfworld",
+            split="valid_seen",
+            workers=workers,
+            env_settings=settings,
+            progress=False,
+        )
+    assert started == list(get_env("alfworld").tasks("valid_seen", **settings)), "one after another, or by the workers"
+    assert [step.action for step in read_steps([tmp_path / "one" / TRAJECTORIES])] == [step.action for step in ours]
+    reasons = rejections(tmp_path / "one")
+    assert reasons.keys() == {1, 2}
+    assert "no such task in these data" in reasons[1] and "(compared with tasks of valid_seen only)" in reasons[1]
+    assert reasons[2] == "of another split: not of valid_seen"
+    for file in (TRAJECTORIES, REJECTED):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_game_that_does_not_start_is_told_and_compared_with_nothing(
+    games: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"data": str(tmp_path)}
+    shutil.copytree(games / "json_2.1.1" / "valid_seen", tmp_path / "json_2.1.1" / "valid_seen")
+    (steps,) = expert_trajectories("alfworld", "valid_seen", 1, settings)
+    row = Published(0, "", begin(steps), ("look",), (None,))
+    find = task_finder("alfworld", settings)
+    (tmp_path / "json_2.1.1" / "valid_seen" / steps[0].task_id / "game.tw-pddl").write_text("cut sh")
+    assert find(row) == []
+    assert "Rows are not compared with a task that does not start" in caplog.text
 
 
 def test_workers_do_not_change_the_result(games: Path, tmp_path: Path) -> None:
@@ -271,7 +323,11 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
         ('{"a": 1}', "eto", "none of 1 rows is left.*row 0: .*has no 'conversations'"),
         ("[]", "eto", "none of 0 rows is left"),
         ("[1]", "eto", "none of 1 rows is left.*row 0: not in this format"),
-        ("[]", "csv", "'csv' is no format of published trajectories; there are eto, early-experience, actions"),
+        (
+            "[]",
+            "csv",
+            "'csv' is no format of published trajectories; there are eto, early-experience, actions, webshop",
+        ),
     ],
 )
 def test_unusable_files_are_named(text: str, form: str, message: str, games: Path, tmp_path: Path) -> None:

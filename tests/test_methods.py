@@ -29,7 +29,7 @@ from verl_act.chain.stages import Stage
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_sft import make_sft
-from verl_act.data_prep.reflect import alternatives_at, outcomes, reflection_text
+from verl_act.data_prep.reflect import Unusable, alternatives_at, outcomes, reflection_text
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.figures import effective_count, share_interval, wilson_interval
 from verl_act.evaluate.methods import compare_methods
@@ -244,7 +244,8 @@ def test_rows_that_verl_would_refuse_are_left_out_and_counted(expert: Path, tmp_
 
 @given(st.text())
 def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
-    assert not re.search("</?(think|action)>", reflection_text(f"<think>{reply}</think><action>go</action>"))
+    text = reflection_text(f"<think>{reply}</think><action>go</action>", "go")
+    assert not re.search("</?(think|action)>", text)
 
 
 @pytest.mark.parametrize(
@@ -253,12 +254,18 @@ def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
         ("It is near.", "It is near."),
         ("<think>What do they want?</think> The desk is near.", "The desk is near."),
         ("<think>The desk is near.</think><action>go to desk 1</action>", "The desk is near."),
-        ("<think>The desk is near, and what", ""),
-        ("It is near. <action>go to desk 1</action>", "It is near."),
+        ("It is near. <action>Go to  desk 1</action>", "It is near."),
+        ("<think>The desk is near, and what", Unusable.CUT),
+        ("<think>The shelf is near.</think><action>go to shelf 1</action>", Unusable.OTHER_ACTION),
+        ("It is near. <action>go to desk 1</action> or <action>look</action>", Unusable.OTHER_ACTION),
+        ("It is near. <action>go to desk", Unusable.OTHER_ACTION),
+        ("<action>go to desk 1</action>", Unusable.EMPTY),
+        ("", Unusable.EMPTY),
     ],
 )
-def test_a_reflection_is_what_was_written_of_it(reply: str, text: str) -> None:
-    assert reflection_text(reply) == text
+def test_a_reflection_is_what_was_written_for_the_experts_action(reply: str, text: str) -> None:
+    assert reflection_text(reply, "go to desk 1") == text
+    assert reflection_text(reply, "go to desk 1", cut=True) is Unusable.CUT
 
 
 # Statistics
@@ -440,8 +447,8 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
         methods[name] = {"steps": steps, "against": ["Prompting"], "evaluations": paths, "training": {}}
     methods["Prompting"]["against"] = []
     methods["RL + ACT"]["against"] = ["RL", "Prompting"]
-    whole = compare_methods(tmp_path, tmp_path / "methods", methods)
-    assert whole["initial_model"] == "the initial model"
+    whole = compare_methods(tmp_path, tmp_path / "methods", methods, "models/tiny")
+    assert whole["initial_model"] == "models/tiny"
     for name, method in methods.items():
         means = []
         for path in method["evaluations"].values():
@@ -478,6 +485,56 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
     assert re.search(r"; \+\d\d\.\d points \[\+\d\d\.\d, \+\d\d\.\d\], p < 0\.001", table)
     assert re.search(r"; \+\d\d\.\d points \[[^]]*\] to RL, p [<=]", table)
     assert json.loads((tmp_path / "methods" / "methods.json").read_text()) == json.loads(json.dumps(whole))
+
+
+def test_steps_that_epochs_decided_are_those_that_were_taken(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    training = {"0": ["seed 0 il", "seed 0 il+action"]}
+    method = {"steps": {"il": -1, "action": 5}, "against": [], "evaluations": {"0": "a"}, "training": training}
+    write_evaluation(tmp_path / "a", rng, 0.5)
+    log = tmp_path / "seed-0" / "il" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(json.dumps({"step": step, "data": {}}) + "\n" for step in (1, 7)))
+    assert compare_methods(tmp_path, tmp_path / "out", {"A": method})["methods"]["A"]["steps"] == {"il": 7, "action": 5}
+    assert "| A | il 7, action 5 |" in (tmp_path / "out" / "methods.md").read_text()
+
+
+def test_episodes_that_the_environment_lost_are_named(tmp_path: Path) -> None:
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
+    path = tmp_path / "a" / "episodes.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[0] |= {"end": "error", "error": "no memory"}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    counts = {"episodes": len(records), "episode_errors": 1}
+    write_manifest(tmp_path / "a", make_manifest("evaluate", settings={}, inputs=[], counts=counts))
+    whole = compare_methods(tmp_path, tmp_path / "out", {"A": method})
+    assert whole["methods"]["A"]["failed"] == {"0": [1, len(records)]}
+    assert f"**A, seed 0: 1 of {len(records)} episodes ended in an error" in (tmp_path / "out/methods.md").read_text()
+
+
+def test_judging_is_told_from_naming_a_candidate(tmp_path: Path) -> None:
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
+    path = tmp_path / "a" / "choices.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, record in enumerate(records):
+        named = number % 2 == 0
+        record |= {"inferable": True, "named_a_candidate": named, "right": named and number % 4 == 0}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    whole = compare_methods(tmp_path, tmp_path / "out", {"A": method})
+    named, right = (sum(record[key] for record in records) for key in ("named_a_candidate", "right"))
+    figures = {figure: entry(whole, method="A", figure=figure)["estimate"]["value"] for figure in FIGURES_OF_CHOICES}
+    assert figures == pytest.approx(
+        {
+            "choice_inferable": right / len(records),
+            "named_inferable": named / len(records),
+            "choice_of_named_inferable": right / named,
+        }
+    )
+
+
+FIGURES_OF_CHOICES = ("choice_inferable", "named_inferable", "choice_of_named_inferable")
 
 
 def random_signs_p(differences: np.ndarray) -> float:

@@ -365,7 +365,9 @@ def evaluate(
     template_options: TemplateOptions = "{}",
     env_settings: EnvSettings = "{}",
     engine_options: EngineOptions = "{}",
-    limit: Annotated[int | None, typer.Option(help="so many expert states and pairs of each split, drawn")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="so many expert states and pairs of each split, drawn; tasks and questions stay")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer.
@@ -410,17 +412,21 @@ def compare(
 def compare_methods(
     run: Annotated[Path, typer.Argument(help="folder written by `methods`")],
     out: Out,
-    methods: Json,
+    methods: Annotated[
+        str,
+        typer.Option(help="JSON, method -> steps, against, evaluations and training, as `methods` passes it"),
+    ],
+    initial_model: Annotated[str, typer.Option(help="the model that all methods began at")] = "",
 ) -> None:
     """The table of a comparison of methods, over its seeds: methods.md and methods.json."""
     from verl_act.evaluate.methods import compare_methods as write
 
-    write(run, out, _object(methods, "--methods"))
+    write(run, out, _object(methods, "--methods"), initial_model)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="folders written by `chain`, finished or not, or by `evaluate`")],
+    runs: Annotated[list[Path], typer.Argument(help="folders written by `chain`, `methods` (finished or not) or `evaluate`")],
     out: Annotated[Path, typer.Option(help="the page, .html; .md and .json are written beside it")],
     examples: Annotated[
         int, typer.Option(help="at most so many episodes, next actions and choices to look at, of each model")

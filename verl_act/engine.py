@@ -63,10 +63,11 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """`log_probability` is the sum over the reply's tokens, as the model has them before temperature and top-p; None
-    where it said nothing because the prompt left no room."""
+    where it said nothing because the prompt left no room. `cut`: the room ended before the reply did."""
 
     text: str
     log_probability: float | None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +184,13 @@ class Engine:
     async def scored_reply(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
     ) -> list[Reply]:
-        """As `reply`, with the log-probability of each."""
+        """As `reply`, with the log-probability of each, and whether it was cut."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
         found = [
-            Reply(self.reply_prefix + completion.text, completion.cumulative_logprob) for completion in completions
+            Reply(self.reply_prefix + one.text, one.cumulative_logprob, one.finish_reason == "length")
+            for one in completions
         ]
-        return found or [Reply("", None)] * sampling.n
+        return found or [Reply("", None, cut=True)] * sampling.n
 
     async def _complete(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, **options: Any

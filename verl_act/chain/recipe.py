@@ -27,6 +27,8 @@ _EMBEDDED_MODELS = {
     "scienceworld": _ASSETS / "embedded_model_scienceworld",
     "webshop": _ASSETS / "embedded_model_webshop",
 }
+_THINKING_MODELS = {"alfworld": _ASSETS / "embedded_model_thinking"}
+"""Those that think before they answer."""
 
 
 def embedded_models() -> dict[str, Path]:
@@ -176,18 +178,20 @@ class Recipe:
 
     @property
     def model_path(self) -> str:
-        """The initial policy: a folder, a hub id, or the model that comes with the package for the environment.
+        """The initial policy: a folder, a hub id, or the model that comes with the package for the environment
+        (`embedded`; `embedded_thinking` is one that thinks before it answers).
 
         Raises `ConfigError` where none comes with it.
         """
-        if self.model != "embedded":
+        models = {"embedded": _EMBEDDED_MODELS, "embedded_thinking": _THINKING_MODELS}.get(self.model)
+        if models is None:
             return self.model
-        if self.env not in _EMBEDDED_MODELS:
+        if self.env not in models:
             raise ConfigError(
-                f"no model for {self.env!r} comes with the package (there are {', '.join(_EMBEDDED_MODELS)}). Set "
+                f"no model {self.model!r} for {self.env!r} comes with the package (there are {', '.join(models)}). Set "
                 "model to a model folder or a hub id."
             )
-        return str(_EMBEDDED_MODELS[self.env])
+        return str(models[self.env])
 
 
 def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ class Journal:
     is a count that records do not have (of prompts without room); `counted` is what it came to before this process.
     """
 
+    seconds_before = 0.0
+    """What earlier processes took, up to their last answer."""
+
     def __init__(self, out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> None:
         out = out.resolve()
         self._folder = out.with_name(f".{out.name}.answers")
@@ -30,7 +34,13 @@ class Journal:
         self._tally = tally
         self._known: dict[tuple[str, int], Record] = {}
         self.counted = 0
+        self._started = time.monotonic()
         self._read()
+
+    @property
+    def seconds(self) -> float:
+        """What all processes took so far, those that were killed too."""
+        return self.seconds_before + time.monotonic() - self._started
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -40,6 +50,7 @@ class Journal:
                 entry = json.loads(line) if line.endswith(b"\n") else {}
                 self._known[entry["what"], entry["number"]] = entry["record"]
                 self.counted = max(self.counted, entry["tally"])
+                self.seconds_before = max(self.seconds_before, entry["seconds"])
             except (ValueError, KeyError):  # it was being written; asked again, as what comes after it
                 break
             whole += len(line)
@@ -53,7 +64,8 @@ class Journal:
         """Keep an answer. An episode that failed is not kept: its environment may work the next time."""
         if "error" in record:
             return
-        entry = {"what": what, "number": number, "tally": self.counted + self._tally(), "record": record}
+        so_far = {"tally": self.counted + self._tally(), "seconds": round(self.seconds, 1)}
+        entry = {"what": what, "number": number, **so_far, "record": record}
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
@@ -71,7 +83,7 @@ def key_of(manifest: Manifest) -> str:
 
 
 @contextmanager
-def journal(out: Path, key: str, tally: Callable[[], int]) -> Iterator[Journal]:
+def journal(out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> Iterator[Journal]:
     """A journal that is closed when the block ends, and removed when it ends without an error."""
     kept = Journal(out, key, tally)
     try:

@@ -35,25 +35,41 @@ class Entry:
     """Other method -> the test against it."""
 
 
-def compare_methods(run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def compare_methods(
+    run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]], initial_model: str = ""
+) -> dict[str, Any]:
     """Write `methods.md` and `methods.json` to `out`; returns what is in the latter.
 
     `methods`: name -> `{"steps": {stage: steps}, "against": [name], "evaluations": {seed: folder}, "training":
-    {seed: [stage]}}`, folders below `run`. Raises `DataError` where an evaluation is missing.
+    {seed: [stage]}}`, folders below `run`; steps of -1 were left to the number of epochs and are read from the
+    trainer's log. All methods began at `initial_model`. Raises `DataError` where an evaluation is missing.
     """
     values = {name: _values(run, method) for name, method in methods.items()}
     entries = list(_entries(values, methods))
+    manifest = make_manifest(
+        "compare_methods",
+        settings={"methods": methods, "initial_model": initial_model},
+        inputs=[run / path for method in methods.values() for path in method["evaluations"].values()],
+    )
     whole = {
-        "methods": {name: {**method, "seconds": _seconds(run, method)} for name, method in methods.items()},
-        "initial_model": _models(run, methods),
+        "methods": {
+            name: {
+                **method,
+                "steps": _steps_taken(run, method),
+                "seconds": _seconds(run, method),
+                "failed": _failed(run, method),
+            }
+            for name, method in methods.items()
+        },
+        "initial_model": initial_model,
         "shared": _shared(run),
+        "versions": manifest.versions,
         "entries": [asdict(entry) for entry in entries],
     }
     with atomic_folder(out) as folder:
         (folder / JSON).write_text(json.dumps(whole, indent=2) + "\n")
         (folder / MARKDOWN).write_text(markdown(whole))
-        inputs = [run / path for method in methods.values() for path in method["evaluations"].values()]
-        write_manifest(folder, make_manifest("compare_methods", settings={"methods": methods}, inputs=list(inputs)))
+        write_manifest(folder, manifest)
     return whole
 
 
@@ -101,6 +117,27 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
     return found
 
 
+def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
+    """Stage -> optimizer steps; where epochs decided, the last step in the log of the first seed that has one."""
+    taken = dict(method["steps"])
+    for seed, names in method["training"].items():
+        for stage, name in zip(method["steps"], names, strict=False):
+            log = run / f"seed-{seed}" / name.removeprefix(f"seed {seed} ") / "metrics.jsonl"
+            if taken[stage] < 1 and log.is_file():
+                taken[stage] = max((json.loads(line)["step"] for line in log.read_text().splitlines()), default=-1)
+    return taken
+
+
+def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Seed -> episodes that the environment ended with an error, and all; seeds without such episodes are left out."""
+    found = {}
+    for seed, path in method["evaluations"].items():
+        manifest = read_manifest(run / path)
+        if manifest and manifest.counts.get("episode_errors"):
+            found[seed] = [manifest.counts["episode_errors"], manifest.counts["episodes"]]
+    return found
+
+
 _SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
 """What the names of these stages begin with; a chain in the same folder has others."""
 
@@ -116,18 +153,11 @@ def _shared(run: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _models(run: Path, methods: Mapping[str, Mapping[str, Any]]) -> str:
-    """The model of the first method without training; empty where all are trained."""
-    for method in methods.values():
-        if not method["steps"]:
-            for path in method["evaluations"].values():
-                return str(json.loads((run / path / FIGURES_FILE).read_text())["model"])
-    return ""
-
-
 def markdown(whole: Mapping[str, Any]) -> str:
     """Budgets and wall times, then a table per split with one row per method, then the groups."""
     lines = ["# Comparison of methods", "", *_budget_table(whole), ""]
+    if notices := failures_in_words(whole["methods"]):
+        lines += [*(f"**{notice}**" for notice in notices), ""]
     entries = whole["entries"]
     for split in dict.fromkeys(entry["split"] for entry in entries):
         here = [entry for entry in entries if entry["split"] == split]
@@ -151,17 +181,30 @@ NOTE = (
 """How to read the tables."""
 
 
-_COUNTED = ("games", "tasks", "trajectories", "steps", "states", "replies", "pairs", "reflections", "empty")
-"""The counts of a shared stage that its row shows."""
+def failures_in_words(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each method and seed some of whose episodes are in no figure."""
+    return [
+        f"{name}, seed {seed}: {failed} of {played} episodes ended in an error of the environment. Their tasks are "
+        "left out of the method's figures and of the tests against it."
+        for name, method in methods.items()
+        for seed, (failed, played) in method.get("failed", {}).items()
+    ]
+
+
+_COUNTED = ("games", "tasks", "trajectories", "steps", "states", "replies", "pairs", "reflections")
+_LOST = ("cut", "other_action", "empty")
+"""The counts of a shared stage that its row shows; the latter where there are any."""
 
 
 def _budget_table(whole: Mapping[str, Any]) -> list[str]:
     model = f" (`{Path(whole['initial_model']).name}`)" if whole["initial_model"] else ""
-    lines = [f"All methods start from the same model{model} and share the data; steps of equal stages are equal.", ""]
+    lines = [f"All methods start from the same model{model} and share the data.", ""]
     if whole.get("shared"):
         lines += ["| shared stage | seconds | what it made |", "| --- | ---: | --- |"]
         for name, stage in whole["shared"].items():
-            made = ", ".join(f"{key} {stage['counts'][key]}" for key in _COUNTED if key in stage["counts"])
+            counts = stage["counts"]
+            shown = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
+            made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in shown)
             lines.append(f"| {name} | {stage['seconds']:.0f} | {made} |")
         lines.append("")
     lines += [

@@ -65,6 +65,14 @@ def _right_inferable(record: Record) -> float | None:
     return float(record["right"]) if record["inferable"] else None
 
 
+def _named(record: Record) -> float:
+    return float(record["named_a_candidate"])
+
+
+def _named_inferable(record: Record) -> float | None:
+    return _named(record) if record["inferable"] else None
+
+
 _ITEMS = {EPISODES: "task_id", NEXT_ACTIONS: "state_id", CHOICES: "pair_id", REASONING: "item"}
 
 FIGURES: dict[str, FigureKind] = {
@@ -75,6 +83,15 @@ FIGURES: dict[str, FigureKind] = {
     "next_action_inferable": _share("expert's next action, inferable states", NEXT_ACTIONS, _right_inferable),
     "choice": _share("better action chosen, all pairs", CHOICES, _right),
     "choice_inferable": _share("better action chosen, inferable pairs", CHOICES, _right_inferable),
+    "named_inferable": _share("one of the candidates named, inferable pairs", CHOICES, _named_inferable),
+    "choice_of_named_inferable": FigureKind(
+        "better action chosen where one was named, inferable pairs",
+        CHOICES,
+        "pair_id",
+        _right_inferable,
+        _named,
+        share=True,
+    ),
     "choice_by_position": _share(
         "better action chosen by position",
         CHOICES,

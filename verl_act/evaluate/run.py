@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -52,18 +51,17 @@ def evaluate(
     """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
 
     Every item of the files is asked exactly once, in file order; one that was killed goes on with what it has not
-    asked. `limit` draws so many expert states and pairs of each split, and questions of each file, the same ones for
-    every model and seed (episodes are never cut). Temperature 0 is greedy. `reasoning_max_tokens` (None: as in
-    `sampling`) bounds a reply to a question. Each environment is played in `actors` processes, on the caller's Ray
-    where one is running.
+    asked. `limit` draws so many expert states and pairs of each split, the same ones for
+    every model and seed (tasks and questions are never left out). Temperature 0 is greedy. `reasoning_max_tokens`
+    (None: as in `sampling`) bounds a reply to a question. Each environment is played in `actors` processes, on the
+    caller's Ray where one is running.
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
-    started = time.monotonic()
     panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
     steps = some_of_each_split(read_steps(trajectories), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
-    general = some_of_each_split(read_questions(reasoning), limit, lambda question: question.item)
+    general = read_questions(reasoning)
     _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
     _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in questions])
     if general:
@@ -82,7 +80,7 @@ def evaluate(
         },
         seed=seed,
     )
-    with Engine(engine) as running, journal(Path(out), key_of(manifest), lambda: running.without_room) as answered:
+    with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
         reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
@@ -97,8 +95,8 @@ def evaluate(
         answers = running.run(ask())
         for record in answers.episodes:
             record |= _token_counts(record["turns"], running.tokenizer)
-        without_room, seconds = answered.counted + running.without_room, time.monotonic() - started
-        return write_evaluation(out, name, manifest, answers, without_room=without_room, seconds=seconds)
+        without_room = answered.counted + running.without_room
+        return write_evaluation(out, name, manifest, answers, without_room=without_room, seconds=answered.seconds)
 
 
 def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from alfworld.gen import constants
 
@@ -40,25 +41,42 @@ class SearchExpert:
 
         Raises `EnvError` where the task sentence follows none of ALFWorld's templates.
         """
-        wanted = parse_sentence(context.goal)
-        if wanted is None:
-            raise EnvError(
-                f"The search expert cannot read the task {context.goal!r}: it follows none of ALFWorld's templates. "
-                "Use the expert 'planner'."
-            )
-        beliefs = Beliefs.from_context(context)
-        return _Decision(wanted, beliefs, context.admissible_actions).decide()
+        decision = decide(context)
+        return decision.action, decision.inferable
+
+
+class Decision(NamedTuple):
+    """The next action, whether it is inferable, and what it serves: `take mug 1 from shelf 2`, `find mug`."""
+
+    action: str
+    inferable: bool
+    subgoal: str
+
+
+def decide(context: Context, goal: str | None = None) -> Decision:
+    """What the expert does at this state; for another task in the same room if `goal` is given.
+
+    Raises `EnvError` where the task sentence follows none of ALFWorld's templates.
+    """
+    goal = context.goal if goal is None else goal
+    wanted = parse_sentence(goal)
+    if wanted is None:
+        raise EnvError(
+            f"The search expert cannot read the task {goal!r}: it follows none of ALFWorld's templates. "
+            "Use the expert 'planner'."
+        )
+    return _State(wanted, Beliefs.from_context(context), context.admissible_actions).decide()
 
 
 @dataclass(frozen=True, slots=True)
-class _Decision:
-    """What is wanted, known and possible at one state. Every method gives an action and whether it is inferable."""
+class _State:
+    """What is wanted, known and possible at one state."""
 
     wanted: Wanted
     beliefs: Beliefs
     admissible: tuple[str, ...]
 
-    def decide(self) -> tuple[str, bool]:
+    def decide(self) -> Decision:
         held, wanted = self.beliefs.held, self.wanted
         if held is not None and kind(held) != wanted.thing:
             return self._put_away(held)
@@ -72,43 +90,44 @@ class _Decision:
         tool = next((r for r in self.beliefs.receptacles if kind(r) == _TOOLS.get(wanted.verb or "")), None)
         return self._at(tool, f"{wanted.verb} {held} with {tool}")
 
-    def _fetch(self, finished: set[str]) -> tuple[str, bool]:
+    def _fetch(self, finished: set[str]) -> Decision:
         for name, receptacle in self.beliefs.known(self.wanted.thing):
             if name not in finished:
                 return self._at(receptacle, f"take {name} from {receptacle}")
         return self._search(self.wanted.thing)
 
-    def _switch_lamp(self) -> tuple[str, bool]:
+    def _switch_lamp(self) -> Decision:
         for lamp, receptacle in self.beliefs.known(self.wanted.target):
             return self._at(receptacle, f"use {lamp}")
         return self._search(self.wanted.target)
 
-    def _search(self, thing: str) -> tuple[str, bool]:
-        unseen = self.beliefs.unseen()
+    def _search(self, thing: str) -> Decision:
+        unseen, subgoal = self.beliefs.unseen(), f"find {thing}"
         if not unseen:
-            return "look", False
+            return Decision("look", False, subgoal)
         here = self.beliefs.place
         first_of_best = min(unseen, key=lambda r: _effort(thing, kind(r)))
         target = here if here in unseen else first_of_best
         for command in (f"open {target}", f"go to {target}"):
             if command in self.admissible:
-                return command, target == here or len(unseen) == 1
-        return f"examine {target}", len(unseen) == 1
+                return Decision(command, target == here or len(unseen) == 1, subgoal)
+        return Decision(f"examine {target}", len(unseen) == 1, subgoal)
 
-    def _at(self, receptacle: str | None, *commands: str) -> tuple[str, bool]:
+    def _at(self, receptacle: str | None, *commands: str) -> Decision:
         """Do one of `commands` at `receptacle`, which may have to be opened and gone to before."""
         for command in (*commands, f"open {receptacle}", f"go to {receptacle}"):
             if command in self.admissible:
-                return command, True
-        return "look", False
+                return Decision(command, True, commands[0])
+        return Decision("look", False, commands[0])
 
-    def _put_away(self, held: str) -> tuple[str, bool]:
+    def _put_away(self, held: str) -> Decision:
         """Get rid of a thing that is not wanted: here if possible, else at the first place that takes such things."""
         here = (f"move {held} to ", f"put {held} in/on ")
         ways = [command for command in self.admissible if command.startswith(here)]
         ways += [f"open {self.beliefs.place}"]
         ways += [f"go to {r}" for r in self.beliefs.receptacles if kind(r) in _homes(kind(held))]
-        return next(((command, True) for command in ways if command in self.admissible), ("look", False))
+        action = next((command for command in ways if command in self.admissible), None)
+        return Decision(action or "look", action is not None, f"put away {held}")
 
     def _destination(self) -> str | None:
         """The fullest destination (two things belong into one), or where the agent stands, or the first listed."""
