@@ -57,7 +57,7 @@ embedded-model-thinking: verl_act/assets/embedded_model_thinking ## one that sta
 
 verl_act/assets/embedded_model_thinking: runs/embedded/expert | setup # goes on from the one above
 	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ --trajectories runs/embedded/expert/trajectories.parquet \
-	  --settings '{"thoughts": true, "start": "verl_act/assets/embedded_model", "steps": 2000, "passes": 1, "learning_rate": 1e-3, "matrix_learning_rate": 6e-3, "storage": "bfloat16"}'
+	  --settings '{"thoughts": true, "start": "verl_act/assets/embedded_model", "steps": 2000, "passes": 1, "learning_rate": 1e-3, "matrix_learning_rate": 6e-3}'
 
 embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/assets/embedded_model_% ## where they are missing
 

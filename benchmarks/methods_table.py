@@ -3,16 +3,21 @@
     python benchmarks/methods_table.py runs/methods --name alfworld [--columns success next_action choice_inferable]
 
 Reads a finished comparison (`python -m verl_act methods alfworld/methods --out runs/methods --seeds ...`), prints a
-table in Markdown and copies its full report to `benchmarks/results/<name>_methods.md` and `.json`.
+table in Markdown and copies its full report to `benchmarks/results/<name>_methods.md` and `.json`, the latter with the
+command of every stage and the versions of what ran it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from verl_act.evaluate.methods import steps_in_words
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = {
@@ -21,15 +26,37 @@ COLUMNS = {
     "next_action": "next action",
     "choice": "better action chosen",
     "choice_inferable": "better action chosen, inferable",
+    "choice_of_named_inferable": "better action chosen where one was named, inferable",
 }
 
 
-def cell(entry: dict[str, Any]) -> str:
-    """Percent, its 95% interval, and the seeds one by one."""
+def cell(entry: dict[str, Any] | None) -> str:
+    """Percent, its 95% interval where it has one, and the seeds one by one where there are several."""
+    if entry is None or entry["estimate"]["value"] is None:
+        return ""
     estimate = entry["estimate"]
+    text = f"{100 * estimate['value']:.1f}"
+    if estimate["low"] is not None:
+        text += f" ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
     seeds = ", ".join(f"{100 * value:.0f}" for value in estimate["by_seed"])
-    interval = f"({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
-    return f"{100 * estimate['value']:.1f} {interval}" + (f" [{seeds}]" if len(estimate["by_seed"]) > 1 else "")
+    return text + (f" [{seeds}]" if len(estimate["by_seed"]) > 1 else "")
+
+
+def made_by(run: Path) -> dict[str, Any]:
+    """Stage -> the command that made it, with paths below the run, and the versions of what it ran on."""
+    found = {}
+    for mark in sorted((run / ".done").glob("*/manifest.json")):
+        manifest = json.loads(mark.read_text())
+        command = " ".join(manifest["settings"].get("command", []))
+        command = re.sub(r"\S*/(?=verl_act/)", "", command.replace(str(run.resolve()), "RUN"))
+        found[mark.parent.name] = {"command": command}
+        found[mark.parent.name]["versions"] = manifest["versions"]
+    return found
+
+
+def splits_of(entries: Iterable[tuple[str, str, str]], figure: str) -> list[str]:
+    """Files of questions are splits too, of which episodes have nothing."""
+    return sorted({split for _, split, other in entries if other == figure})
 
 
 def main() -> None:
@@ -43,15 +70,16 @@ def main() -> None:
     entries = {
         (entry["method"], entry["split"], entry["figure"]): entry for entry in report["entries"] if not entry["group"]
     }
-    splits = sorted({split for _, split, _ in entries})
-    titles = [f"{COLUMNS[column]}, {split}" for column in options.columns for split in splits]
+    shown = [(figure, split) for figure in options.columns for split in splits_of(entries, figure)]
+    titles = [f"{COLUMNS[figure]}, {split}" for figure, split in shown]
     print("| method | steps | " + " | ".join(titles) + " |")
     print("|---|---|" + "---:|" * len(titles))
     for method, settings in report["methods"].items():
-        steps = ", ".join(f"{stage.split(':')[0]} {count}" for stage, count in settings["steps"].items()) or "none"
-        cells = [cell(entries[method, split, figure]) for figure in options.columns for split in splits]
+        steps = steps_in_words(settings["steps"]) or "none"
+        cells = [cell(entries.get((method, split, figure))) for figure, split in shown]
         print(f"| {method} | {steps} | " + " | ".join(cells) + " |")
     report["initial_model"] = Path(report["initial_model"]).name
+    report["stages"] = made_by(options.run)
     (RESULTS / f"{options.name}_methods.json").write_text(json.dumps(report) + "\n")
     shutil.copy(folder / "methods.md", RESULTS / f"{options.name}_methods.md")
 

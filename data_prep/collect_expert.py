@@ -7,6 +7,7 @@ and the environment's planner says how far the goal still is; both decide later 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import time
@@ -14,17 +15,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from verl_act.data_prep.players import Player, playing
-from verl_act.envs.base import Environment, EnvSpec, Expert, PlanningEnvironment, Task
+from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
+
+logger = logging.getLogger(__name__)
 
 TRAJECTORIES = "trajectories.parquet"
 DROPPED = "dropped.jsonl"
@@ -58,7 +62,8 @@ def collect_expert(
     `out/dropped.jsonl` (the tasks left out, with the reasons) and a manifest.
 
     `expert` is one of the environment's (default: its first). `limit` draws that many tasks by `seed`. Trajectories
-    that fail, or that do not come out the same when replayed on a fresh environment, are left out and counted.
+    that do not win, at the step limit or because the expert gives up, or that do not come out the same when replayed
+    on a fresh environment, are left out, counted by kind and told.
     `workers` processes share the tasks and do not change the result. Returns the manifest.
 
     Raises `ConfigError` for an unknown environment, split or expert, `DataError` where no trajectory succeeds, and
@@ -78,7 +83,8 @@ def collect_expert(
     lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]
     dropped = Counter(reason.kind for _, reason in lost)
     if not steps:
-        told = next((f" The first error: {reason.details}" for _, reason in lost if reason.details), "")
+        failed = (reason.details for _, reason in lost if reason.kind == "error")
+        told = "".join(f" The first error: {details}" for details in islice(failed, 1))
         raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{told}")
     manifest = make_manifest(
         "collect_expert",
@@ -93,6 +99,9 @@ def collect_expert(
         lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in lost)
         (folder / DROPPED).write_text("".join(lines))
         write_manifest(folder, manifest)
+    if lost:
+        counted = ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items()))
+        logger.warning("%s/%s: %d of %d tasks give no trajectory: %s.", env, split, len(lost), len(tasks), counted)
     return manifest
 
 
@@ -162,10 +171,12 @@ class _Player(Player[Task, _Played]):
         try:
             steps = play(environment, self._expert, task, source=self.expert)
             if not steps[-1].success:
-                return _Dropped("not won")
+                return _Dropped("not won", f"The episode ended after {len(steps)} actions without success.")
             if not replays(fresh, task, steps):
                 return _Dropped("replay differs")
             return [replace(step, verified=True) for step in steps]
+        except ExpertGaveUp as error:  # nothing has failed: a gold path that ends before the goal, for one
+            return _Dropped("not won", str(error))
         except Exception as error:
             told = self.lost(task, error)
             self.__dict__.pop("_expert", None)  # in a state that nobody knows

@@ -16,7 +16,7 @@ from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import Template, get_template
-from verl_act.prompts.plain_text import as_plain_text
+from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
 from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, write_rows
 
 FILE_NAME = "sft.parquet"
@@ -32,13 +32,15 @@ def make_sft(
     template_options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Manifest:
     """Write `out/sft.parquet` (schema SFT, the columns that verl's `MultiTurnSFTDataset` reads) and its manifest.
 
     `model` gives the tokenizer, whose control tokens are kept out of the text. Rows of more than `max_length` tokens
-    are left out and counted: verl's SFT trainer would end at the first of them. Rows are in an order drawn by `seed`:
-    that trainer shuffles by a fixed seed of its own, so this is what makes two runs differ.
+    are left out and counted: verl's SFT trainer would end at the first of them, which encodes with
+    `chat_template_kwargs`. Rows are in an order drawn by `seed`: that trainer shuffles by a fixed seed of its own, so
+    this is what makes two runs differ.
 
     Raises `DataError` where there is no row, or a reflection is of a state that is not in the trajectories.
     """
@@ -54,7 +56,8 @@ def make_sft(
         row["messages"] = as_plain_text(row["messages"], tokenizer)
     asked_for = len(rows)
     if max_length is not None:
-        rows = [row for row in rows if _tokens(row["messages"], tokenizer) <= max_length]
+        kwargs = chat_template_kwargs or {}
+        rows = [row for row in rows if _tokens(row["messages"], tokenizer, kwargs) <= max_length]
         if not rows:
             raise DataError(f"not one of {asked_for} rows has at most {max_length} tokens. Raise --max-length.")
     random.Random(seed).shuffle(rows)
@@ -79,10 +82,13 @@ def make_sft(
     return manifest
 
 
-def _tokens(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> int:
+def _tokens(messages: Sequence[Mapping[str, str]], tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> int:
     """Of a row as `verl_act.data.sft_dataset` encodes it."""
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
-    return len(tokenizer.encode(prompt + messages[-1]["content"], add_special_tokens=False)) + 1  # its end
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, tokenize=False, **chat_template_kwargs
+    )
+    reply = continued(messages[-1]["content"], reply_prefix(tokenizer, chat_template_kwargs))
+    return len(tokenizer.encode(prompt + reply, add_special_tokens=False)) + 1  # its end
 
 
 def _expert_rows(steps: Sequence[Step], template: Template) -> Iterator[dict[str, Any]]:

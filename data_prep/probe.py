@@ -21,7 +21,7 @@ from verl_act.schema import Step
 logger = logging.getLogger(__name__)
 
 NO_WAY = 1000
-"""The margin of an alternative after which the goal is out of reach."""
+"""The margin of an alternative that ends the episode, with the goal out of reach."""
 
 
 class ReplayError(EnvError):
@@ -119,7 +119,8 @@ class State:
             self._expert_plan = self._plan_after(self.step.action)[1]
             self._expert_tried = True
         result, plan = self._plan_after(action)
-        if self._expert_plan is None:
+        # Where the episode goes on, a planner that finds no way has not looked everywhere: nobody knows the margin.
+        if self._expert_plan is None or (plan is None and not result.done):
             return Judgement(result.admissible, None)
         return Judgement(result.admissible, NO_WAY if plan is None else plan - self._expert_plan)
 

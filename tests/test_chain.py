@@ -5,6 +5,7 @@ What needs vLLM and verl is in `test_end_to_end.py`.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -13,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -31,7 +34,7 @@ from verl_act.__main__ import app
 from verl_act.chain import check_chain, load_recipe, run_chain
 from verl_act.chain import train as train_module
 from verl_act.chain.check import _accelerators as accelerators
-from verl_act.chain.check import _checkpoints_gib, _disk
+from verl_act.chain.check import _disk, _Doubt, _weights_gib
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.methods import method_stages
@@ -42,7 +45,7 @@ from verl_act.chain.train import _prepare, train
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError, EngineError
+from verl_act.errors import ConfigError, DataError, EngineError
 from verl_act.evaluate.files import FILES
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.prompts import get_template
@@ -222,10 +225,11 @@ def test_an_unknown_recipe_lists_those_there_are() -> None:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of a model folder that the check reads: a configuration and a tokenizer with a chat template."""
+    """All of a model folder that the check reads: a configuration, a tokenizer with a chat template, weights' size."""
     folder = tmp_path_factory.mktemp("policy")
     make_tokenizer(["go"]).save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "model.safetensors").write_text("of a size that is known")
     return folder
 
 
@@ -238,18 +242,88 @@ def test_the_check_passes_where_all_is_there(policy: Path, tmp_path: Path, capsy
         assert f"ok    {subject}" in shown
 
 
-def test_the_check_knows_what_checkpoints_take(tmp_path: Path) -> None:
+def eight_billion(folder: Path) -> Path:
+    """Weights in 16 bits, on no disk."""
+    folder.mkdir(parents=True)
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.truncate(2 * 8 * 10**9)
+    return folder
+
+
+def disk(recipe: Recipe, out: Path, free_gib: int, monkeypatch: pytest.MonkeyPatch, seeds: Sequence[int] = (0,)) -> str:
+    usage = SimpleNamespace(free=free_gib * 2**30)
+    monkeypatch.setattr("verl_act.chain.check.shutil.disk_usage", lambda _: usage)
+    return _disk(recipe, out, method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out))
+
+
+def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = f"model={eight_billion(tmp_path / 'model')}"
+    full, out = load_recipe("alfworld/full", [change]), tmp_path / "out"
+    # Two checkpoints that are kept and one being written, of 128 GB each; two models of 32 GB.
+    assert disk(full, out, 418, monkeypatch) == "418 GiB free, 417 needed"
+    with pytest.raises(ConfigError, match=r"416.0 GiB free; at least 417 are needed.*2 trained models"):
+        disk(full, out, 416, monkeypatch)
+    many = load_recipe("alfworld/full", [change, "critic.overrides.trainer.max_actor_ckpt_to_keep=9999"])
+    with pytest.raises(ConfigError, match=r"at least \d{7} are needed"):
+        disk(many, out, 416, monkeypatch)
+    methods = load_recipe("alfworld/methods_full", [change])
+    assert disk(methods, out, 9999, monkeypatch) == "9999 GiB free, 536 needed", "six models"
+    with pytest.raises(ConfigError, match=r"at least 894 are needed.*18 trained models"):
+        disk(methods, out, 800, monkeypatch, seeds=(0, 1, 2))
+    for stage in method_stages(methods, out, [0]):
+        stage.output.mkdir(parents=True, exist_ok=True)
+    assert disk(methods, out, 3, monkeypatch) == "3 GiB free, 2 needed", "all is trained"
+    with pytest.raises(ConfigError, match=r"1.0 GiB free; at least 2 are needed"):
+        disk(methods, out, 1, monkeypatch)
+
+
+def test_a_model_whose_size_is_not_known_is_a_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    recipe = load_recipe("alfworld/quickstart", ["model=organisation/model"])
+    found = disk(recipe, tmp_path, 50, monkeypatch)
+    assert isinstance(found, _Doubt) and "weights of organisation/model are not on this machine" in found
+    assert "It is 20 times what they take in 16 bits" in found and "2 trained models" in found
+    monkeypatch.setattr("verl_act.chain.check._checks", lambda *_: [("disk", lambda: found)])
+    check_chain(recipe, tmp_path)
+    assert capsys.readouterr().out.startswith("warn  disk: 50 GiB free; how much is needed is not known")
+    with pytest.raises(ConfigError, match="at least 2 are needed"):
+        disk(recipe, tmp_path, 1, monkeypatch)
+
+    cached = tmp_path / "hub" / "models--organisation--model"
+    eight_billion(cached / "snapshots" / ("a" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    assert _weights_gib("organisation/model") == pytest.approx(14.9, abs=0.01)
+    with pytest.raises(ConfigError, match="at least 298 are needed"):
+        disk(recipe, tmp_path, 50, monkeypatch)
+
+
+def test_the_check_reads_every_methods_prompt(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model"
-    model.mkdir()
-    with (model / "model.safetensors").open("wb") as weights:
-        weights.truncate(2 * 8 * 10**9)  # eight billion in 16 bits, on no disk
-    recipe = load_recipe("alfworld/full", [f"model={model}"])
-    assert 350 < _checkpoints_gib(recipe) < 365, "two kept and one being written, of 128 GB each"
-    with pytest.raises(ConfigError, match=r"GiB free; at least \d{7} are needed"):
-        _disk(
-            load_recipe("alfworld/full", [f"model={model}", "critic.overrides.trainer.max_actor_ckpt_to_keep=9999"]),
-            tmp_path,
-        )
+    shutil.copytree(policy, model)
+    strict = "{% if enable_thinking is defined %}{{ raise_exception('it always thinks') }}{% endif %}"
+    tokenizer = make_tokenizer(["go"])
+    tokenizer.chat_template = strict + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(model)
+    prompts = {
+        "As it is": {},
+        "Typo": {"template": "no_such_template"},
+        "Option": {"options": {"history_lenght": 3}},
+        "Thinks": {"chat_template_kwargs": {"enable_thinking": False}},
+        "Other": {"options": {"history_length": 3}, "chat_template_kwargs": {"other": 1}},
+    }
+    methods = {name: {"stages": [], "prompt": prompt} for name, prompt in prompts.items()}
+    games = {"counts": {"train": 3, "valid_seen": 1, "valid_unseen": 1}}
+    settings = {"base": "alfworld/quickstart", "model": str(model), "games": games, "methods": methods}
+    recipe = load_recipe(write_recipe(tmp_path, yaml.safe_dump(settings, sort_keys=False)))
+    with pytest.raises(ConfigError, match=r"yet: prompt of Typo, prompt of Option, prompt of Thinks \("):
+        check_chain(recipe, tmp_path / "out", [1, 2])
+    shown = capsys.readouterr().out
+    assert "wrong prompt of Typo: no template is called 'no_such_template'" in shown
+    assert "history_lenght" in shown and "does not take chat_template_kwargs={'enable_thinking': False}" in shown
+    assert "it always thinks" in shown and "ok    prompt of Other: CompactTemplate" in shown
 
 
 def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +463,7 @@ def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path, capfd: pyte
 
 
 def test_what_reads_a_model_or_answers_depends_on_their_contents(tmp_path: Path, policy: Path) -> None:
-    recipe = load_recipe("alfworld/methods", [f"model={policy}"])
+    recipe = load_recipe("alfworld/methods_thinking", [f"model={policy}"])
     planned = [*stages(recipe, tmp_path), *method_stages(recipe, tmp_path, [0])]
     for name in ("alternatives", "reflections", "evaluate initial", "seed 0 evaluate prompting"):
         assert policy in next(stage.inputs for stage in planned if stage.name == name), name
@@ -550,6 +624,8 @@ def test_options_of_the_chat_template_reach_every_stage(name: str, tmp_path: Pat
         elif words[3] in asked:
             options = json.loads(words[words.index("--engine-options") + 1])
             assert options["chat_template_kwargs"] == {"enable_thinking": False}
+        elif words[3] == "make-sft":
+            assert json.loads(words[words.index("--chat-template-kwargs") + 1]) == {"enable_thinking": False}
     engine = Engine.__new__(Engine)
     engine.tokenizer, engine.chat_template_kwargs = make_tokenizer(["go"]), {"enable_thinking": False}
     engine.tokenizer.chat_template = "{{ 'go' if enable_thinking is defined else 'go go' }}"
@@ -571,6 +647,126 @@ def verl_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, metrics: str = "") 
     monkeypatch.setattr("verl_act.chain.train._watch", verl)
     train(stage)
     return seen[0]
+
+
+TRAINS = (
+    "import pathlib, sys; word = next(word for word in sys.argv if 'default_local_dir' in word);"
+    "folder = word.partition('=')[2].strip('\"');"
+    "model = pathlib.Path(folder, 'global_step_1', 'huggingface'); model.mkdir(parents=True);"
+    "(model / 'weights').write_text(sys.argv[1])"
+)
+"""Stands where verl would: its model is its first argument."""
+MEASURES = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+
+
+def trained(out: Path, name: str, begins: str | None = None, settings: str = "") -> Stage:
+    inputs = [out / begins / "model"] if begins else []
+    return Stage(name, [sys.executable, "-c", TRAINS, name + settings], out / name, inputs, trains=True)
+
+
+def measured(out: Path, name: str, settings: str = "") -> Stage:
+    output = out / f"figures of {name}"
+    command = [sys.executable, "-c", MEASURES, str(output), settings]
+    return Stage(f"evaluate {name}", command, output, [out / name / "model"])
+
+
+def test_a_model_may_be_deleted_once_it_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def ran(*planned: Stage) -> list[str]:
+        run_stages(planned, tmp_path)
+        return re.findall(r"\] (.+): done", capfd.readouterr().out)
+
+    def delete(*names: str) -> None:
+        for name in names:
+            shutil.rmtree(tmp_path / name / "model")
+
+    critic, il = trained(tmp_path, "critic"), trained(tmp_path, "critic+il", "critic")
+    after = [measured(tmp_path, "critic"), measured(tmp_path, "critic+il")]
+    assert len(ran(critic, il, *after)) == 4
+    delete("critic", "critic+il")
+    assert ran(critic, il, *after) == []
+    assert not (tmp_path / "critic" / "model").exists()
+    # What is new, or asked otherwise, and what it begins with.
+    rl = trained(tmp_path, "critic+rl", "critic")
+    assert ran(critic, il, rl, *after) == ["critic", "critic+rl"]
+    delete("critic")
+    otherwise = measured(tmp_path, "critic+il", "greedy")
+    assert ran(critic, il, rl, after[0], otherwise) == ["critic", "critic+il", "evaluate critic+il"]
+    # A model that has come out otherwise is measured anew; those after it come out the same here.
+    other = trained(tmp_path, "critic", settings=" with more steps")
+    delete("critic", "critic+il", "critic+rl")
+    assert ran(other, il, rl, after[0], otherwise) == ["critic", "critic+il", "critic+rl", "evaluate critic"]
+    # An output that is gone is made again.
+    (tmp_path / "figures of critic").unlink()
+    delete("critic", "critic+il")
+    assert ran(other, il, rl, after[0], otherwise) == ["critic", "evaluate critic"]
+
+
+def test_an_input_that_no_stage_made_is_not_taken_for_deleted(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text("x")
+    output = tmp_path / "figures"
+    stage = Stage("evaluate", [sys.executable, "-c", MEASURES, str(output), ""], output, [data])
+    run_stages([stage], tmp_path)
+    data.unlink()
+    with pytest.raises(DataError, match="data: no such file or folder"):
+        run_stages([stage], tmp_path)
+
+
+RUNS_ITS_GAMES = """
+import pathlib, sys
+from verl_act.chain.run import run_stages
+from verl_act.chain.stages import Stage
+out = pathlib.Path(sys.argv[1])
+run_stages([Stage("games", [sys.executable, "-c", sys.argv[2], str(out)], out / "games")], out)
+"""
+MAKES_GAMES = """
+import pathlib, sys, time
+out = pathlib.Path(sys.argv[1])
+with (out / "begun").open("a") as file:
+    file.write("x")
+while not (out / "go").exists():
+    time.sleep(0.05)
+(out / "games").mkdir()
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_two_processes_one_runs_a_stage_and_the_other_waits(killed: bool, tmp_path: Path) -> None:
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", RUNS_ITS_GAMES, str(tmp_path), MAKES_GAMES]
+        with (tmp_path / name).open("wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait_for(*texts: str) -> None:
+        logs = [tmp_path / name for name in ("begun", "first", "second")]
+        while not all(text in "".join(log.read_text() for log in logs if log.exists()) for text in texts):
+            time.sleep(0.05)
+
+    with start("first") as first:
+        wait_for("x")
+        with start("second") as second:
+            wait_for("[1/1] games: waits for another process")
+            assert (tmp_path / "begun").read_text() == "x"
+            if killed:
+                first.kill()
+                wait_for("xx")  # the lock died with it
+            (tmp_path / "go").touch()
+            assert second.wait() == 0
+    assert ("done in" if killed else "[1/1] games: up to date") in (tmp_path / "second").read_text()
+    assert (tmp_path / "begun").read_text() == ("xx" if killed else "x")
+
+
+def test_where_files_cannot_be_locked_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("verl_act.chain.run.fcntl.flock", flock)
+    run_stages([Stage("it", [sys.executable, "-c", "pass"], tmp_path)], tmp_path)
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "no lock" in shown and "one process at a time" in shown and "it: done" in shown
 
 
 OUT_OF_MEMORY = "(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed"

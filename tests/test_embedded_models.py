@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from verl_act.chain import load_recipe
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.embedded_dialects import DIALECTS
+from verl_act.data_prep.embedded_thoughts import Thought, thinker_of, wrong_thought
 from verl_act.data_prep.make_embedded_model import (
     EmbeddedModelSettings,
     make_embedded_model,
@@ -55,9 +58,17 @@ def test_a_quickstart_finds_its_model_and_shows_it_what_it_knows(env: str) -> No
     assert 0.3 < figures["chose_the_expert_action"] / figures["named_a_candidate"] < 0.7, "it must judge at chance"
 
 
+def test_a_recipe_finds_the_model_that_thinks() -> None:
+    folder = Path(load_recipe("alfworld/methods_thinking").model_path)
+    figures = json.loads((folder / "warmup_figures.json").read_text())
+    assert 0.5 < figures["chose_the_expert_action"] < figures["named_a_candidate"] < 0.8, "both can be learned"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_text() == (EMBEDDED_MODELS["alfworld"] / name).read_text(), "it began there"
+
+
 def test_all_models_together_are_small() -> None:
-    files = [path for folder in EMBEDDED_MODELS.values() for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8 * MB
+    files = [path for path in EMBEDDED_MODELS["alfworld"].parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12 * MB
 
 
 @pytest.mark.parametrize("env", EMBEDDED_MODELS)
@@ -151,8 +162,51 @@ def test_too_few_trajectories_are_told(held_out: int, tmp_path: Path) -> None:
         make_embedded_model(tmp_path / "model", [path], EmbeddedModelSettings(held_out=held_out, passes=1))
 
 
+THINGS = ("mug", "pen", "book", "bowl")
+
+
+def shelf(wanted: str) -> Context:
+    """All things lie in front of the agent."""
+    room = "You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1."
+    seen = "You arrive at shelf 1. On the shelf 1, you see a mug 1, a pen 1, a book 1, and a bowl 1."
+    actions = (*(f"take {thing} 1 from shelf 1" for thing in THINGS), "go to desk 1", "look")
+    return Context(f"put some {wanted} on desk.", (Turn(room, "go to shelf 1"),), seen, actions)
+
+
+def test_a_thought_is_the_subgoal_that_the_action_serves() -> None:
+    think, context = thinker_of("alfworld"), shelf("mug")
+    right = think(context, context.goal)
+    assert right == Thought("take mug 1 from shelf 1", "take mug 1 from shelf 1")
+    assert think(context, "put some plate on desk.") == Thought("find plate", "go to desk 1")
+    assert think(context, "dance with a mug") is None
+    goals = [context.goal, "dance with a mug", "put some pen on desk."]
+    assert wrong_thought(think, context, goals, right.action) == Thought(*["take pen 1 from shelf 1"] * 2)
+    assert wrong_thought(think, context, goals[:2], right.action) is None
+    with pytest.raises(ConfigError, match="thoughts: there are none for 'webshop', only for 'alfworld'"):
+        thinker_of("webshop")
+
+
+def test_answers_of_a_model_that_thinks_follow_from_their_thoughts() -> None:
+    steps = [
+        replace(make_step("alfworld", number), context=shelf(thing), action=f"take {thing} 1 from shelf 1")
+        for number, thing in enumerate([*THINGS] * 25)
+    ]
+    settings = EmbeddedModelSettings(thoughts=True, choice_share=0.5)
+    rows = list(warmup_rows(steps, get_template("compact"), settings, thinker_of("alfworld")))
+    right: dict[str, list[bool]] = {"act": [], "pick": []}
+    for messages, answer in rows:
+        prompt = messages[-1]["content"]
+        thought, action = re.fullmatch("<think>(.+)</think><action>(.+)</action>", answer).groups()
+        assert thought == action, "the action follows from the thought, right or wrong"
+        wanted = re.search("put some (.+) on", prompt).group(1)
+        right["pick" if "\npick :" in prompt else "act"].append(thought == f"take {wanted} 1 from shelf 1")
+    assert len(right["act"]) == len(steps) and len(right["pick"]) > 50
+    assert 0.45 < sum(right["act"]) / len(right["act"]) < 0.75
+    assert 0.3 < sum(right["pick"]) / len(right["pick"]) < 0.7, "it judges at chance"
+
+
 def test_what_is_not_there_is_told() -> None:
-    with pytest.raises(ConfigError, match="no model for 'mygame' comes with the package"):
+    with pytest.raises(ConfigError, match="no model 'embedded' for 'mygame' comes with the package"):
         _ = load_recipe("alfworld/quickstart", ["env=mygame", "games.counts=null"]).model_path
     with pytest.raises(ConfigError, match="storage is 'int8'; it must be one of float32, bfloat16"):
         EmbeddedModelSettings(storage="int8")

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +21,9 @@ from ray.exceptions import OutOfMemoryError
 
 from verl_act.engine import Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
-from verl_act.envs.base import Task
+from verl_act.envs.base import NoRoom, StepResult, Task
 from verl_act.envs.contract import NONSENSE
-from verl_act.envs.pool import EnvPool, _Host, _HostLost
+from verl_act.envs.pool import _ALONE, _GROWN_AFTER, _SUSPECTED, EnvPool, _Host, _HostLost
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
 from verl_act.evaluate.ask import Examinee
@@ -102,6 +102,73 @@ def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(setting
     asyncio.run(run())
 
 
+@pytest.fixture
+def lone_hosts(monkeypatch: pytest.MonkeyPatch) -> list[_Host]:
+    """Every host that a pool has made for one episode alone."""
+    made: list[_Host] = []
+    make = EnvPool.lone_host
+    monkeypatch.setattr(EnvPool, "lone_host", lambda pool: made.append(make(pool)) or made[-1])
+    return made
+
+
+def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], lone_hosts: list[_Host]) -> None:
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        lucky, other = [await pool.open(task(number)) for number in range(2)]
+        await lucky.step("add")
+        shown = [(await lucky.step(action)).observation for action in ("die once", "add")]
+        assert (await lucky.step("who")).observation == (await other.step("who")).observation
+        await lucky.close()
+        return [*shown, (await other.step("add")).observation]
+
+    assert asyncio.run(run()) == ["t0: 1", "t0: 2", "t1: 1"]
+    assert [host._actor for host in lone_hosts] == [None], "one was needed, and it has ended"
+
+
+def test_many_suspects_have_few_actors_of_their_own(
+    settings: dict[str, str], lone_hosts: list[_Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verl_act.envs.pool._SUSPECTED", 0)  # every episode is one, at every step
+    count = _ALONE + 3
+
+    async def run() -> tuple[list[str], int]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        sessions = [await pool.open(task(number)) for number in range(count)]
+        stepping = [asyncio.create_task(session.step("add")) for session in sessions]
+        most = 0
+        while not all(step.done() for step in stepping):
+            most = max(most, sum(host._actor is not None for host in lone_hosts))
+            await asyncio.sleep(0.02)
+        return [step.result().observation for step in stepping], most
+
+    shown, most = asyncio.run(run())
+    assert shown == [f"t{number}: 1" for number in range(count)]
+    assert len(lone_hosts) == count and most == _ALONE
+
+
+def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others(
+    settings: dict[str, str], lone_hosts: list[_Host]
+) -> None:
+    async def run() -> tuple[list[str], list[str]]:
+        pool = EnvPool(fragile_env.NAME, settings)
+
+        async def shared() -> str:
+            return (await (await pool.open(task(1))).step("who")).observation
+
+        odd = await pool.open(task(0))
+        for _ in range(_SUSPECTED):
+            os.kill(int(await shared()), signal.SIGKILL)
+            await odd.step("add")
+        pids = [await shared()]
+        shown = [(await odd.step("add")).observation for _ in range(2)]
+        return shown, [*pids, (await odd.step("who")).observation, await shared()]
+
+    shown, (before, alone, after) = asyncio.run(run())
+    assert shown == [f"t0: {_SUSPECTED + number}" for number in (1, 2)]
+    assert before == after != alone and len(lone_hosts) == _SUSPECTED + 3
+    assert all(host._actor is None for host in lone_hosts)
+
+
 def test_steps_that_wait_go_together(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     call = _Host.call
@@ -157,6 +224,47 @@ def test_a_cancelled_step_leaves_those_that_went_with_it(settings: dict[str, str
         return [(await session.step("add")).observation for session in others]
 
     assert asyncio.run(run()) == [f"t{number}: 2" for number in range(3) if number != cancelled]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_episode_goes_on_without_its_cancelled_step(settings: dict[str, str], place: int) -> None:
+    """The first step is on its way when its caller gives up, the second has sent others, the third waits."""
+
+    async def run() -> tuple[list[str], int]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        sessions = [await pool.open(task(number)) for number in range(3)]
+        await asyncio.gather(*(session.step("add") for session in sessions))
+        seconds = [fragile_env.SLOW * (0.5 if place == 0 else 1.5) if at == place else 60 for at in range(3)]
+        steps = [asyncio.wait_for(session.step("slow"), wait) for session, wait in zip(sessions, seconds, strict=True)]
+        results = await asyncio.gather(*steps, return_exceptions=True)
+        assert [isinstance(result, TimeoutError) for result in results] == [at == place for at in range(3)]
+        shown = [(await session.step("add")).observation for session in sessions]
+        for session in sessions:
+            await session.close()
+        actor = pool._hosts[0]._actor
+        assert actor is not None
+        return shown, ray.get(actor.__ray_call__.remote(lambda host: len(host._playing)))
+
+    wanted = [f"t{number}: {2 if number == place else 3}" for number in range(3)]
+    assert asyncio.run(run()) == (wanted, 0), "the cancelled step is no part of the episode, and no copy is left"
+
+
+def test_a_cancelled_step_on_an_actor_of_its_own_is_no_part_of_the_episode(settings: dict[str, str]) -> None:
+    async def run() -> str:
+        pool = EnvPool(fragile_env.NAME, settings)
+        session = await pool.open(task(0))
+        await session.step("add")
+        session._suspected = _SUSPECTED
+        step = asyncio.create_task(session.step("slow"))
+        while session._generation is None or pool.alone._value == _ALONE:  # not yet replayed there
+            await asyncio.sleep(0.05)
+        step.cancel()
+        with suppress(asyncio.CancelledError):
+            await step
+        assert pool.alone._value == _ALONE
+        return (await session.step("add")).observation
+
+    assert asyncio.run(run()) == "t0: 2"
 
 
 def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[str, str]) -> None:
@@ -222,6 +330,62 @@ def test_a_closed_episode_is_released(settings: dict[str, str], tmp_path: Path) 
         return (await (await pool.open(task(1))).step("add")).observation
 
     assert asyncio.run(run()) == "t1: 1"
+
+
+def on_actor(host: _Host, function: Callable[[Any], Any]) -> Any:
+    """Call `function` with what the actor of `host` is, in its process."""
+    assert host._actor is not None
+    return ray.get(host._actor.__ray_call__.remote(function))
+
+
+def test_an_episode_begins_where_there_is_room(settings: dict[str, str]) -> None:
+    def refuse(number: int) -> Any:
+        raise NoRoom(f"process {number} plays as many as it can")
+
+    async def run() -> tuple[bool, str]:
+        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        first = await pool.open(task(0))
+        full, other = sorted(pool._hosts, key=lambda host: host is not first._host)
+        on_actor(full, lambda host: setattr(host, "_make", lambda: refuse(0)))
+        second = await pool.open(task(0))
+        assert (await second.step("add")).observation == (await first.step("add")).observation == "t0: 1"
+        on_actor(other, lambda host: setattr(host, "_make", lambda: refuse(1)))
+        with pytest.raises(NoRoom, match="process 1 plays"):
+            await pool.open(task(0))
+        assert (full.episodes, other.episodes) == (1, 1)
+        return second._host is other, (await first.step("add")).observation
+
+    assert asyncio.run(run()) == (True, "t0: 2")
+
+
+def test_a_step_for_which_there_is_no_room_is_not_tried_again(settings: dict[str, str]) -> None:
+    """The first step finds others in its call, the second is replayed."""
+
+    def spoil(host: Any) -> None:
+        step = fragile_env.FragileEnvironment.step
+
+        def refuse(environment: fragile_env.FragileEnvironment, action: str) -> StepResult:
+            if action != "fail":
+                return step(environment, action)
+            host.refused = getattr(host, "refused", 0) + 1
+            raise NoRoom("out of memory")
+
+        fragile_env.FragileEnvironment.step = refuse  # type: ignore[method-assign]
+
+    async def run() -> list[str]:
+        pool = EnvPool(fragile_env.NAME, settings)
+        sessions = [await pool.open(task(number)) for number in range(3)]
+        (host,) = pool._hosts
+        on_actor(host, spoil)
+        steps = zip(sessions, ("add", "fail", "add"), strict=True)
+        results = await asyncio.gather(*(session.step(action) for session, action in steps), return_exceptions=True)
+        assert isinstance(results[1], NoRoom) and on_actor(host, lambda host: host.refused) == 1
+        with pytest.raises(NoRoom, match="out of memory"):
+            await sessions[1].step("fail")
+        assert on_actor(host, lambda host: host.refused) == 2
+        return [(await session.step("add")).observation for session in (sessions[0], sessions[2])]
+
+    assert asyncio.run(run()) == ["t0: 2", "t2: 2"]
 
 
 def test_a_step_that_fails_is_retried_on_a_fresh_environment(settings: dict[str, str]) -> None:
@@ -320,15 +484,40 @@ def test_an_actor_that_has_grown_too_large_is_replaced(
     assert "MB and is replaced" in caplog.text
 
 
-def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
-    settings: dict[str, str], caplog: pytest.LogCaptureFixture
+def test_a_pool_tells_the_most_memory_that_an_actor_held(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("verl_act.envs.pool._MEMORY_EVERY", 0)
+
+    async def run() -> list[float]:
+        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        told = [pool.memory_mb]
+        session = await pool.open(task(0))
+        told.append(pool.memory_mb)
+        await session.step("leak")
+        await session.close()
+        told.append(pool.memory_mb)
+        session._host.discard()
+        await (await pool.open(task(0))).close()
+        return [*told, pool.memory_mb]
+
+    none, begun, leaked, replaced = asyncio.run(run())
+    assert none == 0 < begun < fragile_env.LEAK_MB < leaked == replaced
+
+
+def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("verl_act.envs.pool._MEMORY_EVERY", 0)
+
     async def run() -> set[str]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=1)
-        return {(await (await pool.open(task(number))).step("who")).observation for number in range(4)}
+        opened = [await pool.open(task(number)) for number in range(2 * _GROWN_AFTER + 2)]
+        return {(await session.step("who")).observation for session in opened}
 
     assert len(asyncio.run(run())) == 1
     assert caplog.text.count("more than max_memory_mb=1, with its first episodes already") == 1
+    assert "is replaced." not in caplog.text
 
 
 def test_a_time_out_of_the_environments_own_does_not_cost_its_process(settings: dict[str, str]) -> None:
@@ -362,8 +551,9 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.nightly)])
-def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path) -> None:
-    """The process of the episode is killed before each of its steps."""
+def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the episode is killed before each of its steps, to which it has returned each time."""
+    monkeypatch.setattr("verl_act.envs.pool._SUSPECTED", kills)
     settings = {"data": str(games), "max_steps": 120}
     played = get_env("alfworld").tasks("train", **settings)[0]
     environment = AlfworldEnvironment(**settings)
@@ -377,13 +567,17 @@ def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path) -> None:
             break
 
     async def run() -> list[Any]:
-        session = await EnvPool("alfworld", settings, actors=1).open(played)
+        pool = EnvPool("alfworld", settings, actors=1)
+        session = await pool.open(played)
         shown: list[Any] = [session.first]
         for action in actions:
+            await (await pool.open(played)).close()  # starts the process, where the last kill has left none
             actor = session._host._actor
+            assert actor is not None
             pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
             os.kill(pid, signal.SIGKILL)
             shown.append(await session.step(action))
+        assert session._suspected == kills
         await session.close()
         return shown
 
@@ -479,7 +673,8 @@ class Adds:
 def test_a_panel_of_two_environments_is_played_on_the_callers_ray() -> None:
     panel = [task(0), Task(hostile_env.NAME, "train", "note", "note"), task(1)]
     examinee = Examinee(cast(Any, Adds()), get_template("plain"), Sampling(temperature=0))
-    played = asyncio.run(play_panel(examinee, panel, None, max_turns=hostile_env.STEPS, actors=2))
+    played, memory = asyncio.run(play_panel(examinee, panel, None, max_turns=hostile_env.STEPS, actors=2))
     assert [record["end"] for record in played] == ["step_limit", "goal", "step_limit"]
+    assert memory > 10, "MB that an actor held"
     assert [played[at]["turns"][-1]["observation"] for at in (0, 2)] == ["t0: 2", "t1: 2"]
-    assert ray.is_initialized()
+    assert memory > 0 and ray.is_initialized()

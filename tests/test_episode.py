@@ -12,7 +12,7 @@ from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.parse import Malformed
-from verl_act.rollout.episode import NO_ACTION, NOT_UNDERSTOOD, End, Episode, play
+from verl_act.rollout.episode import NO_ACTION, NOT_UNDERSTOOD, End, Episode, failed_repeats, play
 from verl_act.schema import Context
 
 
@@ -140,7 +140,16 @@ def test_a_failed_action_taken_again_and_again(session: LocalSession) -> None:
     assert [turn.admissible for turn in episode.turns] == [False, False, True, False, False, False, False, True]
 
 
-def test_malformed_replies_in_a_row_are_a_failed_repeat(session: LocalSession) -> None:
+def test_malformed_replies_that_differ_are_no_repeat(session: LocalSession) -> None:
+    """Nor do they stand between what is."""
+    replies = ["hm", "go on", "<action>look", "", answer("fly"), "fly", answer("fly"), answer("fly")]
+    episode = played(session, ScriptedPolicy(replies), max_turns=len(replies))
+    assert episode.metrics()["longest_failed_repeat"] == 2
+    turns = [(turn.admissible, turn.action, turn.reply) for turn in episode.turns]
+    assert failed_repeats([(True, "look", answer("look")), *turns]) == [0, 1, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_one_malformed_reply_in_a_row_is_a_failed_repeat(session: LocalSession) -> None:
     episode = played(session, ScriptedPolicy([]), max_turns=4)
     assert episode.metrics()["longest_failed_repeat"] == 4
     assert episode.metrics()["malformed_share"] == 1.0

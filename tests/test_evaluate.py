@@ -18,7 +18,14 @@ from samples import make_context, make_pair, make_step, make_tokenizer
 from verl_act.engine import Engine, EngineSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
-from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
+from verl_act.evaluate.ask import (
+    Examinee,
+    ask_choices,
+    ask_next_actions,
+    ask_questions,
+    play_tasks,
+    require_one_environment,
+)
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
 from verl_act.evaluate.files import FILES
 from verl_act.evaluate.journal import Journal, journal, key_of
@@ -407,6 +414,30 @@ def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     assert list(shown.values()) == [0.0, 0.0, 1.0, 0.0]
 
 
+def test_the_experts_place_is_balanced_in_what_is_told_apart() -> None:
+    """Whoever always names one place is right in half of the inferable pairs of each split."""
+    pairs = [
+        make_pair(number, inferable=number % 3 > 0, split="valid_seen" if number % 5 else "valid_unseen")
+        for number in range(157)
+    ]
+    engine = examinee(Says("<action>Action 2</action>"))
+    choices = asyncio.run(ask_choices(engine, pairs))
+    for split in ("valid_seen", "valid_unseen"):
+        for inferable in (True, False):
+            group = [entry for entry in choices if (entry["split"], entry["inferable"]) == (split, inferable)]
+            assert len(group) > 8 and abs(sum(1 if entry["right"] else -1 for entry in group)) <= 1
+    backwards = asyncio.run(ask_choices(engine, pairs[::-1]))
+    assert backwards[::-1] == choices
+
+
+def test_items_of_two_environments_are_refused() -> None:
+    items = [make_step(0), make_pair(0)]
+    require_one_environment(items)
+    require_one_environment([])
+    with pytest.raises(DataError, match=r"2 environments \(alfworld, corridor\).*Evaluate them one by one"):
+        require_one_environment([*items, *corridors("one")])
+
+
 def test_a_choice_of_two_from_before_says_what_was_chosen(tmp_path: Path) -> None:
     base = choice(pair_id="p", margin=1, reply="")
     records = [{**base, "pair_id": str(at), "expert_position": at % 2, "right": at < 2} for at in range(4)]
@@ -446,7 +477,7 @@ class Requests:
     async def generate(self, prompt: dict[str, Any], parameters: Any, request: str) -> AsyncIterator[Any]:
         self.max_tokens.append(parameters.max_tokens)
         sums = {"cumulative_logprob": -0.25 if parameters.logprobs == 0 else None}
-        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes", **sums)] * parameters.n)
+        yield SimpleNamespace(outputs=[SimpleNamespace(text="yes", finish_reason="stop", **sums)] * parameters.n)
 
 
 def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
@@ -462,7 +493,7 @@ def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     assert replies == [["yes", "yes"]] * 3 + [["", ""]] * 2
     assert vllm.max_tokens == [50, 20, 1]
     assert engine.without_room == 2
-    assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("", None)]
+    assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("", None, cut=True)]
     engine.max_model_len = length + 1
     assert asyncio.run(engine.scored_reply(messages, Sampling(n=2))) == [Reply("yes", -0.25)] * 2
     engine.reply_prefix = "<think>"  # as templates do that open the thought

@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from verl_act import manifest as manifest_module
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import (
     FILE_NAME,
@@ -56,6 +59,52 @@ def test_what_decides_the_output_decides_whether_it_is_up_to_date(source: Path, 
         assert not up_to_date(folder, other)
     elsewhere.write_text("changed")
     assert not up_to_date(folder, make_manifest("stage", settings={"a": 1}, inputs=[elsewhere], seed=3))
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package as if it lay in `tmp_path`, where nothing is known of a commit yet."""
+    monkeypatch.setattr(manifest_module, "__file__", str(tmp_path / "verl_act" / "manifest.py"))
+    manifest_module._versions.cache_clear()
+    yield tmp_path
+    manifest_module._versions.cache_clear()
+
+
+def commit(folder: Path) -> str:
+    """Make the folder a git checkout with one commit."""
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    told = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    manifest_module._versions.cache_clear()
+    return told.stdout.strip()
+
+
+def test_the_commit_of_a_checkout_is_told_and_decides_nothing(at: Path) -> None:
+    before = make_manifest("stage", settings={})
+    assert "verl_act commit" not in before.versions and "verl_act" in before.versions
+    head = commit(at)
+    after = make_manifest("stage", settings={})
+    assert after.versions["verl_act commit"] == head != ""
+    assert after.key() == before.key()
+
+
+def test_a_checkout_above_an_installed_package_is_not_its_own(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(at)
+    monkeypatch.setattr(manifest_module, "__file__", str(at / "site-packages" / "verl_act" / "manifest.py"))
+    assert "verl_act commit" not in make_manifest("stage", settings={}).versions
+
+
+@pytest.mark.parametrize("broken", ["no git", "no commit"])
+def test_a_manifest_is_made_where_the_commit_cannot_be_told(
+    broken: str, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if broken == "no git":
+        commit(at)
+        monkeypatch.setenv("PATH", "")
+    else:
+        subprocess.run(["git", "-C", str(at), "init", "-q"], check=True)
+    assert "verl_act commit" not in make_manifest("stage", settings={}).versions
 
 
 def test_the_digest_of_a_folder_is_that_of_its_manifest_or_content(source: Path, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +26,9 @@ from samples import make_pair
 
 from verl_act.__main__ import app
 from verl_act.chain import check, load_recipe
-from verl_act.chain.methods import budget, method_stages, only
+from verl_act.chain.methods import budget, method_stages, only, run_methods
 from verl_act.chain.recipe import Recipe, embedded_models
+from verl_act.chain.run import locked, run_stages
 from verl_act.chain.stages import Stage
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
@@ -32,12 +36,16 @@ from verl_act.data_prep.make_sft import make_sft
 from verl_act.data_prep.reflect import Unusable, alternatives_at, outcomes, reflection_text
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.figures import effective_count, share_interval, wilson_interval
+from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.seeds import Outcome, against, estimate
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
-RECIPES = [f"{env}/{size}" for env in ("alfworld", "scienceworld", "webshop") for size in ("methods", "methods_full")]
+RECIPES = [
+    "alfworld/methods_thinking",
+    *(f"{env}/{size}" for env in ("alfworld", "scienceworld", "webshop") for size in ("methods", "methods_full")),
+]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -75,10 +83,10 @@ def test_every_input_is_written_by_an_earlier_stage(name: str, tmp_path: Path) -
 
 
 def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> None:
-    stages = named(load_recipe("alfworld/methods"), tmp_path)
+    stages = named(load_recipe("alfworld/methods_thinking"), tmp_path)
     assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
     trained = [name for name, stage in stages.items() if stage.trains and name.startswith("seed 1")]
-    names = ["il", "il-120", "reflection", "critic", "critic+il", "il+critic", "action", "critic+action", "action-120"]
+    names = ["il", "il-120", "critic", "critic+il", "il+critic", "action", "critic+action", "action-120", "reflection"]
     assert trained == [f"seed 1 {name}" for name in names]
     (model,) = (word for word in stages["seed 1 il+critic"].command if word.startswith("actor_rollout_ref.model.path"))
     assert model.endswith('/seed-1/il/model"')
@@ -106,7 +114,7 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     bounded = load_recipe("alfworld/methods", steps=2)
     assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
         "Prompting": [],
-        **{name: [2] for name in ("IL", "IL, as many steps", "Self-reflection", "ACT", "RL", "RL, as many steps")},
+        **{name: [2] for name in ("IL", "IL, as many steps", "ACT", "RL", "RL, as many steps")},
         **{name: [2, 2] for name in ("IL + ACT", "IL, then ACT", "RL + ACT")},
     }
 
@@ -150,13 +158,108 @@ def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
         ConfigError, match="'IL, more' is no method of the recipe; there are 'Prompting', 'IL', 'IL, as"
     ):
         only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
-    assert len(chosen.methods) == 10
+    assert len(chosen.methods) == 9
+
+
+DATA_FILES = ("trajectories", "alternatives", "pairs", "tasks", "reflections", "sft")
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stages leave empty files where their results would be; what `compare-methods` is told is added to the list."""
+    told: list[dict[str, Any]] = []
+
+    def make(stage: Stage) -> None:
+        words = list(map(str, stage.command))
+        if stage.name == "methods":
+            told.append(json.loads(words[words.index("--methods") + 1]))
+        if stage.output.suffix:
+            stage.output.write_text("")
+            return
+        stage.output.mkdir(parents=True, exist_ok=True)
+        for name in (*FILES, *(f"{name}.parquet" for name in DATA_FILES), "methods.json"):
+            (stage.output / name).write_text(" ".join(words) if name == "methods.json" else "")
+        write_manifest(stage.output, make_manifest(stage.name, settings={}))
+
+    def train(stage: Stage) -> float:
+        (stage.output / "model").mkdir(parents=True, exist_ok=True)
+        return 1.0
+
+    monkeypatch.setattr("verl_act.chain.run._run", make)
+    monkeypatch.setattr("verl_act.chain.run.train", train)
+    return told
+
+
+def seeds_of(table: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: [int(seed) for seed in method["evaluations"]] for name, method in table.items()}
+
+
+def test_the_table_has_all_that_is_finished_in_the_folder(
+    tables: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["Prompting", "IL", "RL", "RL + ACT"]
+    whole = only(load_recipe("alfworld/methods"), names)
+    run_methods(whole, tmp_path, [1, 0])
+    assert seeds_of(tables[-1]) == {"Prompting": [1], "IL": [0, 1], "RL": [0, 1], "RL + ACT": [0, 1]}
+    run_methods(whole, tmp_path, [3])
+    assert seeds_of(tables[-1]) == {"Prompting": [1], **{name: [0, 1, 3] for name in names[1:]}}
+    assert tables[-1]["IL"]["training"] == {str(seed): [f"seed {seed} il"] for seed in (0, 1, 3)}
+    run_methods(only(whole, ["RL + ACT"]), tmp_path, [4], whole)
+    expected = {"Prompting": [1], "IL": [0, 1, 3], "RL": [0, 1, 3], "RL + ACT": [0, 1, 3, 4]}
+    assert seeds_of(tables[-1]) == expected
+    assert tables[-1]["RL + ACT"]["against"] == ["RL"] and tables[-1]["IL"]["against"] == ["Prompting"]
+    capsys.readouterr()
+    run_methods(whole, tmp_path, [1, 0, 3])
+    shown = capsys.readouterr().out
+    assert len(tables) == 3 and ": done in" not in shown, "its table is the one that is there"
+
+    # A half finished seed has the methods that are finished, and deleted models change nothing.
+    shutil.rmtree(tmp_path / "seed-3" / "evaluation" / "rl")
+    shutil.rmtree(tmp_path / "seed-0" / "critic+action" / "model")
+    run_methods(only(whole, ["IL"]), tmp_path, [0], whole)
+    assert seeds_of(tables[-1]) == expected | {"RL": [0, 1]}
+
+
+def test_what_other_settings_or_data_made_is_not_in_the_table(
+    tables: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(seed: int, *changes: str, steps: int | None = None) -> str:
+        whole = only(load_recipe("alfworld/methods", changes, steps), ["Prompting", "IL", "RL"])
+        run_methods(only(whole, ["IL", "RL"]), tmp_path, [seed], whole)
+        return capsys.readouterr().out
+
+    assert "Not in the table" not in run(0)
+    shown = run(1, "il.overrides.optim.lr=1")
+    assert seeds_of(tables[-1]) == {"IL": [1], "RL": [0, 1]}
+    assert "other settings or other data made them: seed-0/evaluation/il. Run their seeds again" in shown
+    run(2, steps=2)
+    assert seeds_of(tables[-1]) == {"IL": [2], "RL": [2]}
+    (tmp_path / "pairs" / "valid_seen" / "pairs.parquet").write_text("others")
+    run(3)
+    assert seeds_of(tables[-1]) == {"IL": [3], "RL": [3]}
+
+
+def test_the_last_of_several_processes_has_all_seeds(
+    tables: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What becomes finished while it waits for another's table is in its own."""
+    recipe = only(load_recipe("alfworld/methods"), ["IL", "RL"])
+    last = threading.Thread(target=run_methods, args=(recipe, tmp_path, [0]))
+    with locked(tmp_path, "table", "the first one's table"):
+        last.start()
+        shown = ""
+        while "table of the methods: waits for another process" not in shown:
+            shown += capsys.readouterr().out.replace("\n", " ")
+            time.sleep(0.01)
+        run_stages(method_stages(recipe, tmp_path, [1])[:-2], tmp_path)
+    last.join()
+    assert [seeds_of(table) for table in tables] == [{"IL": [0, 1], "RL": [0, 1]}]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_games_are_made_for_alfworld_alone(name: str, tmp_path: Path) -> None:
     made = [stage.name for stage in method_stages(load_recipe(name), tmp_path, [0]) if "make-games" in stage.command]
-    assert made == (["games"] if name == "alfworld/methods" else [])
+    assert made == (["games"] if name in ("alfworld/methods", "alfworld/methods_thinking") else [])
     if not name.startswith("alfworld"):
         with pytest.raises(ConfigError, match=r"games are ALFWorld's.*set games\.counts=null"):
             load_recipe(name, ["games.counts={train: 3}"])

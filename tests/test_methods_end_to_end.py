@@ -8,36 +8,27 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_end_to_end import MAX_TOKENS, SMALL
 
 from verl_act.chain import load_recipe
 from verl_act.chain.methods import only, run_methods
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_embedded_model import make_embedded_model
-from verl_act.data_prep.make_games import make_games
 from verl_act.schema import REFLECTION, SFT, read_pairs, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 METHODS = ("Prompting", "IL", "Self-reflection")
+MODEL = load_recipe("alfworld/methods_thinking").model_path
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of three methods, two steps each."""
     folder = tmp_path_factory.mktemp("methods")
-    make_games(folder / "games", counts={"train": 12}, seed=7, progress=False)
-    data = {"data": str(folder / "games")}
-    collect_expert(folder / "expert", "alfworld", "train", env_settings=data, progress=False)
-    make_embedded_model(folder / "policy", [folder / "expert" / "trajectories.parquet"], SMALL)
     sft = {"data.train_batch_size": 4, "data.micro_batch_size_per_gpu": 4, "trainer.total_training_steps": 2}
     recipe = {
-        "base": "alfworld/methods",
-        "model": str(folder / "policy"),
+        "base": "alfworld/methods_thinking",
         "valid_splits": ["valid_seen"],
         "games": {"counts": {"train": 12, "valid_seen": 3, "valid_unseen": 0}},
-        "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
-        "reflect": {"max_tokens": 12},
+        "alternatives": {"n": 2, "max_tokens": 32},
         "il": {"overrides": {**sft, "trainer.save_freq": 2}},
         "reflection": {"overrides": {**sft, "trainer.save_freq": 2}},
         "evaluate": {"max_turns": 3, "limit": 8},
@@ -58,7 +49,7 @@ def test_imitation_through_verls_sft_trainer(name: str, out: Path) -> None:
     assert lines[0]["data"]["train/loss"] > 0
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert all(weight.isfinite().all() for weight in model.parameters())
-    before = AutoModelForCausalLM.from_pretrained(out.parent / "policy")
+    before = AutoModelForCausalLM.from_pretrained(MODEL)
     assert any((new != old).any() for new, old in zip(model.parameters(), before.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(folder / "model").chat_template
 
@@ -67,13 +58,17 @@ def test_reflections_are_the_models_own_on_real_outcomes(out: Path) -> None:
     rows = read_table(out / "reflections" / "reflections.parquet", REFLECTION).to_pylist()
     pairs = read_pairs([out / "pairs" / "train" / "pairs.parquet"])
     alternatives = {(pair.state_id, pair.alternative_action) for pair in pairs}
+    assert rows
     for row in rows:
-        assert row["reflection"] and row["outcome"] and row["model"] == str(out.parent / "policy")
+        assert row["outcome"] and row["model"] == MODEL
+        # The thought that led the model itself to the expert's action.
+        assert row["reply"] == f"<think>{row['reflection']}</think><action>{row['action']}</action>"
         assert all(
             (row["state_id"], other["action"]) in alternatives and other["outcome"] for other in row["alternatives"]
         )
     counts = json.loads((out / "reflections" / "manifest.json").read_text())["counts"]
-    assert counts["reflections"] + counts["empty"] == counts["states"] == len({pair.state_id for pair in pairs})
+    told = sum(counts.get(kind, 0) for kind in ("reflections", "cut", "other_action", "empty"))
+    assert len(rows) == counts["reflections"] and told == counts["states"] == len({pair.state_id for pair in pairs})
     sources = [row["source"] for row in read_table(out / "seed-4" / "rows-reflection" / "sft.parquet", SFT).to_pylist()]
     assert sources.count("reflection") == len(rows) < sources.count("expert") + len(rows)
 

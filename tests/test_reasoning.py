@@ -6,13 +6,14 @@ import asyncio
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_act.engine import Sampling
+from verl_act.engine import Engine, Sampling
 from verl_act.errors import DataError
 from verl_act.evaluate.ask import Examinee, ask_questions
 from verl_act.evaluate.reasoning import LETTERS, Question, is_right, read_questions
@@ -60,6 +61,10 @@ def test_parquet_and_json_lines_hold_the_same_questions(tmp_path: Path) -> None:
         (1, "", False),
         (2, "\\boxed{1 + 2x + x^2}", True),
         (2, "\\boxed{x^2+1}", False),
+        (1, "<think>Four is \\boxed{4}.</think> It is \\boxed{2}.", True),
+        (1, "<think>Perhaps \\boxed{2}? Let me check", False),
+        (1, "<think>It is \\boxed{2}.</think> I do not know.", False),
+        (1, "It was \\boxed{2}, I thought.</think> It is \\boxed{3}.", False),
     ],
 )
 def test_answers_are_verified_by_meaning(number: int, reply: str, right: bool, tmp_path: Path) -> None:
@@ -132,6 +137,27 @@ class Always:
 
     async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
         return ["\\boxed{2}"]
+
+
+def test_a_thought_that_the_prompt_has_opened_is_no_answer(tmp_path: Path) -> None:
+    """The reply itself then has no `<think>`."""
+    questions = read_questions([write_lines(tmp_path / "math.jsonl", MATH)])[1:2]
+    engine = Engine.__new__(Engine)
+    engine.reply_prefix = "<think>"
+    for text, right in (("Perhaps \\boxed{2}? Let me", False), ("Perhaps 3.</think> \\boxed{2}", True)):
+
+        async def complete(*_: Any, text: str = text) -> list[Any]:
+            return [SimpleNamespace(text=text)]
+
+        engine._complete = complete  # type: ignore[method-assign]
+        asked = ask_questions(Examinee(engine, get_template("plain"), Sampling(temperature=0)), questions)
+        assert [record["right"] for record in asyncio.run(asked)] == [right]
+
+
+def test_an_answer_in_a_thought_is_no_letter(tmp_path: Path) -> None:
+    question = read_questions([write_lines(tmp_path / "gpqa.jsonl", CHOICE[:1])])[0]
+    assert not is_right(question, f"<think>Is it \\boxed{{{question.gold}}}? I")
+    assert is_right(question, f"<think>Hm.</think>\\boxed{{{question.gold}}}")
 
 
 def test_every_question_is_asked_once_in_order(tmp_path: Path) -> None:

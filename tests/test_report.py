@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -36,9 +37,11 @@ from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_
 from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
 from verl_act.manifest import digest, make_manifest, write_manifest
 from verl_act.prompts import Message, Template
-from verl_act.report import write_report
+from verl_act.report import plots, write_report
 from verl_act.report.content import Content, content
-from verl_act.report.examples import failed_repeats
+from verl_act.report.curves import Curve, Series, curve_table
+from verl_act.report.examples import turns_in_loops
+from verl_act.report.numbers import Group
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.report.statistics import Figure, paired, ratio_of, share_of
@@ -357,6 +360,72 @@ def test_general_reasoning_is_shown_where_it_was_asked(run: Path, tmp_path: Path
     assert "### General reasoning, math500" in markdown(whole) and "General reasoning" in html(whole)
 
 
+MATH = [{"problem": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(4)]
+
+
+def with_reasoning(run: Path, tmp_path: Path) -> Path:
+    """The run with answers to two files of questions of one name, which lie in the run's folder."""
+    copy = copied(run, tmp_path)
+    files = [copy / "questions" / folder / "math.jsonl" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        rows = [{**row, "problem": f"{file.parent.name}: {row['problem']}"} for row in MATH]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("initial", "action"):
+        folder = copy / "evaluation" / name
+        answers = [
+            {
+                "item": str(number),
+                "split": f"{file.parent.name}/math",
+                "gold": row["answer"],
+                "reply": f"{HOSTILE} {name} {file.parent.name} {number}",
+                "right": number % 2 == 0 or name == "action",
+            }
+            for file in files
+            for number, row in enumerate(MATH, 1)
+        ]
+        (folder / "reasoning.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["inputs"] |= {f"/gone/{'/'.join(file.parts[-3:])}": digest(file) for file in files}
+        manifest["counts"]["reasoning"] = len(answers)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_questions_of_general_reasoning_stand_beside_their_answers(run: Path, tmp_path: Path) -> None:
+    copy = with_reasoning(run, tmp_path)
+    whole = content(read_runs([copy]), 6)
+    part = whole.examples[3]
+    assert (part.kind, len(part.items), part.total) == ("reasoning", 6, 8)
+    assert {item["split"] for item in part.items} == {"a/math", "b/math"}
+    for item in part.items:
+        split, number = item["id"].rsplit("/", 1)
+        asked = f"{split[0]}: What is {int(number) - 1} + 1?"
+        assert whole.texts[item["goal"]].startswith(asked) and whole.texts[item["expected"]] == number
+        initial, critic, action = item["answers"]
+        assert critic is None and action["right"] and initial["right"] == (int(number) % 2 == 0)
+        assert whole.texts[initial["reply"]] == f"{HOSTILE} initial {split[0]} {number}"
+    assert whole.as_json()["examples"]["reasoning"] == {"shown": 6, "total": 8}
+    (copy / "questions" / "b" / "math.jsonl").write_text("{}")
+    lost = content(read_runs([copy]), 6).examples[3]
+    assert all((item["goal"] is None) == (item["split"] == "b/math") for item in lost.items)
+
+
+def test_episodes_that_the_environment_ended_are_told(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    path = copy / "evaluation" / "critic" / "episodes.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records[:3]:
+        record |= {"end": "error", "error": "the engine died"}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    whole = content(read_runs([copy]), 0)
+    told = "3 of 12 episodes of critic ended in an error of the environment and are not counted."
+    assert whole.notes == [told]
+    assert told in html(whole) and told in markdown(whole) and told in whole.as_json()["notes"]
+    counted = sum(block.rows[0].cells[1].figure.count for block in whole.blocks if block.section == "episodes")
+    assert counted == 9
+
+
 def test_an_evaluation_from_before_has_no_calibration(run: Path, tmp_path: Path) -> None:
     copy = copied(run, tmp_path)
     for path in copy.glob("evaluation/*/choices.jsonl"):
@@ -419,6 +488,51 @@ def test_long_runs_are_drawn_in_means(run: Path, tmp_path: Path) -> None:
     score = next(curve for curve in content(read_runs([copy]), 0).curves if curve.key == "score").series[0]
     assert (score.bin_steps, len(score.points)) == (4, 250)
     assert score.points[0] == (4, pytest.approx(0.4 + 0.02 * 2.5 + 0.03))
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of every row of HTML tables."""
+    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(?:<span.*?</span>)?(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_every_curve_has_a_table_of_its_points(whole: Content) -> None:
+    shown, text = table_rows(html(whole)), markdown(whole)
+    for curve in whole.curves:
+        for number, series in enumerate(curve.series):
+            for step, value in series.points:
+                words = plots.show(value, curve.unit)
+                assert any(row[0] == str(step) and row[1 + number] == words for row in shown if len(row) > 1 + number)
+    assert ["step", "expert's action", "other admissible action", "malformed reply"] in [
+        [cell.replace("&#39;", "'") for cell in row] for row in shown
+    ]
+    assert "### Validation, critic stage (share of held-out rows)\n" in text
+    assert "| 0 | 45.0% | 40.0% |\n| 5 | 55.0% | 47.5% |\n" in text
+
+
+def test_long_curves_are_thinned_evenly_and_say_so(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    (copy / "critic" / "metrics.jsonl").write_text(training_metrics("choice", steps=1000))
+    whole = content(read_runs([copy]), 0)
+    score = next(curve for curve in whole.curves if curve.key == "score")
+    for most in (50, 20):
+        table = curve_table(score, most)
+        steps = [step for step, _ in table.rows]
+        assert (len(steps), steps[0], steps[-1]) == (most, 4, 1000)
+        gaps = [after - before for before, after in pairwise(steps)]
+        assert max(gaps) - min(gaps) <= 4, "the points are four steps apart"
+        assert table.note == f"{most} of 250 points, evenly spread, means of up to 4 steps"
+    assert "50 of 250 points" in html(whole) and "20 of 250 points" in markdown(whole)
+
+
+def test_no_series_loses_its_points_to_another() -> None:
+    """Validated at other steps: what is evenly spread over all steps could be of one series alone."""
+    odd, even = (Series(name, "", [(step, 0.5) for step in range(start, 400, 2)]) for start, name in enumerate("ab"))
+    table = curve_table(Curve("critic", "validation", "Validation", "", "share", [odd, even]), 50)
+    assert table.columns == ["a", "b"] and len(table.rows) == 50
+    for column, ends in ((0, [0, 398]), (1, [1, 399])):
+        steps = [step for step, values in table.rows if values[column] is not None]
+        assert len(steps) == 25 and [steps[0], steps[-1]] == ends
 
 
 # What a run folder may hold
@@ -538,7 +652,9 @@ def test_damaged_metrics_and_figures_are_named(run: Path, tmp_path: Path) -> Non
 
 
 def test_examples_show_every_split_and_outcome(whole: Content) -> None:
-    for part in whole.examples:
+    *asked, reasoning = whole.examples
+    assert reasoning.total == 0
+    for part in asked:
         assert len(part.items) == 8 < part.total
         assert {item["split"] for item in part.items} == set(SPLITS)
         assert {item["answers"][0]["right"] for item in part.items} == {True, False}
@@ -548,7 +664,7 @@ def test_loops_are_marked_as_the_evaluation_counts_them(run: Path) -> None:
     for name in ("initial", "critic", "action"):
         for line in (run / "evaluation" / name / "episodes.jsonl").read_text().splitlines():
             record = json.loads(line)
-            assert max(failed_repeats(record["turns"])) == record["longest_failed_repeat"]
+            assert max(turns_in_loops(record["turns"])) == record["longest_failed_repeat"]
 
 
 def test_the_experts_action_is_known_until_the_ways_part(run: Path, whole: Content) -> None:
@@ -678,6 +794,20 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def oklab(colour: str) -> tuple[float, ...]:
+    """In OKLab, where distances are about as large as they look."""
+    parts = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    long = (0.4122214708 * red + 0.5363325363 * green + 0.0514459929 * blue) ** (1 / 3)
+    middle = (0.2119034982 * red + 0.6806995451 * green + 0.1073969566 * blue) ** (1 / 3)
+    short = (0.0883024619 * red + 0.2817188376 * green + 0.6299787005 * blue) ** (1 / 3)
+    return (
+        0.2104542553 * long + 0.7936177850 * middle - 0.0040720468 * short,
+        1.9779984951 * long - 2.4285922050 * middle + 0.4505937099 * short,
+        0.0259040371 * long + 0.7827717662 * middle - 0.8086757660 * short,
+    )
+
+
 def test_colours_can_be_read_light_and_dark(page: Path) -> None:
     light, dark = re.findall(r":root \{(.*?)\n *\}", page.read_text(), re.DOTALL)
     for scheme in (light, dark):
@@ -693,8 +823,20 @@ def test_colours_can_be_read_light_and_dark(page: Path) -> None:
             *(("loop", "loop-soft"), ("ink", "loop-soft"), ("bad", "loop-soft"), ("muted", "loop-soft")),
         ):
             assert contrast(text, ground) >= 4.5, f"{text} on {ground}"
-        for number in range(8):
-            assert contrast(f"series-{number}", "card") >= 3, f"series {number}"
+        series = [f"series-{number}" for number in range(plots.COLOURS)]
+        for name in series:
+            assert contrast(name, "card") >= 3, name
+        for one, other in combinations(series, 2):
+            assert math.dist(oklab(colours[one]), oklab(colours[other])) >= 0.1, f"{one} and {other} look alike"
+
+
+def test_twelve_models_have_twelve_colours(page: Path) -> None:
+    labels = [f"model {number}" for number in range(12)]
+    chart = plots.bars("Shares", [Group("split", "all", [Figure(0.5, 0.4, 0.6, 10)] * 12)], labels)
+    used = set(re.findall(r"var\(--series-\d+\)", chart))
+    assert len(used) == 12
+    defined = re.findall(r"--series-(\d+):", page.read_text())
+    assert sorted(map(int, defined)) == sorted([*range(12), *range(12)]), "light and dark"
 
 
 # Hostile text
@@ -726,7 +868,7 @@ def skeleton(text: str) -> Skeleton:
 
 
 def small_run(folder: Path, text: str) -> Path:
-    """An evaluation of one episode, one next action and one choice, with `text` wherever others write."""
+    """An evaluation of one episode and one answer of each other kind, with `text` wherever others write."""
     folder.mkdir()
     turn = {"observation": text, "reply": text, "action": text, "admissible_actions": [text]}
     episode = {
@@ -748,6 +890,7 @@ def small_run(folder: Path, text: str) -> Path:
         ("episodes.jsonl", {**episode, **shares, "turns": turns}),
         ("next_actions.jsonl", {**answer, "state_id": text}),
         ("choices.jsonl", {**answer, **choice}),
+        ("reasoning.jsonl", {"item": text, "split": text, "gold": text, "reply": text, "right": False}),
     ):
         (folder / name).write_text(json.dumps(record) + "\n")
     return folder
@@ -805,6 +948,12 @@ class Visit:
 
     def select(self, name: str, value: str) -> None:
         self.tab.get_by_role("combobox", name=name).select_option(value)
+
+    def expect(self, locator: Any) -> Any:
+        """Waits until what is claimed of `locator` holds."""
+        from playwright.sync_api import expect
+
+        return expect(locator)
 
     @property
     def where(self) -> str:
@@ -922,6 +1071,101 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(visit: Callable[..., Visit]
     assert [columns.nth(side).is_visible() for side in (0, 1)] == [True, False], "one model at a time"
     opened.tab.locator(".switch button").nth(1).click()
     assert [columns.nth(side).is_visible() for side in (0, 1)] == [False, True]
+
+
+def test_one_column_is_always_shown_on_a_narrow_screen(visit: Callable[..., Visit]) -> None:
+    opened = visit(viewport={"width": 360, "height": 740})
+    columns = opened.tab.locator("article.column:visible")
+    opened.tab.locator(".switch button").nth(1).click()
+    for alone in ("-1", "0"):
+        opened.select("Right-hand model", alone)
+        assert columns.count() == 1 and columns.get_attribute("aria-label") == "initial"
+        opened.select("Right-hand model", "2")
+        assert columns.get_attribute("aria-label") == "action"
+
+
+def test_the_address_changes_by_what_a_reader_does_alone(visit: Callable[..., Visit], page: Path) -> None:
+    opened = visit()
+    assert opened.tab.url == page.as_uri()
+    opened.tab.reload()
+    assert opened.tab.evaluate("scrollY") == 0
+    opened.tab.goto(f"{page.as_uri()}#pipeline")
+    assert opened.tab.url.endswith("#pipeline")
+    assert opened.where.startswith("1 of 8")
+    opened.tab.get_by_role("button", name="Next").click()
+    assert "#kind=episodes&id=" in opened.tab.url
+
+
+def test_links_to_answers_work_in_an_open_page(visit: Callable[..., Visit], page: Path) -> None:
+    opened, other = visit(), visit()
+    goal = opened.tab.locator("#answer .question")
+    first = goal.inner_text()
+    other.tab.get_by_role("tab", name="Choices").click()
+    other.select("Item", "3")
+    link = other.tab.url
+    opened.select("Show", "wrong")
+    filtered, place = goal.inner_text(), opened.where
+    opened.tab.goto(link)
+    assert goal.inner_text() == other.tab.locator("#answer .question").inner_text()
+    opened.expect(opened.tab.locator("#view .tabs")).to_be_in_viewport()
+    opened.tab.go_back()
+    assert (goal.inner_text(), opened.where) == (filtered, place)
+    other.tab.get_by_role("link", name="Pipeline").click()
+    assert opened.tab.get_by_role("combobox", name="Show").input_value() == "wrong"
+    assert other.where.startswith("4 of 8"), "another part of the page leaves the viewer as it is"
+    fresh = visit()
+    fresh.tab.goto(link)
+    fresh.tab.go_back()
+    assert fresh.tab.url == page.as_uri() and fresh.tab.locator("#answer .question").inner_text() == first
+
+
+def test_the_viewer_and_what_scrolls_have_a_role_and_a_name(visit: Callable[..., Visit], tmp_path: Path) -> None:
+    folder = small_run(tmp_path / "run", "text")
+    path = folder / "episodes.jsonl"
+    record = json.loads(path.read_text())
+    (turn,) = record["turns"]
+    replies = ("short", "line\n" * 60, "word " * 320)
+    path.write_text(json.dumps({**record, "turns": [{**turn, "reply": reply} for reply in replies]}) + "\n")
+    opened = visit(write_report(tmp_path / "report.html", [folder])[0])
+    assert opened.tab.get_by_role("group", name="Answers").get_attribute("id") == "view"
+    boxes = opened.tab.locator(".reply")
+    opened.tab.get_by_role("group", name="Reply").wait_for()
+    scrolling = "(box) => [box.scrollHeight > box.clientHeight, box.tabIndex, box.getAttribute('role')]"
+    assert [boxes.nth(number).evaluate(scrolling) for number in range(3)] == [
+        [False, -1, None],
+        [True, 0, "group"],
+        [False, -1, None],
+    ]
+    opened.tab.set_viewport_size({"width": 360, "height": 740})
+    opened.expect(boxes.nth(2)).to_have_attribute("tabindex", "0")
+
+
+def test_settings_can_be_scrolled_by_keys(visit: Callable[..., Visit]) -> None:
+    opened = visit()
+    boxes = opened.tab.locator("#pipeline pre")
+    assert boxes.count() > 5
+    for number in range(boxes.count()):
+        names = [boxes.nth(number).get_attribute(name) for name in ("tabindex", "role")]
+        assert names == ["0", "group"] and (boxes.nth(number).get_attribute("aria-label") or "").startswith("Settings")
+
+
+def test_general_reasoning_can_be_looked_at(visit: Callable[..., Visit], run: Path, tmp_path: Path) -> None:
+    opened = visit(write_report(tmp_path / "report.html", [with_reasoning(run, tmp_path)])[0])
+    opened.tab.locator("#view").focus()
+    opened.tab.keyboard.press("4")
+    assert opened.tab.locator("[role=tab][aria-selected=true]").inner_text() == "General reasoning (8)"
+    answer = opened.tab.locator("#answer")
+    opened.select("Show", "gained")
+    shown = answer.inner_text()
+    assert re.search(r"[ab]: What is [02] \+ 1\?", shown) and re.search(r"expected answer: [13]", shown)
+    left, right = (answer.locator("article").nth(side).inner_text() for side in (0, 1))
+    assert "wrong" in left and "right" in right and f"{HOSTILE.splitlines()[0]}" in left.replace("\u2028", "")
+    assert answer.locator("img, script").count() == 0
+    options = opened.tab.get_by_role("combobox", name="Show").locator("option").all_inner_texts()
+    assert "with a malformed reply" not in options and "with a loop" not in options
+    opened.select("Left-hand model", "1")
+    opened.select("Show", "")
+    assert "This model was not asked." in answer.inner_text()
 
 
 def test_dark_readers_get_a_dark_page(visit: Callable[..., Visit]) -> None:

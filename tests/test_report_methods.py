@@ -22,7 +22,7 @@ from verl_act.errors import DataError
 from verl_act.evaluate.methods import compare_methods
 from verl_act.report import write_report
 from verl_act.report.content import content
-from verl_act.report.page import markdown
+from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 
 METHODS = {"Prompting": "initial", "IL <b>bold</b>": "critic", "RL + ACT": "action"}
@@ -156,9 +156,74 @@ def test_two_comparisons_are_told_apart(compared: Path, whole_comparison: Path) 
     assert {table.run for table in content(read_runs([compared]), 0).method_tables} == {""}
 
 
+def with_models(folder: Path, name: str, digest: str | None) -> None:
+    """Names the initial model in the comparison and in its first seed's evaluation, whose folder may be a link."""
+    path = folder / "methods" / "methods.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "initial_model": name}))
+    initial = folder / "seed-0" / "evaluation" / "initial"
+    files = {file.name: file.read_bytes() for file in initial.iterdir()}
+    initial.unlink()
+    initial.mkdir()
+    for file, data in files.items():
+        (initial / file).write_bytes(data)
+    figures = json.loads(files["figures.json"])
+    (initial / "figures.json").write_text(json.dumps({**figures, "model": name}))
+    manifest = json.loads(files["manifest.json"])
+    manifest["settings"]["model_digest"] = digest
+    (initial / "manifest.json").write_text(json.dumps(manifest))
+
+
+def started(folders: list[Path]) -> str:
+    """What the page, the Markdown and the JSON say of the models that the methods start from."""
+    whole = content(read_runs(folders), 0)
+    assert whole.methods_start in html(whole) and whole.methods_start in whole.as_json()["methods_start"]
+    assert whole.methods_start in markdown(whole)
+    return whole.methods_start
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ([("m", None)], "All methods start from the same model (m) and share the data."),
+        ([("", None)], "All methods share the data; the model that they start from is not recorded."),
+        ([("m", None), ("m", None)], "All methods start from the same model (m). Those of"),
+        ([("m", "1" * 64), ("moved", "1" * 64)], "All methods start from the same model (m). Those of"),
+        (
+            [("m", "1" * 64), ("m", "2" * 64)],
+            "those of one from m (SHA-256 111111111111), those of two from m (SHA-256 222222222222).",
+        ),
+        ([("m", None), ("other", None)], "those of one from m, those of two from other."),
+        ([("m", None), ("", None)], "those of one from m, those of two from one not recorded."),
+        ([("", None), ("", None)], "those of one from one not recorded, those of two from one not recorded."),
+    ],
+)
+def test_the_same_model_is_said_only_where_it_is_known(
+    models: list[tuple[str, str | None]], said: str, compared: Path, tmp_path: Path
+) -> None:
+    folders = []
+    for place, (name, digest) in zip(("one", "two"), models, strict=False):
+        folders.append(Path(shutil.copytree(compared, tmp_path / place, symlinks=True)))
+        with_models(folders[-1], name, digest)
+    found = started(folders)
+    assert said in found
+    assert ("same model (" in found) == ("same model (" in said)
+
+
+def test_episodes_that_the_environment_ended_are_told_of_every_seed(compared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    shutil.copytree(compared, folder)
+    path = folder / "seed-1" / "evaluation" / "critic" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["counts"]["episode_errors"] = 2
+    path.write_text(json.dumps(manifest))
+    ended = "ended in an error of the environment and are not counted."
+    notes = [note for note in content(read_runs([folder]), 0).notes if ended in note]
+    assert notes == [f"In the method tables, over all seeds: 2 of 24 episodes of IL <b>bold</b> {ended}"]
+
+
 def test_a_run_without_a_comparison_has_no_method_table(run: Path, tmp_path: Path) -> None:  # noqa: F811
     shown = content(read_runs([copied(run, tmp_path)]), 0)
-    assert shown.method_tables == shown.method_budgets == []
+    assert shown.method_tables == shown.method_budgets == [] and shown.methods_start == ""
 
 
 def test_the_page_shows_the_methods(visit: Callable[..., Visit]) -> None:  # noqa: F811

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import TRAJECTORIES, collect_expert, play, replays
+from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
 from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.contract import check_environment
@@ -72,7 +73,7 @@ def last(environment: ScienceWorldEnvironment, *actions: str) -> StepResult:
 def in_new_process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Python code with these environment variables changed."""
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=300
     )
 
 
@@ -202,7 +203,7 @@ def test_all_episodes_of_a_process_share_one_engine() -> None:
     assert sum("py4j.GatewayServer" in child.cmdline() for child in children) == 1
 
 
-def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"tasks": ["lifespan-longest-lived", "find-plant"], "max_steps": 7}
     manifest = collect_expert(
         tmp_path / "expert", "scienceworld", "dev", limit=6, env_settings=settings, progress=False
@@ -210,6 +211,7 @@ def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) ->
     steps = read_steps([tmp_path / "expert" / TRAJECTORIES])
     assert manifest.counts["dropped"]["not won"] > 0
     assert manifest.counts["trajectories"] + manifest.counts["dropped"]["not won"] == 6
+    assert f"dev: {manifest.counts['dropped']['not won']} of 6 tasks give no trajectory: not won" in caplog.text
     assert all(step.verified and step.success and step.env == "scienceworld" for step in steps)
     counts = build_pairs(
         tmp_path / "pairs", [tmp_path / "expert" / TRAJECTORIES], env_settings=settings, source="admissible"
@@ -220,6 +222,23 @@ def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path) ->
     assert counts["pairs"] == len(pairs) == len(steps) - len(refused) and "trajectories_not_replayed" not in counts
     assert all(pair.alternative_admissible and pair.margin is None for pair in pairs)
     assert make_tasks(tmp_path / "tasks", "scienceworld", ["dev", "test"], limit=7, env_settings=settings) == 14
+
+
+def test_a_gold_path_that_ends_before_the_goal_is_not_won_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold_path, found = ScienceWorldEnvironment.gold_path, []
+
+    def second_cut_short(environment: ScienceWorldEnvironment) -> tuple[str, ...]:
+        found.append(gold_path(environment))
+        return found[0] if len(found) == 1 else found[-1][:-1]
+
+    monkeypatch.setattr(ScienceWorldEnvironment, "gold_path", second_cut_short)
+    settings = {"tasks": ["find-animal"]}
+    manifest = collect_expert(tmp_path / "x", "scienceworld", "dev", limit=2, env_settings=settings, progress=False)
+    assert manifest.counts["dropped"] == {"not won": 1}
+    (lost,) = map(json.loads, (tmp_path / "x" / DROPPED).read_text().splitlines())
+    assert lost["details"] == f"The gold path ends after {len(found[1]) - 1} actions, before the goal."
 
 
 def test_an_expert_refuses_what_it_cannot_judge(environment: ScienceWorldEnvironment) -> None:
@@ -368,17 +387,86 @@ def test_an_engine_that_hangs_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -
     engine().close()  # the next one has its usual patience
 
 
+def with_heap(megabytes: int, code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` with `SPEC`, `server` and `NoRoom`, on engines with so much heap; a game takes 10 MB."""
+    start = """
+import verl_act.envs.scienceworld.server as server
+server._OPTIONS = tuple("-Xmx{}m" if option.startswith("-Xmx") else option for option in server._OPTIONS)
+server.HEAP_MB = {}
+from verl_act.envs.base import NoRoom
+from verl_act.envs.scienceworld import SPEC
+from verl_act.errors import EnvError
+"""
+    return in_new_process(start.format(megabytes, megabytes) + code)
+
+
 def test_an_engine_that_is_out_of_heap_says_so() -> None:
     code = """
-import verl_act.envs.scienceworld.server as server
-server._OPTIONS = tuple("-Xmx20m" if option.startswith("-Xmx") else option for option in server._OPTIONS)
-from verl_act.envs.scienceworld import SPEC
 try:
     SPEC.make().reset(SPEC.tasks("train")[0])
-except server.EngineLost as error:
+except NoRoom as error:
     print(error)
 """
-    assert "need more than its 1024 MB: play fewer at a time" in in_new_process(code).stdout
+    said = with_heap(20, code).stdout
+    assert "ran out of its 20 MB; live games: 1. Play fewer at a time in one process: give more `actors`" in said
+
+
+def test_episodes_beyond_the_heap_end_with_a_word_and_leave_the_others_theirs() -> None:
+    """There is room for four. Those that end are not played again on another engine, where the others go on."""
+    code = """
+playing = {number: SPEC.make() for number in range(6)}
+errors = []
+for step in range(3):
+    for number, environment in list(playing.items()):
+        try:
+            step or environment.reset(SPEC.tasks("train")[number])
+            environment.step("look around")
+        except NoRoom as error:
+            errors.append(str(error))
+            del playing[number]
+            try:
+                environment.step("look around")
+            except EnvError as ended:
+                assert "Call `reset" in str(ended)
+assert len(playing) + len(errors) == 6
+assert all(len(environment.snapshot().actions) == 3 for environment in playing.values())
+print(len(playing), *errors, sep="\\n")
+"""
+    run = with_heap(60, code)
+    assert run.returncode == 0, run.stderr
+    left, *errors = run.stdout.splitlines()
+    assert 2 <= int(left) <= 5 and len(errors) == 6 - int(left)
+    for error in errors:
+        assert "ran out of its 60 MB; live games: " in error and "give more `actors`" in error
+    replaced = run.stderr.count("live games: they need more than its 60 MB. Another is started")
+    assert replaced in (len(errors), len(errors) - 1), "told each time"
+
+
+def test_a_process_takes_as_many_games_as_the_heap_has_room_for() -> None:
+    code = """
+server.MOST_GAMES = 3
+from verl_act.envs.scienceworld.game import gold_path
+first, second, third, fourth = [SPEC.make() for _ in range(4)]
+tasks = SPEC.tasks("train")
+for environment in (first, second, third):
+    environment.reset(tasks[0])
+for refused in (lambda: fourth.reset(tasks[1]), lambda: gold_path("find-animal", 0, "easy")):
+    try:
+        refused()
+    except NoRoom as error:
+        print(error)
+pid = server.engine().pid
+third.reset(tasks[2])
+second.release()
+fourth.reset(tasks[1])
+for environment in (first, third, fourth):
+    environment.step("look around")
+assert server.engine().pid == pid
+"""
+    run = with_heap(1024, code)
+    told = "This process plays 3 games of ScienceWorld already; the 1024 MB of its Java engine have no room for more."
+    assert run.returncode == 0 and run.stdout.count(told) == 2, run.stderr
+    assert "give more `actors`" in run.stdout and not run.stderr
 
 
 def test_a_released_game_leaves_the_engine_and_can_be_followed_by_another() -> None:

@@ -25,6 +25,7 @@ from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.check_pairs import check_pairs
 from verl_act.data_prep.collect_expert import collect_expert, play
 from verl_act.data_prep.make_catalogue import make_catalogue
+from verl_act.data_prep.probe import NO_WAY, Prober
 from verl_act.envs.base import StepResult, Task
 from verl_act.envs.contract import NONSENSE, check_environment
 from verl_act.envs.registry import get_env
@@ -39,7 +40,7 @@ from verl_act.envs.webshop.planner import Planner, missing_options
 from verl_act.envs.webshop.product import Product
 from verl_act.envs.webshop.reward import color_of, common_nouns, options_alike, score_purchase, similar
 from verl_act.envs.webshop.search import Analyzer
-from verl_act.envs.webshop.session import Page, State, clickables, follow
+from verl_act.envs.webshop.session import Page, State, clickables, follow, is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
@@ -591,8 +592,9 @@ def test_the_brief_style_leaves_the_instruction_out(shop: Path) -> None:
         "search[teapot",
         "Search[teapot]",
         " search[teapot]",
-        "search[teapot].",
+        "search[].",
         "search[tea\npot]",
+        "\nsearch[teapot]",
         "search[\x00]",
         "search[\ud83d]",
         f"search[{'teapot ' * 200_000}]",
@@ -623,6 +625,15 @@ def test_a_search_is_admissible_on_every_page_and_a_click_in_any_case(shop: Path
     assert environment.step(f"search[{'x' * 1000}]").admissible
 
 
+@pytest.mark.parametrize("end", [".", "\n", " - I look for a teapot.", "\nThought: [done]", "\r\n", "." * 1_000_000])
+def test_what_stands_after_an_action_is_left_out(end: str, shop: Path) -> None:
+    (environment, _), (other, _) = opened(shop), opened(shop)
+    for action in ("search[teapot]", "click[b00teapot1]", "click[blue | white]"):
+        result = environment.step(f"{action}{end}")
+        assert result.admissible and result == other.step(action)
+        assert is_search(f"{action}{end}") == is_search(action) == action.startswith("search")
+
+
 def test_running_out_of_steps_is_no_success(shop: Path) -> None:
     environment, _ = opened(shop, max_steps=2)
     environment.step("search[teapot]")
@@ -641,6 +652,29 @@ def test_options_that_share_a_value_or_a_button_s_name_go_to_the_later_one(tmp_p
     chosen, bought = (follow(item, f"click[{name}]", catalogue) for name in ("red", "buy now"))
     assert chosen is not None and chosen.options == (("trim", "red"),)
     assert bought is not None and bought.page is Page.DONE
+
+
+def test_an_empty_option_value_is_no_choice(tmp_path: Path) -> None:
+    options = {"color": [{"value": " "}, {"value": "green"}], "trim": [{"value": ""}]}
+    shop = write_shop(tmp_path, [{**TEAPOT, "customization_options": options}])
+    environment, _ = opened(shop)
+    environment.step("search[teapot]")
+    item = environment.step("click[b00teapot1]")
+    assert "click[]" not in item.admissible_actions and item.admissible_actions[-1] == "click[green]"
+    assert " < Prev [SEP] color [SEP] green [SEP] trim [SEP] Blue Mountain" in item.observation
+    assert not environment.step("click[]").admissible
+    assert environment.plan() == ("click[green]", "click[buy now]")
+
+
+def test_option_names_that_differ_in_case_are_one_option(tmp_path: Path) -> None:
+    options = {
+        "Color": [{"value": "red"}],
+        "size": [{"value": "large"}],
+        "COLOR": [{"value": "blue"}, {"value": "green"}],
+    }
+    shop = write_shop(tmp_path, [{**TEAPOT, "customization_options": options}])
+    (teapot,) = (load_catalogue(shop).product(row) for row in range(1))
+    assert teapot.options == (("color", ("blue", "green")), ("size", ("large",)))
 
 
 # Instructions
@@ -901,6 +935,37 @@ def test_a_wrong_purchase_is_out_of_reach(shop: Path) -> None:
     assert environment.plan_length() == 4
     with pytest.raises(EnvError, match="WebShopEnvironment"):
         GoalExpert().act(None, None)  # type: ignore[arg-type]
+
+
+def test_a_margin_is_unknown_where_the_planner_has_not_looked_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No likely search finds the goal's product: fifty others of its name come first. The expert's own search does."""
+    monkeypatch.setattr("verl_act.envs.webshop.planner.SCANNED", 5)
+    twin = {**TEAPOT, "full_description": "A lead free teapot in green.", "customization_options": None}
+    twins = [{**twin, "asin": f"B000TWIN{number:02}"} for number in range(60)]
+    shop = write_shop(tmp_path, [*twins, {**TEAPOT, "full_description": "An heirloom."}])
+    environment, _ = opened(shop)
+    assert environment.plan() is None
+    actions = ["search[heirloom]", "click[b00teapot1]", "click[green]", "click[buy now]"]
+    task = next(task for split in SPLITS for task in list_tasks(split, shop) if "green" in environment.reset(task).goal)
+
+    class Knows:
+        def reset(self, task: Task) -> None: ...
+
+        def act(self, context: Any, environment: Any) -> tuple[str, bool]:
+            return actions[len(context.history)], True
+
+    steps = play(environment, Knows(), task, source="x")
+    assert steps[-1].success and [step.plan_length for step in steps] == [None, 3, 2, 1]
+    prober = Prober("webshop", {"data": str(shop)})
+    states = {}
+    for state in prober.replay(steps):
+        alternatives = ("click[back to search]", "click[buy now]")
+        states[state.step.action] = [state.judge(action).margin for action in alternatives]
+    assert states["search[heirloom]"] == [None, None]
+    assert states["click[b00teapot1]"] == [None, 1]
+    assert states["click[green]"] == [None, NO_WAY], "nothing undoes a wrong purchase"
 
 
 @pytest.mark.slow

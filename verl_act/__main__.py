@@ -296,6 +296,12 @@ def make_sft(
     template_options: TemplateOptions = "{}",
     max_length: Annotated[int | None, typer.Option(help="tokens: longer rows are left out; without it, none")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="run code that comes with the model's tokenizer")] = False,
+    chat_template_kwargs: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON", help="of the trainer (data.apply_chat_template_kwargs), to count tokens as it does"
+        ),
+    ] = "{}",
     seed: Seed = 0,
 ) -> None:
     """Write rows for verl's SFT trainer: imitation of the expert, with reflections where there are any."""
@@ -311,6 +317,7 @@ def make_sft(
         template_options=options,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
+        chat_template_kwargs=_object(chat_template_kwargs, "--chat-template-kwargs"),
         seed=seed,
     )
 
@@ -360,7 +367,10 @@ def evaluate(
     ] = None,
     max_model_len: int = 4096,
     max_turns: int = 50,
-    actors: Annotated[int, typer.Option(help="processes that play each environment")] = 1,
+    actors: Annotated[int, typer.Option(help="processes that play the environment")] = 1,
+    pool: Annotated[
+        str, typer.Option(metavar="JSON", help="of these processes: step_timeout, reset_timeout (s), max_memory_mb")
+    ] = "{}",
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     env_settings: EnvSettings = "{}",
@@ -375,6 +385,7 @@ def evaluate(
     Answers are kept beside `--out` as they come: an evaluation that was killed goes on where it stopped.
     """
     from verl_act.engine import EngineSettings, Sampling
+    from verl_act.envs.pool import EnvPool
     from verl_act.evaluate.run import evaluate as run
 
     run(
@@ -389,6 +400,7 @@ def evaluate(
         reasoning_max_tokens=reasoning_max_tokens,
         max_turns=max_turns,
         actors=actors,
+        pool=_keywords(pool, "--pool", EnvPool),
         template=template,
         template_options=_object(template_options, "--template-options"),
         env_settings=_object(env_settings, "--env-settings"),
@@ -426,7 +438,9 @@ def compare_methods(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="folders written by `chain`, `methods` (finished or not) or `evaluate`")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders written by `chain`, `methods` (finished or not) or `evaluate`")
+    ],
     out: Annotated[Path, typer.Option(help="the page, .html; .md and .json are written beside it")],
     examples: Annotated[
         int, typer.Option(help="at most so many episodes, next actions and choices to look at, of each model")
@@ -495,23 +509,23 @@ def methods(
 ) -> None:
     """Compare methods on shared data, over seeds. Further arguments KEY=VALUE change the recipe.
 
-    Finished stages are skipped; a killed comparison goes on where it stopped.
+    Finished stages are skipped; a killed comparison goes on where it stopped. The table holds all methods and seeds
+    that are finished in the folder, also those of earlier runs and of other processes.
     """
     from verl_act.chain import check_chain, load_recipe
     from verl_act.chain import methods as comparison
 
-    loaded, out = load_recipe(recipe, context.args, steps), out.resolve()
-    if only:
-        loaded = comparison.only(loaded, only)
+    whole, out = load_recipe(recipe, context.args, steps), out.resolve()
+    loaded = comparison.only(whole, only) if only else whole
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"--seeds {seeds}: give whole numbers separated by commas, such as 0,1,2.") from error
     comparison.method_stages(loaded, out, numbers)
     if check:
-        check_chain(loaded, out)
+        check_chain(loaded, out, numbers)
     else:
-        comparison.run_methods(loaded, out, numbers)
+        comparison.run_methods(loaded, out, numbers, whole)
 
 
 def main() -> None:

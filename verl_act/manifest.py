@@ -11,11 +11,13 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ class Manifest:
     seed: int | None = None
     schema_version: int = 1
     versions: dict[str, str] = field(default_factory=dict)
+    """Tool -> version; `verl_act commit` where the package ran from its git checkout."""
     command: str = ""
     created: str = ""
     seconds: float | None = None
@@ -66,7 +69,7 @@ def make_manifest(
         inputs={str(path): digest(path) for path in paths},
         counts=dict(counts or {}),
         seed=seed,
-        versions=_versions(),
+        versions=dict(_versions()),
         command=_command(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=None if seconds is None else round(seconds, 1),
@@ -192,11 +195,30 @@ def _command() -> str:
     return shlex.join([*name.split(), *sys.argv[1:]])
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     found = {"python": sys.version.split()[0], "verl_act": __version__}
     for tool in _TOOLS:
         try:
             found[tool] = version(tool)
         except PackageNotFoundError:
             continue
+    if commit := _commit():
+        found["verl_act commit"] = commit
     return found
+
+
+def _commit() -> str:
+    """What is checked out in the folder that the package lies in; empty where that is no git checkout, or git fails.
+
+    That folder alone: an installed package may lie somewhere below another project's checkout.
+    """
+    git = Path(__file__).resolve().parent.parent / ".git"
+    if not git.exists():
+        return ""
+    try:
+        command = ["git", f"--git-dir={git}", "rev-parse", "--verify", "HEAD"]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""

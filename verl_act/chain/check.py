@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from verl_act.chain.command_line import flat
-from verl_act.chain.methods import method_stages
-from verl_act.chain.recipe import Recipe
+from verl_act.chain.methods import asked_as, method_stages
+from verl_act.chain.recipe import TRAINING, MethodPromptRecipe, Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.data_prep.collect_expert import check_expert
 from verl_act.doctor.installed import requirements, tested_versions
@@ -24,23 +24,32 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
+from verl_act.prompts.plain_text import reply_prefix
 
 _FREE_GIB = 2
 _CHECKPOINT_BYTES = 8
-"""For a byte of 16-bit weights: the same and Adam's two moments in 32 bits, the exported model, and some more."""
+"""For a byte of 16-bit weights: the same and Adam's two moments in 32 bits, and the exported model."""
+_MODEL_BYTES = 2
+"""Likewise of an exported model, whose weights have 32 bits as in training (verl's default)."""
 _CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
 
 
-def check_chain(recipe: Recipe, out: Path) -> None:
-    """Check versions, device, model, data, disk and the configuration of every verl run; print a line for each.
+class _Doubt(str):
+    """What a check could not find out."""
 
-    Raises `ConfigError` with all that is wrong, where anything is.
+
+def check_chain(recipe: Recipe, out: Path, seeds: Sequence[int] = ()) -> None:
+    """Check versions, device, model, prompts, data, disk and the configuration of every verl run; print a line each.
+
+    `seeds` are those of a comparison of methods; without any, it is the recipe's own. What cannot be found out is a
+    warning. Raises `ConfigError` with all that is wrong, where anything is.
     """
     console = Console(highlight=False)
     wrong = []
-    for name, check in _checks(recipe, out):
+    for name, check in _checks(recipe, out, seeds or [recipe.seed]):
         try:
-            console.print(f"ok    {name}: {check()}", soft_wrap=True)
+            found = check()
+            console.print(f"{'warn' if isinstance(found, _Doubt) else 'ok':5} {name}: {found}", soft_wrap=True)
         except ActError as error:
             console.print(f"wrong {name}: {error}", soft_wrap=True)
             wrong.append(name)
@@ -48,16 +57,21 @@ def check_chain(recipe: Recipe, out: Path) -> None:
         raise ConfigError(f"the chain cannot run yet: {', '.join(wrong)} (see above).")
 
 
-def _checks(recipe: Recipe, out: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+def _checks(recipe: Recipe, out: Path, seeds: Sequence[int]) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "versions", _versions
     yield "device", lambda: _device(recipe)
     yield "model", lambda: _model(recipe)
-    yield "prompt", lambda: type(get_template(recipe.prompt.template, **recipe.prompt.options)).__name__
+    yield "prompt", lambda: _prompt(recipe)
+    for name, method in recipe.methods.items():
+        if method.prompt != MethodPromptRecipe():
+            yield f"prompt of {name}", partial(_prompt, asked_as(recipe, method))
     yield "data", lambda: _data(recipe)
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
-    yield "disk", lambda: _disk(recipe, out)
-    for stage in method_stages(recipe, out, [recipe.seed]) if recipe.methods else stages(recipe, out):
+    planned = method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out)
+    yield "disk", lambda: _disk(recipe, out, planned)
+    # One seed's stand for all: they differ in the seed alone.
+    for stage in method_stages(recipe, out, seeds[:1]) if recipe.methods else planned:
         if stage.trains:
             yield f"{stage.name} configuration", partial(compose, stage)
             if recipe.device is None and "RAY_ADDRESS" not in os.environ:
@@ -91,6 +105,21 @@ def _model(recipe: Recipe) -> str:
     return f"{recipe.model_path} ({len(tokenizer)} tokens)"
 
 
+def _prompt(recipe: Recipe) -> str:
+    """The template, with its options; and the chat template, where it is given some."""
+    template = get_template(recipe.prompt.template, **recipe.prompt.options)
+    if options := recipe.engine_options.get("chat_template_kwargs"):
+        tokenizer = load_tokenizer(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
+        try:
+            reply_prefix(tokenizer, options)
+        except Exception as error:  # a chat template refuses what it does not take in an error of its own choice
+            raise ConfigError(
+                f"the chat template of {recipe.model_path} does not take chat_template_kwargs={options}: {error}. "
+                "Correct them in the recipe."
+            ) from error
+    return type(template).__name__
+
+
 def _data(recipe: Recipe) -> str:
     spec = get_env(recipe.env)
     splits = [recipe.train_split, *recipe.valid_splits]
@@ -110,24 +139,48 @@ def _reasoning(recipe: Recipe) -> str:
     return f"{len(questions)} questions"
 
 
-def _disk(recipe: Recipe, out: Path) -> str:
-    needed = max(_FREE_GIB, _checkpoints_gib(recipe))
+def _disk(recipe: Recipe, out: Path, planned: Sequence[Stage]) -> str:
+    """Room for the checkpoints of a training stage and the models of all that have yet to run, as these are kept."""
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 2**30
+    models = sum(stage.trains and not stage.output.exists() for stage in planned)
+    times = models * _MODEL_BYTES + (_checkpoints(recipe) * _CHECKPOINT_BYTES if models else 0)
+    weights = _weights_gib(recipe.model_path)
+    needed = max(_FREE_GIB, (weights or 0) * times)
     if free < needed:
         raise ConfigError(
-            f"{folder} has {free:.1f} GiB free; at least {needed:.0f} are needed, most of them for checkpoints. Free "
-            "space, choose another --out, or keep fewer (trainer.max_actor_ckpt_to_keep)."
+            f"{folder} has {free:.1f} GiB free; at least {needed:.0f} are needed, for the checkpoints of a stage while "
+            f"it trains and for {models} trained models, which are kept. Free space, choose another --out, keep fewer "
+            "checkpoints (trainer.max_actor_ckpt_to_keep, for SFT max_ckpt_to_keep), or run some methods and seeds "
+            "first and delete their `model` folders: what is evaluated stands without them."
         )
-    return f"{free:.0f} GiB free"
+    if weights is None and models:
+        return _Doubt(
+            f"{free:.0f} GiB free; how much is needed is not known, because the weights of {recipe.model_path} are not "
+            f"on this machine. It is {times} times what they take in 16 bits, for the checkpoints of a stage while it "
+            f"trains and for {models} trained models. Download the model to have this checked."
+        )
+    return f"{free:.0f} GiB free, {needed:.0f} needed"
 
 
-def _checkpoints_gib(recipe: Recipe) -> float:
-    """What a training stage keeps, as far as the model's files are here; one more is there while it is written."""
-    weights = sum(path.stat().st_size for path in Path(recipe.model_path).glob("*.safetensors"))
-    overrides = [flat(stage.overrides) for stage in (recipe.critic, recipe.action)]
-    kept = max(int(found.get("trainer.max_actor_ckpt_to_keep") or 1) for found in overrides)
-    return weights * _CHECKPOINT_BYTES * (kept + 1) / 2**30
+def _weights_gib(model: str) -> float | None:
+    """What the model's weights take, in its folder or the hub's cache; None where they are in neither."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(model)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(model, local_files_only=True))
+        except (OSError, ValueError):  # not in the cache, or no hub id at all
+            return None
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30 or None
+
+
+def _checkpoints(recipe: Recipe) -> int:
+    """How many a training stage keeps at most, and one more while it is written."""
+    overrides = [flat(getattr(recipe, kind).overrides) for kind in TRAINING]
+    keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
+    return 1 + max(int(found.get(key) or 1) for found in overrides for key in keys)
 
 
 def _accelerators(stage: Stage) -> str:

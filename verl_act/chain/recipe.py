@@ -101,9 +101,10 @@ class TrainRecipe:
 @dataclass
 class EvaluateRecipe:
     """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
+    Questions are never left out.
 
     `max_tokens` null takes that of the alternatives. `engine_options` are laid over the recipe's. `actors` is the
-    number of processes that play each environment.
+    number of processes that play the environment, `pool` what else `EnvPool` takes (`step_timeout`, `max_memory_mb`).
     `reasoning` are files of questions as in MATH-500 or GPQA-Diamond; a reply to one may have `reasoning_max_tokens`
     (null: `max_tokens`).
     """
@@ -111,6 +112,7 @@ class EvaluateRecipe:
     temperature: float = 0.0
     max_turns: int = 50
     actors: int = 1
+    pool: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     limit: int | None = None
     tasks: int | None = None

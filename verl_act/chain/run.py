@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +19,12 @@ from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
-from verl_act.manifest import Manifest, make_manifest, up_to_date, write_manifest
+from verl_act.manifest import make_manifest, read_manifest, up_to_date, write_manifest
 
 console = Console(highlight=False)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What file systems answer that know no locks."""
 
 
 def run_chain(recipe: Recipe, out: Path) -> None:
@@ -29,35 +35,88 @@ def run_chain(recipe: Recipe, out: Path) -> None:
 def run_stages(planned: Sequence[Stage], out: Path) -> None:
     """Run every stage that is not up to date; each writes `out/.done/<stage>/manifest.json` when it is.
 
+    Several processes may share `out`: one of them runs a stage, the others wait and then find it up to date.
     Raises `EngineError` naming the stage, its command and its log where a stage fails; what was finished stays.
     """
     out.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(planned, 1):
-        wanted = _manifest(stage)
         title = f"[{number}/{len(planned)}] {stage.name}"
-        if wanted and stage.output.exists() and up_to_date(_mark(out, stage), wanted):
+        with locked(out, stage.name, title):
+            if not _stands(stage, planned, out):
+                _run_stage(stage, out, title)
+                continue
             console.print(f"{title}: up to date")
             if stage.trains:
                 discard_work(stage)  # killed while it was doing so
-            continue
-        console.rule(title, align="left")
-        console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
-        started = time.monotonic()
-        # Hashed before, so that an input that changes meanwhile is not taken for the one that was used.
-        manifest = wanted or make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
-        if stage.trains:
-            seconds = train(stage)
-        else:
-            _run(stage)
-            seconds = time.monotonic() - started
-        manifest = replace(manifest, seconds=round(seconds, 1))
-        mark = _mark(out, stage)
-        mark.mkdir(parents=True, exist_ok=True)
-        write_manifest(mark, manifest)
-        if stage.trains:
-            write_manifest(stage.output, manifest)
-            discard_work(stage)
-        console.print(f"{title}: done in {seconds:.0f} s")
+
+
+@contextmanager
+def locked(out: Path, name: str, title: str) -> Iterator[None]:
+    """Hold `out/.done/<name>.lock`, as one process at a time can. The kernel lets go of it when the process dies."""
+    path = out / ".done" / f"{name.replace(' ', '-')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"{title}: waits for another process, which is at it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            console.print(f"{title}: no lock ({path}: {error.strerror}); run one process at a time in {out}")
+        yield
+
+
+def is_done(stage: Stage, out: Path, as_recorded: Collection[Path] = ()) -> bool:
+    """Whether the stage has been run as it would be now, and its output is there.
+
+    Of the inputs `as_recorded` it counts what they were then; they are not looked at.
+    """
+    found = read_manifest(_mark(out, stage))
+    looked_at = [path for path in stage.inputs if path not in as_recorded]
+    if found is None or found.settings != _settings(stage) or not stage.output.exists():
+        return False
+    if not all(path.exists() for path in looked_at):
+        return False
+    wanted = make_manifest(stage.name, settings=_settings(stage), inputs=list(looked_at))
+    recorded = {str(path): found.inputs.get(str(path), "") for path in stage.inputs if path in as_recorded}
+    return up_to_date(_mark(out, stage), replace(wanted, inputs=wanted.inputs | recorded))
+
+
+def _stands(stage: Stage, planned: Sequence[Stage], out: Path) -> bool:
+    """Whether the stage need not be run. A model may have been deleted to free space: it is missed only where a stage
+    that begins with it has yet to be run.
+    """
+    deleted = {model for other in planned if other.trains and not (model := other.output / "model").exists()}
+    if not is_done(stage, out, deleted):
+        return False
+    model = stage.output / "model"
+    return model not in deleted or all(_stands(later, planned, out) for later in planned if model in later.inputs)
+
+
+def _run_stage(stage: Stage, out: Path, title: str) -> None:
+    """Run the stage and mark it as done."""
+    console.rule(title, align="left")
+    if stage.trains and stage.output.exists() and not (stage.output / "model").exists():
+        console.print("Its model was deleted, and is needed: it is trained again, and what began with it is run again.")
+    console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
+    started = time.monotonic()
+    # Hashed before, so that an input that changes meanwhile is not taken for the one that was used.
+    manifest = make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
+    if stage.trains:
+        seconds = train(stage)
+    else:
+        _run(stage)
+        seconds = time.monotonic() - started
+    manifest = replace(manifest, seconds=round(seconds, 1))
+    mark = _mark(out, stage)
+    mark.mkdir(parents=True, exist_ok=True)
+    write_manifest(mark, manifest)
+    if stage.trains:
+        write_manifest(stage.output, manifest)
+        discard_work(stage)
+    console.print(f"{title}: done in {seconds:.0f} s")
 
 
 def _run(stage: Stage) -> None:
@@ -70,14 +129,7 @@ def _run(stage: Stage) -> None:
 
 
 def _settings(stage: Stage) -> dict[str, object]:
-    return {"command": list(stage.command[1:])}
-
-
-def _manifest(stage: Stage) -> Manifest | None:
-    """What the stage's mark must say to be up to date; None where an input is not there yet."""
-    if not all(path.exists() for path in stage.inputs):
-        return None
-    return make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
+    return {"command": list(map(str, stage.command[1:]))}
 
 
 def _mark(out: Path, stage: Stage) -> Path:

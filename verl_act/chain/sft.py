@@ -42,6 +42,7 @@ def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
         "model": recipe.model_path,
         "max_length": recipe.max_model_len,
         "trust_remote_code": recipe.engine_options.get("trust_remote_code"),
+        "chat_template_kwargs": recipe.chat_template_kwargs or None,
         "seed": recipe.seed,
         **prompt_options(recipe),
     }

@@ -219,6 +219,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "temperature": recipe.evaluate.temperature,
         "max_turns": recipe.evaluate.max_turns,
         "actors": recipe.evaluate.actors,
+        "pool": recipe.evaluate.pool or None,
         "max_tokens": max_tokens(recipe),
         "reasoning_max_tokens": recipe.evaluate.reasoning_max_tokens,
         "max_model_len": recipe.max_model_len,

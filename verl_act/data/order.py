@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 
-def expert_positions(pair_ids: Sequence[str], candidates: Sequence[int], seed: int, epoch: int = 0) -> np.ndarray:
+def expert_positions(
+    pair_ids: Sequence[str],
+    candidates: Sequence[int],
+    seed: int,
+    epoch: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> np.ndarray:
     """Where each pair shows the expert's action among its `candidates` (2 or more), from 0; int64, shape [pairs].
 
-    The pairs of one number of candidates are ranked by a hash of (seed, pair id), and their positions go round with the
-    rank: each comes equally often (give or take one), and nothing depends on the order of files or rows. In the next
-    epoch every pair shows the next position, so as many epochs as candidates show all of them.
+    The pairs of one group (`groups` names that of each pair; without it they are all one) and one number of candidates
+    are ranked by a hash of (seed, pair id), and their positions go round with the rank: each comes equally often (give
+    or take one), and nothing depends on the order of files or rows. Among some of a group it comes as chance has it. In
+    the next epoch every pair shows the next position, so as many epochs as candidates show all of them.
     """
     keys = [hashlib.blake2b(f"{seed}:{pair_id}".encode(), digest_size=8).digest() for pair_id in pair_ids]
-    ranked: defaultdict[int, list[int]] = defaultdict(list)
+    ranked: defaultdict[tuple[Hashable, int], list[int]] = defaultdict(list)
     for place in sorted(range(len(keys)), key=keys.__getitem__):
-        ranked[candidates[place]].append(place)
+        ranked[groups[place] if groups else None, candidates[place]].append(place)
     positions = np.empty(len(keys), dtype=np.int64)
-    for count, places in ranked.items():
+    for (_, count), places in ranked.items():
         positions[places] = (np.arange(len(places)) + epoch) % count
     return positions
 

@@ -8,7 +8,7 @@ import torch
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
 from verl_act.errors import ConfigError
-from verl_act.prompts.plain_text import end_of_turn, reply_prefix
+from verl_act.prompts.plain_text import continued, end_of_turn, reply_prefix
 
 
 class ActSFTDataset(MultiTurnSFTDataset):
@@ -23,18 +23,12 @@ class ActSFTDataset(MultiTurnSFTDataset):
         if message["role"] != "assistant":
             return super()._process_single_message(index, message, *arguments, **options)
         opening = list(self.generation_prompt)
-        reply = self.tokenizer.encode(self._continued(message["content"]), add_special_tokens=False)
+        prefix = reply_prefix(self.tokenizer, self.apply_chat_template_kwargs)
+        reply = self.tokenizer.encode(continued(message["content"], prefix), add_special_tokens=False)
         ids = torch.tensor([*opening, *reply, self._end()])
         learnt = torch.ones_like(ids)
         learnt[: len(opening)] = 0
         return ids, learnt, torch.ones_like(ids), {}
-
-    def _continued(self, reply: str) -> str:
-        """The reply without what the generation prompt has written of it; a thought that it opened is ended."""
-        opened = reply_prefix(self.tokenizer, self.apply_chat_template_kwargs)
-        if not opened:
-            return reply
-        return reply.removeprefix(opened) if reply.startswith(opened) else f"</think>{reply}"
 
     def _end(self) -> int:
         ends = (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id)

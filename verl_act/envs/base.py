@@ -12,8 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, EnvError
 from verl_act.schema import Context
+
+
+class NoRoom(EnvError):
+    """The process has no room for this episode beside its others; one that plays fewer may have.
+
+    To try again in the same process would cost the others what this one gains, so nobody does.
+    """
+
+
+class ExpertGaveUp(EnvError):
+    """An expert knows no further action, so its episode is lost; nothing has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Environment(Protocol):
     """One episode at a time; `reset` starts the next. Not thread-safe unless an environment says so."""
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` when the task cannot be loaded."""
+        """Start `task`. Raises `EnvError` when the task cannot be loaded, `NoRoom` when others leave no room for it."""
         ...
 
     def step(self, action: str) -> StepResult:
@@ -73,7 +84,11 @@ class PlanningEnvironment(Environment, Protocol):
     """An environment whose engine knows how far the goal is (privileged: never shown to a model)."""
 
     def plan_length(self) -> int | None:
-        """Actions that the planner needs from the current state; None where it finds no way to the goal."""
+        """Actions that the planner needs from the current state; None where it finds no way to the goal.
+
+        In an episode that is over, None means that there is no way; in one that goes on, that the planner has not
+        looked everywhere.
+        """
         ...
 
 
@@ -107,7 +122,8 @@ class Expert(Protocol):
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
         """The action, and whether it is inferable (follows from `context` alone).
 
-        A non-privileged expert looks at `context` only; a privileged one may ask `environment`.
+        A non-privileged expert looks at `context` only; a privileged one may ask `environment`. Raises `ExpertGaveUp`
+        where it knows no further action.
         """
         ...
 
@@ -148,6 +164,8 @@ __all__ = [
     "EnvSpec",
     "Environment",
     "Expert",
+    "ExpertGaveUp",
+    "NoRoom",
     "Observation",
     "PlanningEnvironment",
     "ReleasingEnvironment",

@@ -16,6 +16,7 @@ from verl_act.envs.base import (
     Environment,
     EnvSpec,
     Expert,
+    ExpertGaveUp,
     Observation,
     PlanningEnvironment,
     SnapshotEnvironment,
@@ -90,7 +91,10 @@ def _play(expert: Expert, environment: Environment, task: Task) -> bool:
     history: list[Turn] = []
     observation, admissible = first.observation, first.admissible_actions
     for _ in range(_HORIZON):
-        action, inferable = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
+        try:
+            action, inferable = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
+        except ExpertGaveUp:
+            return False
         result = environment.step(action)
         _require(
             result.admissible or not inferable,

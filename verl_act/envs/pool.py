@@ -4,10 +4,12 @@ An actor that dies, hangs or has grown too large is replaced, and its episodes a
 environments are deterministic. A caller's calls to one actor take turns; steps that wait for theirs go together in one
 call, which costs more than a step of most environments does. When an actor is lost, the steps of the call that its
 caller was waiting for are retried one by one on the replacement. One that was alone in its call is a suspect: it is
-retried once, on an actor of its own, where it can hurt no other episode. Time-outs are the actor's own: they begin
-when a step does, not while those of other episodes come first, and one that passes ends the actor, with the stack of
-what hung in its log. An environment that fails at a step is thrown away, and the step is retried once on a fresh one
-in the same actor, replayed to the same state.
+retried once, on an actor of its own, where it can hurt no other episode; the next step is among the others again. A
+step whose caller is cancelled may have been taken or not: the next one replays the episode without it. Time-outs are
+the actor's own: they begin when a step does, not while those of other episodes come first, and one that passes ends the
+actor, with the stack of what hung in its log. An environment that fails at a step is thrown away, and the step is
+retried once on a fresh one in the same actor, replayed to the same state; not so one that has no room there (`NoRoom`),
+which would take it from the others.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from verl_act.envs.base import Environment, Observation, ReleasingEnvironment, StepResult, Task
+from verl_act.envs.base import Environment, NoRoom, Observation, ReleasingEnvironment, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, EnvError
 
@@ -38,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 _GROWN_AFTER = 16
 """Episodes that an actor has served before its size says that it grows: what is large at once will be so again."""
+_GROWN = 1.5
+"""So many times what it held with its first episodes an actor holds when another in its place would be smaller."""
+_ALONE = 4
+"""Actors of a pool, at most, that retry a suspect."""
+_SUSPECTED = 3
+"""Times that an episode was a suspect, after which none of its steps is taken among others."""
 _PREPARE_SECONDS = 3600.0
 """WebShop's full catalogue takes minutes; on a slow disk, or waiting for another process, more."""
 _TOGETHER = 8
@@ -87,7 +95,8 @@ class EnvPool:
     ) -> None:
         """Time-outs in seconds of a step and of a reset; neither starting an actor nor what the environment prepares
         (`EnvSpec.prepare`) counts. An actor that has grown beyond `max_memory_mb`, with the processes that it started,
-        is replaced when the next episode begins. `num_cpus` is what Ray reserves.
+        is replaced when the next episode begins; one that held about as much from the start is not, for another would
+        too. `num_cpus` is what Ray reserves.
 
         Raises `ConfigError` for an unknown environment, or without actors, time or memory.
         """
@@ -105,6 +114,8 @@ class EnvPool:
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
         self._prepares = get_env(env).prepare is not None
         self._hosts = [_Host(self._starter(f"verl_act-env-{key}-{at}"), self._prepares) for at in range(actors)]
+        self.alone = asyncio.Semaphore(_ALONE)
+        """Held by an episode that has a `lone_host`."""
 
     @classmethod
     def shared(cls, env: str, settings: PoolSettings) -> EnvPool:
@@ -121,9 +132,26 @@ class EnvPool:
             pools[key] = cls(env, settings.env_settings, **options)
         return pools[key]
 
+    @property
+    def memory_mb(self) -> float:
+        """The most that one of its actors was seen to hold, with the processes it started; 0 before any has begun.
+
+        Read where an episode begins or ends, every few seconds at most.
+        """
+        return max(host.most_mb for host in self._hosts)
+
     async def open(self, task: Task) -> EnvSession:
-        """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out."""
-        host = self._host_of(task)
+        """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out;
+        `NoRoom` where none of the actors has room for it.
+        """
+        own = self._host_of(task)
+        hosts = sorted(self._hosts, key=lambda host: (host is not own, host.episodes))
+        for host in hosts[:-1]:
+            with suppress(NoRoom):
+                return await self._open_on(host, task)
+        return await self._open_on(hosts[-1], task)
+
+    async def _open_on(self, host: _Host, task: Task) -> EnvSession:
         session = EnvSession(self, host, task)
         try:
             await session.start()
@@ -140,10 +168,6 @@ class EnvPool:
         name = task.task_id.encode()
         first, second = (self._hosts[zlib.crc32(salt + name) % len(self._hosts)] for salt in (b"", b"second:"))
         return second if first.episodes > second.episodes + _LEAN else first
-
-    def shares(self, host: _Host) -> bool:
-        """Whether `host` serves other episodes too."""
-        return host in self._hosts
 
     def lone_host(self) -> _Host:
         """A host that no other episode uses."""
@@ -169,7 +193,9 @@ class EnvSession:
 
     @property
     def memory_mb(self) -> float:
-        """Held by the actor that plays it, as of the last episode that began there, with the processes it started."""
+        """Held by the actor that plays it, as last read there, with the processes it started; see
+        `EnvPool.memory_mb`.
+        """
         return self._host.memory_mb
 
     def __init__(self, pool: EnvPool, host: _Host, task: Task) -> None:
@@ -178,6 +204,7 @@ class EnvSession:
         self._task = task
         self._episode = uuid4().hex
         self._generation: int | None = None
+        self._suspected = 0
         self._actions: list[str] = []
         self._shown: Observation | StepResult | None = None
         self._counted_on: _Host | None = host
@@ -188,38 +215,49 @@ class EnvSession:
         self.first = self._shown = await self._safely(self._replay, "its reset")
 
     async def step(self, action: str) -> StepResult:
-        """Take `action`. Raises `EnvError` where the environment fails, dies or hangs on it twice."""
-        what = f"action {brief(action)} at step {len(self._actions)}"
+        """Take `action`. Raises `EnvError` where the environment fails, dies or hangs on it twice, and `NoRoom` where
+        there is none for the episode any more. If cancelled, the action is no part of the episode, which can go on.
+        """
         try:
-            result = await self._host.step(self._pool.step_timeout, self._generation, self._episode, action)
+            result = await self._take(action, f"action {brief(action)} at step {len(self._actions)}")
         except EnvError:
-            self._generation = None  # the actor has thrown the environment away
-            result = await self._safely(lambda: self._try(action), what)
-        except _HostLost:
-            result = await self._alone(lambda: self._step(action), what)
-        except _Untold:
+            raise
+        except BaseException:  # cancelled: whether the actor takes the step is not known
             self._generation = None
-            result = await self._safely(lambda: self._step(action), what)
+            self._host.forget(self._pool.step_timeout, self._episode)
+            raise
         self._actions.append(action)
         self._shown = result
         return result
 
+    async def _take(self, action: str, what: str) -> StepResult:
+        if self._suspected >= _SUSPECTED:
+            return await self._alone(lambda: self._step(action), what)
+        try:
+            return await self._host.step(self._pool.step_timeout, self._generation, self._episode, action)
+        except NoRoom:
+            self._generation = None  # the actor has thrown the environment away
+            raise
+        except EnvError:
+            self._generation = None
+            return await self._safely(lambda: self._try(action), what)
+        except _HostLost:
+            return await self._alone(lambda: self._step(action), what)
+        except _Untold:
+            self._generation = None
+            return await self._safely(lambda: self._step(action), what)
+
     async def close(self) -> None:
         """Free the environment for the next episode; never raises for an actor that is gone."""
         self._uncount()
-        if not self._pool.shares(self._host):
-            self._host.discard()
-            return
         async with self._host.turn:
             await self._leave()
+            await self._host.read_memory()
 
     def abandon(self) -> None:
         """As `close`, without waiting: a reset whose caller was cancelled goes on, and would never be closed."""
         self._uncount()
-        if self._pool.shares(self._host):
-            self._host.forget(self._pool.step_timeout, self._episode)
-        else:
-            self._host.discard()
+        self._host.forget(self._pool.step_timeout, self._episode)
 
     def _uncount(self) -> None:
         if self._counted_on is not None:
@@ -240,19 +278,28 @@ class EnvSession:
             return await self._alone(attempt, what)
 
     async def _alone(self, attempt: Callable[[], Any], what: str) -> Any:
-        self._host, self._generation = self._pool.lone_host(), None
-        try:
-            async with self._host.turn:
-                return await attempt()
-        except _HostLost as lost:
-            raise EnvError(
-                f"{self._task}: the environment was lost twice on {what}: {lost}. The episode is given up."
-            ) from lost
+        """Attempt it on an actor that no other episode uses, and that ends with it: the next step is replayed to among
+        the others again, unless this episode was alone too often.
+        """
+        self._suspected += 1
+        shared = self._host
+        async with self._pool.alone:
+            self._host, self._generation = self._pool.lone_host(), None
+            try:
+                async with self._host.turn:
+                    return await attempt()
+            except _HostLost as lost:
+                raise EnvError(
+                    f"{self._task}: the environment was lost twice on {what}: {lost}. The episode is given up."
+                ) from lost
+            finally:
+                self._host.discard()
+                self._host, self._generation = shared, None
 
     async def _step(self, action: str) -> StepResult:
         try:
             return await self._try(action)
-        except _Diverged:
+        except (_Diverged, NoRoom):
             raise
         except EnvError:
             return await self._try(action)
@@ -313,8 +360,16 @@ class _Host:
         self.episodes = 0
         """This caller's, open on it."""
         self.memory_mb = 0.0
+        """As last read; 0 before it was."""
+        self.most_mb = 0.0
+        """Of all that was read, whichever actor held it."""
+        self._fresh_mb = 0.0
+        """What the actor holds with its first episodes."""
         self._asked_at = 0.0
         self._served = 0
+        self._settled = False
+        """Whether `_fresh_mb` stands: what comes later is growth."""
+        self._told = False
         self._waiting: list[_Waiting] = []
 
     async def step(self, timeout: float, generation: int | None, episode: str, action: str) -> StepResult:
@@ -352,7 +407,7 @@ class _Host:
             raise
         else:
             for step, result in zip(going, said, strict=True):
-                _tell(step, EnvError(result) if isinstance(result, str) else result)
+                _tell(step, result)
 
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
         """Call the actor. Raises the environment's `EnvError`, or `_HostLost`, after which the actor is replaced."""
@@ -367,7 +422,7 @@ class _Host:
         try:
             return await asyncio.wait_for(getattr(actor, method).remote(timeout, *arguments), timeout + _OTHERS_SECONDS)
         except RayTaskError as error:
-            raise EnvError(str(error.cause)) from error
+            raise _portable(error.cause) from error
         except (
             TimeoutError,
             RayError,
@@ -385,25 +440,38 @@ class _Host:
             if self._actor is None:
                 return
             self._served += 1
-            if self._served > 1 and time.monotonic() - self._asked_at < _MEMORY_EVERY:
+            if not await self.read_memory() or self.memory_mb <= limit_mb:
                 return
-            with suppress(_HostLost, EnvError):
-                self.memory_mb = await self._ask(_MEMORY_SECONDS, "memory_mb")
-            self._asked_at = time.monotonic()
-            if self.memory_mb <= limit_mb:
-                return
-            if self._served > _GROWN_AFTER:
+            if self.memory_mb > _GROWN * self._fresh_mb:
                 logger.warning("An environment process holds %.0f MB and is replaced.", self.memory_mb)
                 # Not killed, for other callers may be waiting for an answer. Where this one started it, Ray ends it all
                 # the same, and their episodes are replayed.
                 self._leave()
-            elif self._served == 1:
+            elif self._fresh_mb > limit_mb and not self._told:
+                self._told = True
                 logger.warning(
                     "An environment process holds %.0f MB, more than max_memory_mb=%.0f, with its first episodes "
-                    "already. Play fewer at a time in one process, with more `actors`, or raise the limit.",
-                    self.memory_mb,
+                    "already. Another would too, so it is replaced only where it grows to %.1f times that. Play fewer "
+                    "at a time in one process, with more `actors`, or raise the limit.",
+                    self._fresh_mb,
                     limit_mb,
+                    _GROWN,
                 )
+
+    async def read_memory(self) -> bool:
+        """Ask what the actor holds, if that was not done a moment ago; whether it has answered."""
+        if self._actor is None or (self.memory_mb and time.monotonic() - self._asked_at < _MEMORY_EVERY):
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            self.memory_mb = await self._ask(_MEMORY_SECONDS, "memory_mb")
+        except (_HostLost, EnvError):
+            return False
+        self.most_mb = max(self.most_mb, self.memory_mb)
+        if not self._settled:
+            self._fresh_mb = max(self._fresh_mb, self.memory_mb)
+            self._settled = self._served >= _GROWN_AFTER
+        return True
 
     def forget(self, timeout: float, episode: str) -> None:
         """Close an episode once the actor has done what it was asked before; nobody waits for it."""
@@ -419,7 +487,8 @@ class _Host:
     def _leave(self) -> None:
         self._actor = None
         self.generation += 1
-        self.memory_mb, self._served = 0.0, 0
+        self.memory_mb = self._fresh_mb = 0.0
+        self._served, self._settled = 0, False
 
 
 def _tell(step: _Waiting, result: StepResult | Exception) -> None:
@@ -429,6 +498,11 @@ def _tell(step: _Waiting, result: StepResult | Exception) -> None:
         step.answer.set_exception(result)
     else:
         step.answer.set_result(result)
+
+
+def _portable(error: BaseException) -> EnvError:
+    """What `error` is to a caller: an `EnvError` of a class that every process knows."""
+    return NoRoom(str(error)) if isinstance(error, NoRoom) else EnvError(str(error))
 
 
 def _throw_away(environment: Environment) -> None:
@@ -500,14 +574,14 @@ class _EnvHost:
                 _throw_away(self._playing.pop(episode))
                 raise
 
-    def steps(self, limit: float, asked: list[tuple[str, str]]) -> list[StepResult | str]:
-        """One action of each of several episodes, each within the limit; for one that fails, its error's message."""
-        said: list[StepResult | str] = []
+    def steps(self, limit: float, asked: list[tuple[str, str]]) -> list[StepResult | EnvError]:
+        """One action of each of several episodes, each within the limit; for one that fails, its error."""
+        said: list[StepResult | EnvError] = []
         for episode, action in asked:
             try:
                 said.append(self.step(limit, episode, action))
             except ActError as error:
-                said.append(str(error))
+                said.append(_portable(error))
         return said
 
     def memory_mb(self, limit: float) -> float:

@@ -6,7 +6,8 @@ One record an item, in a fixed order. What a `journal` has already is not asked 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,13 +18,15 @@ from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import is_admissible
-from verl_act.errors import EnvError
+from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.journal import Journal, Record
 from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.parse import match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
 from verl_act.schema import Context, Pair, Step
+
+logger = logging.getLogger(__name__)
 
 EPISODES_AT_ONCE = 64
 """For each process that plays them: ScienceWorld's Java heap has room for some 70."""
@@ -65,6 +68,17 @@ class _Player:
         return await self.examinee.answer(messages, f"episode {self.task.split}/{self.task.task_id}#{self.turn}")
 
 
+def require_one_environment(asked: Iterable[Task | Step | Pair]) -> None:
+    """Raise `DataError` where the items are of several environments: records do not say of which, and figures would
+    mix them under the splits' names, which are the same in some.
+    """
+    if len(envs := sorted({item.env for item in asked})) > 1:
+        raise DataError(
+            f"the tasks, states and pairs are of {len(envs)} environments ({', '.join(envs)}), whose figures would be "
+            "mixed. Evaluate them one by one, each into a folder of its own."
+        )
+
+
 async def play_tasks(
     examinee: Examinee,
     tasks: Sequence[Task],
@@ -76,8 +90,8 @@ async def play_tasks(
     """Every task once, its record with the transcript (`goal`, `turns`); `at_once` episodes at a time, of which none
     waits for another.
 
-    `pools`: environment -> its pool. An episode whose environment fails ends as `End.ERROR`, its record with the
-    `error`. Raises `EnvError` where every episode does, as with wrong settings.
+    `pools`: environment -> its pool. An episode whose environment fails is played again; one that fails twice ends as
+    `End.ERROR`, its record with the `error`. Raises `EnvError` where every episode does, as with wrong settings.
     """
     places = asyncio.Semaphore(at_once)
 
@@ -94,7 +108,11 @@ async def play_tasks(
             try:
                 episode = await played(task)
             except EnvError as failure:
-                episode, error = Episode(task, end=End.ERROR), {"error": str(failure)}
+                logger.warning("%s is played again: %s", task, failure)
+                try:
+                    episode = await played(task)
+                except EnvError as again:
+                    episode, error = Episode(task, end=End.ERROR), {"error": str(again)}
         return {
             "task_id": task.task_id,
             "task_type": task.task_type,
@@ -156,9 +174,14 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step], journal: J
 async def ask_choices(
     examinee: Examinee, pairs: Sequence[Pair], journal: Journal | None = None, order_seed: int = 0
 ) -> list[Record]:
-    """The best candidate wanted for every pair; the expert's action stands in each place equally often."""
+    """The best candidate wanted for every pair.
+
+    The expert's action stands in each place equally often (give or take one) among the inferable pairs of a split, and
+    among the others: whoever always names the first has no better share in either.
+    """
     counts = [1 + len(pair.alternatives) for pair in pairs]
-    positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed)
+    groups = [(pair.split, pair.inferable) for pair in pairs]
+    positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed, groups=groups)
 
     async def one(numbered: tuple[int, Pair]) -> Record:
         number, pair = numbered

@@ -6,8 +6,9 @@ A file is JSON lines, CSV or parquet, with one row per question and the columns 
 * GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.
 
 Answers are verified by math-verify, which parses both sides. Only an answer that is boxed, or introduced as the answer,
-counts: the last number of a reply that was cut off is none. The letters of GPQA are drawn by item: all models are asked
-the same.
+counts: the last number of a reply that was cut off is none. Thoughts are no answer: only what follows `</think>` is
+read, and a thought that never ends leaves nothing. The letters of GPQA are drawn by item: all models are asked the
+same.
 """
 
 from __future__ import annotations
@@ -72,13 +73,18 @@ def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Whether math-verify finds the gold answer in the reply. Raises `ConfigError` where math-verify is missing."""
+    """Whether math-verify finds the gold answer in the reply, after its thoughts.
+
+    Where the prompt has opened the thought, `<think>` must stand before the reply, as `Engine.reply` gives it. Raises
+    `ConfigError` where math-verify is missing.
+    """
     try:
         from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
     except ImportError as error:
         raise ConfigError(
             "math-verify, which verifies the answers, is not installed; run pip install 'verl-act[reasoning]'."
         ) from error
+    reply = _after_thoughts(reply)
     if question.is_choice:
         if boxed := _BOXED_LETTER.findall(reply):
             return bool(boxed[-1].upper() == question.gold)
@@ -91,6 +97,12 @@ def is_right(question: Question, reply: str) -> bool:
     )
     gold = parse(f"\\boxed{{{question.gold}}}", maths)
     return bool(gold) and bool(verify(gold, parse(reply, maths)))
+
+
+def _after_thoughts(reply: str) -> str:
+    """What follows the reasoning, as `verl_act.parse` reads an action; nothing where a thought never ends."""
+    answer = reply.rpartition("</think>")[2]
+    return "" if "<think>" in answer else answer
 
 
 def _splits(paths: Sequence[Path]) -> list[str]:

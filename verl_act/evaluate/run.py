@@ -15,7 +15,15 @@ from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.ask import EPISODES_AT_ONCE, Examinee, ask_choices, ask_next_actions, ask_questions, play_tasks
+from verl_act.evaluate.ask import (
+    EPISODES_AT_ONCE,
+    Examinee,
+    ask_choices,
+    ask_next_actions,
+    ask_questions,
+    play_tasks,
+    require_one_environment,
+)
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
@@ -42,6 +50,7 @@ def evaluate(
     reasoning_max_tokens: int | None = None,
     max_turns: int = 50,
     actors: int = 1,
+    pool: Mapping[str, float] | None = None,
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
     env_settings: Mapping[str, Any] | None = None,
@@ -53,8 +62,10 @@ def evaluate(
     Every item of the files is asked exactly once, in file order; one that was killed goes on with what it has not
     asked. `limit` draws so many expert states and pairs of each split, the same ones for
     every model and seed (tasks and questions are never left out). Temperature 0 is greedy. `reasoning_max_tokens`
-    (None: as in `sampling`) bounds a reply to a question. Each environment is played in `actors` processes, on the
-    caller's Ray where one is running.
+    (None: as in `sampling`) bounds a reply to a question. The environment is played in `actors` processes, on the
+    caller's Ray where one is running; `pool` are further arguments of `EnvPool`.
+
+    Raises `DataError` where an item comes twice, or items are of several environments.
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
@@ -64,6 +75,7 @@ def evaluate(
     general = read_questions(reasoning)
     _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
     _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in questions])
+    require_one_environment([*panel, *steps, *questions])
     if general:
         is_right(general[0], "")  # says at once, not after the episodes, that math-verify is missing
     manifest = evaluation_manifest(
@@ -85,11 +97,13 @@ def evaluate(
         reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
         async def ask() -> Answers:
+            played, memory = await play_panel(examinee, panel, env_settings, max_turns, actors, answered, pool)
             return Answers(
-                await play_panel(examinee, panel, env_settings, max_turns, actors, answered),
+                played,
                 await ask_next_actions(examinee, steps, answered),
                 await ask_choices(examinee, questions, answered),
                 await ask_questions(reasoner, general, answered),
+                env_memory_mb=memory,
             )
 
         answers = running.run(ask())
@@ -112,13 +126,15 @@ async def play_panel(
     max_turns: int,
     actors: int = 1,
     journal: Journal | None = None,
-) -> list[Record]:
-    """Every task of `panel` in a pool of its own environment; see `play_tasks`."""
+    pool: Mapping[str, Any] | None = None,
+) -> tuple[list[Record], float]:
+    """Every task of `panel` in a pool of its own environment (see `play_tasks`), and the most MB that an actor held."""
     if not panel:
-        return []
+        return [], 0.0
     with ray_session():
-        pools = {env: EnvPool(env, env_settings, actors=actors) for env in {task.env for task in panel}}
-        return await play_tasks(examinee, panel, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
+        pools = {env: EnvPool(env, env_settings, actors=actors, **(pool or {})) for env in {task.env for task in panel}}
+        found = await play_tasks(examinee, panel, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
+        return found, max(pool.memory_mb for pool in pools.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,7 @@ class Answers:
     next_actions: Sequence[Record]
     choices: Sequence[Record]
     reasoning: Sequence[Record] = ()
+    env_memory_mb: float = 0.0
 
 
 def evaluation_manifest(
@@ -173,6 +190,7 @@ def write_evaluation(
         "choice": by_split(answers.choices, answer_figures),
         "reasoning": by_split(answers.reasoning, lambda records: {"right": share(records, "right")}),
         "without_room": without_room,
+        "env_memory_mb": round(answers.env_memory_mb),
         "seconds": round(seconds, 1),
     }
     counts = {

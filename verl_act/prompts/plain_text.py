@@ -61,6 +61,14 @@ def reply_prefix(tokenizer: Any, options: Mapping[str, Any] | None = None) -> st
     return _THINK if opening.rfind(_THINK) > opening.rfind(_END_OF_THINK) else ""
 
 
+def continued(reply: str, prefix: str) -> str:
+    """What follows the `reply_prefix` of a reply that was written without regard to it; a thought that it opened is
+    ended."""
+    if not prefix:
+        return reply
+    return reply.removeprefix(prefix) if reply.startswith(prefix) else f"{_END_OF_THINK}{reply}"
+
+
 def end_of_turn(tokenizer: Any) -> int | None:
     """The id of the control token with which the chat template ends a reply; None where it writes none."""
     return next(iter(_turn_ending(tokenizer)), None)

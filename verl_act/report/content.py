@@ -9,7 +9,7 @@ from typing import Any
 from verl_act.report.calibration import Calibration, calibrations
 from verl_act.report.curves import Curve, curves
 from verl_act.report.examples import Examples, Texts, examples
-from verl_act.report.methods import MethodBudget, MethodTable, method_budgets, method_tables
+from verl_act.report.methods import MethodBudget, MethodTable, method_budgets, method_tables, methods_start
 from verl_act.report.numbers import (
     Block,
     Group,
@@ -35,6 +35,7 @@ class Content:
     title: str
     runs: list[RunSummary]
     notes: list[str]
+    methods_start: str
     method_budgets: list[MethodBudget]
     method_tables: list[MethodTable]
     models: list[Model]
@@ -53,6 +54,7 @@ class Content:
         numbers = (
             "title",
             "notes",
+            "methods_start",
             "method_budgets",
             "method_tables",
             "blocks",
@@ -90,6 +92,7 @@ def content(runs: Sequence[Run], most: int) -> Content:
         title=f"Comparison of {names}" if len(runs) > 1 else f"Run {names}",
         runs=[summary(run) for run in runs],
         notes=notes(compared, shown, runs),
+        methods_start=methods_start(runs),
         method_budgets=method_budgets(runs),
         method_tables=method_tables(runs),
         models=compared,

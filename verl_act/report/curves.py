@@ -76,6 +76,51 @@ class Curve:
     series: list[Series]
 
 
+@dataclass(frozen=True, slots=True)
+class CurveTable:
+    """The points of a chart: a column a series, rows of (step, values), None where a series has no such step.
+
+    `note` says what is left out, and what stands for several steps.
+    """
+
+    columns: list[str]
+    rows: list[tuple[int, list[float | None]]]
+    note: str
+
+
+def curve_table(curve: Curve, most: int) -> CurveTable:
+    """At most about `most` rows, evenly spread over the steps, with the first and the last point of every series."""
+    several = len({series.run for series in curve.series}) > 1
+    names = [" · ".join(filter(None, (series.run if several else "", series.name))) for series in curve.series]
+    values = [dict(series.points) for series in curve.series]
+    steps = sorted({step for points in values for step in points})
+    shown = steps if len(steps) <= most else _thinned(curve, most)
+    size = max(series.bin_steps for series in curve.series)
+    notes = [
+        f"{len(shown)} of {len(steps)} points, evenly spread" if len(shown) < len(steps) else "",
+        f"means of up to {size} steps" if size > 1 else "",
+    ]
+    return CurveTable(
+        columns=[name or curve.title for name in names],
+        rows=[(step, [points.get(step) for points in values]) for step in shown],
+        note=", ".join(filter(None, notes)),
+    )
+
+
+def _thinned(curve: Curve, most: int) -> list[int]:
+    """Some of the steps. Series of other steps than the rest are thinned by themselves: none loses all its points."""
+    tracks = {tuple(step for step, _ in series.points) for series in curve.series}
+    count = max(2, most // len(tracks))
+    return sorted({track[place] for track in tracks for place in _spread(len(track), count)})
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """At most `count` places among `length`, the first and the last included."""
+    if length <= count:
+        return list(range(length))
+    return [round(number * (length - 1) / (count - 1)) for number in range(count)]
+
+
 def curves(runs: Sequence[Run]) -> list[Curve]:
     """The charts of all training stages; a chart that no run has values for is left out."""
     found = []

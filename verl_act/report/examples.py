@@ -1,14 +1,14 @@
 """The single answers that a page shows: which ones, with the question behind each, as plain data for the viewer.
 
-Records name their state or pair; what was asked stands in the parquet files that the evaluation's manifest lists. They
-are looked for where they were and in the run folder, and used only if their hash is the one in the manifest.
+Records name their state, pair or question; what was asked stands in the files that the evaluation's manifest lists.
+They are looked for where they were and in the run folder, and used only if their hash is the one in the manifest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from verl_act.data.order import arranged
+from verl_act.errors import DataError
 from verl_act.evaluate.figures import LOOP_LENGTH
+from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.report.numbers import Model
 from verl_act.report.read import Run
-from verl_act.rollout.episode import NO_ACTION
+from verl_act.rollout.episode import failed_repeats
 from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_name
 
 Json = dict[str, Any]
-KINDS = {"episodes": "task_id", "next_actions": "state_id", "choices": "pair_id"}
-"""The three kinds of answers, and what names an item of each."""
+_NONE = schema_name(pa.schema([]))
+KINDS = {"episodes": "task_id", "next_actions": "state_id", "choices": "pair_id", "reasoning": "item"}
+"""The kinds of answers, and what names an item of each; questions of two files may have the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,11 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
         "episodes": lambda chosen: _episodes(questions.expert_actions(chosen), texts),
         "next_actions": lambda chosen: _next_actions(questions.steps(chosen), texts),
         "choices": lambda chosen: _choices(questions.pairs(chosen), texts),
+        "reasoning": lambda chosen: _reasoning(questions.reasoning() if chosen else {}, texts),
     }
     found = []
-    for kind, name in KINDS.items():
-        answers = [{record[name]: record for record in getattr(model.evaluation, kind)} for model in compared]
+    for kind in KINDS:
+        answers = [{_name(kind, record): record for record in getattr(model.evaluation, kind)} for model in compared]
         items = list(dict.fromkeys(item for part in answers for item in part))
         outcome = "success" if kind == "episodes" else "right"
         chosen = _mixed(items, answers, outcome)[:most]
@@ -77,6 +81,11 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
         shown = [{"id": one, **item(one, [part.get(one) for part in answers])} for one in chosen]
         found.append(Examples(kind, shown, len(items)))
     return found
+
+
+def _name(kind: str, record: Json) -> str:
+    name: str = record[KINDS[kind]]
+    return f"{record['split']}/{name}" if kind == "reasoning" else name
 
 
 def _mixed(items: Sequence[str], answers: Sequence[Mapping[str, Json]], outcome: str) -> list[str]:
@@ -91,14 +100,9 @@ def _mixed(items: Sequence[str], answers: Sequence[Mapping[str, Json]], outcome:
     return [item for _, _, item in sorted(turns)]
 
 
-def failed_repeats(turns: Sequence[Mapping[str, Any]]) -> list[int]:
-    """For every turn, the length of the run of one failed action that it belongs to; 0 where the action was taken.
-
-    The same count as `rollout.episode.longest_failed_repeat`.
-    """
-    outcomes = [None if turn["admissible"] else turn["action"] or NO_ACTION for turn in turns]
-    runs = ((action, len(list(run))) for action, run in groupby(outcomes))
-    return [0 if action is None else length for action, length in runs for _ in range(length)]
+def turns_in_loops(turns: Sequence[Mapping[str, Any]]) -> list[int]:
+    """`failed_repeats` of the turns of a record."""
+    return failed_repeats([(turn["admissible"], turn["action"], turn["reply"]) for turn in turns])
 
 
 def _episodes(expert: Mapping[str, list[str]], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
@@ -131,7 +135,7 @@ def _episode(record: Json, plan: Sequence[str] | None, texts: Texts) -> Json:
             "expert": texts.number(plan[number]) if plan and number <= together and number < len(plan) else None,
             "as_expert": number < together,
         }
-        for number, (turn, repeat) in enumerate(zip(turns, failed_repeats(turns), strict=True))
+        for number, (turn, repeat) in enumerate(zip(turns, turns_in_loops(turns), strict=True))
     ]
     return {"right": bool(record["success"]), "end": record["end"], "steps": int(record["steps"]), "turns": played}
 
@@ -166,6 +170,23 @@ def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Jso
             "alternative": texts.number(pair.alternative_action) if pair else None,
             "margin": there["margin"],
             "answers": [None if record is None else _choice(record, pair, texts) for record in records],
+        }
+
+    return item
+
+
+def _reasoning(questions: Mapping[str, Question], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
+    def item(name: str, records: list[Json | None]) -> Json:
+        there = next(record for record in records if record is not None)
+        question, gold = questions.get(name), there.get("gold")
+        return {
+            "split": there["split"],
+            "goal": texts.number(question.text) if question and question.gold == gold else None,
+            "expected": texts.number(gold),
+            "answers": [
+                {"right": bool(record["right"]), "reply": texts.number(record.get("reply", ""))} if record else None
+                for record in records
+            ],
         }
 
     return item
@@ -216,17 +237,20 @@ def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
 
 
 class _Questions:
-    """The trajectories and pairs that the evaluations asked from, as far as they can be found unchanged."""
+    """The files that the evaluations asked from, as far as they can be found unchanged."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         found: dict[str, Path] = {}
+        self.asked_in_general: list[Path] = []
         for run in runs:
             for evaluation in run.evaluations:
                 inputs = evaluation.manifest.inputs if evaluation.manifest else {}
                 for name, wanted in inputs.items():
                     if wanted not in found and (path := _unchanged(name, wanted, run.folder)):
                         found[wanted] = path
-        self.files = list(found.values())
+                if evaluation.reasoning:
+                    self.asked_in_general += [found[wanted] for wanted in inputs.values() if wanted in found]
+        self.tables = [path for path in found.values() if _schema(path) != _NONE]
 
     def expert_actions(self, task_ids: Sequence[str]) -> dict[str, list[str]]:
         """Task -> what the expert did, from the first step on; of several trajectories, the first by its id."""
@@ -245,12 +269,26 @@ class _Questions:
     def pairs(self, pair_ids: Sequence[str]) -> dict[str, Pair]:
         return {pair.pair_id: pair for pair in map(Pair.from_row, self._rows(PAIR, "pair_id", pair_ids))}
 
+    def reasoning(self) -> dict[str, Question]:
+        """Split and item -> question. Its files are all that are none of our tables."""
+        found: dict[str, Question] = {}
+        for path in dict.fromkeys(path for path in self.asked_in_general if path not in self.tables):
+            # A split is a file's name with as many folders as told all files apart then; some may be gone now.
+            parts = path.with_suffix("").parts
+            splits = ["/".join(parts[start:]) for start in range(len(parts))]
+            # Another version may read the file in another way; the replies are shown in any case.
+            with suppress(DataError):
+                for question in read_questions([path]):
+                    for split in splits:
+                        found.setdefault(f"{split}/{question.item}", question)
+        return found
+
     def _rows(
         self, schema: pa.Schema, column: str, wanted: Sequence[str], columns: Sequence[str] | None = None
     ) -> list[Json]:
         found: list[Json] = []
-        for path in self.files:
-            if schema_name(pq.read_schema(path)) != schema_name(schema):
+        for path in self.tables:
+            if _schema(path) != schema_name(schema):
                 continue
             table = read_table(path, schema)
             kept = table.filter(pc.is_in(table[column], pa.array(wanted, pa.string())))
@@ -259,9 +297,14 @@ class _Questions:
 
 
 def _unchanged(name: str, wanted: str, folder: Path) -> Path | None:
-    """The file `name`, where it was or at the same place below `folder`, if it is a parquet file of this hash."""
+    """The file `name`, where it was or at the same place below `folder`, if it is of this hash."""
     places = [Path(name), *(folder.joinpath(*Path(name).parts[-depth:]) for depth in (3, 2))]
     for path in places:
-        if path.suffix == ".parquet" and path.is_file() and digest(path) == wanted:
+        if path.is_file() and digest(path) == wanted:
             return path
     return None
+
+
+def _schema(path: Path) -> str:
+    """The name of our schema that a file is of."""
+    return schema_name(pq.read_schema(path)) if path.suffix == ".parquet" else _NONE

@@ -74,6 +74,37 @@ def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
     return found
 
 
+def methods_start(runs: Sequence[Run]) -> str:
+    """What the methods start from, and that they share it only where that is known; empty without a comparison."""
+    compared = [run for run in runs if run.comparison]
+    models = [_initial_model(run) for run in compared]
+    names = [name for name, _ in models]
+    if not compared:
+        return ""
+    alike = all(names) and len({sha or name for name, sha in models}) == 1
+    if len(compared) == 1:
+        if alike:
+            return f"All methods start from the same model ({names[0]}) and share the data."
+        return "All methods share the data; the model that they start from is not recorded."
+    if alike:
+        model = f"All methods start from the same model ({names[0]})."
+    else:
+        known = [f"{name} (SHA-256 {sha[:12]})" if sha else name for name, sha in models]
+        parts = (
+            f"those of {run.name} from {name or 'one not recorded'}" for run, name in zip(compared, known, strict=True)
+        )
+        model = f"The methods do not all start from a model known to be the same: {', '.join(parts)}."
+    return f"{model} Those of one comparison share the data."
+
+
+def _initial_model(run: Run) -> tuple[str, str]:
+    """Its name, and the hash of its files where it was a folder; empty where they are not known."""
+    name = run.comparison.get("initial_model", "")
+    manifests = (part.manifest for part in run.evaluations if part.model == name and part.manifest)
+    hashes = (manifest.settings.get("model_digest") for manifest in manifests)
+    return name, next(filter(None, hashes), "")
+
+
 def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
     """In the recipe's order."""
     found = []

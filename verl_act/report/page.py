@@ -20,6 +20,7 @@ from markupsafe import Markup
 from verl_act.evaluate.methods import NOTE, p_value
 from verl_act.report import plots
 from verl_act.report.content import Content
+from verl_act.report.curves import curve_table
 from verl_act.report.numbers import Cell, Group
 from verl_act.report.statistics import Figure
 from verl_act.report.summary import duration
@@ -41,6 +42,7 @@ def html(content: Content) -> str:
     viewer = {
         "texts": content.texts,
         "models": [model.label for model in content.models],
+        "colours": plots.COLOURS,
         "kinds": {part.kind: {"items": part.items, "total": part.total} for part in content.examples},
     }
     return (
@@ -55,6 +57,7 @@ def html(content: Content) -> str:
             },
             sections=SECTIONS,
             methods_note=NOTE,
+            colours=plots.COLOURS,
             style=Markup(_asset("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -86,6 +89,7 @@ def _environment(**options: Any) -> Environment:
         "spaced": lambda text: text.replace("_", " "),
         "count": lambda value: f"{value:,}" if isinstance(value, int) else str(value),
         "moment": _moment,
+        "points_of": curve_table,
     }
     return environment
 

@@ -23,7 +23,7 @@ from verl_act.report.statistics import Figure
 
 WIDTH = 340
 """Of every chart, in CSS pixels: as wide as a narrow phone shows without scrolling."""
-COLOURS = 8
+COLOURS = 12
 """The page defines so many as `--series-0` and so on; further series repeat them in another shape."""
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])

@@ -45,6 +45,8 @@ class Run:
     evaluations: list[Evaluation] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
     """What `compare-methods` wrote, where it has. Metrics and evaluations of a comparison are its first seed's."""
+    failed_episodes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Method -> episodes that an error of the environment ended, of how many, in all seeds."""
 
     @property
     def seeds(self) -> list[int]:
@@ -108,7 +110,17 @@ def _read_methods(folder: Path, name: str) -> Run:
     trained = sorted({path.parent.name.removesuffix(".work") for path in logged})
     metrics = {stage: lines for stage in trained if (lines := _metrics(first, stage))}
     evaluations = list(map(_read_evaluation, folders))
-    return Run(name, folder, read_stages(folder, comparison=True), metrics, evaluations, comparison)
+    stages = read_stages(folder, comparison=True)
+    return Run(name, folder, stages, metrics, evaluations, comparison, _failed_episodes(folder, comparison))
+
+
+def _failed_episodes(folder: Path, comparison: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, method in comparison.get("methods", {}).items():
+        manifests = [read_manifest(folder / path) for path in method["evaluations"].values()]
+        counts = [manifest.counts for manifest in manifests if manifest]
+        found[name] = tuple(sum(part.get(key, 0) for part in counts) for key in ("episode_errors", "episodes"))
+    return found
 
 
 def _upgrade(comparison: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_act.evaluate.figures import finished
 from verl_act.report.examples import Examples
 from verl_act.report.numbers import Model
 from verl_act.report.read import Run
@@ -92,7 +93,7 @@ def summary(run: Run) -> RunSummary:
 
 def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[Run]) -> list[str]:
     """What a reader must know to read the figures right."""
-    found = []
+    found = [*_not_counted(compared, runs)]
     asked = {tuple(sorted(manifest.inputs.values())) for model in compared if (manifest := model.evaluation.manifest)}
     if len(asked) > 1:
         found.append(
@@ -105,8 +106,8 @@ def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[R
     questions = [item for part in shown if part.kind != "episodes" for item in part.items]
     if lost := sum(item["goal"] is None for item in questions):
         found.append(
-            f"For {lost} of {len(questions)} single answers shown, the trajectory or pair files that they were asked "
-            "from are gone or have changed: the replies stand without their questions."
+            f"For {lost} of {len(questions)} single answers shown, the files that they were asked from are gone "
+            "or have changed: the replies stand without their questions."
         )
     if any(run.seeds for run in runs):
         found.append(
@@ -121,6 +122,23 @@ def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[R
             "the rollouts again, which algorithm.rollout_correction.bypass_mode leaves out."
         )
     return found
+
+
+def _not_counted(compared: Sequence[Model], runs: Sequence[Run]) -> Iterator[str]:
+    """Episodes that the tables leave out."""
+    for model in compared:
+        episodes = model.evaluation.episodes
+        if failed := len(episodes) - len(finished(episodes)):
+            yield _failed(failed, len(episodes), model.label)
+    for run in runs:
+        for method, (failed, count) in run.failed_episodes.items():
+            if failed:
+                name = f"{run.name} · {method}" if len(runs) > 1 else method
+                yield f"In the method tables, over all seeds: {_failed(failed, count, name)}"
+
+
+def _failed(failed: int, count: int, name: str) -> str:
+    return f"{failed} of {count} episodes of {name} ended in an error of the environment and are not counted."
 
 
 def duration(seconds: float | None) -> str:

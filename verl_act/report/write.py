@@ -15,7 +15,7 @@ from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 
 EXAMPLES = 40
-"""Episodes, next actions and choices shown of each model, unless asked otherwise."""
+"""Answers of each kind shown of each model, unless asked otherwise."""
 
 
 def write_report(

@@ -6,6 +6,7 @@ The one loop of training and evaluation. It knows nothing of tokens or of verl: 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
@@ -86,7 +87,7 @@ class Episode:
         """Numbers for a log: shares are of all turns, `longest_failed_repeat` counts turns, `env_seconds` seconds.
 
         A failed repeat is one action taken again and again although it was not admissible (the loops of paper
-        section 5).
+        section 5), or one malformed reply given again and again, word for word.
         """
         count = max(1, len(self.turns))
         failed = [turn.action for turn in self.turns if turn.action is not None and not turn.admissible]
@@ -101,10 +102,20 @@ class Episode:
         }
 
 
-def longest_failed_repeat(turns: list[EpisodeTurn]) -> int:
+def longest_failed_repeat(turns: Sequence[EpisodeTurn]) -> int:
     """The longest run of one failed action: 0 where every action was admissible."""
-    outcomes = [None if turn.admissible else turn.action or NO_ACTION for turn in turns]
-    return max((len(list(run)) for action, run in groupby(outcomes) if action is not None), default=0)
+    return max(failed_repeats([(turn.admissible, turn.action, turn.reply) for turn in turns]), default=0)
+
+
+def failed_repeats(turns: Iterable[tuple[bool, str | None, str]]) -> list[int]:
+    """For every turn, given as (admissible, action, reply), the length of the run of one failed action that it belongs
+    to; 0 where the action was admissible.
+
+    A malformed reply (action None) is no action: it goes on with a run of the very same reply only.
+    """
+    failed = [None if admissible else (action, "" if action else reply) for admissible, action, reply in turns]
+    runs = ((what, len(list(run))) for what, run in groupby(failed))
+    return [length if what else 0 for what, length in runs for _ in range(length)]
 
 
 async def play(task: Task, session: Session, policy: Policy, max_turns: int) -> Episode:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from reprlib import repr as brief  # an action may be of any length
 from typing import NamedTuple
 
-from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.base import NoRoom, Observation, StepResult, Task
 from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
 from verl_act.envs.scienceworld.game import Answer, Game, Menu, gold_path
 from verl_act.envs.scienceworld.server import EngineLost
@@ -40,7 +41,8 @@ class ScienceWorldEnvironment:
     The reward is the change of the score, divided by 100; that of the first step includes what the engine gives for the
     start, so that an episode's rewards add up to its score. Success is a completed task with score 100.
 
-    Where the Java engine dies within an episode, the episode is replayed on a new one, once a step.
+    Where the Java engine dies within an episode, the episode is replayed on a new one, once a step. Not so for want of
+    memory: the episode that asked for more ends with `NoRoom`, which leaves the others theirs.
     """
 
     def __init__(
@@ -68,33 +70,37 @@ class ScienceWorldEnvironment:
         self._answer = Answer("", 0, False)
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where it is unknown or cannot be played, `ConfigError` without Java."""
+        """Start `task`. Raises `EnvError` where it is unknown or cannot be played, `NoRoom` where the process plays as
+        many as it can, `ConfigError` without Java.
+        """
         self._task = None  # after a failure, the last episode must not go on
         name, _ = name_and_variation(task)
         if not playable(name, self._simplification):
             raise EnvError(f"{task}: cannot be done with the simplification {self._simplification!r}.")
         self._actions = []
-        try:
-            self._load(task)
-        except EngineLost:
-            self._load(task)
+        with self._leaving_room():
+            try:
+                self._load(task)
+            except EngineLost:
+                self._load(task)
         self._task = task
         return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._menu.actions)
 
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode nothing happens any more.
 
-        Raises `EnvError` where the engine fails, or dies twice.
+        Raises `EnvError` where the engine fails, or dies twice, and `NoRoom` where it runs out of memory.
         """
         self._playing()
         if self._over():
             return StepResult(_OVER, self._menu.actions, 0.0, True, self._won(), False)
         before = self._answer.score if self._actions else 0
-        try:
-            admissible = self._take(action)
-        except EngineLost:
-            self._recover()
-            admissible = self._take(action)
+        with self._leaving_room():
+            try:
+                admissible = self._take(action)
+            except EngineLost:
+                self._recover()
+                admissible = self._take(action)
         self._actions.append(action)
         return StepResult(
             observation=self._answer.text,
@@ -122,14 +128,16 @@ class ScienceWorldEnvironment:
         """Return to `snapshot`. The engine has no way back: it is told the actions again, but not asked in between what
         could be done, which takes ten times as long as an action.
 
-        Raises `EnvError` where the engine does not come to the same state, or dies twice.
+        Raises `EnvError` where the engine does not come to the same state, or dies twice, and `NoRoom` where it runs
+        out of memory.
         """
         self._playing()
         assert self._task is not None
-        try:
-            _, answer = self._start(self._task, snapshot.actions)
-        except EngineLost:
-            _, answer = self._start(self._task, snapshot.actions)
+        with self._leaving_room():
+            try:
+                _, answer = self._start(self._task, snapshot.actions)
+            except EngineLost:
+                _, answer = self._start(self._task, snapshot.actions)
         if answer != snapshot.answer:
             raise EnvError(f"{self._task}: replaying {brief(snapshot.actions)} gave another state.")
         self._actions, self._answer, self._menu = list(snapshot.actions), snapshot.answer, snapshot.menu
@@ -155,6 +163,15 @@ class ScienceWorldEnvironment:
         self._playing()
         assert self._task is not None
         return gold_path(*name_and_variation(self._task), self._simplification)
+
+    @contextmanager
+    def _leaving_room(self) -> Iterator[None]:
+        """An episode for which there is no room ends: to go on, it would take from the others what they have."""
+        try:
+            yield
+        except NoRoom:
+            self.close()
+            raise
 
     def _load(self, task: Task) -> None:
         game, answer = self._start(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from verl_act.envs.base import Environment, Task
+from verl_act.envs.base import Environment, ExpertGaveUp, Task
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.errors import EnvError
 from verl_act.schema import Context
@@ -50,7 +50,9 @@ class GoldExpert:
         self._path, self._played = None, []
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The path's next action. Raises `EnvError` where it ends before the goal, or another path was taken."""
+        """The path's next action. Raises `ExpertGaveUp` where it ends before the goal, `EnvError` where another path
+        was taken.
+        """
         if not isinstance(environment, ScienceWorldEnvironment):
             raise EnvError(f"Gold paths are played in ScienceWorldEnvironment, not in {type(environment).__name__}.")
         if self._path is None:
@@ -59,7 +61,7 @@ class GoldExpert:
         if [turn.action for turn in context.history] != self._played:
             raise EnvError(f"The gold path has no action for step {step}: another path was taken.")
         if step >= len(self._path):
-            raise EnvError(f"The gold path ends after {step} actions, before the goal.")
+            raise ExpertGaveUp(f"The gold path ends after {step} actions, before the goal.")
         action, admissible = environment.reading(self._path[step])
         self._played.append(action)
         return action, admissible and follows(action, context)

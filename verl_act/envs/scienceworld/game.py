@@ -63,10 +63,12 @@ class Menu:
 
 
 class Game:
-    """One game at a time; `load` starts the next. Any number of games of a process share the engine."""
+    """One game at a time; `load` starts the next. The games of a process share the engine, `MOST_GAMES` of them."""
 
     def __init__(self) -> None:
+        """Raises `NoRoom` where the engine has no room for another."""
         self._engine = engine()
+        self._engine.admit(self)
         self._globals = self._engine.globals()
         with self._engine.turn(self._globals):
             self._interface = self._engine.interface()

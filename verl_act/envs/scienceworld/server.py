@@ -9,6 +9,7 @@ whatever else the machine has played or is playing.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import select
 import shutil
@@ -20,17 +21,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, find_jar_path
 from py4j.protocol import Py4JJavaError, Py4JNetworkError
 from scienceworld.constants import BASEPATH, JAR_PATH
 from scienceworld.version import __version__ as _INSTALLED
 
+from verl_act.envs.base import NoRoom
 from verl_act.envs.scienceworld.data import VERSION
 from verl_act.errors import ConfigError, EnvError
 
+logger = logging.getLogger(__name__)
+
 HEAP_MB = 1024
-"""A game takes 9 to 10 MB of it, so that one process plays about 70 at a time."""
+MOST_GAMES = 70
+"""A game takes 10 to 11 MB of the heap. From about 80 on, the machine does little but look for room."""
+_REMEDY_ROOM = (
+    "Play fewer at a time in one process: give more `actors`, in the settings of episodes (data.act.episode.actors) or "
+    "of evaluation (evaluate.actors)."
+)
 _OUT_OF_MEMORY = 3
 """The exit status of a virtual machine that ends itself for want of heap."""
 _OPTIONS = (
@@ -83,6 +93,8 @@ class Engine:
         self._lock = threading.RLock()
         self._in_place: Globals | None = None
         self._companions: dict[str, Any] = {}
+        self._games: WeakSet[Any] = WeakSet()
+        self._ended = "it was closed, or its process ended"
         self._client = _Client(
             gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=_CALL_SECONDS)
         )
@@ -113,6 +125,16 @@ class Engine:
         """Say nothing more to it; in a forked process, whose parent goes on using it."""
         self._client.is_connected = False
 
+    def admit(self, game: Any) -> None:
+        """Count `game` for as long as it lives. Raises `NoRoom` where there are `MOST_GAMES` already."""
+        with self._lock:
+            if len(self._games) >= MOST_GAMES:
+                raise NoRoom(
+                    f"This process plays {len(self._games)} games of ScienceWorld already; the {HEAP_MB} MB of its "
+                    f"Java engine have no room for more. {_REMEDY_ROOM}"
+                )
+            self._games.add(game)
+
     def globals(self) -> Globals:
         """The globals of a new game."""
         with self._guarded():
@@ -126,7 +148,8 @@ class Engine:
     def turn(self, own: Globals) -> Iterator[None]:
         """Let the game with these globals be asked something.
 
-        Raises `EngineLost` where the machine dies or hangs meanwhile, and `EnvError` where the engine fails.
+        Raises `NoRoom` where the machine runs out of memory, `EngineLost` where it dies otherwise or hangs, and
+        `EnvError` where the engine fails.
         """
         with self._guarded():
             if self._in_place is not own:
@@ -178,24 +201,38 @@ class Engine:
             except Py4JJavaError as error:
                 raise EnvError(f"ScienceWorld's engine failed: {error.java_exception.toString()}") from error
             except (Py4JNetworkError, OSError) as error:
-                hung = isinstance(getattr(error, "cause", None), TimeoutError)
-                reason = f"no answer within {_CALL_SECONDS:g} s" if hung else self._why_it_ended()
-                self.close()
-                raise EngineLost(f"The Java engine was lost ({reason}), and its games with it.") from error
+                raise self._lost(isinstance(getattr(error, "cause", None), TimeoutError)) from error
             except Exception:
                 raise
             except BaseException:  # interrupted in the middle of a call, so nobody knows what it has done
                 self.close()
                 raise
 
-    def _why_it_ended(self) -> str:
-        with suppress(subprocess.TimeoutExpired):
-            if self._process.wait(timeout=1.0) == _OUT_OF_MEMORY:
-                return (
-                    f"its games need more than its {HEAP_MB} MB: play fewer at a time in one process, with more "
-                    "`actors` in the settings of episodes or evaluation"
-                )
-        return "its process ended"
+    def tell_of_end(self) -> None:
+        """Log that it is gone, and why: to play its games again on another takes time, which somebody may wonder at."""
+        logger.warning(
+            "ScienceWorld's Java engine of process %d is gone with %d live games: %s. Another is started, where they "
+            "are played again when they go on.",
+            os.getpid(),
+            len(self._games),
+            self._ended,
+        )
+
+    def _lost(self, hung: bool) -> EnvError:
+        """What is raised where the machine does not answer any more; it is closed."""
+        if not hung:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5.0)
+        status = self._process.poll()
+        self._ended = f"no answer within {_CALL_SECONDS:g} s" if hung else f"its process ended, exit status {status}"
+        self.close()
+        if status != _OUT_OF_MEMORY:
+            return EngineLost(f"The Java engine was lost ({self._ended}), and its games with it.")
+        # Not to be played again on another machine: with the others, that would run out of memory as well.
+        self._ended = f"they need more than its {HEAP_MB} MB"
+        return NoRoom(
+            f"ScienceWorld's Java engine ran out of its {HEAP_MB} MB; live games: {len(self._games)}. {_REMEDY_ROOM}"
+        )
 
     def _draw_from(self, random: Any) -> None:
         self._random_field.set(self._random_module, random)
@@ -250,7 +287,10 @@ def engine() -> Engine:
     """
     global _ENGINE
     with _STARTING:
-        if _ENGINE is None or not _ENGINE.alive():
+        if _ENGINE is not None and not _ENGINE.alive():
+            _ENGINE.tell_of_end()
+            _ENGINE = None
+        if _ENGINE is None:
             _ENGINE = Engine()
         return _ENGINE
 

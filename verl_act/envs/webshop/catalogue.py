@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 CACHED_FROM = 64 << 20
 """Bytes of product file from which on the prepared catalogue is kept on disk: preparing it again takes over 10 s."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the cache; to be raised whenever what is stored, or how it is computed, changes."""
 _RECORDS, _ENDS, _ASKED, _INDEX = "products.bin", "ends.npy", "asked_{kind}.jsonl", "index"
 _PRODUCTS_KEPT = 4096

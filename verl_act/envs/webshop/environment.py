@@ -114,7 +114,10 @@ class WebShopEnvironment:
         self._now = snapshot
 
     def plan(self) -> tuple[str, ...] | None:
-        """The fewest actions to a purchase of reward 1.0, the step limit aside (privileged; see `planner`)."""
+        """The fewest actions to a purchase of reward 1.0, the step limit aside (privileged; see `planner`).
+
+        None where the planner finds no way: before a purchase, that is no proof that there is none.
+        """
         catalogue, goal = self._playing()
         if self._now.state.page is Page.DONE:
             return () if self._now.reward == 1.0 else None
@@ -123,7 +126,7 @@ class WebShopEnvironment:
         return self._planner.plan(self._now.state)
 
     def plan_length(self) -> int | None:
-        """How many actions `plan` holds (privileged); None where none leads to success."""
+        """How many actions `plan` holds (privileged); None where there is no plan."""
         plan = self.plan()
         return None if plan is None else len(plan)
 

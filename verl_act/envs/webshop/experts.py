@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verl_act.envs.base import Environment, Task
+from verl_act.envs.base import Environment, ExpertGaveUp, Task
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.shopper import ShopperExpert
 from verl_act.errors import EnvError
@@ -16,10 +16,10 @@ class GoalExpert:
         """Nothing to prepare."""
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The first action of a shortest plan. Raises `EnvError` where no purchase earns 1.0."""
+        """The first action of a shortest plan. Raises `ExpertGaveUp` where it finds no purchase that earns 1.0."""
         if not isinstance(environment, WebShopEnvironment):
             raise EnvError(f"WebShop's experts play in WebShopEnvironment, not in {type(environment).__name__}.")
         plan = environment.plan()
         if not plan:
-            raise EnvError(f"No purchase in this catalogue meets all of {context.goal!r}.")
+            raise ExpertGaveUp(f"No purchase was found in this catalogue that meets all of {context.goal!r}.")
         return plan[0], ShopperExpert().act(context) == (plan[0], True)

@@ -57,7 +57,7 @@ def _item(state: State, catalogue: Catalogue) -> Iterable[Part]:
     yield Part(Kind.BUTTON, PREVIOUS)
     for name, values in product.options:
         yield Part(Kind.TEXT, name)
-        for value in values:
+        for value in filter(None, values):
             yield Part(Kind.CHOSEN_OPTION if value in chosen else Kind.OPTION, value)
     yield from _parts(Kind.TEXT, (product.name, f"Price: {product.price_tag}", "Rating: N.A."))
     yield from _parts(Kind.BUTTON, (*SUB_PAGES, BUY))

@@ -3,7 +3,8 @@
 Any product that earns 1.0 counts, not only the one that the instruction was written for. A search is possible on every
 page, so the shortest way is one of a handful: from here, or by the search that the instruction suggests, or by the name
 of a winning product. In a catalogue of more than `SCANNED` products the winners are looked for among the hits of likely
-searches only; a plan may then be longer than the shortest, by the option clicks that another product would save.
+searches only; a plan may then be longer than the shortest, by the option clicks that another product would save, and
+there may be none although a search that nobody thought of would lead to a winner.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Planner:
         self._fits: dict[int, bool] = {}
 
     def plan(self, state: State) -> Actions | None:
-        """The shortest sequence of actions from `state`; of equal ones that which stays nearest. None without any."""
+        """The shortest sequence of actions from `state`, of equal ones the one nearest by. None if none is found."""
         plans = [plan for plan in (*self._from_here(state), self._from_a_search) if plan is not None]
         return min(plans, key=len, default=None)
 

@@ -51,8 +51,11 @@ class Product:
 
     @cached_property
     def option_of(self) -> dict[str, str]:
-        """Option value -> the option it belongs to; of two options with one value the later one, as in WebShop."""
-        return {value: name for name, values in self.options for value in values}
+        """Option value -> the option it belongs to; of two options with one value the later one, as in WebShop.
+
+        An empty value is left out: no click can name it, in WebShop neither.
+        """
+        return {value: name for name, values in self.options for value in values if value}
 
     def indexed_text(self) -> str:
         """What WebShop's search index holds of a product."""
@@ -129,14 +132,16 @@ def _bullets(value: Any) -> tuple[str, ...]:
 
 
 def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Of names that differ in case alone, the later one's values stand in the place of the first, as in WebShop."""
     if not value:
         return ()
     try:
-        return tuple(
-            (valid_text(name.lower()), tuple(_option_value(content["value"]) for content in contents))
+        options = {
+            valid_text(name.lower()): tuple(_option_value(content["value"]) for content in contents)
             for name, contents in value.items()
             if contents is not None
-        )
+        }
+        return tuple(options.items())
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"field 'customization_options' is {_shown(value)}; it must be like "

@@ -70,11 +70,12 @@ def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
     """The state after `action`, or None where it is not admissible and leads nowhere.
 
     `search[...]` works on every page, as in WebShop's text environment, with up to 1,000 printable characters that are
-    not all spaces. `click[...]` takes what the page offers, whatever the case. Nothing may stand around an action.
+    not all spaces. `click[...]` takes what the page offers, whatever the case. Nothing may stand before an action; what
+    stands after it is left out, see `_said`.
     """
-    name, bracket, rest = action.partition("[")
+    name, bracket, rest = _said(action).partition("[")
     argument = rest[:-1]
-    if not bracket or not rest.endswith("]") or state.page is Page.DONE:
+    if not bracket or state.page is Page.DONE:
         return None
     if is_search(action):
         return search(state, argument, catalogue)
@@ -86,9 +87,19 @@ def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
 
 def is_search(action: str) -> bool:
     """Whether `action` is a search, which every page takes."""
-    text = action.removeprefix("search[").removesuffix("]")
-    whole = action == f"search[{text}]"
+    said = _said(action)
+    text = said.removeprefix("search[").removesuffix("]")
+    whole = said == f"search[{text}]"
     return whole and bool(text.strip()) and len(text) <= LONGEST_SEARCH and text.isprintable()
+
+
+def _said(action: str) -> str:
+    """`action` up to the last bracket of its first line; empty without one.
+
+    WebShop's pattern ends there too: a full stop or a line break after the action does not matter.
+    """
+    line = action.partition("\n")[0]
+    return line[: line.rfind("]") + 1]
 
 
 def search(state: State, text: str, catalogue: Catalogue) -> State:

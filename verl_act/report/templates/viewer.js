@@ -3,13 +3,14 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view");
-  const NAMES = { episodes: "Episodes", next_actions: "Next actions", choices: "Choices" };
+  const NAMES = { episodes: "Episodes", next_actions: "Next actions", choices: "Choices", reasoning: "General reasoning" };
   const END = { goal: "solved", over: "not solved: the episode was over", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
   const KINDS = Object.keys(NAMES).filter((kind) => data.kinds[kind].items.length);
   const state = {
     kind: KINDS[0], split: "", outcome: "", item: 0, left: 0,
     right: data.models.length > 1 ? data.models.length - 1 : -1, side: "left",
   };
+  const START = { ...state };
 
   // Elements: make("p.goal", "text") or make("div", [children], {attributes}).
   function make(kind, content, attributes) {
@@ -38,6 +39,10 @@
     loop: ["with a loop", (...both) => both.some((a) => a?.turns?.some((t) => t.repeat))],
   };
   const NEEDS_TWO = ["differ", "gained", "lost"];
+  function possible() {
+    return Object.keys(OUTCOMES).filter((key) => (state.right >= 0 || !NEEDS_TWO.includes(key))
+      && (key !== "loop" || state.kind === "episodes") && (key !== "malformed" || state.kind !== "reasoning"));
+  }
   function answers(item) {
     return [state.left, state.right].filter((model) => model >= 0).map((model) => item.answers[model]);
   }
@@ -46,6 +51,18 @@
       (item) => (!state.split || item.split === state.split) && OUTCOMES[state.outcome][1](...answers(item)),
     );
   }
+
+  // A reply that is longer than its box can be scrolled by keys. Only the layout tells, and it changes with the window.
+  const SCROLLS = { tabindex: "0", role: "group", "aria-label": "Reply" };
+  const boxes = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const scrolls = target.scrollHeight > target.clientHeight + 1; // both are rounded
+      for (const [name, value] of Object.entries(SCROLLS)) {
+        if (scrolls) target.setAttribute(name, value);
+        else target.removeAttribute(name);
+      }
+    }
+  });
 
   // The frame: drawn once; `show` fills it.
   const tabs = KINDS.map((kind) => {
@@ -68,7 +85,7 @@
   function select(options, changed) {
     const element = make("select");
     fill(element, options);
-    element.addEventListener("change", () => { changed(element.value); show(); });
+    element.addEventListener("change", () => { changed(element.value); acted(); });
     return element;
   }
   function fill(element, options, value) {
@@ -83,11 +100,16 @@
   function move(by) {
     const count = filtered().length;
     const to = Math.min(Math.max(state.item + by, 0), Math.max(count - 1, 0));
-    if (to !== state.item) { state.item = to; show(); }
+    if (to !== state.item) { state.item = to; acted(); }
   }
   function open(kind) {
     Object.assign(state, { kind, split: "", outcome: "", item: 0 });
+    acted();
+  }
+  // Only what a reader does changes the address: a page that was just opened keeps the one it was given.
+  function acted() {
     show();
+    remember(filtered()[state.item]);
   }
 
   function show() {
@@ -102,9 +124,8 @@
     left.value = state.left;
     right.value = state.right;
     fill(split, [["", "all"], ...[...new Set(all.map((item) => item.split))].sort().map((name) => [name, name])], state.split);
-    const possible = Object.keys(OUTCOMES).filter((key) => (state.right >= 0 || !NEEDS_TWO.includes(key)) && (key !== "loop" || state.kind === "episodes"));
-    if (!possible.includes(state.outcome)) state.outcome = "";
-    fill(outcome, possible.map((key) => [key, OUTCOMES[key][0]]), state.outcome);
+    if (!possible().includes(state.outcome)) state.outcome = "";
+    fill(outcome, possible().map((key) => [key, OUTCOMES[key][0]]), state.outcome);
     const found = filtered();
     state.item = Math.min(state.item, Math.max(found.length - 1, 0));
     fill(items, found.map((item, number) => [number, title(item)]), state.item);
@@ -114,20 +135,21 @@
     const leftOut = total - all.length;
     where.textContent = (found.length ? `${state.item + 1} of ${found.length}` : "none fits")
       + (leftOut ? `; ${leftOut} of ${total} are left out of this page` : "");
+    boxes.disconnect();
     answer.replaceChildren(...(found.length ? draw(found[state.item]) : []));
     // What had the focus is gone, or disabled; the keys are heard within the viewer only.
     if (hadFocus && (document.activeElement === document.body || document.activeElement.disabled)) answer.focus({ preventScroll: true });
-    remember(found[state.item]);
   }
   function title(item) {
     const marks = answers(item).map((a) => (a ? (a.right ? "✓" : "✗") : "–")).join(" ");
-    return `${marks}  ${text(item.goal) || item.id} · ${spaced(item.split)}`;
+    return `${marks}  ${shortened(text(item.goal) || item.id)} · ${spaced(item.split)}`;
   }
+  const shortened = (words) => (words.length > 100 ? `${words.slice(0, 99)}…` : words);
 
   // One item: the question, then a column a model.
   function draw(item) {
     const shown = [...new Set([state.left, state.right].filter((model) => model >= 0))];
-    const columns = make(`div.columns${shown.length < 2 ? ".single" : ""}`, shown.map((model) => column(item, model)), { "data-side": state.side, "data-models": "" });
+    const columns = make(`div.columns${shown.length < 2 ? ".single" : ""}`, shown.map((model) => column(item, model)), { "data-side": state.side });
     const sides = make("div.switch", shown.length < 2 ? [] : shown.map((model, number) => {
       const side = number ? "right" : "left";
       const button = make("button", data.models[model], { type: "button", "aria-pressed": state.side === side });
@@ -142,6 +164,7 @@
   }
 
   function question(item) {
+    if (state.kind === "reasoning") return asked(item);
     const about = [item.split, item.type && spaced(item.type), item.id];
     if (item.inferable !== undefined) about.splice(1, 0, item.inferable ? "inferable" : "not inferable");
     if (item.margin !== undefined) about.splice(1, 0, item.margin === null ? "margin unknown" : `margin ${item.margin}`);
@@ -157,8 +180,16 @@
       if (state.kind === "next_actions") parts.push(make("p.expert", `expert: ${text(item.expert)}`));
       else parts.push(make("p.expert", `expert: ${text(item.expert)}`), make("p.about", `alternative: ${text(item.alternative)}`));
     } else {
-      parts.push(make("p.about", "The file with this question was not found, so only the replies are shown."));
+      parts.push(lost());
     }
+    return make("div.question", parts);
+  }
+  const lost = () => make("p.about", "The file with this question was not found, so only the replies are shown.");
+
+  // A question of general reasoning: it has no state and no actions.
+  function asked(item) {
+    const parts = [make("p.about", item.id), item.goal === null ? lost() : make("p.text.goal", text(item.goal))];
+    if (item.expected !== null) parts.push(make("p.expert", `expected answer: ${text(item.expected)}`));
     return make("div.question", parts);
   }
 
@@ -173,9 +204,10 @@
       body.push(turns(found.turns));
     } else {
       head.push(badge(found.right ? "right" : "wrong", found.right ? "good" : "bad"));
-      body.push(...single(item, found));
+      body.push(...(state.kind === "reasoning" ? [box(text(found.reply))] : single(item, found)));
     }
-    return make(`article.column.t${model % 8}`, [make("h3", head), ...body], { "aria-label": data.models[model] });
+    const tone = `--tone: var(--series-${model % data.colours})`;
+    return make("article.column", [make("h3", head), ...body], { "aria-label": data.models[model], style: tone });
   }
 
   function single(item, found) {
@@ -238,7 +270,12 @@
   function reply(found) {
     const written = text(found.reply);
     if (found.action !== null && written.trim() === `<action>${text(found.action)}</action>`) return "";
-    return make("div.text.reply", written || "(an empty reply)", written.length > 1500 ? { tabindex: "0", role: "region", "aria-label": "reply" } : {});
+    return box(written);
+  }
+  function box(written) {
+    const element = make("div.text.reply", written || "(an empty reply)");
+    boxes.observe(element);
+    return element;
   }
   function done(found) {
     if (found.action === null) return make("p.act.no", make("b", found.malformed ? `no readable action (${spaced(found.malformed)})` : "no readable action"));
@@ -259,6 +296,8 @@
   function remember(item) {
     if (!item) return;
     const place = new URLSearchParams({ kind: state.kind, id: item.id, left: state.left, right: state.right });
+    if (state.split) place.set("split", state.split);
+    if (state.outcome) place.set("show", state.outcome);
     try { history.replaceState(null, "", `#${place}`); } catch { /* an address that may not change, as in some previews */ }
   }
   function recall() {
@@ -269,7 +308,10 @@
       return number >= least && number < data.models.length ? number : state[name];
     };
     Object.assign(state, { kind: place.get("kind"), left: model("left", 0), right: model("right", -1) });
-    state.item = Math.max(0, data.kinds[state.kind].items.findIndex((item) => item.id === place.get("id")));
+    Object.assign(state, { split: place.get("split") ?? "", outcome: place.get("show") ?? "" });
+    const find = () => filtered().findIndex((item) => item.id === place.get("id"));
+    if (!possible().includes(state.outcome) || find() < 0) Object.assign(state, { split: "", outcome: "" });
+    state.item = Math.max(0, find());
     return true;
   }
 
@@ -284,8 +326,8 @@
       return;
     } else if (event.key === "j" || event.key === "k") {
       move(event.key === "j" ? 1 : -1);
-    } else if (KINDS["123".indexOf(event.key)]) {
-      open(KINDS["123".indexOf(event.key)]);
+    } else if (KINDS["1234".indexOf(event.key)]) {
+      open(KINDS["1234".indexOf(event.key)]);
     } else {
       return;
     }
@@ -297,16 +339,26 @@
     return;
   }
   view.tabIndex = 0;
+  view.setAttribute("role", "group");
+  view.setAttribute("aria-labelledby", "viewer-title");
   view.append(
     make("div.tabs", tabs, { role: "tablist", "aria-label": "Kind of answer" }),
     make("div.controls", [labelled("Left-hand model", left), labelled("Right-hand model", right), labelled("Split", split), labelled("Show", outcome)]),
     make("div.steps", [previous, next, items, where]),
-    make("p.keys", ["Keys, once this part has the focus: ", make("kbd", "j"), " next, ", make("kbd", "k"), " previous, ", make("kbd", "1"), " to ", make("kbd", "3"), " kind of answer."]),
+    make("p.keys", ["Keys, once this part has the focus: ", make("kbd", "j"), " next, ", make("kbd", "k"), " previous, ", make("kbd", "1"), " to ", make("kbd", KINDS.length), " kind of answer."]),
     answer,
   );
   items.setAttribute("aria-label", "Item");
   items.className = "items";
-  const asked = recall();
+  const named = recall();
   show();
-  if (asked) view.scrollIntoView();
+  if (named) view.scrollIntoView();
+  // A link to another answer, followed or left again. Without a fragment the page is as it was opened.
+  window.addEventListener("hashchange", () => {
+    const found = recall();
+    if (!found && location.hash) return; // another part of the page
+    if (!found) Object.assign(state, START);
+    show();
+    if (found) view.scrollIntoView();
+  });
 })();
