@@ -162,10 +162,10 @@ HOSTILE = {
 def _seconds(reply: str) -> float:
     best = float("inf")
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()  # what else the machine does is not counted
         parse_action(reply)
         parse_choice(reply, CANDIDATES)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     return best
 
 
