@@ -670,7 +670,7 @@ def test_loops_are_marked_as_the_evaluation_counts_them(run: Path) -> None:
 def test_the_experts_action_is_known_until_the_ways_part(run: Path, whole: Content) -> None:
     steps = read_steps([run / "expert" / split / "trajectories.parquet" for split in SPLITS])
     for item in whole.examples[0].items:
-        plan = [step.action for step in steps if step.task_id == item["id"]]
+        plan = [step.action for step in steps if f"{step.split}/{step.task_id}" == item["id"]]
         assert [whole.texts[action] for action in item["expert"]] == plan
         for answer in item["answers"]:
             together = [turn["as_expert"] for turn in answer["turns"]]
@@ -697,7 +697,7 @@ def test_of_several_trajectories_of_a_task_one_is_the_experts_plan(run: Path, tm
     whole = content(read_runs([copy]), 30)
     shown = [item for item in whole.examples[0].items if item["split"] == "valid_seen"]
     for item in shown:
-        plan = [row["action"] for row in rows if row["task_id"] == item["id"]]
+        plan = [row["action"] for row in rows if f"{row['split']}/{row['task_id']}" == item["id"]]
         assert [whole.texts[action] for action in item["expert"]] == ["look", *plan]
     assert shown
 
@@ -919,7 +919,7 @@ def test_no_text_becomes_markup(text: str, harmless: Skeleton, tmp_path_factory:
     assert found.elements == harmless.elements
     data, script = found.scripts
     assert script == harmless.scripts[1]
-    assert json.loads(data)["kinds"]["episodes"]["items"][0]["id"] == text
+    assert json.loads(data)["kinds"]["episodes"]["items"][0]["id"].endswith(f"/{text}")
     assert not re.search(r"(?<!\\)<(?!br)", markdown(whole)), "nor in Markdown"
 
 

@@ -30,7 +30,9 @@ from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_nam
 Json = dict[str, Any]
 _NONE = schema_name(pa.schema([]))
 KINDS = {"episodes": "task_id", "next_actions": "state_id", "choices": "pair_id", "reasoning": "item"}
-"""The kinds of answers, and what names an item of each; questions of two files may have the same name."""
+"""The kinds of answers, and what names an item of each."""
+_NAMED_IN_THEIR_SPLIT = ("episodes", "reasoning")
+"""Tasks of two splits, and questions of two files, may have the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
 
 def _name(kind: str, record: Json) -> str:
     name: str = record[KINDS[kind]]
-    return f"{record['split']}/{name}" if kind == "reasoning" else name
+    return f"{record['split']}/{name}" if kind in _NAMED_IN_THEIR_SPLIT else name
 
 
 def _mixed(items: Sequence[str], answers: Sequence[Mapping[str, Json]], outcome: str) -> list[str]:
@@ -252,11 +254,13 @@ class _Questions:
                     self.asked_in_general += [found[wanted] for wanted in inputs.values() if wanted in found]
         self.tables = [path for path in found.values() if _schema(path) != _NONE]
 
-    def expert_actions(self, task_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Task -> what the expert did, from the first step on; of several trajectories, the first by its id."""
+    def expert_actions(self, tasks: Sequence[str]) -> dict[str, list[str]]:
+        """Split and task -> what the expert did, from the first step on; of several trajectories, the first by id."""
         plans: dict[str, dict[str, dict[int, str]]] = {}
-        for row in self._rows(TRAJECTORY, "task_id", task_ids, ["task_id", "trajectory_id", "step", "action"]):
-            plan = plans.setdefault(row["task_id"], {}).setdefault(row["trajectory_id"], {})
+        task_ids = sorted({task.partition("/")[2] for task in tasks})
+        columns = ["split", "task_id", "trajectory_id", "step", "action"]
+        for row in self._rows(TRAJECTORY, "task_id", task_ids, columns):
+            plan = plans.setdefault(f"{row['split']}/{row['task_id']}", {}).setdefault(row["trajectory_id"], {})
             plan[row["step"]] = row["action"]
         chosen = {task: trajectories[min(trajectories)] for task, trajectories in plans.items()}
         return {task: [plan[step] for step in sorted(plan)] for task, plan in chosen.items()}

@@ -98,6 +98,12 @@ def _asset(name: str) -> str:
     return (files("verl_act.report") / "templates" / name).read_text(encoding="utf-8")
 
 
+def _chance(content: Content, split: str) -> float | None:
+    """Of picking the better of as many candidates as there are places; None where nothing says how many."""
+    places = {group.name for group in content.positions if group.split == split}
+    return 1 / len(places) if len(places) > 1 else None
+
+
 def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
     """Section of the page -> (title, note, SVG) of its charts."""
     labels = [model.label for model in content.models]
@@ -114,7 +120,7 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
             (
                 split,
                 "choices by position",
-                plots.bars(f"Choices by position, {split}", both, labels, 0.5),
+                plots.bars(f"Choices by position, {split}", both, labels, _chance(content, split)),
             )
             for split, both in _by_split([*content.positions, *content.first_picked])
         ],
