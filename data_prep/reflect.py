@@ -47,7 +47,7 @@ class Unusable(StrEnum):
     CUT = "cut"
     """It reached `max_tokens`, or the end of the context."""
     OTHER_ACTION = "other_action"
-    """It ends in another action than the expert's, so that it argues for that one."""
+    """It ends in another action than the expert's, so that it argues for that one; or in none where it should."""
     EMPTY = "empty"
 
 
@@ -93,7 +93,7 @@ def reflect(
     with journal(Path(out), key_of(manifest)) as written, Engine(engine) as running:
         asked = get_template(template, **(template_options or {}))
         replies = running.run(_replies(running, asked, tried, sampling, seed, written))
-        rows = list(_rows(tried, replies, engine.model, counts))
+        rows = list(_rows(tried, replies, engine.model, asked.reflections_conclude, counts))
         _enough(rows, counts, engine.model)
         with atomic_folder(out) as folder:
             write_rows(folder / FILE_NAME, rows, REFLECTION)
@@ -122,11 +122,11 @@ async def _replies(
 
 
 def _rows(
-    tried: Sequence[Tried], replies: Sequence[Record], model: str, counts: Counter[str]
+    tried: Sequence[Tried], replies: Sequence[Record], model: str, concludes: bool, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Rows of schema REFLECTION; what is not usable is counted."""
     for (step, expert, alternatives), reply in zip(tried, replies, strict=True):
-        text = reflection_text(reply["text"], expert.action, reply["cut"])
+        text = reflection_text(reply["text"], expert.action, reply["cut"], concludes)
         counts["reflections" if not isinstance(text, Unusable) else text.value] += 1
         if not isinstance(text, Unusable):
             yield {
@@ -183,18 +183,20 @@ def outcomes(
             prober.close()
 
 
-def reflection_text(reply: str, action: str, cut: bool = False) -> str | Unusable:
+def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | Unusable:
     """A reply as one paragraph of reasoning for `action`, the expert's: without tags, which would end it early.
 
-    What a reasoning model has thought before it wrote the reflection is none of it. Only where it wrote nothing but the
-    action after its thought, in the format of every other reply, the thought is taken.
+    `concludes`: one that names no action is none. What a reasoning model has thought before it wrote the reflection is
+    no part of it. Only where it wrote nothing but the action after its thought, in the format of every other reply, the
+    thought is taken.
     """
     if cut:
         return Unusable.CUT
     answer = parse_action(reply)
     if answer.malformed is Malformed.UNCLOSED_THINK:
         return Unusable.CUT
-    if answer.malformed is not Malformed.NO_TAG and normalise(answer.action or "") != normalise(action):
+    named = concludes or answer.malformed is not Malformed.NO_TAG
+    if named and normalise(answer.action or "") != normalise(action):
         return Unusable.OTHER_ACTION
     thought, _, written = reply.rpartition("</think>")
     texts = (" ".join(_TAGS.sub(" ", text).split()) for text in (_ACTION.sub(" ", written), thought))

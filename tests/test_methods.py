@@ -40,6 +40,7 @@ from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.seeds import Outcome, against, estimate
 from verl_act.manifest import make_manifest, write_manifest
+from verl_act.prompts import get_template
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
 RECIPES = [
@@ -369,6 +370,13 @@ def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
 def test_a_reflection_is_what_was_written_for_the_experts_action(reply: str, text: str) -> None:
     assert reflection_text(reply, "go to desk 1") == text
     assert reflection_text(reply, "go to desk 1", cut=True) is Unusable.CUT
+
+
+def test_where_a_template_asks_for_an_answer_a_reflection_must_conclude() -> None:
+    assert get_template("compact").reflections_conclude and not get_template("cot").reflections_conclude
+    assert reflection_text("It is near.", "go to desk 1", concludes=True) is Unusable.OTHER_ACTION
+    reply = "<think>The desk is near.</think><action>go to desk 1</action>"
+    assert reflection_text(reply, "go to desk 1", concludes=True) == "The desk is near."
 
 
 # Statistics

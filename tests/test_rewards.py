@@ -62,7 +62,8 @@ def test_action_tiers(answer: str, expected: dict[str, float]) -> None:
         ("act/webshop/action", "search[blue teapot]", ADMISSIBLE),
         ("act/webshop/action/test/not_inferable", "search[blue teapot]", ADMISSIBLE),
         ("act/webshop/action", "search[ ]", NEITHER),
-        ("act/webshop/action", "search[blue] teapot", NEITHER),
+        ("act/webshop/action", "search[blue teapot].", ADMISSIBLE),  # what follows the bracket is left out, as there
+        ("act/webshop/action", "a search[blue teapot]", NEITHER),
         ("act/webshop/action", "click[blue teapot]", NEITHER),
         ("act/alfworld/action", "search[blue teapot]", NEITHER),
         ("act/not_installed/action", "search[blue teapot]", NEITHER),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from verl_act.prompts.template import Message, Template
 from verl_act.schema import Context, Turn
@@ -23,6 +24,7 @@ class CompactTemplate(Template):
     only what it did.
     """
 
+    reflections_conclude: ClassVar[bool] = True
     admissible_in_action: bool = True
     admissible_in_choice: bool = True
     observations_in_history: bool = True
@@ -36,8 +38,11 @@ class CompactTemplate(Template):
         return _user(*self._context(context), *can, f"pick : {' | '.join(candidates)}")
 
     def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
+        """What was tried, then the state again and the question that such a model knows: the thought before its answer
+        is the reflection, where the answer is the expert's action."""
         tried = [f"do : {turn.action}\nsee : {turn.observation}" for turn in (*alternatives, expert)]
-        return _user(*self._context(context), *tried, "think :")
+        again = (f"see : {context.observation}", *self._can(context.admissible_actions), "act :")
+        return _user(*self._context(context), *tried, *again)
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         return "\n".join([f"see : {observation}", *self._can(admissible_actions), "act :"])

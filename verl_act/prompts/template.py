@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from verl_act.errors import ConfigError
 from verl_act.prompts.shortened import shortened
@@ -26,6 +27,8 @@ class Template(ABC):
     actions a list shows of those that the environment gives; None shows all.
     """
 
+    reflections_conclude: ClassVar[bool] = False
+    """Whether a reply to `reflection_messages` is a reflection only if it ends in the expert's action."""
     history_length: int | None = None
     max_listed: int | None = None
 
