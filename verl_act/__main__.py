@@ -120,7 +120,7 @@ def import_trajectories(
     env: Name,
     files: Annotated[list[Path], typer.Argument(help="published files, of one environment")],
     form: Annotated[
-        str, typer.Option("--format", help="eto, early-experience, or actions (task_id and actions)")
+        str, typer.Option("--format", help="eto, early-experience, webshop-human, or actions (task_id and actions)")
     ] = "eto",
     split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
     workers: Workers = 1,
