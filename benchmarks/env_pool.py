@@ -93,11 +93,9 @@ def chosen(shown: Observation | StepResult, number: int) -> str:
     return offered[number * 7 % len(offered)]
 
 
-def ended(said: Sequence[Said]) -> None:
-    """Ends the benchmark where an episode was over before its last step: what comes after is no step of an engine."""
-    early = sum(any(shown.done for shown in episode[1:-1] if isinstance(shown, StepResult)) for episode in said)
-    if early:
-        raise SystemExit(f"{early} of {len(said)} episodes were over before their last step; take fewer --steps.")
+def over(shown: Observation | StepResult) -> bool:
+    """Whether the episode has ended: what comes after is no step of an engine."""
+    return isinstance(shown, StepResult) and shown.done
 
 
 async def walk_pool(
@@ -111,12 +109,12 @@ async def walk_pool(
     async def walk(session: Any) -> Said:
         said: Said = [session.first]
         for number in range(steps):
-            said.append(await session.step(chosen(said[-1], number)))
+            if not over(said[-1]):
+                said.append(await session.step(chosen(said[-1], number)))
         return said
 
     said = await asyncio.gather(*(walk(session) for session in sessions))
-    figures = _figures(started, opened, len(tasks) * steps)
-    ended(said)
+    figures = _figures(started, opened, said)
     await asyncio.gather(*(session.close() for session in sessions))
     return figures, said
 
@@ -130,16 +128,18 @@ async def walk_alone(tasks: Sequence[Task], settings: dict[str, Any], steps: int
     async def walk(actor: Any, shown: Observation) -> Said:
         said: Said = [shown]
         for number in range(steps):
-            said.append(await actor.step.remote(chosen(said[-1], number)))
+            if not over(said[-1]):
+                said.append(await actor.step.remote(chosen(said[-1], number)))
         return said
 
     said = await asyncio.gather(*(walk(actor, shown) for actor, shown in zip(actors, first, strict=True)))
-    figures = _figures(started, opened, len(tasks) * steps)
+    figures = _figures(started, opened, said)
     return figures, said
 
 
-def _figures(started: float, opened: float, steps: int) -> dict[str, float]:
+def _figures(started: float, opened: float, said: Sequence[Said]) -> dict[str, float]:
     taken, hosts = perf_counter() - opened, workers()
+    steps = sum(len(episode) - 1 for episode in said)
     return {
         "processes": len(hosts),
         "start_up_s": round(opened - started, 2),
