@@ -126,6 +126,27 @@ def test_a_comparison_tells_what_its_manifests_say(whole_comparison: Path) -> No
     ]
 
 
+def test_curves_are_of_all_seeds(whole_comparison: Path) -> None:
+    """Seed 1 has come to step 10 of 20, with rewards half as high."""
+    lines = [json.loads(line) for line in training_metrics("choice", steps=10).splitlines()]
+    for line in lines[1:]:
+        line["data"]["critic/score/mean"] /= 2
+    work = whole_comparison / "seed-1" / "il+critic.work"
+    work.mkdir()
+    (work / "metrics-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = content(read_runs([whole_comparison]), 0)
+    (score,) = (curve.series[0] for curve in whole.curves if curve.key == "score")
+    alone = [(step, 0.43 + 0.02 * step) for step in range(1, 21)]
+    both = [(step, value * 0.75 if step <= 10 else value) for step, value in alone]
+    assert score.points == [(step, pytest.approx(value)) for step, value in both]
+    lowest = [value / 2 if step <= 10 else value for step, value in alone]
+    assert score.ranges == [
+        (step, pytest.approx(low), pytest.approx(value)) for (step, value), low in zip(alone, lowest, strict=True)
+    ]
+    assert score.span == "steps 1 to 20, mean of 2 seeds, lowest to highest shaded"
+    assert "means of 2 seeds" in markdown(whole) and 'opacity="0.2"' in html(whole)
+
+
 def test_an_unfinished_comparison_knows_what_it_has(whole_comparison: Path) -> None:
     shutil.rmtree(whole_comparison / "methods")
     for name in ("critic", "action"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from verl_act.report.read import RL_STAGES, Run
 
 Point = tuple[int, float]
+Range = tuple[int, float, float]
 _MOST_POINTS = 300
 
 _VALIDATION = re.compile(r"val-(?:core|aux)/act/[^/]+/(choice|action|episode)(?:/(.+))?/(acc|success)/mean@\d+")
@@ -41,19 +42,28 @@ _PLAIN: dict[str, _About] = {
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: `points` are (step, value); each is the mean of `bin_steps` values, which is 1 in short runs."""
+    """One line: `points` are (step, value); each is the mean of `bin_steps` steps, which is 1 in short runs.
+
+    Of several seeds, `points` are the means of those that have come to the step, `ranges` (step, lowest, highest).
+    """
 
     run: str
     name: str
     points: list[Point]
     bin_steps: int = 1
+    seeds: int = 1
+    ranges: list[Range] = field(default_factory=list)
 
     @property
     def span(self) -> str:
         """The steps that it covers, in words."""
         first, last = self.points[0][0], self.points[-1][0]
-        steps = f"steps {first} to {last}" if last > first else f"step {first}"
-        return steps if self.bin_steps == 1 else f"{steps}, each point the mean of {self.bin_steps}"
+        notes = [
+            f"steps {first} to {last}" if last > first else f"step {first}",
+            f"each point the mean of {self.bin_steps}" if self.bin_steps > 1 else "",
+            f"mean of {self.seeds} seeds, lowest to highest shaded" if self.seeds > 1 else "",
+        ]
+        return ", ".join(filter(None, notes))
 
     @property
     def first(self) -> float:
@@ -95,10 +105,11 @@ def curve_table(curve: Curve, most: int) -> CurveTable:
     values = [dict(series.points) for series in curve.series]
     steps = sorted({step for points in values for step in points})
     shown = steps if len(steps) <= most else _thinned(curve, most)
-    size = max(series.bin_steps for series in curve.series)
+    size, seeds = (max(getattr(series, part) for series in curve.series) for part in ("bin_steps", "seeds"))
     notes = [
         f"{len(shown)} of {len(steps)} points, evenly spread" if len(shown) < len(steps) else "",
         f"means of up to {size} steps" if size > 1 else "",
+        f"means of {seeds} seeds" if seeds > 1 else "",
     ]
     return CurveTable(
         columns=[name or curve.title for name in names],
@@ -127,29 +138,31 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
     for stage in dict.fromkeys([*RL_STAGES, *(stage for run in runs for stage in run.metrics)]):
         charts: dict[str, Curve] = {}
         for run in runs:
-            for (key, title, note, unit), name, points in _all_series(run.metrics.get(stage, [])):
+            found_in = [_all_series(lines) for lines in run.metrics.get(stage, [])]
+            for about, name in dict.fromkeys(line for seed in found_in for line in seed):
+                key, title, note, unit = about
                 chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))
-                chart.series.append(Series(run.name, name, *_binned(points)))
+                chart.series.append(_series(run.name, name, [seed.get((about, name), []) for seed in found_in]))
         order = ("loss", "score", "validation", "tiers", "entropy", "length")
         found += [charts[key] for key in order if key in charts]
     return found
 
 
-def _all_series(metrics: Sequence[dict[str, Any]]) -> list[tuple[_About, str, list[Point]]]:
+def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], list[Point]]:
     points: dict[str, list[Point]] = {}
     for entry in metrics:
         for key, value in entry["data"].items():
             if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(key, []).append((entry["step"], float(value)))
-    found = []
+    found = {}
     for key in sorted(points):
         if key in _PLAIN:
-            found.append((_PLAIN[key], "", points[key]))
+            found[_PLAIN[key], ""] = points[key]
         elif (match := _VALIDATION.fullmatch(key)) and match[3] == _RIGHT[match[1]]:
             name = (match[2] or _ASKED[match[1]]).replace("/not_inferable", ", not inferable")
-            found.append((_VALIDATED, _with_kind(name, match, points), points[key]))
+            found[_VALIDATED, _with_kind(name, match, points)] = points[key]
         elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
-            found.append((_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points), points[key]))
+            found[_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points)] = points[key]
     return found
 
 
@@ -159,8 +172,18 @@ def _with_kind(name: str, found: re.Match[str], keys: Iterable[str]) -> str:
     return f"{found[1]}: {name}" if len(kinds) > 1 else name
 
 
-def _binned(points: list[Point]) -> tuple[list[Point], int]:
-    """At most 300 points: means of so many neighbours each, at the last one's step."""
-    size = math.ceil(len(points) / _MOST_POINTS)
-    parts = (points[start : start + size] for start in range(0, len(points), size))
-    return [(part[-1][0], fmean(value for _, value in part)) for part in parts], size
+def _series(run: str, name: str, seeds: Sequence[list[Point]]) -> Series:
+    """One line over all seeds; at most 300 points, means of so many neighbours each, at the last one's step."""
+    by_step: dict[int, list[float]] = {}
+    for step, value in (point for points in seeds for point in points):
+        by_step.setdefault(step, []).append(value)
+    steps = sorted(by_step)
+    size = math.ceil(len(steps) / _MOST_POINTS)
+    parts = [steps[start : start + size] for start in range(0, len(steps), size)]
+    points, lowest, highest = (
+        [fmean(of(by_step[step]) for step in part) for part in parts] for of in (fmean, min, max)
+    )
+    at = [part[-1] for part in parts]
+    count = sum(map(bool, seeds))
+    ranges = list(zip(at, lowest, highest, strict=True)) if count > 1 else []
+    return Series(run, name, list(zip(at, points, strict=True)), size, count, ranges)

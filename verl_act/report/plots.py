@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from verl_act.evaluate.methods import number
 from verl_act.report.calibration import Calibration
-from verl_act.report.curves import Curve
+from verl_act.report.curves import Curve, Series
 from verl_act.report.numbers import Group
 from verl_act.report.statistics import Figure
 
@@ -51,19 +51,22 @@ Rows = list[dict[str, Any]]
 
 
 def curve(chart: Curve) -> Markup:
-    """One learning curve; several runs differ in colour, and the series of one run in dashes then."""
+    """One learning curve; several runs differ in colour, and the series of one run in dashes then. A series of several
+    seeds stands on a band from the lowest to the highest."""
     runs = list(dict.fromkeys(series.run for series in chart.series))
     names = list(dict.fromkeys(series.name for series in chart.series))
     rows = [
         {
             "step": step,
             "value": value,
+            "low": low,
+            "high": high,
             "run": _plain(series.run),
             "name": _plain(series.name),
             "label": f"{_plain(_series_name(series.run, series.name, runs))}, step {step}: {show(value, chart.unit)}",
         }
         for series in chart.series
-        for step, value in series.points
+        for (step, value), (low, high) in zip(series.points, _bounds(series), strict=True)
     ]
     by, other = ("run", "name") if len(runs) > 1 else ("name", "run")
     values = [_plain(value) for value in (runs if by == "run" else names)]
@@ -83,7 +86,9 @@ def curve(chart: Curve) -> Markup:
     few = max(len(series.points) for series in chart.series) <= 60
     shapes = alt.Shape(f"{by}:N", scale=_shapes(values), legend=_legend(values))
     points = base.mark_point(filled=True, size=22 if few else 6, opacity=1).encode(shape=shapes)
-    return _svg(line + points, f"{chart.stage} stage: {chart.title}", height=160)
+    band = base.mark_area(opacity=0.2).encode(y=_y_axis(chart.unit, rows, "low"), y2="high:Q", detail=f"{other}:N")
+    shown = band + line + points if any(series.ranges for series in chart.series) else line + points
+    return _svg(shown, f"{chart.stage} stage: {chart.title}", height=160)
 
 
 def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: float | None = None) -> Markup:
@@ -207,14 +212,19 @@ def _share_axis(column: str, title: str | None = None) -> alt.X:
     return alt.X(f"{column}:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=axis)
 
 
-def _y_axis(unit: str, rows: Rows) -> alt.Y:
+def _bounds(series: Series) -> list[tuple[float, float]]:
+    """Of every point: the lowest and the highest of its seeds, or the point itself."""
+    return [(low, high) for _, low, high in series.ranges] or [(value, value) for _, value in series.points]
+
+
+def _y_axis(unit: str, rows: Rows, column: str = "value") -> alt.Y:
     if unit == "share":
         axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-        return alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
-    low, high = (bound(row["value"] for row in rows) for bound in (min, max))
+        return alt.Y(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     # A flat line belongs into the middle, not onto the axis.
     flat = [low - 1, high + 1] if low == high else alt.Undefined
-    return alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False, domain=flat), axis=alt.Axis(tickCount=5))
+    return alt.Y(f"{column}:Q", title=unit, scale=alt.Scale(zero=False, domain=flat), axis=alt.Axis(tickCount=5))
 
 
 def _colour(column: str, values: Sequence[str]) -> alt.Color:

@@ -40,11 +40,11 @@ class Run:
     name: str
     folder: Path
     stages: list[StageRecord] = field(default_factory=list)
-    metrics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """RL stage -> one `{"step", "data"}` a step, in order."""
+    metrics: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
+    """Training stage -> for each seed that has any, one `{"step", "data"}` a step, in order; a chain has one seed."""
     evaluations: list[Evaluation] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
-    """What `compare-methods` wrote, where it has. Metrics and evaluations of a comparison are its first seed's."""
+    """What `compare-methods` wrote, where it has. Evaluations of a comparison are its first seed's."""
     failed_episodes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Method -> episodes that an error of the environment ended, of how many, in all seeds."""
 
@@ -79,7 +79,7 @@ def read_run(folder: Path, name: str) -> Run:
     if (folder / "methods" / METHODS).is_file() or seed_folders(folder):
         return _read_methods(folder, name)
     stages = read_stages(folder)
-    metrics = {stage: lines for stage in RL_STAGES if (lines := _metrics(folder, stage))}
+    metrics = {stage: [lines] for stage in RL_STAGES if (lines := _metrics(folder, stage))}
     evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{FIGURES_FILE}")]
     evaluations.sort(key=lambda evaluation: rank(f"evaluate {evaluation.name}"))
     if not (metrics or evaluations or any(stage.state is State.DONE for stage in stages)):
@@ -91,9 +91,10 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _read_methods(folder: Path, name: str) -> Run:
-    """A comparison of methods, finished or not: all of its stages, and the evaluations and curves of its first seed."""
+    """A comparison of methods, finished or not: its stages, the curves of all seeds, the evaluations of its first."""
     path = folder / "methods" / METHODS
-    first = next(iter(seed_folders(folder)), folder)
+    seeds = seed_folders(folder)
+    first = next(iter(seeds), folder)
     folders = sorted(found.parent for found in first.glob(f"evaluation/*/{FIGURES_FILE}"))
     comparison: dict[str, Any] = {}
     if path.is_file():
@@ -105,10 +106,12 @@ def _read_methods(folder: Path, name: str) -> Run:
             folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise DataError(f"{path}: is damaged ({error!r}). Run `methods` again.") from error
-        first = folder / f"seed-{seed}"
-    logged = [*first.glob("*/metrics.jsonl"), *first.glob("*.work/metrics-*.jsonl")]
+    logged = [
+        path for pattern in ("*/metrics.jsonl", "*.work/metrics-*.jsonl") for path in folder.glob(f"seed-*/{pattern}")
+    ]
     trained = sorted({path.parent.name.removesuffix(".work") for path in logged})
-    metrics = {stage: lines for stage in trained if (lines := _metrics(first, stage))}
+    found = {stage: [lines for seed in seeds if (lines := _metrics(seed, stage))] for stage in trained}
+    metrics = {stage: several for stage, several in found.items() if several}
     evaluations = list(map(_read_evaluation, folders))
     stages = read_stages(folder, comparison=True)
     return Run(name, folder, stages, metrics, evaluations, comparison, _failed_episodes(folder, comparison))

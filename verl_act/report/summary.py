@@ -111,12 +111,11 @@ def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[R
         )
     if any(run.seeds for run in runs):
         found.append(
-            "The method tables of a comparison are over all seeds. All else on this page, charts, answers and learning "
-            "curves included, is of the first seed."
+            "The method tables of a comparison and its learning curves are over all seeds. All else on this page, the "
+            "other charts and the answers included, is of the first seed."
         )
-    if any(run.metrics for run in runs) and not any(
-        "actor/entropy" in entry["data"] for run in runs for metrics in run.metrics.values() for entry in metrics
-    ):
+    logged = [entry for run in runs for seeds in run.metrics.values() for lines in seeds for entry in lines]
+    if logged and not any("actor/entropy" in entry["data"] for entry in logged):
         found.append(
             "There is no curve of the entropy: verl logs it only where the trainer computes the log-probabilities of "
             "the rollouts again, which algorithm.rollout_correction.bypass_mode leaves out."
@@ -153,7 +152,7 @@ def duration(seconds: float | None) -> str:
 
 def _stage(stage: StageRecord, run: Run) -> StageSummary:
     made = stage.made or stage.mark
-    steps = len(run.metrics.get(stage.name, ())) if stage.name in RL_STAGES else 0
+    steps = sum(map(len, run.metrics.get(stage.name, ()))) if stage.name in RL_STAGES else 0
     return StageSummary(
         name=stage.name,
         state=stage.state,
