@@ -23,7 +23,8 @@ from verl_act.engine import Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import NoRoom, StepResult, Task
 from verl_act.envs.contract import NONSENSE
-from verl_act.envs.pool import _ALONE, _GROWN_AFTER, _SUSPECTED, EnvPool, _Host, _HostLost
+from verl_act.envs.host import _GROWN_AFTER, Host, HostLost
+from verl_act.envs.pool import _ALONE, _SUSPECTED, EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
 from verl_act.evaluate.ask import Examinee
@@ -103,15 +104,15 @@ def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(setting
 
 
 @pytest.fixture
-def lone_hosts(monkeypatch: pytest.MonkeyPatch) -> list[_Host]:
+def lone_hosts(monkeypatch: pytest.MonkeyPatch) -> list[Host]:
     """Every host that a pool has made for one episode alone."""
-    made: list[_Host] = []
+    made: list[Host] = []
     make = EnvPool.lone_host
     monkeypatch.setattr(EnvPool, "lone_host", lambda pool: made.append(make(pool)) or made[-1])
     return made
 
 
-def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], lone_hosts: list[_Host]) -> None:
+def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], lone_hosts: list[Host]) -> None:
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         lucky, other = [await pool.open(task(number)) for number in range(2)]
@@ -126,7 +127,7 @@ def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], l
 
 
 def test_many_suspects_have_few_actors_of_their_own(
-    settings: dict[str, str], lone_hosts: list[_Host], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, str], lone_hosts: list[Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("verl_act.envs.pool._SUSPECTED", 0)  # every episode is one, at every step
     count = _ALONE + 3
@@ -147,7 +148,7 @@ def test_many_suspects_have_few_actors_of_their_own(
 
 
 def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others(
-    settings: dict[str, str], lone_hosts: list[_Host]
+    settings: dict[str, str], lone_hosts: list[Host]
 ) -> None:
     async def run() -> tuple[list[str], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings)
@@ -171,16 +172,16 @@ def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others
 
 def test_steps_that_wait_go_together(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    call = _Host.call
+    call = Host.call
 
-    async def count(host: _Host, timeout: float, method: str, *arguments: Any) -> Any:
+    async def count(host: Host, timeout: float, method: str, *arguments: Any) -> Any:
         asked.append(method)
         return await call(host, timeout, method, *arguments)
 
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         sessions = [await pool.open(task(number)) for number in range(17)]
-        monkeypatch.setattr(_Host, "call", count)
+        monkeypatch.setattr(Host, "call", count)
         results = await asyncio.gather(*(session.step("add") for session in sessions))
         return [result.observation for result in results]
 
@@ -332,7 +333,7 @@ def test_a_closed_episode_is_released(settings: dict[str, str], tmp_path: Path) 
     assert asyncio.run(run()) == "t1: 1"
 
 
-def on_actor(host: _Host, function: Callable[[Any], Any]) -> Any:
+def on_actor(host: Host, function: Callable[[Any], Any]) -> Any:
     """Call `function` with what the actor of `host` is, in its process."""
     assert host._actor is not None
     return ray.get(host._actor.__ray_call__.remote(function))
@@ -458,8 +459,8 @@ def test_an_actor_with_many_more_episodes_than_another_gets_no_more(settings: di
 def test_an_actor_that_has_grown_too_large_is_replaced(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.pool._GROWN_AFTER", 1)
-    monkeypatch.setattr("verl_act.envs.pool._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.host._GROWN_AFTER", 1)
+    monkeypatch.setattr("verl_act.envs.host._MEMORY_EVERY", 0)
 
     async def run() -> tuple[list[float], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=fragile_env.LEAK_MB)
@@ -487,7 +488,7 @@ def test_an_actor_that_has_grown_too_large_is_replaced(
 def test_a_pool_tells_the_most_memory_that_an_actor_held(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.pool._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.host._MEMORY_EVERY", 0)
 
     async def run() -> list[float]:
         pool = EnvPool(fragile_env.NAME, settings, actors=2)
@@ -508,7 +509,7 @@ def test_a_pool_tells_the_most_memory_that_an_actor_held(
 def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.pool._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.host._MEMORY_EVERY", 0)
 
     async def run() -> set[str]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=1)
@@ -543,8 +544,8 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
                 raise OutOfMemoryError("killed by the memory monitor")
 
     monkeypatch.setattr(ray, "kill", lambda actor: None)
-    host = _Host(lambda generation: Killed())  # type: ignore[arg-type,return-value]
-    with pytest.raises(_HostLost, match=r"its process died \(OutOfMemoryError\)"):
+    host = Host(lambda generation: Killed())  # type: ignore[arg-type,return-value]
+    with pytest.raises(HostLost, match=r"its process died \(OutOfMemoryError\)"):
         asyncio.run(host.call(1.0, "step"))
     assert host.generation == 1
 
