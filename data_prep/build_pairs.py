@@ -34,6 +34,7 @@ def build_pairs(
     trajectories: Sequence[str | PathLike[str]],
     alternatives: Sequence[str | PathLike[str]] = (),
     env_settings: Mapping[str, Any] | None = None,
+    workers: int = 1,
     *,
     max_alternatives_per_state: int = 1,
     candidates: int = 2,
@@ -48,10 +49,11 @@ def build_pairs(
     """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was left out.
 
     `alternatives` are the files of `sample_alternatives`; `env_settings` are the environment's own (for ALFWorld:
-    `data`), as for collecting the trajectories; the further arguments are the fields of `PairSettings`.
+    `data`), as for collecting the trajectories; `workers` processes share the trajectories; the further arguments are
+    the fields of `PairSettings`.
 
     The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left,
-    `ConfigError` on impossible settings.
+    `ConfigError` on impossible settings, and `EnvError` where a worker process dies.
     """
     chosen = PairSettings(
         max_alternatives_per_state=max_alternatives_per_state,
@@ -74,7 +76,7 @@ def build_pairs(
     steps = read_steps(trajectories)
     sampled = _sampled(alternatives, steps, counts)
     # With a limit, trajectories beyond it are not even probed.
-    pairs = list(islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts), chosen.limit))
+    pairs = list(islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers), chosen.limit))
     pairs = _bound_inadmissible(pairs, chosen, counts)
     if not pairs:
         names = ", ".join(map(str, trajectories))

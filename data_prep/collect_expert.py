@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.players import Player, playing
+from verl_act.data_prep.players import Player, spread
 from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
@@ -77,7 +77,7 @@ def collect_expert(
     name = expert or next(iter(spec.experts))
     started = time.monotonic()
     tasks = _sample(spec.tasks(split, **settings), limit, seed)
-    with playing(_Player(env, settings, name), workers) as play_all:
+    with spread(_Player(env, settings, name), workers) as play_all:
         played = list(tqdm(play_all(tasks), split, len(tasks), disable=not progress))
     steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
     lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.collect_expert import TRAJECTORIES
-from verl_act.data_prep.players import playing
+from verl_act.data_prep.players import spread
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import FindTasks, advice, task_finder
 from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer
@@ -73,7 +73,7 @@ def import_trajectories(
     find = _Find(env, settings, task_finder(env, settings, split=split, workers=workers), split)
     kept: dict[tuple[str, str], Replayed] = {}
     rejected: list[Rejected] = []
-    with playing(Replayer(env, settings, form), workers) as replay:
+    with spread(Replayer(env, settings, form), workers) as replay:
         for path in files:
             rows = list(read_published(Path(path), form))
             outcomes = tqdm(replay(map(find, rows)), Path(path).name, len(rows), disable=not progress)

@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.probe import Judgement, Prober, leave_out
+from verl_act.data_prep.players import spread
+from verl_act.data_prep.probe import Judgement, Probers, leave_out
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
 from verl_act.draw import draw_key
 from verl_act.envs.registry import is_admissible
@@ -64,10 +65,12 @@ def make_pairs(
     env_settings: Mapping[str, Any],
     settings: PairSettings,
     counts: Counter[str],
+    workers: int = 1,
 ) -> Iterator[Pair]:
     """All pairs, lazily, one trajectory after another; `counts` takes note of what is left out, and why.
 
-    A trajectory that does not replay is left out from the step on where it departs.
+    A trajectory that does not replay is left out from the step on where it departs. `workers` processes share the
+    trajectories and do not change the result.
     """
     trajectories: dict[str, list[Step]] = {}
     for step in steps:
@@ -75,36 +78,46 @@ def make_pairs(
     names = list(trajectories)
     if settings.limit is not None:
         names.sort(key=lambda name: draw_key(settings.seed, name))
-    probers: dict[str, Prober] = {}
-    try:
-        for name in tqdm(names, desc="building pairs", unit="trajectory", mininterval=1.0):
-            wanted = [step for step in trajectories[name] if step.inferable or not settings.inferable_only]
-            counts["states"] += len(trajectories[name])
-            counts["states_not_inferable"] += len(trajectories[name]) - len(wanted)
-            try:
-                for step, judge in _states(wanted, probers, env_settings, settings):
-                    if _does_nothing(step, judge):
-                        counts["states_expert_inadmissible"] += 1
-                        continue
-                    yield from _pairs_at(step, sampled.get(step.state_id), judge, settings, counts)
-            except EnvError as error:
-                leave_out(name, error, counts)
-    finally:
-        for prober in probers.values():
-            prober.close()
+    jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
+    with spread(_Pairer(Probers(env_settings), settings), workers) as pair_all:
+        done = tqdm(pair_all(jobs), "building pairs", len(names), unit="trajectory", mininterval=1.0)
+        for pairs, found in done:
+            counts.update(found)
+            yield from pairs
 
 
-def _states(
-    steps: Sequence[Step], probers: dict[str, Prober], env_settings: Mapping[str, Any], settings: PairSettings
-) -> Iterator[tuple[Step, Judge]]:
-    """The steps of one trajectory, each with what judges an action there."""
-    if not settings.margins:
-        yield from ((step, _unprobed(step)) for step in steps)
-    elif steps:
-        env = steps[0].env
-        if env not in probers:
-            probers[env] = Prober(env, env_settings)
-        yield from ((state.step, state.judge) for state in probers[env].replay(steps))
+@dataclass
+class _Pairer:
+    """Makes the pairs of one trajectory after another, and counts what it leaves out."""
+
+    probers: Probers
+    settings: PairSettings
+
+    def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> tuple[list[Pair], Counter[str]]:
+        settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
+        sampled = {step.state_id: replies for step, replies in trajectory}
+        wanted = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
+        counts["states"] += len(trajectory)
+        counts["states_not_inferable"] += len(trajectory) - len(wanted)
+        try:
+            for step, judge in self._states(wanted):
+                if _does_nothing(step, judge):
+                    counts["states_expert_inadmissible"] += 1
+                    continue
+                pairs += _pairs_at(step, sampled[step.state_id], judge, settings, counts)
+        except EnvError as error:
+            leave_out(trajectory[0][0].trajectory_id, error, counts)
+        return pairs, counts
+
+    def _states(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Judge]]:
+        """The steps of one trajectory, each with what judges an action there."""
+        if not self.settings.margins:
+            yield from ((step, _unprobed(step)) for step in steps)
+        elif steps:
+            yield from ((state.step, state.judge) for state in self.probers.of(steps[0].env).replay(steps))
+
+    def close(self) -> None:
+        self.probers.close()
 
 
 def _does_nothing(step: Step, judge: Judge) -> bool:

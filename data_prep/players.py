@@ -1,4 +1,4 @@
-"""Playing many tasks with two environments a process, in this process or in several; what comes out is the same."""
+"""Work on environments, job by job, in this process or spread over several; what comes out is the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.registry import get_env
@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
+Job_contra = TypeVar("Job_contra", contravariant=True)
+Outcome_co = TypeVar("Outcome_co", covariant=True)
 
 
 @dataclass
 class Player(Generic[Job, Outcome]):
-    """What one process plays with: an environment, and a fresh one for the proof that it comes out the same again."""
+    """Plays tasks with an environment, and with a fresh one for the proof that it comes out the same again."""
 
     env: str
     settings: Mapping[str, Any]
@@ -58,34 +60,43 @@ class Player(Generic[Job, Outcome]):
             environment.close()
 
 
-_PLAYER: Player | None = None  # a worker process's own; environments cannot be sent between processes
+class Worker(Protocol[Job_contra, Outcome_co]):
+    """What does the jobs of one process. It is sent there before it has made an environment."""
+
+    def __call__(self, job: Job_contra, /) -> Outcome_co: ...
+
+    def close(self) -> None:
+        """End its environments, if there are any."""
 
 
-def _start_worker(player: Player) -> None:
-    global _PLAYER
-    _PLAYER = player
+_WORKER: Worker | None = None  # a process's own; environments cannot be sent between processes
 
 
-def _play_in_worker(job: Any) -> Any:
-    assert _PLAYER is not None
-    return _PLAYER(job)
+def _start_process(worker: Worker) -> None:
+    global _WORKER
+    _WORKER = worker
+
+
+def _work(job: Any) -> Any:
+    assert _WORKER is not None
+    return _WORKER(job)
 
 
 @contextmanager
-def playing(player: Player[Job, Outcome], workers: int) -> Iterator[Callable[[Iterable[Job]], Iterator[Outcome]]]:
-    """A `map` of `player` over `workers` processes, or plainly in this one; in order either way.
+def spread(worker: Worker[Job, Outcome], workers: int) -> Iterator[Callable[[Iterable[Job]], Iterator[Outcome]]]:
+    """A `map` of `worker` over `workers` processes, or plainly in this one; in order either way.
 
     Raises `EnvError` from the map where a process dies.
     """
     if workers <= 1:
         try:
-            yield lambda jobs: map(player, jobs)
+            yield lambda jobs: map(worker, jobs)
         finally:
-            player.close()
+            worker.close()
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (player,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (worker,))
     try:
-        yield lambda jobs: _until_one_dies(pool.map(_play_in_worker, jobs, chunksize=4), workers)
+        yield lambda jobs: _until_one_dies(pool.map(_work, jobs, chunksize=4), workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -96,5 +107,5 @@ def _until_one_dies(outcomes: Iterator[Outcome], workers: int) -> Iterator[Outco
     except BrokenProcessPool as error:
         raise EnvError(
             f"One of {workers} worker processes was killed, or its engine crashed. Most often memory has run out: each "
-            "worker holds two environments. Pass fewer --workers; nothing was written."
+            "holds environments of its own. Pass fewer --workers; nothing was written."
         ) from error

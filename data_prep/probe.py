@@ -99,6 +99,24 @@ class Prober:
             ) from None
 
 
+@dataclass
+class Probers:
+    """A process's probers, each made when first asked for. Close them when done."""
+
+    settings: Mapping[str, Any]
+    _made: dict[str, Prober] = field(init=False, default_factory=dict)
+
+    def of(self, env: str) -> Prober:
+        if env not in self._made:
+            self._made[env] = Prober(env, self.settings)
+        return self._made[env]
+
+    def close(self) -> None:
+        for prober in self._made.values():
+            prober.close()
+        self._made.clear()
+
+
 class State:
     """One state of a replayed trajectory, from which any number of actions can be tried."""
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
-from verl_act.data_prep.players import Player, playing
+from verl_act.data_prep.players import Player, spread
 from verl_act.data_prep.published import Published
 from verl_act.data_prep.webshop_titles import click_by_title, title_clicked
 from verl_act.envs.base import Environment, Task
@@ -182,7 +182,7 @@ class _ByFirstSight:
     @cached_property
     def _starts(self) -> list[tuple[str, str, Task]]:
         starts = []
-        with playing(_Starter(self._env, self._settings), self._workers) as start:
+        with spread(_Starter(self._env, self._settings), self._workers) as start:
             begun = tqdm(start(self._tasks), "reading how tasks begin", len(self._tasks), unit="task")
             for task, first in zip(self._tasks, begun, strict=True):
                 if isinstance(first, str):

@@ -12,7 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
-from verl_act.data_prep.probe import Prober, leave_out
+from verl_act.data_prep.players import spread
+from verl_act.data_prep.probe import Probers, leave_out
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
@@ -62,15 +63,17 @@ def reflect(
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    workers: int = 1,
 ) -> Manifest:
     """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
     States whose reply is `Unusable` are left out and counted. One that was killed goes on with what the model has not
-    written. Raises `DataError` where none is left.
+    written. `workers` processes share the environment's part. Raises `DataError` where no reflection is left, and
+    `EnvError` where a worker process dies.
     """
     started = time.monotonic()
     counts: Counter[str] = Counter()
-    tried = list(outcomes(read_steps(trajectories), alternatives_at(pairs), env_settings or {}, counts))
+    tried = list(outcomes(read_steps(trajectories), alternatives_at(pairs), env_settings or {}, counts, workers))
     if not tried:
         left_out = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no state of theirs has pairs"
         raise DataError(
@@ -157,30 +160,41 @@ def outcomes(
     alternatives: Mapping[str, Sequence[str]],
     env_settings: Mapping[str, Any],
     counts: Counter[str],
-) -> Iterator[tuple[Step, Turn, list[Turn]]]:
+    workers: int = 1,
+) -> Iterator[Tried]:
     """Each step that has alternatives, with what its own action and each of them led to in the real environment."""
-    trajectories: dict[str, list[Step]] = {}
+    jobs: dict[str, list[tuple[Step, Sequence[str]]]] = {}
     for step in steps:
         if step.state_id in alternatives:
-            trajectories.setdefault(step.trajectory_id, []).append(step)
-    probers: dict[str, Prober] = {}
-    try:
-        for wanted in tqdm(trajectories.values(), desc="executing alternatives", unit="trajectory"):
-            env = wanted[0].env
-            if env not in probers:
-                probers[env] = Prober(env, env_settings)
-            try:
-                for state in probers[env].replay(wanted):
-                    step = state.step
-                    others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
-                    counts["states"] += 1
-                    counts["alternatives"] += len(others)
-                    yield step, Turn(state.outcome(step.action), step.action), others
-            except EnvError as error:
-                leave_out(wanted[0].trajectory_id, error, counts)
-    finally:
-        for prober in probers.values():
-            prober.close()
+            jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
+    with spread(_Executor(Probers(env_settings)), workers) as execute_all:
+        for tried, found in tqdm(execute_all(jobs.values()), "executing alternatives", len(jobs), unit="trajectory"):
+            counts.update(found)
+            yield from tried
+
+
+@dataclass
+class _Executor:
+    """Executes what is known at the states of one trajectory after another, and counts it."""
+
+    probers: Probers
+
+    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> tuple[list[Tried], Counter[str]]:
+        tried, counts = list[Tried](), Counter[str]()
+        steps = [step for step, _ in trajectory]
+        alternatives = {step.state_id: actions for step, actions in trajectory}
+        try:
+            for state in self.probers.of(steps[0].env).replay(steps):
+                step = state.step
+                others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
+                tried.append((step, Turn(state.outcome(step.action), step.action), others))
+                counts.update(states=1, alternatives=len(others))
+        except EnvError as error:
+            leave_out(steps[0].trajectory_id, error, counts)
+        return tried, counts
+
+    def close(self) -> None:
+        self.probers.close()
 
 
 def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | Unusable:

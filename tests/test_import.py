@@ -18,7 +18,7 @@ from verl_act.data_prep import published_tasks
 from verl_act.data_prep.collect_expert import play
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
-from verl_act.data_prep.players import playing
+from verl_act.data_prep.players import spread
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
 from verl_act.data_prep.replay_published import Replayer
@@ -198,7 +198,7 @@ def test_a_worker_that_dies_is_told(games: Path, tmp_path: Path) -> None:
     settings = {"data": str(games)}
     (task, *_) = get_env("alfworld").tasks("train", **settings)
     replayer = Dying("alfworld", settings, "eto")
-    with playing(replayer, 2) as replay, pytest.raises(EnvError, match=r"One of 2 worker processes was killed"):
+    with spread(replayer, 2) as replay, pytest.raises(EnvError, match=r"One of 2 worker processes was killed"):
         list(replay([(row, [task])]))
 
 

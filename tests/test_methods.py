@@ -293,6 +293,16 @@ def test_outcomes_are_what_the_environment_shows(expert: Path, games: Path) -> N
     assert counts["states"] == len(pairs) and compared > 20
 
 
+def test_processes_share_outcomes_and_change_nothing(expert: Path, games: Path) -> None:
+    steps = read_steps([expert / "trajectories.parquet"])
+    alternatives = alternatives_at([expert / "pairs" / "pairs.parquet"])
+    counts: list[Counter[str]] = [Counter(), Counter()]
+    one, two = (
+        list(outcomes(steps, alternatives, {"data": str(games)}, counts[workers - 1], workers)) for workers in (1, 2)
+    )
+    assert one == two and counts[0] == counts[1]
+
+
 def test_every_alternative_of_a_state_is_tried_once(tmp_path: Path) -> None:
     pairs = [make_pair(0, further_alternatives=("look", "inventory")), make_pair(0, alternative_action="look")]
     write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in [*pairs, make_pair(1)]], PAIR)

@@ -105,6 +105,14 @@ def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
     assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
 
 
+def test_processes_share_trajectories_and_change_nothing(games: Path, trajectories: Path, tmp_path: Path) -> None:
+    settings = {"env_settings": _settings(games), "source": "admissible", "inferable_only": True}
+    made = [build_pairs(tmp_path / str(workers), [trajectories], workers=workers, **settings) for workers in (1, 2)]
+    assert made[0].counts == made[1].counts
+    one, two = ((tmp_path / name / "pairs.parquet").read_bytes() for name in "12")
+    assert one == two
+
+
 def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tmp_path: Path) -> None:
     build_pairs(tmp_path / "pairs", [trajectories], env_settings=_settings(games), source="admissible", limit=12)
     spec = get_env("alfworld")

@@ -178,6 +178,7 @@ def build_pairs(
     out: Out,
     trajectories: Files,
     alternatives: Annotated[list[Path] | None, typer.Option()] = None,
+    workers: Workers = 1,
     env_settings: EnvSettings = "{}",
     settings: Annotated[
         str, typer.Option(metavar="JSON", help="max_alternatives_per_state, candidates, source, margins and so on")
@@ -191,6 +192,7 @@ def build_pairs(
         trajectories,
         alternatives or (),
         _object(env_settings, "--env-settings"),
+        workers,
         **_keywords(settings, "--settings", run),
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
@@ -264,6 +266,7 @@ def reflect(
     max_model_len: int = 4096,
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
+    workers: Workers = 1,
     env_settings: EnvSettings = "{}",
     engine_options: EngineOptions = "{}",
     seed: Seed = 0,
@@ -282,6 +285,7 @@ def reflect(
         template=template,
         template_options=_object(template_options, "--template-options"),
         seed=seed,
+        workers=workers,
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
 

@@ -147,9 +147,9 @@ class MethodRecipe:
 class Recipe:
     """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings.
 
-    `workers` processes make games and play the expert. `chat_template_kwargs` are for prompts in sampling, training and
-    evaluation alike: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`, `audit` the bounds of
-    `check-pairs`.
+    `workers` processes make games, play the expert and probe alternatives. `chat_template_kwargs` are for prompts in
+    sampling, training and evaluation alike: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`,
+    `audit` the bounds of `check-pairs`.
     """
 
     env: str = "alfworld"

@@ -24,6 +24,7 @@ def reflections_stage(recipe: Recipe, out: Path) -> Stage:
         "max_model_len": recipe.max_model_len,
         "engine_options": recipe.engine_options,
         "env_settings": env_settings(recipe, out),
+        "workers": recipe.workers,
         "seed": recipe.seed,
         **prompt_options(recipe),
     }

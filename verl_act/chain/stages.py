@@ -69,6 +69,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
             "trajectories": files[:1],
             "alternatives": files[1:],
             "env_settings": env_settings(recipe, out),
+            "workers": recipe.workers,
             "settings": {"seed": recipe.seed, **recipe.pairs},
         }
         folder = out / "pairs" / split
