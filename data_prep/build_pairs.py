@@ -75,7 +75,7 @@ def build_pairs(
     counts: Counter[str] = Counter()
     steps = read_steps(trajectories)
     sampled = _sampled(alternatives, steps, counts)
-    # With a limit, trajectories beyond it are not even probed.
+    # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
     pairs = list(islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers), chosen.limit))
     pairs = _bound_inadmissible(pairs, chosen, counts)
     if not pairs:
