@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import hostile_env
 import hydra
@@ -28,17 +29,22 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.make_embedded_model import train_tokenizer
+from verl_act.engine import Engine, EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
+from verl_act.evaluate.ask import Examinee, play_tasks
 from verl_act.prompts import get_template
 from verl_act.prompts.plain_text import as_plain_text, control_tokens
 from verl_act.reward_fns.route import compute_score
 from verl_act.rollout import agent_loop, failures
 from verl_act.rollout.episode import NO_ACTION
+from verl_act.rollout.settings import Mode
 from verl_act.schema import TASK, Context, Turn, write_rows
 
 pytestmark = pytest.mark.slow
@@ -241,6 +247,75 @@ def test_stepwise_trains_each_reply_at_its_own_prompt(
         assert output.prompt_ids == tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=False
         )
+
+
+class ScriptedVllm:
+    """vLLM, as far as `Engine` sees it: replies as the `ScriptedServer` does."""
+
+    def __init__(self, tokenizer: Any, script: Sequence[str], model_type: str) -> None:
+        self.server = ScriptedServer(tokenizer, script, log_probs=False)
+        self.model_config = SimpleNamespace(hf_config=SimpleNamespace(model_type=model_type))
+
+    async def generate(self, prompt: dict[str, list[int]], parameters: Any, request: str) -> AsyncIterator[Any]:
+        ids = prompt["prompt_token_ids"]
+        limits = {"max_tokens": parameters.max_tokens}
+        reply = await self.server.generate(request, prompt_ids=ids, sampling_params=limits)
+        text = self.server.tokenizer.decode(reply.token_ids, skip_special_tokens=True)
+        yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=reply.token_ids, text=text)])
+
+
+def evaluated(
+    task: Task,
+    tokenizer: Any,
+    script: Sequence[str],
+    games: Path,
+    mode: str,
+    model_type: str,
+    max_model_len: int = 4096,
+) -> tuple[dict[str, Any], list[Request]]:
+    """The record of the task in an evaluation, and what was asked for it."""
+    engine, vllm = Engine.__new__(Engine), ScriptedVllm(tokenizer, script, model_type)
+    engine.settings = EngineSettings(model=str(embedded_models()["alfworld"]))
+    engine.tokenizer, engine._llm = tokenizer, cast(Any, vllm)
+    engine.chat_template_kwargs, engine.reply_prefix = {}, ""
+    engine.without_room, engine.max_model_len = 0, max_model_len
+    examinee = Examinee(engine, TEMPLATE, Sampling(max_tokens=max_model_len), mode=Mode(mode))
+    pools = {"alfworld": EnvPool("alfworld", {"data": str(games)})}
+    (record,) = asyncio.run(play_tasks(examinee, [task], pools, max_turns=40))
+    return record, vllm.server.requests
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_evaluation_asks_what_training_asks(
+    mode: str, model_type: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
+) -> None:
+    """Token for token, also after a reply without an answer."""
+    script = ["no tags at all", *map(answer, played.plan)]
+    run = run_loop(
+        *(played.task, tokenizer, script, tmp_path),
+        model_type=model_type,
+        mode=mode,
+        env_settings={"data": str(games)},
+    )
+    record, asked = evaluated(played.task, tokenizer, script, games, mode, model_type)
+    assert [request.prompt_ids for request in asked] == [request.prompt_ids for request in run.requests]
+    assert record["end"] == "goal" and [turn["reply"] for turn in record["turns"]] == script
+
+
+def test_an_evaluation_of_one_sequence_ends_with_the_context(played: Played, tokenizer: Any, games: Path) -> None:
+    script = [answer(action) for action in played.plan]
+    ask = partial(evaluated, played.task, tokenizer, script, games, "concat", "qwen3")
+    _, asked = ask()
+    whole = len(asked[2].prompt_ids)
+    for context, turns in ((whole + 2, 3), (whole + 1, 3), (whole, 2), (whole - 1, 2)):
+        record, asked = ask(max_model_len=context)
+        assert (record["end"], len(record["turns"])) == ("token_budget", turns)
+        assert len(asked) == turns and all(
+            len(request.prompt_ids) + request.sampling_params["max_tokens"] <= context for request in asked
+        )
+    record, asked = ask(max_model_len=10)
+    assert (record["end"], record["turns"], asked) == ("token_budget", [], [])
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])

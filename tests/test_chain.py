@@ -113,9 +113,11 @@ def test_the_audit_sees_pairs_as_they_will_be_shown(tmp_path: Path) -> None:
 
 
 def test_live_episodes_are_trained_within_the_limits_they_are_evaluated_in(tmp_path: Path) -> None:
-    changes = ["action.data=episodes", "evaluate.max_turns=7", "evaluate.max_tokens=9"]
-    command = training(load_recipe("alfworld/quickstart", changes), tmp_path)["action"].command
-    assert {"data.act.episode.max_turns=7", "data.act.episode.max_tokens_per_turn=9"} <= set(command)
+    changes = ["action.data=episodes", "evaluate.max_turns=7", "evaluate.max_tokens=9", "evaluate.mode=concat"]
+    planned = {stage.name: stage.command for stage in stages(load_recipe("alfworld/quickstart", changes), tmp_path)}
+    limits = {"data.act.episode.max_turns=7", "data.act.episode.max_tokens_per_turn=9"}
+    assert {*limits, 'data.act.episode.mode="concat"'} <= set(planned["action"])
+    assert all("--mode concat" in " ".join(planned[f"evaluate {name}"]) for name in ("initial", "critic", "action"))
     own = load_recipe("alfworld/quickstart", [*changes, "action.overrides.data.act.episode.max_turns=3"])
     assert "data.act.episode.max_turns=3" in training(own, tmp_path)["action"].command
     steps = training(load_recipe("alfworld/quickstart", changes[1:]), tmp_path)["action"].command
@@ -208,6 +210,7 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
         ("seed", "'seed' is not a change"),
         ("sede=1", "sede"),
         ("games.sise=small", "games has no key 'sise'"),
+        ("evaluate.mode=whole", "evaluate.mode is 'whole'; it can be concat or stepwise"),
         ("seed=x", "seed"),
         ("expert.files={dev: [a.jsonl]}", "expert.files has dev; the splits are train, valid_seen, valid_unseen"),
     ],

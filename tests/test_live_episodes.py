@@ -6,9 +6,11 @@ What differs by mode is tested in test_agent_loop.py; a run turn by turn is in t
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from servers import check_loopback, new_servers
@@ -16,8 +18,31 @@ from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.engine import EngineSettings, Sampling
+from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.run import evaluate
+from verl_act.rollout.settings import Mode
 
 TOKENS_PER_TURN = 24
+
+
+def check_evaluation(validated: dict[str, float], folder: Path) -> None:
+    """`evaluate` finds the initial model as good as verl's validation before the first step."""
+    tasks = folder / "test" / "webshop" / "tasks.parquet"
+    evaluate(
+        folder / "evaluation",
+        "initial",
+        EngineSettings(model=str(embedded_models()["webshop"]), max_model_len=2048),
+        Sampling(temperature=0, max_tokens=TOKENS_PER_TURN),
+        tasks=[tasks],
+        max_turns=2,
+        mode=Mode.CONCAT,
+        template="compact",
+    )
+    records = [json.loads(line) for line in (folder / "evaluation" / EPISODES).read_text().splitlines()]
+    for name in ("success", "steps", "inadmissible_share", "malformed_share", "longest_failed_repeat"):
+        (found,) = (value for key, value in validated.items() if key.endswith(f"webshop/episode/test/{name}/mean@1"))
+        assert found == pytest.approx(fmean(record[name] for record in records)), name
 
 
 @pytest.mark.slow
@@ -36,6 +61,7 @@ def test_webshop_and_scienceworld_as_one_sequence(tmp_path: Path) -> None:
         "data.max_prompt_length": 1400,
         "actor_rollout_ref.rollout.max_model_len": 2048,
         "actor_rollout_ref.model.path": embedded_models()["webshop"],
+        "trainer.val_before_train": True,
         "data.act.episode.mode": "concat",
         "data.act.episode.max_turns": 2,
         "data.act.episode.max_tokens_per_turn": TOKENS_PER_TURN,
@@ -43,6 +69,8 @@ def test_webshop_and_scienceworld_as_one_sequence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=action"]
     with new_servers() as servers:
         metrics = run([*command, *arguments(tmp_path, **{**ACT, **settings})], tmp_path)
+    before = metrics.pop(0)
+    check_evaluation(before, tmp_path)
     check_steps(metrics)
     check_loopback(servers)
     for step in (1, 2):

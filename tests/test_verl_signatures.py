@@ -19,6 +19,7 @@ AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
 LOOP_FILE = "verl_act/rollout/agent_loop.py"
 DATASET_FILE = "verl_act/data/dataset.py"
 ENGINE_FILE = "verl_act/engine.py"
+SEQUENCE_FILE = "verl_act/rollout/sequence.py"
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,27 @@ PINS = [
     Pin(
         "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder.build_initial_tokens",
         ("self", "messages"),
-        LOOP_FILE,
+        SEQUENCE_FILE,
         keywords=False,
     ),
     Pin(
-        f"{AGENT_LOOP}:AgentLoopBase.ct_merge_context_msg",
-        (
-            *("self", "previous_messages", "updated_messages", "runtime_token_ids"),
-            *("response_mask", "response_logprobs"),
-        ),
-        LOOP_FILE,
+        "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder.merge_context_tokens",
+        ("self", "previous_messages", "updated_messages", "runtime_token_ids"),
+        SEQUENCE_FILE,
         keywords=False,
     ),
+    Pin(
+        "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder.align_response_metadata",
+        ("self", "merge_result", "response_mask", "response_logprobs"),
+        SEQUENCE_FILE,
+        keywords=False,
+    ),
+    Pin(
+        "verl.utils.tokenizer.continuous_token_wiring:create_continuous_token_builder",
+        ("tokenizer", "hf_model_type", "chat_template_kwargs", "processor"),
+        ENGINE_FILE,
+    ),
+    Pin("verl.utils.tokenizer:hf_processor", ("name_or_path",), ENGINE_FILE, keywords=False),
     Pin(f"{AGENT_LOOP}:register", ("agent_name",), LOOP_FILE, keywords=False),
     Pin(f"{AGENT_LOOP}:DictConfigWrap.__init__", ("self", "config"), "tests/test_agent_loop.py"),
     Pin(
@@ -225,8 +235,7 @@ def test_fields(target: str, wanted: set[str], used_by: str) -> None:
 
 def test_what_verl_awaits_of_an_agent_loop_is_a_coroutine() -> None:
     loop = found(f"{AGENT_LOOP}:AgentLoopBase", LOOP_FILE)
-    for name in ("run", "ct_merge_context_msg"):
-        assert inspect.iscoroutinefunction(getattr(loop, name)), f"{name} is no coroutine any more; see {LOOP_FILE}"
+    assert inspect.iscoroutinefunction(loop.run), f"run is no coroutine any more; see {LOOP_FILE}"
 
 
 def test_the_cpu_platform_is_a_whole_platform() -> None:

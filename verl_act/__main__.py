@@ -17,6 +17,7 @@ import typer
 
 from verl_act.errors import ActError, ConfigError, cannot_write
 from verl_act.manifest import require_replaceable
+from verl_act.rollout.settings import Mode
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
 
@@ -371,6 +372,9 @@ def evaluate(
     ] = None,
     max_model_len: int = 4096,
     max_turns: int = 50,
+    mode: Annotated[
+        Mode, typer.Option(help="episodes with a prompt for each turn, or as one growing sequence, as trained")
+    ] = Mode.STEPWISE,
     actors: Annotated[int, typer.Option(help="processes that play the environment")] = 1,
     pool: Annotated[
         str, typer.Option(metavar="JSON", help="of these processes: step_timeout, reset_timeout (s), max_memory_mb")
@@ -403,6 +407,7 @@ def evaluate(
         reasoning=reasoning or [],
         reasoning_max_tokens=reasoning_max_tokens,
         max_turns=max_turns,
+        mode=mode,
         actors=actors,
         pool=_keywords(pool, "--pool", EnvPool),
         template=template,

@@ -16,15 +16,19 @@ import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from verl_act.errors import ConfigError, EngineError
 from verl_act.manifest import digest
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+
+if TYPE_CHECKING:
+    from verl_act.rollout.sequence import GrowingSequence
 
 Result = TypeVar("Result")
 
@@ -106,6 +110,7 @@ class Engine:
         if start_seconds is None:
             start_seconds = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
         extra = dict(settings.extra)
+        self.settings = settings
         self.chat_template_kwargs = extra.pop("chat_template_kwargs", {})
         self.tokenizer = load_tokenizer(settings.model, bool(extra.get("trust_remote_code", False)))
         self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
@@ -192,22 +197,57 @@ class Engine:
         ]
         return found or [Reply("", None, cut=True)] * sampling.n
 
+    def sequence(self, messages: Sequence[Message]) -> GrowingSequence:
+        """An episode as one growing sequence, as verl's agent loops build it for this model."""
+        from verl_act.rollout.sequence import GrowingSequence
+
+        return GrowingSequence(messages, self.tokenizer, self._token_builder)
+
+    @cached_property
+    def _token_builder(self) -> Any:
+        """The one that verl chooses for the model's family."""
+        from verl.utils.tokenizer import hf_processor
+        from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+        trust_remote_code = bool(self.settings.extra.get("trust_remote_code", False))
+        return create_continuous_token_builder(
+            self.tokenizer,
+            hf_model_type=self._llm.model_config.hf_config.model_type,
+            chat_template_kwargs=self.chat_template_kwargs,
+            processor=hf_processor(self.settings.model, trust_remote_code=trust_remote_code),
+        )
+
+    async def next_reply(self, sequence: GrowingSequence, sampling: Sampling, seed: int | None = None) -> str | None:
+        """One reply to what `sequence` says so far, which then holds it; None where no room for one is left."""
+        completions = await self._generate(sequence.sample.token_ids, sampling, seed)
+        if not completions:
+            return None
+        (completion,) = completions
+        sequence.reply(completion.token_ids, completion.text)
+        return self.reply_prefix + completion.text
+
     async def _complete(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, **options: Any
+    ) -> list[Any]:
+        """vLLM's completions; none, and counted, where the prompt leaves no room."""
+        completions = await self._generate(self.encode(messages), sampling, seed, **options)
+        self.without_room += not completions
+        return completions
+
+    async def _generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None, **options: Any
     ) -> list[Any]:
         """vLLM's completions; none where the prompt leaves no room. `options` are further sampling parameters."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        prompt_ids = self.encode(messages)
         room = self.max_model_len - len(prompt_ids)
         if room < 1:
-            self.without_room += 1
             return []
         drawn = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room), **options}
         parameters = SamplingParams(**drawn, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
         final = None
-        async for output in self._llm.generate({"prompt_token_ids": prompt_ids}, parameters, uuid4().hex):
+        async for output in self._llm.generate({"prompt_token_ids": list(prompt_ids)}, parameters, uuid4().hex):
             final = output
         if final is None:
             raise EngineError("vLLM ended a request without an answer; its own messages above say why.")

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from verl_act.errors import ConfigError
+from verl_act.rollout.settings import Mode
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 TRAINING = ("il", "reflection", "critic", "action")
@@ -103,6 +104,7 @@ class EvaluateRecipe:
     """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
     Questions are never left out.
 
+    `mode` is how live episodes are put, in the action stage too: `stepwise` or `concat` (`data.act.episode.mode`).
     `max_tokens` null takes that of the alternatives. `engine_options` are laid over the recipe's. `actors` is the
     number of processes that play the environment, `pool` what else `EnvPool` takes (`step_timeout`, `max_memory_mb`).
     `reasoning` are files of questions as in MATH-500 or GPQA-Diamond; a reply to one may have `reasoning_max_tokens`
@@ -111,6 +113,7 @@ class EvaluateRecipe:
 
     temperature: float = 0.0
     max_turns: int = 50
+    mode: str = "stepwise"
     actors: int = 1
     pool: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
@@ -220,6 +223,8 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
         raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; a state has one reflection.")
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
+    if recipe.evaluate.mode not in list(Mode):
+        raise ConfigError(f"recipe {name}: evaluate.mode is {recipe.evaluate.mode!r}; it can be {' or '.join(Mode)}.")
     splits = [recipe.train_split, *recipe.valid_splits]
     if unused := [split for split in recipe.expert.files if split not in splits]:
         raise ConfigError(f"recipe {name}: expert.files has {', '.join(unused)}; the splits are {', '.join(splits)}.")

@@ -148,7 +148,7 @@ def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: st
         "++data.act.episode.env_settings": env_settings(recipe, out),
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.rollout.max_model_len": recipe.max_model_len,
-        **(_episode_limits(recipe) if kind == "action" and recipe.action.data == "episodes" else {}),
+        **(_episode_settings(recipe) if kind == "action" and recipe.action.data == "episodes" else {}),
         **flat(stage.overrides),
     }
     if "action_ppo" in " ".join(stage.config):
@@ -161,9 +161,10 @@ def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: st
     return Stage(folder.name, command, folder, [*train, *valid, *model_input(recipe, model)], trains=True)
 
 
-def _episode_limits(recipe: Recipe) -> dict[str, int]:
+def _episode_settings(recipe: Recipe) -> dict[str, Any]:
     """Those of the evaluation, so that a policy is trained to do what it is measured on."""
     return {
+        "data.act.episode.mode": recipe.evaluate.mode,
         "data.act.episode.max_turns": recipe.evaluate.max_turns,
         "data.act.episode.max_tokens_per_turn": max_tokens(recipe),
     }
@@ -219,6 +220,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "reasoning": reasoning,
         "temperature": recipe.evaluate.temperature,
         "max_turns": recipe.evaluate.max_turns,
+        "mode": recipe.evaluate.mode,
         "actors": recipe.evaluate.actors,
         "pool": recipe.evaluate.pool or None,
         "max_tokens": max_tokens(recipe),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
@@ -24,7 +25,11 @@ from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.parse import match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
+from verl_act.rollout.settings import Mode
 from verl_act.schema import Context, Pair, Step
+
+if TYPE_CHECKING:
+    from verl_act.rollout.sequence import GrowingSequence
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +41,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Examinee:
-    """A model with the prompts and the sampling it is examined with."""
+    """A model with the prompts and the sampling it is examined with, and how the turns of its episodes are put."""
 
     engine: Engine
     template: Template
     sampling: Sampling
     seed: int = 0
+    mode: Mode = Mode.STEPWISE
 
     async def answer(self, messages: list[dict[str, str]], item: str) -> str:
         """The reply; `item` names the question and decides, with the seed, what is drawn for it."""
@@ -54,18 +60,48 @@ class Examinee:
         return reply
 
 
-class _Player:
-    """The policy of one episode: a fresh prompt each turn."""
+class _Player(ABC):
+    """The policy of one episode."""
 
     def __init__(self, examinee: Examinee, task: Task) -> None:
         self.examinee = examinee
         self.task = task
         self.turn = 0
 
-    async def reply(self, context: Context) -> str:
+    async def reply(self, context: Context) -> str | None:
         self.turn += 1
-        messages = self.examinee.template.action_messages(context)
-        return await self.examinee.answer(messages, f"episode {self.task.split}/{self.task.task_id}#{self.turn}")
+        return await self.answer(context, f"episode {self.task.split}/{self.task.task_id}#{self.turn}")
+
+    @abstractmethod
+    async def answer(self, context: Context, item: str) -> str | None:
+        """The reply to a turn named `item`."""
+
+
+class _StepwisePlayer(_Player):
+    """A fresh prompt each turn."""
+
+    async def answer(self, context: Context, item: str) -> str:
+        return await self.examinee.answer(self.examinee.template.action_messages(context), item)
+
+
+class _ConcatPlayer(_Player):
+    """One growing sequence, which ends where the model's context does."""
+
+    sequence: GrowingSequence | None = None
+
+    async def answer(self, context: Context, item: str) -> str | None:
+        engine, template = self.examinee.engine, self.examinee.template
+        if self.sequence is None:
+            self.sequence = engine.sequence(template.action_messages(context))
+        else:
+            room = engine.max_model_len - len(self.sequence.sample.prompt_ids)
+            content = template.followup(context.observation, context.admissible_actions)
+            if not self.sequence.observe(content, room):
+                return None
+        return await engine.next_reply(self.sequence, self.examinee.sampling, request_seed(self.examinee.seed, item))
+
+
+_PLAYERS = {Mode.STEPWISE: _StepwisePlayer, Mode.CONCAT: _ConcatPlayer}
 
 
 def require_one_environment(asked: Iterable[Task | Step | Pair]) -> None:
@@ -98,7 +134,7 @@ async def play_tasks(
     async def played(task: Task) -> Episode:
         session = await pools[task.env].open(task)
         try:
-            return await play(task, session, _Player(examinee, task), max_turns)
+            return await play(task, session, _PLAYERS[examinee.mode](examinee, task), max_turns)
         finally:
             await session.close()
 

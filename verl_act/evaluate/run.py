@@ -31,6 +31,7 @@ from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
+from verl_act.rollout.settings import Mode
 from verl_act.schema import TASK, read_pairs, read_steps, read_table
 
 PathName = str | PathLike[str]
@@ -49,6 +50,7 @@ def evaluate(
     reasoning: Sequence[PathName] = (),
     reasoning_max_tokens: int | None = None,
     max_turns: int = 50,
+    mode: Mode = Mode.STEPWISE,
     actors: int = 1,
     pool: Mapping[str, float] | None = None,
     template: str = "cot",
@@ -62,8 +64,9 @@ def evaluate(
     Every item of the files is asked exactly once, in file order; one that was killed goes on with what it has not
     asked. `limit` draws so many expert states and pairs of each split, the same ones for
     every model and seed (tasks and questions are never left out). Temperature 0 is greedy. `reasoning_max_tokens`
-    (None: as in `sampling`) bounds a reply to a question. The environment is played in `actors` processes, on the
-    caller's Ray where one is running; `pool` are further arguments of `EnvPool`.
+    (None: as in `sampling`) bounds a reply to a question. `mode` is how episodes are put: each turn with a prompt
+    of its own, or as one growing sequence, for a model trained so. The environment is played in `actors` processes, on
+    the caller's Ray where one is running; `pool` are further arguments of `EnvPool`.
 
     Raises `DataError` where an item comes twice, or items are of several environments.
     """
@@ -85,6 +88,7 @@ def evaluate(
         inputs=[*tasks, *trajectories, *pairs, *reasoning],
         settings={
             "max_turns": max_turns,
+            "mode": mode,
             "template_options": dict(template_options or {}),
             "env_settings": dict(env_settings or {}),
             "limit": limit,
@@ -93,7 +97,7 @@ def evaluate(
         seed=seed,
     )
     with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
-        examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed)
+        examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed, mode)
         reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
         async def ask() -> Answers:

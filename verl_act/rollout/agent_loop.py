@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
-from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_act.data.settings import ActSettings
@@ -23,11 +23,14 @@ from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template
-from verl_act.prompts.plain_text import as_plain_text, end_of_turn, reply_prefix, turn_separator
+from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 from verl_act.rollout.episode import Episode, play
 from verl_act.rollout.failures import FAILURES
+from verl_act.rollout.sequence import GrowingSequence, Sample
 from verl_act.rollout.settings import EpisodeSettings, Mode
 from verl_act.schema import Context
+
+Result = TypeVar("Result")
 
 _DEAF = ("dapo", "gdpo")
 """verl's reward managers that give the reward function nothing of what the agent loop adds to a row."""
@@ -67,25 +70,6 @@ class ActEnvAgentLoop(AgentLoopBase):
         return policy.outputs(episode, env_memory_mb=session.memory_mb)
 
 
-@dataclass
-class _Sample:
-    """One training sample under construction; the mask is 1 on the model's own tokens."""
-
-    prompt_ids: list[int]
-    response_ids: list[int] = field(default_factory=list)
-    response_mask: list[int] = field(default_factory=list)
-    response_logprobs: list[float] = field(default_factory=list)
-    routed_experts: Any = None
-    """(prompt + response - 1, layers, experts a token), as the server says it of all tokens with the last reply."""
-
-    def take(self, reply: TokenOutput) -> None:
-        """Append the model's own tokens."""
-        self.response_ids += reply.token_ids
-        self.response_mask += [1] * len(reply.token_ids)
-        self.response_logprobs += reply.log_probs or []
-        self.routed_experts = reply.routed_experts
-
-
 class _TokenPolicy(ABC):
     """Asks verl's server for replies and keeps every token for training."""
 
@@ -100,11 +84,13 @@ class _TokenPolicy(ABC):
         self.template = template
         self.settings = settings
         self.sampling_params = sampling_params
-        self.samples: list[_Sample] = []
+        self.samples: list[Sample] = []
         options = agent_loop.data_config.get("apply_chat_template_kwargs")
         self.reply_prefix = reply_prefix(agent_loop.tokenizer, options)
         self.seconds = 0.0
         self.preempted = -1  # verl's way to say that the server does not tell
+        self.routed_experts: list[Any] = []
+        """One a sample: (prompt + response - 1, layers, experts a token), or None where the server does not tell."""
         self.server_fields: list[dict[str, Any]] = []
         # One id an episode keeps it on one server, whose prefix cache then holds its earlier turns.
         self.request_id = uuid4().hex
@@ -123,10 +109,9 @@ class _TokenPolicy(ABC):
         limit = self.settings.max_tokens_per_turn
         return room if limit is None else min(limit, room)
 
-    async def fresh_prompt(self, messages: list[Message]) -> list[int]:
-        """Token ids of a prompt, however many: verl's own method would cut the left off, where the goal stands."""
-        builder = self.agent_loop.continuous_token_builder
-        return await self.agent_loop.loop.run_in_executor(None, lambda: builder.build_initial_tokens(messages))
+    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """What tokenizes, beside the event loop of all episodes."""
+        return await self.agent_loop.loop.run_in_executor(None, work, *arguments)
 
     def fits(self, prompt_ids: list[int], context: Context) -> bool:
         """Whether a prompt is within the limit. Raises `ConfigError` where it is an episode's first."""
@@ -138,9 +123,6 @@ class _TokenPolicy(ABC):
                 f"{type(self.template).__name__} with data.act.template."
             )
         return len(prompt_ids) <= limit
-
-    def user_message(self, messages: list[Message]) -> list[Message]:
-        return as_plain_text(messages, self.agent_loop.tokenizer)
 
     async def generate(self, prompt_ids: list[int], max_tokens: int) -> TokenOutput:
         """Sampled token ids, their log-probabilities and their routed experts (None where the server gives none)."""
@@ -158,9 +140,7 @@ class _TokenPolicy(ABC):
 
     async def text(self, token_ids: list[int]) -> str:
         tokenizer: Any = self.agent_loop.tokenizer
-        return await self.agent_loop.loop.run_in_executor(
-            None, lambda: tokenizer.decode(token_ids, skip_special_tokens=True)
-        )
+        return await self.aside(partial(tokenizer.decode, token_ids, skip_special_tokens=True))
 
     def outputs(self, episode: Episode, **figures: float) -> list[AgentLoopOutput]:
         """What verl trains on; `figures` are logged beside the episode's own. Every output carries the same fields, as
@@ -183,13 +163,13 @@ class _TokenPolicy(ABC):
                 response_ids=sample.response_ids,
                 response_mask=sample.response_mask,
                 response_logprobs=sample.response_logprobs or None,
-                routed_experts=sample.routed_experts,
+                routed_experts=routed_experts,
                 num_turns=2 * len(episode.turns),
                 metrics=metrics,
                 multi_modal_data={},
                 extra_fields=dict(fields),
             )
-            for sample in self.samples
+            for sample, routed_experts in zip(self.samples, self.routed_experts, strict=True)
         ]
 
     def _reward(self, episode: Episode) -> float:
@@ -217,71 +197,51 @@ class StepwisePolicy(_TokenPolicy):
     """Each turn is a sample: a fresh prompt with the last turns of the history, and the reply."""
 
     async def written(self, context: Context) -> str | None:
-        messages = self.user_message(self.template.action_messages(context))
-        prompt_ids = await self.fresh_prompt(messages)
+        prompt_ids = await self.aside(self._prompt, self.template.action_messages(context))
         if not self.fits(prompt_ids, context):
             return None
         reply = await self.generate(prompt_ids, self.turn_limit(self.agent_loop.rollout_config.response_length))
-        self.samples.append(_Sample(prompt_ids))
-        self.samples[-1].take(reply)
+        self.samples.append(Sample(prompt_ids))
+        self.samples[-1].take(reply.token_ids, reply.log_probs)
+        self.routed_experts.append(reply.routed_experts)
         return await self.text(reply.token_ids)
+
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        """Token ids of a prompt, however many: verl's own method would cut the left off, where the goal stands."""
+        messages = as_plain_text(messages, self.agent_loop.tokenizer)
+        return self.agent_loop.continuous_token_builder.build_initial_tokens(messages)
 
 
 class ConcatPolicy(_TokenPolicy):
-    """The episode is one sample: the first prompt, then replies (trained) and observations (masked) in turn."""
+    """The episode is one sample: a `GrowingSequence`."""
+
+    sequence: GrowingSequence | None = None
 
     async def written(self, context: Context) -> str | None:
-        if not self.samples:
-            self.messages = self.user_message(self.template.action_messages(context))
-            prompt_ids = await self.fresh_prompt(self.messages)
-            self.fits(prompt_ids, context)
-            self.samples.append(_Sample(prompt_ids))
-        elif not await self._observe(context):
-            return None
-        sample = self.samples[0]
-        room = self._limit() - len(sample.response_ids)
-        reply = await self.generate(sample.prompt_ids + sample.response_ids, self.turn_limit(room))
-        sample.take(reply)
+        if self.sequence is None:
+            self.sequence = await self._begin(context)
+        else:
+            content = self.template.followup(context.observation, context.admissible_actions)
+            if not await self.aside(self.sequence.observe, content, self._limit(self.sequence.sample)):
+                return None
+        sample = self.sequence.sample
+        reply = await self.generate(sample.token_ids, self.turn_limit(self._limit(sample) - len(sample.response_ids)))
         text = await self.text(reply.token_ids)
-        self.messages = [*self.messages, {"role": "assistant", "content": text}]
+        self.sequence.reply(reply.token_ids, text, reply.log_probs)
+        # The server says it of all tokens so far.
+        self.routed_experts = [reply.routed_experts]
         return text
 
-    async def _observe(self, context: Context) -> bool:
-        """Append what the environment answered; False, with nothing appended, where no room for a reply is left."""
-        sample = self.samples[0]
-        answer = self.template.followup(context.observation, context.admissible_actions)
-        messages = [*self.messages, *self.user_message([{"role": "user", "content": answer}])]
-        closing = self._closing(sample.response_ids)
-        merged, mask, log_probs = await self.agent_loop.ct_merge_context_msg(
-            self.messages,
-            messages,
-            sample.prompt_ids + sample.response_ids + closing,
-            sample.response_mask + [0] * len(closing),
-            sample.response_logprobs + [0.0] * len(closing) if sample.response_logprobs else None,
-        )
-        response_ids = merged.token_ids[len(sample.prompt_ids) :]
-        if len(response_ids) >= self._limit():
-            return False
-        self.messages = messages
-        sample.response_ids, sample.response_mask = response_ids, mask
-        sample.response_logprobs = log_probs or []
-        return True
+    async def _begin(self, context: Context) -> GrowingSequence:
+        loop = self.agent_loop
+        messages = self.template.action_messages(context)
+        sequence = await self.aside(GrowingSequence, messages, loop.tokenizer, loop.continuous_token_builder)
+        self.fits(sequence.sample.prompt_ids, context)
+        self.samples.append(sequence.sample)
+        return sequence
 
-    def _limit(self) -> int:
+    def _limit(self, sample: Sample) -> int:
         """Tokens that may follow the first prompt: within the response, and within the server's context."""
         rollout = self.agent_loop.rollout_config
         context = rollout.max_model_len or math.inf
-        return int(min(rollout.response_length, context - len(self.samples[0].prompt_ids)))
-
-    def _closing(self, response_ids: list[int]) -> list[int]:
-        """What the chat template writes after a reply and neither the model nor verl's builder adds."""
-        tokenizer: Any = self.agent_loop.tokenizer
-        end = end_of_turn(tokenizer)
-        closing: list[int] = []
-        # A reply that was cut does not end its turn by itself; an open turn would garble all that follows.
-        if end is not None and response_ids[-1:] not in ([end], [tokenizer.eos_token_id]):
-            closing.append(end)
-        # Only the builders that verl has for certain model families know what stands between their turns.
-        if type(self.agent_loop.continuous_token_builder) is ContinuousTokenBuilder:
-            closing += turn_separator(tokenizer)
-        return closing
+        return int(min(rollout.response_length, context - len(sample.prompt_ids)))
