@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-python=${PYTHON:-python3.11}
+python=${PYTHON:-$(command -v python3.11 || command -v python3.12 || echo python3.11)}
 lock=requirements/cpu.txt
 done_mark=$venv/.installed
 
@@ -17,9 +17,9 @@ case "$(uname -s)-$(uname -m)" in
   Linux-x86_64) ;;
   *) fail "the CPU lock file is for Linux on x86-64, this is $(uname -s) on $(uname -m). Use the GPU path in the README, or a Linux machine." ;;
 esac
-command -v "$python" >/dev/null || fail "$python was not found. Install Python 3.11, or name yours: PYTHON=/path/to/python3.11 make setup"
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
-  fail "$python is $("$python" --version 2>&1), but the lock file is for Python 3.11. Name another: PYTHON=/path/to/python3.11 make setup"
+command -v "$python" >/dev/null || fail "$python was not found. Install Python 3.11 or 3.12, or name yours: PYTHON=/path/to/python3.11 make setup"
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' ||
+  fail "$python is $("$python" --version 2>&1), but the lock file is for Python 3.11 and 3.12. Name another: PYTHON=/path/to/python3.11 make setup"
 for tool in g++ make; do
   command -v $tool >/dev/null || fail "$tool was not found; TextWorld's planner is compiled on installation. On Debian: apt-get install build-essential"
 done
@@ -43,6 +43,6 @@ fi
 echo "set-up: $(grep -c '==' $lock) pinned packages (a few minutes the first time)"
 "${uv_install[@]}" -r $lock || fail "a pinned package could not be installed; the lines above say which."
 "${uv_install[@]}" --no-build-isolation --editable . || fail "this package could not be installed."
-"$venv/bin/python" -m compileall -q -j 0 "$venv/lib/python3.11/site-packages" >/dev/null 2>&1 || true
+"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python3.*/site-packages >/dev/null 2>&1 || true
 cat $lock pyproject.toml | sha256sum > "$done_mark"
 echo "set-up: done"
