@@ -27,8 +27,11 @@ def stub(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("python", "message"),
     [
-        ('[ "$1" = -c ] && exit 1; echo Python 3.12.4', "is Python 3.12.4, but the lock file is for Python 3.11"),
-        (None, "was not found. Install Python 3.11, or name yours: PYTHON="),
+        (
+            '[ "$1" = -c ] && exit 1; echo Python 3.13.1',
+            "is Python 3.13.1, but the lock file is for Python 3.11 and 3.12",
+        ),
+        (None, "was not found. Install Python 3.11 or 3.12, or name yours: PYTHON="),
     ],
 )
 def test_another_python_is_refused(python: str | None, message: str, tmp_path: Path) -> None:
