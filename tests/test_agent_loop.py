@@ -458,6 +458,16 @@ def test_a_concat_episode_ends_within_its_budget(played: Played, tokenizer: Any,
             assert 1 <= request.sampling_params["max_tokens"] <= left
 
 
+def test_room_for_one_reply_is_none_for_an_episode(played: Played, tokenizer: Any, games: Path, tmp_path: Path) -> None:
+    script = [answer(action) for action in played.plan]
+    play = partial(run_loop, played.task, tokenizer, script, tmp_path, env_settings={"data": str(games)})
+    with pytest.raises(ConfigError, match="max_response_length=24 has to hold a whole episode"):
+        play(mode="concat", response_length=24, max_tokens_per_turn=24)
+    assert play(mode="concat", response_length=24, max_tokens_per_turn=23).requests
+    assert play(mode="concat", response_length=24, max_tokens_per_turn=24, max_turns=1).requests
+    assert play(mode="stepwise", response_length=24, max_tokens_per_turn=24).requests
+
+
 def test_a_concat_episode_ends_within_the_context_of_the_server(
     played: Played, tokenizer: Any, games: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ class ActEnvAgentLoop(AgentLoopBase):
                 f"verl's reward manager {manager!r} does not pass on the outcome of an episode. Set "
                 "reward.reward_manager.name=naive where tasks are among the rows."
             )
+        self._require_room_for_turns(settings.episode)
         pool = EnvPool.shared(task.env, settings.episode)
         policy_class = ConcatPolicy if settings.episode.mode is Mode.CONCAT else StepwisePolicy
         policy = policy_class(self, settings.make_template(), settings.episode, sampling_params)
@@ -68,6 +69,16 @@ class ActEnvAgentLoop(AgentLoopBase):
         finally:
             await session.close()
         return policy.outputs(episode, env_memory_mb=session.memory_mb)
+
+    def _require_room_for_turns(self, settings: EpisodeSettings) -> None:
+        """Raises `ConfigError` where one reply may take the room of a whole episode."""
+        room, reply = self.rollout_config.response_length, settings.max_tokens_per_turn
+        if settings.mode is Mode.CONCAT and settings.max_turns > 1 and reply is not None and reply >= room:
+            raise ConfigError(
+                f"data.max_response_length={room} has to hold a whole episode in mode concat, and one reply of "
+                f"data.act.episode.max_tokens_per_turn={reply} tokens would take all of it. Raise "
+                "data.max_response_length to the length of an episode."
+            )
 
 
 class _TokenPolicy(ABC):
