@@ -465,7 +465,7 @@ def test_room_for_one_reply_is_none_for_an_episode(played: Played, tokenizer: An
         play(mode="concat", response_length=24, max_tokens_per_turn=24)
     assert play(mode="concat", response_length=24, max_tokens_per_turn=23).requests
     assert play(mode="concat", response_length=24, max_tokens_per_turn=24, max_turns=1).requests
-    assert play(mode="stepwise", response_length=24, max_tokens_per_turn=24).requests
+    assert play(mode="stepwise", response_length=24, max_tokens_per_turn=24, max_turns=2).requests
 
 
 def test_a_concat_episode_ends_within_the_context_of_the_server(
