@@ -1,7 +1,7 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test test-all check docs audit test-verl lock embedded-model embedded-model-thinking embedded-model-scienceworld embedded-model-webshop clean
+.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test test-all check lint types docs audit test-verl lock embedded-model embedded-model-thinking embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
@@ -12,9 +12,13 @@ quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results
 quickstart-scienceworld quickstart-webshop: quickstart-%: embedded-model-% ## the same on ScienceWorld (needs Java) or WebShop
 	$(PYTHON_RUN) -m verl_act chain $*/quickstart --out runs/$@
 
-check: setup      ## format, lint and types
+check: lint types ## format, lint and types
+
+lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+
+types: setup
 	$(VENV)/bin/mypy
 
 AT_ONCE ?= 2
