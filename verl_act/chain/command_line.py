@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _BEFORE_QUOTE = re.compile(r'(\\+)("|$)')
 
 
-def act_command(name: str, out: Path | None, options: dict[str, Any]) -> list[str]:
+def act_command(name: str, out: Path | None, options: Mapping[str, Any]) -> list[str]:
     """`python -m verl_act NAME` with its options; a list gives its option several times, true stands by itself."""
     words = [sys.executable, "-m", "verl_act", name]
     if out is not None:

@@ -16,11 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verl_act.chain.command_line import act_command
 from verl_act.chain.recipe import MethodRecipe, PromptRecipe, Recipe, TrainRecipe, parse_stage
 from verl_act.chain.run import console, is_done, locked, run_stages
 from verl_act.chain.sft import reflections_stage, rows_stage, sft_stage
-from verl_act.chain.stages import Stage, answer_files, data_stages, evaluation_stage, rl_stage
+from verl_act.chain.stages import Stage, act_stage, answer_files, data_stages, evaluation_stage, rl_stage
 from verl_act.errors import ConfigError
 from verl_act.manifest import FILE_NAME
 
@@ -228,15 +227,10 @@ def _results(recipe: Recipe, out: Path, tabled: Tabled) -> list[Stage]:
         for seed in seeds
         for file in answer_files(evaluation_folder(out, seed, name))
     ]
-    table = Stage(
-        "methods",
-        [*act_command("compare-methods", out / "methods", options), str(out)],
-        out / "methods",
-        answers,
-    )
-    page = out / "report.html"
-    command = [*act_command("report", page, {}), str(out)]
-    return [table, Stage("report", command, page, [*answers, table.output / "methods.json"])]
+    folder, page = out / "methods", out / "report.html"
+    table = act_stage("methods", "compare-methods", folder, options, {"run": out}, answers, out=folder)
+    inputs = [*answers, folder / "methods.json"]
+    return [table, act_stage("report", "report", page, {}, {"runs": [out]}, inputs, out=page)]
 
 
 def _entry(recipe: Recipe, out: Path, name: str, tabled: Tabled) -> dict[str, Any]:

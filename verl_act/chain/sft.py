@@ -6,9 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verl_act.chain.command_line import act_command, flat, hydra_value
+from verl_act.chain.command_line import flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
-from verl_act.chain.stages import Stage, env_settings, model_input, pairs_file, prompt_options, trajectories_file
+from verl_act.chain.stages import (
+    Stage,
+    act_stage,
+    env_settings,
+    model_input,
+    pairs_file,
+    prompt_options,
+    trajectories_file,
+)
 from verl_act.errors import ConfigError
 
 
@@ -29,8 +37,8 @@ def reflections_stage(recipe: Recipe, out: Path) -> Stage:
         **prompt_options(recipe),
     }
     folder = out / "reflections"
-    command = act_command("reflect", folder, options)
-    return Stage("reflections", command, folder, [*inputs, *model_input(recipe, recipe.model_path)])
+    inputs += model_input(recipe, recipe.model_path)
+    return act_stage("reflections", "reflect", folder, options, inputs=inputs, out=folder)
 
 
 def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
@@ -47,9 +55,8 @@ def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
         "seed": recipe.seed,
         **prompt_options(recipe),
     }
-    command = act_command("make-sft", folder, options)
     inputs = [*trajectories, *reflections, *model_input(recipe, recipe.model_path)]
-    return Stage(f"rows {kind}", command, folder, inputs)
+    return act_stage(f"rows {kind}", "make-sft", folder, options, inputs=inputs, out=folder)
 
 
 def sft_stage(recipe: Recipe, stage: TrainRecipe, rows: Path, model: str, folder: Path) -> Stage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from verl_act.evaluate.files import FILES
 class Stage:
     """One command. `inputs` are hashed to tell whether the stage is up to date; `output` must exist once it is done.
 
-    `trains` marks a verl run, which leaves a model at `output / "model"` and can go on from its checkpoints.
+    `trains` marks a verl run, which leaves a model at `output / "model"` and can go on from its checkpoints. `call` is
+    the command as data, where it is one of this package: with it, its settings are validated before anything runs.
     """
 
     name: str
@@ -27,6 +28,32 @@ class Stage:
     output: Path
     inputs: Sequence[Path] = ()
     trains: bool = False
+    call: Call | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command of this package with the values of its options and arguments, by their names (`max_tokens`)."""
+
+    command: str
+    options: Mapping[str, Any]
+
+
+def act_stage(
+    name: str,
+    command: str,
+    output: Path,
+    options: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+    inputs: Sequence[Path] = (),
+    out: Path | None = None,
+) -> Stage:
+    """`python -m verl_act COMMAND` as a stage. `arguments` have no option; `out` is what `--out` says, if anything."""
+    arguments = arguments or {}
+    words = act_command(command, out, options)
+    for value in arguments.values():
+        words += map(str, value) if isinstance(value, list) else [str(value)]
+    return Stage(name, words, output, inputs, call=Call(command, {**options, **arguments}))
 
 
 def stages(recipe: Recipe, out: Path) -> list[Stage]:
@@ -42,7 +69,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         games = out / "games"
         made: dict[str, Any] = asdict(recipe.games)
         options = {**made, "workers": recipe.workers}
-        found.append(Stage("games", act_command("make-games", games, options), games))
+        found.append(act_stage("games", "make-games", games, options, out=games))
         sources = [games]
     found += [_expert_stage(recipe, out, split, sources) for split in all_splits(recipe)]
     trajectories = [trajectories_file(out, split) for split in all_splits(recipe)]
@@ -62,7 +89,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
     }
     sampled = out / "alternatives"
     inputs = [*trajectories, *model_input(recipe, recipe.model_path)]
-    found.append(Stage("alternatives", act_command("sample-alternatives", sampled, options), sampled, inputs))
+    found.append(act_stage("alternatives", "sample-alternatives", sampled, options, inputs=inputs, out=sampled))
     for split in all_splits(recipe):
         files = [trajectories_file(out, split), sampled / "alternatives.parquet"]
         options = {
@@ -73,8 +100,8 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
             "settings": {"seed": recipe.seed, **recipe.pairs},
         }
         folder = out / "pairs" / split
-        command = act_command("build-pairs", folder, options)
-        found.append(Stage(f"pairs {split}", command, folder, [*files, *sources]))
+        inputs = [*files, *sources]
+        found.append(act_stage(f"pairs {split}", "build-pairs", folder, options, inputs=inputs, out=folder))
     audited = [pairs_file(out, split) for split in all_splits(recipe)]
     options = {
         "pairs": audited[:1],
@@ -83,15 +110,15 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         "bounds": recipe.audit,
         **prompt_options(recipe),
     }
-    found.append(Stage("audit", act_command("check-pairs", None, options), audited[0], audited))
+    found.append(act_stage("audit", "check-pairs", audited[0], options, inputs=audited))
     for name, splits, limit in (
         ("train", [recipe.train_split], None),
         ("panel", recipe.valid_splits, recipe.evaluate.tasks),
     ):
         options = {"splits": splits, "limit": limit, "seed": recipe.seed, "env_settings": env_settings(recipe, out)}
         folder = out / "tasks" / name
-        command = [*act_command("make-tasks", folder, options), recipe.env]
-        found.append(Stage(f"tasks {name}", command, folder, sources))
+        arguments = {"env": recipe.env}
+        found.append(act_stage(f"tasks {name}", "make-tasks", folder, options, arguments, sources, out=folder))
     return found
 
 
@@ -105,8 +132,9 @@ def _expert_stage(recipe: Recipe, out: Path, split: str, sources: Sequence[Path]
             "workers": recipe.workers,
             "env_settings": settings,
         }
-        command = [*act_command("import-trajectories", folder, options), recipe.env, *map(str, own)]
-        return Stage(f"expert {split}", command, folder, [*own, *sources])
+        arguments: dict[str, Any] = {"env": recipe.env, "files": own}
+        inputs = [*own, *sources]
+        return act_stage(f"expert {split}", "import-trajectories", folder, options, arguments, inputs, out=folder)
     options = {
         "expert": recipe.expert.name,
         "limit": recipe.expert.limits.get(split),
@@ -114,8 +142,8 @@ def _expert_stage(recipe: Recipe, out: Path, split: str, sources: Sequence[Path]
         "workers": recipe.workers,
         "env_settings": settings,
     }
-    command = [*act_command("collect-expert", folder, options), recipe.env, split]
-    return Stage(f"expert {split}", command, folder, sources)
+    arguments = {"env": recipe.env, "split": split}
+    return act_stage(f"expert {split}", "collect-expert", folder, options, arguments, sources, out=folder)
 
 
 def _training(recipe: Recipe, out: Path) -> list[Stage]:
@@ -197,11 +225,11 @@ def _evaluation(recipe: Recipe, out: Path) -> list[Stage]:
     }
     found = [evaluation_stage(recipe, out, name, model, out / "evaluation" / name) for name, model in models.items()]
     folders = [stage.output for stage in found]
-    command = [*act_command("compare", out / "comparison", {}), *map(str, folders)]
     answers = [file for folder in folders for file in answer_files(folder)]
-    found.append(Stage("comparison", command, out / "comparison", answers))
+    table = out / "comparison"
+    found.append(act_stage("comparison", "compare", table, {}, {"evaluations": folders}, answers, out=table))
     page = out / "report.html"
-    found.append(Stage("report", [*act_command("report", page, {}), str(out)], page, [*answers, out / "comparison"]))
+    found.append(act_stage("report", "report", page, {}, {"runs": [out]}, [*answers, table], out=page))
     return found
 
 
@@ -233,7 +261,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         **prompt_options(recipe),
     }
     inputs = [panel, *trajectories, *pairs, *reasoning, *model_input(recipe, model)]
-    return Stage(f"evaluate {name}", act_command("evaluate", folder, options), folder, inputs)
+    return act_stage(f"evaluate {name}", "evaluate", folder, options, inputs=inputs, out=folder)
 
 
 def all_splits(recipe: Recipe) -> list[str]:
