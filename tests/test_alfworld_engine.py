@@ -65,6 +65,101 @@ def test_transcripts_are_those_of_the_stock_engine(task_type: str, games: Path, 
             frame = step(choose(rng, frame.commands))
 
 
+HELP = "\\nAvailable commands:\\n  look:   look around\\n  go to (receptacle):  move, (and) so on\\n"
+
+
+def test_help_prints_the_literal_text_of_official_games(games: Path, tmp_path: Path, stock: AlfredDemangler) -> None:
+    """Its feedback is a text, not a symbol, and the package's grammar, which our games have, says it in other words."""
+    path = tmp_path / "game.tw-pddl"
+    content = json.loads(next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).read_text())
+    before, _, _ = content["grammar"].rpartition("action help {")
+    literal = HELP.replace("\\n", "\n")
+    content["grammar"] = f'{before}action help {{\n    template :: "help";\n    feedback :: "{literal}";\n}}\n'
+    path.write_text(json.dumps(content))
+    stock.load(str(path))
+    stock.reset()
+    expected = stock.step("help")[0].feedback
+    assert "go to (receptacle):  move, (and) so on" in expected
+    environment = AlfworldEnvironment()
+    first = environment.play(read_game(path))
+    result = environment.step("help")
+    assert result.observation == expected
+    assert not result.admissible and result.admissible_actions == first.admissible_actions
+
+
+EXPRESSIONS = {
+    "call": "__import__('pathlib').Path('hacked').touch()",
+    "call of a text's method": "r.name.upper()",
+    "call by name": "print(r)",
+    "dunder name": "__builtins__",
+    "dunder attribute": "r.__class__",
+    "attribute of an attribute": "r.name.name",
+    "attribute of another kind": "r.synonyms",
+    "lambda": "(lambda: 1)()",
+    "f-string": "f'r.name'",
+    "escape": "'\\\\x41'",
+    "double quotes": "(r.name)",
+    "walrus": "(r := 1)",
+    "conditional": "r.name if r else r.id",
+    "comprehension": "(a for a in r.name)",
+    "and": "r.name and r.id",
+    "negation": "not r",
+    "keyword": "None",
+    "number": "1",
+    "power": "9**9**9",
+    "two names": "r.name r.id",
+    "sum of objects": "r + r",
+    "sum without end": "r.name + ",
+    "or without end": "r.name or ",
+    "nothing between": "r.name or or r.id",
+    "await": "await r",
+    "deep nesting": "(" * 500 + "r" + ")" * 500,
+    "long": " + ".join(["r.name"] * 10_000),
+    "long blank": " " * 100_000,
+}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_a_game_file_cannot_run_python(
+    expression: str, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = json.loads(next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).read_text())
+    assert "{r.name}" in content["grammar"]
+    path = tmp_path / "game.tw-pddl"
+    path.write_text(json.dumps(content | {"grammar": content["grammar"].replace("{r.name}", f"{{{expression}}}", 1)}))
+    with pytest.raises(DataError) as refused:
+        AlfworldEnvironment().play(read_game(path))
+    assert str(path) in str(refused.value) and expression[:5] in str(refused.value)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_expressions_mean_what_they_mean_to_the_stock_engine(
+    games: Path, tmp_path: Path, stock: AlfredDemangler
+) -> None:
+    content = json.loads(next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).read_text())
+    shown = set()
+    for expression in (
+        "r",
+        "r.type + '_' + r.id",
+        "'' or r.definite",
+        "r or r.id",
+        "'' or ''",
+        " r.name  or 'or + it' ",
+        "'a + b or c'",
+    ):
+        path = tmp_path / "game.tw-pddl"
+        path.write_text(
+            json.dumps(content | {"grammar": content["grammar"].replace("{r.name or r.id}", f"{{{expression}}}")})
+        )
+        stock.load(str(path))
+        engine = Engine()
+        engine.load(read_game(path))
+        shown.add(engine.reset().feedback)
+        assert engine.reset().feedback == stock.reset().feedback, expression
+    assert len(shown) == 5  # three of them say the name
+
+
 def test_the_official_wording_of_a_game_is_kept(games: Path) -> None:
     """Goals with signs that mean something to the grammar, or to JSON, come out as the stock engine says them."""
     path = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl"))

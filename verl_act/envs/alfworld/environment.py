@@ -19,7 +19,7 @@ _BANNER = "-= Welcome to TextWorld, ALFRED! =-"
 _TASK = "Your task is to: "
 _NOTHING = "Nothing happens."
 _HIDDEN = frozenset({"help"})
-"""Commands of the engine that are never offered: `help` prints a manual and is no part of a task."""
+"""Commands of the engine that are neither offered nor admissible: `help` prints a manual and is no part of a task."""
 
 _LOCK = threading.RLock()  # the engine shares caches and a translator within a process; see `game`
 _IDLE_ENGINES: list[Engine] = []  # a closed environment's engine: its library copy could never be unloaded
@@ -87,13 +87,10 @@ class AlfworldEnvironment:
             engine = self._playing()
             action = action.strip()
             admissible = action in self._frame.commands and action not in _HIDDEN
-            over = self._over()
-            if admissible and not over:
+            over, feedback = self._over(), _NOTHING
+            if not over:
                 self._frame = engine.step(action)
                 feedback = self._frame.feedback
-            else:
-                feedback = _NOTHING
-            if not over:
                 self._steps += 1
             return StepResult(
                 observation=feedback,

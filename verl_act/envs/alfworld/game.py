@@ -27,7 +27,7 @@ from textworld.generator.game import EntityInfo
 
 from verl_act.envs.alfworld.facts import Facts
 from verl_act.envs.alfworld.grammar import Binding, Placeholder, Scene, TextGrammar
-from verl_act.errors import EnvError
+from verl_act.errors import DataError, EnvError
 
 FILE_NAME = "game.tw-pddl"
 
@@ -71,7 +71,6 @@ class CompiledGame:
     parameters: Mapping[str, tuple[Placeholder, ...]]
     mentioned: Mapping[str, tuple[Placeholder, ...]]
     """The parameters of each action that its command depends on."""
-    feedback_symbols: Mapping[str, str]
     facts: Facts
     """The initial facts."""
     entities: Mapping[str, EntityInfo]
@@ -88,7 +87,7 @@ class CompiledGame:
         """Ground the planner's operator `name`, such as `openobject agent1 loc_1 fridge_1`."""
         action, *arguments = name.split()
         binding = dict(zip(self.parameters[action], arguments, strict=False))
-        return Operator(self.command(action, binding), self.feedback_symbols[action], binding, effects)
+        return Operator(self.command(action, binding), _feedback_symbol(action), binding, effects)
 
     def command(self, action: str, binding: Binding) -> str:
         """What the agent types for `action`; `binding` must hold the parameters that its template starts from."""
@@ -117,7 +116,7 @@ def read_game(path: Path) -> GameFile:
         raise EnvError(f"{path}: no such game file. {remedy}") from None
     except (KeyError, TypeError) as error:
         raise EnvError(f"{path}: is not an ALFWorld game: {error!r} is missing or of a wrong type. {remedy}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EnvError(f"{path}: is not a readable game file: {error}. {remedy}") from error
 
 
@@ -139,7 +138,8 @@ def game_from(content: Mapping[str, Any], *, name: str) -> GameFile:
 def compile_game(game: GameFile) -> CompiledGame:
     """Translate and compile `game`; kept for the 128 games used last (about 1 MB each).
 
-    Raises `EnvError` where its problem, domain or grammar is malformed.
+    Raises `EnvError` where its problem, domain or grammar is malformed, `DataError` where the grammar holds an
+    expression that ALFWorld's grammars do not use.
     """
     goal = _GOAL.search(game.grammar)
     shared = game.grammar if goal is None else _GOAL.sub(_ANY_GOAL, game.grammar, count=1)
@@ -157,7 +157,6 @@ def compile_game(game: GameFile) -> CompiledGame:
             goal=goal.group() if goal else None,
             parameters=parameters,
             mentioned={name: _mentioned(logic.actions[name].template, known) for name, known in parameters.items()},
-            feedback_symbols={name: action.feedback_rule.strip("#") for name, action in logic.actions.items()},
             facts=facts,
             entities=_name_entities(facts, {thing.name: thing.type_name for thing in task.objects}),
         )
@@ -181,8 +180,8 @@ def _translating(game: GameFile) -> Iterator[None]:
         gc.disable()
         try:
             yield
-        except EnvError:
-            raise
+        except (EnvError, DataError) as error:
+            raise type(error)(f"{game.name}: {error}") from error
         except (Exception, SystemExit) as error:  # translator and parsers raise whatever comes up, down to SystemExit
             raise EnvError(
                 f"{game.name}: its rules cannot be translated: {type(error).__name__}: {error}. "
@@ -200,11 +199,17 @@ def _parse_logic(text: str) -> tuple[GameLogic, TextGrammar]:
     grammar = TextGrammar(logic.grammar)
     for name, action in logic.actions.items():
         grammar.add_template(_command_symbol(name), action.template)
+        grammar.add_template(_feedback_symbol(name), action.feedback_rule)
     return logic, grammar
 
 
+# A colon is in no symbol that a grammar can name, so these replace none of its own.
 def _command_symbol(action: str) -> str:
-    return f"{action}.command"
+    return f"command:{action}"
+
+
+def _feedback_symbol(action: str) -> str:
+    return f"feedback:{action}"
 
 
 def _check_commands_are_static(task: Any, logic: GameLogic) -> None:

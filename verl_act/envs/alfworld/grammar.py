@@ -4,13 +4,19 @@ The stock engine parses every template again at every step and deep-copies its s
 TextWorld still does the parsing, once a grammar; its symbols are turned into small functions that render the same text.
 Queries enumerate facts in TextWorld's own order (sorted, distinct placeholders naming distinct objects), so lists
 come out alike.
+
+The stock engine also hands every expression in braces to Python's `eval`. A game file is data that anybody may have
+written, so here an expression is compiled from the few forms that ALFWorld's grammars use, and any other is refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from types import CodeType
+from keyword import iskeyword
+from operator import attrgetter
+from reprlib import repr as brief  # an expression may be of any length
 from typing import Any, NamedTuple
 
 from textworld.envs.pddl.textgen import (
@@ -25,7 +31,7 @@ from textworld.envs.pddl.textgen import (
 from textworld.logic import Rule
 
 from verl_act.envs.alfworld.facts import Facts
-from verl_act.errors import EnvError
+from verl_act.errors import DataError, EnvError
 
 Placeholder = tuple[str, str]
 """Name and type, as in `o:object`."""
@@ -43,6 +49,14 @@ class Scene(NamedTuple):
 
 
 _Render = Callable[[Scene, Binding], list[str]]
+_Objects = Mapping[str, Any]
+"""The objects that an expression speaks of, by their names in it."""
+_Value = Callable[[_Objects], Any]
+
+_TOKEN = re.compile(r"\s*(?:'[^'\\]*'|\+|[A-Za-z]\w*(?:\.\w+)?)\s*", re.ASCII)
+_LONGEST = 1000
+"""Characters of the longest expression that is read; ALFWorld's own have 30."""
+_ATTRIBUTES = ("id", "type", "name", "definite", "indefinite")
 
 
 class TextGrammar:
@@ -87,7 +101,7 @@ class TextGrammar:
                 name = str(symbol)
                 return lambda scene, binding: [self.render(name, scene, binding)]
             case EvalSymbol():
-                return _evaluation(compile(symbol.expression, "<grammar>", "eval"))
+                return _evaluation(symbol.expression)
             case ConditionalSymbol():
                 return self._conditional(symbol)
             case ListSymbol():
@@ -117,12 +131,73 @@ class TextGrammar:
         return render
 
 
-def _evaluation(code: CodeType) -> _Render:
+def _evaluation(expression: str) -> _Render:
+    """Compile what stands in braces: `o`, `o.name`, `o.indefinite + ' ' + o.name`, or several of these joined by `or`.
+
+    It means what it means in Python. Raises `DataError` for anything else.
+    """
+    choices = _choices(expression)
+
     def render(scene: Scene, binding: Binding) -> list[str]:
-        variables = {name: scene.entities[value] for (name, _), value in binding.items()}
-        return [str(eval(code, {}, variables))]
+        objects = {name: scene.entities[value] for (name, _), value in binding.items()}
+        try:
+            value: Any = None
+            for choice in choices:
+                value = choice(objects)
+                if value:
+                    break
+        except KeyError as error:
+            raise EnvError(
+                f"The game's grammar names {error} in {{{brief(expression)}}}, which is no object there. "
+                "The file is damaged; write or download it again."
+            ) from None
+        return [str(value)]
 
     return render
+
+
+def _choices(expression: str) -> list[_Value]:
+    tokens = _TOKEN.findall(expression[:_LONGEST])
+    sums: list[list[str]] = [[]]
+    for token in map(str.strip, tokens):
+        if token == "or":
+            sums.append([])
+        else:
+            sums[-1].append(token)
+    try:
+        if "".join(tokens) != expression:
+            raise ValueError
+        return [_sum(terms) for terms in sums]
+    except ValueError:
+        raise DataError(
+            f"The game's grammar has the expression {{{brief(expression)}}}. ALFWorld's have objects (o), their texts "
+            f"(o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file from a "
+            "source that you trust."
+        ) from None
+
+
+def _sum(tokens: list[str]) -> _Value:
+    """One object, or texts joined by `+`. Raises `ValueError` for any other tokens."""
+    terms, signs = tokens[::2], tokens[1::2]
+    if len(terms) != len(signs) + 1 or set(signs) - {"+"}:
+        raise ValueError
+    if signs and not all("." in term or term.startswith("'") for term in terms):
+        raise ValueError  # Python cannot add objects either
+    values = [_term(term) for term in terms]
+    return values[0] if len(values) == 1 else lambda objects: "".join([value(objects) for value in values])
+
+
+def _term(token: str) -> _Value:
+    if token.startswith("'"):
+        text = token[1:-1]
+        return lambda objects: text
+    name, _, attribute = token.partition(".")
+    if token == "+" or iskeyword(name) or attribute not in ("", *_ATTRIBUTES):
+        raise ValueError
+    if not attribute:
+        return lambda objects: objects[name]
+    read = attrgetter(attribute)
+    return lambda objects: read(objects[name])
 
 
 def parse_query(text: str) -> Query:
