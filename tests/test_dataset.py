@@ -1,6 +1,7 @@
 """ActDataset as verl uses it: built from `data.custom_cls`, collated by verl, mixed with verl's own rows."""
 
 import itertools
+import json
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -384,13 +385,22 @@ def test_files_that_cannot_be_trained_on_are_refused(files: dict[str, str], tmp_
     write_rows(tmp_path / "alternatives.parquet", [], ALTERNATIVES)
     (tmp_path / "cut.parquet").write_bytes(Path(files["pairs"]).read_bytes()[:-100])
     write_rows(tmp_path / "empty.parquet", [], PAIR)
+    pairs = pq.read_table(files["pairs"]).replace_schema_metadata(None)
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in pairs.to_pylist()))
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": ')
+    (tmp_path / "pairs.csv").write_text("pair_id,env\n")
+    pq.write_table(pairs.drop_columns(["margin", "step"]), tmp_path / "no_margin.parquet")
     rollout_n = [{**row, "__rollout_n__": 2} for row in pq.read_table(files["gsm8k"]).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rollout_n), tmp_path / "rollout_n.parquet")
     for name, message in [
         ("missing.parquet", "no such file"),
         ("alternatives.parquet", "holds alternatives rows"),
-        ("cut.parquet", "cut.parquet: is not a whole parquet file"),
+        ("cut.parquet", "cut.parquet: the file is damaged or was cut short"),
         ("empty.parquet", "no row is left"),
+        ("pairs.jsonl", r"pairs.jsonl: has no column 'prompt'.*pair/1 rows, but is no parquet file;.*build-pairs"),
+        ("no_margin.parquet", r"no_margin.parquet: .*pair/1 rows, but lacks step, margin;.*build-pairs"),
+        ("broken.jsonl", "broken.jsonl: cannot be read as rows in JSON"),
+        ("pairs.csv", r"pairs.csv: is neither .parquet nor .json nor .jsonl"),
     ]:
         with pytest.raises(DataError, match=message):
             _dataset(str(tmp_path / name))

@@ -1,10 +1,14 @@
 """Records survive a file; damaged and foreign files are refused with the file, the column and the row."""
 
+import random
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -111,7 +115,7 @@ def _newer_version(path: Path) -> None:
     ("damage", "message"),
     [
         (Path.unlink, "no such file"),
-        (_without_column, "column 'margin' is missing"),
+        (_without_column, "lacks the columns margin of pair/1"),
         (_with_null, "row 1, column 'expert_action' is null"),
         (_with_null_in_list, "row 2, column 'admissible_actions' holds a null"),
         (_with_texts_for_lists, "column 'history' is (large_)?string, which cannot be read as list"),
@@ -133,8 +137,73 @@ def test_a_bad_file_is_named(damage: Callable[[Path], Any], message: str, tmp_pa
 
 def test_text_is_not_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "pairs.parquet").write_text("pair_id,env\n")
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"pairs.parquet: is not a parquet file.*build-pairs"):
         read_pairs([tmp_path / "pairs.parquet"])
+
+
+def flipped(path: Path, bit: int) -> Path:
+    """A copy of the file in which one bit is the other one."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    copy = path.with_name("flipped.parquet")
+    copy.write_bytes(content)
+    return copy
+
+
+@pytest.mark.parametrize("schema", [PAIR, TRAJECTORY], ids=["pairs", "trajectories"])
+def test_a_bit_that_flipped_is_noticed(schema: pa.Schema, tmp_path: Path) -> None:
+    make = make_pair if schema is PAIR else make_step
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [make(number).to_row() for number in range(40)], schema)
+    whole, bits = read_table(path, schema), 8 * path.stat().st_size
+    noticed, tries = 0, 400
+    for bit in random.Random(0).sample(range(bits), tries):
+        copy = flipped(path, bit)
+        try:
+            assert read_table(copy, schema).equals(whole), f"bit {bit} changed the rows and nothing was said"
+        except DataError as error:
+            assert str(copy) in str(error)
+            noticed += 1
+    assert noticed > 0.9 * tries
+
+
+def test_the_column_and_rows_of_a_damaged_page_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    write_rows(path, [make_pair(number).to_row() for number in range(40)], PAIR)
+    column = pq.read_metadata(path).row_group(0).column(0)
+    copy = flipped(path, 8 * (column.dictionary_page_offset + column.total_compressed_size - 1))
+    with pytest.raises(DataError, match=r"flipped.parquet: .* in column 'pair_id', rows 0 to 39"):
+        read_pairs([copy])
+
+
+def test_a_damaged_file_without_our_digest_raises_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    table = pa.Table.from_pylist([make_pair(number).to_row() for number in range(40)], schema=PAIR)
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    assert read_table(path, PAIR).equals(table), "files of others, and from before, are read"
+    for bit in random.Random(1).sample(range(8 * path.stat().st_size), 400):
+        with suppress(DataError):
+            read_table(flipped(path, bit), PAIR)
+
+
+def test_bytes_that_are_no_text_are_named_by_column_and_row(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.parquet"
+    ids = pa.Array.from_buffers(pa.string(), 2, pa.array([b"game-1", b"game-\xff"]).buffers())
+    words = pa.array(["x", "x"])
+    rows = {"env": words, "split": words, "task_id": ids, "task_type": words, "seed": pa.array([0, 0])}
+    pq.write_table(pa.table(rows), path)
+    with pytest.raises(DataError, match=r"tasks.parquet: .*row 1, column 'task_id'"):
+        read_table(path, TASK)
+
+
+def test_other_programs_read_and_rewrite_our_files(tmp_path: Path) -> None:
+    path, expected = tmp_path / "pairs.parquet", [make_pair(number) for number in range(3)]
+    write_rows(path, [pair.to_row() for pair in expected], PAIR)
+    assert pd.read_parquet(path)["pair_id"].tolist() == [pair.pair_id for pair in expected]
+    loaded = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["pair_id"] == [pair.pair_id for pair in expected]
+    pq.write_table(pq.read_table(path).slice(1), tmp_path / "fewer.parquet")
+    assert read_pairs([tmp_path / "fewer.parquet"]) == expected[1:]
 
 
 def test_a_trajectory_file_from_before_a_column_is_read(tmp_path: Path) -> None:

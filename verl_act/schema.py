@@ -22,9 +22,9 @@ from sys import intern
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from verl_act.errors import DataError
+from verl_act.parquet_file import is_parquet, read_parquet, read_parquet_schema, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -307,13 +307,31 @@ TASK = _columns(
 """Tasks to play in the live environment: the rows of the multi-turn stages and of the evaluation panels."""
 
 
-_ROW_GROUP = 16_384
-"""Rows; Arrow cannot read lists of texts of more than 2 GiB out of one group."""
+_WRITTEN_BY = {
+    "trajectory": "collect-expert or import-trajectories",
+    "task": "make-tasks",
+    "alternatives": "sample-alternatives",
+    "pair": "build-pairs or import-preferences",
+    "reflection": "reflect",
+    "sft": "make-sft",
+}
+"""The commands that write a file of each schema."""
 
 
 def schema_name(schema: pa.Schema) -> str:
     """`name/version` as stored in the file, or `none`."""
-    return (schema.metadata or {}).get(b"verl_act.schema", b"none").decode()
+    return (schema.metadata or {}).get(b"verl_act.schema", b"none").decode(errors="replace")
+
+
+def written_by(schema: pa.Schema) -> str:
+    """The commands that write a file of `schema`, as a sentence."""
+    return f"`python -m verl_act {_WRITTEN_BY[schema_name(schema).split('/')[0]]}` writes such a file."
+
+
+def missing_columns(names: Iterable[str], schema: pa.Schema) -> list[str]:
+    """The columns of `schema` that a file with the columns `names` lacks and must have."""
+    there = set(names)
+    return [column.name for column in schema if not column.metadata and column.name not in there]
 
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
@@ -326,7 +344,7 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
     try:
         table = pa.Table.from_pylist(list(rows), schema=schema)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial, row_group_size=_ROW_GROUP)
+        write_parquet(partial, table)
         os.replace(partial, path)
     except UnicodeEncodeError as error:
         raise DataError(
@@ -362,24 +380,25 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
     Raises `DataError` naming the file, and the first column or row at fault.
     """
     path = Path(path)
+    name = schema_name(schema)
     if not path.is_file():
+        raise DataError(f"{path}: no such file. It should hold {name} rows; {written_by(schema)}")
+    if not is_parquet(path):
+        raise DataError(f"{path}: is not a parquet file, as {name} rows are stored. {written_by(schema)}")
+    found = read_parquet_schema(path)
+    if schema_name(found) not in (name, "none"):
         raise DataError(
-            f"{path}: no such file. It should hold {schema_name(schema)} rows; run the stage that writes it."
+            f"{path}: holds {schema_name(found)} rows where {name} is needed. "
+            "Pass the file that the stage before this one wrote, or write it again with this version."
         )
+    if lost := missing_columns(found.names, schema):
+        raise DataError(
+            f"{path}: lacks the columns {', '.join(lost)} of {name} (it has {', '.join(found.names)}). "
+            f"{written_by(schema)}"
+        )
+    missing = [column for column in schema if column.name not in found.names]
+    table = read_parquet(path, columns=[name for name in schema.names if name in found.names])
     try:
-        found = pq.read_schema(path)
-        if schema_name(found) not in (schema_name(schema), "none"):
-            raise DataError(
-                f"{path}: holds {schema_name(found)} rows where {schema_name(schema)} is needed. "
-                "Pass the file that the stage before this one wrote, or write it again with this version."
-            )
-        missing = [column for column in schema if column.name not in found.names]
-        for column in missing:
-            if not column.metadata:
-                raise DataError(
-                    f"{path}: column {column.name!r} is missing ({schema_name(schema)} needs {schema.names})."
-                )
-        table = pq.read_table(path, columns=[name for name in schema.names if name in found.names])
         for column in missing:
             nulls = pa.nulls(table.num_rows, column.type)
             table = table.add_column(schema.get_field_index(column.name), column, nulls)
@@ -387,18 +406,9 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
             # Without rows first: types that can never become the column's.
             _cast(path, table[column.name].slice(0, 0), column)
         _refuse_nulls(path, table, schema)
-        columns = [_cast(path, table[column.name], column) for column in schema]
-        table = pa.table(columns, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise DataError(
-            f"{path}: cannot be read as {schema_name(schema)}: {error}. "
-            "The file is damaged or was cut short; write it again."
-        ) from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: does not fit {schema_name(schema)}: {error}") from error
-    return table
+        return pa.table([_cast(path, table[column.name], column) for column in schema], schema=schema)
+    except (pa.ArrowException, LookupError) as error:
+        raise DataError(f"{path}: does not fit {name}: {error}") from error
 
 
 def _cast(path: Path, values: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedArray:

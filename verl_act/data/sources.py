@@ -9,20 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from verl_act.data.balance import repeats
 from verl_act.data.order import arranged
 from verl_act.data.settings import ActSettings
 from verl_act.errors import DataError
+from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import verb
 from verl_act.prompts import Message
-from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, read_table, schema_name
+from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, missing_columns, read_table, schema_name
 
 SINGLE_TURN_AGENT = "single_turn_agent"
 """verl's own agent loop for one prompt and one reply."""
@@ -184,19 +185,12 @@ def open_source(path: str, settings: ActSettings) -> Source | None:
     """
     if not path.endswith(".parquet"):
         return None
-    try:
-        found = pq.read_schema(path)
-        kind = schema_name(found).split("/")[0]
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. It is listed in data.train_files or data.val_files.") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is not a whole parquet file ({error}). Write it again.") from error
+    if not Path(path).exists():
+        raise DataError(f"{path}: no such file. It is listed in data.train_files or data.val_files.")
+    found = read_parquet_schema(path)
+    kind = schema_name(found).split("/")[0]
     if kind == "none":
-        has_all = (
-            source
-            for source in _KINDS.values()
-            if {column.name for column in source.schema if not column.metadata} <= set(found.names)
-        )
+        has_all = (source for source in _KINDS.values() if not missing_columns(found.names, source.schema))
         unnamed = None if "prompt" in found.names else next(has_all, None)  # verl's rows have a prompt
         return unnamed(path, settings) if unnamed else None
     if kind not in _KINDS:

@@ -6,9 +6,13 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
+import datasets
+from datasets.exceptions import DatasetGenerationError
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_act.errors import ConfigError, DataError
+from verl_act.parquet_file import read_parquet_schema
+from verl_act.schema import PAIR, TASK, TRAJECTORY, missing_columns, schema_name, written_by
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +26,26 @@ class VerlRows:
 
     def __init__(self, path: str, tokenizer: Any, processor: Any, config: Any) -> None:
         self.path = path
-        self._dataset = RLHFDataset(data_files=[path], tokenizer=tokenizer, processor=processor, config=config)
+        self._require_prompts(config.get("prompt_key", "prompt"))
+        try:
+            self._dataset = RLHFDataset(data_files=[path], tokenizer=tokenizer, processor=processor, config=config)
+        except DatasetGenerationError as error:
+            raise DataError(f"{path}: the rows cannot be read ({error.__cause__}). Write the file again.") from error
         # Otherwise RLHFDataset leaves its rows out when it is pickled, as a spawned data worker needs it to be.
         self._dataset.serialize_dataset = True
+
+    def _require_prompts(self, prompt_key: str) -> None:
+        """Raise `DataError` where the file has no prompts, or is none that verl reads."""
+        columns = _columns(self.path)
+        if prompt_key not in columns:
+            ours = (PAIR, TRAJECTORY, TASK)
+            nearest = max(ours, key=lambda schema: len(schema) - 2 * len(missing_columns(columns, schema)))
+            lost = missing_columns(columns, nearest)
+            reason = f"but lacks {', '.join(lost)}" if lost else "but is no parquet file"
+            raise DataError(
+                f"{self.path}: has no column {prompt_key!r} (data.prompt_key), as rows of verl's layout have; it has "
+                f"{', '.join(columns)}. It may be meant as {schema_name(nearest)} rows, {reason}; {written_by(nearest)}"
+            )
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -54,3 +75,15 @@ class VerlRows:
         read = {self._dataset.prompt_key, self._dataset.image_key, self._dataset.video_key, self._dataset.audio_key}
         if left_out := sorted(set(columns) - set(kept) - read):
             logger.warning("%s: columns left out, which other files do not have: %s.", self.path, ", ".join(left_out))
+
+
+def _columns(path: str) -> list[str]:
+    if path.endswith(".parquet"):
+        return read_parquet_schema(path).names
+    if not path.endswith((".json", ".jsonl")):
+        raise DataError(f"{path}: is neither .parquet nor .json nor .jsonl. Save it as one of them.")
+    try:
+        return datasets.load_dataset("json", data_files=path, split="train").column_names
+    except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f"{path}: cannot be read as rows in JSON ({reason}). Write one JSON object a line.") from error

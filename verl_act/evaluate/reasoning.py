@@ -25,9 +25,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.json as pj
-import pyarrow.parquet as pq
 
 from verl_act.errors import ConfigError, DataError
+from verl_act.parquet_file import read_parquet
 from verl_act.prompts import Message
 
 MATH_COLUMNS = ("problem", "answer")
@@ -127,7 +127,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _table(path: Path) -> pa.Table:
     if path.suffix == ".parquet":
-        return pq.read_table(path)
+        return read_parquet(path)
     if path.suffix == ".csv":
         # A column of numbers is text too, and the questions of GPQA go over several lines.
         text = pcsv.ConvertOptions(column_types=dict.fromkeys((*MATH_COLUMNS, *CHOICE_COLUMNS), pa.string()))

@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from verl_act.data.order import arranged
 from verl_act.errors import DataError
 from verl_act.evaluate.figures import LOOP_LENGTH
 from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
+from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.report.numbers import Model
 from verl_act.report.read import Run
@@ -311,4 +311,4 @@ def _unchanged(name: str, wanted: str, folder: Path) -> Path | None:
 
 def _schema(path: Path) -> str:
     """The name of our schema that a file is of."""
-    return schema_name(pq.read_schema(path)) if path.suffix == ".parquet" else _NONE
+    return schema_name(read_parquet_schema(path)) if path.suffix == ".parquet" else _NONE

@@ -1,0 +1,133 @@
+"""Parquet files in which damage is noticed: what is read is what was written, or a `DataError` names the file.
+
+Pages have parquet's own checksums, which any reader can verify. They cover neither the pages' headers nor the footer,
+so a digest of the whole file stands before the footer, where parquet readers never look: they go by the footer's
+offsets. A file without either, as other programs write it, is read too, and its texts are validated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_act.errors import DataError
+
+_MARK = b"verl_act.sha256:"
+_DIGEST_SIZE = hashlib.sha256().digest_size
+_MAGIC = b"PAR1"
+_TAIL = 8
+"""Bytes after the footer: its length (4, little endian) and the magic number."""
+_ROW_GROUP = 16_384
+"""Rows; Arrow cannot read lists of texts of more than 2 GiB out of one group."""
+
+
+def write_parquet(path: str | os.PathLike[str], table: pa.Table) -> None:
+    """Write `table` with checksums and a digest. Raises what pyarrow and the file system raise."""
+    pq.write_table(table, path, row_group_size=_ROW_GROUP, write_page_checksum=True)
+    with open(path, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(-_TAIL, os.SEEK_END)
+        footer_size = int.from_bytes(file.read(4), "little")
+        footer_start = file.seek(-_TAIL - footer_size, os.SEEK_END)
+        footer = file.read()
+        file.seek(footer_start)
+        file.write(_MARK + digest + footer)
+
+
+def is_parquet(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as parquet files do."""
+    with _as_data_errors(path), open(path, "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a file, or some of its columns.
+
+    Raises `DataError` where there is no such file, or it is damaged; it names the column and row where they are known.
+    """
+    with _as_data_errors(path):
+        content = _undamaged(Path(path))
+        table = pq.read_table(content, columns=columns, page_checksum_verification=True)
+        _validate(path, table)
+    return table
+
+
+def read_parquet_schema(path: str | os.PathLike[str]) -> pa.Schema:
+    """The columns of a file and its metadata, without reading the rows. Raises `DataError` as `read_parquet` does."""
+    with _as_data_errors(path):
+        return pq.read_schema(path)
+
+
+def _undamaged(path: Path) -> pa.BufferReader:
+    """The file's bytes, which its digest fits where it has one."""
+    content = path.read_bytes()
+    start = content.rfind(_MARK)
+    if start >= 0:
+        end = start + len(_MARK) + _DIGEST_SIZE
+        digest = hashlib.sha256(memoryview(content)[:start])
+        digest.update(memoryview(content)[end:])
+        if digest.digest() != content[end - _DIGEST_SIZE : end]:
+            raise DataError(_damaged(path, f"its digest does not fit{_damaged_column(content)}"))
+    return pa.BufferReader(content)
+
+
+def _damaged_column(content: bytes) -> str:
+    """The first column whose page checksums do not fit; nothing where it cannot be known."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        names = file.schema_arrow.names
+    except Exception:  # the footer itself is damaged
+        return ""
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        for name in names:
+            try:
+                file.read_row_group(group, columns=[name])
+            except Exception:
+                return f"; the damage is in column {name!r}, rows {first} to {first + rows - 1}"
+        first += rows
+    return ""
+
+
+def _validate(path: str | os.PathLike[str], table: pa.Table) -> None:
+    """Refuse bytes that are no UTF-8, and offsets that lead out of a column."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            row = next(row for row in range(len(column)) if not _is_valid(column.slice(row, 1)))
+            raise DataError(_damaged(path, f"row {row}, column {name!r}: {error}")) from error
+
+
+def _is_valid(values: pa.ChunkedArray) -> bool:
+    try:
+        values.combine_chunks().validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+@contextmanager
+def _as_data_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What pyarrow raises on a damaged file is of many kinds: a footer alone can ask for any length and type."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file.") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Give this user permission to read it.") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, OverflowError) as error:
+        raise DataError(_damaged(path, str(error))) from error
+
+
+def _damaged(path: str | os.PathLike[str], reason: str) -> str:
+    return f"{path}: the file is damaged or was cut short: {reason}. Write or copy it again."
