@@ -23,6 +23,7 @@ from verl_act.data_prep.preference_rows import Preference, Unusable, read_prefer
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.schema import PAIR, Context, Pair, pair_id, write_rows
+from verl_act.text_files import read_rows, text_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +117,12 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{path}: no such file.")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
-    elif path.suffix in (".jsonl", ".json"):
-        yield from _json_rows(path)
+    elif text_suffix(path) in (".jsonl", ".json"):
+        yield from read_rows(path)
     else:
-        raise DataError(f"{path}: is neither .parquet nor .jsonl nor .json. Save it as one of them.")
+        raise DataError(
+            f"{path}: is neither .parquet nor .jsonl nor .json (nor one of the last two with .gz). Save it as one."
+        )
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -129,21 +132,3 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is not a whole parquet file ({error}). Fetch it again.") from error
-
-
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    line_number = 0
-    try:
-        with path.open(encoding="utf-8") as stream:
-            opening = stream.read(1024).lstrip()[:1]  # either is found under either name
-            stream.seek(0)
-            if opening == "[":
-                yield from json.load(stream)
-                return
-            for line_number, line in enumerate(stream):  # noqa: B007  # named in the error
-                if line.strip():
-                    yield json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: row {line_number} is not JSON ({error}). Fetch the file again, or mend it."
-        ) from error

@@ -1,6 +1,6 @@
 """Published trajectories: files in the formats that others use, read row by row into actions to replay.
 
-A file is a JSON list of rows, or JSON lines. The formats:
+A file is a JSON list of rows, or JSON Lines, plain or gzip. The formats:
 
 - `eto`: ETO's (arXiv 2403.02502) and that of the data sets derived from it, such as AgentGym's AgentTraj-L: ShareGPT
   conversations, instructions first, then observations by `human` and "Thought: ... Action: ..." by `gpt`. ALFWorld rows
@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import ConfigError
+from verl_act.text_files import read_rows
 
 _TAGGED = re.compile(r"<action>\s*(\S.*?)\s*</action>", re.DOTALL)
 _THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
@@ -73,7 +74,7 @@ def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
     """
     if form not in _READERS:
         raise ConfigError(f"{form!r} is no format of published trajectories; there are {', '.join(FORMATS)}.")
-    rows = _rows(path)
+    rows = list(read_rows(path, lambda error: _Misfit(str(error))))
     for number, group in _trajectories(rows) if form == "early-experience" else ((at, [at]) for at in range(len(rows))):
         found = _DEMONSTRATION if len(group) == 1 and _is_demonstration(rows[number]) else form
         try:
@@ -83,24 +84,6 @@ def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
             yield Unreadable(number, f"does not fit the format {found!r}: {error}")
         else:
             yield published
-
-
-def _rows(path: Path) -> list[Any]:
-    """The rows of a file; a line that is no JSON is a row that says so."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        # Not `splitlines`: JSON may hold U+2028 and its like within a text.
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        return json.loads(text) if text.lstrip().startswith("[") else [_line(*line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}. Download or write it again.") from error
-
-
-def _line(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return _Misfit(f"line {number} of the file is no JSON: {error}")
 
 
 def _object(row: Any) -> dict[str, Any]:

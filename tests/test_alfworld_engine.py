@@ -230,7 +230,7 @@ def test_translation_leaves_no_trace_in_the_interpreter(games: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda text: text[:100], "not a readable game file"),
+        (lambda text: text[:100], "is not JSON"),
         (lambda text: "{}", "not an ALFWorld game"),
         (lambda text: "[1, 2]", "not an ALFWorld game"),
         (lambda text: text.replace("(:goal", "(:gaol"), "cannot be translated"),

@@ -341,7 +341,7 @@ def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pyte
     assert "config.json is missing" in shown and "Give a Hugging Face folder or model id" in shown
     assert "no template is called 'compcat'" in shown
     assert re.search(rf"wrong data: .*{tmp_path}", shown)
-    assert f"{tmp_path}/questions.csv: no such file of questions" in shown
+    assert f"{tmp_path}/questions.csv: no such file" in shown
     assert "data.train_batchsize" in shown and "critic.overrides" in shown
     assert not (tmp_path / "out").exists(), "a check writes nothing"
 

@@ -318,8 +318,8 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "form", "message"),
     [
-        ("[broken", "eto", r"rows\.json: cannot be read as JSON"),
-        ("{broken", "eto", "none of 1 rows is left.*row 0: .*line 1 of the file is no JSON"),
+        ("[broken", "eto", r"rows\.json, line 1: is not JSON"),
+        ("{broken", "eto", "none of 1 rows is left.*row 0: .*line 1: is not JSON"),
         ('{"a": 1}', "eto", "none of 1 rows is left.*row 0: .*has no 'conversations'"),
         ("[]", "eto", "none of 0 rows is left"),
         ("[1]", "eto", "none of 1 rows is left.*row 0: not in this format"),
@@ -371,7 +371,7 @@ def test_wrong_data_are_told_and_an_empty_split_is_passed_over(games: Path, tmp_
     row = Published(0, f"json_2.1.1/train/{task.task_id}/game.tw-pddl", "", ("look",), (None,))
     assert task_finder("alfworld", {"data": str(tmp_path)})(row) == [task]
     next(tmp_path.rglob("traj_data.json")).write_text("cut sh")
-    with pytest.raises(DataError, match="is not a readable JSON file"):
+    with pytest.raises(DataError, match="is not JSON"):
         task_finder("alfworld", {"data": str(tmp_path)})
     shutil.rmtree(tmp_path / "json_2.1.1" / "train")
     with pytest.raises(DataError, match="holds no playable game"):
@@ -417,7 +417,7 @@ class Counting:
         ('{"task_id": "t", "actions": ["look"], "thoughts": 3}', "'thoughts' must be a list of texts and nulls"),
         ('{"task_id": "t", "actions": "look"}', "'actions' must be a list with entries, not 'look'"),
         ('{"task_id": "t", "actions": [null]}', "'actions' must be a list of texts"),
-        ('{"task_id": "t", "actions": ["look"]', "line 2 of the file is no JSON"),
+        ('{"task_id": "t", "actions": ["look"]', "line 2: is not JSON"),
         ("[]", "it is no JSON object but list"),
     ],
 )

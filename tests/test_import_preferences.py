@@ -170,8 +170,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     cases = {
         "missing.jsonl": (None, "no such file"),
         "text.csv": ("a,b", "is neither"),
-        "cut.jsonl": ('{"prompt": "a"}\n{"prompt', "row 1 is not JSON"),
-        "cut.json": ('[{"prompt": "a"}, {"pro', "row 0 is not JSON"),
+        "cut.jsonl": ('{"prompt": "a"}\n{"prompt', "line 2: is not JSON"),
+        "cut.json": ('[{"prompt": "a"}, {"pro', "line 1: is not JSON"),
         "number.json": ("7", "not an object with named fields"),
         "cut.parquet": ("PAR1", "not a whole parquet file"),
         "empty.jsonl": ("", "no rows at all"),
@@ -179,7 +179,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name, (text, reason) in cases.items():
         if text is not None:
             (tmp_path / name).write_text(text)
-        with pytest.raises(DataError, match=f"{name}: .*{reason}"):
+        with pytest.raises(DataError, match=f"{name}\\b.*{reason}"):
             import_preferences(tmp_path / "out", [tmp_path / name])
     with pytest.raises(ConfigError, match="candidates is 1"):
         import_preferences(tmp_path / "out", [], candidates=1)

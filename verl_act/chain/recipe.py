@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, DataError
 from verl_act.rollout.settings import Mode
+from verl_act.text_files import read_text
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 TRAINING = ("il", "reflection", "critic", "action")
@@ -322,7 +324,9 @@ def _read(path: Path) -> DictConfig:
 
 def _load(path: Path) -> DictConfig:
     try:
-        config = OmegaConf.load(path)
+        config = OmegaConf.load(StringIO(read_text(path)))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(config, DictConfig):

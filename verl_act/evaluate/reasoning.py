@@ -24,11 +24,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pcsv
-import pyarrow.json as pj
 
 from verl_act.errors import ConfigError, DataError
 from verl_act.parquet_file import read_parquet
 from verl_act.prompts import Message
+from verl_act.text_files import open_bytes, read_rows, text_suffix
 
 MATH_COLUMNS = ("problem", "answer")
 CHOICE_COLUMNS = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -118,21 +118,26 @@ def _splits(paths: Sequence[Path]) -> list[str]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return _table(path).to_pylist()
+        return _table(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file of questions.") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: is neither JSON lines nor CSV nor parquet, as its name says ({error}).") from error
 
 
-def _table(path: Path) -> pa.Table:
+def _table(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        return read_parquet(path)
-    if path.suffix == ".csv":
+        return read_parquet(path).to_pylist()
+    if text_suffix(path) == ".csv":
         # A column of numbers is text too, and the questions of GPQA go over several lines.
         text = pcsv.ConvertOptions(column_types=dict.fromkeys((*MATH_COLUMNS, *CHOICE_COLUMNS), pa.string()))
-        return pcsv.read_csv(path, parse_options=pcsv.ParseOptions(newlines_in_values=True), convert_options=text)
-    return pj.read_json(path)
+        lines = pcsv.ParseOptions(newlines_in_values=True)
+        with open_bytes(path) as stream:
+            return pcsv.read_csv(stream, parse_options=lines, convert_options=text).to_pylist()
+    rows = list(read_rows(path))
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: has a row that is not an object with named fields.")
+    return rows
 
 
 def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
@@ -147,7 +152,7 @@ def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
 
 
 def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], split: str) -> Question:
-    values = [row[name] for name in names]
+    values: list[Any] = [row.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be text.")

@@ -5,7 +5,6 @@ Both have the layout `<data>/json_2.1.1/<split>/<task>/<trial>/{game.tw-pddl, tr
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from verl_act.envs.alfworld.game import FILE_NAME
 from verl_act.envs.base import Task
 from verl_act.errors import DataError, EmptySplitError, EnvError
+from verl_act.text_files import read_json
 
 NAME = "alfworld"
 VERSION_FOLDER = "json_2.1.1"
@@ -108,10 +108,7 @@ def _read_game(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds {type(content).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is not a readable JSON file: {error}. Write or download its game again.") from error
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {type(content).__name__}, not an object. Write or download its game again.")
     return content

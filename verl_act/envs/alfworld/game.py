@@ -8,7 +8,6 @@ task sentence only.
 from __future__ import annotations
 
 import gc
-import json
 import re
 import sys
 import threading
@@ -28,6 +27,7 @@ from textworld.generator.game import EntityInfo
 from verl_act.envs.alfworld.facts import Facts
 from verl_act.envs.alfworld.grammar import Binding, Placeholder, Scene, TextGrammar
 from verl_act.errors import DataError, EnvError
+from verl_act.text_files import read_json
 
 FILE_NAME = "game.tw-pddl"
 
@@ -110,14 +110,14 @@ class Menu(NamedTuple):
 def read_game(path: Path) -> GameFile:
     """Read a game file. Raises `EnvError` naming the file, what is wrong with it, and what to do."""
     remedy = "Write the games again (`make_games`) or download them again (`alfworld-download`)."
+    if not path.is_file():
+        raise EnvError(f"{path}: no such game file. {remedy}")
     try:
-        return game_from(json.loads(path.read_text()), name=str(path))
-    except FileNotFoundError:
-        raise EnvError(f"{path}: no such game file. {remedy}") from None
+        return game_from(read_json(path), name=str(path))
+    except DataError as error:
+        raise EnvError(f"{error} {remedy}") from error
     except (KeyError, TypeError) as error:
         raise EnvError(f"{path}: is not an ALFWorld game: {error!r} is missing or of a wrong type. {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise EnvError(f"{path}: is not a readable game file: {error}. {remedy}") from error
 
 
 def game_from(content: Mapping[str, Any], *, name: str) -> GameFile:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from verl_act.errors import DataError
+from verl_act.text_files import open_text
 
 PRODUCT_FILE, ATTRIBUTE_FILE, HUMAN_FILE = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
 _SMALL = {PRODUCT_FILE: "items_shuffle_1000.json", ATTRIBUTE_FILE: "items_ins_v2_1000.json"}
@@ -70,7 +71,7 @@ def list_entries(path: Path) -> Iterator[tuple[str, Any]]:
 
     Raises `DataError` naming the file and the entry where the file is no such array, damaged or cut short.
     """
-    with _open(path) as stream:
+    with open_text(path) as stream:
         reader = _Reader(path, stream)
         reader.take("[", "a list of products")
         number = 0
@@ -85,7 +86,7 @@ def list_entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 def map_entries(path: Path) -> Iterator[tuple[str, Any]]:
     """The keys and values of a JSON object, one at a time. Raises `DataError` as `list_entries` does."""
-    with _open(path) as stream:
+    with open_text(path) as stream:
         reader = _Reader(path, stream)
         reader.take("{", "an object with one key a product")
         key = "the first key"
@@ -96,13 +97,6 @@ def map_entries(path: Path) -> Iterator[tuple[str, Any]]:
             yield key, reader.value(f"key {key!r}")
             more = reader.comma_or("}", f"key {key!r}")
         reader.end()
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}. {REMEDY}") from error
 
 
 class _Reader:
@@ -171,10 +165,7 @@ class _Reader:
             self._read()
 
     def _read(self) -> None:
-        try:
-            chunk = self._stream.read(_CHUNK)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self._path}: cannot be read as UTF-8 text: {error}. {REMEDY}") from error
+        chunk = self._stream.read(_CHUNK)
         self._text, self._at, self._ended = self._text[self._at :] + chunk, 0, not chunk
 
     def _damaged(self, where: str, problem: str) -> DataError:

@@ -1,0 +1,98 @@
+"""Text files that users give, in every encoding, line end and container that is read, and those that are refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from verl_act.errors import DataError
+from verl_act.text_files import open_text, read_json, read_rows, read_text, text_suffix
+
+ROWS = [{"task": "grün\u2028eins", "n": 1}, {"task": "zwei", "n": 2}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+SHAPES = {
+    "lines": LINES,
+    "lines without a last line end": LINES.rstrip("\n"),
+    "empty lines between": "\n" + LINES.replace("\n", "\n\n"),
+    "a list": json.dumps(ROWS, ensure_ascii=False),
+    "a list over several lines": "\n " + json.dumps(ROWS, indent=2),
+    "columns": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
+    "columns over several lines": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}, indent=1),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_rows_are_the_same_however_they_are_stored(
+    tmp_path: Path, shape: str, mark: bytes, end: bytes, packed: bool
+) -> None:
+    data = mark + SHAPES[shape].encode().replace(b"\n", end)
+    path = tmp_path / "rows.jsonl"  # neither suffix nor container is read from the name
+    path.write_bytes(gzip.compress(data) if packed else data)
+    assert list(read_rows(path)) == ROWS
+    text = SHAPES[shape]
+    assert read_text(path) == text
+    with open_text(path) as stream:
+        assert stream.read() == text
+
+
+def test_one_object_is_a_row_unless_it_holds_columns(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    message = {"role": "user", "content": "Hi."}
+    for row in ({"chosen": [message], "rejected": [message]}, {"a": "text", "b": []}, {"a": [1], "b": [1, 2]}, {}):
+        path.write_text(json.dumps(row, indent=1))
+        assert list(read_rows(path)) == [row]
+        path.write_text(json.dumps(row) + "\n" + json.dumps(row))
+        assert list(read_rows(path)) == [row, row]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b'{"a": 1}\n\n{"a": \xff}\n', "line 3: byte 0xff"),
+        (b'{"a": 1}\n{"a"\n', "line 2: is not JSON"),
+        (b'{"a"\n{"a": 1}\n', "line 1: is not JSON"),
+        (b"[1,\n2,\n", "line 3: is not JSON"),
+        (b'[1,\n"\xe4"]', "line 2: byte 0xe4"),
+        (b'{"a": 1}\n{"a": ' + b"[" * 100_000, "line 2: is not JSON .*deep"),
+        (b'{"a": 1}\n' + b"9" * 5000, "line 2: is not JSON .*digits"),
+        ('{"a": "ä"}'.encode("utf-16"), "UTF-16"),
+        (gzip.compress(LINES.encode() * 999)[:-20], "gzip"),
+        (gzip.compress(LINES.encode() * 999)[:40] + b"?" * 40, "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"PK\x03\x04", "zip"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, data: bytes, problem: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"bad\.json\b.*{problem}"):
+        list(read_rows(path))
+
+
+def test_a_bad_line_can_be_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a"\n{"a": 1}\n{"a": "\xff"}\n')
+    rows = list(read_rows(path, lambda error: str(error).partition(": ")[0]))
+    assert rows == [f"{path}, line 1", {"a": 1}, f"{path}, line 3"]
+
+
+def test_no_file_a_folder_and_an_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_text(tmp_path)
+    (tmp_path / "empty").write_bytes(b"\xef\xbb\xbf")
+    assert list(read_rows(tmp_path / "empty")) == []
+    with pytest.raises(DataError, match="line 1: is not JSON"):
+        read_json(tmp_path / "empty")
+
+
+def test_the_suffix_is_that_of_the_text() -> None:
+    names = ("a.jsonl", "b.JSON", "c.jsonl.gz", "d.CSV.GZ", "e.gz", "f")
+    assert [text_suffix(name) for name in names] == [".jsonl", ".json", ".jsonl", ".csv", "", ""]
