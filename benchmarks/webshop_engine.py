@@ -28,12 +28,13 @@ from typing import Any
 
 from verl_act.envs.base import StepResult
 from verl_act.envs.webshop import catalogue as catalogues
+from verl_act.envs.webshop.analysis import Analyzer
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.files import PRODUCT_FILE
 from verl_act.envs.webshop.goals import list_goals, list_tasks
 from verl_act.envs.webshop.instruction import likely_search
-from verl_act.envs.webshop.search import MOST_HITS, Analyzer
+from verl_act.envs.webshop.search import MOST_HITS
 
 RESULT = Path(__file__).parent / "results" / "webshop_engine.json"
 MOST_IN_MEMORY = 100_000
@@ -175,7 +176,7 @@ def main() -> None:
             print(f"{products:9d} {name:>14} {figures} {found['ratio']:7d}x")
         print(f"{products:9d} product file {sizes[products]['file_mb']} MB, cache {sizes[products]['cache_mb']} MB")
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_average": os.getloadavg()[0]}
-    tools = {name: version(name) for name in ("bm25s", "PyStemmer", "rapidfuzz", "numpy")}
+    tools = {name: version(name) for name in ("rapidfuzz", "regex", "scipy", "numpy")}
     RESULT.parent.mkdir(exist_ok=True)
     result = {"machine": machine, "tools": tools, "embedded": engines, "sizes": sizes}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

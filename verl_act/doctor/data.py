@@ -54,7 +54,7 @@ def scienceworld_engine() -> str:
 
 def webshop_catalogue() -> str:
     """The goals of the catalogue that comes with the package, made at its first use."""
-    spec = _installed("webshop", "bm25s")
+    spec = _installed("webshop", "rapidfuzz")
     return f"{_list({split: len(spec.tasks(split)) for split in spec.splits})} (the embedded catalogue)"
 
 

@@ -107,7 +107,7 @@ def _embedded() -> Catalogue:
 def _load(files: DataFiles, stamp: tuple[tuple[str, int, int], ...]) -> Catalogue:
     if files.products.stat().st_size < CACHED_FROM:
         return _in_memory(read_sources(files))
-    key = repr((_FORMAT, version("bm25s"), str(files.products), stamp))
+    key = repr((_FORMAT, version("regex"), str(files.products), stamp))
     folder = _cache_root() / hashlib.sha256(key.encode()).hexdigest()[:16]
     with _sole_process(folder):
         if not folder.is_dir():
@@ -127,7 +127,7 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
     ends: list[int] = []
     asked: dict[str, list[Asked]] = {kind: [] for kind in KINDS}
 
-    def texts() -> Iterator[str]:
+    def texts() -> Iterator[tuple[str, str]]:
         seen: set[str] = set()
         end = 0
         for entry, record in sources.products:
@@ -145,7 +145,7 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
                 asked["synthetic"].append(Asked(len(ends), (described.synthetic,)))
             end += records.write(product.to_json())
             ends.append(end)
-            yield product.indexed_text()
+            yield product.asin, product.indexed_text()
         if not ends:
             raise DataError(f"{sources.name}: holds no product. {REMEDY}")
 

@@ -1,96 +1,144 @@
-"""Product search: BM25 with the parameters and the text analysis of WebShop's Lucene index, by the library bm25s.
+"""Product search with the results of WebShop's, which is Lucene 8 by Pyserini: BM25 with k1 = 0.9 and b = 0.4.
 
-Agrees with Lucene on 95% of the ten best hits: the tokeniser differs in rare characters, and equal scores may fall in
-another order. Here they fall in the order of the product file, on every machine.
+Three things decide the order of hits next to the formula, and are Lucene's here too: the length of a document counts as
+one byte holds it (exact up to 40 terms, then to about a tenth), scores are summed as 64-bit numbers and compared as
+32-bit ones, and equal scores go by product id. `benchmarks/webshop_search.py` compares with Lucene itself.
 """
 
 from __future__ import annotations
 
-import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-import bm25s
 import numpy as np
-import Stemmer
-from bm25s.stopwords import STOPWORDS_EN
+from scipy.sparse import csr_array
+
+from verl_act.envs.webshop.analysis import Analyzer
 
 MOST_HITS = 50
 """Products that a search returns at most."""
+MOST_TERMS = 1024
+"""Different terms that Lucene's queries take at most."""
 
-_K1, _B = 0.9, 0.4  # the defaults of Pyserini, which WebShop searches with
-_STOP = frozenset(STOPWORDS_EN)  # Lucene's list
-# Words as Lucene's StandardTokenizer cuts them: marks within a number or a word belong to it.
-_WORD = re.compile(r"\w+(?:(?:(?<=\d)[.,](?=\d)|(?<=[^\W\d])[.'’](?=[^\W\d]))\w+)*")
-
-
-_WORDS_KEPT = 1_000_000
-"""Words whose terms are remembered, about 100 bytes each."""
+_K1, _B = np.float32(0.9), np.float32(0.4)  # the defaults of Pyserini, which WebShop searches with
+_CHUNK = 1 << 22
+"""Scores computed at a time."""
 
 
-class Analyzer:
-    """Text to index terms: lower case, no possessives, no stop words, Porter stems."""
+def _byte_lengths() -> np.ndarray:
+    """The lengths that a byte stands for (Lucene's `SmallFloat.byte4ToInt`): 0 to 23, then 24 and a number of four bits
+    with an exponent.
+    """
+    floats = [(8 + mantissa) << exponent for exponent in range(28) for mantissa in range(8)]
+    return np.array([*range(24), *(24 + number for number in (*range(8), *floats))][:256], dtype=np.int64)
 
-    def __init__(self) -> None:
-        self._stemmer = Stemmer.Stemmer("porter")
-        self._terms: dict[str, str | None] = {}
 
-    def terms(self, text: str) -> list[str]:
-        """The terms of `text` in order, repeats included."""
-        found = (self._term(word) for word in _WORD.findall(text.lower()))
-        return [term for term in found if term is not None]
+_LENGTHS = _byte_lengths()
 
-    def _term(self, word: str) -> str | None:
-        try:
-            return self._terms[word]
-        except KeyError:
-            if len(self._terms) >= _WORDS_KEPT:
-                self._terms.clear()
-            plain = word.removesuffix("'s").removesuffix("’s")
-            term = self._terms[word] = (None if plain in _STOP else self._stemmer.stemWord(plain)) or None
-            return term
+
+def _length_bytes(lengths: np.ndarray) -> np.ndarray:
+    """The byte that Lucene stores for each length (`SmallFloat.intToByte4`): that of the next lower one that it has."""
+    return np.searchsorted(_LENGTHS, lengths, side="right") - 1
+
+
+class _Arrays(NamedTuple):
+    """What an index holds, and the names of its files. The scores of term t are those at ends[t] to ends[t + 1]."""
+
+    ends: np.ndarray  # int64, one more than there are terms
+    documents: np.ndarray  # int32
+    scores: np.ndarray  # float32
+    ranks: np.ndarray  # int32: the place of each document in the order of ids
+
+
+_VOCABULARY = "terms.txt"
 
 
 class SearchIndex:
-    """Finds documents, known by their number. About 8 bytes a document and distinct term."""
+    """Finds documents, known by their row. About 8 bytes a document and distinct term."""
 
-    def __init__(self, index: bm25s.BM25) -> None:
-        self._index = index
+    def __init__(self, vocabulary: dict[str, int], arrays: _Arrays) -> None:
+        self._vocabulary = vocabulary
+        self._arrays = arrays
         self._analyzer = Analyzer()
 
     @classmethod
-    def build(cls, documents: Iterable[str]) -> SearchIndex:
-        """Index `documents`, which are read once."""
+    def build(cls, documents: Iterable[tuple[str, str]]) -> SearchIndex:
+        """Index `documents`, ids with texts, which are read once."""
         analyzer = Analyzer()
         vocabulary: dict[str, int] = {}
-        numbers = [
-            array("i", [vocabulary.setdefault(term, len(vocabulary)) for term in analyzer.terms(text)])
-            for text in documents
-        ]
-        index = bm25s.BM25(k1=_K1, b=_B, method="lucene", backend="numpy", csc_backend="numpy")
-        index.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
-        return cls(index)
+        ids: list[str] = []
+        terms, counts = array("i"), array("i")
+        ends, lengths = array("q", [0]), array("q")
+        for document, text in documents:
+            ids.append(document)
+            found = Counter(analyzer.terms(text))
+            terms.extend([vocabulary.setdefault(term, len(vocabulary)) for term in found])
+            counts.extend(found.values())
+            ends.append(len(terms))
+            lengths.append(found.total())
+        counted = csr_array(
+            (np.frombuffer(counts, np.int32), np.frombuffer(terms, np.int32), np.frombuffer(ends, np.int64)),
+            shape=(len(ids), len(vocabulary)),
+        ).tocsc()
+        scores = _scores(counted.data, counted.indices, counted.indptr, np.frombuffer(lengths, np.int64))
+        ranks = np.empty(len(ids), np.int32)
+        ranks[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids), dtype=np.int32)
+        arrays = _Arrays(counted.indptr.astype(np.int64), counted.indices.astype(np.int32), scores, ranks)
+        return cls(vocabulary, arrays)
 
     def search(self, text: str) -> tuple[int, ...]:
-        """The numbers of the best documents, best first: at most `MOST_HITS`, and only such as hold a term of `text`.
+        """The rows of the best documents, best first: at most `MOST_HITS`, and only such as hold a term of `text`.
 
-        Equal scores fall in the order of the documents.
+        Equal scores fall in the order of ids.
         """
-        known = [term for term in self._analyzer.terms(text) if term in self._index.vocab_dict]
-        if not known:
+        asked = Counter(term for term in self._analyzer.terms(text) if term in self._vocabulary)
+        if not asked:
             return ()
-        scores = self._index.get_scores(known)
-        most = min(MOST_HITS, len(scores))
-        least = max(np.partition(scores, -most)[-most], np.finfo(scores.dtype).tiny)
-        hits = np.flatnonzero(scores >= least)
-        return tuple(hits[np.argsort(-scores[hits], kind="stable")[:most]].tolist())
+        ends, documents, scores, ranks = self._arrays
+        sums = np.zeros(len(ranks))
+        for term, count in asked.items():
+            number = self._vocabulary[term]
+            of_term = slice(ends[number], ends[number + 1])
+            sums[documents[of_term]] += scores[of_term] * np.float32(count)
+        total = sums.astype(np.float32)
+        most = min(MOST_HITS, len(total))
+        least = max(np.partition(total, -most)[-most], np.finfo(total.dtype).tiny)
+        hits = np.flatnonzero(total >= least)
+        return tuple(hits[np.lexsort((ranks[hits], -total[hits]))[:most]].tolist())
 
     def save(self, folder: Path) -> None:
         """Write the index into `folder`."""
-        self._index.save(folder, show_progress=False)
+        folder.mkdir()
+        for name, values in self._arrays._asdict().items():
+            np.save(folder / f"{name}.npy", values)
+        (folder / _VOCABULARY).write_text("".join(f"{term}\n" for term in self._vocabulary), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> SearchIndex:
         """An index that `save` wrote. Its large arrays stay on disk and are shared by all processes that read them."""
-        return cls(bm25s.BM25.load(folder, mmap=True, show_progress=False))
+        terms = (folder / _VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1]
+        arrays = _Arrays(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _Arrays._fields))
+        return cls({term: number for number, term in enumerate(terms)}, arrays)
+
+
+def _scores(counts: np.ndarray, documents: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The score of each term in each document that has it, in the steps and the precision of Lucene's `BM25Similarity`.
+
+    `counts` and `documents` are in the order of terms, those of term t at ends[t] to ends[t + 1].
+    """
+    filled = max(1, np.count_nonzero(lengths))
+    mean = np.float32(lengths.sum() / filled)
+    one = np.float32(1)
+    norms = one / (_K1 * ((one - _B) + _B * _LENGTHS.astype(np.float32) / mean))
+    norm_of = norms[_length_bytes(lengths)]
+    holding = np.diff(ends)
+    weight_of = np.log(1 + (filled - holding + 0.5) / (holding + 0.5)).astype(np.float32)
+    scores = np.repeat(weight_of, holding)
+    for start in range(0, len(scores), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        weight, norm = scores[chunk], norm_of[documents[chunk]]
+        scores[chunk] = weight - weight / (one + counts[chunk].astype(np.float32) * norm)
+    return scores
