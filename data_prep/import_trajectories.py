@@ -25,7 +25,7 @@ from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, R
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
-from verl_act.schema import TRAJECTORY, write_rows
+from verl_act.schema import TRAJECTORY, steps_to_learn, write_rows
 
 REJECTED = "rejected.jsonl"
 
@@ -104,6 +104,7 @@ def import_trajectories(
             "rows": len(kept) + len(rejected),
             "trajectories": len(kept),
             "steps": len(steps),
+            "states_expert_inadmissible": len(steps) - len(steps_to_learn(steps)),
             "thoughts_left_out": sum(replayed.thoughts_left_out for replayed in kept.values()),
             "rejected": kinds,
         },

@@ -26,7 +26,7 @@ from verl_act.errors import ConfigError
 from verl_act.manifest import atomic_folder, make_manifest, write_manifest
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
-from verl_act.schema import Step, read_steps
+from verl_act.schema import Step, read_steps, steps_to_learn
 
 TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
@@ -94,7 +94,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     torch.set_flush_denormal(True)
     settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
-    steps = read_steps(trajectories)
+    steps = steps_to_learn(read_steps(trajectories))
     dialect = _dialect(steps)
     held_out = steps[max(0, len(steps) - settings.held_out) :]
     template = get_template("compact", **dialect.template_options)

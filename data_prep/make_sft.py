@@ -17,7 +17,7 @@ from verl_act.errors import DataError
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.prompts import Template, get_template
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
-from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, write_rows
+from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, steps_to_learn, write_rows
 
 FILE_NAME = "sft.parquet"
 
@@ -47,7 +47,8 @@ def make_sft(
     tokenizer = load_tokenizer(model, trust_remote_code)
     steps = {step.state_id: step for step in read_steps(trajectories)}
     asked = get_template(template, **(template_options or {}))
-    rows = [*_expert_rows(steps.values(), asked), *_reflection_rows(reflections, steps, asked)]  # type: ignore[arg-type]
+    taught = steps_to_learn(steps.values())
+    rows = [*_expert_rows(taught, asked), *_reflection_rows(reflections, steps, asked)]  # type: ignore[arg-type]
     if not rows:
         raise DataError(
             f"{', '.join(map(str, trajectories))}: no expert states to imitate; collect trajectories first."
@@ -74,6 +75,7 @@ def make_sft(
             counts={
                 "rows": len(rows),
                 "too_long": asked_for - len(rows),
+                "states_expert_inadmissible": len(steps) - len(taught),
                 **Counter(row["source"] for row in rows),
             },
             seed=seed,
@@ -103,7 +105,8 @@ def _reflection_rows(
         for row in read_table(path, REFLECTION).to_pylist():
             if row["state_id"] not in steps:
                 raise DataError(f"{path}: state {row['state_id']} is not in the trajectories; pass those it is about.")
-            yield _row(steps[row["state_id"]], "reflection", template, row["reflection"])
+            if steps_to_learn([step := steps[row["state_id"]]]):
+                yield _row(step, "reflection", template, row["reflection"])
 
 
 def _row(step: Step, source: str, template: Template, thought: str | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
 from verl_act.parse import Malformed, normalise, parse_action
 from verl_act.prompts import Template, get_template
-from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, write_rows
+from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,12 @@ def reflect(
     """
     started = time.monotonic()
     counts: Counter[str] = Counter()
-    tried = list(outcomes(read_steps(trajectories), alternatives_at(pairs), env_settings or {}, counts, workers))
+    known = read_steps(trajectories)
+    steps = steps_to_learn(known)
+    counts["states_expert_inadmissible"] = len(known) - len(steps)
+    tried = list(outcomes(steps, alternatives_at(pairs), env_settings or {}, counts, workers))
     if not tried:
-        left_out = ", ".join(f"{name} {count}" for name, count in counts.items()) or "no state of theirs has pairs"
+        left_out = ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "no state of theirs has pairs"
         raise DataError(
             f"{', '.join(map(str, trajectories))}: nothing to reflect on ({left_out}). Pass the pairs that were built "
             "from these trajectories, with the environment's settings."

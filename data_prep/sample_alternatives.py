@@ -25,7 +25,7 @@ from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import atomic_folder, digest, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
-from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, write_rows
+from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
 
 FILE_NAME = "alternatives.parquet"
 SHARD_STATES = 256
@@ -52,7 +52,8 @@ def sample_alternatives(
     process). The same seed and engine give the same replies, however often the run was interrupted.
     """
     started = time.monotonic()
-    steps = drawn_trajectories(read_steps(trajectories), limit, seed)
+    known = drawn_trajectories(read_steps(trajectories), limit, seed)
+    steps = steps_to_learn(known)
     if not steps:
         raise DataError(
             f"{', '.join(map(str, trajectories))}: no expert states to sample at; collect trajectories first."
@@ -85,7 +86,12 @@ def sample_alternatives(
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
         replies = [reply for row in rows for reply in row["replies"]]
-        counts = {"states": len(rows), "replies": len(replies), "empty": replies.count("")}
+        counts = {
+            "states": len(rows),
+            "states_expert_inadmissible": len(known) - len(steps),
+            "replies": len(replies),
+            "empty": replies.count(""),
+        }
         manifest = make_manifest(
             "sample_alternatives",
             settings=settings,

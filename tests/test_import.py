@@ -7,17 +7,23 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import data_config, make_tokenizer
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
+from verl_act.chain.recipe import embedded_models
+from verl_act.data.dataset import ActDataset
 from verl_act.data_prep import published_tasks
+from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import play
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
+from verl_act.data_prep.make_sft import make_sft
 from verl_act.data_prep.players import spread
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
@@ -27,7 +33,7 @@ from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
 from verl_act.envs.webshop.instruction import price_limit
 from verl_act.errors import ConfigError, DataError, EnvError
-from verl_act.schema import Step, read_steps
+from verl_act.schema import SFT, Step, read_steps, read_table, steps_to_learn
 
 Row = dict[str, Any]
 
@@ -100,6 +106,30 @@ def test_alfworld_rows_are_respelled_replayed_or_rejected(games: Path, tmp_path:
     assert "another row of this task is kept" in reasons[5]
     assert "does not reach the goal" in reasons[6]
     assert manifest.counts["rows"] == 7 and sum(manifest.counts["rejected"].values()) == 6
+
+
+def test_refused_actions_of_a_row_that_wins_are_not_learned(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    (steps,) = expert_trajectories("alfworld", "train", 1, settings)
+    refused = [replace(steps[0], action=action) for action in ("think: I look around.", "examine the moon")]
+    task = {"game_file": f"json_2.1.1/train/{steps[0].task_id}/game.tw-pddl"}
+    row = conversation([refused[0], *steps[:2], refused[1], *steps[2:]], task, steps[0].context.observation)
+    path = write(tmp_path / "rows.json", [row])
+    manifest = import_trajectories(tmp_path / "out", [path], "alfworld", env_settings=settings, progress=False)
+    assert manifest.counts["states_expert_inadmissible"] == 2
+    file = tmp_path / "out" / TRAJECTORIES
+    played, good = read_steps([file]), [step.action for step in steps]
+    assert [step.action for step in played if not step.admissible] == [step.action for step in refused]
+    assert [step.action for step in steps_to_learn(played)] == good
+
+    sft = make_sft(tmp_path / "sft", [file], str(embedded_models()["alfworld"]), template="compact")
+    assert sft.counts["states_expert_inadmissible"] == 2
+    replies = [row["messages"][-1]["content"] for row in read_table(tmp_path / "sft" / "sft.parquet", SFT).to_pylist()]
+    assert sorted(re.findall("<action>(.*)</action>", "".join(f"{reply}\n" for reply in replies))) == sorted(good)
+    dataset = ActDataset(data_files=str(file), tokenizer=make_tokenizer(), config=data_config())
+    assert [dataset[number]["reward_model"]["ground_truth"] for number in range(len(dataset))] == good
+    pairs = build_pairs(tmp_path / "pairs", [file], (), settings, source="admissible")
+    assert pairs.counts["states_expert_inadmissible"] == 2
 
 
 def begin(steps: Sequence[Step]) -> str:

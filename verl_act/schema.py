@@ -456,6 +456,13 @@ def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
     return [step for step, _ in found.values()]
 
 
+def steps_to_learn(steps: Iterable[Step]) -> list[Step]:
+    """The steps whose action the environment did not refuse. A published trajectory may win in spite of refused ones,
+    such as `think: ...`: they are not the expert's answer to their state.
+    """
+    return [step for step in steps if step.admissible is not False]
+
+
 def read_pairs(paths: Iterable[str | os.PathLike[str]]) -> list[Pair]:
     """All pairs of the pair files, in file and row order."""
     return [Pair.from_row(row) for path in paths for row in _rows(path, PAIR)]

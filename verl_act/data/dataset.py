@@ -139,6 +139,8 @@ class ActDataset(Dataset):
         source = open_source(local, self.settings)
         if source is None:
             return VerlRows(local, self._tokenizer, processor, config)
+        if source.unusable:
+            logger.warning("%s: left out %d steps whose action the environment refused.", path, source.unusable)
         if len(source) < source.total:
             logger.info("%s: kept the %d inferable rows of %d.", path, len(source), source.total)
         return source

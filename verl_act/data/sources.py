@@ -48,7 +48,9 @@ class Source(ABC):
         self.path = path
         self.settings = settings
         self.template = settings.make_template()
-        table = read_table(path, self.schema)
+        stored = read_table(path, self.schema)
+        table = self._usable(stored)
+        self.unusable = stored.num_rows - table.num_rows
         self.total = table.num_rows
         if settings.inferable_only and self.filtered_by_inferable:
             table = table.filter(table["inferable"])
@@ -61,6 +63,10 @@ class Source(ABC):
     def row(self, number: int, position: int) -> Row:
         """The row as verl's reward and agent loops want it, less what `ActDataset` adds to rows of every kind."""
         return self._build({name: column[number].as_py() for name, column in self._columns.items()}, position)
+
+    def _usable(self, table: pa.Table) -> pa.Table:
+        """The rows that can be trained on at all."""
+        return table
 
     @abstractmethod
     def _build(self, stored: Row, position: int) -> Row: ...
@@ -122,6 +128,10 @@ class TrajectorySource(Source):
     columns = tuple(
         name for name in TRAJECTORY.names if name not in ("thought", "reward", "done", "source", "admissible")
     )
+
+    def _usable(self, table: pa.Table) -> pa.Table:
+        """As `verl_act.schema.steps_to_learn`."""
+        return table.filter(pc.fill_null(table["admissible"], True))
 
     def _build(self, stored: Row, position: int) -> Row:
         return _row(

@@ -32,7 +32,7 @@ from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_mani
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.settings import Mode
-from verl_act.schema import TASK, read_pairs, read_steps, read_table
+from verl_act.schema import TASK, read_pairs, read_steps, read_table, steps_to_learn
 
 PathName = str | PathLike[str]
 _Record = TypeVar("_Record", bound=Any)
@@ -62,18 +62,18 @@ def evaluate(
     """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
 
     Every item of the files is asked exactly once, in file order; one that was killed goes on with what it has not
-    asked. `limit` draws so many expert states and pairs of each split, the same ones for
-    every model and seed (tasks and questions are never left out). Temperature 0 is greedy. `reasoning_max_tokens`
-    (None: as in `sampling`) bounds a reply to a question. `mode` is how episodes are put: each turn with a prompt
-    of its own, or as one growing sequence, for a model trained so. The environment is played in `actors` processes, on
-    the caller's Ray where one is running; `pool` are further arguments of `EnvPool`.
+    asked. Expert states whose action the environment refused are left out. `limit` draws so many expert states and
+    pairs of each split, the same ones for every model and seed (tasks and questions are never left out). Temperature 0
+    is greedy. `reasoning_max_tokens` (None: as in `sampling`) bounds a reply to a question. `mode` is how episodes are
+    put: each turn with a prompt of its own, or as one growing sequence, for a model trained so. The environment is
+    played in `actors` processes, on the caller's Ray where one is running; `pool` are further arguments of `EnvPool`.
 
     Raises `DataError` where an item comes twice, or items are of several environments.
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
     panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
-    steps = some_of_each_split(read_steps(trajectories), limit, lambda step: step.state_id)
+    steps = some_of_each_split(steps_to_learn(read_steps(trajectories)), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
     general = read_questions(reasoning)
     _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
