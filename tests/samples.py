@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from verl_act.chain.recipe import embedded_models
 from verl_act.schema import Context, Pair, Step, Turn, pair_id
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1."
@@ -92,3 +93,42 @@ def data_config(act: dict[str, Any] | None = None, **keys: Any) -> DictConfig:
     """verl's `data` block, as far as datasets read it."""
     base = {"prompt_key": "prompt", "max_prompt_length": 4096, "filter_overlong_prompts": False, "truncation": "error"}
     return OmegaConf.create({**base, "act": act or {}, **keys})
+
+
+GEMMA_TEMPLATE = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}
+{%- for message in messages -%}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif -%}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"""
+"""As Gemma 2's."""
+MISTRAL_TEMPLATE = """{{ bos_token }}{%- for message in messages -%}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif -%}
+{%- if message['role'] == 'user' -%}{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{%- elif message['role'] == 'assistant' -%}{{ ' ' + message['content'] + eos_token }}
+{%- else -%}{{ raise_exception('Only user and assistant roles are supported!') }}{%- endif -%}
+{%- endfor -%}"""
+"""As Mistral 7B Instruct's."""
+
+
+def alternating_tokenizer(template: str) -> Any:
+    """The embedded model's tokenizer with a chat template that demands alternating roles, and its special tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_models()["alfworld"])
+    tokenizer.add_special_tokens(
+        {
+            "bos_token": "<bos>",
+            "eos_token": "</s>",
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"],
+        }
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+ALTERNATING = [GEMMA_TEMPLATE, MISTRAL_TEMPLATE]

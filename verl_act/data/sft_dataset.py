@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from verl.utils.dataset import multiturn_sft_dataset
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
+from verl_act.alternating_roles import system_prompt_and_generation
 from verl_act.errors import ConfigError
+from verl_act.parquet_file import read_parquet_schema
 from verl_act.prompts.plain_text import continued, end_of_turn, reply_prefix
+from verl_act.schema import SFT, read_table, schema_name
 
 
 class ActSFTDataset(MultiTurnSFTDataset):
-    """verl's dataset, but for the reply: its text follows the generation prompt token by token.
+    """verl's dataset, but for the prompt, which is rendered as a whole, and the reply, whose text follows the
+    generation prompt token by token.
 
-    verl renders the reply as a message of its own. A chat template that takes the thoughts out of earlier turns, as
-    Qwen3's does, then takes them out of what is to be learnt; and what a generation prompt writes of the reply
-    (`enable_thinking: false`) is missing before it.
+    verl renders every message on its own. A chat template that takes the thoughts out of earlier turns, as Qwen3's
+    does, then takes them out of what is to be learnt; what a generation prompt writes of the reply
+    (`enable_thinking: false`) is missing before it; and a template may refuse a lone system message.
     """
 
-    def _process_single_message(self, index: int, message: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+    def _download(self) -> None:
+        super()._download()
+        for path in self.parquet_files:
+            if schema_name(read_parquet_schema(path)) == schema_name(SFT):
+                read_table(path, SFT)  # raises `DataError` on damage, which pandas would read as other text
+
+    def _read_files_and_process(self) -> None:
+        with patch.object(multiturn_sft_dataset, "extract_system_prompt_and_generation", system_prompt_and_generation):
+            super()._read_files_and_process()
+
+    def _process_single_message(
+        self,
+        index: int,
+        message: dict[str, Any],
+        full_message: Sequence[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Any:
+        prompt = list(takewhile(lambda message: message["role"] != "assistant", full_message))
+        whole = self.processor is None and len(prompt) < len(full_message)
+        if whole and index < len(prompt):
+            ids = self._rendered(prompt, tools) if index == 0 else []
+            return _message(ids, learnt_from=len(ids))
         if message["role"] != "assistant":
-            return super()._process_single_message(index, message, *arguments, **options)
-        opening = list(self.generation_prompt)
+            return super()._process_single_message(index, message, full_message, tools, enable_thinking)
+        opening = [] if whole and index == len(prompt) else list(self.generation_prompt)
         prefix = reply_prefix(self.tokenizer, self.apply_chat_template_kwargs)
         reply = self.tokenizer.encode(continued(message["content"], prefix), add_special_tokens=False)
-        ids = torch.tensor([*opening, *reply, self._end()])
-        learnt = torch.ones_like(ids)
-        learnt[: len(opening)] = 0
-        return ids, learnt, torch.ones_like(ids), {}
+        return _message([*opening, *reply, self._end()], learnt_from=len(opening))
+
+    def _rendered(self, prompt: list[dict[str, Any]], tools: Any) -> list[int]:
+        options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
+        return self.tokenizer.apply_chat_template(prompt, tools=tools, **options)
 
     def _end(self) -> int:
         ends = (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id)
@@ -39,3 +70,11 @@ class ActSFTDataset(MultiTurnSFTDataset):
 
     def sanity_check(self, *_: Any) -> None:
         """verl's compares with the whole conversation as the chat template renders it, which is not what is wanted."""
+
+
+def _message(ids: Sequence[int], learnt_from: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """What verl wants of a message: its tokens, the loss mask, the attention mask, and what is not text."""
+    tokens = torch.tensor(ids, dtype=torch.long)
+    learnt = torch.ones_like(tokens)
+    learnt[:learnt_from] = 0
+    return tokens, learnt, torch.ones_like(tokens), {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 
+from verl_act.alternating_roles import close_gap
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, end_of_turn, turn_separator
 
@@ -46,6 +47,7 @@ class GrowingSequence:
     def __init__(self, messages: Sequence[Message], tokenizer: Any, builder: ContinuousTokenBuilder) -> None:
         self.tokenizer = tokenizer
         self.builder = builder
+        close_gap(builder)
         self.messages = as_plain_text(messages, tokenizer)
         self.sample = Sample(builder.build_initial_tokens(self.messages))
 

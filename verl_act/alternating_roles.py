@@ -1,0 +1,44 @@
+"""Gap: verl reads chat templates by conversations that some refuse: a system message, or two of the user in a row.
+
+Gemma's and Mistral's templates demand that user and assistant take turns, and some know no system message. With such a
+model, verl's SFT dataset cannot open its files (two user messages tell it how a template begins), and its token builder
+cannot append an observation to an episode (it renders one after a system and a user message).
+
+Upstream change it waits for: a user message rendered after an assistant's in `extract_system_prompt_and_generation`
+(verl/utils/tokenizer/chat_template.py) and `ContinuousTokenBuilder._tokenize_single_non_tool`
+(verl/utils/tokenizer/continuous_token.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+_USER = {"role": "user", "content": "a question"}
+_REPLY = {"role": "assistant", "content": "an answer"}
+
+
+def system_prompt_and_generation(tokenizer: Any, **options: Any) -> tuple[list[int], list[int]]:
+    """As verl's `extract_system_prompt_and_generation`: the token ids before a first user message, and those that ask
+    for a reply. `options` are those of the chat template."""
+
+    def tokens(*messages: dict[str, str], add_generation_prompt: bool = False) -> list[int]:
+        return tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **options
+        )
+
+    first = tokens(_USER)
+    message = len(tokens(_USER, _REPLY, _USER)) - len(tokens(_USER, _REPLY))
+    return first[:-message], tokens(_USER, add_generation_prompt=True)[len(first) :]
+
+
+def close_gap(builder: Any) -> None:
+    """Have verl's token builder render a message after a reply, where the template refuses it after a user's."""
+    try:
+        builder._tokenize_single_non_tool(_USER)
+    except Exception:  # a template refuses in an error of its own choice
+        builder._tokenize_single_non_tool = partial(_after_a_reply, builder)
+
+
+def _after_a_reply(builder: Any, message: dict[str, Any], **options: Any) -> list[int]:
+    return builder.render_delta_token_id([_USER, _REPLY], [message], **options)
