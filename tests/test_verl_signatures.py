@@ -19,6 +19,7 @@ AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
 LOOP_FILE = "verl_act/rollout/agent_loop.py"
 DATASET_FILE = "verl_act/data/dataset.py"
 ENGINE_FILE = "verl_act/engine.py"
+ROLES_FILE = "verl_act/alternating_roles.py"
 SEQUENCE_FILE = "verl_act/rollout/sequence.py"
 
 
@@ -51,6 +52,30 @@ PINS = [
         ("self", "messages"),
         SEQUENCE_FILE,
         keywords=False,
+    ),
+    Pin(
+        "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder._tokenize_single_non_tool",
+        ("self", "message", "tools", "add_generation_prompt"),
+        ROLES_FILE,
+        exactly=True,
+    ),
+    Pin(
+        "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder.render_delta_token_id",
+        ("self", "prefix_messages", "appended_messages", "add_generation_prompt", "tools"),
+        ROLES_FILE,
+        exactly=True,
+    ),
+    Pin(
+        "verl.utils.dataset.multiturn_sft_dataset:extract_system_prompt_and_generation",
+        ("tokenizer", "apply_chat_template_kwargs"),
+        ROLES_FILE,
+        exactly=True,
+    ),
+    Pin(
+        "verl.utils.dataset.multiturn_sft_dataset:MultiTurnSFTDataset._process_single_message",
+        ("self", "index", "message", "full_message", "tools", "enable_thinking"),
+        "verl_act/data/sft_dataset.py",
+        exactly=True,
     ),
     Pin(
         "verl.utils.tokenizer.continuous_token:ContinuousTokenBuilder.merge_context_tokens",

@@ -41,7 +41,7 @@ class ActSFTDataset(MultiTurnSFTDataset):
         self,
         index: int,
         message: dict[str, Any],
-        full_message: Sequence[dict[str, Any]],
+        full_message: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         enable_thinking: bool | None = None,
     ) -> Any:
@@ -58,8 +58,9 @@ class ActSFTDataset(MultiTurnSFTDataset):
         return _message([*opening, *reply, self._end()], learnt_from=len(opening))
 
     def _rendered(self, prompt: list[dict[str, Any]], tools: Any) -> list[int]:
+        tokenizer: Any = self.tokenizer
         options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
-        return self.tokenizer.apply_chat_template(prompt, tools=tools, **options)
+        return tokenizer.apply_chat_template(prompt, tools=tools, **options)
 
     def _end(self) -> int:
         ends = (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id)
