@@ -23,11 +23,10 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.make_tasks import make_tasks
 from verl_act.engine import Engine, EngineSettings, Sampling
-from verl_act.envs.base import Task
+from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.evaluate.ask import Examinee, play_tasks
 from verl_act.prompts import get_template
-from verl_act.schema import TASK, read_table
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_throughput.json"
 
@@ -66,7 +65,7 @@ def main() -> None:
         make_games(folder / "games", counts=counts, size="small", seed=5, progress=False)
         data = {"data": str(folder / "games")}
         make_tasks(folder / "panel", "alfworld", ["valid_seen"], env_settings=data)
-        panel = [Task(**row) for row in read_table(folder / "panel" / "tasks.parquet", TASK).to_pylist()]
+        panel = read_tasks(folder / "panel" / "tasks.parquet")
         settings = EngineSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024)
         template = get_template("compact", history_length=8)
         ray.init(include_dashboard=False, log_to_driver=False)

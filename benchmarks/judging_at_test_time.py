@@ -31,14 +31,14 @@ from tqdm.asyncio import tqdm_asyncio
 from verl_act.chain import load_recipe
 from verl_act.chain.methods import evaluation_folder, training_folder
 from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
-from verl_act.envs.base import Task
+from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.evaluate.seeds import Outcome, against, estimate
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.prompts import Template, get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.episode import play
-from verl_act.schema import TASK, Context, read_table
+from verl_act.schema import Context
 
 RESULTS = Path(__file__).parent / "results"
 PROPOSALS = 4
@@ -165,8 +165,8 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     result = RESULTS / f"{options.name}_judging_at_test_time.json"
     results = json.loads(result.read_text()) if result.is_file() else {}
-    rows = read_table(run / "tasks" / "panel" / "tasks.parquet", TASK).to_pylist()
-    tasks = [task for task in (Task(**row) for row in rows) if task.split == options.split]
+    panel = read_tasks(run / "tasks" / "panel" / "tasks.parquet")
+    tasks = [task for task in panel if task.split == options.split]
     games = {"data": str(run / "games")} if (run / "games").is_dir() else {}
     template = get_template(recipe.prompt.template, **recipe.prompt.options)
     for name in options.method or recipe.methods:

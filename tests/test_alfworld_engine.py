@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,7 +280,7 @@ def test_a_game_that_loads_in_part_is_never_played(games: Path, tmp_path: Path) 
 
 def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
-    with pytest.raises(DataError, match=r"ALFWORLD_DATA.*make_games"):
+    with pytest.raises(DataError, match=r"ALFWORLD_DATA.*make-games"):
         list_games("train")
     with pytest.raises(DataError, match="holds no ALFWorld games"):
         list_games("train", tmp_path)
@@ -289,28 +292,118 @@ def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         AlfworldEnvironment().step("look")
 
 
-def test_unplayable_games_are_left_out_and_counted(games: Path, tmp_path: Path) -> None:
-    source = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).parent
-    traj, game = json.loads((source / "traj_data.json").read_text()), json.loads((source / "game.tw-pddl").read_text())
+def add_game(data: Path, name: str, source: Path, **changes: object) -> Path:
+    """A copy of the game in the folder `source`, whose `game.tw-pddl` is changed so; its folder."""
+    folder = data / "json_2.1.1" / "train" / name / "trial"
+    folder.mkdir(parents=True)
+    shutil.copy(source / "traj_data.json", folder)
+    game = json.loads((source / "game.tw-pddl").read_text()) | changes
+    (folder / "game.tw-pddl").write_text(json.dumps({key: value for key, value in game.items() if value is not None}))
+    return folder
 
-    def write(name: str, traj: dict, game: dict | None) -> None:
-        folder = tmp_path / "json_2.1.1" / "train" / name / "trial"
-        folder.mkdir(parents=True)
-        (folder / "traj_data.json").write_text(json.dumps(traj))
-        if game is not None:
-            (folder / "game.tw-pddl").write_text(json.dumps(game))
 
-    write("good", traj, game)
-    write("with_movable_recep", traj, game)
-    write("AppleSliced", traj, game)
-    write("no_game", traj, None)
-    write("unsolvable", traj, game | {"solvable": False})
-    write("other", traj | {"task_type": "dance"}, game)
+@pytest.fixture
+def one_game(games: Path) -> Path:
+    """The folder of a game."""
+    return next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).parent
+
+
+def test_unplayable_games_are_left_out_and_counted(
+    one_game: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("good", "with_movable_recep", "AppleSliced"):
+        add_game(tmp_path, name, one_game)
+    (add_game(tmp_path, "no_game", one_game) / "game.tw-pddl").unlink()
+    add_game(tmp_path, "unsolvable", one_game, solvable=False)
+    traj = json.loads((one_game / "traj_data.json").read_text())
+    other = add_game(tmp_path, "other", one_game) / "traj_data.json"
+    other.write_text(json.dumps(traj | {"task_type": "dance"}))
     found = list_games("train", tmp_path / "json_2.1.1")
     assert [task.task_id for task in found.tasks] == ["good/trial"]
-    assert found.skipped == {
-        "movable receptacle or sliced object": 2,
-        "no game file": 1,
-        "unsolvable": 1,
-        "other task type": 1,
-    }
+    reasons = {"movable receptacle or sliced object": 2, "no game file": 1, "unsolvable": 1, "other task type": 1}
+    assert found.skipped == reasons and not caplog.records
+
+    # What an interrupted download leaves, or another tool has written.
+    first = add_game(tmp_path, "damage", one_game, solvable=None) / "game.tw-pddl"
+    add_game(tmp_path, "damage_2", one_game, pddl_problem=None)
+    for number, text in enumerate(("", "[1]", '{"solvable": tr', "[" * 100_000)):
+        (add_game(tmp_path, f"damaged_game_{number}", one_game) / "game.tw-pddl").write_text(text)
+        (add_game(tmp_path, f"damaged_traj_{number}", one_game) / "traj_data.json").write_text(text)
+    link = tmp_path / "json_2.1.1" / "train" / "unmounted"
+    link.symlink_to(tmp_path / "nowhere")
+    found = list_games("train", tmp_path)
+    assert [task.task_id for task in found.tasks] == ["good/trial"]
+    assert found.skipped == reasons | {"damaged": 11}
+    (record,) = caplog.records
+    assert "11" in record.getMessage() and str(link) in record.getMessage()
+    link.unlink()
+    list_games("train", tmp_path)
+    assert "10" in caplog.text and f"{first}: has no 'solvable'" in caplog.text
+
+
+def test_a_byte_order_mark_changes_nothing(one_game: Path, tmp_path: Path) -> None:
+    folder = add_game(tmp_path, "marked", one_game)
+    for path in folder.iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    (task,) = list_games("train", tmp_path).tasks
+    assert AlfworldEnvironment(tmp_path).reset(task).goal
+
+
+def test_linked_games_are_listed_once(one_game: Path, tmp_path: Path) -> None:
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    add_game(data, "here", one_game)
+    add_game(disk, "linked", one_game)
+    add_game(disk, "trial_only", one_game)
+    split, elsewhere = data / "json_2.1.1" / "train", disk / "json_2.1.1" / "train"
+    (split / "linked").symlink_to(elsewhere / "linked")
+    (split / "by_trial").mkdir()
+    (split / "by_trial" / "trial").symlink_to(elsewhere / "trial_only" / "trial")
+    expected = ["by_trial/trial", "here/trial", "linked/trial"]
+    assert [task.task_id for task in list_games("train", data).tasks] == expected
+    for task in list_games("train", data).tasks:
+        assert AlfworldEnvironment(data).reset(task).goal
+    # Round and round: to the split, to what holds it, to a game that is listed, and from the other disk.
+    for link, target in (
+        (split / "loop", split),
+        (split / "up", tmp_path),
+        (split / "again", split / "here"),
+        (elsewhere / "linked" / "back", split),
+    ):
+        link.symlink_to(target)
+    found = list_games("train", data)
+    assert [task.task_id for task in found.tasks] == expected
+    assert found.skipped == {"link to a folder that is listed already": 4}
+
+
+@pytest.fixture
+def shared_data(one_game: Path) -> Iterator[Path]:
+    """Data of one game, in a folder that all users can enter; the test goes on as one who is not root."""
+    data = Path(tempfile.mkdtemp(dir="/tmp"))
+    data.chmod(0o755)
+    add_game(data, "good", one_game)
+    add_game(data, "closed", one_game)
+    root = os.geteuid() == 0
+    try:
+        yield data
+    finally:
+        if root:
+            os.seteuid(0)
+        for folder, _, _ in os.walk(data):
+            os.chmod(folder, 0o755)
+        shutil.rmtree(data)
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode"),
+    [("", 0), ("", 0o444), ("trial", 0), ("trial", 0o444), ("trial/game.tw-pddl", 0), ("trial/traj_data.json", 0)],
+)
+def test_unreadable_games_are_named(closed: str, mode: int, shared_data: Path) -> None:
+    path = shared_data / "json_2.1.1" / "train" / "closed" / closed
+    path.chmod(mode)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(DataError, match=f"{path.parent}.*cannot be read.*Permission denied"):
+        list_games("train", shared_data)
+    if closed != "trial/traj_data.json":
+        with pytest.raises(EnvError, match=r"closed/trial/game\.tw-pddl.*cannot be read.*Permission denied"):
+            AlfworldEnvironment(shared_data).reset(Task("alfworld", "train", "closed/trial", "x"))

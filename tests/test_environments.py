@@ -15,11 +15,19 @@ from installed_env import install
 
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
-from verl_act.envs.base import Environment, EnvSpec, PlanningEnvironment, SnapshotEnvironment, StepResult
+from verl_act.envs.base import (
+    Environment,
+    EnvSpec,
+    PlanningEnvironment,
+    SnapshotEnvironment,
+    StepResult,
+    Task,
+    read_tasks,
+)
 from verl_act.envs.contract import check_environment, check_step_limit
 from verl_act.envs.registry import get_env, known_envs, register_env
-from verl_act.errors import ConfigError, EnvError
-from verl_act.schema import Context
+from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.schema import TASK, Context, write_rows
 
 
 @pytest.fixture(params=["alfworld"])
@@ -73,6 +81,50 @@ def test_any_step_limit_that_is_reached_will_do(games: Path) -> None:
     check_step_limit(AlfworldEnvironment(games, max_steps=300), task)
     with pytest.raises(EnvError, match="an episode needs a step limit"):
         check_step_limit(AlfworldEnvironment(games, max_steps=100_000), task)
+
+
+@pytest.mark.parametrize("name", ["task_id", "split"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "..",
+        "../..",
+        "a/../../b",
+        "a/..",
+        "/etc/passwd",
+        "\\\\server\\share",
+        "a\\..\\b",
+        "a\0b",
+        "\0",
+        3,
+        None,
+        b"a",
+    ],
+    ids=repr,
+)
+def test_a_task_whose_name_leaves_the_data_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    """However it comes in: nobody can hold such a task, so no environment can be given it."""
+    good = {"env": "alfworld", "split": "train", "task_id": "a/trial", "task_type": "x", "seed": 0}
+    assert Task(**good).task_id == "a/trial"
+    with pytest.raises(EnvError, match=name):
+        Task(**good | {name: value})
+    if isinstance(value, str):
+        write_rows(tmp_path / "tasks.parquet", [good, good | {name: value}], TASK)
+        with pytest.raises(DataError, match=rf"tasks\.parquet: row 1: .*{name}"):
+            read_tasks(tmp_path / "tasks.parquet")
+
+
+@pytest.mark.parametrize(
+    "task_id", ["...", "a..b", "boil/12", "17-B0FVH4CJRR", "[/x]", "a|b\nc", "~", "C:", "-rf", "x" * 9999]
+)
+@pytest.mark.parametrize("env", ["alfworld", "scienceworld", "webshop"])
+def test_unknown_tasks_are_refused_by_every_environment(task_id: str, env: str, games: Path) -> None:
+    environment = get_env(env).make(**({"data": str(games)} if env == "alfworld" else {}))
+    split = "train" if task_id not in ("boil/12", "17-B0FVH4CJRR") else "test"
+    with pytest.raises(EnvError):
+        environment.reset(Task(env, split, task_id, "x"))
+    environment.close()
 
 
 def test_an_unknown_environment_is_told_the_known_ones() -> None:

@@ -206,3 +206,16 @@ def test_a_foreign_manifest_is_content(tmp_path: Path) -> None:
         (tmp_path / FILE_NAME).write_text(content)
         digests.add(digest(tmp_path))
     assert len(digests) == 4
+
+
+def test_the_digest_of_a_folder_sees_what_lies_behind_links(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(folder)
+    digests = [digest(folder)]
+    for content in ("a", "b"):
+        (elsewhere / "file").write_text(content)
+        digests.append(digest(folder))
+    assert len(set(digests)) == 3

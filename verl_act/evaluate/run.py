@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from verl_act.draw import draw_key
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
-from verl_act.envs.base import Task
+from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import (
@@ -32,7 +32,7 @@ from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_mani
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.settings import Mode
-from verl_act.schema import TASK, read_pairs, read_steps, read_table, steps_to_learn
+from verl_act.schema import read_pairs, read_steps, steps_to_learn
 
 PathName = str | PathLike[str]
 _Record = TypeVar("_Record", bound=Any)
@@ -72,7 +72,7 @@ def evaluate(
     """
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
-    panel = [Task(**row) for path in tasks for row in read_table(path, TASK).to_pylist()]
+    panel = [task for path in tasks for task in read_tasks(path)]
     steps = some_of_each_split(steps_to_learn(read_steps(trajectories)), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
     general = read_questions(reasoning)

@@ -5,8 +5,11 @@ Both have the layout `<data>/json_2.1.1/<split>/<task>/<trial>/{game.tw-pddl, tr
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from verl_act.envs.alfworld.game import FILE_NAME
 from verl_act.envs.base import Task
 from verl_act.errors import DataError, EmptySplitError, EnvError
+from verl_act.linked_files import Files, files_below
 from verl_act.text_files import read_json
 
 NAME = "alfworld"
@@ -32,6 +36,10 @@ TASK_TYPES = (
 _UNSUPPORTED = ("movable", "Sliced")
 """Parts of a game's path that ALFWorld's own loader excludes: such tasks cannot be done in the text engine."""
 
+_REMEDY = "Generate games (`make-games`) or download ALFWorld's own (`alfworld-download`); pass their folder as `data`."
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class GameList:
@@ -47,15 +55,14 @@ def data_root(data: str | os.PathLike[str] | None = None) -> Path:
     Raises `DataError` where it does not hold one.
     """
     given = data or os.environ.get("ALFWORLD_DATA")
-    remedy = (
-        "Generate games (`make_games`) or download ALFWorld's own (`alfworld-download`); pass their folder as `data`."
-    )
     if not given:
-        raise DataError(f"No ALFWorld games: neither the setting `data` nor $ALFWORLD_DATA names a folder. {remedy}")
+        raise DataError(f"No ALFWorld games: neither the setting `data` nor $ALFWORLD_DATA names a folder. {_REMEDY}")
     root = Path(given).expanduser()
     root = root.parent if root.name == VERSION_FOLDER else root
-    if not (root / VERSION_FOLDER).is_dir():
-        raise DataError(f"{root}: holds no ALFWorld games (no folder {VERSION_FOLDER!r}). {remedy}")
+    with _reading():
+        there = (root / VERSION_FOLDER).is_dir()
+    if not there:
+        raise DataError(f"{root}: holds no ALFWorld games (no folder {VERSION_FOLDER!r}). {_REMEDY}")
     return root
 
 
@@ -69,30 +76,35 @@ def game_path(task: Task, data: str | os.PathLike[str] | None = None) -> Path:
 def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameList:
     """Every playable game of `split` once, sorted by task id, which is the path below the split's folder.
 
-    Raises `EmptySplitError` where the split is missing or holds no playable game, `DataError` where a file is damaged.
+    Folders may be linked. A game that is damaged, or not known to be solvable, is left out, as by ALFWorld's own
+    loader; a warning says how many are damaged. Raises `EmptySplitError` where the split is missing or holds no
+    playable game, `DataError` where a folder or a file cannot be read.
     """
     if split not in SPLITS:
         raise DataError(f"ALFWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
     folder = data_root(data) / VERSION_FOLDER / split
+    with _reading():
+        below = files_below(folder) if folder.is_dir() else Files((), (), ())
     tasks: list[Task] = []
-    skipped: Counter[str] = Counter()
-    for traj_path in sorted(folder.rglob("traj_data.json")):
-        task_id = traj_path.parent.relative_to(folder).as_posix()
-        if any(part in task_id for part in _UNSUPPORTED):
-            skipped["movable receptacle or sliced object"] += 1
-        elif not (game := traj_path.with_name(FILE_NAME)).is_file():
-            skipped["no game file"] += 1
-        elif (task_type := _read_json(traj_path).get("task_type")) not in TASK_TYPES:
-            skipped["other task type"] += 1
-        elif not _read_game(game)["solvable"]:
-            skipped["unsolvable"] += 1
+    skipped = Counter({"link to a folder that is listed already": len(below.repeated)})
+    damaged = [f"{path}: is a link that leads nowhere." for path in below.broken]
+    for traj_path in (path for path in below.files if path.name == "traj_data.json"):
+        try:
+            with _reading():
+                listed = _task_or_reason(traj_path, folder, split)
+        except _DamagedGame as error:
+            damaged.append(str(error))
         else:
-            tasks.append(Task(NAME, split, task_id, task_type))
+            if isinstance(listed, Task):
+                tasks.append(listed)
+            else:
+                skipped[listed] += 1
+    skipped["damaged"] = len(damaged)
+    if damaged:
+        logger.warning("%s: %d damaged games are left out; the first: %s %s", folder, len(damaged), damaged[0], _REMEDY)
     if not tasks:
-        raise EmptySplitError(
-            f"{folder}: holds no playable game (left out: {dict(skipped) or 'none'}). Generate or download games."
-        )
-    return GameList(tuple(tasks), dict(skipped))
+        raise EmptySplitError(f"{folder}: holds no playable game (left out: {dict(+skipped) or 'none'}). {_REMEDY}")
+    return GameList(tuple(tasks), dict(+skipped))
 
 
 def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any) -> tuple[Task, ...]:
@@ -100,15 +112,44 @@ def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any)
     return list_games(split, data).tasks
 
 
-def _read_game(path: Path) -> dict[str, Any]:
-    game = _read_json(path)
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename}: cannot be read: {error.strerror}. Give this user the right to read it, or move it out "
+            "of the data."
+        ) from error
+
+
+class _DamagedGame(Exception):
+    """A game whose files are not as they should be; one that was written or downloaded in part, as a rule."""
+
+
+def _task_or_reason(traj_path: Path, folder: Path, split: str) -> Task | str:
+    """The task of a game, or why it is left out."""
+    task_id = traj_path.parent.relative_to(folder).as_posix()
+    if any(part in task_id for part in _UNSUPPORTED):
+        return "movable receptacle or sliced object"
+    if not (game_path := traj_path.with_name(FILE_NAME)).is_file():
+        return "no game file"
+    if (task_type := _read_json(traj_path).get("task_type")) not in TASK_TYPES:
+        return "other task type"
+    game = _read_json(game_path)
     if missing := [key for key in ("pddl_problem", "solvable") if key not in game]:
-        raise DataError(f"{path}: has no {missing[0]!r}, so it is no game. Write or download it again.")
-    return game
+        raise _DamagedGame(f"{game_path}: has no {missing[0]!r}.")
+    return Task(NAME, split, task_id, task_type) if game["solvable"] else "unsolvable"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    """Raises `_DamagedGame` where the file holds something else, `DataError` where it cannot be read."""
+    try:
+        content = read_json(path)
+    except DataError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        raise _DamagedGame(str(error)) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {type(content).__name__}, not an object. Write or download its game again.")
+        raise _DamagedGame(f"{path}: holds {type(content).__name__}, not an object.")
     return content

@@ -109,13 +109,11 @@ class Menu(NamedTuple):
 
 def read_game(path: Path) -> GameFile:
     """Read a game file. Raises `EnvError` naming the file, what is wrong with it, and what to do."""
-    remedy = "Write the games again (`make_games`) or download them again (`alfworld-download`)."
-    if not path.is_file():
-        raise EnvError(f"{path}: no such game file. {remedy}")
+    remedy = "Write the games again (`make-games`) or download them again (`alfworld-download`)."
     try:
         return game_from(read_json(path), name=str(path))
     except DataError as error:
-        raise EnvError(f"{error} {remedy}") from error
+        raise EnvError(str(error) if isinstance(error.__cause__, PermissionError) else f"{error} {remedy}") from error
     except (KeyError, TypeError) as error:
         raise EnvError(f"{path}: is not an ALFWorld game: {error!r} is missing or of a wrong type. {remedy}") from error
 
@@ -185,7 +183,7 @@ def _translating(game: GameFile) -> Iterator[None]:
         except (Exception, SystemExit) as error:  # translator and parsers raise whatever comes up, down to SystemExit
             raise EnvError(
                 f"{game.name}: its rules cannot be translated: {type(error).__name__}: {error}. "
-                "The file is damaged; write it again (`make_games`) or download it again (`alfworld-download`)."
+                "The file is damaged; write it again (`make-games`) or download it again (`alfworld-download`)."
             ) from error
         finally:
             sys.argv = arguments

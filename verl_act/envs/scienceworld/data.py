@@ -118,7 +118,7 @@ def name_and_variation(task: Task) -> tuple[str, int]:
     """What the engine calls `task`. Raises `EnvError` where it is none of ScienceWorld's, or of another split."""
     name, _, number = task.task_id.rpartition("/")
     known = task.env == NAME and task.split in SPLITS and name in VARIATIONS
-    if not known or not (number.isascii() and number.isdigit() and str(int(number)) == number):
+    if not known or not (number.isascii() and number.isdigit() and len(number) < 6 and str(int(number)) == number):
         raise EnvError(
             f"{task}: is not a ScienceWorld task. Ids are like 'boil/12', splits {', '.join(SPLITS)}; "
             f"`list_tasks` has them all."
