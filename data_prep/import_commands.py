@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 
-_PUT = re.compile(
-    r"(?P<lead>\s*)put (?P<thing>.+?) (?:in/on|into|onto|in|on) (?P<receptacle>\S.*?)(?P<tail>\s*)", re.DOTALL
-)
-
-_TERMINAL = re.compile(r"connect (?P<thing>(?:(?!wire).)+?) terminal 1 to ", re.IGNORECASE)
+_PUT = "put "
+_INTO = re.compile(r" (?:in/on|into|onto|in|on) (?=\S)")
+# A second "connect" is excluded so that a text of nothing else takes linear time.
+_TERMINAL = re.compile(r"connect (?P<thing>(?:(?!wire|connect ).)+?) terminal 1 to ", re.IGNORECASE)
 _RENAMED = {"green house": "greenhouse", "cachew": "cashew", "sandwhich": "sandwich"}
 """Spellings of AgentGym's ScienceWorld data, the last two slips (Early Experience's notes on replaying them)."""
 
 
 def modern_command(command: str) -> str:
     """`put mug 1 in/on desk 1` as `move mug 1 to desk 1` (ALFWorld 0.4 renamed it); any other text as it is."""
-    found = _PUT.fullmatch(command)
-    if found is None:
-        return command
-    return f"{found['lead']}move {found['thing']} to {found['receptacle']}{found['tail']}"
+    command = command.strip()
+    into = _INTO.search(command, len(_PUT) + 1) if command.startswith(_PUT) else None
+    return f"move {command[len(_PUT) : into.start()]} to {command[into.end() :]}" if into else command
 
 
 def modern_scienceworld_action(action: str) -> str:

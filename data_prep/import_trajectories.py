@@ -20,7 +20,7 @@ from tqdm import tqdm
 from verl_act.data_prep.collect_expert import TRAJECTORIES
 from verl_act.data_prep.players import spread
 from verl_act.data_prep.published import Published, Unreadable, read_published
-from verl_act.data_prep.published_tasks import FindTasks, advice, task_finder
+from verl_act.data_prep.published_tasks import FindTasks, advice, other_benchmark, task_finder
 from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
@@ -73,6 +73,7 @@ def import_trajectories(
     find = _Find(env, settings, task_finder(env, settings, split=split, workers=workers), split)
     kept: dict[tuple[str, str], Replayed] = {}
     rejected: list[Rejected] = []
+    looks: Counter[str] = Counter()
     with spread(Replayer(env, settings, form), workers) as replay:
         for path in files:
             rows = list(read_published(Path(path), form))
@@ -84,11 +85,15 @@ def import_trajectories(
                         continue
                     outcome = Refusal("another row of this task is kept", first.task_id)
                 task = row.task if isinstance(row, Published) else ""
+                if isinstance(row, Unreadable) and row.looks_like:
+                    looks[f"the format {row.looks_like!r}, not {form!r}: pass --format {row.looks_like}"] += 1
+                elif isinstance(row, Published) and (other := other_benchmark(env, row)):
+                    looks[f"{other}, not {env}: pass the environment {other}"] += 1
                 rejected.append(Rejected(str(path), row.row, task, outcome.kind, outcome.reason))
     kinds = dict(sorted(Counter(row.kind for row in rejected).items()))
     beside = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
     if not kept:
-        told = f"none of {len(rejected)} rows is left of {', '.join(map(str, files))}"
+        told = f"{_misfit(looks, len(rejected))}none of {len(rejected)} rows is left of {_names(files)}"
         if not rejected:
             raise DataError(f"{told}: there is nothing in them. Download or write them again.")
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,8 @@ class _Find:
     def __call__(self, row: Published | Unreadable) -> Candidates | Refusal:
         if isinstance(row, Unreadable):
             return Refusal("not in this format", row.reason)
+        if other := other_benchmark(self.env, row):
+            return Refusal("of another benchmark", f"it looks like {other}, not {self.env}")
         if not (tasks := self.tasks_of(row)):
             sought = row.task or " ".join(row.instruction.split())[:100]
             told = advice(self.env, self.settings, row, found=False, split=self.split)
@@ -141,6 +148,16 @@ class _Find:
 
 def _write_list(path: Path, rejected: Sequence[Rejected]) -> None:
     path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected), encoding="utf-8")
+
+
+def _names(files: Sequence[str | PathLike[str]]) -> str:
+    return ", ".join(map(str, files))
+
+
+def _misfit(looks: Counter[str], rows: int) -> str:
+    """What most of the rows look like, where that is not what they were taken for."""
+    look, count = (looks.most_common(1) or [("", 0)])[0]
+    return f"{count} of {rows} rows look like {look}. " if 2 * count > rows else ""
 
 
 def _first_reasons(rejected: Sequence[Rejected]) -> str:

@@ -2,10 +2,11 @@
 
 A file is a JSON list of rows, or JSON Lines, plain or gzip. The formats:
 
-- `eto`: ETO's (arXiv 2403.02502) and that of the data sets derived from it, such as AgentGym's AgentTraj-L: ShareGPT
-  conversations, instructions first, then observations by `human` and "Thought: ... Action: ..." by `gpt`. ALFWorld rows
-  name their `game_file`; ScienceWorld ids are `<task number>_<variation>`, or AgentGym's `item_id`; WebShop rows are
-  known by their instruction.
+- `eto`: ETO's (arXiv 2403.02502) and that of the data sets derived from it, such as AgentGym's AgentTraj-L, and of
+  AgentInstruct (arXiv 2310.12823): ShareGPT conversations, instructions first, then observations by `human` and
+  "Thought: ... Action: ..." by `gpt`. Roles may be `user` and `assistant`, labels `ACTION:`, `Act:` or bold. ALFWorld
+  rows name their `game_file`; ScienceWorld ids are `<task number>_<variation>`, or AgentGym's `item_id`; WebShop rows
+  are known by their instruction.
 - `early-experience`: the expert data of Early Experience (arXiv 2510.08558), as its published reproduction describes
   them. ALFWorld and WebShop have a row for each step, the prompt as `instruction` and
   `<think>...</think><action>...</action>` as `output` (or both as `messages`); ScienceWorld has whole conversations as
@@ -26,16 +27,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_act.data_prep.published_turns import decision
 from verl_act.errors import ConfigError
 from verl_act.text_files import read_rows
 
-_TAGGED = re.compile(r"<action>\s*(\S.*?)\s*</action>", re.DOTALL)
-_THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
-_LABELLED = re.compile(r"^[ \t]*Action:\s*(\S[^\n]*)", re.MULTILINE)
-_LABELLED_WITHIN = re.compile(r"Action:\s*(\S[^\n]*)")
-_LABELLED_THOUGHT = re.compile(r"Thought:\s*(.*)", re.DOTALL)
 _STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d+) step")
 _INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)  # some readers of these data lower the case of all
+_SPEAKERS = {"human": "user", "user": "user"} | dict.fromkeys(("gpt", "assistant", "agent", "model"), "assistant")
 _DEMONSTRATION = "webshop-human"
 _DEMONSTRATION_KEYS = frozenset({"action_idxs", "actions_translate", "available_actions"})
 _KEYS_OF_OTHERS = frozenset({"conversations", "messages", "instruction", "task_id"})
@@ -57,10 +55,11 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A row that does not fit the format, and why."""
+    """A row that does not fit the format, and why. `looks_like` is the format that its keys are those of, if any."""
 
     row: int
     reason: str
+    looks_like: str | None = None
 
 
 class _Misfit(ValueError):
@@ -81,7 +80,10 @@ def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
             published = _READERS[found](number, [_object(rows[at]) for at in group])
             json.dumps(asdict(published), ensure_ascii=False).encode()  # half a surrogate pair is refused here
         except (_Misfit, UnicodeEncodeError) as error:
-            yield Unreadable(number, f"does not fit the format {found!r}: {error}")
+            known = _looks_like(rows[number])
+            other = known if known != found else None
+            hint = f"; its keys are those of --format {other}" if other else ""
+            yield Unreadable(number, f"does not fit the format {found!r}: {error}{hint}", other)
         else:
             yield published
 
@@ -118,42 +120,36 @@ def _texts(row: dict[str, Any], name: str) -> list[str]:
     return texts
 
 
-def _decision(said: str) -> tuple[str, str | None] | None:
-    """The action and the thought of a model's turn; None where it holds no action."""
-    thought = _THOUGHT.search(said)
-    # What a thought quotes is no action: only what follows it counts, and of several labelled lines the last.
-    if tagged := _TAGGED.search(said, thought.end() if thought else 0):
-        return tagged[1], thought[1] if thought else None
-    labelled = list(_LABELLED.finditer(said)) or list(_LABELLED_WITHIN.finditer(said))
-    if not labelled:
-        return None
-    told = thought or _LABELLED_THOUGHT.search(said[: labelled[-1].start()])
-    return labelled[-1][1].strip(), told[1].strip() if told else None
-
-
 def _played(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Published:
-    """What `user` and `assistant` say in `turns`. Before the first action, that is instructions and consent."""
-    decisions = [(at, _decision(value)) for at, (speaker, value) in enumerate(turns) if speaker == "assistant"]
-    first = next((at for at, decision in decisions if decision), None)
-    if first is None:
-        raise _Misfit("no turn holds an 'Action:' or '<action>'")
-    taken = [(at, decision) for at, decision in decisions if at >= first]
-    if lacking := [at for at, decision in taken if decision is None]:
+    """What `user` and `assistant` say in `turns`. Before the first action, that is instructions and consent; after the
+    last one, remarks.
+    """
+    decisions = [(at, decision(value)) for at, (speaker, value) in enumerate(turns) if speaker == "assistant"]
+    acting = [at for at, decided in decisions if decided]
+    if not acting:
+        raise _Misfit("no turn holds an 'Action:', 'Act:' or '<action>'")
+    first, last = acting[0], acting[-1]
+    if lacking := [at for at, decided in decisions if first < at < last and decided is None]:
         raise _Misfit(f"turn {lacking[0]} holds no action")
     told = next((value for speaker, value in reversed(turns[:first]) if speaker == "user"), "")
-    actions, thoughts = zip(*(decision for _, decision in taken if decision), strict=True)
+    actions, thoughts = zip(*(decided for _, decided in decisions if decided), strict=True)
     return Published(row, task, told, actions, thoughts)
 
 
 def _conversation(number: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
     turns = [_object(turn) for turn in _list(row, "conversations")]
-    speakers = {"human": "user", "gpt": "assistant"}
-    said = [(speakers.get(_text(turn, "from"), ""), _text(turn, "value")) for turn in turns]
+    said = [_turn(turn) for turn in turns]
     named = [row[name] for name in ("game_file", "id", "item_id") if name in row]
     if named and not isinstance(named[0], str | int):
         raise _Misfit(f"its task must be a text or a number, not {named[0]!r:.50}")
     return _played(number, str(named[0]) if named else "", said)
+
+
+def _turn(turn: dict[str, Any]) -> tuple[str, str]:
+    """Speaker and text; the speaker is empty for any but `user` and `assistant`."""
+    who, what = ("role", "content") if "role" in turn else ("from", "value")
+    return _SPEAKERS.get(_text(turn, who), ""), _text(turn, what)
 
 
 def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
@@ -167,6 +163,22 @@ def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
     if not task and not instruction:
         raise _Misfit("it names neither 'task_id' nor 'instruction'")
     return Published(number, task, instruction, tuple(actions), tuple(thoughts))
+
+
+def _looks_like(row: Any) -> str | None:
+    """The format that a row's keys are those of."""
+    if not isinstance(row, dict):
+        return None
+    if _is_demonstration(row):
+        return _DEMONSTRATION
+    known = (
+        ("eto", {"conversations"}),
+        ("early-experience", {"messages"}),
+        ("early-experience", {"instruction", "output"}),
+        ("actions", {"actions", "task_id"}),
+        ("actions", {"actions", "instruction"}),
+    )
+    return next((form for form, keys in known if keys <= row.keys()), None)
 
 
 def _is_demonstration(row: Any) -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
 from verl_act.data_prep.players import Player, spread
 from verl_act.data_prep.published import Published
+from verl_act.data_prep.published_turns import undecorated
 from verl_act.data_prep.webshop_titles import click_by_title, title_clicked
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.registry import get_env
@@ -74,6 +75,13 @@ _NOT_IN_AGENTGYM = ("grow-", "inclined-plane-", "mendelian-genetics-")
 _BEFORE_INSTRUCTION = re.compile(r"Instruction:|Your task is to:")
 _AGENTGYM_ID = re.compile(r"sciworld_(\d+)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBERED = re.compile(r"([A-Za-z0-9]+)_\d+")
+_NAMES_IN_IDS = frozenset(
+    (
+        *("alfworld", "webshop", "sciworld", "os", "db", "kg", "mind2web"),  # AgentInstruct, AgentGym
+        *("academia", "babyai", "maze", "movie", "sheet", "sqlgym", "textcraft", "todo", "weather", "wordle"),
+    )
+)
 
 
 def task_finder(env: str, settings: Mapping[str, Any], *, split: str | None = None, workers: int = 1) -> FindTasks:
@@ -95,14 +103,47 @@ def task_finder(env: str, settings: Mapping[str, Any], *, split: str | None = No
 
 def speller(env: str, settings: Mapping[str, Any]) -> Spell:
     """How actions are respelled for `env` in these settings."""
-    if env == "webshop":
-        return partial(_spell_webshop, settings)
-    return {"alfworld": _spell_alfworld, "scienceworld": _spell_scienceworld}.get(env, _spell_as_listed)
+    spellers: dict[str, Spell] = {
+        "alfworld": _spell_alfworld,
+        "scienceworld": _spell_scienceworld,
+        "webshop": partial(_spell_webshop, settings),
+    }
+    spell = spellers.get(env)
+
+    def respelled(action: str, admissible: Sequence[str], environment: Environment) -> str:
+        plain = undecorated(action)
+        if listed := match_action(action, admissible) or match_action(plain, admissible):
+            return listed
+        return spell(plain, admissible, environment) if spell else action
+
+    return respelled
 
 
 def thought_judge(env: str) -> Holds:
     """Which thoughts hold for `env`; all, but for those on a price limit that WebShop drew otherwise."""
     return {"webshop": _holds_in_webshop}.get(env, lambda thought, row, goal: True)
+
+
+def other_benchmark(env: str, row: Published) -> str | None:
+    """The benchmark that a row looks like where that is not `env`: by its actions, its first page, or its id.
+
+    None where nothing says, and for an environment whose rows have no look of their own.
+    """
+    looks_like = _benchmark_of(row) if env in _FINDERS else None
+    return looks_like if looks_like != env else None
+
+
+def _benchmark_of(row: Published) -> str | None:
+    told = row.instruction.lower()
+    if any(undecorated(action).lower().startswith(("search[", "click[")) for action in row.actions) or "[sep]" in told:
+        return "webshop"
+    if "you are in the middle of a room" in told or row.task.endswith(".tw-pddl"):
+        return "alfworld"
+    if "this room is called" in told:
+        return "scienceworld"
+    numbered = _NUMBERED.fullmatch(row.task)
+    name = numbered[1].lower() if numbered else ""
+    return name.replace("sciworld", "scienceworld") if name in _NAMES_IN_IDS else None
 
 
 def advice(env: str, settings: Mapping[str, Any], row: Published, *, found: bool, split: str | None = None) -> str:
@@ -296,7 +337,8 @@ _FINDERS: dict[str, Callable[[Sequence[Task], Mapping[str, Any], _ByFirstSight],
 
 
 def _spell_alfworld(action: str, admissible: Sequence[str], environment: Environment) -> str:
-    return match_action(action, admissible) or _spell_as_listed(modern_command(action), admissible, environment)
+    modern = modern_command(action)
+    return match_action(modern, admissible) or modern
 
 
 def _spell_scienceworld(action: str, admissible: Sequence[str], environment: Environment) -> str:
@@ -310,11 +352,5 @@ def _spell_scienceworld(action: str, admissible: Sequence[str], environment: Env
 def _spell_webshop(
     settings: Mapping[str, Any], action: str, admissible: Sequence[str], environment: Environment
 ) -> str:
-    if listed := match_action(action, admissible):
-        return listed
     title = title_clicked(action)
     return action if title is None else click_by_title(title, environment, settings)
-
-
-def _spell_as_listed(action: str, admissible: Sequence[str], environment: Environment) -> str:
-    return match_action(action, admissible) or action

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from verl_act.data_prep.collect_expert import play, replays
@@ -74,16 +74,18 @@ class Replayer(Player[Candidates | Refusal, Outcome]):
         environment, fresh = self.environments
         follower = _Follower(row.actions, speller(self.env, self.settings), self._judge, self.env)
         try:
-            steps = play(environment, follower, task, source=row.form or self.source)
+            try:
+                steps = play(environment, follower, task, source=row.form or self.source)
+            except _ActionsEnd:
+                return self._lost(row, "does not reach the goal", _why_not(fresh, task, follower.taken))
             alike = not steps[-1].success or replays(fresh, task, steps)
-        except _ActionsEnd:
-            return self._lost(row, "does not reach the goal", f"its {len(row.actions)} actions end before it")
         except NoSuchProduct as error:
             return Refusal("no such product on the page", str(error))
         except Exception as error:
             return self._lost(row, "cannot be played", self.lost(task, error))
         if not steps[-1].success:
-            ends = f"it ends after {len(steps)} of {len(row.actions)} actions"
+            refused = [step.action for step in steps if step.admissible is False]
+            ends = f"it ends after {len(steps)} of {len(row.actions)} actions{_refused(refused, len(steps))}"
             return self._lost(row, "does not reach the goal", ends)
         return self._kept(row, steps) if alike else Refusal("does not replay alike")
 
@@ -112,8 +114,10 @@ class _Follower:
     spell: Spell
     judge: Expert | None
     env: str
+    taken: list[str] = field(default_factory=list)
 
     def reset(self, task: Task) -> None:
+        self.taken.clear()
         if self.judge:
             self.judge.reset(task)
 
@@ -121,6 +125,7 @@ class _Follower:
         if len(context.history) >= len(self.actions):
             raise _ActionsEnd
         action = self.spell(self.actions[len(context.history)], context.admissible_actions, environment)
+        self.taken.append(action)
         return action, self._inferable(action, context, environment)
 
     def _inferable(self, action: str, context: Context, environment: Environment) -> bool:
@@ -130,6 +135,19 @@ class _Follower:
             return self.judge.act(context, environment) == (action, True)
         except EnvError:
             return False
+
+
+def _why_not(environment: Environment, task: Task, actions: Sequence[str]) -> str:
+    """Why `actions` end before the goal, as a second episode shows."""
+    environment.reset(task)
+    refused = [action for action in actions if not environment.step(action).admissible]
+    if len(refused) == len(actions):
+        return f"none of its {len(actions)} actions was admissible, the first {refused[0]!r:.100}"
+    return f"its {len(actions)} actions end before it{_refused(refused, len(actions))}"
+
+
+def _refused(actions: Sequence[str], played: int) -> str:
+    return f"; {len(actions)} of these {played} were not admissible, the first {actions[0]!r:.100}" if actions else ""
 
 
 def _judge(spec: EnvSpec) -> Expert | None:

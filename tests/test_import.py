@@ -21,12 +21,14 @@ from verl_act.data.dataset import ActDataset
 from verl_act.data_prep import published_tasks
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import play
+from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.data_prep.make_sft import make_sft
 from verl_act.data_prep.players import spread
 from verl_act.data_prep.published import Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import task_finder
+from verl_act.data_prep.published_turns import decision, undecorated
 from verl_act.data_prep.replay_published import Replayer
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
@@ -111,7 +113,7 @@ def test_alfworld_rows_are_respelled_replayed_or_rejected(games: Path, tmp_path:
 def test_refused_actions_of_a_row_that_wins_are_not_learned(games: Path, tmp_path: Path) -> None:
     settings = {"data": str(games)}
     (steps,) = expert_trajectories("alfworld", "train", 1, settings)
-    refused = [replace(steps[0], action=action) for action in ("think: I look around.", "examine the moon")]
+    refused = [replace(steps[0], action=action) for action in ("think: I look around", "examine the moon")]
     task = {"game_file": f"json_2.1.1/train/{steps[0].task_id}/game.tw-pddl"}
     row = conversation([refused[0], *steps[:2], refused[1], *steps[2:]], task, steps[0].context.observation)
     path = write(tmp_path / "rows.json", [row])
@@ -130,6 +132,84 @@ def test_refused_actions_of_a_row_that_wins_are_not_learned(games: Path, tmp_pat
     assert [dataset[number]["reward_model"]["ground_truth"] for number in range(len(dataset))] == good
     pairs = build_pairs(tmp_path / "pairs", [file], (), settings, source="admissible")
     assert pairs.counts["states_expert_inadmissible"] == 2
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "full stop": "{}.".format,
+    "quotes": '"{}"'.format,
+    "backticks": "`{}`.".format,
+    "bold": "**{}**".format,
+    "capital": str.capitalize,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_agentinstructs_rows_are_read_however_actions_are_spelled(spelling: str, games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    (steps,) = expert_trajectories("alfworld", "train", 1, settings)
+    first = steps[0].context
+    told = f"Here is your task. {first.observation}\nYour task is to: {first.goal}\n AVAILABLE ACTIONS: look"
+    said = [("human", 'Follow this format: "THOUGHT: your thoughts. ACTION: your next action".')]
+    said += [("gpt", "OK. I'll follow your instructions and try my best to solve the task."), ("human", told)]
+    for step in steps:
+        said.append(("gpt", f"THOUGHT: I think so. ACTION: {SPELLINGS[spelling](old_put(step.action))}"))
+        said.append(("human", "Something happens. AVAILABLE ACTIONS: look"))
+    said.append(("gpt", "The task is done!"))
+    row = {"id": "alfworld_0", "conversations": [{"from": who, "loss": None, "value": text} for who, text in said]}
+    import_trajectories(
+        tmp_path / "out", [write(tmp_path / "rows.json", [row])], "alfworld", env_settings=settings, progress=False
+    )
+    played = read_steps([tmp_path / "out" / TRAJECTORIES])
+    assert [step.action for step in played] == [step.action for step in steps]
+    assert all(step.admissible and step.thought == "I think so." for step in played)
+
+
+def test_why_a_row_is_refused_is_the_true_reason(games: Path, tmp_path: Path) -> None:
+    settings = {"data": str(games)}
+    (steps,) = expert_trajectories("alfworld", "train", 1, settings)
+    task = {"game_file": f"json_2.1.1/train/{steps[0].task_id}/game.tw-pddl"}
+    told = steps[0].context.observation
+    wrong = [replace(steps[0], action="dance")] * 4
+    shop = conversation([replace(steps[0], action="click[buy now]")], {"id": "webshop_3"}, "WebShop [SEP] Instruction:")
+    shell = conversation([replace(steps[0], action="bash")], {"id": "os_0"}, "You are an assistant on a computer.")
+    rows = [
+        conversation(wrong, task, told),
+        conversation([*wrong[:1], *steps[:2]], task, told),
+        conversation([*steps[:1], *wrong * 20], task, told),
+        shop,
+        shell,
+        conversation(steps, task, told),
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    manifest = import_trajectories(tmp_path / "out", [path], "alfworld", env_settings=settings, progress=False)
+    reasons = rejections(tmp_path / "out")
+    assert reasons[0] == "does not reach the goal: none of its 4 actions was admissible, the first 'dance'"
+    assert "its 3 actions end before it; 1 of these 3 were not admissible, the first 'dance'" in reasons[1]
+    assert "it ends after 50 of 81 actions; 49 of these 50 were not admissible, the first 'dance'" in reasons[2]
+    assert "it looks like webshop, not alfworld" in reasons[3] and "it looks like os, not alfworld" in reasons[4]
+    assert manifest.counts["rejected"]["of another benchmark"] == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "says"),
+    [
+        (
+            {"task_id": "t", "actions": ["look"]},
+            "eto",
+            "the format 'actions', not 'eto': pass --format actions",
+        ),
+        ({"id": "t", "conversations": [{"from": "gpt", "value": "Action: look"}]}, "actions", "pass --format eto"),
+        ({"instruction": "Go.", "output": "<action>look</action>"}, "eto", "pass --format early-experience"),
+        ({"messages": [{"role": "user", "content": "Go."}]}, "actions", "pass --format early-experience"),
+        ({"instruction": "Buy.", "actions": ["search[tea]"]}, "actions", "look like webshop, not alfworld"),
+    ],
+)
+def test_a_wrong_format_or_benchmark_is_said_first(row: Row, form: str, says: str, games: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", [row])
+    with pytest.raises(DataError, match=rf"^1 of 1 rows .*{says}"):
+        import_trajectories(
+            tmp_path / "out", [path], "alfworld", form=form, env_settings={"data": str(games)}, progress=False
+        )
 
 
 def begin(steps: Sequence[Step]) -> str:
@@ -468,6 +548,18 @@ def test_a_bad_row_is_listed_and_the_others_are_read(row: str, reason: str, tmp_
         ("  Action:  go to desk 2", None),
         ("Thought:\nI see it.\n\nAction:\ngo to desk 2", "I see it."),
         ("Thought: I see it. Action: go to desk 2", "I see it."),
+        ("THOUGHT: I see it.\nACTION: go to desk 2", "I see it."),
+        ("THOUGHT: My next ACTION: look failed. ACTION: go to desk 2", "My next ACTION: look failed."),
+        ("Think: I see it.\nAct: go to desk 2", "I see it."),
+        ("Thought 3: I see it.\nAction 3: go to desk 2", "I see it."),
+        ("**Thought:** I see it.\n\n**Action:** go to desk 2", "I see it."),
+        ("**Thought**: I see it.\n- **Action**: go to desk 2\nObservation: You are there.", "I see it."),
+        ("Thought: I see it.\nAction:\n```\ngo to desk 2\n```", "I see it."),
+        ("Thought: I see it.\nAction: ```go to desk 2```", "I see it."),
+        ("thought: i see it.\naction: go to desk 2", "i see it."),
+        ("I see it.</think><action>go to desk 2</action>", "I see it."),
+        ("<action></action><action>go to desk 2</action>", None),
+        ("<action><action>go to desk 2</action></action>", None),
     ],
 )
 def test_what_a_thought_quotes_is_no_action(said: str, thought: str | None, tmp_path: Path) -> None:
@@ -475,6 +567,16 @@ def test_what_a_thought_quotes_is_no_action(said: str, thought: str | None, tmp_
     (read,) = read_published(write(tmp_path / "rows.json", rows), "eto")
     assert isinstance(read, Published) and read.actions == ("go to desk 2",)
     assert read.thoughts == (thought,)
+
+
+def test_a_turn_of_ten_million_characters_is_read_in_linear_time() -> None:
+    """Quadratic patterns need hours here, and minutes for the shorter ones below."""
+    for text in ("<action>" * 1_250_000, "<think>" * 1_400_000):
+        assert decision(text) is None
+    shorter = ("<action>" * 50_000 + "</action>" * 50_000, "<action>" + " " * 10**6, "Action:\n" * 100_000, "*" * 10**6)
+    assert [decision(text) for text in shorter] == [None] * 4
+    for text in ("put a " + "in " * 300_000, "put a in b" + " " * 10**6 + "c", "connect " * 10**5, '"' * 10**6):
+        assert modern_scienceworld_action(modern_command(text)) and undecorated(text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""What a model's turn in published data decides: its action and its thought, as data sets spell them.
+
+Every function takes linear time in the length of a turn.
+"""
+
+from __future__ import annotations
+
+import re
+
+_OPEN_THOUGHT, _CLOSE_THOUGHT = "<think>", "</think>"
+_OPEN_ACTION, _CLOSE_ACTION = "<action>", "</action>"
+# `Action:`, `ACTION: `, `Act 2:`, `**Action:**`; in any case where it begins a line, else in capitals only.
+_LABEL = re.compile(r"^[ \t>*_#-]*(?:action|act)(?:[ \t]+\d+)?[*_ \t]*:[*_]*", re.MULTILINE | re.IGNORECASE)
+_LABEL_WITHIN = re.compile(r"(?:\*\*)?\b(?:Action|ACTION|Act|ACT)(?: \d+)?\**:\**")
+_THOUGHT_LABEL = re.compile(r"(?:\A\s*(?i:thought|think)|\b(?:Thought|THOUGHT|Think|THINK))(?: \d+)?\**:\**")
+_LINE = re.compile(r"\s*(\S[^\n]*)")
+_FENCE = "```"
+_CLOSING = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’"}
+_LAYERS = 4
+"""Of quotes and the like around an action; more are no spelling of one."""
+
+
+def decision(said: str) -> tuple[str, str | None] | None:
+    """The action and the thought of a turn; None where it holds no action.
+
+    What a thought quotes is no action: of a thought in tags only what follows counts, of several labelled lines the
+    last.
+    """
+    thought, start = _tagged_thought(said)
+    if action := _tagged_action(said, start):
+        return action, thought
+    for label in (_LABEL, _LABEL_WITHIN):
+        for found in reversed(list(label.finditer(said, start))):
+            if action := _labelled_action(said, found.end()):
+                return action, thought or _labelled_thought(said, start, found.start())
+    return None
+
+
+def undecorated(action: str) -> str:
+    """An action without the quotes, backticks, emphasis and full stop around it."""
+    for _ in range(_LAYERS):
+        action = action.strip().rstrip(".").rstrip()
+        if len(action) > 2 and _CLOSING.get(action[0]) == action[-1]:
+            action = action[1:-1]
+    return action.strip()
+
+
+def _tagged_thought(said: str) -> tuple[str | None, int]:
+    """The thought up to the first closing tag (a prompt may have opened it), and where what follows it starts."""
+    end = said.find(_CLOSE_THOUGHT)
+    if end < 0:
+        return None, 0
+    start = said.find(_OPEN_THOUGHT, 0, end)
+    thought = said[start + len(_OPEN_THOUGHT) if start >= 0 else 0 : end].strip()
+    return thought, end + len(_CLOSE_THOUGHT)
+
+
+def _tagged_action(said: str, start: int) -> str | None:
+    """The first that is not empty; of nested tags the inner one."""
+    while (end := said.find(_CLOSE_ACTION, start)) >= 0:
+        opened = said.rfind(_OPEN_ACTION, start, end)
+        if opened >= 0 and (action := said[opened + len(_OPEN_ACTION) : end].strip()):
+            return action
+        start = end + len(_CLOSE_ACTION)
+    return None
+
+
+def _labelled_action(said: str, start: int) -> str | None:
+    """The rest of the label's line, or the next line that is not empty."""
+    found = _LINE.match(said, start)
+    if found and found[1].startswith(_FENCE):
+        fenced = found[1].strip("` \t")
+        if found[1].rstrip().endswith(_FENCE) and fenced:
+            return fenced
+        found = _LINE.match(said, found.end())
+    if found is None or _LABEL.match(said, found.start(1)):
+        return None
+    return found[1].strip()
+
+
+def _labelled_thought(said: str, start: int, end: int) -> str | None:
+    found = _THOUGHT_LABEL.search(said, start, end)
+    return said[found.end() : end].strip() if found else None
