@@ -23,7 +23,7 @@ from verl_act.reward_fns.route import compute_score
 RESULTS = Path(__file__).parent / "results" / "hostile_replies.json"
 REPLIES = 100_000
 SLOW = 0.1
-"""Seconds that one reply may take."""
+"""Seconds of processor time that one reply may take."""
 EXPERT = "take mug 2 from desk 1"
 ADMISSIBLE = ["inventory", "look", EXPERT, *(f"go to shelf {number}" for number in range(1, 28))]
 CANDIDATES = ["go to shelf 1", EXPERT, "go to shelf 11"]
@@ -61,6 +61,13 @@ PIECES = [
         "D",
         "01",
         "１",
+        "1.",
+        "(a)",
+        "**B**",
+        "Action 1: go to shelf 1",
+        "2. go to shelf 1",
+        "Option C",
+        " or ",
         "Ⅱ",
         "²",
     ),
@@ -105,15 +112,16 @@ def main() -> None:
     failures: list[dict[str, str]] = []
     outcomes: Counter[str] = Counter()
     slowest = 0.0
+    fault("<action>fly</action>")  # loads the environment's module, once
     started = time.perf_counter()
     for reply in replies(REPLIES):
-        begun = time.perf_counter()
+        begun = time.process_time()  # what else the machine does is not counted
         try:
             wrong = fault(reply)
             outcomes[str(parse_choice(reply, CANDIDATES).malformed or "read")] += 1
         except Exception as error:
             wrong = f"{type(error).__name__}: {error}"
-        taken = time.perf_counter() - begun
+        taken = time.process_time() - begun
         slowest = max(slowest, taken)
         if taken > SLOW and wrong is None:
             wrong = f"took {taken:.3f} s"

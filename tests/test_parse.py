@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_act.parse import Malformed, ParsedChoice, ParsedReply, match_action, normalise, parse_action, parse_choice
+from verl_act.parse import (
+    Malformed,
+    ParsedChoice,
+    ParsedReply,
+    has_thought,
+    match_action,
+    normalise,
+    parse_action,
+    parse_choice,
+)
 
 CANDIDATES = ["go to desk 1", "take mug 2 from desk 10"]
 
@@ -72,7 +81,40 @@ def test_a_malformed_reply_has_its_reason(reply: str, reason: Malformed) -> None
         ("C", None),
         ("²", 1),
         ("٢", None),
-        ("1.", None),
+        ("1.", 0),
+        ("1)", 0),
+        ("(A)", 0),
+        ("[b].", 1),
+        ("（Ａ）", 0),
+        ("**2**", 1),
+        ("`Action 2`", 1),
+        ("Action A", 0),
+        ("action: B", 1),
+        ("Option 2", 1),
+        ("**Action 2:** take mug 2 from desk 10", 1),
+        ("Action 1: go to desk 1", 0),
+        ("Action 1 go to desk 1", 0),
+        ("1. go to desk 1", 0),
+        ("1 go to desk 1", 0),
+        ("1 - go to desk 1", 0),
+        ("A: go to desk 1", 0),
+        ("(B) take mug 2 from desk 10.", 1),
+        ("go to desk 1 (Action 1)", 0),
+        ("go to desk 1.", 0),
+        ('"go to desk 1"', 0),
+        ("“Go to desk 1.”", 0),
+        ("**`go to desk 1`**", 0),
+        ("- go to desk 1", 0),
+        ("-1", None),
+        ("1.5", None),
+        ("1%", None),
+        ("Action 3: go to desk 1", None),
+        ("Action 1: look", None),
+        ("A: look", None),
+        ("not Action 1", None),
+        ("take 1 mug", None),
+        ("a go to desk 10", None),
+        ("2 go to desk 1", None),
         ("go to desk 10", None),
         ("take mug 2 from desk 1", None),
         ("go to desk 1 please", None),
@@ -86,7 +128,22 @@ def test_a_choice_names_a_candidate_by_text_or_label(answer: str, index: int | N
 
 @pytest.mark.parametrize(
     "answer",
-    ["go to desk 1 or take mug 2 from desk 10", "Action 1 and Action 2", "go to desk 1, action 2", "ACTION 2/ACTION 1"],
+    [
+        "go to desk 1 or take mug 2 from desk 10",
+        "Action 1 and Action 2",
+        "Actions 1 and 2",
+        "go to desk 1, action 2",
+        "ACTION 2/ACTION 1",
+        "1 or 2",
+        "1, 2",
+        "A or B",
+        "either (a) or (b).",
+        "**A** / **B**",
+        "Action 2: go to desk 1",
+        "1. take mug 2 from desk 10",
+        "go to desk 1 (B)",
+        "maybe Action 1, maybe Action 2",
+    ],
 )
 def test_naming_both_candidates_is_malformed(answer: str) -> None:
     assert parse_choice(f"<action>{answer}</action>", CANDIDATES).malformed is Malformed.SEVERAL
@@ -99,6 +156,53 @@ def test_a_candidate_inside_the_other_is_not_both() -> None:
 def test_a_text_decides_before_a_label() -> None:
     assert parse_choice("<action>2</action>", ["2", "1"]).index == 0
     assert parse_choice("<action>a</action>", ["b", "a"]).index == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "candidates", "index"),
+    [
+        ("1", ["5", "1"], 1),
+        ("(1)", ["5", "1"], 1),
+        ("Action 1", ["5", "1"], 0),
+        ("Action 1: 5", ["5", "1"], 0),
+        ("A", ["b", "a"], 1),
+        ("go.", ["go", "go."], 1),
+        ("`go`", ["go", "go."], 0),
+        ("`go`", ["go!", "go."], None),
+        ("Paris", ["Paris.", "Rome."], 0),
+        ("a mug", ["cup", "mug"], None),
+        ("2 mugs", ["mugs", "cup"], None),
+        ("C", ["x", "y", "z"], 2),
+        ("Action 3: z", ["x", "y", "z"], 2),
+        ("go to shelf 11.", ["go to shelf 1", "look", "go to shelf 11"], 2),
+        ("3. go to shelf 11", ["go to shelf 1", "look", "go to shelf 11"], 2),
+        ("4", ["x", "y", "z"], None),
+        ("search[red shoes].", ["search[red shoes]", "click[buy now]"], 0),
+    ],
+)
+def test_candidates_that_look_like_labels_or_like_each_other(answer: str, candidates: list[str], index: int) -> None:
+    choice = parse_choice(f"<action>{answer}</action>", candidates)
+    assert (choice.index, choice.malformed) == (index, None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "thought"),
+    [
+        ("<think>The mug is on the desk.</think><action>look</action>", True),
+        ("prompt opened the tag, and then</think><action>look</action>", True),
+        ("<think>我应该先打开冰箱看看</think><action>look</action>", True),
+        ("<think></think><action>look</action>", False),
+        ("<think> \n </think><action>look</action>", False),
+        ("<think>...............</think><action>look</action>", False),
+        ("<think>So.</think><action>look</action>", False),
+        ("<think><think></think></think><action>look</action>", False),
+        ("<think>The mug is on the desk.<action>look</action>", False),
+        ("The mug is on the desk. <action>look</action>", False),
+        ("", False),
+    ],
+)
+def test_a_thought_has_more_than_a_word(reply: str, thought: bool) -> None:
+    assert has_thought(reply) is thought
 
 
 def test_label_and_text_of_one_candidate_are_one_answer() -> None:
@@ -142,6 +246,38 @@ def test_reasoning_never_changes_the_answer(parts: list[str]) -> None:
     assert parse_action(f"<think>{''.join(parts)}</think><action>look</action>") == ParsedReply("look")
 
 
+ANSWERS = st.lists(
+    st.sampled_from(
+        ["go to desk 1", "take mug 2 from desk 10", *"12345abAB.:()[]*\"'`- ", "action ", " or ", "look", "\0", "ß"]
+    ),
+    max_size=10,
+).map("".join)
+WRAPPING = st.sampled_from(["{}", "{}.", "({})", "**{}**", "`{}`", '"{}"', "“{}.”", "**{}.**", "- {}", " {} "])
+
+
+@given(st.one_of(ANSWERS, st.text()), st.lists(ANSWERS, min_size=2, max_size=4))
+def test_any_answer_to_any_candidates_is_read(answer: str, candidates: list[str]) -> None:
+    choice = parse_choice(f"<action>{answer}</action>", candidates)
+    assert choice.index is None or 0 <= choice.index < len(candidates)
+    names = list(map(normalise, candidates))
+    if normalise(answer) in names and choice.malformed is not Malformed.EMPTY:
+        assert choice.index == names.index(normalise(answer)), "a candidate's text decides first"
+
+
+@given(st.integers(0, 4), WRAPPING, st.sampled_from(["text", "number", "letter", "labelled", "both"]))
+def test_no_wrapping_changes_the_candidate(index: int, wrapping: str, way: str) -> None:
+    candidates = ["look", "go to desk 1", "go to desk 11", "open desk 1", "search[1 red mug]"]
+    ways = {
+        "text": candidates[index],
+        "number": str(index + 1),
+        "letter": "ABCDE"[index],
+        "labelled": f"Action {index + 1}",
+        "both": f"{index + 1}. {candidates[index]}",
+    }
+    reply = f"<action>{wrapping.format(ways[way])}</action>"
+    assert parse_choice(reply, candidates).index == index
+
+
 HOSTILE = {
     "open tags": "<action>",
     "closed tags": "</action>",
@@ -154,6 +290,9 @@ HOSTILE = {
     "marks that decompose": "\u0f73",
     "both candidates": "go to desk 1 take mug 2 from desk 10 ",
     "almost a candidate": "take mug 2 from desk 1",
+    "labels": "1 or a, ",
+    "label words": "action ",
+    "quotes": "\"'*",
     "spaces": " ",
     "ligatures": "\ufdfa",
 }

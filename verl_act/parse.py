@@ -1,6 +1,7 @@
 """From a model's reply to an action or a choice: the one parser of rewards, rollout and evaluation.
 
-A reply ends its reasoning with one `<action>…</action>`. Matching is exact after `normalise`; nothing is guessed.
+A reply ends its reasoning with one `<action>…</action>`. An action is matched exactly after `normalise`, since an
+environment takes nothing else. A choice is read more freely, since only its candidate counts: see `parse_choice`.
 A reply that cannot be read is data, not an error: the answer is then a `Malformed` reason. Where the prompt itself has
 opened `<think>`, callers put that before the reply (`prompts.plain_text.reply_prefix`). Every function takes linear
 time, whatever a policy under training comes up with.
@@ -19,6 +20,17 @@ _ACTION_TAG = re.compile(r"</?action>")
 _ACTION_OPEN = "<action>"
 _WORD = re.compile(r"\w+")
 _LONGEST_WORD = 256
+_THOUGHT_LETTERS = 10
+"""Fewer letters and digits between the think tags are no thought."""
+
+_LABEL = (
+    r"(?<!\w)(?:action|option|choice|candidate|answer)s?(?:[-_]|[ :#*]{0,4})[(\[]?"
+    r"(?P<labelled>[0-9]{1,3}|(?<![a-z])[a-z])(?!\w|\.[0-9])"
+)
+_BARE_LABEL = r"(?<![\w.+-])(?P<bare>[0-9]{1,3}|[a-z])(?!\w|%|\.[0-9])"
+_AROUND_TEXT = " .,:;!?\"'`*“”‘’„«»"
+_PUNCTUATION = " .,:;!?()[]{}\"'`*#/\\&|<>$•-–—“”‘’„«»"
+_CONNECTIVE = re.compile(r"\b(?:or|and|either|both|versus|vs)\b")
 
 
 class Malformed(StrEnum):
@@ -88,20 +100,31 @@ def parse_action(reply: str) -> ParsedReply:
 def parse_choice(reply: str, candidates: Sequence[str]) -> ParsedChoice:
     """Which of `candidates` (in displayed order) `reply` chose: by its text, or by its label `Action 1`, `1` or `A`.
 
-    The text decides first, so that a candidate whose text is "2" can be chosen. An answer that names two candidates is
-    malformed; one that names none is well-formed, with `index` None.
+    The text decides first, so that a candidate whose text is "2" can be chosen. What else names one candidate and
+    nothing besides is that candidate: `Action 1: go to shelf 1`, `1.`, `(A)`, quotes, bold, a full stop at the end. An
+    answer that names two candidates, as `1 or 2` does and a label with the other's text, is malformed. One that names
+    none, as a label with a text that is no candidate's, is well-formed, with `index` None.
     """
     answers = _answers(reply)
     if isinstance(answers, Malformed):
         return ParsedChoice(None, None, answers)
     names = [normalise(candidate) for candidate in candidates]
-    chosen = {_candidate(answer, names) for answer in answers}
-    if len(answers) > 1 and (len(chosen) > 1 or None in chosen):
+    chosen = [_named(answer, names) for answer in answers]
+    named = set().union(*chosen)
+    if len(named) > 1 or (len(answers) > 1 and not all(chosen)):
         return ParsedChoice(None, None, Malformed.SEVERAL)
-    index = chosen.pop()
-    if index is None and _names_several(next(iter(answers)), names):
-        return ParsedChoice(None, None, Malformed.SEVERAL)
-    return ParsedChoice(next(iter(answers.values())), index)
+    return ParsedChoice(next(iter(answers.values())), next(iter(named), None))
+
+
+def has_thought(reply: str) -> bool:
+    """Whether `reply` reasons inside `<think>…</think>` before its answer; a few letters there are no reasoning, and
+    neither is a thought that never ends.
+
+    Where the prompt has opened `<think>`, it must stand before the reply, as in `parse_action`.
+    """
+    thought, end, _ = reply.rpartition(_THINK_CLOSE)
+    thought = _ACTION_TAG.sub(" ", thought.replace(_THINK_OPEN, " ").replace(_THINK_CLOSE, " "))
+    return bool(end) and sum(len(word) for word in _WORD.findall(thought)) >= _THOUGHT_LETTERS
 
 
 def match_action(text: str, actions: Iterable[str]) -> str | None:
@@ -145,32 +168,52 @@ def _answers(reply: str) -> dict[str, str] | Malformed:
     return found
 
 
-def _candidate(answer: str, names: Sequence[str]) -> int | None:
-    """The candidate that a normalised answer names, by text or else by label."""
+def _named(answer: str, names: Sequence[str]) -> set[int]:
+    """The candidates that a normalised answer names: one where it chooses, none where it says something else."""
     if answer in names:
-        return names.index(answer)
-    label = answer.removeprefix("action ")
+        return {names.index(answer)}
+    if (index := _labelled(answer.removeprefix("action "), len(names))) is not None:
+        return {index}
+    named, bare = set[int](), set[int]()
+    end, previous, gaps = 0, None, list[str]()
+    texts = _texts(answer, names)
+    for match in _pattern(texts).finditer(answer):
+        gap = answer[end : match.start()]
+        label = match["labelled"] or match["bare"]
+        index = texts[match.group()] if label is None else _labelled(label, len(names))
+        if index is None:  # the label of no candidate: a word like others
+            continue
+        if label is None and gap == " " and previous not in (None, index):
+            gap = "article or number"  # "a mug" and "2 mugs" do not mean candidates A and 2
+        (named if match["bare"] is None else bare).add(index)
+        end, previous = match.end(), index if match["bare"] else None
+        gaps.append(gap)
+    rest = _CONNECTIVE.sub(" ", " ".join([*gaps, answer[end:]]))
+    if rest.strip(_PUNCTUATION):  # where there are other words, a number or a letter among them is no label
+        return named if len(named) > 1 else set()
+    return named | bare
+
+
+def _labelled(label: str, candidates: int) -> int | None:
+    """The candidate with this label, a number from 1 or a letter from a; None where there is none."""
     if label.isascii() and label.isdigit() and len(label) < 4:
-        number = int(label)
-        return number - 1 if str(number) == label and 1 <= number <= len(names) else None
-    if len(answer) == 1 and "a" <= answer <= "z":
-        position = ord(answer) - ord("a")
-        return position if position < len(names) else None
-    return None
+        index = int(label) - 1 if str(int(label)) == label else -1
+    elif len(label) == 1 and "a" <= label <= "z":
+        index = ord(label) - ord("a")
+    else:
+        return None
+    return index if 0 <= index < candidates else None
 
 
-def _names_several(answer: str, names: Sequence[str]) -> bool:
-    """Whether an answer that is no candidate holds the texts, or the `Action n` labels, of two candidates.
+def _texts(answer: str, names: Sequence[str]) -> dict[str, int]:
+    """The candidates' texts that stand in `answer`, with or without the punctuation around them -> candidate."""
+    bare = [name.strip(_AROUND_TEXT) for name in names]
+    texts = {text: index for index, text in enumerate(bare) if bare.count(text) == 1}
+    texts |= {name: index for index, name in enumerate(names)}
+    return {text: index for text, index in texts.items() if text and text in answer}
 
-    Longer names are looked for first and cut out, so that "go to desk 10" does not also count as "go to desk 1".
-    """
-    labels = {f"action {number}": number for number in range(1, len(names) + 1)}
-    numbers = {**labels, **{name: number for number, name in enumerate(names, 1) if name}}
-    seen: set[int] = set()
-    for name in sorted(numbers, key=len, reverse=True):
-        if name in answer:
-            pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
-            answer, count = re.subn(pattern, "\0", answer)
-            if count:
-                seen.add(numbers[name])
-    return len(seen) > 1
+
+def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds a text or a label. Longer texts first, so that "go to desk 10" does not also count as "go to desk 1"."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join([*(rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first), _LABEL, _BARE_LABEL]))
