@@ -187,6 +187,7 @@ def _pair(step: Step, kept: Sequence[tuple[Proposal, Judgement]], sampled: Alter
         further_alternatives=tuple(actions[1:]),
         alternative_source=proposal.source,
         alternative_admissible=judgement.admissible,
+        further_admissible=tuple(other.admissible for _, other in kept[1:]),
         model=from_model.model if from_model else "",
         sampling=from_model.sampling if from_model else "{}",
         margin=min(margins) if len(margins) == len(kept) else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_act.parse import normalise, parse_action
+from verl_act.parse import has_thought, normalise, parse_action
 from verl_act.reward_fns import tiers
 
 
@@ -22,11 +22,15 @@ def compute_score(
     """Score a reply to an action prompt; signature as verl calls it (`reward.custom_reward_function`).
 
     `ground_truth` is the expert's action; `extra_info` needs `admissible_actions`. The tiers and the returned keys are
-    those of `choice.compute_score`. Raises `DataError` where `extra_info` lacks the field.
+    those of `choice.compute_score`. The action must be written as the environment takes it: one in quotes, or with
+    a full stop at its end, is another. Raises `DataError` where `extra_info` lacks the field.
     """
-    reply = parse_action(tiers.whole(solution_str, extra_info))
-    if reply.action is None:
-        return tiers.malformed(fmt)
-    if normalise(reply.action) == normalise(ground_truth):
-        return tiers.accurate(acc)
-    return tiers.admissible(adm) if tiers.takes(reply.action, extra_info, data_source) else tiers.neither()
+    reply = tiers.whole(solution_str, extra_info)
+    action, thought = parse_action(reply).action, has_thought(reply)
+    if action is None:
+        return tiers.malformed(fmt, thought)
+    if normalise(action) == normalise(ground_truth):
+        return tiers.accurate(acc, thought)
+    if tiers.takes(action, extra_info, data_source):
+        return tiers.admissible(adm, thought)
+    return tiers.neither(thought)

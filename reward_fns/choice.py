@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from verl_act.parse import normalise, parse_choice
+from verl_act.parse import has_thought, normalise, parse_choice
 from verl_act.reward_fns import tiers
 
 
@@ -25,16 +25,22 @@ def compute_score(
     """Score a reply to a choice prompt; signature as verl calls it (`reward.custom_reward_function`).
 
     `ground_truth` is the expert's action; `extra_info` needs `candidates`, as displayed, and `admissible_actions`.
-    The reward is `acc` for the expert's action, `adm` for the other candidate or any other admissible action, `fmt` for
-    a malformed reply, else 0. Returns the keys of `tiers.KEYS`. Raises `DataError` where `extra_info` lacks a field.
+    `candidates_admissible`, a flag for each candidate, says of which the environment takes them; without it the list
+    of admissible actions does. The reward is `acc` for the expert's action, `adm` for any other admissible action, a
+    candidate or not, `fmt` for a malformed reply, else 0: an alternative that the environment would refuse earns 0.
+    Returns the keys of `tiers.KEYS`. Raises `DataError` where `extra_info` lacks a field.
     """
     candidates = tiers.texts(extra_info, "candidates", data_source)
-    choice = parse_choice(tiers.whole(solution_str, extra_info), candidates)
+    reply = tiers.whole(solution_str, extra_info)
+    choice, thought = parse_choice(reply, candidates), has_thought(reply)
     if choice.text is None:
-        return tiers.malformed(fmt)
+        return tiers.malformed(fmt, thought)
     chosen = choice.text if choice.index is None else candidates[choice.index]
     if normalise(chosen) == normalise(ground_truth):
-        return tiers.accurate(acc)
-    if choice.index is not None or tiers.takes(chosen, extra_info, data_source):
-        return tiers.admissible(adm)
-    return tiers.neither()
+        return tiers.accurate(acc, thought)
+    flags = (extra_info or {}).get("candidates_admissible")
+    if choice.index is None or flags is None:
+        takes = tiers.takes(chosen, extra_info, data_source)
+    else:
+        takes = bool(flags[choice.index])
+    return tiers.admissible(adm, thought) if takes else tiers.neither(thought)

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from verl_act.errors import ConfigError, DataError
+from verl_act.parse import has_thought
 from verl_act.reward_fns import action, choice, tiers
 
 
@@ -43,15 +44,14 @@ def compute_score(
     """
     if not data_source.startswith("act/"):
         function = _other(**other) if other else _verl()
-        return _as_ours(
-            function(
-                data_source=data_source,
-                solution_str=solution_str,
-                ground_truth=ground_truth,
-                extra_info=extra_info,
-                **options,
-            )
+        result = function(
+            data_source=data_source,
+            solution_str=solution_str,
+            ground_truth=ground_truth,
+            extra_info=extra_info,
+            **options,
         )
+        return _as_ours(result, has_thought(solution_str))
     kind = next(iter(data_source.split("/")[2:]), "")
     if kind == "choice":
         return choice.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
@@ -74,7 +74,8 @@ def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str
             "its agent_name must be act_env."
         )
     figures = {name: float(figure) for name, figure in outcome["episode"].items()}
-    return {**figures, **tiers.neither(), "score": float(outcome["episode_reward"]), "acc": figures["success"]}
+    score, thought = float(outcome["episode_reward"]), figures.get("thought_share", 0.0)
+    return {**figures, **tiers.neither(), "score": score, "acc": figures["success"], "thought": thought}
 
 
 def _verl() -> Callable[..., Any]:
@@ -97,10 +98,10 @@ def _other(path: str = "", name: str = "compute_score") -> Callable[..., Any]:
     return function
 
 
-def _as_ours(result: Any) -> dict[str, float]:
+def _as_ours(result: Any, thought: bool) -> dict[str, float]:
     """A foreign reward with our keys."""
     if not isinstance(result, Mapping):
-        return {**tiers.neither(), "score": float(result), "acc": float(result)}
+        return {**tiers.neither(thought), "score": float(result), "acc": float(result)}
     # Some functions add keys, strings among them (`pred`), which other rows of the batch would not have.
     score = float(result["score"])
-    return {**tiers.neither(), "score": score, "acc": float(result.get("acc", score))}
+    return {**tiers.neither(thought), "score": score, "acc": float(result.get("acc", score))}

@@ -3,7 +3,7 @@
 The tiers and their default values (`acc` 1.0, `adm` 0.1, `fmt` -0.5) are from third-party notes on the paper (arXiv
 2603.08706); we do not know that it prints them. All can be changed (`reward_kwargs`).
 
-Every reward function returns the same four numeric keys for every row, because parts of verl stack the values of a
+Every reward function returns the same numeric keys for every row, because parts of verl stack the values of a
 batch by the keys of its first row.
 """
 
@@ -15,28 +15,29 @@ from typing import Any
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import DataError
 
-KEYS = ("score", "acc", "adm", "fmt")
-"""`score` is the reward; each other key is 1.0 where that tier applied (`fmt`: the reply was malformed)."""
+KEYS = ("score", "acc", "adm", "fmt", "thought")
+"""`score` is the reward; `acc`, `adm` and `fmt` are 1.0 where that tier applied (`fmt`: the reply was malformed), and
+`thought` where the reply reasons before its answer (`parse.has_thought`), whatever it earns."""
 
 
-def accurate(reward: float) -> dict[str, float]:
+def accurate(reward: float, thought: bool = False) -> dict[str, float]:
     """The expert's action (R_acc)."""
-    return {"score": reward, "acc": 1.0, "adm": 0.0, "fmt": 0.0}
+    return {"score": reward, "acc": 1.0, "adm": 0.0, "fmt": 0.0, "thought": float(thought)}
 
 
-def admissible(reward: float) -> dict[str, float]:
+def admissible(reward: float, thought: bool = False) -> dict[str, float]:
     """Not the expert's action, but one the environment would accept (R_adm)."""
-    return {"score": reward, "acc": 0.0, "adm": 1.0, "fmt": 0.0}
+    return {"score": reward, "acc": 0.0, "adm": 1.0, "fmt": 0.0, "thought": float(thought)}
 
 
-def malformed(reward: float) -> dict[str, float]:
+def malformed(reward: float, thought: bool = False) -> dict[str, float]:
     """A reply without a readable answer (R_fmt)."""
-    return {"score": reward, "acc": 0.0, "adm": 0.0, "fmt": 1.0}
+    return {"score": reward, "acc": 0.0, "adm": 0.0, "fmt": 1.0, "thought": float(thought)}
 
 
-def neither() -> dict[str, float]:
+def neither(thought: bool = False) -> dict[str, float]:
     """A readable answer that is no action of this state."""
-    return {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0}
+    return {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0, "thought": float(thought)}
 
 
 def whole(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,7 +39,7 @@ def test_a_file_of_pairs_from_before_is_read_as_it_was(tmp_path: Path) -> None:
     path, old = tmp_path / "pairs.parquet", tmp_path / "old.parquet"
     pairs = [make_pair(number) for number in range(11)]
     write_rows(path, [pair.to_row() for pair in pairs], PAIR)
-    pq.write_table(pq.read_table(path).drop_columns(["further_alternatives"]), old)
+    pq.write_table(pq.read_table(path).drop_columns(["further_alternatives", "further_admissible"]), old)
     assert read_pairs([old]) == pairs
     rows = [[one[number] for number in range(11)] for one in (dataset(path), dataset(old))]
     for new, before in zip(*rows, strict=True):
@@ -50,6 +51,31 @@ def test_two_candidates_stand_in_the_order_they_always_had() -> None:
     """The positions of seed 0, written down before there were choices of several."""
     ids = [make_pair(number).pair_id for number in range(8)]
     assert expert_positions(ids, [2] * 8, seed=0).tolist() == [1, 1, 1, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, [True, True, False]),
+        ({"alternative_admissible": False, "further_admissible": (False, True)}, [False, False, True]),
+    ],
+)
+def test_the_reward_knows_which_candidates_the_environment_takes(
+    flags: dict[str, Any], expected: list[bool], tmp_path: Path
+) -> None:
+    """By the flags of the file, whatever the list says; by the list where an older file has no flag."""
+    pairs = [make_pair(number, further_alternatives=("look", "fly"), **flags) for number in range(9)]
+    write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
+    assert read_pairs([tmp_path / "pairs.parquet"]) == pairs
+    rows = dataset(tmp_path / "pairs.parquet")
+    for number, pair in enumerate(pairs):
+        row = rows[number]
+        admissible = dict(zip(pair.alternatives, expected, strict=True))
+        for label, candidate in enumerate(row["extra_info"]["candidates"], 1):
+            if candidate in admissible:
+                reply = f"<action>{label}</action>"
+                score = compute_score(row["data_source"], reply, pair.expert_action, row["extra_info"])
+                assert (score["score"], score["adm"]) == ((0.1, 1.0) if admissible[candidate] else (0.0, 0.0))
 
 
 def test_a_choice_of_four(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_the_experts_plan_wins(session: LocalSession) -> None:
         "steps": float(len(plan)),
         "inadmissible_share": 0.0,
         "malformed_share": 0.0,
+        "thought_share": 1.0,
         "longest_failed_repeat": 0.0,
         "token_budget": 0.0,
     }

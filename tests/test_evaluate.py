@@ -414,6 +414,22 @@ def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     assert list(shown.values()) == [0.0, 0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("flag", [False, True])
+def test_an_inadmissible_alternative_that_is_chosen_is_not_admissible(flag: bool) -> None:
+    """As in the reward: the pair's flag decides, in whatever words the candidate is named."""
+    pairs = [make_pair(number, alternative_admissible=flag) for number in range(8)]
+    choices = asyncio.run(
+        ask_choices(examinee(Says("<think>The first one looks good.</think><action>(A)</action>")), pairs)
+    )
+    assert {record["right"] for record in choices} == {False, True}
+    assert all(record["admissible"] == (record["right"] or flag) and record["thought"] for record in choices)
+    figures = answer_figures(choices)
+    assert (figures["admissible"]["share"], figures["thought"]["share"]) == (1.0 if flag else 0.5, 1.0)
+    assert answer_figures([{**record, "thought": False} for record in choices])["thought"]["share"] == 0.0
+    old = [{key: value for key, value in record.items() if key != "thought"} for record in choices]
+    assert answer_figures(old)["thought"]["share"] is None
+
+
 def test_the_experts_place_is_balanced_in_what_is_told_apart() -> None:
     """Whoever always names one place is right in half of the inferable pairs of each split."""
     pairs = [

@@ -279,7 +279,7 @@ def test_the_figures_are_those_of_the_evaluation(run: Path, whole: Content) -> N
                         wanted["count"],
                     )
                     compared += 1
-    assert compared == 2 * 3 * (2 + 3 + 3), "splits, models, figures with an interval of the three sections"
+    assert compared == 2 * 3 * (2 + 4 + 4), "splits, models, figures with an interval of the three sections"
 
 
 def test_behaviour_is_told_as_in_the_table_of_methods(whole: Content) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from samples import make_tokenizer
 
 from verl_act.errors import ConfigError, DataError
@@ -23,6 +25,11 @@ ACCURATE, ADMISSIBLE, NEITHER, MALFORMED = (
     {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0},
     {"score": -0.5, "acc": 0.0, "adm": 0.0, "fmt": 1.0},
 )
+
+
+def tier(score: dict[str, float]) -> dict[str, float]:
+    """What the reply earned, whether it reasons or not."""
+    return {key: value for key, value in score.items() if key != "thought"}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,58 @@ ACCURATE, ADMISSIBLE, NEITHER, MALFORMED = (
 )
 def test_choice_tiers(answer: str, expected: dict[str, float]) -> None:
     reply = f"<think>The mug is here.</think><action>{answer}</action>"
-    assert choice.compute_score("act/alfworld/choice", reply, EXPERT, INFO) == expected
+    assert choice.compute_score("act/alfworld/choice", reply, EXPERT, INFO) == {**expected, "thought": 1.0}
+
+
+# An answer and what it earns: of two candidates, and of three. The expert's action is the second.
+SPELLINGS = [
+    *(
+        (spelling, ACCURATE, ACCURATE)
+        for spelling in (EXPERT, f"{EXPERT}.", f'"{EXPERT}"', f"**{EXPERT}**", f"`{EXPERT}`")
+    ),
+    *(
+        (spelling, ACCURATE, ACCURATE)
+        for spelling in ("2", "2.", "2)", "(2)", "B", "b.", "(B)", "**B**", "Action 2", "Action B")
+    ),
+    *(
+        (spelling.format(EXPERT), ACCURATE, ACCURATE)
+        for spelling in ("Action 2: {}", "2. {}", "B: {}", "(B) {}.", "{} (2)")
+    ),
+    *(
+        (spelling.format(OTHER), ADMISSIBLE, ADMISSIBLE)
+        for spelling in ("{}", "{}.", "'{}'", "Action 1: {}", "1. {}", "A) {}")
+    ),
+    *((spelling, ADMISSIBLE, ADMISSIBLE) for spelling in ("1", "A", "(A)", "Action A", "LOOK")),
+    *((spelling, NEITHER, NEITHER) for spelling in ("fly to the moon", "0", "4", "D", "Action 1: fly", "look.", "2.5")),
+    *((spelling, NEITHER, NEITHER) for spelling in ("not Action 2", "Action 2 would be best")),
+    *((spelling, NEITHER, ADMISSIBLE) for spelling in ("3", "C", "(C)", "Action 3: open drawer 1", "open drawer 1.")),
+    *(
+        (spelling, MALFORMED, MALFORMED)
+        for spelling in ("", "1 or 2", "A or B", "Action 1 and Action 2", "A/B", "1, 2")
+    ),
+    *((spelling, MALFORMED, MALFORMED) for spelling in (f"Action 1: {EXPERT}", f"2. {OTHER}", f"{OTHER} or {EXPERT}")),
+    ("2 or 3", NEITHER, MALFORMED),
+]
+
+
+@pytest.mark.parametrize(("answer", "of_two", "of_three"), SPELLINGS, ids=[answer for answer, *_ in SPELLINGS])
+def test_a_candidate_is_recognised_by_what_names_it_alone(
+    answer: str, of_two: dict[str, float], of_three: dict[str, float]
+) -> None:
+    reply = f"<action>{answer}</action>"
+    assert tier(choice.compute_score("act/alfworld/choice", reply, EXPERT, INFO)) == of_two
+    third = "open drawer 1"
+    info = {"candidates": [*INFO["candidates"], third], "admissible_actions": [*INFO["admissible_actions"], third]}
+    assert tier(choice.compute_score("act/alfworld/choice", reply, EXPERT, info)) == of_three
+
+
+@given(st.text(), st.lists(st.text(), min_size=1, max_size=4))
+def test_no_reply_raises(reply: str, candidates: list[str]) -> None:
+    info = {"candidates": candidates, "admissible_actions": candidates[:1]}
+    for kind in ("choice", "action"):
+        for whole in (reply, f"<action>{reply}</action>"):
+            score = compute_score(f"act/alfworld/{kind}", whole, candidates[-1], info)
+            assert score["score"] in (1.0, 0.1, 0.0, -0.5) and tuple(score) == tiers.KEYS
 
 
 @pytest.mark.parametrize(
@@ -53,7 +111,24 @@ def test_choice_tiers(answer: str, expected: dict[str, float]) -> None:
 )
 def test_action_tiers(answer: str, expected: dict[str, float]) -> None:
     reply = f"<think>The mug is here.</think><action>{answer}</action>"
-    assert action.compute_score("act/alfworld/action", reply, EXPERT, INFO) == expected
+    assert action.compute_score("act/alfworld/action", reply, EXPERT, INFO) == {**expected, "thought": 1.0}
+
+
+@pytest.mark.parametrize("answer", [f'"{EXPERT}"', f"{EXPERT}.", f"**{EXPERT}**"])
+def test_an_action_must_be_as_the_environment_takes_it(answer: str) -> None:
+    score = action.compute_score("act/alfworld/action", f"<action>{answer}</action>", EXPERT, INFO)
+    assert tier(score) == NEITHER
+
+
+@pytest.mark.parametrize("source", ["act/alfworld/choice", "act/alfworld/action", "openai/gsm8k"])
+def test_the_thought_is_counted_whatever_the_reply_earns(source: str) -> None:
+    def thought(reply: str, **info: Any) -> float:
+        return compute_score(source, reply, EXPERT, {**INFO, **info})["thought"]
+
+    assert thought("<think>The mug is on the desk.</think> #### 3 <action>2</action>") == 1.0
+    assert thought("<think>The mug is on the desk.</think>") == 1.0
+    assert thought("<think>\n\n</think><action>2</action>") == 0.0
+    assert thought("<action>2</action>") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -72,20 +147,26 @@ def test_action_tiers(answer: str, expected: dict[str, float]) -> None:
 def test_any_search_is_admissible_in_webshop(source: str, answer: str, expected: dict[str, float]) -> None:
     info = {"candidates": ["search[teapot]", "click[back to search]"], "admissible_actions": ["click[back to search]"]}
     reply = f"<action>{answer}</action>"
-    assert action.compute_score(source, reply, "search[teapot]", info) == expected
-    assert choice.compute_score(source.replace("action", "choice"), reply, "search[teapot]", info) == expected
+    assert tier(action.compute_score(source, reply, "search[teapot]", info)) == expected
+    assert tier(choice.compute_score(source.replace("action", "choice"), reply, "search[teapot]", info)) == expected
 
 
-def test_an_inadmissible_candidate_is_still_a_choice() -> None:
+def test_an_alternative_that_the_environment_refuses_earns_nothing() -> None:
+    """The flag of the pair file decides; where rows have none, the list does."""
     info = {"candidates": [EXPERT, "fly"], "admissible_actions": [EXPERT]}
-    assert choice.compute_score("act/alfworld/choice", "<action>fly</action>", EXPERT, info) == ADMISSIBLE
+    for answer in ("fly", "2", "B", "Action 2: fly"):
+        reply = f"<action>{answer}</action>"
+        assert tier(choice.compute_score("act/alfworld/choice", reply, EXPERT, info)) == NEITHER
+        for flags, expected in (([True, False], NEITHER), ([True, True], ADMISSIBLE), (np.array([1, 0]), NEITHER)):
+            flagged = {**info, "candidates_admissible": flags}
+            assert tier(choice.compute_score("act/alfworld/choice", reply, EXPERT, flagged)) == expected
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda texts: np.array(texts, dtype=object), np.array])
 def test_lists_arrive_in_any_form(kind: Any) -> None:
     info = {name: kind(texts) for name, texts in INFO.items()}
     for answer, expected in ((EXPERT, ACCURATE), ("look", ADMISSIBLE), ("fly", NEITHER)):
-        assert compute_score("act/alfworld/choice", f"<action>{answer}</action>", EXPERT, info) == expected
+        assert tier(compute_score("act/alfworld/choice", f"<action>{answer}</action>", EXPERT, info)) == expected
 
 
 def test_tiers_can_be_set_from_the_configuration() -> None:
@@ -118,7 +199,9 @@ def test_a_mixed_batch_is_scored_with_the_same_keys() -> None:
 def test_an_episode_brings_its_own_outcome() -> None:
     info = {"episode_reward": 0.75, "episode": {"success": 1.0, "steps": 9.0}}
     score = compute_score("act/alfworld/episode", "whatever", "task", info)
-    assert score == {"score": 0.75, "acc": 1.0, "adm": 0.0, "fmt": 0.0, "success": 1.0, "steps": 9.0}
+    assert tier(score) == {"score": 0.75, "acc": 1.0, "adm": 0.0, "fmt": 0.0, "success": 1.0, "steps": 9.0}
+    info["episode"]["thought_share"] = 0.25
+    assert compute_score("act/alfworld/episode", "whatever", "task", info)["thought"] == 0.25
 
 
 def test_rows_that_cannot_be_scored_say_why() -> None:
@@ -143,7 +226,7 @@ def test_rows_that_are_not_ours_can_keep_a_reward_of_yours(tmp_path: Path) -> No
     )
     mine = {"path": str(path), "name": "score"}
     score = compute_score("my/source", "four", "", {}, other=mine, scale=2)
-    assert score == {"score": 8.0, "acc": 8.0, "adm": 0.0, "fmt": 0.0}
+    assert tier(score) == {"score": 8.0, "acc": 8.0, "adm": 0.0, "fmt": 0.0}
     info = {"candidates": ["look", EXPERT], "admissible_actions": ["look"]}
     assert compute_score("act/e/choice", "<action>2</action>", EXPERT, info, other=mine)["score"] == 1.0
     for wrong in ({"path": str(path), "name": "other"}, {"path": "no/such.py", "name": "score"}):
@@ -205,6 +288,6 @@ def test_verl_scores_and_reports_a_mixed_batch() -> None:
     columns = {key: [info.get(key) for info in infos] for key in {key for info in infos for key in info}}
     metrics = process_validation_metrics([source for source, *_ in rows], list("abcde"), columns)
     choice_metrics = {name: round(values["mean@1"], 3) for name, values in metrics["act/alfworld/choice"].items()}
-    assert choice_metrics == {"score": 0.233, "acc": 0.333, "adm": 0.333, "fmt": 0.333}
+    assert choice_metrics == {"score": 0.233, "acc": 0.333, "adm": 0.333, "fmt": 0.333, "thought": 0.0}
     assert metrics["act/alfworld/episode"]["steps"]["mean@1"] == 7.0
     assert metrics["openai/gsm8k"]["acc"]["mean@1"] == 1.0

@@ -160,6 +160,8 @@ class Pair(_ContextRecord):
     alternative_source: str
     """`policy` (sampled from `model`), `admissible` (a random admissible action) or `preference` (preference data)."""
     alternative_admissible: bool
+    further_admissible: tuple[bool, ...] = ()
+    """The same of each of `further_alternatives`; empty in files from before this column."""
     model: str
     sampling: str
     margin: int | None
@@ -170,14 +172,24 @@ class Pair(_ContextRecord):
         """All that stand against the expert's action: one in a pair, more in a choice of several."""
         return (self.alternative_action, *self.further_alternatives)
 
+    @property
+    def judged_admissible(self) -> dict[str, bool]:
+        """Alternative -> whether its state takes it, for those of which the file says so."""
+        further = dict(zip(self.further_alternatives, self.further_admissible, strict=False))
+        return {**further, self.alternative_action: self.alternative_admissible}
+
     def to_row(self) -> dict[str, Any]:
         row = super(Pair, self).to_row()  # the class with slots is not the one that `super()` would look in
-        return {**row, "further_alternatives": list(self.further_alternatives)}
+        lists = {name: list(getattr(self, name)) for name in _FURTHER}
+        return {**row, **lists}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        further = row.get("further_alternatives")
-        return super(Pair, cls).from_row({**row, "further_alternatives": tuple(() if further is None else further)})
+        lists = {name: tuple(() if row.get(name) is None else row[name]) for name in _FURTHER}
+        return super(Pair, cls).from_row({**row, **lists})
+
+
+_FURTHER = ("further_alternatives", "further_admissible")
 
 
 def pair_id(state_id: str, expert_action: str, *alternatives: str) -> str:
@@ -292,6 +304,7 @@ PAIR = _columns(
     pa.field("further_alternatives", pa.list_(pa.string()), metadata=_ADDED_LATER),
     _required("alternative_source", pa.string()),
     _required("alternative_admissible", pa.bool_()),
+    pa.field("further_admissible", pa.list_(pa.bool_()), metadata=_ADDED_LATER),
     _required("model", pa.string()),
     _required("sampling", pa.string()),
     pa.field("margin", pa.int32()),

@@ -20,11 +20,12 @@ from verl_act.data.balance import repeats
 from verl_act.data.order import arranged
 from verl_act.data.settings import ActSettings
 from verl_act.envs.base import read_tasks
+from verl_act.envs.registry import admissible_candidates
 from verl_act.errors import DataError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import verb
 from verl_act.prompts import Message
-from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, missing_columns, read_table, schema_name
+from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, Pair, missing_columns, read_table, schema_name
 
 SINGLE_TURN_AGENT = "single_turn_agent"
 """verl's own agent loop for one prompt and one reply."""
@@ -105,17 +106,17 @@ class PairSource(Source):
         return times
 
     def _build(self, stored: Row, position: int) -> Row:
-        context = Context.from_row(stored)
-        expert = stored["expert_action"]
-        alternatives = [stored["alternative_action"], *(stored["further_alternatives"] or ())]
-        candidates = arranged(stored["pair_id"], expert, alternatives, position)
+        pair = Pair.from_row({**stored, "model": "", "sampling": "{}"})
+        candidates = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position)
+        listed = pair.context.admissible_actions
         facts = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
         return _row(
             stored,
             "choice",
-            self.template.choice_messages(context, candidates),
-            ground_truth=expert,
+            self.template.choice_messages(pair.context, candidates),
+            ground_truth=pair.expert_action,
             candidates=candidates,
+            candidates_admissible=admissible_candidates(pair.env, candidates, listed, pair.judged_admissible),
             expert_position=position,
             admissible_actions=stored["admissible_actions"],
             **{name: stored[name] for name in facts},

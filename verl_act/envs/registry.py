@@ -6,7 +6,7 @@ at an `EnvSpec` (`my_package.my_env:SPEC`); a script may call `register_env` ins
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -82,3 +82,16 @@ def is_admissible(env: str, action: str, listed: Sequence[str]) -> bool:
         return True
     spec = installed_env(env)
     return spec is not None and spec.always_admissible is not None and spec.always_admissible(action)
+
+
+def admissible_candidates(
+    env: str, candidates: Sequence[str], listed: Sequence[str], judged: Mapping[str, bool | None]
+) -> list[bool]:
+    """Whether the state takes each of `candidates`: as the pair file says in `judged` (action -> flag), or else as
+    `is_admissible` tells from the list.
+    """
+    flags = (judged.get(action) for action in candidates)
+    return [
+        is_admissible(env, action, listed) if flag is None else bool(flag)
+        for action, flag in zip(candidates, flags, strict=True)
+    ]

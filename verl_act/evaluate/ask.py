@@ -18,11 +18,11 @@ from verl_act.data.order import arranged, expert_positions
 from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
-from verl_act.envs.registry import is_admissible
+from verl_act.envs.registry import admissible_candidates, is_admissible
 from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.journal import Journal, Record
 from verl_act.evaluate.reasoning import Question, is_right
-from verl_act.parse import match_action, parse_action, parse_choice, verb
+from verl_act.parse import has_thought, match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
 from verl_act.rollout.settings import Mode
@@ -199,6 +199,7 @@ async def ask_next_actions(examinee: Examinee, steps: Sequence[Step], journal: J
             "inferable": step.inferable,
             "verb": verb(step.action),
             "reply": reply,
+            "thought": has_thought(reply),
             "well_formed": parsed.malformed is None,
             "admissible": is_admissible(step.env, action, step.context.admissible_actions),
             "right": match_action(action, [step.action]) is not None,
@@ -226,6 +227,11 @@ async def ask_choices(
         messages = examinee.template.choice_messages(pair.context, candidates)
         reply = await examinee.scored_answer(messages, f"choice {pair.pair_id}")
         parsed = parse_choice(reply.text, candidates)
+        listed = pair.context.admissible_actions
+        if parsed.index is None:
+            admissible = is_admissible(pair.env, parsed.text or "", listed)
+        else:
+            admissible = admissible_candidates(pair.env, candidates, listed, pair.judged_admissible)[parsed.index]
         return {
             "pair_id": pair.pair_id,
             "task_id": pair.task_id,
@@ -236,11 +242,11 @@ async def ask_choices(
             "expert_position": position,
             "reply": reply.text,
             "log_probability": reply.log_probability,
+            "thought": has_thought(reply.text),
             "well_formed": parsed.malformed is None,
             "named_a_candidate": parsed.index is not None,
             "chosen": parsed.index,
-            "admissible": parsed.index is not None
-            or is_admissible(pair.env, parsed.text or "", pair.context.admissible_actions),
+            "admissible": admissible,
             "right": parsed.index == position,
         }
 

@@ -79,7 +79,8 @@ def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
     `errors` counts the others, in which the environment failed.
     `score` is the reward of an episode in the environment's own unit: at most 1 in those that come with the package.
     `steps_to_success` is over successful episodes; `loop_share` is the share of episodes in which one failed action was
-    repeated three times or more (the loop metric of paper section 5).
+    repeated three times or more (the loop metric of paper section 5). `thought_share` is the share of an episode's
+    replies that reason before their answer; None where an older evaluation has not kept it.
     """
     everything, records = records, finished(records)
     won = [record for record in records if record["success"]]
@@ -92,6 +93,7 @@ def episode_figures(records: Sequence[Record]) -> dict[str, Any]:
         "steps_to_success": _mean(record["steps"] for record in won),
         "inadmissible_share": _mean(record["inadmissible_share"] for record in records),
         "malformed_share": _mean(record["malformed_share"] for record in records),
+        "thought_share": _mean(record["thought_share"] for record in records if "thought_share" in record),
         "longest_failed_repeat": max((record["longest_failed_repeat"] for record in records), default=0),
         "loop_share": _mean(record["longest_failed_repeat"] >= LOOP_LENGTH for record in records),
     }
@@ -103,11 +105,16 @@ def finished(records: Sequence[Record]) -> list[Record]:
 
 
 def answer_figures(records: Sequence[Record]) -> dict[str, Any]:
-    """Of single answers (next actions or choices): right ones among all and among inferable states, and their form."""
+    """Of single answers (next actions or choices): right ones among all and among inferable states, and their form.
+
+    `admissible` is the share whose action the state takes, also where it is a candidate; `thought` that of replies that
+    reason before their answer, of the records that say so (older ones do not).
+    """
     figures = {
         "right": share(records, "right"),
         "right_inferable": share([record for record in records if record["inferable"]], "right"),
         "well_formed": share(records, "well_formed"),
+        "thought": share([record for record in records if "thought" in record], "thought"),
         "admissible": share(records, "admissible"),
         "by_verb": {name: share(group, "right") for name, group in grouped(records, "verb")},
     }

@@ -32,6 +32,7 @@ _About = tuple[str, str, str, str]
 """Key, title, note and unit of a chart."""
 _VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
 _TIER_SHARES: _About = ("tiers", "What replies earned", "share of the step's samples", "share")
+_THOUGHTS: _About = ("thoughts", "Replies with a thought", "share of the step's samples", "share")
 _PLAIN: dict[str, _About] = {
     "train/loss": ("loss", "Loss", "mean over the step's reply tokens", "nats"),
     "critic/score/mean": ("score", "Reward", "mean of the step's samples", "reward"),
@@ -143,7 +144,7 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
                 key, title, note, unit = about
                 chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))
                 chart.series.append(_series(run.name, name, [seed.get((about, name), []) for seed in found_in]))
-        order = ("loss", "score", "validation", "tiers", "entropy", "length")
+        order = ("loss", "score", "validation", "tiers", "thoughts", "entropy", "length")
         found += [charts[key] for key in order if key in charts]
     return found
 
@@ -163,6 +164,8 @@ def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], l
             found[_VALIDATED, _with_kind(name, match, points)] = points[key]
         elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
             found[_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points)] = points[key]
+        elif match and match[2] == "thought" and any(value for _, value in points[key]):
+            found[_THOUGHTS, _with_kind("reply with a thought", match, points)] = points[key]
     return found
 
 

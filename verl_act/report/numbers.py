@@ -170,6 +170,10 @@ def _episode_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
     ]
     loops = f"one failed action {LOOP_LENGTH} times or more in a row"
     turns, useful = "of an episode's turns", "in replies that gave an admissible action"
+    # Without a reasoning template no reply reasons: no row then.
+    reasoning = (
+        models if any(record.get("thought_share") for part in models for record in part) else [[] for _ in models]
+    )
     won = [[record for record in part if record["success"]] for part in models]
     rows = [
         _shares("success", "Tasks solved", models, "success", "task_id"),
@@ -177,6 +181,7 @@ def _episode_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
         _shares("loops", "Episodes with a loop", looped, "looped", "task_id", note=loops),
         _ratio("inadmissible", "Inadmissible actions", models, "inadmissible_share", unit="share", note=turns),
         _ratio("malformed", "Malformed replies", models, "malformed_share", unit="share", note=turns),
+        _ratio("thought", "Replies with a thought", reasoning, "thought_share", unit="share", note=turns),
         _ratio("longest_failed_repeat", "Longest run of one failed action", models, "longest_failed_repeat"),
         _ratio("steps", "Turns an episode", models, "steps", note="solved or not"),
         _ratio("steps_to_success", "Turns to the goal", won, "steps", note="solved episodes only"),
@@ -192,6 +197,7 @@ def _action_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
         _shares("right", "Expert's action, all states", models, "right", "state_id"),
         _shares("admissible", "Admissible action", models, "admissible", "state_id"),
         _shares("malformed", "Malformed replies", _malformed(models), "malformed", "state_id"),
+        *_thoughts(models, "state_id"),
     ]
 
 
@@ -202,6 +208,7 @@ def _choice_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
         _shares("right", "Better action, all states", models, "right", "pair_id"),
         _shares("named", "Names a candidate", models, "named_a_candidate", "pair_id", note=named),
         _shares("malformed", "Malformed replies", _malformed(models), "malformed", "pair_id"),
+        *_thoughts(models, "pair_id"),
     ]
 
 
@@ -215,6 +222,14 @@ def _inferable(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
 
 def _malformed(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
     return [[{**record, "malformed": not record["well_formed"]} for record in part] for part in models]
+
+
+def _thoughts(models: Sequence[Sequence[Record]], item: str) -> list[Row]:
+    """The share of replies that reason first; no row where none of any model does, as without a reasoning template."""
+    if not any(record.get("thought") for part in models for record in part):
+        return []
+    known = [[record for record in part if "thought" in record] for part in models]
+    return [_shares("thought", "Replies with a thought", known, "thought", item)]
 
 
 def _shares(key: str, title: str, models: Sequence[Sequence[Record]], holds: str, item: str, *, note: str = "") -> Row:

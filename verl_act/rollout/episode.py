@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Protocol
 
 from verl_act.envs.base import Observation, StepResult, Task
-from verl_act.parse import Malformed, match_action, parse_action
+from verl_act.parse import Malformed, has_thought, match_action, parse_action
 from verl_act.schema import Context, Turn
 
 NO_ACTION = "(no readable action)"
@@ -96,6 +96,7 @@ class Episode:
             "steps": float(len(self.turns)),
             "inadmissible_share": len(failed) / count,
             "malformed_share": sum(turn.malformed is not None for turn in self.turns) / count,
+            "thought_share": sum(has_thought(turn.reply) for turn in self.turns) / count,
             "longest_failed_repeat": float(longest_failed_repeat(self.turns)),
             "token_budget": float(self.end is End.TOKEN_BUDGET),
             "env_seconds": self.env_seconds,
