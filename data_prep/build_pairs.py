@@ -21,7 +21,8 @@ from verl_act.data_prep.pairing import PairSettings, make_pairs
 from verl_act.data_prep.proposals import POLICY
 from verl_act.draw import draw_key
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "pairs.parquet"
 
 
+@writes_folder("build_pairs")
 def build_pairs(
     out: str | PathLike[str],
     trajectories: Sequence[str | PathLike[str]],

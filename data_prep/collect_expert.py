@@ -25,7 +25,8 @@ from verl_act.data_prep.players import Player, spread
 from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import FILE_NAME, Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ _Played = list[Step] | _Dropped
 """A verified trajectory, or the reason why there is none."""
 
 
+@writes_folder("collect_expert", "import_trajectories")
 def collect_expert(
     out: str | os.PathLike[str],
     env: str,

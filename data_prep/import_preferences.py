@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from verl_act.data_prep.preference_rows import Preference, Unusable, read_preference
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.schema import PAIR, Context, Pair, pair_id, write_rows
 from verl_act.text_files import read_rows, text_suffix
 
@@ -33,6 +34,7 @@ SOURCE = "preference"
 """The `alternative_source` of these pairs."""
 
 
+@writes_folder("import_preferences")
 def import_preferences(
     out: str | PathLike[str],
     files: Sequence[str | PathLike[str]],

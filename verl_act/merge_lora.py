@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.manifest import atomic_folder, finish_replacement
+from verl_act.output_folder import atomic_folder, reserved
 
 _META = "lora_train_meta.json"
 _PREFIX = "base_model.model."
@@ -31,7 +31,13 @@ def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
     """
     folder = Path(checkpoint) / "huggingface"
     meta = Path(checkpoint) / _META
-    finish_replacement(folder)
+    if folder.parent.is_dir():
+        with reserved(folder, replace_any=True):
+            return _merge(folder, meta)
+    raise DataError(f"{folder}: no exported model; add hf_model to actor.checkpoint.save_contents.")
+
+
+def _merge(folder: Path, meta: Path) -> bool:
     if not folder.is_dir():
         raise DataError(f"{folder}: no exported model; add hf_model to actor.checkpoint.save_contents.")
     if not meta.is_file():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.chain.recipe import MethodRecipe, PromptRecipe, Recipe, TrainRecipe, parse_stage
-from verl_act.chain.run import console, is_done, locked, run_stages
+from verl_act.chain.run import alone, console, is_done, run_stages
 from verl_act.chain.sft import reflections_stage, rows_stage, sft_stage
 from verl_act.chain.stages import Stage, act_stage, answer_files, data_stages, evaluation_stage, rl_stage
 from verl_act.errors import ConfigError
@@ -38,7 +38,7 @@ def run_methods(recipe: Recipe, out: Path, seeds: Sequence[int], whole: Recipe |
     """
     run_stages(_making(recipe, out, seeds), out)
     # Gathered under the lock: the last of several processes has them all.
-    with locked(out, "table", "table of the methods"):
+    with alone(out, "table", "table of the methods"):
         whole = whole or recipe
         run_stages(_results(whole, out, gathered(whole, out, _asked(recipe, seeds))), out)
 

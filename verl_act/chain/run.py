@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import shlex
 import subprocess
 import time
@@ -20,11 +18,9 @@ from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
 from verl_act.manifest import make_manifest, read_manifest, up_to_date, write_manifest
+from verl_act.output_folder import finish_replacement, locked
 
 console = Console(highlight=False)
-
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""What file systems answer that know no locks."""
 
 
 def run_chain(recipe: Recipe, out: Path) -> None:
@@ -41,7 +37,7 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(planned, 1):
         title = f"[{number}/{len(planned)}] {stage.name}"
-        with locked(out, stage.name, title):
+        with alone(out, stage.name, title):
             if not _stands(stage, planned, out):
                 _run_stage(stage, out, title)
                 continue
@@ -51,20 +47,13 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
 
 
 @contextmanager
-def locked(out: Path, name: str, title: str) -> Iterator[None]:
+def alone(out: Path, name: str, title: str) -> Iterator[None]:
     """Hold `out/.done/<name>.lock`, as one process at a time can. The kernel lets go of it when the process dies."""
-    path = out / ".done" / f"{name.replace(' ', '-')}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"{title}: waits for another process, which is at it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            console.print(f"{title}: no lock ({path}: {error.strerror}); run one process at a time in {out}")
+
+    def wait(holder: str) -> None:
+        console.print(f"{title}: waits for {holder}, which is running it", markup=False)
+
+    with locked(out / ".done" / f"{name.replace(' ', '-')}.lock", wait):
         yield
 
 
@@ -73,6 +62,7 @@ def is_done(stage: Stage, out: Path, as_recorded: Collection[Path] = ()) -> bool
 
     Of the inputs `as_recorded` it counts what they were then; they are not looked at.
     """
+    finish_replacement(stage.output)
     found = read_manifest(_mark(out, stage))
     looked_at = [path for path in stage.inputs if path not in as_recorded]
     if found is None or found.settings != _settings(stage) or not stage.output.exists():

@@ -28,8 +28,9 @@ from verl_act.chain.command_line import hydra_value
 from verl_act.chain.process import dies_with_parent
 from verl_act.chain.stages import Stage
 from verl_act.errors import ConfigError, EngineError
-from verl_act.manifest import atomic_folder, digest
+from verl_act.manifest import digest
 from verl_act.merge_lora import merge_lora
+from verl_act.output_folder import atomic_folder
 
 logger = logging.getLogger(__name__)
 

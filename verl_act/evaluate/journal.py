@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from verl_act.manifest import Manifest
+from verl_act.output_folder import work_path
 
 Record = dict[str, Any]
 
@@ -27,8 +28,7 @@ class Journal:
     """What earlier processes took, up to their last answer."""
 
     def __init__(self, out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> None:
-        out = out.resolve()
-        self._folder = out.with_name(f".{out.name}.answers")
+        self._folder = work_path(out, "answers")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = (self._folder / f"{key[:16]}.jsonl").open("ab+")
         self._tally = tally

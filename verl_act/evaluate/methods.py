@@ -16,7 +16,8 @@ from verl_act.errors import DataError
 from verl_act.evaluate.files import FIGURES_FILE
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
-from verl_act.manifest import atomic_folder, make_manifest, read_manifest, write_manifest
+from verl_act.manifest import make_manifest, read_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 
 MARKDOWN, JSON = "methods.md", "methods.json"
 
@@ -35,6 +36,7 @@ class Entry:
     """Other method -> the test against it."""
 
 
+@writes_folder("compare_methods")
 def compare_methods(
     run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]], initial_model: str = ""
 ) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from verl_act.evaluate.figures import answer_figures, by_split, episode_figures,
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.evaluate.reasoning import is_right, read_questions
-from verl_act.manifest import Manifest, atomic_folder, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.settings import Mode
@@ -38,6 +39,7 @@ PathName = str | PathLike[str]
 _Record = TypeVar("_Record", bound=Any)
 
 
+@writes_folder("evaluate")
 def evaluate(
     out: PathName,
     name: str,

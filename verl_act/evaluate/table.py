@@ -13,6 +13,7 @@ from rich.table import Table
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import FIGURES_FILE
+from verl_act.output_folder import replace_file, reserved_file
 
 Cell = str
 
@@ -26,10 +27,10 @@ def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str]
         table.add_row(*row)
     Console(width=max(100, 14 * len(header))).print(table)
     if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.md").write_text(markdown(header, rows))
-        (folder / "comparison.json").write_text(json.dumps(figures, indent=2) + "\n")
+        file = Path(out) / "comparison.json"
+        with reserved_file(file):
+            replace_file(file.with_suffix(".md"), markdown(header, rows))
+            replace_file(file, json.dumps(figures, indent=2) + "\n")
 
 
 def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[list[Cell]]]:

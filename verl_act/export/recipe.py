@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from verl_act import __version__
 from verl_act.errors import ConfigError
-from verl_act.manifest import atomic_folder
+from verl_act.output_folder import atomic_folder, content, reserved
 
 PACKAGE = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).with_name("templates")
@@ -34,9 +34,11 @@ _EXECUTABLE = 0o755
 
 def export_recipe(out: Path) -> Path:
     """Write the folder `out`, in place of an earlier export. Raises `ConfigError` where `out` holds anything else."""
-    if out.exists() and any(out.iterdir()) and not (out / "REQUIRED_VERL.txt").is_file():
-        raise ConfigError(f"{out}: holds other files (no REQUIRED_VERL.txt). Give a new folder, such as recipe/act.")
-    with atomic_folder(out, replace_any=True) as folder:
+    with reserved(out, replace_any=True), atomic_folder(out, replace_any=True) as folder:
+        if content(out) and not (out / "REQUIRED_VERL.txt").is_file():
+            raise ConfigError(
+                f"{out}: holds other files (no REQUIRED_VERL.txt). Give a new folder, such as recipe/act."
+            )
         shutil.copytree(PACKAGE, folder / "verl_act", ignore=_LEFT_OUT)
         _render(folder, "README.md", stages=STAGES)
         _render(folder, "REQUIRED_VERL.txt")

@@ -7,7 +7,6 @@ share the pages.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,7 +29,7 @@ from verl_act.envs.webshop.product import Product, is_listed, product_from
 from verl_act.envs.webshop.search import SearchIndex
 from verl_act.envs.webshop.sources import KINDS, Asked, Sources, embedded_sources, read_sources
 from verl_act.errors import DataError
-from verl_act.manifest import atomic_folder
+from verl_act.output_folder import atomic_folder, locked
 
 logger = logging.getLogger(__name__)
 
@@ -162,13 +161,13 @@ def _cache_root() -> Path:
 @contextmanager
 def _sole_process(folder: Path) -> Iterator[None]:
     """Keep other processes from preparing `folder`."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise DataError(f"{folder.parent}: cannot be written: {error}. {_OTHER_CACHE}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waits for %s.", holder))
+            )
+        except OSError as error:
+            raise DataError(f"{folder.parent}: cannot be written: {error}. {_OTHER_CACHE}") from error
         yield
 
 
