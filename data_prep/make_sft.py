@@ -16,8 +16,9 @@ from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.prompts import Template, get_template
+from verl_act.prompts import Message, Template, get_template
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
+from verl_act.prompts.rendering import render, require_prompts, require_usable
 from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, steps_to_learn, write_rows
 
 FILE_NAME = "sft.parquet"
@@ -47,8 +48,10 @@ def make_sft(
     Raises `DataError` where there is no row, or a reflection is of a state that is not in the trajectories.
     """
     tokenizer = load_tokenizer(model, trust_remote_code)
-    steps = {step.state_id: step for step in read_steps(trajectories)}
     asked = get_template(template, **(template_options or {}))
+    require_usable(tokenizer, chat_template_kwargs)
+    require_prompts(tokenizer, asked, chat_template_kwargs)
+    steps = {step.state_id: step for step in read_steps(trajectories)}
     taught = steps_to_learn(steps.values())
     rows = [*_expert_rows(taught, asked), *_reflection_rows(reflections, steps, asked)]  # type: ignore[arg-type]
     if not rows:
@@ -86,11 +89,9 @@ def make_sft(
     return manifest
 
 
-def _tokens(messages: Sequence[Mapping[str, str]], tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> int:
+def _tokens(messages: Sequence[Message], tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> int:
     """Of a row as `verl_act.data.sft_dataset` encodes it."""
-    prompt = tokenizer.apply_chat_template(
-        messages[:-1], add_generation_prompt=True, tokenize=False, **chat_template_kwargs
-    )
+    prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, tokenize=False, **chat_template_kwargs)
     reply = continued(messages[-1]["content"], reply_prefix(tokenizer, chat_template_kwargs))
     return len(tokenizer.encode(prompt + reply, add_special_tokens=False)) + 1  # its end
 

@@ -23,7 +23,7 @@ from tqdm.asyncio import tqdm_asyncio
 
 from verl_act.data_prep.players import spread
 from verl_act.data_prep.probe import Probers, leave_out
-from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
+from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed, usable_tokenizer
 from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
@@ -75,6 +75,7 @@ def reflect(
     """
     started = time.monotonic()
     counts: Counter[str] = Counter()
+    usable_tokenizer(engine)  # says at once, not after the actions were tried, that it cannot be used
     known = read_steps(trajectories)
     steps = steps_to_learn(known)
     counts["states_expert_inadmissible"] = len(known) - len(steps)

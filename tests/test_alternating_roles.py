@@ -18,12 +18,20 @@ from verl_act.alternating_roles import close_gap, system_prompt_and_generation
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
 from verl_act.data_prep.make_sft import FILE_NAME, make_sft
-from verl_act.prompts import get_template
+from verl_act.errors import ConfigError
+from verl_act.prompts import Message, get_template
+from verl_act.prompts.chat import ChatTemplate
+from verl_act.prompts.rendering import require_prompts
 from verl_act.rollout.sequence import GrowingSequence
-from verl_act.schema import REFLECTION, TRAJECTORY, write_rows
+from verl_act.schema import REFLECTION, TRAJECTORY, Context, write_rows
 
 both = pytest.mark.parametrize("chat_template", ALTERNATING, ids=["gemma", "mistral"])
 TEMPLATE = get_template("cot")
+
+
+class WithSystemMessage(ChatTemplate):
+    def action_messages(self, context: Context) -> list[Message]:
+        return [{"role": "system", "content": "You are careful."}, *super().action_messages(context)]
 
 
 def sft_file(folder: Path, tokenizer: Any) -> Path:
@@ -86,6 +94,14 @@ def test_what_a_template_takes_is_read_as_verl_reads_it() -> None:
     builder = ContinuousTokenBuilder(tokenizer)
     close_gap(builder)
     assert builder._tokenize_single_non_tool.__func__ is ContinuousTokenBuilder._tokenize_single_non_tool  # type: ignore[attr-defined]
+
+
+@both
+def test_a_prompt_with_a_system_message_is_refused_at_the_start(chat_template: str, tmp_path: Path) -> None:
+    tokenizer = alternating_tokenizer(chat_template)
+    require_prompts(tokenizer, TEMPLATE, one_sequence=True)
+    with pytest.raises(ConfigError, match="refuses a conversation of the roles system, user"):
+        require_prompts(tokenizer, WithSystemMessage())
 
 
 @both

@@ -325,7 +325,7 @@ def test_the_check_reads_every_methods_prompt(policy: Path, tmp_path: Path, caps
         check_chain(recipe, tmp_path / "out", [1, 2])
     shown = capsys.readouterr().out
     assert "wrong prompt of Typo: no template is called 'no_such_template'" in shown
-    assert "history_lenght" in shown and "does not take chat_template_kwargs={'enable_thinking': False}" in shown
+    assert "history_lenght" in shown and "with chat_template_kwargs={'enable_thinking': False}" in shown
     assert "it always thinks" in shown and "ok    prompt of Other: CompactTemplate" in shown
 
 

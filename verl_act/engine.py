@@ -26,6 +26,7 @@ from verl_act.errors import ConfigError, EngineError
 from verl_act.manifest import digest
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+from verl_act.prompts.rendering import render, require_usable
 
 if TYPE_CHECKING:
     from verl_act.rollout.sequence import GrowingSequence
@@ -112,7 +113,7 @@ class Engine:
         extra = dict(settings.extra)
         self.settings = settings
         self.chat_template_kwargs = extra.pop("chat_template_kwargs", {})
-        self.tokenizer = load_tokenizer(settings.model, bool(extra.get("trust_remote_code", False)))
+        self.tokenizer = usable_tokenizer(settings)
         self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
@@ -173,9 +174,7 @@ class Engine:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with the control tokens in its text made harmless."""
         plain = as_plain_text(messages, self.tokenizer)
-        return self.tokenizer.apply_chat_template(
-            plain, add_generation_prompt=True, return_dict=False, **self.chat_template_kwargs
-        )
+        return render(self.tokenizer, plain, add_generation_prompt=True, return_dict=False, **self.chat_template_kwargs)
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
         """`sampling.n` replies to a prompt, as text, with what the prompt had already written of them (`<think>`).
@@ -290,10 +289,17 @@ def _exit(number: int, _frame: Any) -> None:
     sys.exit(128 + number)
 
 
+def usable_tokenizer(settings: EngineSettings) -> Any:
+    """The tokenizer of an engine. Raises `ConfigError` as `load_tokenizer` does, without starting the engine."""
+    tokenizer = load_tokenizer(settings.model, bool(settings.extra.get("trust_remote_code", False)))
+    require_usable(tokenizer, settings.extra.get("chat_template_kwargs"))
+    return tokenizer
+
+
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer; code that comes with the model is run only where the caller says so.
 
-    Raises `ConfigError` where the folder has none, or no chat template.
+    Raises `ConfigError` where the folder has none, or one that cannot render our prompts.
     """
     from transformers import AutoTokenizer
 
@@ -306,8 +312,5 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
             f"{model}: has no tokenizer that can be read ({error}). Copy tokenizer.json and tokenizer_config.json "
             "into the folder, from the model it was trained from."
         ) from error
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            f"{model}: its tokenizer has no chat template, which prompts need. Add chat_template.jinja to the folder."
-        )
+    require_usable(tokenizer)
     return tokenizer

@@ -24,7 +24,8 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
-from verl_act.prompts.plain_text import reply_prefix
+from verl_act.prompts.rendering import require_prompts, require_usable
+from verl_act.rollout.settings import Mode
 
 _FREE_GIB = 2
 _CHECKPOINT_BYTES = 8
@@ -101,22 +102,23 @@ def _device(recipe: Recipe) -> str:
 
 
 def _model(recipe: Recipe) -> str:
-    tokenizer = load_tokenizer(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
-    return f"{recipe.model_path} ({len(tokenizer)} tokens)"
+    return f"{recipe.model_path} ({len(_tokenizer(recipe))} tokens)"
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    return load_tokenizer(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
 
 
 def _prompt(recipe: Recipe) -> str:
-    """The template, with its options; and the chat template, where it is given some."""
+    """The template, with its options; and whether the model's chat template takes what it writes."""
     template = get_template(recipe.prompt.template, **recipe.prompt.options)
-    if options := recipe.engine_options.get("chat_template_kwargs"):
-        tokenizer = load_tokenizer(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
-        try:
-            reply_prefix(tokenizer, options)
-        except Exception as error:  # a chat template refuses what it does not take in an error of its own choice
-            raise ConfigError(
-                f"the chat template of {recipe.model_path} does not take chat_template_kwargs={options}: {error}. "
-                "Correct them in the recipe."
-            ) from error
+    options = recipe.engine_options.get("chat_template_kwargs")
+    try:
+        tokenizer = _tokenizer(recipe)
+    except ConfigError:  # the check of the model says why
+        return type(template).__name__
+    require_usable(tokenizer, options)
+    require_prompts(tokenizer, template, options, one_sequence=recipe.evaluate.mode == Mode.CONCAT)
     return type(template).__name__
 
 

@@ -28,7 +28,9 @@ from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import OWN_TAGS, as_plain_text, control_tokens, reply_prefix
+from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+from verl_act.prompts.rendering import require_prompts, require_usable
+from verl_act.rollout.settings import Mode
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +78,11 @@ class ActDataset(Dataset):
     ) -> None:
         self.settings = ActSettings.from_config(config)
         self._tokenizer = tokenizer
-        _require_plain_tags(tokenizer)
-        self._reply_prefix = reply_prefix(tokenizer, config.get("apply_chat_template_kwargs"))
+        options = config.get("apply_chat_template_kwargs")
+        require_usable(tokenizer, options)
+        one_sequence = self.settings.episode.mode == Mode.CONCAT
+        require_prompts(tokenizer, self.settings.make_template(), options, one_sequence=one_sequence)
+        self._reply_prefix = reply_prefix(tokenizer, options)
         files = [data_files] if isinstance(data_files, str) else list(data_files)
         if not files:
             raise ConfigError("data.train_files or data.val_files is empty; name at least one file.")
@@ -236,12 +241,3 @@ def _drawn(total: int, kept: int, config: Any) -> np.ndarray:
     if not config.get("shuffle", False):
         return np.arange(kept)
     return np.sort(np.random.default_rng(config.get("seed")).choice(total, size=kept, replace=False))
-
-
-def _require_plain_tags(tokenizer: Any) -> None:
-    special = [tag for tag in OWN_TAGS if tag in control_tokens(tokenizer)]
-    if special:
-        raise ConfigError(
-            f"the tokenizer holds {special[0]!r} as a special token, which verl cuts out of a reply before scoring it. "
-            "Add it as an ordinary token (special=False)."
-        )

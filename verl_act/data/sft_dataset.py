@@ -15,6 +15,7 @@ from verl_act.alternating_roles import system_prompt_and_generation
 from verl_act.errors import ConfigError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.prompts.plain_text import continued, end_of_turn, reply_prefix
+from verl_act.prompts.rendering import render, require_usable
 from verl_act.schema import SFT, read_table, schema_name
 
 
@@ -28,6 +29,7 @@ class ActSFTDataset(MultiTurnSFTDataset):
     """
 
     def _download(self) -> None:
+        require_usable(self.tokenizer, self.apply_chat_template_kwargs)
         super()._download()
         for path in self.parquet_files:
             if schema_name(read_parquet_schema(path)) == schema_name(SFT):
@@ -58,9 +60,8 @@ class ActSFTDataset(MultiTurnSFTDataset):
         return _message([*opening, *reply, self._end()], learnt_from=len(opening))
 
     def _rendered(self, prompt: list[dict[str, Any]], tools: Any) -> list[int]:
-        tokenizer: Any = self.tokenizer
         options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
-        return tokenizer.apply_chat_template(prompt, tools=tools, **options)
+        return render(self.tokenizer, prompt, tools=tools, **options)
 
     def _end(self) -> int:
         ends = (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id)

@@ -1,0 +1,95 @@
+"""What a tokenizer and its chat template must be able to do; refused before anything is sampled or trained.
+
+A template refuses a conversation in an error of its own choice, so any error of one is told as `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from verl_act.errors import ActError, ConfigError
+from verl_act.prompts.plain_text import OWN_TAGS, control_tokens
+from verl_act.prompts.template import Message, Template
+from verl_act.schema import Context, Turn
+
+_OWN_OPTIONS = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors", "tools")
+_PROBE = "some text"
+_STATE = Context("a goal", (Turn("a room", "look"),), "a desk", ("look", "wait"))
+
+
+def require_usable(tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
+    """Raise `ConfigError` where prompts cannot be rendered with this Hugging Face tokenizer, or replies not be read.
+
+    `options` are those of the chat template (`data.apply_chat_template_kwargs`).
+    """
+    name = _name(tokenizer)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"{name}: its tokenizer has no chat template, which prompts need. Add chat_template.jinja to the folder: "
+            "models that follow instructions have one, most base models do not."
+        )
+    if special := [tag for tag in OWN_TAGS if tag in control_tokens(tokenizer)]:
+        raise ConfigError(
+            f"{name}: its tokenizer holds {special[0]!r} as a special token, which is cut out of a reply before it is "
+            "read, and out of texts to learn from. Add it as an ordinary token (special=False in "
+            "tokenizer_config.json and tokenizer.json)."
+        )
+    if not _shows_texts(tokenizer, options or {}):
+        raise ConfigError(
+            f"{name}: its chat template leaves out a message whose content is text; it may want a list of parts "
+            '({"type": "text", "text": ...}), as templates for images do. Give it a chat_template.jinja that writes '
+            "message.content where that is a string."
+        )
+
+
+def render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
+    """As the tokenizer's `apply_chat_template`. Raises `ConfigError` where the chat template refuses `messages`."""
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except Exception as error:
+        roles = ", ".join(message["role"] for message in messages)
+        given = {name: value for name, value in options.items() if name not in _OWN_OPTIONS}
+        with_options = f" with chat_template_kwargs={given}" if given else ""
+        raise ConfigError(
+            f"{_name(tokenizer)}: its chat template refuses a conversation of the roles {roles}{with_options}: {error}."
+            " Correct chat_template_kwargs, or use a prompt template or a chat_template.jinja that fits the other."
+        ) from error
+
+
+def require_prompts(
+    tokenizer: Any, template: Template, options: Mapping[str, Any] | None = None, *, one_sequence: bool = False
+) -> None:
+    """Raise `ConfigError` where the chat template refuses a prompt of `template`; with `one_sequence`, also where it
+    refuses an episode that is one conversation (mode `concat`)."""
+    options = {**(options or {}), "tokenize": False}
+    prompt = template.action_messages(_STATE)
+    render(tokenizer, prompt, add_generation_prompt=True, **options)
+    render(tokenizer, template.choice_messages(_STATE, ["look", "wait"]), add_generation_prompt=True, **options)
+    if one_sequence:
+        more = [{"role": "assistant", "content": "<action>look</action>"}]
+        more.append({"role": "user", "content": template.followup("a shelf", ["look", "wait"])})
+        render(tokenizer, [*prompt, *more], add_generation_prompt=True, **options)
+
+
+def _shows_texts(tokenizer: Any, options: Mapping[str, Any]) -> bool:
+    user, reply = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}
+    for messages in ([user], [user, reply, user]):
+        try:
+            text = render(tokenizer, messages, add_generation_prompt=True, tokenize=False, **options)
+        except ActError:
+            parts = [{**message, "content": [{"type": "text", "text": _PROBE}]} for message in messages]
+            try:
+                render(tokenizer, parts, tokenize=False, **options)  # type: ignore[arg-type]
+            except ActError:
+                pass
+            else:
+                return False
+            raise
+        if _PROBE not in text:
+            return False
+    return True
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", None) or "the model"
