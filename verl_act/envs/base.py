@@ -170,6 +170,8 @@ class EnvSpec:
     not, by their text alone, so that rewards and figures know them without an episode. `prepare` does, with the
     settings, what a process needs before its first episode and what may take minutes: the pool waits for it before the
     time-out of a reset begins.
+
+    What `make` of a spec returns checks the environment's answers (see `checked`).
     """
 
     name: str
@@ -180,6 +182,12 @@ class EnvSpec:
     lists_all_actions: bool = True
     always_admissible: Callable[[str], bool] | None = None
     prepare: Callable[..., object] | None = None
+
+    def __post_init__(self) -> None:
+        from verl_act.envs.checked import CheckedMake  # which imports this module
+
+        if not isinstance(self.make, CheckedMake):
+            object.__setattr__(self, "make", CheckedMake(self.name, self.make))
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for a setting that `make` does not take."""

@@ -3,13 +3,16 @@
     from verl_act.envs.contract import check_environment
     check_environment(get_env("mine"), split="train", env_settings={...})
 
-A check raises `EnvError` saying what went wrong, with the task and the step.
+A check raises `EnvError` saying what went wrong, with the task and the step. So do the environment, its expert and its
+tasks: whatever they raise, and whatever they return that is not what the protocol says.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from reprlib import repr as brief  # a value may be of any length
 from typing import Any
 
 from verl_act.envs.base import (
@@ -23,7 +26,8 @@ from verl_act.envs.base import (
     StepResult,
     Task,
 )
-from verl_act.errors import EnvError
+from verl_act.envs.checked import CheckedEnvironment
+from verl_act.errors import ActError, EnvError
 from verl_act.schema import Context, Turn
 
 NONSENSE = ("", " ", "fly to the moon", "\x00\x1b[31m\x7f", "<|im_end|>", "go to " * 200_000, "\ud83e\udd16 \u202e")
@@ -42,14 +46,13 @@ def check_environment(
 ) -> None:
     """Run every check on `tasks` tasks of `split`. Raises `EnvError` at the first one that fails."""
     settings = dict(env_settings or {})
-    listed = spec.tasks(split, **settings)
+    listed = _tasks(spec, split, settings)
     _require(len(set(listed)) == len(listed), f"{spec.name}/{split} lists a task twice")
     _require(len(listed) > 0, f"{spec.name}/{split} lists no task")
-    _require(
-        list(listed) == list(spec.tasks(split, **settings)), f"{spec.name}/{split} lists its tasks in a changing order"
-    )
-    drawn = random.Random(seed).sample(list(listed), min(tasks, len(listed)))
-    environment, other = spec.make(**settings), spec.make(**settings)
+    _require(listed == _tasks(spec, split, settings), f"{spec.name}/{split} lists its tasks in a changing order")
+    drawn = random.Random(seed).sample(listed, min(tasks, len(listed)))
+    with _called(f"{spec.name}: make"):
+        environment, other = (_Guarded(spec.make(**settings), spec.name) for _ in range(2))
     try:
         check_expert(spec, environment, drawn, seed)
         for task in drawn:
@@ -67,6 +70,39 @@ def check_environment(
             used.close()
 
 
+class _Guarded(CheckedEnvironment):
+    """An environment of which any exception is a breach of the contract."""
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        given = ", ".join(brief(argument) for argument in arguments if not isinstance(argument, Task))
+        with _called(f"{self._task}: {method}({given})"):
+            return super()._call(method, *arguments)
+
+
+@contextmanager
+def _called(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ActError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EnvError(
+            f"The environment breaks its contract. {what} raises {type(error).__name__}: {error}. Only `EnvError` and "
+            "its kind may be raised."
+        ) from error
+
+
+def _tasks(spec: EnvSpec, split: str, settings: Mapping[str, Any]) -> list[Task]:
+    with _called(f"{spec.name}: listing the tasks of {split!r}"):
+        tasks = list(spec.tasks(split, **settings))
+    for task in tasks:
+        _require(
+            isinstance(task, Task) and (task.env, task.split) == (spec.name, split) and type(task.seed) is int,
+            f"{spec.name}/{split} lists {brief(task)}; it must list a Task of this environment and split",
+        )
+    return tasks
+
+
 def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task], seed: int) -> None:
     """The default expert succeeds; what it calls inferable is admissible; a random player does not do better.
 
@@ -74,7 +110,8 @@ def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task],
     """
     if not spec.experts:
         return
-    expert = next(iter(spec.experts.values()))()
+    with _called(f"{spec.name}: making the expert"):
+        expert = next(iter(spec.experts.values()))()
     won = lucky = 0
     for task in tasks:
         won += _play(expert, environment, task)
@@ -87,14 +124,22 @@ def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task],
 def _play(expert: Expert, environment: Environment, task: Task) -> bool:
     """Whether the expert wins."""
     first = environment.reset(task)
-    expert.reset(task)
+    with _called(f"{task}: the expert's reset"):
+        expert.reset(task)
     history: list[Turn] = []
     observation, admissible = first.observation, first.admissible_actions
     for _ in range(_HORIZON):
         try:
-            action, inferable = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
+            with _called(f"{task}, step {len(history)}: the expert"):
+                said = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
         except ExpertGaveUp:
             return False
+        _require(
+            isinstance(said, tuple) and [type(value) for value in said] == [str, bool],
+            f"{task}, step {len(history)}: the expert must say its action, a text, and whether that is inferable, a "
+            f"bool; it says {brief(said)}",
+        )
+        action, inferable = said
         result = environment.step(action)
         _require(
             result.admissible or not inferable,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.checked import BrokenPromise, as_number, as_texts
 from verl_act.errors import ConfigError, EnvError
 from verl_act.parse import match_action
 
@@ -92,12 +93,16 @@ class GymnasiumTextEnvironment:
             return self._result(self.unknown_action, 0.0, False)
         try:
             observation, reward, terminated, truncated, info = self._environment.step(known)
+            self._see(observation, info)
+            self._success = bool(terminated and self._told(info, self._keys.success))
+            self._done = bool(terminated or truncated or self._steps >= self._max_steps)
+            return self._result(self._shown, as_number(reward, "the reward"), True)
+        except BrokenPromise as error:
+            raise EnvError(f"{self._task}: at {known!r}: {error}.") from None
+        except EnvError:
+            raise
         except Exception as error:
             raise EnvError(f"{self._task}: fails at {known!r}: {type(error).__name__}: {error}") from error
-        self._see(observation, info)
-        self._success = bool(terminated and self._told(info, self._keys.success))
-        self._done = terminated or truncated or self._steps >= self._max_steps
-        return self._result(self._shown, float(reward), True)
 
     def close(self) -> None:
         """Close the environment, once."""
@@ -120,7 +125,10 @@ class GymnasiumTextEnvironment:
 
     def _see(self, observation: Any, info: Mapping[str, Any]) -> None:
         self._shown = self.show(observation, info)
-        self._admissible = tuple(self._told(info, self._keys.admissible))
+        try:
+            self._admissible = as_texts(self._told(info, self._keys.admissible), f"info[{self._keys.admissible!r}]")
+        except BrokenPromise as error:
+            raise EnvError(f"{self._task}: {error}.") from None
 
     def _told(self, info: Mapping[str, Any], key: str) -> Any:
         if key not in info:
