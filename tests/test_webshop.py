@@ -643,16 +643,16 @@ def test_the_brief_style_leaves_the_instruction_out(shop: Path) -> None:
     [
         *NONSENSE,
         "search[]",
-        "search[ ]",
+        "search[tea [pot] x]",
+        "search[teapot] click[next >]",
         "search[teapot",
         "Search[teapot]",
         " search[teapot]",
         "search[].",
         "search[tea\npot]",
         "\nsearch[teapot]",
-        "search[\x00]",
         "search[\ud83d]",
-        f"search[{'teapot ' * 200_000}]",
+        f"search[{' '.join(map(str, range(1025)))}]",
         "search[" * 200_000,
         "[" * 1_000_000 + "]" * 1_000_000,
         "click[]",
@@ -677,7 +677,95 @@ def test_a_search_is_admissible_on_every_page_and_a_click_in_any_case(shop: Path
     environment, _ = opened(shop)
     for action in ("search[Tea-Pot & co.]", "search[teapot]", "click[B00TeaPot1]", "click[FEATURES]", "search[mug]"):
         assert environment.step(action).admissible, action
-    assert environment.step(f"search[{'x' * 1000}]").admissible
+
+
+@pytest.mark.parametrize(
+    ("search", "hits"),
+    [
+        ("search[ ]", 0),
+        ("search[  ]", 0),
+        ("search[x]", 0),
+        ("search[teapot] mug]", 15),
+        ("search[teapot\x00 \x07]", 1),
+        ("search[teapot\u200b]", 1),
+        ("search[teapot\r]", 1),
+        (f"search[{'teapot ' * 20_000}]", 1),
+        (f"search[{' '.join(map(str, range(1024)))} ]", 0),
+        (f"search[{'x' * 2000}]", 0),
+    ],
+    ids=lambda value: repr(value)[:25],
+)
+def test_searches_are_taken_as_webshop_takes_them(search: str, hits: int, shop: Path) -> None:
+    """As its `parse_action`, `step` and Lucene do: any text of up to 1,024 different terms, but no opening bracket."""
+    environment, _ = opened(shop)
+    result = environment.step(search)
+    assert result.admissible and is_search(search)
+    assert f"Page 1 (Total results: {hits})" in result.observation
+
+
+@pytest.mark.parametrize(
+    ("value", "clickable", "shown_as_clicked"),
+    [
+        ("red", True, True),
+        ('6" round', True, False),
+        ("café", True, False),
+        ("back\\slash", True, False),
+        ("tab\there", True, False),
+        ("men's & co", True, True),
+        ("red | ", True, True),
+        ("a]b", True, True),
+        ("10 [pack", False, False),
+        ("two\nlines", False, False),
+        ("search", False, False),
+        ("buy now", False, False),
+        ("next >", True, True),
+    ],
+)
+def test_options_are_clicked_and_shown_as_in_webshop(
+    value: str, clickable: bool, shown_as_clicked: bool, tmp_path: Path
+) -> None:
+    """A value is shown as clicked where it stands in quotes in the page's address, JSON with its escapes."""
+    options = {"color": [{"value": value.replace(" | ", "/")}, {"value": "other"}]}
+    shop = write_shop(tmp_path, [{**TEAPOT, "customization_options": options}])
+    environment, _ = opened(shop, observation="text_rich")
+    environment.step("search[teapot]")
+    item = environment.step("click[b00teapot1]")
+    assert f"  [button] {value} [button_]\n" in item.observation
+    action = f"click[{value}]"
+    assert (action in item.admissible_actions) == (clickable or value == "buy now")
+    if value == "buy now":
+        assert environment.step(action).done
+        return
+    clicked = environment.step(action)
+    assert clicked.admissible == clickable
+    assert (f"You have clicked {value}.\n" in clicked.observation) == shown_as_clicked
+    assert (f"  [clicked button] {value} [clicked button_]\n" in clicked.observation) == shown_as_clicked
+
+
+def test_what_the_search_quotes_is_shown_as_clicked(shop: Path) -> None:
+    environment, _ = opened(shop, observation="text_rich")
+    environment.step('search[teapot "green"]')
+    item = environment.step("click[b00teapot1]").observation
+    assert item.startswith("You have clicked green.\n") and environment.plan() == ("click[green]", "click[buy now]")
+
+
+def test_spaces_and_empty_texts_are_as_beautifulsoup_leaves_them(tmp_path: Path) -> None:
+    texts = {"full_description": " \n ", "small_description": ["", "\n", " two\n lines"]}
+    options = {"color": [{"value": "men's"}]}
+    shop = write_shop(tmp_path, [{**TEAPOT, **texts, "customization_options": options}])
+    environment, first = opened(shop, observation="text_rich")
+    assert first.startswith("WebShop\nInstruction: \ni want")
+    assert environment.step("search[teapot]").observation.startswith("Instruction:\ni want")
+    environment.step("click[b00teapot1]")
+    tail = "[button] < Prev [button_]\n"
+    assert environment.step("click[description]").observation.endswith(tail)
+    environment.step("click[< prev]")
+    assert environment.step("click[features]").observation.endswith(f"{tail} \n  two\n lines\n")
+    environment.step("click[< prev]")
+    environment.step("click[men's]")
+    receipt = environment.step("click[buy now]").observation
+    assert "\nYour code: \nNone\n (Paste it in your MTurk interface.)\n" in receipt
+    assert '\n{"color": "men\\u0027s"}\n' in receipt and receipt.endswith("\nReward Details \nNone\n")
 
 
 @pytest.mark.parametrize("end", [".", "\n", " - I look for a teapot.", "\nThought: [done]", "\r\n", "." * 1_000_000])

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 LONGEST_SEARCH = 1000
-"""Characters. WebShop's engine refuses searches of more than 1,024 words; none that people typed comes near."""
+"""Characters of the searches that are suggested; an agent's own may be longer."""
 
 _LIMIT = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars\s*$")
 _WORD = re.compile(r"\w+(?:[.'’-]\w+)*")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
+from verl_act.envs.webshop.actions import BACK, BUY, NEXT, PREVIOUS
 from verl_act.envs.webshop.catalogue import Catalogue
 from verl_act.envs.webshop.goals import Goal
-from verl_act.envs.webshop.session import BACK, BUY, NEXT, PREVIOUS, SUB_PAGES, Page, State
+from verl_act.envs.webshop.session import SUB_PAGES, Page, State
 
 SEPARATOR = " [SEP] "
 
@@ -35,8 +36,9 @@ def page_parts(state: State, goal: Goal, catalogue: Catalogue, reward: float) ->
     """The parts of the page, top down. `reward` is shown after a purchase."""
     if state.page is Page.DONE:
         return _parts(Kind.TEXT, _receipt(catalogue.product(state.row).asin, dict(state.options), reward))
-    instruction = _parts(Kind.INSTRUCTION, ("Instruction:", goal.instruction))
-    if state.page is Page.SEARCH:
+    start = state.page is Page.SEARCH
+    instruction = _parts(Kind.INSTRUCTION, ("Instruction: " if start else "Instruction:", goal.instruction))
+    if start:
         return [Part(Kind.TEXT, "WebShop"), *instruction, Part(Kind.BUTTON, "Search")]
     return [*instruction, Part(Kind.BUTTON, BACK), *_PAGES[state.page](state, catalogue)]
 
@@ -53,22 +55,31 @@ def _results(state: State, catalogue: Catalogue) -> Iterable[Part]:
 
 
 def _item(state: State, catalogue: Catalogue) -> Iterable[Part]:
-    product, chosen = catalogue.product(state.row), {value for _, value in state.options}
+    product, address = catalogue.product(state.row), _address(state)
     yield Part(Kind.BUTTON, PREVIOUS)
     for name, values in product.options:
-        yield Part(Kind.TEXT, name)
-        for value in filter(None, values):
-            yield Part(Kind.CHOSEN_OPTION if value in chosen else Kind.OPTION, value)
+        yield from _parts(Kind.TEXT, (name,))
+        for value in values:
+            yield from _parts(Kind.CHOSEN_OPTION if f'"{value}"' in address else Kind.OPTION, (value,))
     yield from _parts(Kind.TEXT, (product.name, f"Price: {product.price_tag}", "Rating: N.A."))
     yield from _parts(Kind.BUTTON, (*SUB_PAGES, BUY))
+
+
+def _address(state: State) -> str:
+    """The end of an item page's address, in which WebShop looks for an option value in quotes to show it as clicked.
+
+    So values with letters beyond ASCII, quotes or backslashes never are, which JSON writes otherwise, and a name of an
+    option or a word of the search may be.
+    """
+    return f"{state.query.replace(' ', '+')}/{state.number}/{json.dumps(dict(state.options))}"
 
 
 def _sub_page(state: State, catalogue: Catalogue) -> Iterable[Part]:
     """WebShop ships no reviews, so their page is empty."""
     product = catalogue.product(state.row)
     yield Part(Kind.BUTTON, PREVIOUS)
-    if state.page is Page.DESCRIPTION and product.description:
-        yield Part(Kind.TEXT, product.description)
+    if state.page is Page.DESCRIPTION:
+        yield from _parts(Kind.TEXT, (product.description,))
     elif state.page is Page.FEATURES:
         yield from _parts(Kind.TEXT, (f" {bullet}" for bullet in product.bullets))
 
@@ -76,16 +87,27 @@ def _sub_page(state: State, catalogue: Catalogue) -> Iterable[Part]:
 def _receipt(asin: str, options: dict[str, str], reward: float) -> Iterable[str]:
     """WebShop's last page, with the fields that its text environment leaves empty."""
     yield "Thank you for shopping with us!"
-    yield from ("Your code:", "None", "(Paste it in your MTurk interface.)")
-    yield from ("Purchased", "asin", asin, "options", json.dumps(options, sort_keys=True))
+    yield from ("Your code: ", "None", " (Paste it in your MTurk interface.)")
+    yield from ("Purchased", "asin", asin, "options", json.dumps(options, sort_keys=True).translate(_NO_MARKUP))
     yield from ("attrs", "None", "category", "None", "query", "None", "product category", "None")
     yield from ("Target", "asin", "options", "attrs", "price upper", "instuction text", "category", "product category")
-    yield from ("query", "Goal", "None", "Reward", "Your score (min 0.0, max 1.0)", str(reward))
-    yield from ("Reward Details", "None")
+    yield from ("query", "Goal ", "None", "Reward", "Your score (min 0.0, max 1.0)", str(reward))
+    yield from ("Reward Details ", "None")
+
+
+_NO_MARKUP = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&'"}
+"""How Jinja writes these in JSON."""
 
 
 def _parts(kind: Kind, texts: Iterable[str]) -> list[Part]:
-    return [Part(kind, text) for text in texts if text]
+    return [Part(kind, shown) for text in texts if (shown := _shown(text))]
+
+
+def _shown(text: str) -> str:
+    """`text` as BeautifulSoup reads it: of blanks alone one is left, or a line break, which WebShop leaves out."""
+    if text.strip(" \n\t\f\r"):
+        return text
+    return " " if text and "\n" not in text else ""
 
 
 _PAGES: dict[Page, Callable[[State, Catalogue], Iterable[Part]]] = {

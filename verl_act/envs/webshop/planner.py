@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
+from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
 from verl_act.envs.webshop.catalogue import Catalogue
 from verl_act.envs.webshop.goals import AskedOption, Goal
 from verl_act.envs.webshop.instruction import LONGEST_SEARCH, likely_search
 from verl_act.envs.webshop.nouns import Nouns
 from verl_act.envs.webshop.product import Product
 from verl_act.envs.webshop.reward import attributes_met, options_alike, type_factor
-from verl_act.envs.webshop.session import BUY, NEXT, ON_A_PAGE, PREVIOUS, SUB_PAGES, Page, State
+from verl_act.envs.webshop.session import ON_A_PAGE, SUB_PAGES, Page, State
 
 SCANNED = 5000
 """Products of which each is examined, 50 microseconds each and goal."""
@@ -77,8 +78,8 @@ class Planner:
         return best
 
     def _by_searching(self, text: str) -> Actions | None:
-        text = "".join(letter for letter in text if letter.isprintable())[:LONGEST_SEARCH]
-        if not text.strip():
+        text = " ".join(text.replace("[", " ").replace("]", " ").split())[:LONGEST_SEARCH]
+        if not text:
             return None
         plan = self._from_results(self._catalogue.search(text.lower()), 1)
         return None if plan is None else (f"search[{text}]", *plan)

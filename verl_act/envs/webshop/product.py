@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from verl_act.envs.webshop.actions import can_choose
+
 _NO_PRICE = 100.0
 """US dollars where the file gives no price."""
 _NO_ATTRIBUTES = ("DUMMY_ATTR",)
@@ -53,9 +55,10 @@ class Product:
     def option_of(self) -> dict[str, str]:
         """Option value -> the option it belongs to; of two options with one value the later one, as in WebShop.
 
-        An empty value is left out: no click can name it, in WebShop neither.
+        Values that no click chooses, in WebShop neither, are left out: empty ones, those with an opening bracket or a
+        line break, and names of buttons.
         """
-        return {value: name for name, values in self.options for value in values if value}
+        return {value: name for name, values in self.options for value in values if can_choose(value)}
 
     def indexed_text(self) -> str:
         """What WebShop's search index holds of a product."""

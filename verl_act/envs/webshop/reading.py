@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from verl_act.envs.webshop.actions import BACK, BUY, NEXT, PREVIOUS
 from verl_act.envs.webshop.pages import SEPARATOR
-from verl_act.envs.webshop.session import BACK, BUY, NEXT, PREVIOUS, Page
+from verl_act.envs.webshop.session import Page
 
 _MARKED = re.compile(r"\[(?:clicked )?button\] (.*) \[(?:clicked )?button_\]")
 _TOTAL = re.compile(r"Page (\d+) \(Total results: (\d+)\)")

@@ -56,6 +56,15 @@ class _Arrays(NamedTuple):
 _VOCABULARY = "terms.txt"
 
 
+def is_searchable(text: str) -> bool:
+    """Whether WebShop's search takes the text: up to `MOST_TERMS` different terms, and no halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(text) <= MOST_TERMS or len(set(Analyzer().terms(text))) <= MOST_TERMS
+
+
 class SearchIndex:
     """Finds documents, known by their row. About 8 bytes a document and distinct term."""
 

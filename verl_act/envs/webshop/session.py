@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from verl_act.envs.webshop.actions import BACK, BUY, NEXT, PREVIOUS, parse_action
 from verl_act.envs.webshop.catalogue import Catalogue
-from verl_act.envs.webshop.instruction import LONGEST_SEARCH
+from verl_act.envs.webshop.search import is_searchable
 
 ON_A_PAGE = 10
 """Products on a page of results."""
-
-BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
 
 
 class Page(StrEnum):
@@ -33,8 +32,8 @@ SUB_PAGES = (Page.DESCRIPTION, Page.FEATURES, Page.REVIEWS)
 class State:
     """A page with all that led to it. The state after an action is a new one, so a state can be kept and returned to.
 
-    `hits` are the rows that the last search found, `number` is the page of them (from 1), `row` the product looked at,
-    `options` its chosen values in the order of choosing, `visited` the rows opened since the start page.
+    `hits` are the rows that the last search, `query`, found, `number` is the page of them (from 1), `row` the product
+    looked at, `options` its chosen values in the order of choosing, `visited` the rows opened since the start page.
     """
 
     page: Page = Page.SEARCH
@@ -43,6 +42,7 @@ class State:
     row: int = -1
     options: tuple[tuple[str, str], ...] = ()
     visited: frozenset[int] = frozenset()
+    query: str = ""
 
     def listed(self) -> tuple[int, ...]:
         """The rows that this page of results shows."""
@@ -69,15 +69,14 @@ def clickables(state: State, catalogue: Catalogue) -> tuple[str, ...]:
 def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
     """The state after `action`, or None where it is not admissible and leads nowhere.
 
-    `search[...]` works on every page, as in WebShop's text environment, with up to 1,000 printable characters that are
-    not all spaces. `click[...]` takes what the page offers, whatever the case. Nothing may stand before an action; what
-    stands after it is left out, see `_said`.
+    `search[...]` works on every page, as in WebShop's text environment. `click[...]` takes what the page offers,
+    whatever the case. For the form of actions see `parse_action`.
     """
-    name, bracket, rest = _said(action).partition("[")
-    argument = rest[:-1]
-    if not bracket or state.page is Page.DONE:
+    parsed = parse_action(action)
+    if parsed is None or state.page is Page.DONE:
         return None
-    if is_search(action):
+    name, argument = parsed
+    if name == "search" and is_searchable(argument):
         return search(state, argument, catalogue)
     if name == "click":
         target = argument.lower()
@@ -87,19 +86,8 @@ def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
 
 def is_search(action: str) -> bool:
     """Whether `action` is a search, which every page takes."""
-    said = _said(action)
-    text = said.removeprefix("search[").removesuffix("]")
-    whole = said == f"search[{text}]"
-    return whole and bool(text.strip()) and len(text) <= LONGEST_SEARCH and text.isprintable()
-
-
-def _said(action: str) -> str:
-    """`action` up to the last bracket of its first line; empty without one.
-
-    WebShop's pattern ends there too: a full stop or a line break after the action does not matter.
-    """
-    line = action.partition("\n")[0]
-    return line[: line.rfind("]") + 1]
+    parsed = parse_action(action)
+    return parsed is not None and parsed[0] == "search" and is_searchable(parsed[1])
 
 
 def search(state: State, text: str, catalogue: Catalogue) -> State:
@@ -107,11 +95,12 @@ def search(state: State, text: str, catalogue: Catalogue) -> State:
 
     WebShop's shortcuts for debugging (`<r>` for random products, and the like) are plain words here.
     """
-    return State(Page.RESULTS, catalogue.search(text.lower()), visited=state.visited)
+    query = text.lower()
+    return State(Page.RESULTS, catalogue.search(query), visited=state.visited, query=query)
 
 
 def _click(state: State, target: str, catalogue: Catalogue) -> State:
-    """Click on `target`, which the page offers. Buttons go before options of the same name."""
+    """Click on `target`, which the page offers."""
     if target == BACK.lower():
         return START
     if state.page is Page.RESULTS:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from verl_act.envs.base import Environment, Task
+from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
 from verl_act.envs.webshop.instruction import asked_words, likely_search, price_limit
 from verl_act.envs.webshop.reading import Listed, Reading, options_on, read_page
 from verl_act.envs.webshop.reward import COLORS
 from verl_act.envs.webshop.search import Analyzer
-from verl_act.envs.webshop.session import BUY, NEXT, PREVIOUS, SUB_PAGES, Page
+from verl_act.envs.webshop.session import SUB_PAGES, Page
 from verl_act.schema import Context
 
 _STEPS = 15
