@@ -195,7 +195,7 @@ def build_pairs(
 @app.command()
 def import_preferences(
     out: Out,
-    files: Annotated[list[Path], typer.Argument(help="preference data: .parquet, .jsonl or .json")],
+    files: Annotated[list[Path], typer.Argument(help="preference data: .parquet, .jsonl or .json, also .gz")],
     split: str = "train",
     env: Annotated[str, typer.Option(help="names the data source, act/<env>/choice")] = "preference",
     candidates: Annotated[int, typer.Option(help="most replies shown in one choice")] = 2,
