@@ -24,7 +24,7 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parquet_file import read_parquet
 from verl_act.parse import normalise
-from verl_act.schema import PAIR, Context, Pair, pair_id, write_rows
+from verl_act.schema import ENV_NAME, PAIR, Context, Pair, is_env_name, pair_id, write_rows
 from verl_act.text_files import read_rows, text_suffix
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ def import_preferences(
     """
     if candidates < 2:
         raise ConfigError(f"candidates is {candidates}; a choice needs 2 at least.")
-    if "/" in env or not env:
-        raise ConfigError(f"env is {env!r}; it is a part of the data source's name, so not empty and without '/'.")
+    if not is_env_name(env):
+        raise ConfigError(f"--env is {env!r}; give {ENV_NAME}.")
     read = _Read(candidates - 1)
     for path in files:
         read.add_file(Path(path))

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from samples import make_pair, make_step
 
-from verl_act.errors import DataError
+from verl_act.data_prep.import_preferences import import_preferences
+from verl_act.envs.base import EnvSpec
+from verl_act.errors import ConfigError, DataError
 from verl_act.schema import (
     ALTERNATIVES,
     PAIR,
@@ -246,3 +248,23 @@ def test_half_a_surrogate_pair_is_refused_by_row_and_column(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"steps.parquet: row 1, column 'thought' holds half a surrogate pair"):
         write_rows(tmp_path / "steps.parquet", rows, TRAJECTORY)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("env", ["maze/easy", "", "my maze", "maze\n", "maze\x00"])
+def test_an_env_name_that_no_data_source_can_hold_is_refused(env: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    write_rows(path, [make_pair(0).to_row(), make_pair(1, env=env).to_row()], PAIR)
+    with pytest.raises(DataError, match=r"pairs.parquet: row 1, column 'env'"):
+        read_pairs([path])
+    with pytest.raises(ConfigError, match="EnvSpec: name"):
+        EnvSpec(name=env, make=dict, tasks=list, experts={}, splits=())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--env"):
+        import_preferences(tmp_path / "out", [path], env=env)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("env", ["alfworld", "my-maze_2.0", "Irrgarten-für-Anfänger", "迷宮"])
+def test_other_env_names_are_taken(env: str, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.parquet", [make_pair(env=env).to_row()], PAIR)
+    (pair,) = read_pairs([tmp_path / "pairs.parquet"])
+    assert pair.env == EnvSpec(name=env, make=dict, tasks=list, experts={}, splits=()).name == env  # type: ignore[arg-type]

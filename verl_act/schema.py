@@ -214,6 +214,15 @@ _CONTEXT_COLUMNS = [
 ]
 
 
+def is_env_name(name: str) -> bool:
+    """Whether rewards and metrics can name an environment so: `name` is a part of `act/<env>/choice`."""
+    return bool(name) and name.isprintable() and not any(character.isspace() or character == "/" for character in name)
+
+
+ENV_NAME = "a name without '/', spaces or line breaks, since rewards and metrics call its rows act/<env>/choice"
+"""What an environment's name must be, for the messages that refuse one."""
+
+
 def _columns(name: str, version: int, *columns: pa.Field) -> pa.Schema:
     return pa.schema(columns, metadata={b"verl_act.schema": f"{name}/{version}".encode()})
 
@@ -419,6 +428,8 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
             # Without rows first: types that can never become the column's.
             _cast(path, table[column.name].slice(0, 0), column)
         _refuse_nulls(path, table, schema)
+        if "env" in schema.names:
+            _refuse_env_names(path, table["env"])
         return pa.table([_cast(path, table[column.name], column) for column in schema], schema=schema)
     except (pa.ArrowException, LookupError) as error:
         raise DataError(f"{path}: does not fit {name}: {error}") from error
@@ -445,6 +456,13 @@ def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
         if any(chunk.flatten().null_count for chunk in chunks):
             row = next(row for row, texts in enumerate(table[column.name].to_pylist()) if None in (texts or ()))
             raise DataError(f"{path}: row {row}, column {column.name!r} holds a null, but every entry must be a text.")
+
+
+def _refuse_env_names(path: Path, envs: pa.ChunkedArray) -> None:
+    for env in envs.unique().to_pylist():
+        if not is_env_name(str(env)):
+            row = envs.to_pylist().index(env)
+            raise DataError(f"{path}: row {row}, column 'env' is {env!r}; give {ENV_NAME}.")
 
 
 def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:

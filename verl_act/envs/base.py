@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from verl_act.errors import ConfigError, DataError, EnvError
-from verl_act.schema import TASK, Context, read_table
+from verl_act.schema import ENV_NAME, TASK, Context, is_env_name, read_table
 
 _SEPARATORS = ("/", "\\")
 _PARTS = re.compile(r"[/\\]")
@@ -186,6 +186,8 @@ class EnvSpec:
     def __post_init__(self) -> None:
         from verl_act.envs.checked import CheckedMake  # which imports this module
 
+        if not is_env_name(self.name):
+            raise ConfigError(f"EnvSpec: name is {self.name!r}; give {ENV_NAME}.")
         if not isinstance(self.make, CheckedMake):
             object.__setattr__(self, "make", CheckedMake(self.name, self.make))
 
