@@ -175,7 +175,9 @@ def _completions(row: Mapping[str, Any], most_rejected: int) -> Preference:
 
 
 def _check_agreement(preference: Preference, completions: Sequence[Mapping[str, Any]]) -> None:
-    """UltraFeedback has overall scores of 10 where the judge wrote 1; its other score tells them."""
+    """UltraFeedback has overall scores of 10 where the judge wrote 1, and the judge saw another note with each
+    completion. The other score, of the instruction alone, must not say the opposite.
+    """
     if preference.origin["scored_by"] != _SCORES[0]:
         return
     chosen, *rejected = (
@@ -251,6 +253,10 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
     for name, other in results.items():
         if _keys(other) != _keys(messages):
             raise Unusable(f"{next(iter(results))} and {name} differ: which of them was answered is not known")
+    if not messages and reply is not None:
+        raise Unusable(
+            "has no prompt: where texts merely begin alike, nothing says where it ends; add a column 'prompt'"
+        )
     if not messages:
         raise Unusable("has no prompt")
     messages = _after_history(row.get("history"), messages)

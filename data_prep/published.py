@@ -31,7 +31,7 @@ from verl_act.data_prep.published_turns import decision
 from verl_act.errors import ConfigError
 from verl_act.text_files import read_rows
 
-_STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d+) step")
+_STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d{1,6}) step")
 _INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)  # some readers of these data lower the case of all
 _SPEAKERS = {"human": "user", "user": "user"} | dict.fromkeys(("gpt", "assistant", "agent", "model"), "assistant")
 _DEMONSTRATION = "webshop-human"

@@ -36,7 +36,7 @@ Spell = Callable[[str, Sequence[str], Environment], str]
 Holds = Callable[[str, Published, str], bool]
 """Whether a thought of a row is true of the goal that is played here."""
 
-_SCIENCEWORLD_ID = re.compile(r"(\d+)[_-](\d+)")
+_SCIENCEWORLD_ID = re.compile(r"(\d{1,6})[_-](\d{1,6})")
 # ETO numbers the tasks by the names of ScienceWorld's first version.
 _SCIENCEWORLD_TASKS = (
     "boil",
@@ -73,7 +73,7 @@ _SCIENCEWORLD_TASKS = (
 # AgentGym counts the variations of the tasks in the engine's order, without these.
 _NOT_IN_AGENTGYM = ("grow-", "inclined-plane-", "mendelian-genetics-")
 _BEFORE_INSTRUCTION = re.compile(r"Instruction:|Your task is to:")
-_AGENTGYM_ID = re.compile(r"sciworld_(\d+)")
+_AGENTGYM_ID = re.compile(r"sciworld_(\d{1,6})")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NUMBERED = re.compile(r"([A-Za-z0-9]+)_\d+")
 _NAMES_IN_IDS = frozenset(

@@ -26,7 +26,7 @@ from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, impor
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.data_prep.make_sft import make_sft
 from verl_act.data_prep.players import spread
-from verl_act.data_prep.published import Published, Unreadable, read_published
+from verl_act.data_prep.published import Published, Unreadable, _trajectories, read_published
 from verl_act.data_prep.published_tasks import task_finder
 from verl_act.data_prep.published_turns import decision, undecorated
 from verl_act.data_prep.replay_published import Replayer
@@ -384,8 +384,13 @@ def test_scienceworld_rows_are_known_by_their_number(tmp_path: Path) -> None:
 
 def test_every_number_of_eto_is_a_task_of_scienceworld(tmp_path: Path) -> None:
     find = task_finder("scienceworld", {})
-    path = write(tmp_path / "rows.json", [conversation_of(f"{number}_0") for number in range(len(VARIATIONS) + 1)])
-    found = [find(row) for row in read_published(path, "eto")]
+    ids = [f"{number}_0" for number in range(len(VARIATIONS) + 1)]
+    longer = "9" * 5000  # than Python reads as a number
+    path = write(
+        tmp_path / "rows.json", [conversation_of(name) for name in (*ids, f"{longer}_0", f"sciworld_{longer}")]
+    )
+    *found, large, largest = [find(row) for row in read_published(path, "eto")]
+    assert large == largest == []
     assert {task.task_type for tasks in found for task in tasks} == set(VARIATIONS)
     assert found[-1] == []
     named = {number: found[number][0].task_type for number in (0, 4, 11, 13, 16, 21, 26, 29)}
@@ -575,6 +580,9 @@ def test_a_turn_of_ten_million_characters_is_read_in_linear_time() -> None:
         assert decision(text) is None
     shorter = ("<action>" * 50_000 + "</action>" * 50_000, "<action>" + " " * 10**6, "Action:\n" * 100_000, "*" * 10**6)
     assert [decision(text) for text in shorter] == [None] * 4
+    assert list(
+        _trajectories([{"instruction": f"Prior to this step, you have taken {'9' * 5000} steps", "output": ""}])
+    )
     for text in ("put a " + "in " * 300_000, "put a in b" + " " * 10**6 + "c", "connect " * 10**5, '"' * 10**6):
         assert modern_scienceworld_action(modern_command(text)) and undecorated(text)
 
