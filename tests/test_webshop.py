@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
+import shutil
+import subprocess
 import sys
 import time
 from collections import deque
@@ -340,7 +343,7 @@ def test_a_large_catalogue_is_prepared_once(
     mapped = load_catalogue(copy)
     catalogue_module._load.cache_clear()
     again = load_catalogue(copy)
-    assert mapped is not again and caplog.text.count("Preparing") == 1
+    assert mapped is not again and caplog.text.count("is prepared, once") == 1
     for catalogue in (mapped, again):
         assert list_goals(catalogue) == list_goals(in_memory) and len(catalogue) == 15
         assert catalogue.search("stoneware teapot") == in_memory.search("stoneware teapot")
@@ -352,6 +355,105 @@ def test_a_large_catalogue_is_prepared_once(
     catalogue_module._load.cache_clear()
     with pytest.raises(DataError, match="VERL_ACT_CACHE"):
         load_catalogue(copy)
+
+
+@pytest.fixture
+def cached_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shop whose catalogue has been prepared in the cache `tmp_path / "cache"`."""
+    monkeypatch.setattr(catalogue_module, "CACHED_FROM", 0)
+    monkeypatch.setenv("VERL_ACT_CACHE", str(tmp_path / "cache"))
+    shop = write_shop(tmp_path / "shop", [TEAPOT, *mugs(14)])
+    load_catalogue(shop)
+    catalogue_module._load.cache_clear()
+    return shop
+
+
+def cache_of(shop: Path) -> Path:
+    (folder,) = (path for path in (shop.parent / "cache" / "webshop").iterdir() if path.is_dir())
+    return folder
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_bit(path: Path) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 4
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink, lambda path: path.write_text("")])
+def test_a_damaged_cache_is_named_deleted_and_rebuilt(
+    damage: Any, cached_shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, whole = cache_of(cached_shop), load_catalogue(cached_shop).search("stoneware teapot")
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(names) == 10
+    for name in names:
+        catalogue_module._load.cache_clear()
+        caplog.clear()
+        damage(folder / name)
+        catalogue = load_catalogue(cached_shop)
+        assert f"{folder}: the cache was" in caplog.text and "is rebuilt" in caplog.text, name
+        assert catalogue.search("stoneware teapot") == whole and len(list_goals(catalogue)) == 3
+
+
+@pytest.mark.parametrize("change", ["a file in its place", "another version", "other products", "unreadable"])
+def test_a_cache_of_something_else_is_rebuilt(change: str, cached_shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = cache_of(cached_shop)
+    if change == "a file in its place":
+        shutil.rmtree(folder)
+        folder.write_text("")
+    elif change == "another version":
+        contents = json.loads((folder / "cache.json").read_text())
+        contents["made_from"]["regex"] = "1.0"
+        (folder / "cache.json").write_text(json.dumps(contents))
+    elif change == "other products":
+        write_shop(cached_shop, [*mugs(3), TEAPOT])
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "cache.json").mkdir()
+    caplog.clear()
+    assert len(load_catalogue(cached_shop)) == (4 if change == "other products" else 15)
+    assert "is rebuilt" in caplog.text and str(folder) in caplog.text
+    assert cache_of(cached_shop) == folder, "the former one is not left behind"
+
+
+def test_two_processes_prepare_a_cache_once(tmp_path: Path) -> None:
+    shop = write_shop(tmp_path / "shop", [TEAPOT, *mugs(14)])
+    code = (
+        "import sys; from verl_act.envs.webshop import catalogue; catalogue.CACHED_FROM = 0; "
+        "print(len(catalogue.load_catalogue(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, str(shop)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "VERL_ACT_CACHE": str(tmp_path / "cache")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    printed = [process.communicate() for process in started]
+    assert [out for out, _ in printed] == ["15\n"] * 2
+    assert sum("is prepared, once" in errors for _, errors in printed) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_used_while_it_is_whole(
+    cached_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For root, who may write anywhere: no lock can be where a folder is, and no folder where a file is."""
+    cache_of(cached_shop).with_suffix(".lock").mkdir()
+    assert load_catalogue(cached_shop).search("teapot")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VERL_ACT_CACHE", str(tmp_path / "file"))
+    catalogue_module._load.cache_clear()
+    with pytest.raises(DataError, match=r"file.*cannot be written.*VERL_ACT_CACHE"):
+        load_catalogue(cached_shop)
 
 
 def test_goals_read_the_products_and_the_instructions_of_their_kind_alone(

@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -24,19 +22,17 @@ from typing import BinaryIO
 
 import numpy as np
 
+from verl_act.envs.webshop.cache import cache_root, from_cache
 from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
 from verl_act.envs.webshop.product import Product, is_listed, product_from
 from verl_act.envs.webshop.search import SearchIndex
 from verl_act.envs.webshop.sources import KINDS, Asked, Sources, embedded_sources, read_sources
 from verl_act.errors import DataError
-from verl_act.output_folder import atomic_folder, locked
-
-logger = logging.getLogger(__name__)
 
 CACHED_FROM = 64 << 20
 """Bytes of product file from which on the prepared catalogue is kept on disk: preparing it again takes over 10 s."""
 
-_FORMAT = 3
+_FORMAT = 4
 """Of the cache; to be raised whenever what is stored, or how it is computed, changes."""
 _RECORDS, _ENDS, _ASKED, _INDEX = "products.bin", "ends.npy", "asked_{kind}.jsonl", "index"
 _PRODUCTS_KEPT = 4096
@@ -84,9 +80,8 @@ _LOADING = threading.Lock()
 def load_catalogue(data: str | os.PathLike[str] | None = None) -> Catalogue:
     """The catalogue in the folder `data` (see `files`), or else the embedded one; for the same files the same object.
 
-    A large catalogue (`CACHED_FROM`) is prepared at its first use and kept in `$VERL_ACT_CACHE`, else below
-    `$XDG_CACHE_HOME` or `~/.cache`; other processes that want it wait meanwhile. That takes minutes for WebShop's
-    full catalogue.
+    A large catalogue (`CACHED_FROM`) is prepared at its first use and kept in a cache (`cache_root`), which is checked
+    at every start and rebuilt where it is damaged. Preparing takes minutes for WebShop's full catalogue.
 
     Raises `DataError` where a file is missing or damaged, naming file, entry and remedy.
     """
@@ -106,13 +101,10 @@ def _embedded() -> Catalogue:
 def _load(files: DataFiles, stamp: tuple[tuple[str, int, int], ...]) -> Catalogue:
     if files.products.stat().st_size < CACHED_FROM:
         return _in_memory(read_sources(files))
-    key = repr((_FORMAT, version("regex"), str(files.products), stamp))
-    folder = _cache_root() / hashlib.sha256(key.encode()).hexdigest()[:16]
-    with _sole_process(folder):
-        if not folder.is_dir():
-            logger.warning("Preparing the catalogue %s in %s, once.", files.products, folder)
-            _prepare_folder(files, folder)
-    return _map_folder(folder)
+    made_from = {"format": _FORMAT, "regex": version("regex"), "products": str(files.products), "stamp": repr(stamp)}
+    folder = cache_root() / hashlib.sha256(str(files.products).encode()).hexdigest()[:16]
+
+    return from_cache(folder, made_from, lambda partial: _write_files(partial, read_sources(files)), _map_files)
 
 
 def _in_memory(sources: Sources) -> Catalogue:
@@ -152,51 +144,26 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
     return _Prepared(np.array(ends, dtype=np.int64), lambda kind: tuple(asked[kind]), index)
 
 
-def _cache_root() -> Path:
-    own = os.environ.get("VERL_ACT_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_act"
-    return root.expanduser() / "webshop"
+def _write_files(folder: Path, sources: Sources) -> None:
+    with (folder / _RECORDS).open("wb") as records:
+        prepared = _prepare(sources, records)
+    np.save(folder / _ENDS, prepared.ends)
+    for kind in KINDS:
+        with (folder / _ASKED.format(kind=kind)).open("w", encoding="utf-8") as lines:
+            lines.writelines(f"{json.dumps(asked)}\n" for asked in prepared.asked(kind))
+    prepared.index.save(folder / _INDEX)
 
 
-@contextmanager
-def _sole_process(folder: Path) -> Iterator[None]:
-    """Keep other processes from preparing `folder`."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(
-                locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waits for %s.", holder))
-            )
-        except OSError as error:
-            raise DataError(f"{folder.parent}: cannot be written: {error}. {_OTHER_CACHE}") from error
-        yield
-
-
-_OTHER_CACHE = (
-    "A large catalogue is prepared there, in up to half the size of its product file. Free space, or name another "
-    "folder in the environment variable VERL_ACT_CACHE."
-)
-
-
-def _prepare_folder(files: DataFiles, folder: Path) -> None:
-    try:
-        with atomic_folder(folder) as partial:
-            with (partial / _RECORDS).open("wb") as records:
-                prepared = _prepare(read_sources(files), records)
-            np.save(partial / _ENDS, prepared.ends)
-            for kind in KINDS:
-                lines = "".join(f"{json.dumps(asked)}\n" for asked in prepared.asked(kind))
-                (partial / _ASKED.format(kind=kind)).write_text(lines)
-            prepared.index.save(partial / _INDEX)
-    except OSError as error:
-        raise DataError(f"{folder}: could not be written: {error}. {_OTHER_CACHE}") from error
-
-
-def _map_folder(folder: Path) -> Catalogue:
+def _map_files(folder: Path) -> Catalogue:
     with (folder / _RECORDS).open("rb") as stream:
         records = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def asked(kind: str) -> tuple[Asked, ...]:
-        with (folder / _ASKED.format(kind=kind)).open() as lines:
-            return tuple(Asked.from_json(json.loads(line)) for line in lines)
+        path = folder / _ASKED.format(kind=kind)
+        try:
+            with path.open(encoding="utf-8") as lines:
+                return tuple(Asked.from_json(json.loads(line)) for line in lines)
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path}: the cache was damaged after it was opened: {error}. Start again.") from error
 
     return Catalogue(records, _Prepared(np.load(folder / _ENDS), asked, SearchIndex.load(folder / _INDEX)))

@@ -1,0 +1,130 @@
+"""A cache folder that is used while it is whole and made from what is expected, and prepared anew otherwise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from verl_act.errors import DataError
+from verl_act.output_folder import atomic_folder, locked
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_CONTENTS = "cache.json"
+"""What the cache was made from, and the size (bytes) and the CRC-32 of each of its files."""
+_CHUNK = 1 << 22
+_REMEDY = (
+    "A large catalogue is prepared there, in up to half the size of its product file. Free space, or name another "
+    "folder in the environment variable VERL_ACT_CACHE."
+)
+
+
+class _Unusable(Exception):
+    """Why a cache cannot be used, in one sentence."""
+
+
+def cache_root() -> Path:
+    """The folder of all caches: `$VERL_ACT_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("VERL_ACT_CACHE")
+    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_act"
+    return root.expanduser() / "webshop"
+
+
+def from_cache(
+    folder: Path, made_from: Mapping[str, Any], prepare: Callable[[Path], None], read: Callable[[Path], _T]
+) -> _T:
+    """What `read` makes of the cache `folder`. Where that is damaged, or not made from `made_from`, a warning says so,
+    it is deleted, and `prepare` writes its files into a new folder; other processes that want it wait meanwhile.
+
+    Raises `DataError` where it can be neither used nor written.
+    """
+    try:
+        return _read(folder, made_from, read)
+    except _Unusable as unusable:
+        problem = str(unusable)
+    with _sole_process(folder, problem):
+        try:
+            return _read(folder, made_from, read)  # another process may have prepared it meanwhile
+        except _Unusable as unusable:
+            problem = str(unusable)
+        logger.warning("%s", problem)
+        try:
+            _delete(folder)
+            with atomic_folder(folder) as partial:
+                prepare(partial)
+                _write_contents(partial, made_from)
+            return _read(folder, made_from, read)
+        except OSError as error:
+            raise _not_written(folder, problem, error) from error
+        except DataError as error:
+            if isinstance(error.__cause__, OSError) and _is_below(folder.parent, error.__cause__):
+                raise _not_written(folder, problem, error.__cause__) from error
+            raise
+        except _Unusable as unusable:
+            raise DataError(f"{unusable} It was written a moment ago: the disk may be damaged. {_REMEDY}") from unusable
+
+
+def _read(folder: Path, made_from: Mapping[str, Any], read: Callable[[Path], _T]) -> _T:
+    if not os.path.lexists(folder):
+        raise _Unusable(f"{folder}: the cache of {made_from['products']} is prepared, once.")
+    try:
+        contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
+        if contents["made_from"] != made_from:
+            raise _Unusable(f"{folder}: the cache was made from other files or by another version and is rebuilt.")
+        for name, (size, checksum) in contents["files"].items():
+            if (folder / name).stat().st_size != size or _checksum(folder / name) != checksum:
+                raise ValueError(f"{name} has changed")
+        return read(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Unusable(f"{folder}: the cache was damaged ({error}) and is rebuilt.") from error
+
+
+def _write_contents(folder: Path, made_from: Mapping[str, Any]) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)): (path.stat().st_size, _checksum(path)) for path in paths}
+    (folder / _CONTENTS).write_text(json.dumps({"made_from": made_from, "files": files}), encoding="utf-8")
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _delete(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sole_process(folder: Path, problem: str) -> Iterator[None]:
+    """Keep other processes from preparing `folder`."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waits for %s.", holder))
+            )
+        except OSError as error:
+            raise _not_written(folder, problem, error) from error
+        yield
+
+
+def _not_written(folder: Path, problem: str, error: OSError) -> DataError:
+    return DataError(f"{problem} But {folder} cannot be written: {error}. {_REMEDY}")
+
+
+def _is_below(root: Path, error: OSError) -> bool:
+    """Whether the error is of a file in `root`, or of writing, which names none."""
+    return error.filename is None or root.resolve() in Path(os.fsdecode(error.filename)).resolve().parents
