@@ -580,9 +580,8 @@ def test_a_turn_of_ten_million_characters_is_read_in_linear_time() -> None:
         assert decision(text) is None
     shorter = ("<action>" * 50_000 + "</action>" * 50_000, "<action>" + " " * 10**6, "Action:\n" * 100_000, "*" * 10**6)
     assert [decision(text) for text in shorter] == [None] * 4
-    assert list(
-        _trajectories([{"instruction": f"Prior to this step, you have taken {'9' * 5000} steps", "output": ""}])
-    )
+    step = {"instruction": f"Prior to this step, you have taken {'9' * 5000} steps", "output": ""}
+    assert len(list(_trajectories([step, step]))) == 2
     for text in ("put a " + "in " * 300_000, "put a in b" + " " * 10**6 + "c", "connect " * 10**5, '"' * 10**6):
         assert modern_scienceworld_action(modern_command(text)) and undecorated(text)
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from verl_act.chain.recipe import load_recipe
+from verl_act.data_prep.published import Published, read_published
+from verl_act.envs.alfworld.data import list_games
+from verl_act.envs.alfworld.game import read_game
+from verl_act.envs.webshop.files import list_entries, map_entries
 from verl_act.errors import DataError
+from verl_act.evaluate.reasoning import read_questions
 from verl_act.text_files import open_text, read_json, read_rows, read_text, text_suffix
 
 ROWS = [{"task": "grün\u2028eins", "n": 1}, {"task": "zwei", "n": 2}]
@@ -96,3 +103,33 @@ def test_no_file_a_folder_and_an_empty_file(tmp_path: Path) -> None:
 def test_the_suffix_is_that_of_the_text() -> None:
     names = ("a.jsonl", "b.JSON", "c.jsonl.gz", "d.CSV.GZ", "e.gz", "f")
     assert [text_suffix(name) for name in names] == [".jsonl", ".json", ".jsonl", ".csv", "", ""]
+
+
+def windows(path: Path, text: str) -> Path:
+    """A file as Windows' editors save it: with a byte order mark and CRLF."""
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    return path
+
+
+def test_every_reader_takes_byte_order_marks_and_crlf(games: Path, tmp_path: Path) -> None:
+    row = '{"task_id": "t", "actions": ["look"]}\n'
+    published = list(read_published(windows(tmp_path / "rows.jsonl", row * 2), "actions"))
+    assert len(published) == 2 and all(isinstance(entry, Published) for entry in published)
+    for name, text in {
+        "questions.csv": 'problem,answer\n"Two,\nand two?",4\n',
+        "questions.jsonl": '{"problem": "Two?", "answer": "2"}\n',
+        "questions.json": '[{"problem": "Two?",\n "answer": "2"}]',
+    }.items():
+        assert len(read_questions([windows(tmp_path / name, text)])) == 1
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        assert len(read_questions([tmp_path / f"{name}.gz"])) == 1
+    assert load_recipe(str(windows(tmp_path / "recipe.yaml", "base: alfworld/quickstart\n"))).env == "alfworld"
+    assert len(list(list_entries(windows(tmp_path / "list.json", '[{"name": "tea"},\n{"name": "pot"}]')))) == 2
+    assert dict(map_entries(windows(tmp_path / "map.json", '{"B00": ["green"]}'))) == {"B00": ["green"]}
+    source = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).parent
+    folder = tmp_path / source.relative_to(games)
+    shutil.copytree(source, folder)
+    for name in ("game.tw-pddl", "traj_data.json"):
+        windows(folder / name, (folder / name).read_text())
+    assert len(list_games("train", tmp_path).tasks) == 1
+    assert read_game(folder / "game.tw-pddl").problem == read_game(source / "game.tw-pddl").problem
