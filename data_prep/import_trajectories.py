@@ -159,7 +159,7 @@ def _names(files: Sequence[str | PathLike[str]]) -> str:
 def _misfit(looks: Counter[str], rows: int) -> str:
     """What most of the rows look like, where that is not what they were taken for."""
     look, count = (looks.most_common(1) or [("", 0)])[0]
-    return f"{count} of {rows} rows look like {look}. " if 2 * count > rows else ""
+    return f"{count} of {rows} rows look like {look}; " if 2 * count > rows else ""
 
 
 def _first_reasons(rejected: Sequence[Rejected]) -> str:
