@@ -23,6 +23,7 @@ from verl_act.draw import draw_key
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def build_pairs(
     trajectories: Sequence[str | PathLike[str]],
     alternatives: Sequence[str | PathLike[str]] = (),
     env_settings: Mapping[str, Any] | None = None,
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
     *,
     max_alternatives_per_state: int = 1,
     candidates: int = 2,
@@ -51,11 +53,12 @@ def build_pairs(
     """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was left out.
 
     `alternatives` are the files of `sample_alternatives`; `env_settings` are the environment's own (for ALFWorld:
-    `data`), as for collecting the trajectories; `workers` processes share the trajectories; the further arguments are
-    the fields of `PairSettings`.
+    `data`), as for collecting the trajectories; `workers` processes share the trajectories, and one that takes more
+    than `task_timeout` seconds, or ends its process, is left out (see `process_pool`, also for 0); the further
+    arguments are the fields of `PairSettings`.
 
-    The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left,
-    `ConfigError` on impossible settings, and `EnvError` where a worker process dies.
+    The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left, and
+    `ConfigError` on impossible settings.
     """
     chosen = PairSettings(
         max_alternatives_per_state=max_alternatives_per_state,
@@ -78,7 +81,9 @@ def build_pairs(
     steps = read_steps(trajectories)
     sampled = _sampled(alternatives, steps, counts)
     # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
-    pairs = list(islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers), chosen.limit))
+    pairs = list(
+        islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers, task_timeout), chosen.limit)
+    )
     pairs = _bound_inadmissible(pairs, chosen, counts)
     if not pairs:
         names = ", ".join(map(str, trajectories))
