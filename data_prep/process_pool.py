@@ -8,12 +8,15 @@ ends, and do not react to Ctrl-C themselves: this process ends them.
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,11 +29,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from verl_act.envs.base import PREPARE_SECONDS, Environment
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, ConfigError, EnvError
+from verl_act.errors import ActError, ConfigError, DataError, EnvError
 from verl_act.process import TASK_TIMEOUT, dies_with, kill_tree
 
 logger = logging.getLogger(__name__)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TICK = 1.0
 _CLOSE_SECONDS = 5.0
 
@@ -102,8 +106,10 @@ def close_env(environment: Environment) -> None:
 def failed(worker: Worker[Job, Result], error: BaseException) -> Failure:
     """`failure_of` an error at which `worker` has to begin anew, unless it is an `EnvError`."""
     failure = failure_of(error)
-    if not isinstance(error, EnvError):  # a bug, so its author needs the stack; the state is unknown
-        logger.warning("A task is left out.", exc_info=error)
+    if not isinstance(error, EnvError):  # a bug, so its author wants to know where; the state is unknown
+        *_, last = traceback.extract_tb(error.__traceback__)
+        where = f"{last.filename}, line {last.lineno}, in {last.name}"
+        logger.warning("A task is left out: %s (%s)", failure.reason, where)
         worker.close()
     return failure
 
@@ -111,8 +117,13 @@ def failed(worker: Worker[Job, Result], error: BaseException) -> Failure:
 def failure_of(error: BaseException) -> Failure:
     """The failure of an environment or expert that has raised `error`, of whatever type: a `PermissionError` is
     somebody's code too, for nothing of ours is written in a job. Raises `error` itself where it is a mistake of the
-    user's (an `ActError`, but for `EnvError`).
+    user's (an `ActError`, but for `EnvError`), and `DataError` where a disk is full: all further tasks would fail.
     """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise DataError(
+            f"{error.filename or tempfile.gettempdir()}: could not be written: {error.strerror}. Free space there, and "
+            "run the command again."
+        ) from error
     if isinstance(error, EnvError):
         return Failure("error", str(error))
     if isinstance(error, ActError):
@@ -204,7 +215,6 @@ class _Pool(Generic[Job, Result]):
         self._alone: deque[_Ticket[Job]] = deque()
         self._results: dict[int, Result | Failure] = {}
         self._tickets = 0
-        self._seen = time.monotonic()
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Result | Failure]:
         tickets = [_Ticket(number, job) for number, job in enumerate(jobs, self._tickets)]
@@ -250,11 +260,13 @@ class _Pool(Generic[Job, Result]):
 
     def _wait(self) -> None:
         """Until a worker has something to say, or for a tick, after which time limits are looked at."""
+        began = time.monotonic()
         with suppress(Empty):
             self._take(*self._events.get(timeout=_TICK))
-        now = time.monotonic()
+            while True:
+                self._take(*self._events.get_nowait())
         # Where this process was stopped meanwhile (Ctrl-Z), its workers were too: that is no time of theirs.
-        passed, self._seen = min(now - self._seen, 2 * _TICK), now
+        passed = min(time.monotonic() - began, 2 * _TICK)
         for process in list(self._processes):
             process.seconds += passed
             if process.ticket is not None and process.seconds > (self._timeout if process.ready else PREPARE_SECONDS):

@@ -54,7 +54,7 @@ class Unstartable(Failing):
 def test_a_job_that_fails_costs_no_other(tmp_path: Path) -> None:
     once = f"is killed once:{tmp_path / 'killed'}"
     jobs = ["a", *failing_env.FAILURES, once, "b", "x" * 2_000_000, "c"]
-    with process_pool(Failing(), 2, timeout=1) as run:
+    with process_pool(Failing(), 2, timeout=3) as run:
         results = list(run(jobs))
         (nested,) = run(["again"])
     kinds = {job: result.kind for job, result in zip(jobs, results, strict=True) if isinstance(result, Failure)}
@@ -112,7 +112,7 @@ def collected(out: Path) -> tuple[list[str], dict[str, str]]:
 
 def test_a_task_that_fails_costs_no_other_trajectory(site: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--out", str(out), "--task-timeout", "1", "failing", "train"]
+    options = ["--out", str(out), "--task-timeout", "3", "failing", "train"]
     run = subprocess.run(command("collect-expert", *options), env=site, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert collected(out) == (list(failing_env.GOOD), failing_env.FAILURES)
@@ -131,7 +131,7 @@ def test_pairs_and_reflections_lose_a_trajectory_that_fails(site: dict[str, str]
     (spared / "hangs in reset").unlink()
     (spared / "raises").unlink()
     (spared / "exits").unlink()
-    options = ["--trajectories", str(expert / TRAJECTORIES), "--env-settings", settings, "--task-timeout", "1"]
+    options = ["--trajectories", str(expert / TRAJECTORIES), "--env-settings", settings, "--task-timeout", "3"]
     build = command("build-pairs", "--out", str(out), *options, "--settings", '{"source": "admissible"}')
     run = subprocess.run(build, env=site, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
