@@ -4,8 +4,8 @@ WebShop has spaCy tag the name (its models are not on PyPI) and keeps what is ta
 is the only deviation from WebShop's reward: it takes every word of letters for a noun, unless it is a function word, a
 number or a measure, or one of some hundred adjectives, verbs and adverbs that product names use. So it misses nouns of
 that list where spaCy takes them for names, as capitalised words often, and takes rarer adjectives and verbs for nouns.
-That changes the type factor of some purchases: results to be compared with published ones need spaCy's tagging. Whoever buys the product that the goal was written for gets the same reward with
-either tagger.
+That changes the type factor of some purchases: results to be compared with published ones need spaCy's tagging. Whoever
+buys the product that the goal was written for gets the same reward with either tagger.
 
 spaCy comes with the extra `webshop-spacy`: pass the name of its model, `en_core_web_sm` or `en_core_web_lg`. WebShop's
 code has loaded both, in different versions.
