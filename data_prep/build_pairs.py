@@ -87,8 +87,13 @@ def build_pairs(
     pairs = _bound_inadmissible(pairs, chosen, counts)
     if not pairs:
         names = ", ".join(map(str, trajectories))
-        raise DataError(f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts)}.")
-    counts.update(pairs=len(pairs), pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs))
+        raise DataError(f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts, chosen)}.")
+    counts.update(
+        pairs=len(pairs),
+        pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
+        pairs_not_inferable=sum(not pair.inferable for pair in pairs),
+        pairs_with_margin=sum(pair.margin is not None for pair in pairs),
+    )
     counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
     manifest = make_manifest(
         "build_pairs",
@@ -101,7 +106,7 @@ def build_pairs(
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
         write_manifest(folder, manifest)
-    logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts))
+    logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts, chosen))
     return manifest
 
 
@@ -141,9 +146,8 @@ def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Count
     return [pair for pair in pairs if pair.pair_id not in dropped]
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _listed(counts: Mapping[str, int], settings: PairSettings) -> str:
     """The counts of what was left out, for people."""
+    kept = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
     left_out = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}
-    return (
-        ", ".join(f"{name} {left_out[name]}" for name in sorted(left_out.keys() - {"states", "replies"})) or "nothing"
-    )
+    return ", ".join(f"{name} {left_out[name]}" for name in sorted(left_out.keys() - kept)) or "nothing"

@@ -107,7 +107,7 @@ class _Pairer:
         sampled = {step.state_id: replies for step, replies in trajectory}
         wanted = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
         counts["states"] += len(trajectory)
-        counts["states_not_inferable"] += len(trajectory) - len(wanted)
+        counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
         try:
             for step, judge in self._states(wanted):
                 if _does_nothing(step, judge):
