@@ -7,7 +7,7 @@ shown, with the template and in the order that training would use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from verl_act.data.order import expert_positions
 from verl_act.data_prep import giveaways
 from verl_act.envs.registry import installed_env
 from verl_act.errors import ConfigError, DataError
-from verl_act.parse import match_action, normalise, verb
+from verl_act.options import Seed, Share, check_options
+from verl_act.parse import match_action, normalise
 from verl_act.prompts import Template, get_template
 from verl_act.schema import Pair, pair_id, read_pairs
 
@@ -27,17 +28,20 @@ _EXAMPLES = 3
 class AuditBounds:
     """How well a classifier may do that sees only something a label should not depend on (0.5 is guessing)."""
 
-    length: float = 0.75
+    length: Share = 0.75
     """Choosing the longer, or always the shorter, action. Beyond it: an error."""
-    verb: float = 0.65
+    verb: Share = 0.65
     """Choosing by a preference for one verb. Beyond it: a warning, since experts do prefer some verbs."""
-    imbalance: float = 0.01
+    imbalance: Share = 0.01
     """Distance of the share of rows with the expert's action first from one half."""
+
+    def __post_init__(self) -> None:
+        check_options(type(self), asdict(self), "bounds")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's result: `level` is `ok`, `warning`, `error`, or `skipped` where the pairs have nothing to check."""
+    """One check's result: `level` is `ok`, `warning` or `error`."""
 
     check: str
     level: str
@@ -57,9 +61,7 @@ class AuditReport:
 
     def table(self) -> str:
         """The findings as lines of text, worst first."""
-        worst_first = sorted(
-            self.findings, key=lambda finding: ("error", "warning", "skipped", "ok").index(finding.level)
-        )
+        worst_first = sorted(self.findings, key=lambda finding: ("error", "warning", "ok").index(finding.level))
         width = max(len(finding.check) for finding in self.findings)
         rows = [f"{finding.level:<8} {finding.check:<{width}}  {finding.text}" for finding in worst_first]
         return "\n".join([f"{self.pairs} pairs checked", *rows])
@@ -86,6 +88,7 @@ def check_pairs(
     """
     if isinstance(files, str | PathLike):
         raise ConfigError(f"files is {files!r}; give a list of pair files.")
+    check_settings(template=template, template_options=template_options or {}, seed=seed)
     bounds = bounds or AuditBounds()
     pairs, others = read_pairs(files), read_pairs(held_out)
     if not pairs:
@@ -102,9 +105,10 @@ def check_pairs(
     return AuditReport(len(pairs), tuple(findings))
 
 
-def _skipped(check: str, what: str, pairs: Sequence[Pair]) -> Finding:
-    """No pair has what the check looks at."""
-    return Finding(check, "skipped", f"{what} for 0 of {len(pairs)} pairs")
+def check_settings(*, template: str, template_options: Mapping[str, Any], seed: Seed = 0) -> None:
+    """Raise `ConfigError` for a setting that cannot work."""
+    check_options(check_settings, {"seed": seed})
+    get_template(template, **template_options)
 
 
 def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> Finding:
@@ -115,7 +119,7 @@ def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> F
     return Finding(check, level, f"{len(bad)}: {examples}{'; ...' if len(bad) > _EXAMPLES else ''}")
 
 
-def _leakage(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> Finding:
+def _leakage(pairs: Iterable[Pair], held_out: Iterable[Pair]) -> Finding:
     splits: dict[tuple[str, str], set[str]] = {}
     for pair in pairs:
         splits.setdefault((pair.env, pair.task_id), set()).add(pair.split)
@@ -124,29 +128,10 @@ def _leakage(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> Finding:
     ]
     kept_back = {(pair.env, pair.task_id) for pair in held_out}
     leaked += [f"task {task} is held out" for env, task in splits if (env, task) in kept_back]
-    if not held_out and len(set().union(*splits.values())) == 1:
-        return Finding("task leakage", "skipped", "the pairs are of one split, and no held-out pairs were given")
-    held = f"none among {len(held_out)} held-out pairs" if held_out else "no held-out pairs were given"
-    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split, {held}")
+    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split and none held out")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """`breaks` tells a bad pair; `ok` says what holds where there is none. Only pairs that `applies` are looked at, and
-    `measured` says what those have.
-    """
-
-    check: str
-    breaks: Callable[[Pair], bool]
-    ok: str
-    applies: Callable[[Pair], bool] = lambda pair: True
-    measured: str = "texts compared"
-    level: str = "error"
-
-
-def _has_list(pair: Pair) -> bool:
-    """Where nothing is admissible, the list is not known."""
-    return bool(pair.context.admissible_actions)
+_Rule = Callable[[Pair], bool]
 
 
 def _unlisted(action: str, pair: Pair) -> bool:
@@ -156,20 +141,19 @@ def _unlisted(action: str, pair: Pair) -> bool:
     return lists_all and match_action(action, pair.context.admissible_actions) is None
 
 
-_RULES = (
-    _Rule(
+_RULES: tuple[tuple[str, _Rule, str], ...] = (
+    (
         "same action",
         lambda pair: len({*map(normalise, (pair.expert_action, *pair.alternatives))}) <= len(pair.alternatives),
         "no alternative equals the expert's action or another alternative",
     ),
-    _Rule(
+    (
         "expert's action admissible",
-        lambda pair: _unlisted(pair.expert_action, pair),
+        # Where nothing is admissible, the list is not known.
+        lambda pair: bool(pair.context.admissible_actions) and _unlisted(pair.expert_action, pair),
         "every expert action is in its state's list",
-        _has_list,
-        "admissible actions listed",
     ),
-    _Rule(
+    (
         "admissible flag",
         lambda pair: (
             _unlisted(pair.alternative_action, pair)
@@ -177,40 +161,32 @@ _RULES = (
             else match_action(pair.alternative_action, pair.context.admissible_actions) is not None
         ),
         "every flag agrees with its state's list",
-        _has_list,
-        "admissible actions listed",
     ),
-    _Rule(
+    (
         "pair id",
         lambda pair: pair.pair_id != pair_id(pair.state_id, pair.expert_action, *pair.alternatives),
         "every id is that of its content",
     ),
-    _Rule(
-        "margin",
-        lambda pair: pair.margin is not None and pair.margin <= 0,
-        "no alternative is as good as the expert's",
-        lambda pair: pair.margin is not None,
-        "margin measured",
-        "warning",
-    ),
+    ("margin", lambda pair: pair.margin is not None and pair.margin <= 0, "no alternative is as good as the expert's"),
 )
+"""Check, whether a pair breaks it, and what holds where none does."""
 
 
 def _each(pairs: Sequence[Pair]) -> list[Finding]:
-    return [_by_rule(rule, pairs) for rule in _RULES]
-
-
-def _by_rule(rule: _Rule, pairs: Sequence[Pair]) -> Finding:
-    looked_at = [pair for pair in pairs if rule.applies(pair)]
-    if not looked_at:
-        return _skipped(rule.check, rule.measured, pairs)
-    share = "" if len(looked_at) == len(pairs) else f" ({rule.measured} for {len(looked_at)} of {len(pairs)} pairs)"
-    bad = [
-        f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
-        for pair in looked_at
-        if rule.breaks(pair)
+    level = {"margin": "warning"}
+    return [
+        _finding(
+            check,
+            [
+                f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
+                for pair in pairs
+                if breaks(pair)
+            ],
+            ok,
+            level.get(check, "error"),
+        )
+        for check, breaks, ok in _RULES
     ]
-    return _finding(rule.check, bad, f"{rule.ok}{share}", rule.level)
 
 
 def _repeats(pairs: Iterable[Pair]) -> Finding:
@@ -241,8 +217,6 @@ def _label_words(pairs: Sequence[Pair], template: Template) -> Finding:
 
 
 def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
-    if all(len(pair.expert_action) == len(other) for pair in pairs for other in pair.alternatives):
-        return _skipped("length", "actions of different length", pairs)
     longer = giveaways.accuracy(pairs, lambda action: len(action))
     which, accuracy = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
     text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.length:.0%})"
@@ -250,8 +224,6 @@ def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
 
 
 def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
-    if all(verb(pair.expert_action) == verb(other) for pair in pairs for other in pair.alternatives):
-        return _skipped("verb", "actions with different verbs", pairs)
-    preferred, accuracy = giveaways.best_verb(pairs)
-    text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
+    verb, accuracy = giveaways.best_verb(pairs)
+    text = f"preferring or avoiding {verb!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
     return Finding("verb", "warning" if accuracy > bounds.verb else "ok", text)

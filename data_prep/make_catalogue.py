@@ -14,8 +14,9 @@ from pathlib import Path
 from verl_act.envs.webshop.embedded import INSTRUCTIONS, PRODUCTS, SEED, embedded_records
 from verl_act.envs.webshop.files import ATTRIBUTE_FILE, HUMAN_FILE, PRODUCT_FILE
 from verl_act.envs.webshop.goals import SPLITS, split_bounds
-from verl_act.errors import ConfigError
+from verl_act.errors import OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.options import Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 
 
@@ -27,10 +28,7 @@ def make_catalogue(
 
     The defaults give the embedded catalogue. Raises `ConfigError` for numbers below 1, or for fewer than three goals.
     """
-    if min(products, instructions) < 1 or products * instructions < 3:
-        raise ConfigError(
-            f"products is {products} and instructions {instructions}; there must be three goals, one per split."
-        )
+    _check(products=products, instructions=instructions, seed=seed)
     started = time.monotonic()
     made = embedded_records(products, instructions, seed)
     with atomic_folder(out) as folder:
@@ -52,6 +50,12 @@ def make_catalogue(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _check(*, products: Positive, instructions: Positive, seed: Seed) -> None:
+    check_options(_check, {"products": products, "instructions": instructions, "seed": seed})
+    if products * instructions < 3:
+        raise OptionError("products", f"is {products} of {instructions} goals; each of three splits needs a goal.")
 
 
 def _json(value: object) -> str:

@@ -24,6 +24,7 @@ from verl_act.data_prep.embedded_dialects import DIALECTS, Dialect, dialect_of
 from verl_act.data_prep.embedded_thoughts import Thinker, thinker_of, wrong_thought
 from verl_act.errors import ConfigError
 from verl_act.manifest import make_manifest, write_manifest
+from verl_act.options import Above0, Count, Positive, Seed, Share, check_options
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
@@ -41,31 +42,31 @@ STORAGE = ("float32", "bfloat16")
 class EmbeddedModelSettings:
     """Size and warm-up of the model; the Makefile has those of each environment."""
 
-    vocabulary: int = 1024
+    vocabulary: Positive = 1024
     """Tokens of the byte-level BPE, to which whole phrases and objects are added."""
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    key_value_heads: int = 2
-    feed_forward: int = 384
-    context: int = 2048
-    steps: int = 8000
-    batch_size: int = 32
-    learning_rate: float = 3e-3
+    layers: Positive = 4
+    width: Positive = 128
+    heads: Positive = 4
+    key_value_heads: Positive = 2
+    feed_forward: Positive = 384
+    context: Positive = 2048
+    steps: Positive = 8000
+    batch_size: Positive = 32
+    learning_rate: Above0 = 3e-3
     """AdamW's, for embeddings and norms."""
-    matrix_learning_rate: float = 0.02
+    matrix_learning_rate: Above0 = 0.02
     """Muon's, for the matrices of the layers: in ALFWorld a loss of 0.36 after 800 steps, AdamW alone had 0.44."""
-    expert_share: float = 0.6
+    expert_share: Share = 0.6
     """Share of the next actions that are the expert's; the others are drawn from the admissible ones."""
-    choice_share: float = 0.25
+    choice_share: Share = 0.25
     """Share of the warm-up rows that are choice questions (with random answers)."""
-    stranger_share: float = 0.5
+    stranger_share: Share = 0.5
     """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
-    passes: int = 2
+    passes: Positive = 2
     """Times that rows are made of every step, with other random answers, so that few steps teach no answer by heart."""
-    whole_text_share: float = 0.25
+    whole_text_share: Share = 0.25
     """Share of the rows whose prompt is learned too, which teaches the words."""
-    held_out: int = 500
+    held_out: Count = 500
     """The last so many steps, with all of their tasks, are kept for the figures."""
     storage: str = "float32"
     """How the weights are written, `float32` or `bfloat16`; they are made in float32."""
@@ -74,9 +75,10 @@ class EmbeddedModelSettings:
     thought leads to."""
     start: str = ""
     """The folder of an embedded model to go on from, with its tokenizer and size; empty: fresh weights."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_options(type(self), asdict(self), "settings")
         if self.storage not in STORAGE:
             raise ConfigError(f"storage is {self.storage!r}; it must be one of {', '.join(STORAGE)}.")
 

@@ -15,6 +15,7 @@ from typing import Any
 from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.options import Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.prompts import Message, Template, get_template
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
@@ -47,6 +48,13 @@ def make_sft(
 
     Raises `DataError` where there is no row, or a reflection is of a state that is not in the trajectories.
     """
+    check_settings(
+        template=template,
+        template_options=template_options,
+        max_length=max_length,
+        chat_template_kwargs=chat_template_kwargs,
+        seed=seed,
+    )
     tokenizer = load_tokenizer(model, trust_remote_code)
     asked = get_template(template, **(template_options or {}))
     require_usable(tokenizer, chat_template_kwargs)
@@ -87,6 +95,20 @@ def make_sft(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def check_settings(
+    *,
+    template: str = "cot",
+    template_options: Mapping[str, Any] | None = None,
+    max_length: Positive | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    seed: Seed = 0,
+) -> None:
+    """Raise `ConfigError` for a setting that cannot work."""
+    options = {"max_length": max_length, "chat_template_kwargs": chat_template_kwargs, "seed": seed}
+    check_options(check_settings, options)
+    get_template(template, **(template_options or {}))
 
 
 def _tokens(messages: Sequence[Message], tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> int:

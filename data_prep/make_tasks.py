@@ -8,8 +8,11 @@ from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
-from verl_act.envs.registry import get_env
+from verl_act.envs.base import EnvSpec
+from verl_act.envs.settings import check_env
+from verl_act.errors import OptionError
 from verl_act.manifest import make_manifest, write_manifest
+from verl_act.options import Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.schema import TASK, write_rows
 
@@ -30,9 +33,8 @@ def make_tasks(
 
     `limit` draws that many a split, by `seed`.
     """
-    spec = get_env(env)
     settings = dict(env_settings or {})
-    spec.check_settings(settings)
+    spec = check_settings(env, splits, limit=limit, seed=seed, env_settings=settings)
     rows = []
     for split in splits:
         tasks = list(spec.tasks(split, **settings))
@@ -50,3 +52,18 @@ def make_tasks(
         )
         write_manifest(folder, manifest)
     return len(rows)
+
+
+def check_settings(
+    env: str,
+    splits: Sequence[str],
+    *,
+    limit: Positive | None = None,
+    seed: Seed = 0,
+    env_settings: Mapping[str, Any] | None = None,
+) -> EnvSpec:
+    """The environment. Raises `ConfigError` for a setting that cannot work."""
+    check_options(check_settings, {"limit": limit, "seed": seed})
+    if not splits:
+        raise OptionError("splits", "names no split; give one at least.")
+    return check_env(env, env_settings or {}, splits, option="splits")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
+from verl_act.data_prep.players import spread
 from verl_act.data_prep.probe import Judgement, Probers, leave_out
-from verl_act.data_prep.process_pool import Failure, failed, process_pool
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
 from verl_act.draw import draw_key
 from verl_act.envs.registry import is_admissible
-from verl_act.errors import ConfigError
+from verl_act.errors import EnvError, OptionError
+from verl_act.options import Positive, Seed, Share, check_options
 from verl_act.parse import match_action
-from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import Alternatives, Pair, Step, pair_id
 
 Judge = Callable[[str], Judgement]
@@ -34,30 +34,26 @@ class PairSettings:
     the number of pairs: trajectories are then taken in a random order.
     """
 
-    max_alternatives_per_state: int = 1
-    candidates: int = 2
+    max_alternatives_per_state: Positive = 1
+    candidates: Positive = 2
     source: str = POLICY
     margins: bool = True
     keep_nonpositive_margin: bool = False
     inferable_only: bool = False
-    max_inadmissible_share: float = 1.0
-    seed: int = 0
-    limit: int | None = None
+    max_inadmissible_share: Share = 1.0
+    seed: Seed = 0
+    limit: Positive | None = None
 
     def __post_init__(self) -> None:
+        check_options(type(self), asdict(self), "settings")
         if self.source not in (POLICY, ADMISSIBLE):
-            raise ConfigError(f"source is {self.source!r}; it can be {POLICY!r} or {ADMISSIBLE!r}.")
-        if self.max_alternatives_per_state < 1:
-            raise ConfigError(f"max_alternatives_per_state is {self.max_alternatives_per_state}; it must be 1 or more.")
+            raise OptionError("settings.source", f"is {self.source!r}; it can be {POLICY!r} or {ADMISSIBLE!r}.")
         if not 2 <= self.candidates <= 1 + self.max_alternatives_per_state:
-            raise ConfigError(
-                f"candidates is {self.candidates}; it must be 2 at least, and max_alternatives_per_state "
-                f"({self.max_alternatives_per_state}) must give the others."
+            raise OptionError(
+                "settings.candidates",
+                f"is {self.candidates}; it must be 2 at least, and max_alternatives_per_state "
+                f"({self.max_alternatives_per_state}) must give the others.",
             )
-        if not 0 <= self.max_inadmissible_share <= 1:
-            raise ConfigError(f"max_inadmissible_share is {self.max_inadmissible_share}; it must be within 0 and 1.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; give 1 or more, or none for all pairs.")
 
 
 def make_pairs(
@@ -66,14 +62,12 @@ def make_pairs(
     env_settings: Mapping[str, Any],
     settings: PairSettings,
     counts: Counter[str],
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
+    workers: int = 1,
 ) -> Iterator[Pair]:
     """All pairs, lazily, one trajectory after another; `counts` takes note of what is left out, and why.
 
     A trajectory that does not replay is left out from the step on where it departs. `workers` processes share the
-    trajectories and do not change the result; one that takes more than `task_timeout` seconds, or ends its process, is
-    left out as a whole.
+    trajectories and do not change the result.
     """
     trajectories: dict[str, list[Step]] = {}
     for step in steps:
@@ -82,15 +76,9 @@ def make_pairs(
     if settings.limit is not None:
         names.sort(key=lambda name: draw_key(settings.seed, name))
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
-    probers = Probers(env_settings, sorted({step.env for step in steps}) if settings.margins else ())
-    with process_pool(_Pairer(probers, settings), workers, task_timeout) as pair_all:
+    with spread(_Pairer(Probers(env_settings), settings), workers) as pair_all:
         done = tqdm(pair_all(jobs), "building pairs", len(names), unit="trajectory", mininterval=1.0)
-        for name, result in zip(names, done, strict=True):
-            if isinstance(result, Failure):
-                counts["states"] += len(trajectories[name])
-                leave_out(name, result.reason, counts)
-                continue
-            pairs, found = result
+        for pairs, found in done:
             counts.update(found)
             yield from pairs
 
@@ -107,15 +95,15 @@ class _Pairer:
         sampled = {step.state_id: replies for step, replies in trajectory}
         wanted = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
         counts["states"] += len(trajectory)
-        counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
+        counts["states_not_inferable"] += len(trajectory) - len(wanted)
         try:
             for step, judge in self._states(wanted):
                 if _does_nothing(step, judge):
                     counts["states_expert_inadmissible"] += 1
                     continue
                 pairs += _pairs_at(step, sampled[step.state_id], judge, settings, counts)
-        except Exception as error:
-            leave_out(trajectory[0][0].trajectory_id, failed(self, error).reason, counts, error)
+        except EnvError as error:
+            leave_out(trajectory[0][0].trajectory_id, error, counts)
         return pairs, counts
 
     def _states(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Judge]]:
@@ -124,9 +112,6 @@ class _Pairer:
             yield from ((step, _unprobed(step)) for step in steps)
         elif steps:
             yield from ((state.step, state.judge) for state in self.probers.of(steps[0].env).replay(steps))
-
-    def prepare(self) -> None:
-        self.probers.prepare()
 
     def close(self) -> None:
         self.probers.close()

@@ -20,9 +20,10 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.draw import draw_key
-from verl_act.engine import Engine, EngineSettings, Sampling, model_digest, request_seed
+from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, request_seed
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import digest, make_manifest, write_manifest
+from verl_act.options import Count, NotNegative, Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
@@ -53,6 +54,16 @@ def sample_alternatives(
     and the same seed takes first, until there are so many. `workers` engines on a Ray cluster (0: one, in this
     process). The same seed and engine give the same replies, however often the run was interrupted.
     """
+    check_settings(
+        engine,
+        sampling,
+        template=template,
+        template_options=template_options,
+        seed=seed,
+        limit=limit,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+    )
     started = time.monotonic()
     known = drawn_trajectories(read_steps(trajectories), limit, seed)
     steps = steps_to_learn(known)
@@ -104,6 +115,24 @@ def sample_alternatives(
         )
         write_manifest(folder, manifest)
     shutil.rmtree(shards_folder)
+
+
+def check_settings(
+    engine: EngineSettings,
+    sampling: Sampling,
+    *,
+    template: str = "cot",
+    template_options: dict[str, Any] | None = None,
+    seed: Seed = 0,
+    limit: Positive | None = None,
+    workers: Count = 0,
+    gpus_per_worker: NotNegative = 1,
+) -> None:
+    """Raise `ConfigError` for a setting that cannot work."""
+    check_engine(engine, sampling)
+    options = {"seed": seed, "limit": limit, "workers": workers, "gpus_per_worker": gpus_per_worker}
+    check_options(check_settings, options)
+    get_template(template, **(template_options or {}))
 
 
 def drawn_trajectories(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:

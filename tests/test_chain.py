@@ -321,7 +321,7 @@ def test_the_check_reads_every_methods_prompt(policy: Path, tmp_path: Path, caps
     games = {"counts": {"train": 3, "valid_seen": 1, "valid_unseen": 1}}
     settings = {"base": "alfworld/quickstart", "model": str(model), "games": games, "methods": methods}
     recipe = load_recipe(write_recipe(tmp_path, yaml.safe_dump(settings, sort_keys=False)))
-    with pytest.raises(ConfigError, match=r"yet: prompt of Typo, prompt of Option, prompt of Thinks \("):
+    with pytest.raises(ConfigError, match=r"yet: prompt of Typo, prompt of Option, prompt of Thinks, settings \("):
         check_chain(recipe, tmp_path / "out", [1, 2])
     shown = capsys.readouterr().out
     assert "wrong prompt of Typo: no template is called 'no_such_template'" in shown
@@ -334,7 +334,7 @@ def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pyte
     changes.append(f"evaluate.reasoning=[{tmp_path}/questions.csv]")
     recipe = load_recipe("alfworld/quickstart", [*changes, "prompt.template=compcat"])
     recipe.critic.overrides["data"]["train_batchsize"] = 8
-    with pytest.raises(ConfigError, match="device, model, prompt, data, reasoning, critic configuration"):
+    with pytest.raises(ConfigError, match="device, model, prompt, settings, data, reasoning, critic configuration"):
         check_chain(recipe, tmp_path / "out")
     shown = capsys.readouterr().out
     assert "Add device=cpu" in shown
@@ -378,10 +378,11 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
     assert [json.loads(line)["kind"] for line in rejected] == ["of another split"] * 2
 
     for change in ("expert.files={train: [nowhere.jsonl]}", "expert.name=gold"):
-        with pytest.raises(ConfigError, match="data"):
+        with pytest.raises(ConfigError, match="settings"):
             check_chain(load_recipe("alfworld/quickstart", [*changes, change]), tmp_path)
     shown = capfd.readouterr().out
-    assert "expert.files names nowhere.jsonl, which is not there" in shown and "webshop has no expert 'gold'" in shown
+    assert "nowhere.jsonl: no such file of trajectories. (expert train)" in shown
+    assert "expert.name is 'gold', which webshop has not; it has shopper, goal." in shown
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
 def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         evaluate(tmp_path / "out", "model", EngineSettings(model="none"), Sampling())
-    with pytest.raises(ConfigError, match="4 samples at temperature 0"):
+    with pytest.raises(ConfigError, match="n is 4 at temperature 0"):
         Sampling(n=4, temperature=0)
 
 

@@ -6,17 +6,16 @@ imported when asked for, so that `--help` is quick.
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Annotated, Any
 
 import typer
 
 from verl_act.errors import ActError, ConfigError, cannot_write
-from verl_act.process import TASK_TIMEOUT
+from verl_act.options import check_keys
 from verl_act.rollout.settings import Mode
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
@@ -41,36 +40,43 @@ TemplateOptions = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="of all that is drawn")]
 Limit = Annotated[int | None, typer.Option(help="at most so many of each split, drawn by the seed; without it, all")]
-Workers = Annotated[
-    int,
-    typer.Option(min=0, help="processes that share the work; the result is the same. 0: this one alone, no time limit"),
-]
-TaskTimeout = Annotated[
-    float,
-    typer.Option(help="seconds of one game, task, row or trajectory; one that hangs is left out, with the reason"),
-]
+Workers = Annotated[int, typer.Option(help="processes that share the work; the result is the same")]
 Name = Annotated[str, typer.Argument(metavar="ENV", help="the environment's name")]
 Model = Annotated[str, typer.Option(help="a Hugging Face model folder, or a hub id")]
 Files = Annotated[list[Path], typer.Option(help="may be given several times")]
 
 
 def _object(text: str, option: str) -> dict[str, Any]:
+    """The value of an option that is a JSON object."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{option} is not JSON ({error}): {text}") from error
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_key_once)
+        readable = json.dumps(value, ensure_ascii=False)
+        readable.encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{option} is not JSON ({error}): {brief(text)}") from error
     if not isinstance(value, dict):
-        raise typer.BadParameter(f'{option} must be a JSON object such as {{"key": 1}}, not {text}')
+        raise ConfigError(f'{option} must be a JSON object such as {{"key": 1}}, not {brief(text)}')
+    if "\\u0000" in readable:
+        raise ConfigError(f"{option} holds a NUL character, which no name can have: {brief(text)}")
     return value
 
 
-def _keywords(text: str, option: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """The JSON object `text` as keyword arguments of `function`, which must have them."""
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+    return value
+
+
+def _keywords(text: str, option: str, settings: type) -> dict[str, Any]:
+    """The JSON object `text` as keyword arguments of the class `settings`, which must have them."""
     value = _object(text, option)
-    known = [name for name, taken in inspect.signature(function).parameters.items() if taken.kind is taken.KEYWORD_ONLY]
-    for key in value:
-        if key not in known:
-            raise ConfigError(f"{option} has no key {key!r}; there are {', '.join(known)}.")
+    check_keys(settings, value, option.removeprefix("--"))
     return value
 
 
@@ -83,12 +89,11 @@ def make_games(
     size: Annotated[str, typer.Option(help="of the rooms: full, as in ALFWorld, or small")] = "full",
     seed: Seed = 0,
     workers: Workers = 1,
-    task_timeout: TaskTimeout = TASK_TIMEOUT,
 ) -> None:
     """Generate ALFWorld games, in ALFWorld's own file format, each proved solvable on its engine."""
     from verl_act.data_prep.make_games import make_games as run
 
-    run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers, task_timeout=task_timeout)  # type: ignore[arg-type]
+    run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers)  # type: ignore[arg-type]
 
 
 @app.command()
@@ -108,24 +113,13 @@ def collect_expert(
     limit: Limit = None,
     seed: Seed = 0,
     workers: Workers = 1,
-    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Play tasks with an expert; keep the trajectories that win and replay."""
     from verl_act.data_prep.collect_expert import collect_expert as run
 
     settings = _object(env_settings, "--env-settings")
-    run(
-        out,
-        env,
-        split,
-        expert=expert,
-        limit=limit,
-        seed=seed,
-        workers=workers,
-        task_timeout=task_timeout,
-        env_settings=settings,
-    )
+    run(out, env, split, expert=expert, limit=limit, seed=seed, workers=workers, env_settings=settings)
 
 
 @app.command()
@@ -138,16 +132,13 @@ def import_trajectories(
     ] = "eto",
     split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
     workers: Workers = 1,
-    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
     from verl_act.data_prep.import_trajectories import import_trajectories as run
 
     settings = _object(env_settings, "--env-settings")
-    manifest = run(
-        out, files, env, form=form, split=split, workers=workers, task_timeout=task_timeout, env_settings=settings
-    )
+    manifest = run(out, files, env, form=form, split=split, workers=workers, env_settings=settings)
     typer.echo(json.dumps(manifest.counts, indent=2))
 
 
@@ -196,7 +187,6 @@ def build_pairs(
     trajectories: Files,
     alternatives: Annotated[list[Path] | None, typer.Option()] = None,
     workers: Workers = 1,
-    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
     settings: Annotated[
         str, typer.Option(metavar="JSON", help="max_alternatives_per_state, candidates, source, margins and so on")
@@ -204,6 +194,7 @@ def build_pairs(
 ) -> None:
     """Pair expert actions with sampled alternatives; measure margins on the environment."""
     from verl_act.data_prep.build_pairs import build_pairs as run
+    from verl_act.data_prep.pairing import PairSettings
 
     manifest = run(
         out,
@@ -211,8 +202,7 @@ def build_pairs(
         alternatives or (),
         _object(env_settings, "--env-settings"),
         workers,
-        task_timeout,
-        **_keywords(settings, "--settings", run),
+        **_keywords(settings, "--settings", PairSettings),
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
 
@@ -286,7 +276,6 @@ def reflect(
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     workers: Workers = 1,
-    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
     engine_options: EngineOptions = "{}",
     seed: Seed = 0,
@@ -306,7 +295,6 @@ def reflect(
         template_options=_object(template_options, "--template-options"),
         seed=seed,
         workers=workers,
-        task_timeout=task_timeout,
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
 
@@ -413,7 +401,6 @@ def evaluate(
     Answers are kept beside `--out` as they come: an evaluation that was killed goes on where it stopped.
     """
     from verl_act.engine import EngineSettings, Sampling
-    from verl_act.envs.pool import EnvPool
     from verl_act.evaluate.run import evaluate as run
 
     run(
@@ -429,7 +416,7 @@ def evaluate(
         max_turns=max_turns,
         mode=mode,
         actors=actors,
-        pool=_keywords(pool, "--pool", EnvPool),
+        pool=_object(pool, "--pool"),
         template=template,
         template_options=_object(template_options, "--template-options"),
         env_settings=_object(env_settings, "--env-settings"),

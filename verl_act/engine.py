@@ -15,15 +15,19 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, TypeVar
 from uuid import uuid4
 
-from verl_act.errors import ConfigError, EngineError
+from pydantic import Field
+
+from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.manifest import digest
+from verl_act.options import NotNegative, Positive, Text, TopP, check_options
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 from verl_act.prompts.rendering import render, require_usable
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from verl_act.rollout.sequence import GrowingSequence
 
 Result = TypeVar("Result")
+TopK = Annotated[int, Field(ge=-1)]
+"""Tokens to draw from; 0 and -1: all."""
 
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # vLLM 0.28 rewinds the generator of a seeded request after a partial prefill, which a CPU generator cannot do
@@ -52,16 +58,17 @@ _CPU_ENGINE = {
 class Sampling:
     """How replies are drawn; temperature 0 is greedy. `max_tokens` bounds one reply."""
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int = 512
+    n: Positive = 1
+    temperature: NotNegative = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = -1
+    max_tokens: Positive = 512
 
     def __post_init__(self) -> None:
+        check_options(type(self), asdict(self))
         if self.temperature == 0 and self.n > 1:
-            raise ConfigError(
-                f"{self.n} samples at temperature 0 would all be the same; raise the temperature or ask for one."
+            raise OptionError(
+                "n", f"is {self.n} at temperature 0, where all samples are the same; raise the temperature."
             )
 
 
@@ -75,6 +82,14 @@ class Reply:
     cut: bool = False
 
 
+class _OurEngineOptions(TypedDict):
+    """Keys of `--engine-options` whose values decide more than vLLM's engine."""
+
+    max_model_len: Positive
+    trust_remote_code: bool
+    chat_template_kwargs: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Where the model is and what vLLM is told beyond our defaults.
@@ -82,9 +97,52 @@ class EngineSettings:
     `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts.
     """
 
-    model: str
-    max_model_len: int = 4096
+    model: Text
+    max_model_len: Positive = 4096
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(type(self), {"model": self.model, "max_model_len": self.max_model_len})
+        check_options(_OurEngineOptions, self.extra, "engine_options")
+        if "model" in self.extra:
+            raise OptionError("engine_options", "has a key 'model', which is an option of its own.")
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its reply may have together."""
+        return self.extra.get("max_model_len") or self.max_model_len
+
+
+def check_engine(settings: EngineSettings, sampling: Sampling) -> None:
+    """Raise `ConfigError` where the engine has no such option, or a long reply would leave no room for a prompt."""
+    require_room(settings, sampling.max_tokens)
+    if not settings.extra.keys() - _OurEngineOptions.__annotations__.keys():
+        return  # vLLM takes seconds to import
+    known = sorted(entry.name for entry in fields(_engine_arguments()))
+    for key in settings.extra.keys() - _OurEngineOptions.__annotations__.keys():
+        if key not in known:
+            like = get_close_matches(key, known, 1)
+            hint = f"; do you mean {like[0]!r}?" if like else ". See vLLM's documentation of its engine arguments."
+            raise OptionError("engine_options", f"has a key {key!r}, which vLLM's engine does not take{hint}")
+
+
+def require_room(settings: EngineSettings, max_tokens: int, option: str = "max_tokens") -> None:
+    """Raise `OptionError`, about `option`, where a reply of `max_tokens` fills the model's context."""
+    if max_tokens >= settings.context_length:
+        raise OptionError(
+            option,
+            f"is {max_tokens}, which leaves no room for a prompt: the model's context has {settings.context_length} "
+            "tokens (max_model_len). Lower the one or raise the other.",
+        )
+
+
+def _engine_arguments() -> Any:
+    """vLLM's class of engine arguments. Raises `EngineError` where vLLM is missing."""
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+    except ImportError as error:
+        raise EngineError(f"vLLM cannot be imported ({error}). Install it: see the README's set-up.") from error
+    return AsyncEngineArgs
 
 
 def request_seed(seed: int, item: str) -> int:
@@ -116,12 +174,10 @@ class Engine:
         self.tokenizer = usable_tokenizer(settings)
         self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
-            from vllm.platforms import current_platform
-            from vllm.v1.engine.async_llm import AsyncLLM
-        except ImportError as error:
-            raise EngineError(f"vLLM cannot be imported ({error}). Install it: see the README's set-up.") from error
+        AsyncEngineArgs = _engine_arguments()
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         defaults: dict[str, Any] = {}
         if current_platform.is_cpu():
             defaults = _CPU_ENGINE

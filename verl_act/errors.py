@@ -5,6 +5,8 @@ says what was wrong (value, file, row), why, and how to mend it; the command lin
 exits with 2. A malformed *model reply* is never an error: it is data, scored and counted (see `parse.py`).
 """
 
+from __future__ import annotations
+
 import errno
 
 _CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -16,6 +18,23 @@ class ActError(Exception):
 
 class ConfigError(ActError, ValueError):
     """A setting, a configuration key or a combination of them cannot work."""
+
+
+class OptionError(ConfigError):
+    """An option of a command has a value that cannot work.
+
+    `option` is its name in Python (`max_tokens`), of a key inside a JSON option with that option in front
+    (`settings.candidates`); `problem` completes the sentence.
+    """
+
+    def __init__(self, option: str, problem: str) -> None:
+        name, _, key = option.partition(".")
+        super().__init__(f"--{name.replace('_', '-')}{f' {key}' if key else ''} {problem}")
+        self.option = option
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[OptionError], tuple[str, str]]:
+        return type(self), (self.option, self.problem)
 
 
 class DataError(ActError, ValueError):

@@ -16,8 +16,8 @@ from rich.console import Console
 from verl_act.chain.command_line import flat
 from verl_act.chain.methods import asked_as, method_stages
 from verl_act.chain.recipe import TRAINING, MethodPromptRecipe, Recipe
+from verl_act.chain.settings import check_stages
 from verl_act.chain.stages import Stage, stages
-from verl_act.data_prep.collect_expert import check_expert
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
@@ -66,10 +66,11 @@ def _checks(recipe: Recipe, out: Path, seeds: Sequence[int]) -> Iterator[tuple[s
     for name, method in recipe.methods.items():
         if method.prompt != MethodPromptRecipe():
             yield f"prompt of {name}", partial(_prompt, asked_as(recipe, method))
+    planned = method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out)
+    yield "settings", lambda: check_stages(planned)
     yield "data", lambda: _data(recipe)
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
-    planned = method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out)
     yield "disk", lambda: _disk(recipe, out, planned)
     # One seed's stand for all: they differ in the seed alone.
     for stage in method_stages(recipe, out, seeds[:1]) if recipe.methods else planned:
@@ -125,10 +126,8 @@ def _prompt(recipe: Recipe) -> str:
 def _data(recipe: Recipe) -> str:
     spec = get_env(recipe.env)
     splits = [recipe.train_split, *recipe.valid_splits]
-    if missing := [file for files in recipe.expert.files.values() for file in files if not Path(file).is_file()]:
-        raise ConfigError(f"expert.files names {', '.join(missing)}, which is not there.")
-    if any(split not in recipe.expert.files for split in splits):
-        check_expert(spec, recipe.expert.name)
+    if unknown := [split for split in recipe.expert.limits if split not in spec.splits]:
+        raise ConfigError(f"expert.limits has {', '.join(unknown)}; the splits are {', '.join(spec.splits)}.")
     if recipe.games.counts is not None:
         return f"{sum(recipe.games.counts.values())} games will be generated"
     counts = {split: len(spec.tasks(split, **recipe.env_settings)) for split in splits}

@@ -6,16 +6,18 @@ are refused, with the key's name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from io import StringIO
 from itertools import chain
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from verl_act.errors import ConfigError, DataError
 from verl_act.rollout.settings import Mode
@@ -204,47 +206,134 @@ class Recipe:
 def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
     """The recipe `name` (below `verl_act/recipes`, or a file), with `KEY=VALUE` changes and a bound on RL steps.
 
-    Raises `ConfigError` naming the file and the key at fault.
+    Interpolations in `overrides` are of verl's own keys and stay as they are. Raises `ConfigError` naming the file or
+    change, and the key.
     """
-    layers = [_read(path) for path in _layers(_find(name))]
-    for change in changes:
-        if "=" not in change:
-            raise ConfigError(f"{change!r} is not a change of the form KEY=VALUE.")
+    layers = [(str(path), _read(path)) for path in _layers(_find(name))]
+    layers += [(change, _change(change)) for change in changes]
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps {steps}: a stage has at least one step.")
-    layers.append(OmegaConf.from_dotlist(list(changes)))
-    for layer in layers:
-        _list_against(layer)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), *layers)
-        recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"recipe {name}: {_wrong_key(error)}") from error
-    assert isinstance(recipe, Recipe)
+    recipe = _merged(name, layers)
     if recipe.reflect.n != 1:
         raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; a state has one reflection.")
     if recipe.action.data not in ("steps", "episodes"):
         raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
     if recipe.evaluate.mode not in list(Mode):
         raise ConfigError(f"recipe {name}: evaluate.mode is {recipe.evaluate.mode!r}; it can be {' or '.join(Mode)}.")
-    splits = [recipe.train_split, *recipe.valid_splits]
-    if unused := [split for split in recipe.expert.files if split not in splits]:
-        raise ConfigError(f"recipe {name}: expert.files has {', '.join(unused)}; the splits are {', '.join(splits)}.")
+    if not recipe.model:
+        raise ConfigError(f"recipe {name}: model is empty; set it to a model folder, a hub id, or embedded.")
     if recipe.games.counts and recipe.env != "alfworld":
         raise ConfigError(f"recipe {name}: games are ALFWorld's, and env is {recipe.env!r}; set games.counts=null.")
+    _check_splits(name, recipe)
     _check_methods(name, recipe)
+    for stage in TRAINING:
+        for key in _WHOLE_NUMBERS:
+            whole_override(recipe, stage, key)
     if recipe.chat_template_kwargs:
         recipe.engine_options.setdefault("chat_template_kwargs", recipe.chat_template_kwargs)
         for stage in TRAINING:
             key = "++data.apply_chat_template_kwargs"
             getattr(recipe, stage).overrides.setdefault(key, recipe.chat_template_kwargs)
     if steps is not None:
-        for stage in filter(lambda stage: stage.config, (getattr(recipe, name) for name in TRAINING)):
-            trainer = stage.overrides.setdefault("trainer", {})
-            trainer["total_training_steps"] = min(trainer.get("total_training_steps") or steps, steps)
+        for stage in filter(lambda stage: getattr(recipe, stage).config, TRAINING):
+            trainer = getattr(recipe, stage).overrides.setdefault("trainer", {})
+            own = whole_override(recipe, stage, "trainer.total_training_steps")
+            trainer["total_training_steps"] = min(own or steps, steps)
         for method in recipe.methods.values():
             method.stages = [bounded_stage(stage, steps) for stage in method.stages]
     return recipe
+
+
+_WHOLE_NUMBERS = (
+    "trainer.total_training_steps",
+    "trainer.max_actor_ckpt_to_keep",
+    "trainer.max_ckpt_to_keep",
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+)
+"""Keys of verl that this package reads from a stage's overrides."""
+
+
+def whole_override(recipe: Recipe, stage: str, key: str) -> int | None:
+    """The value of verl's `key` in the overrides of a training stage; None where it has none there.
+
+    Raises `ConfigError` where it is no whole number above 0.
+    """
+    value: Any = getattr(recipe, stage).overrides
+    for part in key.split("."):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{stage}.overrides.{key.split('.')[0]} is {value!r}; it is a mapping of verl's keys.")
+        value = value.get(part)
+        if value is None:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{stage}.overrides.{key} is {value!r}; give a whole number, at least 1.")
+    return value
+
+
+def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
+    """The layers, one laid over the other. Errors name the layer and the key."""
+    merged = OmegaConf.structured(Recipe)
+    source = name
+    try:
+        for at, layer in layers:
+            source = at
+            merged = OmegaConf.merge(merged, layer)
+        source = name
+        overrides = {stage: OmegaConf.to_container(merged[stage].overrides, resolve=False) for stage in TRAINING}
+        for stage in TRAINING:
+            merged[stage].overrides = {}
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"recipe {source}: {_wrong_key(error)}") from error
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:  # of OmegaConf, on what it did not expect
+        raise ConfigError(f"recipe {source}: {first_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"recipe {source}: is nested too deeply.") from error
+    assert isinstance(recipe, Recipe)
+    for stage in TRAINING:
+        getattr(recipe, stage).overrides = overrides[stage]
+        for text in _texts(overrides[stage]):
+            if text == "???":
+                raise ConfigError(
+                    f"recipe {name}: {stage}.overrides has a value ???, which stands for one to be given."
+                )
+    for text in _texts(OmegaConf.to_container(OmegaConf.structured(recipe), resolve=False)):
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"recipe {name}: {text!r} holds a character that is no text; write it as UTF-8.")
+    return recipe
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested mappings and lists, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield str(key)
+            yield from _texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
+
+
+def _check_splits(name: str, recipe: Recipe) -> None:
+    """Raises `ConfigError` where splits overlap, or something is stated of a split that is not used."""
+    splits = [recipe.train_split, *recipe.valid_splits]
+    if not recipe.valid_splits:
+        raise ConfigError(f"recipe {name}: valid_splits is empty; name one split at least, to measure on.")
+    if twice := [split for split in splits if splits.count(split) > 1]:
+        raise ConfigError(
+            f"recipe {name}: split {twice[0]!r} comes twice in train_split and valid_splits; name it once. What "
+            "is trained on is not measured on."
+        )
+    if unused := [split for split in recipe.expert.files if split not in splits]:
+        raise ConfigError(f"recipe {name}: expert.files has {', '.join(unused)}; the splits are {', '.join(splits)}.")
+    counts = recipe.games.counts
+    if counts is not None and (without := [split for split in splits if not counts.get(split)]):
+        raise ConfigError(
+            f"recipe {name}: games.counts has no games of {', '.join(without)}; give a number for every split."
+        )
 
 
 def _wrong_key(error: OmegaConfBaseException) -> str:
@@ -253,7 +342,14 @@ def _wrong_key(error: OmegaConfBaseException) -> str:
     if isinstance(error, ConfigKeyError) and is_dataclass(known):
         where = str(error.full_key).rpartition(".")[0] or "a recipe"
         return f"{where} has no key {error.key!r}; there are {', '.join(entry.name for entry in fields(known))}."
-    return f"{str(error).splitlines()[0]} (key {error.full_key!r})."
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is ???, which stands for a value to be given: {error.full_key}=VALUE."
+    return f"{first_line(error)} (key {str(error.full_key)!r})."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def parse_stage(text: str) -> tuple[str, int | None]:
@@ -287,48 +383,121 @@ def _check_methods(name: str, recipe: Recipe) -> None:
                 raise ConfigError(f"recipe {name}: method {title!r} needs {kind}.config; state it in the recipe.")
 
 
-def _list_against(layer: DictConfig) -> None:
-    """Make lists of the methods that stand without one."""
-    methods = layer.get("methods")
-    for method in methods.values() if isinstance(methods, DictConfig) else ():
-        if isinstance(method, DictConfig) and isinstance(method.get("against"), str):
-            method.against = [method.against]
-
-
 def _find(name: str) -> Path:
     for path in (Path(name), RECIPES / f"{name}.yaml"):
-        if path.is_file():
+        if os.path.isfile(path):  # false as well for a name that no file can have
             return path
+    if os.path.isdir(name):
+        raise ConfigError(f"{name}: is a folder; name the recipe's file in it.")
     known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
-    raise ConfigError(f"no recipe is called {name!r} and no such file exists; there are {', '.join(known)}.")
+    raise ConfigError(f"no recipe is called {brief(name)} and no such file exists; there are {', '.join(known)}.")
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     """`path` and the recipes below it, the lowest first. One that several of them build on counts once."""
-    if path in above:
+    if path.resolve() in above:
         raise ConfigError(f"{above[0]}: its bases form a circle at {path}.")
-    base = _load(path).get("base") or ()
-    below = (_layers(_find(name), (*above, path)) for name in ((base,) if isinstance(base, str) else base))
+    base = _load(path).get("base") or []
+    names = [base] if isinstance(base, str) else base
+    if not isinstance(names, list) or not all(isinstance(entry, str) and entry for entry in names):
+        raise ConfigError(f"{path}: base is {base!r}; name a recipe or a file, or a list of them.")
+    below = (_layers(_find(entry), (*above, path.resolve())) for entry in names)
     return list(dict.fromkeys((*chain.from_iterable(below), path)))
 
 
-def _read(path: Path) -> DictConfig:
-    config = OmegaConf.masked_copy(layer := _load(path), [str(key) for key in layer if key != "base"])
-    for stage in TRAINING:
-        if overrides := (config.get(stage) or {}).get("overrides"):
-            config[stage].overrides = OmegaConf.create()
-            for key, value in overrides.items():
-                OmegaConf.update(config[stage].overrides, str(key), value, force_add=True)
-    return config
+def _read(path: Path) -> dict[str, Any]:
+    """The recipe's own part, without its base."""
+    return _in_one_form(str(path), {key: value for key, value in _load(path).items() if key != "base"})
 
 
-def _load(path: Path) -> DictConfig:
+def _load(path: Path) -> dict[str, Any]:
     try:
-        config = OmegaConf.load(StringIO(read_text(path)))
+        text = read_text(path)
     except DataError as error:
         raise ConfigError(str(error)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path}: is not a mapping of recipe keys.")
-    return config
+    return _mapping(str(path), text)
+
+
+def _mapping(source: str, text: str) -> dict[str, Any]:
+    """A YAML mapping as it stands: interpolations are text. Raises `ConfigError`."""
+    try:
+        config = OmegaConf.load(StringIO(text))
+        plain = OmegaConf.to_container(config, resolve=False)
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{source}: is not YAML that a recipe can have: {' '.join(str(error).split())}") from error
+    except (OSError, TypeError, AttributeError) as error:  # OmegaConf, on a number or the like
+        raise ConfigError(f"{source}: is not a mapping of recipe keys.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: is nested too deeply.") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{source}: is not a mapping of recipe keys.")
+    return plain  # type: ignore[return-value]
+
+
+def _change(change: str) -> dict[str, Any]:
+    """`KEY=VALUE` as nested mappings. The value is YAML, or of Hydra's grammar: `{train:24}` is no key `train:24`."""
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{change!r} is not a change of the form KEY=VALUE.")
+    value = _mapping(change, f"value: {text}" if "\n" not in text else f"value:\n  {text}").get("value")
+    if _has_keys_of_hydra(value):
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        try:
+            value = OverridesParser.create().parse_override(f"key={text}").value()
+        except HydraException as error:
+            raise ConfigError(f"{change}: write a space after the colon, as YAML has it: {{key: value}}.") from error
+    return _in_one_form(change, nested(change, {key: value}))
+
+
+def _has_keys_of_hydra(value: Any) -> bool:
+    """Whether YAML has read `{key:value}` as a key without a value."""
+    if isinstance(value, dict):
+        return any(
+            (isinstance(key, str) and ":" in key and entry is None) or _has_keys_of_hydra(entry)
+            for key, entry in value.items()
+        )
+    return isinstance(value, list) and any(map(_has_keys_of_hydra, value))
+
+
+def _in_one_form(source: str, layer: dict[str, Any]) -> dict[str, Any]:
+    """The layer with nested keys in `overrides`, and lists of the methods that stand without one."""
+    for stage in TRAINING:
+        block = layer.get(stage)
+        if isinstance(block, dict) and isinstance(block.get("overrides"), dict):
+            layer[stage] = {**block, "overrides": nested(f"{source}: {stage}.overrides", block["overrides"])}
+    methods = layer.get("methods")
+    for method in methods.values() if isinstance(methods, dict) else ():
+        if isinstance(method, dict) and isinstance(method.get("against"), str):
+            method["against"] = [method["against"]]
+    return layer
+
+
+def nested(source: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings. Raises `ConfigError` where a key is empty between dots, or is also a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *folders, last = str(key).split(".")
+        if not all((*folders, last)):
+            raise ConfigError(f"{source}: {key!r} is no key; name one between the dots.")
+        block = found
+        for folder in folders:
+            block = block.setdefault(folder, {})
+            if not isinstance(block, dict):
+                raise ConfigError(f"{source}: {key!r} is below {folder!r}, which has a value of its own.")
+        if isinstance(value, Mapping):
+            value = nested(source, value)
+            if isinstance(block.get(last), dict):
+                value = _laid_over(block[last], value)
+        block[last] = value
+    return found
+
+
+def _laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _laid_over(lower[key], upper[key])
+        for key in lower.keys() & upper.keys()
+        if isinstance(lower[key], dict) and isinstance(upper[key], dict)
+    }
+    return {**lower, **upper, **both}

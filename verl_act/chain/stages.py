@@ -200,7 +200,8 @@ def _episode_settings(recipe: Recipe) -> dict[str, Any]:
 
 def max_tokens(recipe: Recipe) -> int:
     """What a reply may take in an evaluation."""
-    return recipe.evaluate.max_tokens or recipe.alternatives.max_tokens
+    own = recipe.evaluate.max_tokens
+    return recipe.alternatives.max_tokens if own is None else own
 
 
 def model_input(recipe: Recipe, model: str) -> list[Path]:

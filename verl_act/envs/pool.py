@@ -33,7 +33,8 @@ from verl_act.envs.actor import EnvActor
 from verl_act.envs.base import NoRoom, Observation, StepResult, Task
 from verl_act.envs.host import Host, HostLost, Untold
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError, EnvError
+from verl_act.envs.settings import check_pool
+from verl_act.errors import EnvError
 
 _ALONE = 4
 """Actors of a pool, at most, that retry a suspect."""
@@ -87,10 +88,13 @@ class EnvPool:
 
         Raises `ConfigError` for an unknown environment, or without actors, time or memory.
         """
-        if actors < 1 or min(step_timeout, reset_timeout, max_memory_mb) <= 0:
-            raise ConfigError(
-                f"A pool needs actors, time and memory: {actors=}, {step_timeout=}, {reset_timeout=}, {max_memory_mb=}."
-            )
+        check_pool(
+            actors=actors,
+            step_timeout=step_timeout,
+            reset_timeout=reset_timeout,
+            max_memory_mb=max_memory_mb,
+            num_cpus=num_cpus,
+        )
         get_env(env)
         self.step_timeout = step_timeout
         self.reset_timeout = reset_timeout

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from verl_act.draw import draw_key
-from verl_act.engine import Engine, EngineSettings, Sampling, model_digest
+from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
+from verl_act.envs.settings import check_pool
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import (
     EPISODES_AT_ONCE,
@@ -29,6 +30,7 @@ from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTION
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.options import Positive, Seed, Text, check_keys, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
@@ -36,6 +38,8 @@ from verl_act.rollout.settings import Mode
 from verl_act.schema import read_pairs, read_steps, steps_to_learn
 
 PathName = str | PathLike[str]
+POOL_OPTIONS = ["step_timeout", "reset_timeout", "max_memory_mb", "num_cpus"]
+"""What `pool` may set; `actors` is an option of its own."""
 _Record = TypeVar("_Record", bound=Any)
 
 
@@ -72,12 +76,23 @@ def evaluate(
 
     Raises `DataError` where an item comes twice, or items are of several environments.
     """
+    check_settings(
+        engine,
+        sampling,
+        name=name,
+        reasoning_max_tokens=reasoning_max_tokens,
+        max_turns=max_turns,
+        actors=actors,
+        pool=pool,
+        template=template,
+        template_options=template_options,
+        limit=limit,
+        seed=seed,
+    )
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
     panel = [task for path in tasks for task in read_tasks(path)]
-    known = read_steps(trajectories)
-    taken = steps_to_learn(known)
-    steps = some_of_each_split(taken, limit, lambda step: step.state_id)
+    steps = some_of_each_split(steps_to_learn(read_steps(trajectories)), limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
     general = read_questions(reasoning)
     _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
@@ -100,7 +115,6 @@ def evaluate(
         },
         seed=seed,
     )
-    manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(taken)})
     with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed, mode)
         reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
@@ -120,6 +134,37 @@ def evaluate(
             record |= _token_counts(record["turns"], running.tokenizer)
         without_room = answered.counted + running.without_room
         return write_evaluation(out, name, manifest, answers, without_room=without_room, seconds=answered.seconds)
+
+
+def check_settings(
+    engine: EngineSettings,
+    sampling: Sampling,
+    *,
+    name: Text = "model",
+    reasoning_max_tokens: Positive | None = None,
+    max_turns: Positive = 50,
+    actors: Positive = 1,
+    pool: Mapping[str, float] | None = None,
+    template: str = "cot",
+    template_options: Mapping[str, Any] | None = None,
+    limit: Positive | None = None,
+    seed: Seed = 0,
+) -> None:
+    """Raise `ConfigError` for a setting that cannot work."""
+    options = {
+        "name": name,
+        "reasoning_max_tokens": reasoning_max_tokens,
+        "max_turns": max_turns,
+        "limit": limit,
+        "seed": seed,
+    }
+    check_options(check_settings, options)
+    check_engine(engine, sampling)
+    if reasoning_max_tokens is not None:
+        require_room(engine, reasoning_max_tokens, "reasoning_max_tokens")
+    check_keys(POOL_OPTIONS, pool or {}, "pool")
+    check_pool(actors=actors, **(pool or {}))
+    get_template(template, **(template_options or {}))
 
 
 def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
@@ -203,7 +248,6 @@ def write_evaluation(
         "seconds": round(seconds, 1),
     }
     counts = {
-        **manifest.counts,
         "episodes": len(answers.episodes),
         "episode_errors": len(answers.episodes) - len(finished(answers.episodes)),
         "next_actions": len(answers.next_actions),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from verl_act.errors import ConfigError
+from verl_act.options import Count, Positive, check_options
 from verl_act.prompts.shortened import shortened
 from verl_act.schema import Context, Turn
 
@@ -29,18 +29,12 @@ class Template(ABC):
 
     reflections_conclude: ClassVar[bool] = False
     """Whether a reply to `reflection_messages` is a reflection only if it ends in the expert's action."""
-    history_length: int | None = None
-    max_listed: int | None = None
+    history_length: Count | None = None
+    max_listed: Positive | None = None
 
     def __post_init__(self) -> None:
-        if self.history_length is not None and self.history_length < 0:
-            raise ConfigError(
-                f"history_length is {self.history_length}; give the number of turns to show, 0 for none, null for all."
-            )
-        if self.max_listed is not None and self.max_listed < 1:
-            raise ConfigError(
-                f"max_listed is {self.max_listed}; give the number of admissible actions to list, null for all."
-            )
+        options = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        check_options(type(self), options, "template_options")
 
     @abstractmethod
     def action_messages(self, context: Context) -> list[Message]:

@@ -1,0 +1,168 @@
+"""The settings of planned stages, validated by the commands themselves before any of them runs.
+
+Each command has a `check_settings` next to its code, which it calls first. Here are the calls of it with what a stage
+passes, and the recipe's key of each option, by which an error is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from verl_act.chain.stages import Call, Stage
+from verl_act.data_prep import (
+    check_pairs,
+    collect_expert,
+    import_trajectories,
+    make_sft,
+    make_tasks,
+    reflect,
+    sample_alternatives,
+)
+from verl_act.data_prep.pairing import PairSettings
+from verl_act.data_prep.players import check_workers
+from verl_act.engine import EngineSettings, Sampling
+from verl_act.errors import ActError, ConfigError, OptionError
+from verl_act.evaluate import run as evaluate
+from verl_act.options import check_keys
+
+Options = dict[str, Any]
+
+
+def check_stages(planned: Sequence[Stage]) -> str:
+    """Validate the settings of all stages that are commands of this package.
+
+    Raises `ConfigError` with all that is wrong: each as a key of the recipe, with the stages that would refuse it.
+    """
+    wrong: dict[str, list[str]] = {}
+    calls = [(stage.name, stage.call) for stage in planned if stage.call and stage.call.command in _CHECKS]
+    for name, call in calls:
+        try:
+            _CHECKS[call.command](_given(call.options))
+        except OptionError as error:
+            wrong.setdefault(f"{recipe_key(call, error.option)} {error.problem}", []).append(name)
+        except ActError as error:
+            wrong.setdefault(str(error), []).append(name)
+    if wrong:
+        raise ConfigError(" ".join(f"{problem} ({', '.join(names)})" for problem, names in wrong.items()))
+    return f"of {len(calls)} stages"
+
+
+def recipe_key(call: Call, option: str) -> str:
+    """Where a recipe states the option of a stage's command."""
+    name, dot, rest = option.partition(".")
+    key = _KEYS.get(call.command, {}).get(name) or _KEYS_OF_ALL.get(name, name)
+    return key.format(**call.options) + dot + rest
+
+
+def _given(options: Mapping[str, Any]) -> Options:
+    """The options that are on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _engine(options: Options, *sampling: str) -> tuple[EngineSettings, Sampling]:
+    """Take the options of the engine and of `sampling` out of `options`."""
+    engine = EngineSettings(
+        model=options.pop("model"),
+        max_model_len=options.pop("max_model_len"),
+        extra=options.pop("engine_options", {}),
+    )
+    return engine, Sampling(**{name: options.pop(name) for name in sampling if name in options})
+
+
+def _make_games(options: Options) -> None:
+    from verl_act.data_prep.make_games import check_settings  # imports the alfworld package
+
+    check_settings(**options)
+
+
+def _collect_expert(options: Options) -> None:
+    collect_expert.check_settings(options.pop("env"), options.pop("split"), **options)
+
+
+def _import_trajectories(options: Options) -> None:
+    options["form"] = options.pop("format")
+    import_trajectories.check_settings(options.pop("files"), options.pop("env"), **options)
+
+
+def _sample_alternatives(options: Options) -> None:
+    del options["trajectories"]
+    engine, sampling = _engine(options, "n", "temperature", "top_p", "max_tokens")
+    sample_alternatives.check_settings(engine, sampling, **options)
+
+
+def _build_pairs(options: Options) -> None:
+    check_workers(options["workers"])
+    check_keys(PairSettings, options["settings"], "settings")
+    PairSettings(**options["settings"])
+
+
+def _check_pairs(options: Options) -> None:
+    check_keys(check_pairs.AuditBounds, options["bounds"], "bounds")
+    check_pairs.AuditBounds(**options["bounds"])
+    names = ("template", "template_options", "seed")
+    check_pairs.check_settings(**{name: options[name] for name in names})
+
+
+def _make_tasks(options: Options) -> None:
+    make_tasks.check_settings(options.pop("env"), **options)
+
+
+def _reflect(options: Options) -> None:
+    del options["trajectories"], options["pairs"]
+    reflect.check_settings(*_engine(options, "temperature", "max_tokens"), options.pop("env_settings"), **options)
+
+
+def _make_sft(options: Options) -> None:
+    names = ("template", "template_options", "max_length", "chat_template_kwargs", "seed")
+    make_sft.check_settings(**{name: options[name] for name in names if name in options})
+
+
+def _evaluate(options: Options) -> None:
+    for name in ("tasks", "trajectories", "pairs", "reasoning", "mode", "env_settings"):
+        options.pop(name, None)
+    engine, sampling = _engine(options, "temperature", "max_tokens")
+    evaluate.check_settings(engine, sampling, **options)
+
+
+_CHECKS: Mapping[str, Callable[[Options], None]] = {
+    "make-games": _make_games,
+    "collect-expert": _collect_expert,
+    "import-trajectories": _import_trajectories,
+    "sample-alternatives": _sample_alternatives,
+    "build-pairs": _build_pairs,
+    "check-pairs": _check_pairs,
+    "make-tasks": _make_tasks,
+    "reflect": _reflect,
+    "make-sft": _make_sft,
+    "evaluate": _evaluate,
+}
+
+_KEYS_OF_ALL = {
+    "template": "prompt.template",
+    "template_options": "prompt.options",
+    "split": "train_split or valid_splits",
+    "splits": "train_split or valid_splits",
+}
+_KEYS: Mapping[str, Mapping[str, str]] = {
+    "make-games": {name: f"games.{name}" for name in ("counts", "size", "seed")},
+    "collect-expert": {"expert": "expert.name", "limit": "expert.limits.{split}"},
+    "import-trajectories": {"format": "expert.format", "files": "expert.files"},
+    "sample-alternatives": {
+        name: f"alternatives.{name}"
+        for name in ("n", "temperature", "max_tokens", "limit", "workers", "gpus_per_worker")
+    },
+    "build-pairs": {"settings": "pairs"},
+    "check-pairs": {"bounds": "audit"},
+    "make-tasks": {"limit": "evaluate.tasks"},
+    "reflect": {name: f"reflect.{name}" for name in ("n", "temperature", "max_tokens")},
+    "make-sft": {"max_length": "max_model_len"},
+    "evaluate": {
+        name: f"evaluate.{name}"
+        for name in (
+            *("temperature", "max_tokens", "reasoning_max_tokens", "max_turns", "actors", "pool", "limit"),
+            "engine_options",
+        )
+    },
+}
+"""Command -> option -> key of the recipe; an option that is not in it is a key of the same name."""

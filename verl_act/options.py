@@ -1,0 +1,81 @@
+"""What options may hold, as annotations (`Positive`, `Share` and so on), and the check of values against them.
+
+A command's `check_settings` states the range of each option in its signature, a settings class in its fields. They are
+checked before any work: by the command itself, and by `chain --check` for every stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from reprlib import repr as brief
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from verl_act.errors import OptionError
+
+_LARGEST = 2**31 - 1
+
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What torch takes."""
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Above0 = Annotated[float, Field(gt=0)]
+"""A finite number above 0, such as seconds or megabytes."""
+Text = Annotated[str, Field(min_length=1)]
+
+# Strict: neither "3" nor true nor 3.0 is the whole number 3.
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: str = "") -> None:
+    """Raise `OptionError` for the first of `values` that the annotations of `owner`, a function or a class, exclude.
+
+    `inside` is the JSON option that `values` are keys of, where they are. Without an annotation, any value will do.
+    """
+    for name, value in values.items():
+        if name not in _hints(owner):
+            continue
+        try:
+            _adapter(owner, name).validate_python(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            keys = [part for part in (inside, name, *_keys(value, first["loc"])) if part]
+            message = first["msg"].replace("Input", "it", 1)
+            raise OptionError(".".join(keys), f"is {brief(first['input'])}: {message}.") from error
+
+
+def check_keys(known: Callable[..., Any] | list[str], values: Mapping[str, Any], option: str) -> None:
+    """Raise `OptionError` for a key of the JSON option `option` that is not in `known`, or none of its annotations."""
+    names = known if isinstance(known, list) else list(_hints(known))
+    for key in values:
+        if key not in names:
+            raise OptionError(option, f"has no key {key!r}; there are {', '.join(names)}.")
+
+
+@cache
+def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> annotation; nothing where a user's class has annotations that only a type checker can import."""
+    with suppress(NameError):
+        return {name: hint for name, hint in get_type_hints(owner, include_extras=True).items() if name != "return"}
+    return {}
+
+
+@cache
+def _adapter(owner: Callable[..., Any], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_hints(owner)[name], config=_STRICT)
+
+
+def _keys(value: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Those parts of where an error is that are keys of the value; others name branches of a union."""
+    keys = []
+    for part in location:
+        if isinstance(value, Mapping) and part in value:
+            keys.append(str(part))
+            value = value[part]
+    return keys
