@@ -44,7 +44,7 @@ from verl_act.envs.webshop.nouns import noun_tagger
 from verl_act.envs.webshop.planner import Planner, missing_options
 from verl_act.envs.webshop.product import Product
 from verl_act.envs.webshop.reward import color_of, common_nouns, options_alike, score_purchase, similar
-from verl_act.envs.webshop.search import _LENGTHS, _length_bytes
+from verl_act.envs.webshop.search import _LENGTHS, SearchIndex, _length_bytes
 from verl_act.envs.webshop.session import Page, State, clickables, follow, is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 from verl_act.envs.webshop.stemmer import stem
@@ -635,6 +635,14 @@ def test_hits_are_lucenes_in_its_order() -> None:
         found = catalogue.search(likely_search(goal.instruction))
         whole.update(f"{' '.join(catalogue.product(row).asin for row in found)}\n".encode())
     assert whole.hexdigest()[:16] == "137606dea212114a"
+
+
+@pytest.mark.parametrize("texts", [["the of", "!"], ["the", "mug"], [""]])
+def test_products_without_words_can_be_indexed(texts: list[str], tmp_path: Path) -> None:
+    index = SearchIndex.build((str(number), text) for number, text in enumerate(texts))
+    index.save(tmp_path / "index")
+    for one in (index, SearchIndex.load(tmp_path / "index")):
+        assert one.search("the mugs") == tuple(row for row, text in enumerate(texts) if text == "mug")
 
 
 def test_equal_hits_go_by_product_id_and_none_is_without_a_word(shop: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """WebShop: shopping by instruction in a shop of text pages, with its reward, its search and its data formats.
 
-`files` and `sources` read the official data, `embedded` makes a catalogue without them; `catalogue`, `search` and
-`goals` hold what all episodes share, `session`, `pages` and `reward` are the shop itself. `planner` knows the shortest
-way, `reading` and `shopper` make the expert that knows only what it reads.
+`files` and `sources` read the official data, `embedded` makes a catalogue without them; `catalogue`, `search` (with
+`analysis` and `stemmer`) and `goals` hold what all episodes share, `cache` keeps it on disk. `actions`, `session`,
+`pages` and `reward` (with `nouns`) are the shop itself. `planner` knows the shortest way, `reading` and `shopper` make
+the expert that knows only what it reads.
 """
 
 from verl_act.envs.base import EnvSpec

@@ -79,23 +79,23 @@ class SearchIndex:
         analyzer = Analyzer()
         vocabulary: dict[str, int] = {}
         ids: list[str] = []
-        terms, counts = array("i"), array("i")
+        terms, frequencies = array("i"), array("i")
         ends, lengths = array("q", [0]), array("q")
         for document, text in documents:
             ids.append(document)
-            found = Counter(analyzer.terms(text))
-            terms.extend([vocabulary.setdefault(term, len(vocabulary)) for term in found])
-            counts.extend(found.values())
+            counts = Counter(analyzer.terms(text))
+            terms.extend([vocabulary.setdefault(term, len(vocabulary)) for term in counts])
+            frequencies.extend(counts.values())
             ends.append(len(terms))
-            lengths.append(found.total())
-        counted = csr_array(
-            (np.frombuffer(counts, np.int32), np.frombuffer(terms, np.int32), np.frombuffer(ends, np.int64)),
+            lengths.append(counts.total())
+        by_term = csr_array(
+            (np.frombuffer(frequencies, np.int32), np.frombuffer(terms, np.int32), np.frombuffer(ends, np.int64)),
             shape=(len(ids), len(vocabulary)),
         ).tocsc()
-        scores = _scores(counted.data, counted.indices, counted.indptr, np.frombuffer(lengths, np.int64))
+        scores = _scores(by_term.data, by_term.indices, by_term.indptr, np.frombuffer(lengths, np.int64))
         ranks = np.empty(len(ids), np.int32)
         ranks[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids), dtype=np.int32)
-        arrays = _Arrays(counted.indptr.astype(np.int64), counted.indices.astype(np.int32), scores, ranks)
+        arrays = _Arrays(by_term.indptr.astype(np.int64), by_term.indices.astype(np.int32), scores, ranks)
         return cls(vocabulary, arrays)
 
     def search(self, text: str) -> tuple[int, ...]:
@@ -103,12 +103,12 @@ class SearchIndex:
 
         Equal scores fall in the order of ids.
         """
-        asked = Counter(term for term in self._analyzer.terms(text) if term in self._vocabulary)
-        if not asked:
+        query = Counter(term for term in self._analyzer.terms(text) if term in self._vocabulary)
+        if not query:
             return ()
         ends, documents, scores, ranks = self._arrays
         sums = np.zeros(len(ranks))
-        for term, count in asked.items():
+        for term, count in query.items():
             number = self._vocabulary[term]
             of_term = slice(ends[number], ends[number + 1])
             sums[documents[of_term]] += scores[of_term] * np.float32(count)
@@ -133,21 +133,22 @@ class SearchIndex:
         return cls({term: number for number, term in enumerate(terms)}, arrays)
 
 
-def _scores(counts: np.ndarray, documents: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _scores(frequencies: np.ndarray, documents: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The score of each term in each document that has it, in the steps and the precision of Lucene's `BM25Similarity`.
 
-    `counts` and `documents` are in the order of terms, those of term t at ends[t] to ends[t + 1].
+    `frequencies` and `documents` are in the order of terms, those of term t at ends[t] to ends[t + 1]. Documents
+    without terms do not count.
     """
-    filled = max(1, np.count_nonzero(lengths))
-    mean = np.float32(lengths.sum() / filled)
+    not_empty = max(1, np.count_nonzero(lengths))
+    mean = np.float32(max(1, lengths.sum() / not_empty))
     one = np.float32(1)
     norms = one / (_K1 * ((one - _B) + _B * _LENGTHS.astype(np.float32) / mean))
     norm_of = norms[_length_bytes(lengths)]
-    holding = np.diff(ends)
-    weight_of = np.log(1 + (filled - holding + 0.5) / (holding + 0.5)).astype(np.float32)
-    scores = np.repeat(weight_of, holding)
+    document_frequencies = np.diff(ends)
+    weights = np.log(1 + (not_empty - document_frequencies + 0.5) / (document_frequencies + 0.5)).astype(np.float32)
+    scores = np.repeat(weights, document_frequencies)
     for start in range(0, len(scores), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         weight, norm = scores[chunk], norm_of[documents[chunk]]
-        scores[chunk] = weight - weight / (one + counts[chunk].astype(np.float32) * norm)
+        scores[chunk] = weight - weight / (one + frequencies[chunk].astype(np.float32) * norm)
     return scores
