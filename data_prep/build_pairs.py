@@ -17,13 +17,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from verl_act.data_prep.pairing import PairSettings, make_pairs
 from verl_act.data_prep.players import check_workers
+
+from verl_act.data_prep.pairing import PairSettings, make_pairs
 from verl_act.data_prep.proposals import POLICY
 from verl_act.draw import draw_key
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ def build_pairs(
     trajectories: Sequence[str | PathLike[str]],
     alternatives: Sequence[str | PathLike[str]] = (),
     env_settings: Mapping[str, Any] | None = None,
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
     *,
     max_alternatives_per_state: int = 1,
     candidates: int = 2,
@@ -52,11 +55,12 @@ def build_pairs(
     """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was left out.
 
     `alternatives` are the files of `sample_alternatives`; `env_settings` are the environment's own (for ALFWorld:
-    `data`), as for collecting the trajectories; `workers` processes share the trajectories; the further arguments are
-    the fields of `PairSettings`.
+    `data`), as for collecting the trajectories; `workers` processes share the trajectories, and one that takes more
+    than `task_timeout` seconds, or ends its process, is left out (see `process_pool`, also for 0); the further
+    arguments are the fields of `PairSettings`.
 
-    The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left,
-    `ConfigError` on impossible settings, and `EnvError` where a worker process dies.
+    The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left, and
+    `ConfigError` on impossible settings.
     """
     chosen = PairSettings(
         max_alternatives_per_state=max_alternatives_per_state,
@@ -80,12 +84,19 @@ def build_pairs(
     steps = read_steps(trajectories)
     sampled = _sampled(alternatives, steps, counts)
     # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
-    pairs = list(islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers), chosen.limit))
+    pairs = list(
+        islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers, task_timeout), chosen.limit)
+    )
     pairs = _bound_inadmissible(pairs, chosen, counts)
     if not pairs:
         names = ", ".join(map(str, trajectories))
-        raise DataError(f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts)}.")
-    counts.update(pairs=len(pairs), pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs))
+        raise DataError(f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts, chosen)}.")
+    counts.update(
+        pairs=len(pairs),
+        pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
+        pairs_not_inferable=sum(not pair.inferable for pair in pairs),
+        pairs_with_margin=sum(pair.margin is not None for pair in pairs),
+    )
     counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
     manifest = make_manifest(
         "build_pairs",
@@ -98,7 +109,7 @@ def build_pairs(
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
         write_manifest(folder, manifest)
-    logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts))
+    logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts, chosen))
     return manifest
 
 
@@ -138,9 +149,8 @@ def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Count
     return [pair for pair in pairs if pair.pair_id not in dropped]
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _listed(counts: Mapping[str, int], settings: PairSettings) -> str:
     """The counts of what was left out, for people."""
+    kept = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
     left_out = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}
-    return (
-        ", ".join(f"{name} {left_out[name]}" for name in sorted(left_out.keys() - {"states", "replies"})) or "nothing"
-    )
+    return ", ".join(f"{name} {left_out[name]}" for name in sorted(left_out.keys() - kept)) or "nothing"

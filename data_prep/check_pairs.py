@@ -17,7 +17,7 @@ from verl_act.data_prep import giveaways
 from verl_act.envs.registry import installed_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.options import Seed, Share, check_options
-from verl_act.parse import match_action, normalise
+from verl_act.parse import match_action, normalise, verb
 from verl_act.prompts import Template, get_template
 from verl_act.schema import Pair, pair_id, read_pairs
 
@@ -41,7 +41,7 @@ class AuditBounds:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's result: `level` is `ok`, `warning` or `error`."""
+    """One check's result: `level` is `ok`, `warning`, `error`, or `skipped` where the pairs have nothing to check."""
 
     check: str
     level: str
@@ -61,7 +61,9 @@ class AuditReport:
 
     def table(self) -> str:
         """The findings as lines of text, worst first."""
-        worst_first = sorted(self.findings, key=lambda finding: ("error", "warning", "ok").index(finding.level))
+        worst_first = sorted(
+            self.findings, key=lambda finding: ("error", "warning", "skipped", "ok").index(finding.level)
+        )
         width = max(len(finding.check) for finding in self.findings)
         rows = [f"{finding.level:<8} {finding.check:<{width}}  {finding.text}" for finding in worst_first]
         return "\n".join([f"{self.pairs} pairs checked", *rows])
@@ -111,6 +113,11 @@ def check_settings(*, template: str, template_options: Mapping[str, Any], seed: 
     get_template(template, **template_options)
 
 
+def _skipped(check: str, what: str, pairs: Sequence[Pair]) -> Finding:
+    """No pair has what the check looks at."""
+    return Finding(check, "skipped", f"{what} for 0 of {len(pairs)} pairs")
+
+
 def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> Finding:
     """`ok` where nothing is bad, else `level` with the count and the first examples."""
     if not bad:
@@ -119,7 +126,7 @@ def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> F
     return Finding(check, level, f"{len(bad)}: {examples}{'; ...' if len(bad) > _EXAMPLES else ''}")
 
 
-def _leakage(pairs: Iterable[Pair], held_out: Iterable[Pair]) -> Finding:
+def _leakage(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> Finding:
     splits: dict[tuple[str, str], set[str]] = {}
     for pair in pairs:
         splits.setdefault((pair.env, pair.task_id), set()).add(pair.split)
@@ -128,10 +135,29 @@ def _leakage(pairs: Iterable[Pair], held_out: Iterable[Pair]) -> Finding:
     ]
     kept_back = {(pair.env, pair.task_id) for pair in held_out}
     leaked += [f"task {task} is held out" for env, task in splits if (env, task) in kept_back]
-    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split and none held out")
+    if not held_out and len(set().union(*splits.values())) == 1:
+        return Finding("task leakage", "skipped", "the pairs are of one split, and no held-out pairs were given")
+    held = f"none among {len(held_out)} held-out pairs" if held_out else "no held-out pairs were given"
+    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split, {held}")
 
 
-_Rule = Callable[[Pair], bool]
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """`breaks` tells a bad pair; `ok` says what holds where there is none. Only pairs that `applies` are looked at, and
+    `measured` says what those have.
+    """
+
+    check: str
+    breaks: Callable[[Pair], bool]
+    ok: str
+    applies: Callable[[Pair], bool] = lambda pair: True
+    measured: str = "texts compared"
+    level: str = "error"
+
+
+def _has_list(pair: Pair) -> bool:
+    """Where nothing is admissible, the list is not known."""
+    return bool(pair.context.admissible_actions)
 
 
 def _unlisted(action: str, pair: Pair) -> bool:
@@ -141,19 +167,20 @@ def _unlisted(action: str, pair: Pair) -> bool:
     return lists_all and match_action(action, pair.context.admissible_actions) is None
 
 
-_RULES: tuple[tuple[str, _Rule, str], ...] = (
-    (
+_RULES = (
+    _Rule(
         "same action",
         lambda pair: len({*map(normalise, (pair.expert_action, *pair.alternatives))}) <= len(pair.alternatives),
         "no alternative equals the expert's action or another alternative",
     ),
-    (
+    _Rule(
         "expert's action admissible",
-        # Where nothing is admissible, the list is not known.
-        lambda pair: bool(pair.context.admissible_actions) and _unlisted(pair.expert_action, pair),
+        lambda pair: _unlisted(pair.expert_action, pair),
         "every expert action is in its state's list",
+        _has_list,
+        "admissible actions listed",
     ),
-    (
+    _Rule(
         "admissible flag",
         lambda pair: (
             _unlisted(pair.alternative_action, pair)
@@ -161,32 +188,40 @@ _RULES: tuple[tuple[str, _Rule, str], ...] = (
             else match_action(pair.alternative_action, pair.context.admissible_actions) is not None
         ),
         "every flag agrees with its state's list",
+        _has_list,
+        "admissible actions listed",
     ),
-    (
+    _Rule(
         "pair id",
         lambda pair: pair.pair_id != pair_id(pair.state_id, pair.expert_action, *pair.alternatives),
         "every id is that of its content",
     ),
-    ("margin", lambda pair: pair.margin is not None and pair.margin <= 0, "no alternative is as good as the expert's"),
+    _Rule(
+        "margin",
+        lambda pair: pair.margin is not None and pair.margin <= 0,
+        "no alternative is as good as the expert's",
+        lambda pair: pair.margin is not None,
+        "margin measured",
+        "warning",
+    ),
 )
-"""Check, whether a pair breaks it, and what holds where none does."""
 
 
 def _each(pairs: Sequence[Pair]) -> list[Finding]:
-    level = {"margin": "warning"}
-    return [
-        _finding(
-            check,
-            [
-                f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
-                for pair in pairs
-                if breaks(pair)
-            ],
-            ok,
-            level.get(check, "error"),
-        )
-        for check, breaks, ok in _RULES
+    return [_by_rule(rule, pairs) for rule in _RULES]
+
+
+def _by_rule(rule: _Rule, pairs: Sequence[Pair]) -> Finding:
+    looked_at = [pair for pair in pairs if rule.applies(pair)]
+    if not looked_at:
+        return _skipped(rule.check, rule.measured, pairs)
+    share = "" if len(looked_at) == len(pairs) else f" ({rule.measured} for {len(looked_at)} of {len(pairs)} pairs)"
+    bad = [
+        f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
+        for pair in looked_at
+        if rule.breaks(pair)
     ]
+    return _finding(rule.check, bad, f"{rule.ok}{share}", rule.level)
 
 
 def _repeats(pairs: Iterable[Pair]) -> Finding:
@@ -217,6 +252,8 @@ def _label_words(pairs: Sequence[Pair], template: Template) -> Finding:
 
 
 def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+    if all(len(pair.expert_action) == len(other) for pair in pairs for other in pair.alternatives):
+        return _skipped("length", "actions of different length", pairs)
     longer = giveaways.accuracy(pairs, lambda action: len(action))
     which, accuracy = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
     text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.length:.0%})"
@@ -224,6 +261,8 @@ def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
 
 
 def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
-    verb, accuracy = giveaways.best_verb(pairs)
-    text = f"preferring or avoiding {verb!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
+    if all(verb(pair.expert_action) == verb(other) for pair in pairs for other in pair.alternatives):
+        return _skipped("verb", "actions with different verbs", pairs)
+    preferred, accuracy = giveaways.best_verb(pairs)
+    text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
     return Finding("verb", "warning" if accuracy > bounds.verb else "ok", text)

@@ -21,20 +21,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.players import Player, spread
+from verl_act.data_prep.process_pool import Failure, Player, process_pool
 from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
 from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
-from verl_act.options import Positive, Seed, check_options
+from verl_act.options import Count, Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 
 logger = logging.getLogger(__name__)
 
 TRAJECTORIES = "trajectories.parquet"
 DROPPED = "dropped.jsonl"
+_NOT_WON, _REPLAY_DIFFERS = "not won", "replay differs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ def collect_expert(
     expert: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
     env_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
@@ -68,23 +71,24 @@ def collect_expert(
     `expert` is one of the environment's (default: its first). `limit` draws that many tasks by `seed`. Trajectories
     that do not win, at the step limit or because the expert gives up, or that do not come out the same when replayed
     on a fresh environment, are left out, counted by kind and told.
-    `workers` processes share the tasks and do not change the result. Returns the manifest.
+    `workers` processes share the tasks and do not change the result; a task that takes one of them more than
+    `task_timeout` seconds, or ends it, is left out too (see `process_pool`, also for 0). Returns the manifest.
 
-    Raises `ConfigError` for an unknown environment, split or expert, `DataError` where no trajectory succeeds, and
-    `EnvError` where a worker process dies.
+    Raises `ConfigError` for an unknown environment, split or expert, and `DataError` where no trajectory succeeds.
     """
     settings = dict(env_settings or {})
     spec = check_settings(env, split, expert=expert, limit=limit, seed=seed, workers=workers, env_settings=settings)
     name = expert or next(iter(spec.experts))
     started = time.monotonic()
     tasks = _sample(spec.tasks(split, **settings), limit, seed)
-    with spread(_Player(env, settings, name), workers) as play_all:
-        played = list(tqdm(play_all(tasks), split, len(tasks), disable=not progress))
+    with process_pool(_Player(env, settings, name), workers, task_timeout) as play_all:
+        results = tqdm(play_all(tasks), split, len(tasks), disable=not progress)
+        played = [_Dropped(result.kind, result.reason) if isinstance(result, Failure) else result for result in results]
     steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
     lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]
     dropped = Counter(reason.kind for _, reason in lost)
     if not steps:
-        failed = (reason.details for _, reason in lost if reason.kind == "error")
+        failed = (reason.details for _, reason in lost if reason.kind not in (_NOT_WON, _REPLAY_DIFFERS))
         told = "".join(f" The first error: {details}" for details in islice(failed, 1))
         raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{told}")
     manifest = make_manifest(
@@ -172,16 +176,15 @@ class _Player(Player[Task, _Played]):
         try:
             steps = play(environment, self._expert, task, source=self.expert)
             if not steps[-1].success:
-                return _Dropped("not won", f"The episode ended after {len(steps)} actions without success.")
+                return _Dropped(_NOT_WON, f"The episode ended after {len(steps)} actions without success.")
             if not replays(fresh, task, steps):
-                return _Dropped("replay differs")
+                return _Dropped(_REPLAY_DIFFERS)
             return [replace(step, verified=True) for step in steps]
         except ExpertGaveUp as error:  # nothing has failed: a gold path that ends before the goal, for one
-            return _Dropped("not won", str(error))
-        except Exception as error:
-            told = self.lost(task, error)
+            return _Dropped(_NOT_WON, str(error))
+        except Exception:
             self.__dict__.pop("_expert", None)  # in a state that nobody knows
-            return _Dropped("error", told)
+            raise
 
 
 def check_expert(spec: EnvSpec, expert: str | None) -> None:
@@ -202,7 +205,7 @@ def check_settings(
     expert: str | None = None,
     limit: Positive | None = None,
     seed: Seed = 0,
-    workers: Positive = 1,
+    workers: Count = 1,
     env_settings: Mapping[str, Any] | None = None,
 ) -> EnvSpec:
     """The environment. Raises `ConfigError` for a setting that cannot work."""

@@ -89,7 +89,7 @@ def import_preferences(
     )
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, [pair.to_row() for pair, _ in pairs.values()], PAIR)
-        _write_lines(folder / SOURCES, ({"pair_id": name, **found.source()} for name, (_, found) in pairs.items()))
+        _write_lines(folder / SOURCES, ({"pair_id": name, **row.source()} for name, (_, row) in pairs.items()))
         _write_lines(folder / REJECTED, rejected)
         write_manifest(folder, manifest)
     logger.info("%s: %d pairs, %d rows rejected.", Path(out) / FILE_NAME, len(pairs), len(rejected))
@@ -108,10 +108,10 @@ class _Labelled:
         return {"file": self.file, "row": self.row, **self.preference.origin}
 
     def comparisons(self) -> Iterator[tuple[Request, str, str]]:
-        """What was asked, the better reply and the worse one, of each rejected reply."""
+        """What was request, the better reply and the worse one, of each rejected reply."""
         better = normalise(self.preference.chosen)
         for reply in self.preference.rejected:
-            yield self.preference.asked, better, normalise(reply)
+            yield self.preference.request, better, normalise(reply)
 
 
 class _Read:
@@ -135,11 +135,11 @@ class _Read:
             if isinstance(read, Preference):
                 self._labelled.append(_Labelled(str(path), number, read))
             else:
-                groups.setdefault(read.asked, []).append(read)
-        for asked, scored in groups.items():
-            self._add_group(str(path), asked, scored)
+                groups.setdefault(read.request, []).append(read)
+        for request, scored in groups.items():
+            self._add_group(str(path), request, scored)
 
-    def _add_group(self, file: str, asked: Request, scored: Sequence[ScoredReply]) -> None:
+    def _add_group(self, file: str, request: Request, scored: Sequence[ScoredReply]) -> None:
         by = {entry.scored_by for entry in scored}
         try:
             if len(scored) == 1:
@@ -147,7 +147,7 @@ class _Read:
             if len(by) > 1:
                 raise Unusable(f"replies to its request are scored by different columns ({', '.join(sorted(by))})")
             replies = [entry.reply for entry in scored]
-            preference = best_and_worst(asked, replies, self._most_rejected, by.pop())
+            preference = best_and_worst(request, replies, self._most_rejected, by.pop())
         except Unusable as unusable:
             for entry in scored:
                 self.reject(file, entry.reply.index, str(unusable))
@@ -163,7 +163,7 @@ class _Read:
         """The preferences that no other row contradicts; the others are rejected."""
         known = {comparison for labelled in self._labelled for comparison in labelled.comparisons()}
         for labelled in self._labelled:
-            if any((asked, worse, better) in known for asked, better, worse in labelled.comparisons()):
+            if any((request, worse, better) in known for request, better, worse in labelled.comparisons()):
                 self.reject(labelled.file, labelled.row, "another row labels the same two replies the other way")
             else:
                 yield labelled
@@ -181,8 +181,8 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _pair(preference: Preference, split: str, env: str) -> Pair:
-    asked = preference.asked
-    context = Context(asked.goal, asked.history, asked.request, ())
+    request = preference.request
+    context = Context(request.goal, request.history, request.message, ())
     shown = json.dumps(context.to_row(), sort_keys=True, ensure_ascii=False)
     task = hashlib.sha256(shown.encode()).hexdigest()[:16]
     alternative, *further = preference.rejected
@@ -194,7 +194,7 @@ def _pair(preference: Preference, split: str, env: str) -> Pair:
         task_id=task,
         task_type=SOURCE,
         state_id=task,
-        step=len(asked.history),
+        step=len(request.history),
         expert_action=preference.chosen,
         alternative_action=alternative,
         further_alternatives=tuple(further),

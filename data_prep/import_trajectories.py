@@ -18,15 +18,16 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.collect_expert import TRAJECTORIES
-from verl_act.data_prep.players import spread
+from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.data_prep.published import FORMATS, Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import FindTasks, advice, other_benchmark, task_finder
 from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer
 from verl_act.envs.settings import check_env
 from verl_act.errors import DataError, OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Positive, check_options
+from verl_act.options import Count, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import TRAJECTORY, steps_to_learn, write_rows
 
 REJECTED = "rejected.jsonl"
@@ -51,7 +52,8 @@ def import_trajectories(
     *,
     form: str = "eto",
     split: str | None = None,
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
     env_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Manifest:
@@ -62,24 +64,30 @@ def import_trajectories(
     rows that name no task are compared with its tasks alone. A step counts as inferable where an expert of the
     environment that knows the transcript alone would do the same for a reason in it; in ScienceWorld, which has no such
     expert, where the rules of its gold expert say so; always where there is no expert at all. `workers` processes share
-    the rows, and the starts of tasks that rows are compared with, and do not change the result.
+    the rows, and the starts of tasks that rows are compared with, and do not change the result; a row that takes one of
+    them more than `task_timeout` seconds, or ends it, is left out too (see `process_pool`, also for 0).
 
     Raises `DataError` where a file cannot be read or no row is left (the list of rejected rows is then written beside
-    `out`, as `<out>.rejected.jsonl`), `ConfigError` for an unknown format, environment or split, and `EnvError` where a
-    worker process dies.
+    `out`, as `<out>.rejected.jsonl`), and `ConfigError` for an unknown format, environment or split.
     """
     started = time.monotonic()
     settings = dict(env_settings or {})
     check_settings(files, env, form=form, split=split, workers=workers, env_settings=settings)
-    find = _Find(env, settings, task_finder(env, settings, split=split, workers=workers), split)
+    find = _Find(
+        env, settings, task_finder(env, settings, split=split, workers=workers, task_timeout=task_timeout), split
+    )
     kept: dict[tuple[str, str], Replayed] = {}
     rejected: list[Rejected] = []
     looks: Counter[str] = Counter()
-    with spread(Replayer(env, settings, form), workers) as replay:
+    replayer = Replayer(env, settings, form)
+    with process_pool(replayer, workers, task_timeout) as replay:
         for path in files:
             rows = list(read_published(Path(path), form))
             outcomes = tqdm(replay(map(find, rows)), Path(path).name, len(rows), disable=not progress)
             for row, outcome in zip(rows, outcomes, strict=True):
+                if isinstance(outcome, Failure):
+                    assert isinstance(row, Published)
+                    outcome = replayer.failed(row, outcome)
                 if isinstance(outcome, Replayed):
                     first = outcome.steps[0]
                     if kept.setdefault((first.split, first.task_id), outcome) is outcome:
@@ -130,7 +138,7 @@ def check_settings(
     *,
     form: str = "eto",
     split: str | None = None,
-    workers: Positive = 1,
+    workers: Count = 1,
     env_settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise `ConfigError` for a setting that cannot work, `DataError` for a file that does not exist."""
@@ -176,7 +184,7 @@ def _names(files: Sequence[str | PathLike[str]]) -> str:
 def _misfit(looks: Counter[str], rows: int) -> str:
     """What most of the rows look like, where that is not what they were taken for."""
     look, count = (looks.most_common(1) or [("", 0)])[0]
-    return f"{count} of {rows} rows look like {look}. " if 2 * count > rows else ""
+    return f"{count} of {rows} rows look like {look}; " if 2 * count > rows else ""
 
 
 def _first_reasons(rejected: Sequence[Rejected]) -> str:

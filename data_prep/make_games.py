@@ -11,12 +11,9 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +23,20 @@ from tqdm import tqdm
 from verl_act.data_prep.alfworld_game_file import folder_name, game_content, traj_data
 from verl_act.data_prep.alfworld_layout import Layout, lay_out
 from verl_act.data_prep.alfworld_rooms import Size, read_room, room_numbers
+from verl_act.data_prep.process_pool import Failure, RunJobs, close_env, process_pool
 from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, VERSION_FOLDER
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
 from verl_act.errors import EngineError, OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Count, Positive, Seed, check_options
+from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.process import TASK_TIMEOUT
 
 _ATTEMPTS = 1000
 _STEP_LIMIT = 50
+_FAILURES = 5
+"""Layouts of one game at which the engine fails, in a row: more say that something else is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def make_games(
     counts: Mapping[str, int],
     seed: int = 0,
     size: Size = "small",
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
     progress: bool = True,
 ) -> Manifest:
     """Write `counts[split]` verified games a split to `out/json_2.1.1`, and return the manifest written beside them.
@@ -77,12 +79,14 @@ def make_games(
     The six task types take turns. `valid_seen` plays in rooms of the training games, with new layouts;
     `valid_unseen` in rooms and with object-destination combinations that no training game has. `size` is `small`
     (nine receptacles, about eight objects) or `full` (the whole floor plan). `workers` processes share the work and
-    do not change the result. Raises `ConfigError` for an unknown split or size.
+    do not change the result; a layout that takes one of them more than `task_timeout` seconds, or ends it, is replaced
+    by another (see `process_pool`, also for 0). Raises `ConfigError` for an unknown split or size, and `EngineError`
+    where a game cannot be made.
     """
     check_settings(counts=counts, size=size, seed=seed, workers=workers)
     started = time.monotonic()
     games: dict[str, list[_Game]] = {}
-    with _workers(workers) as run, atomic_folder(out) as folder:
+    with process_pool(_Maker(), workers, task_timeout) as run, atomic_folder(out) as folder:
         seen: set[object] = set()
         for split in [split for split in SPLITS if counts.get(split)]:
             orders = [
@@ -90,11 +94,9 @@ def make_games(
                 for index in range(counts[split])
             ]
             made = games[split] = []
-            for order, game in zip(orders, tqdm(run(orders), split, len(orders), disable=not progress), strict=True):
-                # A twin of an earlier game, or one of its name: its task would seem to be in two splits.
-                while game.signature in seen or game.folder in seen:
-                    order = _Order(split, order.index, seed, size, order.rooms, order.salt + 1)
-                    game = _make(order)
+            results = tqdm(run(orders), split, len(orders), disable=not progress)
+            for order, result in zip(orders, results, strict=True):
+                game = _new_game(order, result, seen, run)
                 seen |= {game.signature, game.folder}
                 made.append(game)
                 _write(folder / VERSION_FOLDER / split / game.folder, game)
@@ -109,30 +111,44 @@ def make_games(
     return manifest
 
 
-def check_settings(*, counts: Mapping[str, Count], size: Size = "small", seed: Seed = 0, workers: Positive = 1) -> None:
+def check_settings(*, counts: Mapping[str, Count], size: Size = "small", seed: Seed = 0, workers: Count = 1) -> None:
     """Raise `ConfigError` for a setting that cannot work."""
     check_options(check_settings, {"counts": counts, "size": size, "seed": seed, "workers": workers})
     if set(counts) - set(SPLITS) or not any(counts.values()):
         raise OptionError("counts", f"is {dict(counts)}; give a number of games for some of {', '.join(SPLITS)}.")
 
 
-@cache
-def _environment() -> AlfworldEnvironment:
-    """One engine a process."""
-    return AlfworldEnvironment(max_steps=_STEP_LIMIT)
+def _new_game(order: _Order, result: _Game | Failure, seen: Set[object], run: RunJobs[_Order, _Game]) -> _Game:
+    """The game, or another of its order where the engine fails at it, or where it is a twin of an earlier game or has
+    its name: its task would seem to be in two splits.
+    """
+    failures = 0
+    while isinstance(result, Failure) or result.signature in seen or result.folder in seen:
+        if isinstance(result, Failure):
+            failures += 1
+            if failures == _FAILURES:
+                raise EngineError(f"Game {order.index} of {order.split}: {failures} layouts failed; {result.reason}.")
+        order = replace(order, salt=order.salt + 1)
+        (result,) = run([order])
+    return result
 
 
-@contextmanager
-def _workers(count: int) -> Iterator[Callable[[Sequence[_Order]], Iterator[_Game]]]:
-    """A `map` of `_make` over processes, or plainly in this one; in order either way."""
-    if count <= 1:
-        yield lambda orders: map(_make, orders)
-        return
-    pool = ProcessPoolExecutor(count, get_context("spawn"))
-    try:
-        yield lambda orders: pool.map(_make, orders, chunksize=4)
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Maker:
+    """Makes one game after another on one engine."""
+
+    @cached_property
+    def _environment(self) -> AlfworldEnvironment:
+        return AlfworldEnvironment(max_steps=_STEP_LIMIT)
+
+    def prepare(self) -> None:
+        pass
+
+    def __call__(self, order: _Order) -> _Game:
+        return _make(order, self._environment)
+
+    def close(self) -> None:
+        if (environment := self.__dict__.pop("_environment", None)) is not None:
+            close_env(environment)
 
 
 def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:
@@ -144,7 +160,7 @@ def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:
     return tuple(number for kind in kinds for number in room_numbers(kind, held_out=split == "valid_unseen"))
 
 
-def _make(order: _Order) -> _Game:
+def _make(order: _Order, environment: AlfworldEnvironment) -> _Game:
     """Draw layouts until one is feasible, and prove that it can be won within the step limit."""
     rng = random.Random(f"{order.seed}/{order.split}/{order.index}/{order.salt}")
     task_type = TASK_TYPES[order.index % len(TASK_TYPES)]
@@ -153,13 +169,12 @@ def _make(order: _Order) -> _Game:
         room = read_room(rng.choice(order.rooms), order.size)
         layout = lay_out(rng, room, task_type, order.size, held_out=order.split == "valid_unseen")
         if layout is not None:
-            return _verified(layout, trial)
+            return _verified(layout, trial, environment)
     raise EngineError(f"No game of type {task_type} fits the rooms {order.rooms}. Ask for more training games.")
 
 
-def _verified(layout: Layout, trial: str) -> _Game:
+def _verified(layout: Layout, trial: str, environment: AlfworldEnvironment) -> _Game:
     folder, content = f"{folder_name(layout)}/{trial}", game_content(layout, trial)
-    environment = _environment()
     environment.play(game_from(content, name=folder))
     plan = environment.plan() or []
     results = [environment.step(command) for command in plan]

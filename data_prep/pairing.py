@@ -9,14 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.players import spread
 from verl_act.data_prep.probe import Judgement, Probers, leave_out
+from verl_act.data_prep.process_pool import Failure, failed, process_pool
 from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
 from verl_act.draw import draw_key
 from verl_act.envs.registry import is_admissible
-from verl_act.errors import EnvError, OptionError
+from verl_act.errors import OptionError
 from verl_act.options import Positive, Seed, Share, check_options
 from verl_act.parse import match_action
+from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import Alternatives, Pair, Step, pair_id
 
 Judge = Callable[[str], Judgement]
@@ -62,12 +63,14 @@ def make_pairs(
     env_settings: Mapping[str, Any],
     settings: PairSettings,
     counts: Counter[str],
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
 ) -> Iterator[Pair]:
     """All pairs, lazily, one trajectory after another; `counts` takes note of what is left out, and why.
 
     A trajectory that does not replay is left out from the step on where it departs. `workers` processes share the
-    trajectories and do not change the result.
+    trajectories and do not change the result; one that takes more than `task_timeout` seconds, or ends its process, is
+    left out as a whole.
     """
     trajectories: dict[str, list[Step]] = {}
     for step in steps:
@@ -76,9 +79,15 @@ def make_pairs(
     if settings.limit is not None:
         names.sort(key=lambda name: draw_key(settings.seed, name))
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
-    with spread(_Pairer(Probers(env_settings), settings), workers) as pair_all:
+    probers = Probers(env_settings, sorted({step.env for step in steps}) if settings.margins else ())
+    with process_pool(_Pairer(probers, settings), workers, task_timeout) as pair_all:
         done = tqdm(pair_all(jobs), "building pairs", len(names), unit="trajectory", mininterval=1.0)
-        for pairs, found in done:
+        for name, result in zip(names, done, strict=True):
+            if isinstance(result, Failure):
+                counts["states"] += len(trajectories[name])
+                leave_out(name, result.reason, counts)
+                continue
+            pairs, found = result
             counts.update(found)
             yield from pairs
 
@@ -95,15 +104,15 @@ class _Pairer:
         sampled = {step.state_id: replies for step, replies in trajectory}
         wanted = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
         counts["states"] += len(trajectory)
-        counts["states_not_inferable"] += len(trajectory) - len(wanted)
+        counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
         try:
             for step, judge in self._states(wanted):
                 if _does_nothing(step, judge):
                     counts["states_expert_inadmissible"] += 1
                     continue
                 pairs += _pairs_at(step, sampled[step.state_id], judge, settings, counts)
-        except EnvError as error:
-            leave_out(trajectory[0][0].trajectory_id, error, counts)
+        except Exception as error:
+            leave_out(trajectory[0][0].trajectory_id, failed(self, error).reason, counts, error)
         return pairs, counts
 
     def _states(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Judge]]:
@@ -112,6 +121,9 @@ class _Pairer:
             yield from ((step, _unprobed(step)) for step in steps)
         elif steps:
             yield from ((state.step, state.judge) for state in self.probers.of(steps[0].env).replay(steps))
+
+    def prepare(self) -> None:
+        self.probers.prepare()
 
     def close(self) -> None:
         self.probers.close()

@@ -112,12 +112,12 @@ def _message(message: Any, field: str) -> Message:
     for name, what in _MORE_THAN_TEXT.items():
         if not is_empty(message.get(name)):
             raise Unusable(f"{field} has a message with {name!r}: {what} cannot be shown in a pair")
-    named = message.get("role", message.get("from"))
-    role = named.lower() if isinstance(named, str) else ""
+    given = message.get("role", message.get("from"))
+    role = given.lower() if isinstance(given, str) else ""
     if role in _TOOL_ROLES:
-        raise Unusable(f"{field} has a message of the role {named!r}: tools cannot be shown in a pair")
+        raise Unusable(f"{field} has a message of the role {given!r}: tools cannot be shown in a pair")
     if role not in _ROLES:
-        raise Unusable(f"{field} has a message of the role {named!r:.30}; known are {', '.join(_ROLES)}")
+        raise Unusable(f"{field} has a message of the role {given!r:.30}; known are {', '.join(_ROLES)}")
     return Message(_ROLES[role], _text(message.get("content", message.get("value")), field))
 
 

@@ -42,11 +42,11 @@ _UNPAIRED = ("label", "labels", "kto_tag")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked: the task, earlier exchanges and the last request."""
+    """What the replies answer: the task, earlier exchanges and the last user message."""
 
     goal: str
     history: tuple[Turn, ...]
-    request: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Preference:
     `origin` says which replies of scored data these are and by which score; empty where the row has just these.
     """
 
-    asked: Request
+    request: Request
     chosen: str
     rejected: tuple[str, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Preference:
 class ScoredReply:
     """A row with one reply and its score, which makes pairs with the other replies to its request."""
 
-    asked: Request
+    request: Request
     reply: Reply
     scored_by: str
 
@@ -98,7 +98,7 @@ def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Prefere
     return _one_reply(row, index)
 
 
-def best_and_worst(asked: Request, replies: Sequence[Reply], most_rejected: int, scored_by: str) -> Preference:
+def best_and_worst(request: Request, replies: Sequence[Reply], most_rejected: int, scored_by: str) -> Preference:
     """The reply with the best score against those with lower ones, worst first. Raises `Unusable` on a tie."""
     best = max((reply.score for reply in replies), default=0.0)
     chosen = [reply for reply in replies if reply.score == best]
@@ -118,10 +118,10 @@ def best_and_worst(asked: Request, replies: Sequence[Reply], most_rejected: int,
         "chosen": chosen[0].origin(),
         "rejected": [reply.origin() for reply in different],
     }
-    return _preference(asked, chosen[0].text, [reply.text for reply in different], origin)
+    return _preference(request, chosen[0].text, [reply.text for reply in different], origin)
 
 
-def _preference(asked: Request, chosen: str, rejected: Sequence[str], origin: Mapping[str, Any]) -> Preference:
+def _preference(request: Request, chosen: str, rejected: Sequence[str], origin: Mapping[str, Any]) -> Preference:
     if any(normalise(reply) == normalise(chosen) for reply in rejected):
         raise Unusable("chosen and rejected are the same")
     texts = (chosen, *rejected)
@@ -130,10 +130,10 @@ def _preference(asked: Request, chosen: str, rejected: Sequence[str], origin: Ma
     if tags := [tag for tag in OWN_TAGS if any(tag in reply for reply in texts)]:
         raise Unusable(f"a reply holds {tags[0]}, a tag of our own answers, so that it cannot be chosen by its text")
     try:
-        "".join((asked.goal, *(text for turn in asked.history for text in turn), asked.request, *texts)).encode()
+        "".join((request.goal, *(text for turn in request.history for text in turn), request.message, *texts)).encode()
     except UnicodeEncodeError:
         raise Unusable("a text is not valid Unicode") from None
-    return Preference(asked, chosen, tuple(rejected), origin)
+    return Preference(request, chosen, tuple(rejected), origin)
 
 
 def _chosen_and_rejected(row: Mapping[str, Any]) -> Preference:
@@ -143,8 +143,8 @@ def _chosen_and_rejected(row: Mapping[str, Any]) -> Preference:
     if _keys(chosen[:-1]) != _keys(rejected[:-1]):
         raise Unusable("chosen and rejected differ before their last message")
     _check_scores(row)
-    asked = _request(row, chosen[:-1], chosen[-1])
-    return _preference(asked, chosen[-1].text, [rejected[-1].text], {})
+    request = _request(row, chosen[:-1], chosen[-1])
+    return _preference(request, chosen[-1].text, [rejected[-1].text], {})
 
 
 def _check_scores(row: Mapping[str, Any]) -> None:
@@ -167,9 +167,9 @@ def _completions(row: Mapping[str, Any], most_rejected: int) -> Preference:
         raise Unusable("a completion has no score")
     if len(names) > 1:
         raise Unusable("completions are scored by different fields")
-    asked = _request(row, [], None)
+    request = _request(row, [], None)
     replies = [_scored(completion, index) for index, completion in enumerate(completions)]
-    preference = best_and_worst(asked, replies, most_rejected, str(next(iter(names), "")))
+    preference = best_and_worst(request, replies, most_rejected, str(next(iter(names), "")))
     _check_agreement(preference, completions)
     return preference
 
@@ -236,7 +236,7 @@ def _number(value: Any) -> float | None:
 
 
 def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | None) -> Request:
-    """What was asked, from all columns that hold a part of it and the `beginning` of the labelled conversations.
+    """What the replies answer, from all columns with a part of it and the `beginning` of the labelled conversations.
 
     `reply` is the chosen one, which some data sets also give as the end of `messages`.
     """
@@ -244,11 +244,9 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
     systems += [_system(row[name], name) for name in _SYSTEMS if not is_empty(row.get(name))]
     results: dict[str, list[Message]] = {}
     for name, messages in _prompts(row, reply).items():
-        own, rest = _split_systems(messages)
-        systems += own
+        leading, rest = _split_systems(messages)
+        systems += leading
         results[name] = _joined(name, rest, beginning)
-    if not results and not is_empty(row.get("input")) and not beginning:
-        results["input"] = read_messages(row["input"], "input", USER)
     messages = next(iter(results.values()), beginning)
     for name, other in results.items():
         if _keys(other) != _keys(messages):
@@ -265,28 +263,37 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
     if [message.role for message in messages] != _alternating(len(messages)) or len(messages) % 2 == 0:
         raise Unusable("user and assistant do not take turns up to a last request")
     texts = [message.text for message in messages]
+    if not texts[-1].strip():
+        raise Unusable("the last request is empty")
     return Request(systems[0] if systems else GOAL, tuple(map(Turn, texts[:-1:2], texts[1::2])), texts[-1])
 
 
 def _prompts(row: Mapping[str, Any], reply: Message | None) -> dict[str, list[Message]]:
     """Each column that holds the request, as messages."""
-    found = {name: read_messages(row[name], name, USER) for name in _PROMPTS if not is_empty(row.get(name))}
-    if reply is not None and len(messages := found.get("messages", [])) > 1 and messages[-1].key == reply.key:
-        found["messages"] = messages[:-1]
-    if found and not is_empty(row.get("input")):
-        if list(found) != ["instruction"] or len(found["instruction"]) > 1 or not isinstance(row["input"], str):
-            raise Unusable(f"has 'input' next to {next(iter(found))!r}: how they make the request is not known")
+    columns = {name: read_messages(row[name], name, USER) for name in _PROMPTS if not is_empty(row.get(name))}
+    if reply is not None and len(messages := columns.get("messages", [])) > 1 and messages[-1].key == reply.key:
+        columns["messages"] = messages[:-1]
+    if is_empty(row.get("input")):
+        return columns
+    if columns:
+        if list(columns) != ["instruction"] or len(columns["instruction"]) > 1 or not isinstance(row["input"], str):
+            raise Unusable(f"has 'input' next to {next(iter(columns))!r}: how they make the request is not known")
         # As LLaMA-Factory puts them.
-        found["instruction"] = [Message(USER, f"{found['instruction'][0].text}\n{row['input']}")]
-    return found
+        columns["instruction"] = [Message(USER, f"{columns['instruction'][0].text}\n{row['input']}")]
+    else:
+        columns["input"] = read_messages(row["input"], "input", USER)
+    return columns
 
 
 def _joined(name: str, prompt: list[Message], beginning: list[Message]) -> list[Message]:
     """A prompt column and the beginning of the conversations, of which either may hold more turns."""
-    given, begun = _keys(prompt), _keys(beginning)
-    if any(begun[start : start + len(given)] == given for start in range(len(begun) - len(given) + 1)):
+    prompt_keys, beginning_keys = _keys(prompt), _keys(beginning)
+    if any(
+        beginning_keys[start : start + len(prompt_keys)] == prompt_keys
+        for start in range(len(beginning_keys) - len(prompt_keys) + 1)
+    ):
         return beginning
-    if given[len(given) - len(begun) :] == begun:
+    if prompt_keys[len(prompt_keys) - len(beginning_keys) :] == beginning_keys:
         return prompt
     if prompt[-1].role == ASSISTANT and beginning[0].role == USER:
         return prompt + beginning

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from verl_act.data_prep.process_pool import close_env, prepare_env
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EnvError
@@ -28,10 +29,12 @@ class ReplayError(EnvError):
     """The environment does not repeat what a trajectory recorded."""
 
 
-def leave_out(trajectory_id: str, error: EnvError, counts: Counter[str]) -> None:
-    """Take note of a trajectory whose rest cannot be probed: one that fails costs no other."""
+def leave_out(trajectory_id: str, reason: str, counts: Counter[str], error: Exception | None = None) -> None:
+    """Take note of a trajectory whose rest cannot be probed, by the `error` that was raised if there was one: one that
+    fails costs no other.
+    """
     counts["trajectories_not_replayed" if isinstance(error, ReplayError) else "trajectories_failed"] += 1
-    logger.warning("Left out the rest of trajectory %s: %s", trajectory_id, error)
+    logger.warning("Left out the rest of trajectory %s: %s", trajectory_id, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Prober:
         self._environment = spec.make(**self.settings)
 
     def close(self) -> None:
-        self._environment.close()
+        close_env(self._environment)
 
     def replay(self, steps: Sequence[Step]) -> Iterator[State]:
         """The states of one trajectory, in order; judge at each before asking for the next.
@@ -104,12 +107,18 @@ class Probers:
     """A process's probers, each made when first asked for. Close them when done."""
 
     settings: Mapping[str, Any]
+    envs: Sequence[str] = ()
+    """Those that `prepare` is for."""
     _made: dict[str, Prober] = field(init=False, default_factory=dict)
 
     def of(self, env: str) -> Prober:
         if env not in self._made:
             self._made[env] = Prober(env, self.settings)
         return self._made[env]
+
+    def prepare(self) -> None:
+        for env in self.envs:
+            prepare_env(env, self.settings)
 
     def close(self) -> None:
         for prober in self._made.values():

@@ -16,14 +16,15 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
-from verl_act.data_prep.players import Player, spread
+from verl_act.data_prep.process_pool import Failure, Player, process_pool
 from verl_act.data_prep.published import Published
 from verl_act.data_prep.published_turns import undecorated
 from verl_act.data_prep.webshop_titles import click_by_title, title_clicked
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.registry import get_env
-from verl_act.errors import DataError, EmptySplitError, EnvError
+from verl_act.errors import DataError, EmptySplitError
 from verl_act.parse import match_action
+from verl_act.process import TASK_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -84,21 +85,27 @@ _NAMES_IN_IDS = frozenset(
 )
 
 
-def task_finder(env: str, settings: Mapping[str, Any], *, split: str | None = None, workers: int = 1) -> FindTasks:
+def task_finder(
+    env: str,
+    settings: Mapping[str, Any],
+    *,
+    split: str | None = None,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
+) -> FindTasks:
     """How rows find their tasks: in an environment without rules of its own, by their `task_id`.
 
     Rows that are known only by how their task begins are compared with the tasks of `split` alone, where one is given:
-    to know how a task begins it must be started, which `workers` processes share. All other rows are looked for in
-    every split, since that costs nothing.
+    to know how a task begins it must be started, which `workers` processes share, each start within `task_timeout`
+    seconds. All other rows are looked for in every split, since that costs nothing.
 
-    Raises `DataError` where no split of the environment has tasks; the finder raises `EnvError` where a worker process
-    dies.
+    Raises `DataError` where no split of the environment has tasks.
     """
     tasks = _all_tasks(env, settings)
     if env not in _FINDERS:
         return _by_id(tasks)
     compared = [task for task in tasks if split in (None, task.split)]
-    return _FINDERS[env](tasks, settings, _ByFirstSight(env, settings, compared, workers))
+    return _FINDERS[env](tasks, settings, _ByFirstSight(env, settings, compared, workers, task_timeout))
 
 
 def speller(env: str, settings: Mapping[str, Any]) -> Spell:
@@ -197,14 +204,11 @@ def _by_id(tasks: Sequence[Task]) -> FindTasks:
     return lambda row: [known[row.task]] if row.task in known else []
 
 
-class _Starter(Player[Task, tuple[str, str] | str]):
-    """Starts tasks: their goal and first observation, or why there are none."""
+class _Starter(Player[Task, tuple[str, str]]):
+    """Starts tasks: their goal and first observation."""
 
-    def __call__(self, job: Task) -> tuple[str, str] | str:
-        try:
-            first = self.environments[0].reset(job)
-        except EnvError as error:
-            return str(error)
+    def __call__(self, job: Task) -> tuple[str, str]:
+        first = self.environments[0].reset(job)
         return _one_line(first.goal), _one_line(first.observation)
 
 
@@ -213,8 +217,11 @@ class _ByFirstSight:
     the first text. `workers` processes share that and do not change what is found.
     """
 
-    def __init__(self, env: str, settings: Mapping[str, Any], tasks: Sequence[Task], workers: int) -> None:
-        self._env, self._settings, self._tasks, self._workers = env, settings, tasks, workers
+    def __init__(
+        self, env: str, settings: Mapping[str, Any], tasks: Sequence[Task], workers: int, task_timeout: float
+    ) -> None:
+        self._env, self._settings, self._tasks = env, settings, tasks
+        self._workers, self._task_timeout = workers, task_timeout
 
     def __call__(self, told: str) -> list[Task]:
         text = _one_line(told)
@@ -223,11 +230,11 @@ class _ByFirstSight:
     @cached_property
     def _starts(self) -> list[tuple[str, str, Task]]:
         starts = []
-        with spread(_Starter(self._env, self._settings), self._workers) as start:
+        with process_pool(_Starter(self._env, self._settings), self._workers, self._task_timeout) as start:
             begun = tqdm(start(self._tasks), "reading how tasks begin", len(self._tasks), unit="task")
             for task, first in zip(self._tasks, begun, strict=True):
-                if isinstance(first, str):
-                    logger.warning("Rows are not compared with a task that does not start: %s", first)
+                if isinstance(first, Failure):
+                    logger.warning("Rows are not compared with a task that does not start: %s", first.reason)
                 else:
                     starts.append((*first, task))
         return starts

@@ -20,19 +20,19 @@ _LAYERS = 4
 """Of quotes and the like around an action; more are no spelling of one."""
 
 
-def decision(said: str) -> tuple[str, str | None] | None:
+def decision(turn: str) -> tuple[str, str | None] | None:
     """The action and the thought of a turn; None where it holds no action.
 
     What a thought quotes is no action: of a thought in tags only what follows counts, of several labelled lines the
     last.
     """
-    thought, start = _tagged_thought(said)
-    if action := _tagged_action(said, start):
+    thought, start = _tagged_thought(turn)
+    if action := _tagged_action(turn, start):
         return action, thought
     for label in (_LABEL, _LABEL_WITHIN):
-        for found in reversed(list(label.finditer(said, start))):
-            if action := _labelled_action(said, found.end()):
-                return action, thought or _labelled_thought(said, start, found.start())
+        for match in reversed(list(label.finditer(turn, start))):
+            if action := _labelled_action(turn, match.end()):
+                return action, thought or _labelled_thought(turn, start, match.start())
     return None
 
 
@@ -45,39 +45,39 @@ def undecorated(action: str) -> str:
     return action.strip()
 
 
-def _tagged_thought(said: str) -> tuple[str | None, int]:
+def _tagged_thought(turn: str) -> tuple[str | None, int]:
     """The thought up to the first closing tag (a prompt may have opened it), and where what follows it starts."""
-    end = said.find(_CLOSE_THOUGHT)
+    end = turn.find(_CLOSE_THOUGHT)
     if end < 0:
         return None, 0
-    start = said.find(_OPEN_THOUGHT, 0, end)
-    thought = said[start + len(_OPEN_THOUGHT) if start >= 0 else 0 : end].strip()
+    start = turn.find(_OPEN_THOUGHT, 0, end)
+    thought = turn[start + len(_OPEN_THOUGHT) if start >= 0 else 0 : end].strip()
     return thought, end + len(_CLOSE_THOUGHT)
 
 
-def _tagged_action(said: str, start: int) -> str | None:
+def _tagged_action(turn: str, start: int) -> str | None:
     """The first that is not empty; of nested tags the inner one."""
-    while (end := said.find(_CLOSE_ACTION, start)) >= 0:
-        opened = said.rfind(_OPEN_ACTION, start, end)
-        if opened >= 0 and (action := said[opened + len(_OPEN_ACTION) : end].strip()):
+    while (end := turn.find(_CLOSE_ACTION, start)) >= 0:
+        opened = turn.rfind(_OPEN_ACTION, start, end)
+        if opened >= 0 and (action := turn[opened + len(_OPEN_ACTION) : end].strip()):
             return action
         start = end + len(_CLOSE_ACTION)
     return None
 
 
-def _labelled_action(said: str, start: int) -> str | None:
+def _labelled_action(turn: str, start: int) -> str | None:
     """The rest of the label's line, or the next line that is not empty."""
-    found = _LINE.match(said, start)
-    if found and found[1].startswith(_FENCE):
-        fenced = found[1].strip("` \t")
-        if found[1].rstrip().endswith(_FENCE) and fenced:
+    match = _LINE.match(turn, start)
+    if match and match[1].startswith(_FENCE):
+        fenced = match[1].strip("` \t")
+        if match[1].rstrip().endswith(_FENCE) and fenced:
             return fenced
-        found = _LINE.match(said, found.end())
-    if found is None or _LABEL.match(said, found.start(1)):
+        match = _LINE.match(turn, match.end())
+    if match is None or _LABEL.match(turn, match.start(1)):
         return None
-    return found[1].strip()
+    return match[1].strip()
 
 
-def _labelled_thought(said: str, start: int, end: int) -> str | None:
-    found = _THOUGHT_LABEL.search(said, start, end)
-    return said[found.end() : end].strip() if found else None
+def _labelled_thought(turn: str, start: int, end: int) -> str | None:
+    match = _THOUGHT_LABEL.search(turn, start, end)
+    return turn[match.end() : end].strip() if match else None

@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
-from verl_act.data_prep.players import spread
 from verl_act.data_prep.probe import Probers, leave_out
+from verl_act.data_prep.process_pool import Failure, failed, process_pool
 from verl_act.engine import (
     Engine,
     EngineSettings,
@@ -32,12 +32,13 @@ from verl_act.engine import (
     request_seed,
     usable_tokenizer,
 )
-from verl_act.errors import DataError, EnvError
+from verl_act.errors import DataError
 from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Positive, Seed, check_options
+from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parse import Malformed, normalise, parse_action
+from verl_act.process import TASK_TIMEOUT
 from verl_act.prompts import Template, get_template
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
 
@@ -74,13 +75,15 @@ def reflect(
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
 ) -> Manifest:
     """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
     States whose reply is `Unusable` are left out and counted. One that was killed goes on with what the model has not
-    written. `workers` processes share the environment's part. Raises `DataError` where no reflection is left, and
-    `EnvError` where a worker process dies.
+    written. `workers` processes share the environment's part; a trajectory that takes one of them more than
+    `task_timeout` seconds, or ends it, is left out (see `process_pool`, also for 0). Raises `DataError` where no
+    reflection is left.
     """
     check_settings(
         engine,
@@ -97,7 +100,7 @@ def reflect(
     known = read_steps(trajectories)
     steps = steps_to_learn(known)
     counts["states_expert_inadmissible"] = len(known) - len(steps)
-    tried = list(outcomes(steps, alternatives_at(pairs), env_settings or {}, counts, workers))
+    tried = list(outcomes(steps, alternatives_at(pairs), env_settings or {}, counts, workers, task_timeout))
     if not tried:
         left_out = ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "no state of theirs has pairs"
         raise DataError(
@@ -137,7 +140,7 @@ def check_settings(
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
     seed: Seed = 0,
-    workers: Positive = 1,
+    workers: Count = 1,
 ) -> None:
     """Raise `ConfigError` for a setting that cannot work."""
     check_options(check_settings, {"seed": seed, "workers": workers})
@@ -200,15 +203,22 @@ def outcomes(
     alternatives: Mapping[str, Sequence[str]],
     env_settings: Mapping[str, Any],
     counts: Counter[str],
-    workers: int = 1,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
 ) -> Iterator[Tried]:
     """Each step that has alternatives, with what its own action and each of them led to in the real environment."""
     jobs: dict[str, list[tuple[Step, Sequence[str]]]] = {}
     for step in steps:
         if step.state_id in alternatives:
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
-    with spread(_Executor(Probers(env_settings)), workers) as execute_all:
-        for tried, found in tqdm(execute_all(jobs.values()), "executing alternatives", len(jobs), unit="trajectory"):
+    probers = Probers(env_settings, sorted({step.env for step in steps}))
+    with process_pool(_Executor(probers), workers, task_timeout) as execute_all:
+        done = tqdm(execute_all(jobs.values()), "executing alternatives", len(jobs), unit="trajectory")
+        for name, result in zip(jobs, done, strict=True):
+            if isinstance(result, Failure):
+                leave_out(name, result.reason, counts)
+                continue
+            tried, found = result
             counts.update(found)
             yield from tried
 
@@ -229,9 +239,12 @@ class _Executor:
                 others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
                 tried.append((step, Turn(state.outcome(step.action), step.action), others))
                 counts.update(states=1, alternatives=len(others))
-        except EnvError as error:
-            leave_out(steps[0].trajectory_id, error, counts)
+        except Exception as error:
+            leave_out(steps[0].trajectory_id, failed(self, error).reason, counts, error)
         return tried, counts
+
+    def prepare(self) -> None:
+        self.probers.prepare()
 
     def close(self) -> None:
         self.probers.close()

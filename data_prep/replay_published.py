@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from verl_act.data_prep.collect_expert import play, replays
-from verl_act.data_prep.players import Player
+from verl_act.data_prep.process_pool import Failure, Player, failed
 from verl_act.data_prep.published import Published
 from verl_act.data_prep.published_tasks import Spell, advice, speller, thought_judge
 from verl_act.data_prep.webshop_titles import NoSuchProduct
@@ -82,12 +82,16 @@ class Replayer(Player[Candidates | Refusal, Outcome]):
         except NoSuchProduct as error:
             return Refusal("no such product on the page", str(error))
         except Exception as error:
-            return self._lost(row, "cannot be played", self.lost(task, error))
+            return self.failed(row, failed(self, error))
         if not steps[-1].success:
             refused = [step.action for step in steps if step.admissible is False]
             ends = f"it ends after {len(steps)} of {len(row.actions)} actions{_refused(refused, len(steps))}"
             return self._lost(row, "does not reach the goal", ends)
         return self._kept(row, steps) if alike else Refusal("does not replay alike")
+
+    def failed(self, row: Published, failure: Failure) -> Refusal:
+        """Why a row is left out at which its environment has failed."""
+        return self._lost(row, "cannot be played", failure.reason)
 
     def _lost(self, row: Published, kind: str, details: str) -> Refusal:
         told = advice(self.env, self.settings, row, found=True)

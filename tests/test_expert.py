@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,27 +193,6 @@ def test_a_bug_in_an_environment_costs_one_task(games: Path, tmp_path: Path, mon
     (lost,) = map(json.loads, (tmp_path / "out" / DROPPED).read_text().splitlines())
     assert lost["task_id"] == list_tasks("train", games)[0].task_id
     assert lost["details"] == "IndexError: in the middle of the first game"
-
-
-def test_a_killed_worker_is_told_with_a_remedy(games: Path, tmp_path: Path) -> None:
-    """In a process of its own: its children are the workers, one of which is killed as the kernel would."""
-    code = f"""
-import os, signal, threading, time, psutil
-from verl_act.data_prep.collect_expert import collect_expert
-def kill():
-    workers = []
-    while len(workers) < 2:
-        time.sleep(0.01)
-        workers = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
-    workers[0].kill()
-if __name__ == "__main__":
-    threading.Thread(target=kill, daemon=True).start()
-    collect_expert("out", "alfworld", "train", env_settings={{"data": {str(games)!r}}}, workers=2, progress=False)
-"""
-    (tmp_path / "script.py").write_text(code)
-    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert "EnvError: One of 2 worker processes was killed" in run.stderr, run.stderr
-    assert "--workers" in run.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_replay_that_differs_is_noticed(games: Path) -> None:

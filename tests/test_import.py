@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,16 +24,14 @@ from verl_act.data_prep.import_commands import modern_command, modern_sciencewor
 from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.data_prep.make_sft import make_sft
-from verl_act.data_prep.players import spread
 from verl_act.data_prep.published import Published, Unreadable, _trajectories, read_published
 from verl_act.data_prep.published_tasks import task_finder
 from verl_act.data_prep.published_turns import decision, undecorated
-from verl_act.data_prep.replay_published import Replayer
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
 from verl_act.envs.webshop.instruction import price_limit
-from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.errors import ConfigError, DataError
 from verl_act.schema import SFT, Step, read_steps, read_table, steps_to_learn
 
 Row = dict[str, Any]
@@ -253,7 +250,7 @@ def test_rows_known_by_how_they_begin_are_compared_with_the_split_alone(
         return start(starter, job)
 
     monkeypatch.setattr(published_tasks._Starter, "__call__", noted)
-    for name, workers in (("one", 1), ("two", 2)):
+    for name, workers in (("one", 0), ("two", 2)):
         import_trajectories(
             tmp_path / name,
             [path],
@@ -301,20 +298,6 @@ def test_workers_do_not_change_the_result(games: Path, tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert rejections(tmp_path / "two").keys() == {1, 2, 3}
     assert len(read_steps([tmp_path / "two" / TRAJECTORIES])) == sum(map(len, won))
-
-
-def test_a_worker_that_dies_is_told(games: Path, tmp_path: Path) -> None:
-    row = Published(0, "", "", ("look",), (None,))
-    settings = {"data": str(games)}
-    (task, *_) = get_env("alfworld").tasks("train", **settings)
-    replayer = Dying("alfworld", settings, "eto")
-    with spread(replayer, 2) as replay, pytest.raises(EnvError, match=r"One of 2 worker processes was killed"):
-        list(replay([(row, [task])]))
-
-
-class Dying(Replayer):
-    def __call__(self, job: Any) -> Any:
-        os._exit(1)
 
 
 def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "rejected": GPT_BAD,
         "tools": "[]",
     },
+    "Orca DPO, distilled": {"input": ASK, "chosen": GOOD, "rejected": BAD},
     "Orca DPO": {"system": "", "question": ASK, "chosen": GOOD, "rejected": BAD},
     "content in parts": {
         "prompt": [{"role": "user", "content": [{"type": "text", "text": ASK}]}],
@@ -131,15 +132,15 @@ def only(row: Any, most_rejected: int = 1) -> Preference:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_says_the_same(form: str) -> None:
     preference = only(FORMS[form])
-    asked = preference.asked
-    assert (asked.goal, asked.history, asked.request.replace("\n", " ")) == (GOAL, (), ASK)
+    request = preference.request
+    assert (request.goal, request.history, request.message.replace("\n", " ")) == (GOAL, (), ASK)
     assert (preference.chosen, preference.rejected) == (GOOD, (BAD,))
 
 
 @pytest.mark.parametrize("form", WITH_HISTORY)
 def test_earlier_turns_are_part_of_the_request_wherever_they_stand(form: str) -> None:
     preference = only(WITH_HISTORY[form])
-    assert preference.asked == Request(GOAL, EARLIER_TURN, ASK)
+    assert preference.request == Request(GOAL, EARLIER_TURN, ASK)
     assert (preference.chosen, preference.rejected) == (GOOD, (BAD,))
 
 
@@ -155,7 +156,7 @@ def test_earlier_turns_are_part_of_the_request_wherever_they_stand(form: str) ->
     ],
 )
 def test_a_system_message_is_the_task_wherever_it_stands(row: dict[str, Any]) -> None:
-    assert only(row).asked == Request("Be short.", (), ASK)
+    assert only(row).request == Request("Be short.", (), ASK)
 
 
 def test_which_scored_completions_become_the_pair_is_said() -> None:
@@ -201,6 +202,8 @@ IMAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
         ({"prompt": "What is 3?", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}, "another beginning"),
         ({**PAIR_OF, "question": "What is 3?"}, "prompt and question differ"),
         ({**PAIR_OF, "input": "Use decimals."}, "has 'input' next to 'prompt'"),
+        ({"input": "A sum.", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}, "input is another beginning"),
+        ({**PAIR_OF, "prompt": [{"role": "user", "content": " "}]}, "the last request is empty"),
         ({**PAIR_OF, "prompt": [SYSTEM, USER], "system": "Be long."}, "two different system messages"),
         ({**PAIR_OF, "history": "Hello."}, "history is not a list of pairs"),
         ({**PAIR_OF, "history": [["Hello.", None]]}, "history has a request or a reply that is no text"),
@@ -330,16 +333,16 @@ def test_hh_rlhfs_compressed_file_is_imported(tmp_path: Path) -> None:
 
 def test_rows_with_one_score_each_make_a_pair_of_a_request(tmp_path: Path) -> None:
     """HelpSteer: several replies to a prompt, one a row, with the scores of people; earlier turns are in the prompt."""
-    told = f"Hello.\n<extra_id_1>Assistant\nHi.\n<extra_id_1>User\n{ASK}"
+    prompt = f"Hello.\n<extra_id_1>Assistant\nHi.\n<extra_id_1>User\n{ASK}"
 
     def rated(prompt: str, response: str, helpfulness: int) -> dict[str, Any]:
         scores = {"correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
         return {"prompt": prompt, "response": response, "helpfulness": helpfulness, **scores}
 
     rows = [
-        rated(told, "It is 3.", 1),
-        rated(told, GOOD, 4),
-        rated(told, BAD, 0),
+        rated(prompt, "It is 3.", 1),
+        rated(prompt, GOOD, 4),
+        rated(prompt, BAD, 0),
         rated("A tie?", "Yes.", 3),
         rated("A tie?", "No.", 3),
         rated("Alone?", "Yes.", 3),

@@ -429,6 +429,44 @@ def test_what_the_audit_allows_is_an_option(tmp_path: Path) -> None:
     assert "there are length, verb, imbalance" in str(unknown.exception)
 
 
+SKIPPED: dict[str, tuple[dict[str, object], str]] = {
+    "task leakage": ({}, "no held-out pairs"),
+    "margin": ({"margin": None}, "margin measured for 0 of 40 pairs"),
+    "expert's action admissible": ({"context": replace(make_context(), admissible_actions=())}, "0 of 40"),
+    "admissible flag": ({"context": replace(make_context(), admissible_actions=())}, "0 of 40"),
+    "verb": ({"expert_action": "go to desk 1"}, "0 of 40"),
+    "length": ({"expert_action": "look at shelf", "alternative_action": "go to shelf 1"}, "0 of 40"),
+}
+
+
+@pytest.mark.parametrize("check", SKIPPED)
+def test_a_check_with_nothing_to_look_at_is_skipped(check: str, tmp_path: Path) -> None:
+    changes, text = SKIPPED[check]
+    report = _audit(tmp_path, [make_pair(number, **changes) for number in range(40)])
+    assert {finding.check: finding.level for finding in report.findings}[check] == "skipped"
+    assert text in next(finding.text for finding in report.findings if finding.check == check)
+    assert check not in {finding.check for finding in report.errors}
+
+
+def test_a_check_of_some_pairs_says_of_how_many(tmp_path: Path) -> None:
+    pairs = [replace(pair, margin=None) if number % 2 else pair for number, pair in enumerate(_sound())]
+    (margin,) = (finding for finding in _audit(tmp_path, pairs).findings if finding.check == "margin")
+    assert margin.level == "ok" and "20 of 40 pairs" in margin.text
+
+
+@pytest.mark.parametrize("inferable_only", [False, True])
+def test_what_is_not_inferable_is_counted(inferable_only: bool, steps: list[Step], tmp_path: Path) -> None:
+    rows = [replace(step, inferable=number % 4 > 0) for number, step in enumerate(steps)]
+    write_rows(tmp_path / "steps.parquet", [step.to_row() for step in rows], TRAJECTORY)
+    settings = {"source": "admissible", "margins": False, "inferable_only": inferable_only}
+    counts = build_pairs(tmp_path / "pairs", [tmp_path / "steps.parquet"], **settings).counts
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    assert counts["states_not_inferable"] == sum(not step.inferable for step in rows) > 0
+    assert counts["pairs_not_inferable"] == sum(not pair.inferable for pair in pairs)
+    assert (counts["pairs_not_inferable"] == 0) is inferable_only
+    assert counts["pairs_with_margin"] == 0
+
+
 def test_a_task_that_is_held_out_is_found(tmp_path: Path) -> None:
     report = _audit(tmp_path, _sound(), [make_pair(7)])
     assert [finding.check for finding in report.errors] == ["task leakage"]

@@ -12,9 +12,12 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from verl_act.engine import Engine, Sampling
 from verl_act.errors import DataError
+from verl_act.evaluate.answers import chosen_letter
 from verl_act.evaluate.ask import Examinee, ask_questions
 from verl_act.evaluate.reasoning import LETTERS, Question, is_right, read_questions
 from verl_act.prompts import get_template
@@ -23,6 +26,10 @@ MATH = [
     {"problem": "What is one half plus one quarter?", "answer": "\\frac{3}{4}", "unique_id": "m/1"},
     {"problem": "Solve x^2 = 4 for positive x.", "answer": "2", "unique_id": "m/2"},
     {"problem": "Expand (x+1)^2.", "answer": "x^2+2x+1", "unique_id": "m/3"},
+]
+PERCENT = [
+    {"problem": "How large is the share?", "answer": "10\\%", "unique_id": 0},
+    {"problem": "What percent is it?", "answer": 10, "unique_id": 1},
 ]
 CHOICE = [
     {
@@ -65,10 +72,174 @@ def test_parquet_and_json_lines_hold_the_same_questions(tmp_path: Path) -> None:
         (1, "<think>Perhaps \\boxed{2}? Let me check", False),
         (1, "<think>It is \\boxed{2}.</think> I do not know.", False),
         (1, "It was \\boxed{2}, I thought.</think> It is \\boxed{3}.", False),
+        (1, "First \\boxed{3}, so x + 1 = 3 and \\boxed{2}", True),
+        (1, "First \\boxed{2}, so \\boxed{3}", False),
+        (1, "I give it inside \\boxed{2} and not in \\boxed{}.", True),
+        (1, "Either \\boxed{2} or, better, \\boxed{3", False),
+        (1, "\\boxed 2", True),
+        (0, "\\boxed{3}\\div\\boxed{4} = \\boxed{\\dfrac34}", True),
+        (1, "\\boxed{2\\%}", False),
+        (3, "\\boxed{10}", True),
+        (3, "\\boxed{10\\%}", True),
+        (3, "The answer is $10\\%$.", True),
+        (3, "\\boxed{11\\%}", False),
+        (4, "\\boxed{10}", True),
+        (4, "\\boxed{10\\%}", True),
+        (4, "\\boxed{0.2}", False),
     ],
 )
 def test_answers_are_verified_by_meaning(number: int, reply: str, right: bool, tmp_path: Path) -> None:
-    assert is_right(read_questions([write_lines(tmp_path / "math.jsonl", MATH)])[number], reply) is right
+    assert is_right(read_questions([write_lines(tmp_path / "math.jsonl", MATH + PERCENT)])[number], reply) is right
+
+
+SPELLINGS: list[tuple[str, str | None]] = [
+    # The last box decides.
+    (r"\boxed{B}", "B"),
+    (r"\boxed{b}", "B"),
+    (r"\boxed{(B)}", "B"),
+    (r"\boxed{B)}", "B"),
+    (r"\boxed{B.}", "B"),
+    (r"\boxed{ B }", "B"),
+    (r"\boxed{\text{B}}", "B"),
+    (r"\boxed{\textbf{B}}", "B"),
+    (r"\boxed{\mathrm{(B)}}", "B"),
+    (r"\boxed{\mathbf{B}}", "B"),
+    (r"\boxed{\text{(B)}}", "B"),
+    (r"\boxed{Option B}", "B"),
+    (r"\boxed{\text{Option B}}", "B"),
+    (r"\boxed{\text{Answer: B}}", "B"),
+    (r"\boxed{Answer: (B)}", "B"),
+    (r"\boxed{The correct answer is B}", "B"),
+    (r"\boxed{\text{B) the second}}", "B"),
+    (r"\boxed{B: the second}", "B"),
+    (r"\boxed{\textbf{(B) } 10^{-4}\,\text{eV}}", "B"),
+    (r"\boxed{\left(B\right)}", "B"),
+    (r"$$\boxed{\text{B}}$$", "B"),
+    (r"**\boxed{B}**", "B"),
+    (r"\boxed B", "B"),
+    (r"\boxed {B}", "B"),
+    (r"\boxed{\boxed{B}}", "B"),
+    (r"\boxed{**B**}", "B"),
+    (r"\boxed{A} no, \boxed{B}", "B"),
+    (r"\boxed{A}. Wait: the answer is \boxed{B}.", "B"),
+    (r"The answer is A. \boxed{B}", "B"),
+    (r"\boxed{B} as asked inside \boxed{}", "B"),
+    (r"\boxed{\text{B - the second}}", "B"),
+    (r"\boxed{3}", None),
+    (r"\boxed{\frac{b}{c}}", None),
+    (r"\boxed{A, B}", None),
+    (r"\boxed{B or C}", None),
+    (r"\boxed{A proton}", None),
+    (r"\boxed{B} and then \boxed{3", None),
+    (r"\boxed{E}", None),
+    (r"\boxed{BC}", None),
+    (r"\boxed{c = 3}", None),
+    # Without a box, what is declared the answer.
+    ("The answer is B", "B"),
+    ("The answer is (B).", "B"),
+    ("Answer: B", "B"),
+    ("Answer: (B)", "B"),
+    ("**Answer: B**", "B"),
+    ("**Answer:** B", "B"),
+    ("Final answer: B", "B"),
+    ("The final answer is **B**.", "B"),
+    ("the correct answer is option B.", "B"),
+    ("The correct option is B.", "B"),
+    ("My answer is therefore B.", "B"),
+    ("The answer is:\n\n**B) the second**", "B"),
+    ("ANSWER: B", "B"),
+    ("answer: b", "B"),
+    ("The best choice would be B.", "B"),
+    ("Option B is correct.", "B"),
+    ("(B) is the correct answer.", "B"),
+    ("B is correct.", "B"),
+    ("So I choose B.", "B"),
+    ("I would go with option B.", "B"),
+    ("Therefore, B.", "B"),
+    ("### Answer\nB", "B"),
+    ("<answer>B</answer>", "B"),
+    (r"The answer is $\text{B}$.", "B"),
+    (r"The answer is \(B\).", "B"),
+    ("The answer to the question is B.", "B"),
+    ("答案：B", "B"),
+    ("Thus the answer is B because it is heavier.", "B"),
+    ("The answer is A because", "A"),
+    ("The answer is A.", "A"),
+    # A letter alone at the end.
+    ("B", "B"),
+    ("**B**", "B"),
+    ("(B)", "B"),
+    (r"\(B\)", "B"),
+    ("B.", "B"),
+    ("`B`", "B"),
+    ("Let us see.\n\n**B**", "B"),
+    ("B) the second", "B"),
+    ("**B) the second**", "B"),
+    ("Option B", "B"),
+    ("$B$", "B"),
+    # What is taken back.
+    ("The correct answer is not B, it is C", "C"),
+    ("The correct answer is not B but C.", "C"),
+    ("The answer isn't (B). It's (C).", "C"),
+    ("The answer is A. Wait, the answer is C.", "C"),
+    ("The answer is C, not B.", "C"),
+    ("The answer is C rather than B.", "C"),
+    ("Not A. Not B. The answer must be C.", "C"),
+    ("The answer is B. No: B is wrong, so C.", "C"),
+    ("Option B is not correct. Option C is correct.", "C"),
+    # No answer, or several.
+    ("B says so, but", None),
+    ("", None),
+    ("The answer is not B.", None),
+    ("The answer is A or B.", None),
+    ("The answer is either A or B", None),
+    ("A) one\nB) two\nC) three\nD) four", None),
+    ("The answer is a proton", None),
+    ("The answer is A proton", None),
+    ("Vitamin C is good", None),
+    ("I think it may be B or", None),
+    ("If B is correct, then the sum is 3.", None),
+    ("Answer: the mass of B", None),
+    ("The answer is B. No, the answer is not B.", None),
+    ("The answer is BC", None),
+    ("Because of the answer", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "letter"), SPELLINGS)
+def test_spellings_of_a_letter(reply: str, letter: str | None) -> None:
+    assert chosen_letter(reply) == letter
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.lists(
+            st.sampled_from([*(spelling for spelling, _ in SPELLINGS), "\\boxed{", "}", "{", "not ", "A", ". "]),
+            max_size=6,
+        ).map("".join),
+    )
+)
+def test_any_reply_has_a_letter_or_none(reply: str) -> None:
+    assert chosen_letter(reply) in (*LETTERS, None)
+    assert chosen_letter(reply + "\n\\boxed{D}") == "D", "the last box decides"
+
+
+def test_numbers_and_a_json_list_are_read(tmp_path: Path) -> None:
+    """Item 0 is not item 1, and an answer may be a number."""
+    rows = [
+        {"problem": "1 + 1?", "answer": 2, "unique_id": 0},
+        {"problem": "1 / 2?", "answer": 0.5, "unique_id": 1},
+        {"problem": "Two?", "answer": "2", "unique_id": ""},
+    ]
+    (tmp_path / "math.json").write_text(json.dumps(rows))
+    found = read_questions([tmp_path / "math.json"])
+    assert [(question.item, question.gold) for question in found] == [("0", "2"), ("1", "0.5"), ("3", "2")]
+    assert found == read_questions([write_lines(tmp_path / "math.jsonl", rows)])
+    table = pa.Table.from_pylist([{**row, "answer": number, "unique_id": number} for number, row in enumerate(rows)])
+    pq.write_table(table, tmp_path / "numbers.parquet")
+    numbered = read_questions([tmp_path / "numbers.parquet"])
+    assert [(question.item, question.gold) for question in numbered] == [("0", "0"), ("1", "1"), ("2", "2")]
 
 
 def test_letters_are_drawn_by_item(tmp_path: Path) -> None:
@@ -124,6 +295,8 @@ def test_files_of_one_name_stand_apart(tmp_path: Path) -> None:
     [
         ([{"question": "x", "answer": "1"}], "has the columns question, answer"),
         ([MATH[0], {**MATH[1], "answer": ""}], "row 2: answer is ''"),
+        ([MATH[0], {**MATH[1], "answer": True}], "row 2: answer is True"),
+        ([MATH[0], {**MATH[1], "answer": None}], "row 2: answer is None"),
         ([MATH[0], MATH[0]], "comes twice"),
     ],
 )

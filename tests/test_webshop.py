@@ -1026,11 +1026,31 @@ def test_the_reward_is_one_only_where_everything_is_met(product: Product, goal: 
         ),
         ("AC Power Cord Outlet, Home Theater System", "2 Prong Power Cord for Bar 3.1 4K Home Theater System", 5 / 7),
         ("2pcs Stainless Steel Tweezers (Silver)", "921ORB Kitchen and Bath Cabinet Knob", 0),
+        ("Acme Men's Slippers", "Men’s Boot", 1 / 2),
+        ("Slippers for Men", "Women's Slippers in men's sizes", 2 / 4),
         ("anything", "with 3 of 4", 0.2),
     ],
 )
 def test_nouns_are_shared(bought: str, wanted: str, share: float) -> None:
     assert common_nouns(bought, wanted) == pytest.approx(share)
+
+
+def test_without_spacy_its_models_are_refused_with_the_commands_that_install_them() -> None:
+    with pytest.raises(ConfigError, match=r"nouns is 'en_core_web_none'.*python -m spacy download en_core_web_none"):
+        noun_tagger("en_core_web_none")
+
+
+def test_the_nouns_of_a_spacy_model_decide_the_reward(tmp_path: Path) -> None:
+    """A model of rules instead of a trained one, which PyPI does not have."""
+    spacy = pytest.importorskip("spacy", reason="needs the extra webshop-spacy")
+    model = spacy.blank("en")
+    ruler = model.add_pipe("attribute_ruler")
+    for pos, names in (("NOUN", ["Men", "Lid"]), ("PROPN", ["Blue"]), ("ADJ", ["Stoneware"])):
+        ruler.add(patterns=[[{"TEXT": name}] for name in names], attrs={"POS": pos})
+    model.to_disk(tmp_path / "model")
+    assert noun_tagger(str(tmp_path / "model"))("Blue Men's Stoneware Lid") == ("blue", "men", "lid")
+    environment = WebShopEnvironment(nouns=str(tmp_path / "model"))
+    assert environment._nouns("Blue") == ("blue",) and noun_tagger()("Blue") == ()
 
 
 def test_values_are_compared_as_thefuzz_does() -> None:

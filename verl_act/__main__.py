@@ -16,6 +16,7 @@ import typer
 
 from verl_act.errors import ActError, ConfigError, cannot_write
 from verl_act.options import check_keys
+from verl_act.process import TASK_TIMEOUT
 from verl_act.rollout.settings import Mode
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
@@ -40,7 +41,14 @@ TemplateOptions = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="of all that is drawn")]
 Limit = Annotated[int | None, typer.Option(help="at most so many of each split, drawn by the seed; without it, all")]
-Workers = Annotated[int, typer.Option(help="processes that share the work; the result is the same")]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, help="processes that share the work; the result is the same. 0: this one alone, no time limit"),
+]
+TaskTimeout = Annotated[
+    float,
+    typer.Option(help="seconds of one game, task, row or trajectory; one that hangs is left out, with the reason"),
+]
 Name = Annotated[str, typer.Argument(metavar="ENV", help="the environment's name")]
 Model = Annotated[str, typer.Option(help="a Hugging Face model folder, or a hub id")]
 Files = Annotated[list[Path], typer.Option(help="may be given several times")]
@@ -89,11 +97,12 @@ def make_games(
     size: Annotated[str, typer.Option(help="of the rooms: full, as in ALFWorld, or small")] = "full",
     seed: Seed = 0,
     workers: Workers = 1,
+    task_timeout: TaskTimeout = TASK_TIMEOUT,
 ) -> None:
     """Generate ALFWorld games, in ALFWorld's own file format, each proved solvable on its engine."""
     from verl_act.data_prep.make_games import make_games as run
 
-    run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers)  # type: ignore[arg-type]
+    run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers, task_timeout=task_timeout)  # type: ignore[arg-type]
 
 
 @app.command()
@@ -113,13 +122,24 @@ def collect_expert(
     limit: Limit = None,
     seed: Seed = 0,
     workers: Workers = 1,
+    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Play tasks with an expert; keep the trajectories that win and replay."""
     from verl_act.data_prep.collect_expert import collect_expert as run
 
     settings = _object(env_settings, "--env-settings")
-    run(out, env, split, expert=expert, limit=limit, seed=seed, workers=workers, env_settings=settings)
+    run(
+        out,
+        env,
+        split,
+        expert=expert,
+        limit=limit,
+        seed=seed,
+        workers=workers,
+        task_timeout=task_timeout,
+        env_settings=settings,
+    )
 
 
 @app.command()
@@ -132,13 +152,16 @@ def import_trajectories(
     ] = "eto",
     split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
     workers: Workers = 1,
+    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
     from verl_act.data_prep.import_trajectories import import_trajectories as run
 
     settings = _object(env_settings, "--env-settings")
-    manifest = run(out, files, env, form=form, split=split, workers=workers, env_settings=settings)
+    manifest = run(
+        out, files, env, form=form, split=split, workers=workers, task_timeout=task_timeout, env_settings=settings
+    )
     typer.echo(json.dumps(manifest.counts, indent=2))
 
 
@@ -187,6 +210,7 @@ def build_pairs(
     trajectories: Files,
     alternatives: Annotated[list[Path] | None, typer.Option()] = None,
     workers: Workers = 1,
+    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
     settings: Annotated[
         str, typer.Option(metavar="JSON", help="max_alternatives_per_state, candidates, source, margins and so on")
@@ -202,6 +226,7 @@ def build_pairs(
         alternatives or (),
         _object(env_settings, "--env-settings"),
         workers,
+        task_timeout,
         **_keywords(settings, "--settings", PairSettings),
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
@@ -276,6 +301,7 @@ def reflect(
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     workers: Workers = 1,
+    task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
     engine_options: EngineOptions = "{}",
     seed: Seed = 0,
@@ -295,6 +321,7 @@ def reflect(
         template_options=_object(template_options, "--template-options"),
         seed=seed,
         workers=workers,
+        task_timeout=task_timeout,
     )
     typer.echo(json.dumps(manifest.counts, indent=2))
 

@@ -74,15 +74,19 @@ def open_text(path: str | PathLike[str]) -> Iterator[TextIO]:
 
 def read_text(path: str | PathLike[str]) -> str:
     """The whole text; CRLF becomes LF."""
+    return _read(path).replace("\r\n", "\n")
+
+
+def _read(path: str | PathLike[str]) -> str:
     with open_bytes(path) as stream:
         whole = stream.read()
-    return _decoded(path, whole, 1).replace("\r\n", "\n")
+    return _decoded(path, whole, 1)
 
 
 def read_json(path: str | PathLike[str]) -> Any:
     """The value of a file that is one JSON document."""
     try:
-        return _parsed(read_text(path))
+        return _parsed(_read(path))
     except _NotJson as error:
         raise DataError(f"{path}, line {error.line}: is not JSON ({error}). Download or write it again.") from error
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from verl_act.chain.process import dies_with_parent
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
 from verl_act.manifest import make_manifest, read_manifest, up_to_date, write_manifest
 from verl_act.output_folder import finish_replacement, locked
+from verl_act.process import dies_with_parent
 
 console = Console(highlight=False)
 

@@ -25,12 +25,12 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from verl_act.chain.command_line import hydra_value
-from verl_act.chain.process import dies_with_parent
 from verl_act.chain.stages import Stage
 from verl_act.errors import ConfigError, EngineError
 from verl_act.manifest import digest
 from verl_act.merge_lora import merge_lora
 from verl_act.output_folder import atomic_folder
+from verl_act.process import dies_with_parent
 
 logger = logging.getLogger(__name__)
 

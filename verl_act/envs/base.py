@@ -20,6 +20,10 @@ from verl_act.schema import ENV_NAME, TASK, Context, is_env_name, read_table
 _SEPARATORS = ("/", "\\")
 _PARTS = re.compile(r"[/\\]")
 
+PREPARE_SECONDS = 3600.0
+"""What `EnvSpec.prepare` may take: WebShop's full catalogue takes minutes; on a slow disk, or waiting for another
+process, more."""
+
 
 class NoRoom(EnvError):
     """The process has no room for this episode beside its others; one that plays fewer may have.

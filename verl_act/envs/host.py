@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from verl_act.envs.actor import portable
-from verl_act.envs.base import StepResult
+from verl_act.envs.base import PREPARE_SECONDS, StepResult
 from verl_act.errors import EnvError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,6 @@ _GROWN_AFTER = 16
 """Episodes that an actor has served before its size says that it grows: what is large at once will be so again."""
 _GROWN = 1.5
 """So many times what it held with its first episodes an actor holds when another in its place would be smaller."""
-_PREPARE_SECONDS = 3600.0
-"""WebShop's full catalogue takes minutes; on a slow disk, or waiting for another process, more."""
 _TOGETHER = 8
 """Steps in one call, at most: its answers come with the last of them."""
 _MEMORY_SECONDS = 60.0
@@ -116,7 +114,7 @@ class Host:
         if self._actor is None:
             self._actor = self._start(self.generation)
             if self._prepares:
-                await self._ask(_PREPARE_SECONDS, "prepare")
+                await self._ask(PREPARE_SECONDS, "prepare")
         return await self._ask(timeout, method, *arguments)
 
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:

@@ -5,8 +5,9 @@ A file is JSON lines, CSV or parquet, with one row per question and the columns 
 * MATH-500: `problem`, `answer`; `unique_id` is used as the item's name where it is there.
 * GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.
 
-Answers are verified by math-verify, which parses both sides. Only an answer that is boxed, or introduced as the answer,
-counts: the last number of a reply that was cut off is none. Thoughts are no answer: only what follows `</think>` is
+The last box of a reply is its answer, or else what it declares its answer: the last number of a reply that was cut off
+is none. Answers of mathematics are verified by math-verify, which parses both sides; a percent sign counts for nothing
+where the right answer has one or the problem asks for percent. Thoughts are no answer: only what follows `</think>` is
 read, and a thought that never ends leaves nothing. The letters of GPQA are drawn by item: all models are asked the
 same.
 """
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from verl_act.errors import ConfigError, DataError
+from verl_act.evaluate.answers import chosen_letter, last_box
 from verl_act.parquet_file import read_parquet
 from verl_act.prompts import Message
 from verl_act.text_files import open_bytes, read_rows, text_suffix
@@ -33,9 +35,7 @@ from verl_act.text_files import open_bytes, read_rows, text_suffix
 MATH_COLUMNS = ("problem", "answer")
 CHOICE_COLUMNS = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 LETTERS = ("A", "B", "C", "D")
-_BOXED_LETTER = re.compile(r"\\boxed\{\s*(?:\\(?:text|textbf|mathrm|mathbf|mathit)\{\s*)?\(?([A-Da-d])\s*[).:}]")
-"""A letter by itself or with the option's text after it: `B`, `(B)`, `B) text`, `\\text{B}`."""
-_LETTER_IN_BRACKETS = re.compile(r"\(([A-D])\)")
+_PERCENT = re.compile(r"\\?%")
 _BOXED = "Reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -73,30 +73,30 @@ def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Whether math-verify finds the gold answer in the reply, after its thoughts.
+    """Whether the reply's answer, after its thoughts, is the right one: the same letter, or equal by math-verify.
 
     Where the prompt has opened the thought, `<think>` must stand before the reply, as `Engine.reply` gives it. Raises
     `ConfigError` where math-verify is missing.
     """
+    reply = _after_thoughts(reply)
+    if question.is_choice:
+        return chosen_letter(reply) == question.gold
     try:
-        from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
+        from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
     except ImportError as error:
         raise ConfigError(
             "math-verify, which verifies the answers, is not installed; run pip install 'verl-act[reasoning]'."
         ) from error
-    reply = _after_thoughts(reply)
-    if question.is_choice:
-        if boxed := _BOXED_LETTER.findall(reply):
-            return bool(boxed[-1].upper() == question.gold)
-        letters = (StringExtractionConfig(strings=LETTERS, try_extract_without_anchor=False),)
-        found = parse(_LETTER_IN_BRACKETS.sub(r"\1", reply), letters)
-        return bool(verify(parse(f"answer: {question.gold}", letters), found))
     maths = (
         LatexExtractionConfig(try_extract_without_anchor=False),
         ExprExtractionConfig(try_extract_without_anchor=False),
     )
-    gold = parse(f"\\boxed{{{question.gold}}}", maths)
-    return bool(gold) and bool(verify(gold, parse(reply, maths)))
+    box = last_box(reply)
+    gold, answer = question.gold, reply if box is None else f"\\boxed{{{box}}}"
+    if _PERCENT.search(gold) or "percent" in question.text.lower():
+        gold, answer = (_PERCENT.sub("", text) for text in (gold, answer))
+    parsed = parse(f"\\boxed{{{gold}}}", maths)
+    return bool(parsed) and bool(verify(parsed, parse(answer, maths)))
 
 
 def _after_thoughts(reply: str) -> str:
@@ -154,14 +154,20 @@ def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
 def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], split: str) -> Question:
     values: list[Any] = [row.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be text.")
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be text or a number.")
+    values = list(map(str, values))
     if names is MATH_COLUMNS:
-        item = str(row.get("unique_id") or number)
+        item = _name(row.get("unique_id"), number)
         return Question(item, split, f"{values[0]}\n\n{_BOXED}", values[1], False)
-    item = str(row.get("Record ID") or number)
+    item = _name(row.get("Record ID"), number)
     order = list(range(len(LETTERS)))
     random.Random(hashlib.sha256(item.encode()).digest()).shuffle(order)
     options = "\n".join(f"{letter}) {values[1 + which]}" for letter, which in zip(LETTERS, order, strict=True))
     text = f"{values[0]}\n\n{options}\n\n{_BOXED.replace('final answer', 'answer, a single letter,')}"
     return Question(item, split, text, LETTERS[order.index(0)], True)
+
+
+def _name(given: Any, number: int) -> str:
+    """What a row calls its item, which may be 0; the row's number where it does not say."""
+    return str(number) if given is None or given == "" else str(given)

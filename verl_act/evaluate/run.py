@@ -92,7 +92,9 @@ def evaluate(
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
     panel = [task for path in tasks for task in read_tasks(path)]
-    steps = some_of_each_split(steps_to_learn(read_steps(trajectories)), limit, lambda step: step.state_id)
+    known = read_steps(trajectories)
+    taken = steps_to_learn(known)
+    steps = some_of_each_split(taken, limit, lambda step: step.state_id)
     questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
     general = read_questions(reasoning)
     _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
@@ -115,6 +117,7 @@ def evaluate(
         },
         seed=seed,
     )
+    manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(taken)})
     with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
         examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed, mode)
         reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
@@ -248,6 +251,7 @@ def write_evaluation(
         "seconds": round(seconds, 1),
     }
     counts = {
+        **manifest.counts,
         "episodes": len(answers.episodes),
         "episode_errors": len(answers.episodes) - len(finished(answers.episodes)),
         "next_actions": len(answers.next_actions),

@@ -2,14 +2,13 @@
 
 WebShop has spaCy tag the name (its models are not on PyPI) and keeps what is tagged NOUN or PROPN. The embedded tagger
 is the only deviation from WebShop's reward: it takes every word of letters for a noun, unless it is a function word, a
-number or a measure, or one of some hundred adjectives, verbs and adverbs that product names use. On 24 names of real
-products it finds 86% of the nouns that `en_core_web_sm` finds, and 95% of what it finds is one; of all pairs of these
-names 95% fall in the same class of the type term, and 83% of the pairs of 150 names in the embedded catalogue, where
-spaCy takes many capitalised adjectives for names. Whoever buys the product that the goal was written for gets the same
-reward with either tagger.
+number or a measure, or one of some hundred adjectives, verbs and adverbs that product names use. So it misses nouns of
+that list where spaCy takes them for names, as capitalised words often, and takes rarer adjectives and verbs for nouns.
+That changes the type factor of some purchases: results to be compared with published ones need spaCy's tagging. Whoever
+buys the product that the goal was written for gets the same reward with either tagger.
 
-With spaCy and a model installed, its tagging can be had instead: pass the model's name, `en_core_web_sm` or
-`en_core_web_lg`. WebShop's code has loaded both, in different versions.
+spaCy comes with the extra `webshop-spacy`: pass the name of its model, `en_core_web_sm` or `en_core_web_lg`. WebShop's
+code has loaded both, in different versions.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ Nouns = Callable[[str], tuple[str, ...]]
 
 # spaCy splits words at slashes and at hyphens between letters, and keeps abbreviations with dots whole.
 _TOKEN = re.compile(r"[^\W\d_](?:\.[^\W\d_])+\.?|[^\W_]+(?:(?:['’]|(?<=\d)-|-(?=\d))[^\W_]+)*")
+_POSSESSIVE = re.compile("['’]s$")
 _MEASURE = re.compile(r"\d.*|x+|[ivx]+", re.IGNORECASE)
 _FUNCTION_WORDS = """
     a about above across after all also an and any are as at be been before behind below beneath beside between both
@@ -42,36 +42,44 @@ _ADJECTIVES = """
     cotton-free cruelty cute dark decorative deep digital dry durable easy elastic electric elegant extra fashionable
     fast fine flat flexible foldable folding free fresh full genuine gold good great green grey gray handmade hard
     healthy heavy high hot important included insulated large latest lightweight listed little long loose low
-    luxury made magnetic men's metallic mini modern multi multifunctional natural new non old optical organic original
+    luxury made magnetic metallic mini modern multi multifunctional natural new non old optical organic original
     oversized padded perfect personalized pink plain plus portable powerful premium pretty printed professional pure
     purple quick real rechargeable red removable replaceable resistant retro reusable round safe scented sexy short
     shockproof silky simple sleeveless slim small smart smooth soft solid special square stretchy strong stylish super
     sweet tall thick thin tiny traditional transparent ultra-thin unique universal upgraded used useful versatile
-    vintage warm washable waterproof wet white wide wireless women's yellow
+    vintage warm washable waterproof wet white wide wireless yellow
 """
 """Adjectives, participles and adverbs of product names."""
 _OTHER = frozenset((_FUNCTION_WORDS + _ADJECTIVES).split())
 
 
 def embedded_nouns(name: str) -> tuple[str, ...]:
-    """The nouns by the embedded word list."""
-    words = (found.lower() for found in _TOKEN.findall(name))
+    """The nouns by the embedded word list. Of a possessive the noun counts, as with spaCy: `men` of `men's`."""
+    words = (_POSSESSIVE.sub("", found.lower()) for found in _TOKEN.findall(name))
     return tuple(word for word in words if word not in _OTHER and not _MEASURE.fullmatch(word))
 
 
 @lru_cache(maxsize=2)
 def noun_tagger(model: str = EMBEDDED) -> Nouns:
-    """The embedded tagger, or that of an installed spaCy model. Raises `ConfigError` where there is no such model."""
+    """The embedded tagger, or that of an installed spaCy model (its name, or its folder).
+
+    Raises `ConfigError` where spaCy or the model is not installed.
+    """
     if model == EMBEDDED:
         return lru_cache(maxsize=65536)(embedded_nouns)
     try:
         import spacy
-
-        tag = spacy.load(model, exclude=["ner", "lemmatizer"])
-    except (ImportError, OSError) as error:
+    except ImportError as error:
         raise ConfigError(
-            f"nouns is {model!r}, but spaCy cannot load such a model: {error}. Install spaCy and the model "
-            f"(`python -m spacy download {model}`), or leave the setting at {EMBEDDED!r}."
+            f"nouns is {model!r}, a model of spaCy, which cannot be imported: {error}. Install both (`pip install "
+            f"'verl-act[webshop-spacy]'`, `python -m spacy download {model}`), or leave nouns at {EMBEDDED!r}."
+        ) from error
+    try:
+        tag = spacy.load(model, exclude=["ner", "lemmatizer"])
+    except (ImportError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"nouns is {model!r}, but spaCy cannot load that model: {error} Install it (`python -m spacy download "
+            f"{model}`), or leave nouns at {EMBEDDED!r}."
         ) from error
 
     def nouns(name: str) -> tuple[str, ...]:

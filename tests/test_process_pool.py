@@ -1,0 +1,206 @@
+"""Worker processes of data commands: what hangs or dies costs one task, and nothing outlives the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import failing_env
+import psutil
+import pytest
+from installed_env import install
+
+from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES
+from verl_act.data_prep.process_pool import Failure, process_pool
+from verl_act.errors import DataError, EnvError
+from verl_act.schema import read_pairs, read_steps
+
+TESTS = Path(__file__).parent
+
+
+class Failing:
+    """A worker that fails as its job says."""
+
+    def prepare(self) -> None:
+        pass
+
+    def __call__(self, job: str) -> str:
+        if job.startswith("is killed once"):
+            trap = Path(job.partition(":")[2])
+            if not trap.exists():
+                trap.touch()
+                failing_env.fail("is killed")
+        if job == "data error":
+            raise DataError("wrong settings")
+        failing_env.fail(job)
+        return job.upper()
+
+    def close(self) -> None:
+        pass
+
+
+class Unstartable(Failing):
+    def prepare(self) -> None:
+        os._exit(5)
+
+
+def test_a_job_that_fails_costs_no_other(tmp_path: Path) -> None:
+    once = f"is killed once:{tmp_path / 'killed'}"
+    jobs = ["a", *failing_env.FAILURES, once, "b", "x" * 2_000_000, "c"]
+    with process_pool(Failing(), 2, timeout=3) as run:
+        results = list(run(jobs))
+        (nested,) = run(["again"])
+    kinds = {job: result.kind for job, result in zip(jobs, results, strict=True) if isinstance(result, Failure)}
+    assert kinds == failing_env.FAILURES
+    assert [result for result in results if not isinstance(result, Failure)] == [
+        "A",
+        once.upper(),
+        "B",
+        jobs[-2].upper(),
+        "C",
+    ]
+    assert nested == "AGAIN"
+    reasons = dict(zip(jobs, results, strict=True))
+    for job, told in {
+        "hangs in reset": "--task-timeout",
+        "exits": "exit status 3",
+        "crashes": "SIGSEGV",
+        "is killed": "memory",
+        "may not": "PermissionError: [Errno 13] Permission denied: '/its/own/file'",
+        "leaves": "SystemExit: it has had enough",
+        "raises": "IndexError: a bug in the environment",
+    }.items():
+        assert told in reasons[job].reason
+
+
+def test_errors_of_the_user_end_the_command() -> None:
+    with pytest.raises(DataError, match="wrong settings"), process_pool(Failing(), 1) as run:
+        list(run(["a", "data error"]))
+    with pytest.raises(EnvError, match="exit status 5"), process_pool(Unstartable(), 1) as run:
+        list(run(["a"]))
+    assert not psutil.Process().children(recursive=True) or all(
+        "spawn_main" not in " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> dict[str, str]:
+    """Environment variables with which a command finds `failing_env`."""
+    (tmp_path / "site").mkdir()
+    install(failing_env, tmp_path / "site")
+    path = os.pathsep.join([str(tmp_path / "site"), str(TESTS), os.environ.get("PYTHONPATH", os.getcwd())])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "verl_act", *arguments]
+
+
+def collected(out: Path) -> tuple[list[str], dict[str, str]]:
+    """The tasks that were won, and the kind of failure of each of the others."""
+    won = [step.task_id for step in read_steps([out / TRAJECTORIES]) if step.step == 0]
+    dropped = map(json.loads, (out / DROPPED).read_text().splitlines())
+    return won, {task["task_id"]: task["kind"] for task in dropped}
+
+
+def test_a_task_that_fails_costs_no_other_trajectory(site: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--task-timeout", "3", "failing", "train"]
+    run = subprocess.run(command("collect-expert", *options), env=site, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert collected(out) == (list(failing_env.GOOD), failing_env.FAILURES)
+
+
+def test_pairs_and_reflections_lose_a_trajectory_that_fails(site: dict[str, str], tmp_path: Path) -> None:
+    """Their trajectories were collected where these tasks did not fail."""
+    spared = tmp_path / "spared"
+    spared.mkdir()
+    for task in failing_env.FAILURES:
+        (spared / task).touch()
+    settings = json.dumps({"spared": str(spared)})
+    expert, out = tmp_path / "expert", tmp_path / "pairs"
+    collect = command("collect-expert", "--out", str(expert), "--env-settings", settings, "failing", "train")
+    subprocess.run(collect, env=site, check=True, timeout=120)
+    (spared / "hangs in reset").unlink()
+    (spared / "raises").unlink()
+    (spared / "exits").unlink()
+    options = ["--trajectories", str(expert / TRAJECTORIES), "--env-settings", settings, "--task-timeout", "3"]
+    build = command("build-pairs", "--out", str(out), *options, "--settings", '{"source": "admissible"}')
+    run = subprocess.run(build, env=site, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    left = {pair.task_id for pair in read_pairs([out / "pairs.parquet"])}
+    assert left == {*failing_env.GOOD, *failing_env.FAILURES} - {"hangs in reset", "raises", "exits"}
+    assert json.loads(run.stdout)["trajectories_failed"] == 3
+
+
+def descendants(process: psutil.Process, workers: int = 2) -> list[psutil.Process]:
+    """All of them, once that many worker processes work, or are about to."""
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+        with suppress(psutil.NoSuchProcess):
+            if sum("spawn_main" in " ".join(child.cmdline()) for child in process.children(recursive=True)) >= workers:
+                time.sleep(1)
+                return process.children(recursive=True)
+    raise AssertionError("it ended before it had workers")
+
+
+def still_alive(processes: Sequence[psutil.Process], seconds: float = 10) -> list[psutil.Process]:
+    """Those that live after so many seconds."""
+    until = time.monotonic() + seconds
+    alive = list(processes)
+    while alive and time.monotonic() < until:
+        time.sleep(0.05)
+        alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return alive
+
+
+RECIPES = {
+    "games": {"env": "alfworld", "games": {"counts": {"train": 3000}}},
+    "expert": {"env": "failing", "train_split": "good", "env_settings": {"seconds": 1.0}},
+}
+
+
+SHARED = {"workers": 2, "valid_splits": [], "model": "none", "action": {"data": "steps"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "dies", "by"),
+    [
+        ("games", "chain", signal.SIGKILL),
+        ("games", "all", signal.SIGINT),
+        ("expert", "chain", signal.SIGTERM),
+        ("expert", "command", signal.SIGKILL),
+        ("expert", "all", signal.SIGINT),
+    ],
+)
+def test_nothing_outlives_a_chain(stage: str, dies: str, by: int, site: dict[str, str], tmp_path: Path) -> None:
+    """Whichever of its processes ends, and by which signal; Ctrl-C is SIGINT for all of them."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**RECIPES[stage], **SHARED}))
+    run = subprocess.Popen(
+        command("chain", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")),
+        env=site,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    chain, started = psutil.Process(run.pid), []
+    try:
+        started = descendants(chain)
+        if dies == "all":
+            os.killpg(run.pid, by)
+        else:
+            (chain if dies == "chain" else chain.children()[0]).send_signal(by)
+        _, told = run.communicate(timeout=15)
+        assert not still_alive(started)
+        assert by != signal.SIGINT or "spawn_main" not in told, "no tracebacks of the workers"
+    finally:
+        for process in (*started, chain):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
