@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,11 +61,59 @@ def test_the_merged_model_computes_what_the_trained_one_did(tmp_path: Path, tied
     assert (export / "model.safetensors").is_file()
 
 
-def test_what_is_no_lora_checkpoint_is_left_alone(tmp_path: Path) -> None:
+def test_a_model_without_adapters_is_left_alone(tmp_path: Path) -> None:
+    checkpoint(tmp_path, tied=False)
+    export = tmp_path / "huggingface" / "model.safetensors"
+    save_file({"model.norm.weight": torch.ones(2)}, export)
+    (tmp_path / "lora_train_meta.json").unlink()
+    before = export.read_bytes()
+    assert not merge_lora(tmp_path)
+    assert export.read_bytes() == before
+
+
+def _is(text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "lora_train_meta.json").write_text(text)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no-meta": (lambda folder: (folder / "lora_train_meta.json").unlink(), r'lora_train_meta.json: missing.*"r": 4'),
+    "meta-cut": (_is('{"r": 4, "lora_al'), "lora_train_meta.json: cannot be read as JSON"),
+    "meta-no-text": (
+        lambda folder: (folder / "lora_train_meta.json").write_bytes(b"\xff\xfe"),
+        "lora_train_meta.json: cannot be read as JSON",
+    ),
+    "meta-a-list": (_is("[4, 8]"), r"lora_train_meta.json: 'r' is None"),
+    "no-alpha": (_is('{"r": 4}'), r"lora_train_meta.json: 'lora_alpha' is None"),
+    "text-as-alpha": (_is('{"r": 4, "lora_alpha": "8"}'), r"lora_train_meta.json: 'lora_alpha' is '8'"),
+    "other-rank": (_is('{"r": 8, "lora_alpha": 8}'), r"'r' is 8, and the adapters are of rank 4"),
+    "weights-cut": (
+        lambda folder: os.truncate(folder / "huggingface" / "model.safetensors", 999),
+        "model.safetensors: cannot be read",
+    ),
+    "no-weights": (lambda folder: (folder / "huggingface" / "model.safetensors").unlink(), "holds no weights"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_adapters_that_cannot_be_merged_are_named(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    checkpoint(tmp_path, tied=False)
+    damage(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=message):
+        merge_lora(tmp_path)
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+
+
+def test_another_folder_than_the_checkpoints_is_told_where_to_look(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hf_model"):
         merge_lora(tmp_path)
-    checkpoint(tmp_path, tied=False)
-    (tmp_path / "lora_train_meta.json").unlink()
-    before = (tmp_path / "huggingface" / "model.safetensors").read_bytes()
-    assert not merge_lora(tmp_path)
-    assert (tmp_path / "huggingface" / "model.safetensors").read_bytes() == before
+    actor = tmp_path / "global_step_2" / "actor"
+    checkpoint(actor, tied=False)
+    for folder in (actor / "huggingface", actor.parent, tmp_path):
+        with pytest.raises(DataError, match="pass the folder that holds it") as caught:
+            merge_lora(folder)
+        assert str(actor) in str(caught.value)
+    with pytest.raises(DataError, match="nowhere"):
+        merge_lora(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,36 @@ def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
     """Merge the adapters in `checkpoint/huggingface`; False where there are none, or they are merged already.
 
     `checkpoint` is the `actor` folder of a verl checkpoint, with `hf_model` among its contents. The model folder is
-    replaced as a whole, and found again where that was cut short. Raises `DataError` where it is incomplete.
+    replaced as a whole, and found again where that was cut short. Raises `DataError` where it, or what verl wrote about
+    the adapters next to it, is missing or damaged.
     """
     folder = Path(checkpoint) / "huggingface"
-    meta = Path(checkpoint) / _META
     if folder.parent.is_dir():
         with reserved(folder, replace_any=True):
-            return _merge(folder, meta)
-    raise DataError(f"{folder}: no exported model; add hf_model to actor.checkpoint.save_contents.")
+            if folder.is_dir():
+                return _merge(folder, Path(checkpoint) / _META)
+    raise DataError(f"{folder}: no exported model; {_where_else(Path(checkpoint))}")
+
+
+def _where_else(checkpoint: Path) -> str:
+    """What to do about a folder that is not the `actor` folder of a checkpoint with an export."""
+    if checkpoint.name == "huggingface" or any(checkpoint.glob("*.safetensors")):
+        return f"pass the folder that holds it as `huggingface`, next to {_META}: {checkpoint.absolute().parent}."
+    if below := sorted(checkpoint.glob("**/huggingface")):
+        return f"pass the folder that holds it: {', '.join(str(path.parent) for path in below)}."
+    return "add hf_model to actor.checkpoint.save_contents (for SFT checkpoint.save_contents), and save a checkpoint."
 
 
 def _merge(folder: Path, meta: Path) -> bool:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no exported model; add hf_model to actor.checkpoint.save_contents.")
-    if not meta.is_file():
-        return False
-    from safetensors.torch import load_file
-
     files = sorted(folder.glob("*.safetensors"))
-    weights: dict[str, Any] = {name: value for path in files for name, value in load_file(path).items()}
+    if not files and meta.is_file():
+        raise DataError(f"{folder}: holds no weights (*.safetensors). Save the checkpoint again.")
+    weights = _weights(files)
     targets = sorted({name.split(_ADAPTER)[0].removeprefix(_PREFIX) for name in weights if _ADAPTER in name})
     if not targets:
         return False
-    model = _merged(folder, weights, targets, json.loads(meta.read_text()))
+    rank = next(int(value.shape[0]) for name, value in weights.items() if _ADAPTER in name)
+    model = _merged(folder, weights, targets, _settings(meta, rank))
     with atomic_folder(folder, replace_any=True) as partial:
         for path in folder.iterdir():
             if path not in files and path.name != "model.safetensors.index.json":
@@ -57,6 +65,45 @@ def _merge(folder: Path, meta: Path) -> bool:
                 copy(path, partial / path.name)
         model.save_pretrained(partial)
     return True
+
+
+def _weights(files: Sequence[Path]) -> dict[str, Any]:
+    """All weights where some are adapters; without any, none is loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    weights: dict[str, Any] = {}
+    for read in (False, True):
+        for path in files:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names = file.keys()
+                    weights |= {name: file.get_tensor(name) if read else None for name in names}
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"{path}: cannot be read ({error}). Save the checkpoint again.") from error
+        if not any(_ADAPTER in name for name in weights):
+            break
+    return weights
+
+
+def _settings(meta: Path, rank: int) -> dict[str, int]:
+    """The rank and alpha of the adapters, which verl writes next to the export; the weights tell only the rank."""
+    remedy = (
+        f'Copy it from the checkpoint, or write {{"r": {rank}, "lora_alpha": ALPHA}} with the alpha of the run '
+        "(actor_rollout_ref.model.lora_alpha, for SFT model.lora_alpha)."
+    )
+    try:
+        found = json.loads(meta.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{meta}: missing, and without it the adapters cannot be merged. {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{meta}: cannot be read as JSON ({error}). {remedy}") from error
+    values = found if isinstance(found, dict) else {}
+    for key in ("r", "lora_alpha"):
+        if type(values.get(key)) is not int or values[key] < 1:
+            raise DataError(f"{meta}: {key!r} is {values.get(key)!r}; it must be a positive whole number. {remedy}")
+    if values["r"] != rank:
+        raise DataError(f"{meta}: 'r' is {values['r']}, and the adapters are of rank {rank}. {remedy}")
+    return values
 
 
 def _merged(folder: Path, weights: dict[str, Any], targets: list[str], meta: dict[str, Any]) -> Any:
