@@ -17,9 +17,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from verl_act.data_prep.players import check_workers
-
 from verl_act.data_prep.pairing import PairSettings, make_pairs
+from verl_act.data_prep.process_pool import check_workers
 from verl_act.data_prep.proposals import POLICY
 from verl_act.draw import draw_key
 from verl_act.errors import ConfigError, DataError

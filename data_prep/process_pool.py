@@ -29,7 +29,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from verl_act.envs.base import PREPARE_SECONDS, Environment
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, ConfigError, DataError, EnvError
+from verl_act.errors import ActError, DataError, EnvError
+from verl_act.options import Above0, Count, check_options
 from verl_act.process import TASK_TIMEOUT, dies_with, kill_tree
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Job_contra = TypeVar("Job_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
+
+
+def check_workers(workers: Count, task_timeout: Above0 = TASK_TIMEOUT) -> None:
+    """Raise `OptionError` for a number of processes or a time limit with which no work can be done."""
+    check_options(check_workers, {"workers": workers, "task_timeout": task_timeout})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +153,7 @@ def process_pool(
     The map raises what a worker raises on purpose (an `ActError`, but for `EnvError`), and `EnvError` where no worker
     process starts.
     """
-    if workers < 0 or not timeout > 0:
-        raise ConfigError(
-            f"--workers is {workers} and --task-timeout {timeout:g}: give 0 or more processes, and more than 0 seconds."
-        )
+    check_workers(workers, timeout)
     if workers == 0:
         with _in_this_process(worker) as run:
             yield run

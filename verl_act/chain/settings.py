@@ -20,7 +20,7 @@ from verl_act.data_prep import (
     sample_alternatives,
 )
 from verl_act.data_prep.pairing import PairSettings
-from verl_act.data_prep.players import check_workers
+from verl_act.data_prep.process_pool import check_workers
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate import run as evaluate
