@@ -123,7 +123,10 @@ def test_what_has_one_meaning_is_converted(name: str, given: Any, expected: Any)
 
 
 ODD_VALUES = [
-    *[("reward", value) for value in (None, "1.0", b"1", float("nan"), float("inf"), np.float32("-inf"), 1j, [1.0, 2])],
+    *[
+        ("reward", value)
+        for value in (None, "1.0", b"1", float("nan"), float("inf"), -1e300, np.float32("-inf"), 1j, [1.0, 2])
+    ],
     *[("reward", value) for value in (np.array([1.0, 2.0]), np.array("x"), 10**400, object())],
     *[(flag, value) for flag in ("done", "success", "admissible") for value in (None, "yes", 2, 0.5, [True], "")],
     ("done", np.array([True, False])),

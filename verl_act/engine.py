@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -75,7 +76,8 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """`log_probability` is the sum over the reply's tokens, as the model has them before temperature and top-p; None
-    where it said nothing because the prompt left no room. `cut`: the room ended before the reply did."""
+    where it said nothing because the prompt left no room, or where it is not finite. `cut`: the room ended before the
+    reply did."""
 
     text: str
     log_probability: float | None
@@ -143,6 +145,11 @@ def _engine_arguments() -> Any:
     except ImportError as error:
         raise EngineError(f"vLLM cannot be imported ({error}). Install it: see the README's set-up.") from error
     return AsyncEngineArgs
+
+
+def _finite(log_probability: float | None) -> float | None:
+    """None instead of what a model that has diverged computes, which no JSON file can hold."""
+    return log_probability if log_probability is not None and math.isfinite(log_probability) else None
 
 
 def request_seed(seed: int, item: str) -> int:
@@ -247,7 +254,7 @@ class Engine:
         """As `reply`, with the log-probability of each, and whether it was cut."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
         found = [
-            Reply(self.reply_prefix + one.text, one.cumulative_logprob, one.finish_reason == "length")
+            Reply(self.reply_prefix + one.text, _finite(one.cumulative_logprob), one.finish_reason == "length")
             for one in completions
         ]
         return found or [Reply("", None, cut=True)] * sampling.n

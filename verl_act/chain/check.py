@@ -45,7 +45,7 @@ def check_chain(recipe: Recipe, out: Path, seeds: Sequence[int] = ()) -> None:
     `seeds` are those of a comparison of methods; without any, it is the recipe's own. What cannot be found out is a
     warning. Raises `ConfigError` with all that is wrong, where anything is.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     wrong = []
     for name, check in _checks(recipe, out, seeds or [recipe.seed]):
         try:

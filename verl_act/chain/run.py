@@ -17,10 +17,11 @@ from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
 from verl_act.manifest import make_manifest, read_manifest, up_to_date, write_manifest
+from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked
 from verl_act.process import dies_with_parent
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)  # titles and paths are not ours
 
 
 def run_chain(recipe: Recipe, out: Path) -> None:
@@ -36,7 +37,7 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(planned, 1):
-        title = f"[{number}/{len(planned)}] {stage.name}"
+        title = f"[{number}/{len(planned)}] {one_line(stage.name)}"
         with alone(out, stage.name, title):
             if not _stands(stage, planned, out):
                 _run_stage(stage, out, title)

@@ -7,7 +7,6 @@ promise that is broken and the value. What lies behind (rewards, journals, table
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from verl_act.envs.base import Environment, Observation, StepResult, Task
 from verl_act.errors import EnvError
 
 _STR = {str}
+_LARGEST = 1e100
 
 
 class CheckedEnvironment:
@@ -158,8 +158,10 @@ def as_texts(values: Any, name: str) -> tuple[str, ...]:
 
 
 def as_number(value: Any, name: str) -> float:
-    """`value` as a float. Raises `BrokenPromise` for a text, and for what is not one finite number."""
-    promise = f"{name} must be a finite number"
+    """`value` as a float. Raises `BrokenPromise` for a text, for what is not one finite number, and for one that sums
+    and squares would make infinite.
+    """
+    promise = f"{name} must be a finite number, below {_LARGEST:g}"
     if type(value) is not float:
         plain = _plain(value)
         if plain is None or isinstance(plain, str | bytes | bytearray):
@@ -169,7 +171,7 @@ def as_number(value: Any, name: str) -> float:
         except (TypeError, ValueError, OverflowError, RuntimeError):
             raise BrokenPromise(promise, value) from None
         value = number
-    if not math.isfinite(value):
+    if not abs(value) < _LARGEST:  # nor NaN
         raise BrokenPromise(promise, value)
     return value
 

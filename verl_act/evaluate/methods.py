@@ -6,6 +6,7 @@ The items (tasks, states, pairs) are the same for all methods and seeds, so that
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from verl_act.evaluate.files import FIGURES_FILE
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
 from verl_act.manifest import make_manifest, read_manifest, write_manifest
+from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import atomic_folder, writes_folder
 
 MARKDOWN, JSON = "methods.md", "methods.json"
@@ -70,7 +72,7 @@ def compare_methods(
     }
     with atomic_folder(out) as folder:
         (folder / JSON).write_text(json.dumps(whole, indent=2) + "\n")
-        (folder / MARKDOWN).write_text(markdown(whole))
+        (folder / MARKDOWN).write_text(markdown(whole), encoding="utf-8")
         write_manifest(folder, manifest)
     return whole
 
@@ -159,14 +161,15 @@ def markdown(whole: Mapping[str, Any]) -> str:
     """Budgets and wall times, then a table per split with one row per method, then the groups."""
     lines = ["# Comparison of methods", "", *_budget_table(whole), ""]
     if notices := failures_in_words(whole["methods"]):
-        lines += [*(f"**{notice}**" for notice in notices), ""]
+        lines += [*(f"**{markdown_text(notice)}**" for notice in notices), ""]
     entries = whole["entries"]
     for split in dict.fromkeys(entry["split"] for entry in entries):
         here = [entry for entry in entries if entry["split"] == split]
-        lines += [f"## {split}", "", *_table([entry for entry in here if not entry["group"]], "figure"), ""]
+        title = markdown_text(split)
+        lines += [f"## {title}", "", *_table([entry for entry in here if not entry["group"]], "figure"), ""]
         for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
             part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
-            lines += [f"### {FIGURES[figure].title}, {split}", "", *_table(part, "group"), ""]
+            lines += [f"### {FIGURES[figure].title}, {title}", "", *_table(part, "group"), ""]
     return "\n".join([*lines, NOTE, ""])
 
 
@@ -199,7 +202,7 @@ _LOST = ("cut", "other_action", "empty")
 
 
 def _budget_table(whole: Mapping[str, Any]) -> list[str]:
-    model = f" (`{Path(whole['initial_model']).name}`)" if whole["initial_model"] else ""
+    model = f" ({markdown_text(Path(whole['initial_model']).name)})" if whole["initial_model"] else ""
     lines = [f"All methods start from the same model{model} and share the data.", ""]
     if whole.get("shared"):
         lines += ["| shared stage | seconds | what it made |", "| --- | ---: | --- |"]
@@ -207,7 +210,7 @@ def _budget_table(whole: Mapping[str, Any]) -> list[str]:
             counts = stage["counts"]
             shown = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
             made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in shown)
-            lines.append(f"| {name} | {stage['seconds']:.0f} | {made} |")
+            lines.append(_line([markdown_text(name), f"{stage['seconds']:.0f}", made]))
         lines.append("")
     lines += [
         "| method | training steps | tested against | seeds | training, minutes a seed | seconds a seed, by stage |"
@@ -220,7 +223,8 @@ def _budget_table(whole: Mapping[str, Any]) -> list[str]:
         by_stage = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in times.items())
         seeds = ", ".join(method["evaluations"])
         other = "; ".join(method["against"])
-        lines.append(f"| {name} | {steps or 'none'} | {other} | {seeds} | {training / 60:.1f} | {by_stage} |")
+        named = [markdown_text(text) for text in (name, steps or "none", other, seeds)]
+        lines.append(_line([*named, f"{training / 60:.1f}", markdown_text(by_stage)]))
     return lines
 
 
@@ -246,8 +250,14 @@ def _table(entries: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     for entry in entries:
         title = FIGURES[entry["figure"]].title if column == "figure" else entry["group"].replace("_", " ")
         rows.setdefault(title, {})[entry["method"]] = cell(entry)
-    lines = [f"| {column} | {' | '.join(methods)} |", f"| --- |{' ---: |' * len(methods)}"]
-    return lines + [f"| {title} | {' | '.join(row.get(name, '') for name in methods)} |" for title, row in rows.items()]
+    lines = [_line([column, *map(markdown_text, methods)]), f"| --- |{' ---: |' * len(methods)}"]
+    return lines + [
+        _line([markdown_text(title), *(row.get(name, "") for name in methods)]) for title, row in rows.items()
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def cell(entry: Mapping[str, Any]) -> str:
@@ -261,7 +271,9 @@ def cell(entry: Mapping[str, Any]) -> str:
     if found["deviation"] is not None:
         text += f" ± {number(found['deviation'], share)}"
     text += f", n = {found['items']}"
-    return "; ".join([text, *(said for said, _ in tests_in_words(entry))])
+    # They name methods; the brackets of an interval are left as they are.
+    tests = (re.sub(r"([\\|]|<(?=\S))", r"\\\1", one_line(said)) for said, _ in tests_in_words(entry))
+    return "; ".join([text, *tests])
 
 
 def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:

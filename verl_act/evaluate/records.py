@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
@@ -30,7 +30,7 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for file, required in _REQUIRED.items():
         path, records = folder / file, []
-        for number, record in json_lines(path):
+        for number, record in json_lines(path, parse_constant=_refuse_constant):
             if missing := [key for key in required if key not in record]:
                 raise DataError(f"{path}, line {number}: {missing[0]!r} is missing. Run the evaluation again.")
             records.append(record)
@@ -44,11 +44,30 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def json_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_figures(path: Path) -> dict[str, Any]:
+    """The object in a file that `evaluate` wrote. Raises `DataError` where it is no JSON: `NaN` and `Infinity`, which
+    Python writes as numbers, are none.
+    """
+    try:
+        found = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, not an object")
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is no number")
+
+
+def json_lines(
+    path: Path, unfinished: bool = False, parse_constant: Callable[[str], Any] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON-lines file with their line numbers; none where there is no file.
 
-    An `unfinished` file may end in the middle of a line, which is then left out. Raises `DataError` where a line is no
-    JSON object.
+    An `unfinished` file may end in the middle of a line, which is then left out; `parse_constant` is as in
+    `json.loads`. Raises `DataError` where a line is no JSON object.
     """
     if not path.is_file():
         return
@@ -56,8 +75,8 @@ def json_lines(path: Path, unfinished: bool = False) -> Iterator[tuple[int, dict
     last = lines.pop()
     for number, line in enumerate([*lines, *([last] if last and not unfinished else [])], 1):
         try:
-            found = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            found = json.loads(line, parse_constant=parse_constant)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: is not JSON ({error}). Write the file again.") from error
         if not isinstance(found, dict):
             raise DataError(f"{path}, line {number}: is {type(found).__name__}, not an object. Write the file again.")

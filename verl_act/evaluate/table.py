@@ -10,9 +10,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import FIGURES_FILE
+from verl_act.evaluate.records import read_figures
+from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
 
 Cell = str
@@ -22,9 +25,11 @@ def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str]
     """Print one row per evaluation; with `out`, also write comparison.md and comparison.json there."""
     figures = [_read(Path(folder)) for folder in evaluations]
     header, rows = comparison(figures)
-    table = Table(*header)
+    table = Table()
+    for title in _as_text(header):
+        table.add_column(title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*_as_text(row))
     Console(width=max(100, 14 * len(header))).print(table)
     if out is not None:
         file = Path(out) / "comparison.json"
@@ -53,10 +58,14 @@ def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[l
 
 def markdown(header: Sequence[Cell], rows: Sequence[Sequence[Cell]]) -> str:
     """A Markdown table with one line a figure: there are more figures than models."""
-    names = [row[0] for row in rows]
+    names = [markdown_text(row[0]) for row in rows]
     lines = [["figure", *names], ["---", *("---:" for _ in names)]]
-    lines += [[title, *(row[number] for row in rows)] for number, title in enumerate(header) if number]
+    lines += [[markdown_text(title), *(row[number] for row in rows)] for number, title in enumerate(header) if number]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _as_text(cells: Sequence[Cell]) -> list[Text]:
+    return [Text(one_line(cell)) for cell in cells]
 
 
 def _figure(entry: Mapping[str, Any], section: str, split: str, part: str) -> Any:
@@ -80,7 +89,4 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / FIGURES_FILE
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
+    return read_figures(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -18,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from verl_act.evaluate.methods import NOTE, p_value
+from verl_act.names import markdown_text
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.curves import curve_table
@@ -32,8 +32,6 @@ SECTIONS = {
     "reasoning": "General reasoning",
 }
 _HEADLINES = {"episodes": "success", "next_action": "right_inferable", "choice": "right_inferable"}
-_WHITE_SPACE = re.compile(r"\s+")
-_MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|&])")
 
 
 def html(content: Content) -> str:
@@ -185,6 +183,4 @@ def _moment(text: str) -> str:
 
 def _markdown_text(value: Any) -> Any:
     """Text of others must not become markup here either."""
-    if not isinstance(value, str):
-        return value
-    return _MARKDOWN_MARKS.sub(r"\\\1", _WHITE_SPACE.sub(" ", value))
+    return markdown_text(value) if isinstance(value, str) else value

@@ -12,7 +12,7 @@ from typing import Any
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
-from verl_act.evaluate.records import json_lines, read_records
+from verl_act.evaluate.records import json_lines, read_figures, read_records
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.report.stages import RL_STAGES, StageRecord, State, rank, read_stages, seed_folders
 
@@ -163,11 +163,11 @@ def _read_evaluation(folder: Path) -> Evaluation:
     path = folder / FIGURES_FILE
     if not path.is_file():
         raise DataError(f"{folder}: holds no evaluation ({FIGURES_FILE} is missing); run the chain or `methods` again.")
+    figures = read_figures(path)
     try:
-        figures = json.loads(path.read_text())
         name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error!r}). Run the evaluation again.") from error
+    except KeyError as error:
+        raise DataError(f"{path}: is damaged: it has no {error}. Run the evaluation again.") from error
     records = read_records(folder)
     return Evaluation(
         folder,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from verl_act.errors import ConfigError
 from verl_act.output_folder import replace_file, reserved_file
-from verl_act.report.content import content
+from verl_act.report.content import Content, content
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 
@@ -38,9 +40,21 @@ def write_report(
         files = {
             page: html(whole),
             page.with_suffix(".md"): markdown(whole),
-            page.with_suffix(".json"): json.dumps(whole.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-            + "\n",
+            page.with_suffix(".json"): _json(whole),
         }
         for path, text in files.items():
             replace_file(path, text)
     return list(files)
+
+
+def _json(whole: Content) -> str:
+    """Valid JSON: what is no number, as of a training that diverged, is null."""
+    return json.dumps(_finite(whole.as_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
