@@ -6,12 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alfworld.gen import constants
-from alfworld.gen.goal_library import gdict
-from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
-
 from verl_act.data_prep.alfworld_layout import Layout
 from verl_act.data_prep.alfworld_rooms import contents_of, receptacle_type
+from verl_act.envs.alfworld.package import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH, constants, gdict
 
 _ESCAPES = (("-", "_minus_"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"), (",", "_comma_"))
 _ABILITIES = ("Cleanable", "Heatable", "Coolable", "Toggleable", "Sliceable")

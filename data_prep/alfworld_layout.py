@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from alfworld.gen import constants
-from alfworld.gen.goal_library import gdict
-
 from verl_act.data_prep.alfworld_rooms import (
     LAMP_STANDS,
     LAMPS,
@@ -17,6 +14,7 @@ from verl_act.data_prep.alfworld_rooms import (
     is_held_out,
     receptacle_type,
 )
+from verl_act.envs.alfworld.package import constants, gdict
 
 _TREATMENT = {
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),

@@ -16,8 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import alfworld.gen
-from alfworld.gen import constants
+from verl_act.envs.alfworld.package import alfworld, constants
 
 Size = Literal["small", "full"]
 

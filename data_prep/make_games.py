@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alfworld.gen import constants
 from tqdm import tqdm
 
 from verl_act.data_prep.alfworld_game_file import folder_name, game_content, traj_data
@@ -27,6 +26,7 @@ from verl_act.data_prep.process_pool import Failure, RunJobs, close_env, process
 from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, VERSION_FOLDER
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
+from verl_act.envs.alfworld.package import constants
 from verl_act.errors import EngineError, OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.options import Count, Seed, check_options

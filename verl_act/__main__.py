@@ -7,14 +7,16 @@ imported when asked for, so that `--help` is quick.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Annotated, Any
 
 import typer
 
-from verl_act.errors import ActError, ConfigError, cannot_write
+from verl_act.errors import ActError, ConfigError, describe
 from verl_act.options import check_keys
 from verl_act.process import TASK_TIMEOUT
 from verl_act.rollout.settings import Mode
@@ -27,7 +29,16 @@ app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty
 
 
 _OUT_HELP = "folder to write; replaced as a whole when the command is done"
-Out = Annotated[Path, typer.Option(help=_OUT_HELP, resolve_path=True)]
+
+
+def _named(text: str) -> Path:
+    """A path that is not empty: an empty one would be the working folder."""
+    if not text.strip() or "\0" in text:
+        raise typer.BadParameter("name a folder")
+    return Path(text).resolve()
+
+
+Out = Annotated[Path, typer.Option(help=_OUT_HELP, parser=_named, metavar="PATH")]
 Json = Annotated[str, typer.Option(metavar="JSON")]
 EnvSettings = Annotated[
     str, typer.Option(metavar="JSON", help='keywords of the environment, such as \'{"data": "games"}\'')
@@ -500,7 +511,7 @@ def report(
 def chain(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="a recipe such as alfworld/quickstart, or a YAML file")],
-    out: Annotated[Path, typer.Option(help="folder of all stages")],
+    out: Annotated[Path, typer.Option(help="folder of all stages", parser=_named, metavar="PATH")],
     check: Annotated[
         bool, typer.Option("--check", help="verify data, model, versions and configuration; run nothing")
     ] = False,
@@ -542,7 +553,7 @@ def doctor(
 def methods(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="a recipe that lists methods, such as alfworld/methods")],
-    out: Annotated[Path, typer.Option(help="folder of all stages")],
+    out: Annotated[Path, typer.Option(help="folder of all stages", parser=_named, metavar="PATH")],
     seeds: Annotated[str, typer.Option(help="of training, separated by commas")] = "0",
     only: Annotated[
         list[str] | None, typer.Option(help="a method to run, may be repeated; without it, all of the recipe")
@@ -574,21 +585,40 @@ def methods(
 def main() -> None:
     """Run the command line; an error that this package raises on purpose is one line, and status 2.
 
-    So is a disk that takes no more, wherever it is met.
+    So is one of files, folders and disks, wherever it is met.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _require_working_folder()
         app()
     except ActError as error:
         message = str(error)
+    except BrokenPipeError:  # a reader such as `head` has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if not cannot_write(error):
+        message = describe(error) or ""
+        if not message:
             raise
-        message = f"{error.filename or 'output'}: could not be written: {error.strerror}. Free space, or choose another"
-        message += " folder; what was there before is unchanged."
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8" and error.reason != "surrogates not allowed":
+            raise
+        message = (
+            f"{error.object!r} cannot be written in this locale's encoding ({error.encoding}). Set LC_ALL=C.UTF-8."
+        )
     else:
         return
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working folder was deleted. Change to one that exists (cd), and start again.") from error
 
 
 if __name__ == "__main__":

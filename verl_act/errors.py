@@ -8,6 +8,7 @@ exits with 2. A malformed *model reply* is never an error: it is data, scored an
 from __future__ import annotations
 
 import errno
+import os
 
 _CANNOT_WRITE = (errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -51,6 +52,42 @@ class EnvError(ActError, RuntimeError):
 
 class EngineError(ActError, RuntimeError):
     """An engine below us (vLLM, Ray, verl, the planner) failed or is missing."""
+
+
+def describe(error: OSError) -> str | None:
+    """An error of a file, folder or disk as a sentence with the remedy; None where it is about none."""
+    file, reason = error.filename2 or error.filename, error.strerror
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}: raise the limit of open files (ulimit -n), or pass fewer --workers."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return (
+            f"{file or 'output'}: could not be written: {reason}. Free space, or choose another folder; what was there "
+            "before is unchanged."
+        )
+    if not isinstance(file, str | bytes | os.PathLike):
+        return None
+    file = os.fsdecode(file)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        if os.path.exists(file) and not os.access(file, os.R_OK):
+            return f"{file}: could not be read: {reason}. Give the user who runs this the right to read it (chmod)."
+        folder = _existing(file)
+        if not os.access(folder, os.X_OK | os.R_OK):
+            return f"{file}: could not be read: {reason} in {folder}. Give the user who runs this the right (chmod)."
+        return (
+            f"{file}: could not be written: {reason}. Give the user who runs this the right to write in {folder}, or "
+            "choose another folder; what was there before is unchanged."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{file}: {reason}: a file is where a folder is needed. Could not be written; name another folder."
+    return f"{file}: {reason}. Check the name, or give another one."
+
+
+def _existing(file: str) -> str:
+    """The lowest folder above `file` that exists, as far as can be seen."""
+    folder = os.path.dirname(os.path.abspath(file))
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def cannot_write(error: BaseException) -> bool:

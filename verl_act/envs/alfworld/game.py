@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fast_downward
-from alfworld.agents.utils.misc import Demangler
 from fast_downward.translate.pddl.conditions import Atom
 from textworld.envs.pddl.logic import GameLogic
 from textworld.generator.game import EntityInfo
 
 from verl_act.envs.alfworld.facts import Facts
 from verl_act.envs.alfworld.grammar import Binding, Placeholder, Scene, TextGrammar
+from verl_act.envs.alfworld.package import Demangler
 from verl_act.errors import DataError, EnvError
 from verl_act.text_files import read_json
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from alfworld.gen import constants
-
 from verl_act.envs.alfworld.beliefs import Beliefs, kind
+from verl_act.envs.alfworld.package import constants
 from verl_act.envs.alfworld.task_sentence import Wanted, parse_sentence
 from verl_act.envs.base import Environment, Task
 from verl_act.errors import EnvError
