@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ _ACTIONS = (
     "fail",
     "fail oddly",
     "time out",
+    "leave",
+    "may not",
     "spoil once",
     "wander",
     "who",
@@ -73,6 +76,10 @@ class FragileEnvironment:
             raise OddError(7, "a bug with a class of its own")
         if action == "fail":
             raise RuntimeError("a bug in the environment")
+        if action == "leave":
+            sys.exit("it has had enough")
+        if action == "may not":
+            raise PermissionError(13, "Permission denied", "/its/own/file")
         if action == "time out":
             raise TimeoutError("its own server does not answer")
         if action == "spoil once" and self._springs(action):

@@ -82,6 +82,35 @@ def test_a_killed_actor_is_replaced_and_its_episodes_go_on(settings: dict[str, s
     assert asyncio.run(run()) == ["t1: 2", "t2: 2"]
 
 
+def test_a_stopped_actor_is_replaced_soon_after_the_time_out(settings: dict[str, str]) -> None:
+    async def run() -> tuple[str, bool]:
+        pool = EnvPool(fragile_env.NAME, settings, step_timeout=2)
+        session, other = await pool.open(task(0)), await pool.open(task(1))
+        await session.step("add")
+        stopped = int((await other.step("who")).observation)
+        os.kill(stopped, signal.SIGSTOP)
+        result = await asyncio.wait_for(session.step("add"), 60)
+        return result.observation, psutil.pid_exists(stopped) and psutil.Process(stopped).status() == "stopped"
+
+    assert asyncio.run(run()) == ("t0: 2", False)
+
+
+@pytest.mark.parametrize("action", ["leave", "may not"])
+def test_an_environment_that_exits_or_lacks_a_permission_costs_no_process(
+    settings: dict[str, str], action: str
+) -> None:
+    async def run() -> None:
+        pool = EnvPool(fragile_env.NAME, settings)
+        session, other = await pool.open(task(0)), await pool.open(task(1))
+        pid = (await other.step("who")).observation
+        with pytest.raises(EnvError, match={"leave": "SystemExit", "may not": "PermissionError"}[action]):
+            await session.step(action)
+        await session.close()
+        assert (await other.step("who")).observation == pid
+
+    asyncio.run(run())
+
+
 def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(settings: dict[str, str]) -> None:
     async def run() -> None:
         pool = EnvPool(fragile_env.NAME, settings, actors=1)

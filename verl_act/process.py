@@ -33,6 +33,15 @@ def dies_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_if_stopped(pid: int) -> bool:
+    """Kill a process that is stopped (SIGSTOP), with those that it started; whether it was."""
+    with suppress(psutil.NoSuchProcess):
+        if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            kill_tree(pid)
+            return True
+    return False
+
+
 def kill_tree(pid: int) -> None:
     """Kill a process and those that it started, such as a JVM; a stopped one too."""
     with suppress(psutil.NoSuchProcess):

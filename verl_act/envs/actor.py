@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
+import ray
 
 from verl_act.envs.base import Environment, NoRoom, Observation, ReleasingEnvironment, StepResult, Task
 from verl_act.envs.registry import get_env
@@ -22,6 +24,10 @@ class EnvActor:
         self._prepared = False
         self._playing: dict[str, Environment] = {}
         self._idle: list[Environment] = []
+
+    def process(self, limit: float) -> tuple[str, int]:
+        """The node that it runs on, and its process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def prepare(self, limit: float) -> None:
         """Called by each caller before its first episode, and done once; see `EnvSpec.prepare`."""
@@ -46,7 +52,7 @@ class EnvActor:
             for action in actions:
                 with _limited(step_limit):
                     shown = environment.step(action)
-        except Exception:
+        except (Exception, SystemExit):
             _throw_away(environment)
             raise
         self._playing[episode] = environment
@@ -57,7 +63,7 @@ class EnvActor:
         with _limited(limit):
             try:
                 return self._playing[episode].step(action)
-            except Exception:
+            except (Exception, SystemExit):
                 _throw_away(self._playing.pop(episode))
                 raise
 
@@ -90,7 +96,7 @@ class EnvActor:
             try:
                 if isinstance(environment, ReleasingEnvironment):
                     environment.release()
-            except Exception:  # the episode is over already: only this environment is not used again
+            except (Exception, SystemExit):  # the episode is over already: only this environment is not used again
                 _throw_away(environment)
                 return
         self._idle.append(environment)
@@ -105,7 +111,7 @@ def portable(error: BaseException) -> EnvError:
 
 
 def _throw_away(environment: Environment) -> None:
-    with suppress(Exception):  # why it failed is being told already
+    with suppress(Exception, SystemExit):  # why it failed is being told already
         environment.close()
 
 
@@ -120,7 +126,7 @@ def _limited(seconds: float) -> Iterator[None]:
         yield
     except ActError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter would end the actor, and others' episodes with it
         raise EnvError(f"{type(error).__name__}: {error}") from error
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from verl_act.envs.actor import portable
 from verl_act.envs.base import PREPARE_SECONDS, StepResult
 from verl_act.errors import EnvError
+from verl_act.process import kill_if_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ _MEMORY_EVERY = 5.0
 """Seconds: an actor reads the whole process table to know what it holds."""
 _OTHERS_SECONDS = 3600.0
 """What a caller waits beyond a time-out: its call may stand behind those of other processes, or while they prepare."""
+_LOOK_SECONDS = 5.0
+"""How often it looks meanwhile whether the actor's process is stopped, which no time-out within the process ends."""
 
 
 class HostLost(Exception):
@@ -55,6 +59,8 @@ class Host:
         self._start = start
         self._prepares = prepares
         self._actor: ActorHandle | None = None
+        self._process: tuple[str, int] | None = None
+        """Its node and process id."""
         self.generation = 0
         self.turn = asyncio.Lock()
         self.episodes = 0
@@ -112,7 +118,8 @@ class Host:
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
         """Call the actor. Raises the environment's `EnvError`, or `HostLost`, after which the actor is replaced."""
         if self._actor is None:
-            self._actor = self._start(self.generation)
+            self._actor, self._process = self._start(self.generation), None
+            self._process = await self._ask(PREPARE_SECONDS, "process")
             if self._prepares:
                 await self._ask(PREPARE_SECONDS, "prepare")
         return await self._ask(timeout, method, *arguments)
@@ -120,7 +127,7 @@ class Host:
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:
         actor, asked = self._actor, time.monotonic()
         try:
-            return await asyncio.wait_for(getattr(actor, method).remote(timeout, *arguments), timeout + _OTHERS_SECONDS)
+            return await self._answer(getattr(actor, method).remote(timeout, *arguments), timeout)
         except RayTaskError as error:
             raise portable(error.cause) from error
         except (
@@ -133,6 +140,22 @@ class Host:
         if actor is self._actor:
             self.discard()
         raise HostLost(reason)
+
+    async def _answer(self, reference: Awaitable[Any], timeout: float) -> Any:
+        """What the actor answers. One that is stopped is killed soon after the time-out, and answers with its death."""
+        answer = asyncio.ensure_future(reference)
+        until = time.monotonic() + timeout + _OTHERS_SECONDS
+        try:
+            await asyncio.wait({answer}, timeout=timeout)
+            while not answer.done() and time.monotonic() < until:
+                if self._process is not None and await _kill_if_stopped(*self._process):
+                    logger.warning("An environment process was stopped. It is killed, and its episodes are replayed.")
+                await asyncio.wait({answer}, timeout=_LOOK_SECONDS)
+            if not answer.done():
+                raise TimeoutError
+            return await answer
+        finally:
+            answer.cancel()
 
     async def keep_within(self, limit_mb: float) -> None:
         """Leave an actor that has grown beyond the limit; the next call starts another, and episodes are replayed."""
@@ -189,6 +212,18 @@ class Host:
         self.generation += 1
         self.memory_mb = self._fresh_mb = 0.0
         self._served, self._settled = 0, False
+
+
+async def _kill_if_stopped(node: str, pid: int) -> bool:
+    """On the actor's node; False where that cannot be said."""
+    if node == ray.get_runtime_context().get_node_id():
+        return kill_if_stopped(pid)
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    look = ray.remote(num_cpus=0)(kill_if_stopped).options(scheduling_strategy=there)
+    try:
+        return await asyncio.wait_for(look.remote(pid), _MEMORY_SECONDS)
+    except (TimeoutError, RayError):
+        return False
 
 
 def _tell(step: _Waiting, result: StepResult | Exception) -> None:
