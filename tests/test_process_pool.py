@@ -162,12 +162,12 @@ def still_alive(processes: Sequence[psutil.Process], seconds: float = 10) -> lis
 
 
 RECIPES = {
-    "games": {"env": "alfworld", "games": {"counts": {"train": 3000}}},
-    "expert": {"env": "failing", "train_split": "good", "env_settings": {"seconds": 1.0}},
+    "games": {"env": "alfworld", "games": {"counts": {"train": 3000, "valid_seen": 6}}, "valid_splits": ["valid_seen"]},
+    "expert": {"env": "failing", "train_split": "good", "valid_splits": ["train"], "env_settings": {"seconds": 1.0}},
 }
 
 
-SHARED = {"workers": 2, "valid_splits": [], "model": "none", "action": {"data": "steps"}}
+SHARED = {"workers": 2, "model": "none", "action": {"data": "steps"}}
 
 
 @pytest.mark.parametrize(
