@@ -27,6 +27,7 @@ from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
 from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
+from verl_act.names import one_line
 from verl_act.options import Count, Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.process import TASK_TIMEOUT
@@ -82,7 +83,7 @@ def collect_expert(
     started = time.monotonic()
     tasks = _sample(spec.tasks(split, **settings), limit, seed)
     with process_pool(_Player(env, settings, name), workers, task_timeout) as play_all:
-        results = tqdm(play_all(tasks), split, len(tasks), disable=not progress)
+        results = tqdm(play_all(tasks), one_line(split), len(tasks), disable=not progress)
         played = [_Dropped(result.kind, result.reason) if isinstance(result, Failure) else result for result in results]
     steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
     lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]

@@ -25,6 +25,7 @@ from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, R
 from verl_act.envs.settings import check_env
 from verl_act.errors import DataError, OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.names import one_line
 from verl_act.options import Count, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.process import TASK_TIMEOUT
@@ -83,7 +84,7 @@ def import_trajectories(
     with process_pool(replayer, workers, task_timeout) as replay:
         for path in files:
             rows = list(read_published(Path(path), form))
-            outcomes = tqdm(replay(map(find, rows)), Path(path).name, len(rows), disable=not progress)
+            outcomes = tqdm(replay(map(find, rows)), one_line(Path(path).name), len(rows), disable=not progress)
             for row, outcome in zip(rows, outcomes, strict=True):
                 if isinstance(outcome, Failure):
                     assert isinstance(row, Published)

@@ -29,6 +29,7 @@ from verl_act.chain.stages import Stage
 from verl_act.errors import ConfigError, EngineError
 from verl_act.manifest import digest
 from verl_act.merge_lora import merge_lora
+from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder
 from verl_act.process import dies_with_parent
 
@@ -205,7 +206,7 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
     """Run `command` into `log`; the exit status. One bar shows the steps and the figures to watch."""
     with (
         log.open("w", buffering=1) as stream,  # each line at once, for who looks on
-        tqdm(desc=f"{name} (starting)", unit="step") as progress,
+        tqdm(desc=f"{one_line(name)} (starting)", unit="step") as progress,
         subprocess.Popen(
             command,
             env=environment,
@@ -232,7 +233,7 @@ def _watch(command: list[str], environment: dict[str, str], log: Path, name: str
                 if standstill:
                     standstill.cancel()
                     standstill = None
-                progress.set_description(name)
+                progress.set_description(one_line(name))
                 progress.n = int(found[1])
                 progress.set_postfix(_figures(found[2]))
         if standstill:
