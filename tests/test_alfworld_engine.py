@@ -137,6 +137,14 @@ def test_a_game_file_cannot_run_python(
     assert not (tmp_path / "hacked").exists()
 
 
+def test_a_grammar_without_end_is_named(games: Path, tmp_path: Path) -> None:
+    content = json.loads(next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).read_text())
+    path = tmp_path / "game.tw-pddl"
+    path.write_text(json.dumps(content | {"grammar": content["grammar"].replace("{r.name or r.id}", "#overview(r)#")}))
+    with pytest.raises(EnvError, match="derives itself"):
+        AlfworldEnvironment().play(read_game(path))
+
+
 def test_expressions_mean_what_they_mean_to_the_stock_engine(
     games: Path, tmp_path: Path, stock: AlfredDemangler
 ) -> None:

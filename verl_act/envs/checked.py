@@ -36,8 +36,8 @@ class CheckedEnvironment:
                     f"{brief(environment)}."
                 )
         self._unchecked = environment
-        self._name = name
-        self._task: Task | None = None
+        self._env_name = name
+        self._task_played: Task | None = None
 
     @property  # type: ignore[misc]  # writable in `object`
     def __class__(self) -> type:
@@ -54,7 +54,7 @@ class CheckedEnvironment:
 
     def reset(self, task: Task) -> Observation:
         """Start `task`. Raises `EnvError` where the answer is no `Observation` of texts."""
-        self._task = task
+        self._task_played = task
         shown = self._call("reset", task)
         try:
             if not isinstance(shown, Observation):
@@ -100,8 +100,8 @@ class CheckedEnvironment:
 
     def _named(self, error: BrokenPromise) -> EnvError:
         return EnvError(
-            f"{self._task}: environment {self._name!r} breaks its contract: {error}. `verl_act.envs.contract` checks "
-            "an environment; `GymnasiumTextEnvironment` adapts one of Gymnasium."
+            f"{self._task_played}: environment {self._env_name!r} breaks its contract: {error}. "
+            "`verl_act.envs.contract` checks an environment; `GymnasiumTextEnvironment` adapts one of Gymnasium."
         )
 
 
@@ -168,7 +168,7 @@ def as_number(value: Any, name: str) -> float:
             raise BrokenPromise(promise, value)
         try:
             number = float(plain)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
+        except Exception:  # whatever that object's conversion raises
             raise BrokenPromise(promise, value) from None
         value = number
     if not abs(value) < _LARGEST:  # nor NaN
@@ -191,7 +191,7 @@ def _plain(value: Any) -> Any:
     item = getattr(value, "item", None)
     try:
         return item() if callable(item) else value
-    except (TypeError, ValueError, RuntimeError):  # of several values, or another thing of that name
+    except Exception:  # of several values, or another thing of that name
         return value
 
 

@@ -75,7 +75,7 @@ class _Guarded(CheckedEnvironment):
 
     def _call(self, method: str, *arguments: Any) -> Any:
         given = ", ".join(brief(argument) for argument in arguments if not isinstance(argument, Task))
-        with _called(f"{self._task}: {method}({given})"):
+        with _called(f"{self._task_played}: {method}({given})"):
             return super()._call(method, *arguments)
 
 

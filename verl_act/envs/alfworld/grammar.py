@@ -81,9 +81,12 @@ class TextGrammar:
 
         Raises `EnvError` where the grammar has no such rule.
         """
-        for condition, render in self._rules.get(symbol, ()):
-            if not condition or next(assignments(condition, scene.facts, binding), None) is not None:
-                return "".join(render(scene, binding))
+        try:
+            for condition, render in self._rules.get(symbol, ()):
+                if not condition or next(assignments(condition, scene.facts, binding), None) is not None:
+                    return "".join(render(scene, binding))
+        except RecursionError:
+            raise EnvError("The game's grammar has a symbol that derives itself. Write or download it again.") from None
         raise EnvError(
             f"The game's grammar has no rule for #{symbol}#. The file is damaged; write or download it again."
         )
