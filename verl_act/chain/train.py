@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.stages import Stage
-from verl_act.errors import ConfigError, EngineError
+from verl_act.errors import ConfigError, DataError, EngineError
 from verl_act.manifest import digest
 from verl_act.merge_lora import merge_lora
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder
 from verl_act.process import dies_with_parent
+from verl_act.text_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,12 @@ def _prepare(work: Path, stage: Stage) -> None:
     inputs = {str(path): digest(path) for path in stage.inputs if path.exists()}
     wanted = {"arguments": [word for word in stage.command[1:] if not _HOW.search(word)], "inputs": inputs}
     stamp = work / "stage.json"
-    found = json.loads(stamp.read_text()) if stamp.exists() else {}
+    try:
+        found = read_json(stamp) if stamp.exists() else {}
+        if not isinstance(found, dict):
+            raise DataError(f"{stamp}: is {type(found).__name__}, not an object.")
+    except DataError as error:
+        raise DataError(f"{error} What is in {work} cannot be resumed; delete that folder to start anew.") from error
     if found != wanted and work.exists():
         if saved := sorted((work / "checkpoints").glob("global_step_*"), key=_step_of):
             raise ConfigError(
@@ -281,10 +287,10 @@ def _merged_metrics(work: Path) -> str:
     """The metrics of all attempts, one line a step; of a step done again each figure is the last one."""
     by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 continue  # the line that a killed attempt was writing
             # verl logs what validation finds after a resume, and after an SFT step, in a line of its own.
             by_step.setdefault(entry["step"], {}).update(entry["data"])

@@ -16,6 +16,7 @@ from typing import Any
 from verl_act.errors import DataError
 from verl_act.evaluate.files import FIGURES_FILE
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
+from verl_act.evaluate.records import json_lines
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
 from verl_act.manifest import make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
@@ -128,7 +129,8 @@ def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
         for stage, name in zip(method["steps"], names, strict=False):
             log = run / f"seed-{seed}" / name.removeprefix(f"seed {seed} ") / "metrics.jsonl"
             if taken[stage] < 1 and log.is_file():
-                taken[stage] = max((json.loads(line)["step"] for line in log.read_text().splitlines()), default=-1)
+                steps = [line["step"] for _, line in json_lines(log) if isinstance(line.get("step"), int)]
+                taken[stage] = max(steps, default=-1)
     return taken
 
 

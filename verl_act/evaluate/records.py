@@ -13,6 +13,8 @@ from verl_act.manifest import read_manifest
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
+_FIGURES_KEYS = ("name", "model", "template", "sampling")
+_SECTIONS = ("episodes", "next_action", "choice", "reasoning")
 _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
@@ -45,13 +47,23 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """The object in a file that `evaluate` wrote. Raises `DataError` where it is no JSON: `NaN` and `Infinity`, which
-    Python writes as numbers, are none.
+    """`figures.json` of an evaluation. Raises `DataError` where it is missing, no JSON (`NaN` and `Infinity`, which
+    Python writes as numbers, are none), or lacks what every evaluation has.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
     try:
         found = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}, not an object")
+        if missing := [key for key in _FIGURES_KEYS if key not in found]:
+            raise ValueError(f"{missing[0]!r} is missing")
+        if not isinstance(found["name"], str):
+            raise ValueError(f"'name' is {found['name']!r}, no text")
+        for section in _SECTIONS:
+            by_split = found.get(section, {})
+            if not isinstance(by_split, dict) or not all(isinstance(split, dict) for split in by_split.values()):
+                raise ValueError(f"{section!r} holds something else than figures by split")
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
     return found

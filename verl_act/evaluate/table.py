@@ -23,7 +23,7 @@ Cell = str
 
 def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
     """Print one row per evaluation; with `out`, also write comparison.md and comparison.json there."""
-    figures = [_read(Path(folder)) for folder in evaluations]
+    figures = [_read(Path(folder) / FIGURES_FILE) for folder in evaluations]
     header, rows = comparison(figures)
     table = Table()
     for title in _as_text(header):
@@ -85,8 +85,12 @@ def _cell(value: Any) -> Cell:
     return f"{value:.3g}"
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / FIGURES_FILE
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
-    return read_figures(path)
+def _read(path: Path) -> dict[str, Any]:
+    figures = read_figures(path)
+    try:
+        comparison([figures])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: is damaged: a figure is not as `evaluate` writes it ({error!r}). Run it again."
+        ) from error
+    return figures

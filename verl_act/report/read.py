@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -15,6 +14,7 @@ from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.evaluate.records import json_lines, read_figures, read_records
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.report.stages import RL_STAGES, StageRecord, State, rank, read_stages, seed_folders
+from verl_act.text_files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,12 @@ def _read_methods(folder: Path, name: str) -> Run:
     comparison: dict[str, Any] = {}
     if path.is_file():
         try:
-            comparison = json.loads(path.read_text())
+            comparison = read_json(path)
             _upgrade(comparison)
             methods = comparison["methods"].values()
             seed = next(iter(next(iter(methods))["evaluations"]))
             folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        except (KeyError, TypeError, AttributeError, StopIteration) as error:
             raise DataError(f"{path}: is damaged ({error!r}). Run `methods` again.") from error
     logged = [
         path for pattern in ("*/metrics.jsonl", "*.work/metrics-*.jsonl") for path in folder.glob(f"seed-*/{pattern}")
@@ -164,10 +164,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     if not path.is_file():
         raise DataError(f"{folder}: holds no evaluation ({FIGURES_FILE} is missing); run the chain or `methods` again.")
     figures = read_figures(path)
-    try:
-        name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
-    except KeyError as error:
-        raise DataError(f"{path}: is damaged: it has no {error}. Run the evaluation again.") from error
+    name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
     records = read_records(folder)
     return Evaluation(
         folder,
