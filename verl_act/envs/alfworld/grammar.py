@@ -151,7 +151,7 @@ def _evaluation(expression: str) -> _Render:
                     break
         except KeyError as error:
             raise EnvError(
-                f"The game's grammar names {error} in {{{brief(expression)}}}, which is no object there. "
+                f"The game's grammar names {error} in the expression {brief(expression)}, which is no object there. "
                 "The file is damaged; write or download it again."
             ) from None
         return [str(value)]
@@ -173,7 +173,7 @@ def _choices(expression: str) -> list[_Value]:
         return [_sum(terms) for terms in sums]
     except ValueError:
         raise DataError(
-            f"The game's grammar has the expression {{{brief(expression)}}}. ALFWorld's have objects (o), their texts "
+            f"The game's grammar has the expression {brief(expression)} in braces. ALFWorld's have objects (o), their texts "
             f"(o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file from a "
             "source that you trust."
         ) from None
