@@ -25,6 +25,7 @@ from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import digest, make_manifest, write_manifest
 from verl_act.options import Count, NotNegative, Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
+from verl_act.parse import parse_action
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
@@ -46,6 +47,7 @@ def sample_alternatives(
     limit: int | None = None,
     workers: int = 0,
     gpus_per_worker: float = 1,
+    allow_degenerate: bool = False,
 ) -> None:
     """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in the trajectories' order) and a
     manifest.
@@ -53,6 +55,8 @@ def sample_alternatives(
     `limit` bounds the states of each split: whole trajectories are drawn, first those that `build_pairs` with a limit
     and the same seed takes first, until there are so many. `workers` engines on a Ray cluster (0: one, in this
     process). The same seed and engine give the same replies, however often the run was interrupted.
+
+    Raises `DataError` after the first shards where none of their replies has an action, unless `allow_degenerate`.
     """
     check_settings(
         engine,
@@ -87,15 +91,18 @@ def sample_alternatives(
     job = (engine, sampling, template, template_options or {}, seed)
     run = _on_ray(shards, missing, job, workers, gpus_per_worker) if workers else _here(shards, missing, job)
     done = len(steps) - sum(len(shards[number]) for number in missing)
+    kept = (number for number in range(len(shards)) if number not in missing)
+    usable = allow_degenerate or any(_has_action(_read(shards_folder, number)) for number in kept)
     with tqdm(total=len(steps), initial=done, desc="sampling alternatives", unit="state") as progress:
         for number, rows in run:
             write_rows(_shard(shards_folder, number), rows, ALTERNATIVES)
             progress.update(len(rows))
-    rows = [
-        row
-        for number in range(len(shards))
-        for row in read_table(_shard(shards_folder, number), ALTERNATIVES).to_pylist()
-    ]
+            usable = usable or _has_action(rows)
+            if not usable:
+                raise _no_action(rows, engine.model, template)
+    rows = [row for number in range(len(shards)) for row in _read(shards_folder, number)]
+    if not usable:
+        raise _no_action(rows, engine.model, template)
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
         replies = [reply for row in rows for reply in row["replies"]]
@@ -133,6 +140,22 @@ def check_settings(
     options = {"seed": seed, "limit": limit, "workers": workers, "gpus_per_worker": gpus_per_worker}
     check_options(check_settings, options)
     get_template(template, **(template_options or {}))
+
+
+def _has_action(rows: Sequence[dict[str, Any]]) -> bool:
+    return any(parse_action(reply).action is not None for row in rows for reply in row["replies"])
+
+
+def _no_action(rows: Sequence[dict[str, Any]], model: str, template: str) -> DataError:
+    replies = [reply for row in rows for reply in row["replies"]]
+    reasons = Counter(str(parse_action(reply).malformed) for reply in replies)
+    listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    return DataError(
+        f"{model}: not one of {len(replies)} replies at the first {len(rows)} states has an action ({listed}), so no "
+        f"alternative would come from the model; a reply: {replies[0][:200]!r}. Raise --max-tokens where they are cut "
+        f"(unclosed_think, unclosed), or give a model that follows the template {template!r}. To sample on, add "
+        "--allow-degenerate (in a recipe: allow_degenerate: true); random admissible actions then become the pairs."
+    )
 
 
 def drawn_trajectories(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:
@@ -229,6 +252,10 @@ def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
         )
     stamp.write_text(wanted)
     return folder
+
+
+def _read(folder: Path, number: int) -> list[dict[str, Any]]:
+    return read_table(_shard(folder, number), ALTERNATIVES).to_pylist()
 
 
 def _shard(folder: Path, number: int) -> Path:

@@ -414,6 +414,17 @@ def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     assert list(shown.values()) == [0.0, 0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(("reply", "warnings"), [("no tag", 1), ("<action>A</action>", 0)])
+def test_an_evaluation_of_malformed_replies_warns(
+    reply: str, warnings: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    choices = asyncio.run(ask_choices(examinee(Says(reply)), [make_pair(number) for number in range(4)]))
+    write(tmp_path / "out", answers=Answers([], [], choices))
+    assert [record.levelname for record in caplog.records if "4 choices" in record.getMessage()] == [
+        "WARNING"
+    ] * warnings
+
+
 @pytest.mark.parametrize("flag", [False, True])
 def test_an_inadmissible_alternative_that_is_chosen_is_not_admissible(flag: bool) -> None:
     """As in the reward: the pair's flag decides, in whatever words the candidate is named."""

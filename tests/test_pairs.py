@@ -10,12 +10,14 @@ from samples import make_context, make_pair
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
+from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.check_pairs import AuditReport, check_pairs
 from verl_act.data_prep.collect_expert import collect_expert
 from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.probe import Prober, ReplayError
-from verl_act.data_prep.sample_alternatives import drawn_trajectories
+from verl_act.data_prep.sample_alternatives import SHARD_STATES, drawn_trajectories, sample_alternatives
+from verl_act.engine import EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
@@ -103,6 +105,23 @@ def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
     build_pairs(tmp_path / "pairs", [trajectories], **settings)
     states = {step.state_id for step in sampled}
     assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
+
+
+def test_sampling_without_an_action_stops(trajectories: Path, steps: list[Step], tmp_path: Path) -> None:
+    """Here all shards are there already, as a killed run leaves them."""
+    out, model = tmp_path / "alternatives", EngineSettings(model=str(embedded_models()["alfworld"]))
+    shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
+    for number, shard in enumerate(shards):
+        rows = [
+            Alternatives(state_id=step.state_id, replies=("<think>I", ""), model="m", sampling="{}").to_row()
+            for step in shard
+        ]
+        write_rows(tmp_path / ".alternatives.shards" / f"{number:05d}.parquet", rows, ALTERNATIVES)
+    with pytest.raises(DataError, match=r"unclosed_think \d+.* --allow-degenerate"):
+        sample_alternatives(out, [trajectories], model, Sampling(n=2))
+    assert not out.exists()
+    sample_alternatives(out, [trajectories], model, Sampling(n=2), allow_degenerate=True)
+    assert read_manifest(out).counts["states"] == len(steps)
 
 
 def test_processes_share_trajectories_and_change_nothing(games: Path, trajectories: Path, tmp_path: Path) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import wrapt
 
+from verl_act.chain.recipe import load_recipe
+from verl_act.chain.stages import stages
+from verl_act.data.settings import ActSettings
+from verl_act.errors import DataError
+from verl_act.learning_signal import STEPS, SWITCH, LearningSignal, equal_groups
 from verl_act.training_metrics import last_outputs, means
 
 
@@ -46,6 +53,63 @@ def test_nothing_to_log() -> None:
 def test_rows_without_a_source_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         means(["act/alfworld/choice"], [])
+
+
+@pytest.mark.parametrize(
+    ("keys", "rewards", "expected"),
+    [
+        (["a_0_0", "a_1_0", "b_0_0", "b_1_0"], [1.0, 0.1, 0.0, 0.0], (1, 2)),
+        (["a_0_0", "a_1_0", "b_0_0", "b_1_0"], [1.0, 1.0, 0.0, 0.0], (2, 2)),
+        (["a_0_3", "a_1_7", "b_0_0"], [1.0, 1.0, 0.0], (1, 1)),  # of b one reply is left
+        (["a_0_0", "b_0_0"], [1.0, 0.0], (0, 1)),  # one reply a prompt: the batch is the group
+        (["a_0_0", "b_0_0"], [0.0, 0.0], (1, 1)),
+        (["with_underscores_0_0", "with_underscores_1_0"], [1.0, 0.0], (0, 1)),
+        ([], [], (0, 0)),
+    ],
+)
+def test_groups_with_equal_rewards(keys: list[str], rewards: list[float], expected: tuple[int, int]) -> None:
+    assert equal_groups(keys, rewards) == expected
+
+
+GROUP = ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
+
+
+@pytest.mark.parametrize("rewards", [[-0.5] * 4, [1.0, 1.0, 0.0, 0.0], [1.0] * 4])
+def test_a_run_without_a_learning_signal_stops(rewards: list[float]) -> None:
+    """All rewards of every group are equal from the first step on."""
+    signal = LearningSignal()
+    assert [signal.after_step(step, GROUP, rewards) for step in range(1, STEPS)] == [1.0] * (STEPS - 1)
+    with pytest.raises(DataError, match=r"data\.act\.allow_degenerate=true"):
+        signal.after_step(STEPS, GROUP, rewards)
+
+
+def test_a_switch_continues_and_so_does_a_run_that_has_learnt(caplog: pytest.LogCaptureFixture) -> None:
+    equal, different = [1.0] * 4, [1.0, 0.1, 1.0, 1.0]
+    runs = {
+        "allowed": (LearningSignal(allow_degenerate=True), [equal] * 20, 1),
+        "solved later": (LearningSignal(), [different, *[equal] * 20], 1),
+        "resumed": (LearningSignal(), [equal] * 20, 81),
+        "now and then": (LearningSignal(), [equal, equal, equal, different] * 5, 1),
+    }
+    for name, (signal, steps, first) in runs.items():
+        caplog.clear()
+        shares = [signal.after_step(number, GROUP, rewards) for number, rewards in enumerate(steps, first)]
+        assert shares == [1.0 if rewards is equal else 0.5 for rewards in steps]
+        assert len(caplog.records) == (name != "now and then"), "warned of once"
+
+
+def test_the_switch_has_one_name() -> None:
+    """In data.act, in a recipe, and as the option of a command."""
+    recipe = load_recipe("alfworld/quickstart", [f"{SWITCH}=true"])
+    commands = {stage.name: " ".join(map(str, stage.command)) for stage in stages(recipe, Path("run"))}
+    assert "--allow-degenerate" in commands["alternatives"]
+    assert all(f"data.act.{SWITCH}=true" in commands[name] for name in ("critic", "action"))
+    assert SWITCH in {field.name for field in fields(ActSettings)}
+    without = {
+        stage.name: " ".join(map(str, stage.command))
+        for stage in stages(load_recipe("alfworld/quickstart"), Path("run"))
+    }
+    assert not any("degenerate" in command for command in without.values())
 
 
 def test_the_trainer_is_wrapped_when_verl_imports_it() -> None:

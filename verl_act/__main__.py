@@ -195,6 +195,9 @@ def sample_alternatives(
     ] = None,
     workers: Annotated[int, typer.Option(help="engines on a Ray cluster; 0: one engine here, without Ray")] = 0,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each of those engines")] = 1,
+    allow_degenerate: Annotated[
+        bool, typer.Option("--allow-degenerate", help="continue although no reply so far has an action")
+    ] = False,
 ) -> None:
     """Sample the initial policy at every expert state. Goes on where a killed run stopped."""
     from verl_act.data_prep.sample_alternatives import sample_alternatives as run
@@ -212,6 +215,7 @@ def sample_alternatives(
         limit=limit,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
+        allow_degenerate=allow_degenerate,
     )
 
 

@@ -1,8 +1,9 @@
 """Gap: verl shows what a reward function returns beside the score in validation, but not while it trains.
 
 In runs on `ActDataset`, every step also logs the mean of each such value, for each data source apart: the reward tiers
-as `train/act/alfworld/choice/acc/mean` and so on, and for live episodes their metrics, each episode once. Other runs
-are left alone.
+as `train/act/alfworld/choice/acc/mean` and so on, and for live episodes their metrics, each episode once; and the share
+of groups whose replies all earn the same reward, `train/equal_reward_groups`. A run in which all groups do so stops
+(`learning_signal`). Other runs are left alone.
 
 Upstream change it waits for: `reward_extra_info` in the training metrics (verl/trainer/ppo/v1/trainer_base.py,
 `PPOTrainer._compute_metrics`).
@@ -18,6 +19,11 @@ from types import ModuleType
 from typing import Any
 
 import wrapt
+
+from verl_act.learning_signal import SWITCH, LearningSignal
+
+_SIGNAL = "act_learning_signal"
+"""The attribute of a trainer that watches its steps."""
 
 
 def close_gap(module: ModuleType) -> None:
@@ -35,6 +41,17 @@ def close_gap(module: ModuleType) -> None:
         kept = last_outputs(batch.keys, [tag.get("is_padding", False) for tag in batch.tags])
         sources, fields = (rows.pop(name).tolist() for name in ("data_source", "extra_fields"))
         given["metrics"].update(means([sources[row] for row in kept], [fields[row] for row in kept]))
+        scored = [row for row in kept if "score" in (fields[row].get("reward_extra_info") or {})]
+        if not hasattr(trainer, _SIGNAL):
+            allowed = bool((trainer.config.data.get("act") or {}).get(SWITCH, False))
+            setattr(trainer, _SIGNAL, LearningSignal(allowed))
+        share = getattr(trainer, _SIGNAL).after_step(
+            trainer.global_steps,
+            [batch.keys[row] for row in scored],
+            [float(fields[row]["reward_extra_info"]["score"]) for row in scored],
+        )
+        if share is not None:
+            given["metrics"]["train/equal_reward_groups"] = share
 
     wrapt.wrap_function_wrapper(module, "PPOTrainer._compute_metrics", with_extra_info)
 

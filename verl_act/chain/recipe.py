@@ -156,7 +156,8 @@ class Recipe:
 
     `workers` processes make games, play the expert and probe alternatives. `chat_template_kwargs` are for prompts in
     sampling, training and evaluation alike: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`,
-    `audit` the bounds of `check-pairs`.
+    `audit` the bounds of `check-pairs`. `allow_degenerate` continues where no sampled reply has an action, or where all
+    rewards of a training stage are equal.
     """
 
     env: str = "alfworld"
@@ -170,6 +171,7 @@ class Recipe:
     max_model_len: int = 4096
     engine_options: dict[str, Any] = field(default_factory=dict)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    allow_degenerate: bool = False
     prompt: PromptRecipe = field(default_factory=PromptRecipe)
     games: GamesRecipe = field(default_factory=GamesRecipe)
     expert: ExpertRecipe = field(default_factory=ExpertRecipe)

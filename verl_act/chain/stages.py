@@ -13,6 +13,7 @@ from verl_act.chain.recipe import Recipe, TrainRecipe
 from verl_act.data_prep.collect_expert import input_folders
 from verl_act.errors import ConfigError
 from verl_act.evaluate.files import FILES
+from verl_act.learning_signal import SWITCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         "gpus_per_worker": recipe.alternatives.gpus_per_worker if recipe.alternatives.workers else None,
         "max_model_len": recipe.max_model_len,
         "engine_options": recipe.engine_options,
+        SWITCH: recipe.allow_degenerate,
         "trajectories": trajectories,
         "seed": recipe.seed,
         **prompt_options(recipe),
@@ -176,6 +178,7 @@ def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: st
         "++data.act.episode.env_settings": env_settings(recipe, out),
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.rollout.max_model_len": recipe.max_model_len,
+        **({f"data.act.{SWITCH}": True} if recipe.allow_degenerate else {}),
         **(_episode_settings(recipe) if kind == "action" and recipe.action.data == "episodes" else {}),
         **flat(stage.overrides),
     }

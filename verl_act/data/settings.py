@@ -40,6 +40,8 @@ class ActSettings:
     """Most times that a training pair is shown in an epoch, so that its verbs alone do not tell the better action."""
     inferable_only: bool = False
     """Leave out pairs and steps whose label cannot be told from the prompt."""
+    allow_degenerate: bool = False
+    """Train on although the first steps have had no learning signal: all rewards of each group are equal."""
     default_agent: str = "single_turn_agent"
     """The agent loop of rows from verl's own data sets that name none."""
     mix: MixtureSettings = field(default_factory=MixtureSettings)

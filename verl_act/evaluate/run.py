@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,7 @@ from verl_act.ray_session import ray_session
 from verl_act.rollout.settings import Mode
 from verl_act.schema import read_pairs, read_steps, steps_to_learn
 
+logger = logging.getLogger(__name__)
 PathName = str | PathLike[str]
 POOL_OPTIONS = ["step_timeout", "reset_timeout", "max_memory_mb", "num_cpus"]
 """What `pool` may set; `actors` is an option of its own."""
@@ -259,6 +261,7 @@ def write_evaluation(
         "reasoning": len(answers.reasoning),
         "without_room": without_room,
     }
+    _warn_of_malformed(name, answers)
     with atomic_folder(out) as folder:
         (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
         _write_lines(folder / EPISODES, answers.episodes)
@@ -267,6 +270,23 @@ def write_evaluation(
         _write_lines(folder / REASONING, answers.reasoning)
         write_manifest(folder, replace(manifest, counts=counts, seconds=round(seconds, 1)))
     return figures
+
+
+def _warn_of_malformed(name: str, answers: Answers) -> None:
+    """An evaluation in which no reply can be read measures the prompt or the length of replies, not the model."""
+    unread = {
+        "episodes": [record["malformed_share"] == 1 for record in finished(answers.episodes) if record["steps"]],
+        "next actions": [not record["well_formed"] for record in answers.next_actions],
+        "choices": [not record["well_formed"] for record in answers.choices],
+    }
+    for what, malformed in unread.items():
+        if malformed and all(malformed):
+            logger.warning(
+                "%s: every reply of %d %s is malformed. Check --template, --max-tokens and the model's chat template.",
+                name,
+                len(malformed),
+                what,
+            )
 
 
 def some_of_each_split(records: Sequence[_Record], limit: int | None, name: Callable[[_Record], str]) -> list[_Record]:
