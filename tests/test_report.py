@@ -473,11 +473,14 @@ def test_labels_that_cannot_be_inferred_and_kinds_of_rows_stand_apart(run: Path,
         "val-core/openai/gsm8k/acc/mean@1": 0.1,
         "val-aux/act/alfworld/choice/valid_seen/adm/mean@1": 0.2,
         "train/act/alfworld/choice/acc/mean": float("nan"),
+        "train/act/alfworld/choice/thought/mean": 0.9,
+        "train/act/alfworld/action/thought/mean": 0.0,
     }
     copy = copied(run, tmp_path)
     (copy / "critic" / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": data}) + "\n")
     curves = [curve for curve in content(read_runs([copy]), 0).curves if curve.stage == "critic"]
-    assert [curve.key for curve in curves] == ["validation"]
+    assert [curve.key for curve in curves] == ["validation", "thoughts"]
+    assert {series.name: series.last for series in curves[1].series} == {"choice: reply with a thought": 0.9}
     assert {series.name: series.last for series in curves[0].series} == {
         "action: valid_seen": 0.6,
         "choice: valid_seen": 0.7,
