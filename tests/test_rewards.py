@@ -136,7 +136,7 @@ def test_the_thought_is_counted_whatever_the_reply_earns(source: str) -> None:
     [
         ("act/webshop/action", "search[blue teapot]", ADMISSIBLE),
         ("act/webshop/action/test/not_inferable", "search[blue teapot]", ADMISSIBLE),
-        ("act/webshop/action", "search[ ]", NEITHER),
+        ("act/webshop/action", "search[ ]", ADMISSIBLE),  # a blank search finds nothing, but is taken
         ("act/webshop/action", "search[blue teapot].", ADMISSIBLE),  # what follows the bracket is left out, as there
         ("act/webshop/action", "a search[blue teapot]", NEITHER),
         ("act/webshop/action", "click[blue teapot]", NEITHER),
