@@ -23,5 +23,7 @@ def parse_action(action: str) -> tuple[str, str] | None:
 
 
 def can_choose(value: str) -> bool:
-    """Whether a click can name the option value, and means it."""
+    """Whether a click can name the option value, and means it. (One called `attributes` opens a hidden page in WebShop;
+    here it is chosen.)
+    """
     return parse_action(f"click[{value}]") == ("click", value) and value not in _TAKEN
