@@ -26,6 +26,7 @@ from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, Plann
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
 from verl_act.errors import ConfigError, DataError, OptionError
+from verl_act.journal import Journal, SavedResults, hash_of, journal, key_of
 from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.options import Count, Positive, Seed, check_options
@@ -82,24 +83,42 @@ def collect_expert(
     name = expert or next(iter(spec.experts))
     started = time.monotonic()
     tasks = _sample(spec.tasks(split, **settings), limit, seed)
-    with process_pool(_Player(env, settings, name), workers, task_timeout) as play_all:
-        results = tqdm(play_all(tasks), one_line(split), len(tasks), disable=not progress)
-        played = [_Dropped(result.kind, result.reason) if isinstance(result, Failure) else result for result in results]
+    manifest = make_manifest(
+        "collect_expert",
+        settings={"env": env, "split": split, "expert": name, "limit": limit, "env_settings": settings},
+        inputs=[*input_folders(settings)],
+        seed=seed,
+    )
+    with journal(Path(out), key_of(manifest)) as saved:
+        with process_pool(_Player(env, settings, name), workers, task_timeout) as play_all:
+            results = play_all(tasks, SavedResults(saved, hash_of(tasks), _Played))
+            played = [
+                _Dropped(result.kind, result.reason) if isinstance(result, Failure) else result
+                for result in tqdm(results, one_line(split), len(tasks), disable=not progress)
+            ]
+        return _write(out, manifest, tasks, played, saved, started)
+
+
+def _write(
+    out: str | os.PathLike[str],
+    manifest: Manifest,
+    tasks: Sequence[Task],
+    played: Sequence[_Played],
+    saved: Journal,
+    started: float,
+) -> Manifest:
+    """Write what was played. Raises `DataError` where nothing was won."""
+    env, split, name = (manifest.settings[key] for key in ("env", "split", "expert"))
     steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
     lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]
     dropped = Counter(reason.kind for _, reason in lost)
     if not steps:
         failed = (reason.details for _, reason in lost if reason.kind not in (_NOT_WON, _REPLAY_DIFFERS))
         told = "".join(f" The first error: {details}" for details in islice(failed, 1))
+        saved.clear()
         raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{told}")
-    manifest = make_manifest(
-        "collect_expert",
-        settings={"env": env, "split": split, "expert": name, "limit": limit, "env_settings": settings},
-        inputs=[*input_folders(settings)],
-        counts=_counts(tasks, steps, dropped),
-        seed=seed,
-        seconds=time.monotonic() - started,
-    )
+    seconds = round(time.monotonic() - started, 1)
+    manifest = replace(manifest, counts=_counts(tasks, steps, dropped), seconds=seconds)
     with atomic_folder(out) as folder:
         write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
         lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in lost)

@@ -28,6 +28,7 @@ from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
 from verl_act.envs.alfworld.package import constants
 from verl_act.errors import EngineError, OptionError
+from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -60,7 +61,7 @@ class _Game:
     room: int
     task_type: str
     steps: int
-    signature: tuple[object, ...]
+    signature: str
 
 
 @writes_folder("make_games")
@@ -86,7 +87,12 @@ def make_games(
     check_settings(counts=counts, size=size, seed=seed, workers=workers)
     started = time.monotonic()
     games: dict[str, list[_Game]] = {}
-    with process_pool(_Maker(), workers, task_timeout) as run, atomic_folder(out) as folder:
+    manifest = make_manifest("make_games", settings={"counts": dict(counts), "size": size}, seed=seed)
+    with (
+        journal(Path(out), key_of(manifest)) as saved,
+        process_pool(_Maker(), workers, task_timeout) as run,
+        atomic_folder(out) as folder,
+    ):
         seen: set[object] = set()
         for split in [split for split in SPLITS if counts.get(split)]:
             orders = [
@@ -94,19 +100,15 @@ def make_games(
                 for index in range(counts[split])
             ]
             made = games[split] = []
-            results = tqdm(run(orders), split, len(orders), disable=not progress)
+            known = SavedResults[_Game](saved, hash_of(orders), _Game)
+            results = tqdm(run(orders, known), split, len(orders), disable=not progress)
             for order, result in zip(orders, results, strict=True):
                 game = _new_game(order, result, seen, run)
                 seen |= {game.signature, game.folder}
                 made.append(game)
                 _write(folder / VERSION_FOLDER / split / game.folder, game)
-        manifest = make_manifest(
-            "make_games",
-            settings={"counts": dict(counts), "size": size},
-            counts={split: _summary(made) for split, made in games.items()},
-            seed=seed,
-            seconds=time.monotonic() - started,
-        )
+        summary = {split: _summary(made) for split, made in games.items()}
+        manifest = replace(manifest, counts=summary, seconds=round(time.monotonic() - started, 1))
         write_manifest(folder, manifest)
     return manifest
 
@@ -186,7 +188,7 @@ def _verified(layout: Layout, trial: str, environment: AlfworldEnvironment) -> _
         "traj_data.json": json.dumps(traj_data(layout, trial), indent=1),
         "initial_state.pddl": content["pddl_problem"],
     }
-    return _Game(folder, files, layout.room.number, layout.task_type, len(plan), layout.signature())
+    return _Game(folder, files, layout.room.number, layout.task_type, len(plan), repr(layout.signature()))
 
 
 def _write(folder: Path, game: _Game) -> None:

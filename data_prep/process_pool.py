@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +30,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from verl_act.envs.base import PREPARE_SECONDS, Environment
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, DataError, EnvError
+from verl_act.journal import SavedResults
 from verl_act.options import Above0, Count, check_options
 from verl_act.process import TASK_TIMEOUT, dies_with, kill_tree
 
@@ -137,8 +138,15 @@ def failure_of(error: BaseException) -> Failure:
     return Failure("error", f"{type(error).__name__}: {error}")
 
 
-RunJobs = Callable[[Iterable[Job]], Iterator[Result | Failure]]
-"""A `map` over jobs, in order. It may be called again while an earlier call is not used up: new jobs come first."""
+class RunJobs(Protocol[Job_contra, Result]):
+    """A `map` over jobs, in order. It may be called again while an earlier call is not used up: new jobs come first.
+
+    Results that are `saved` are not computed again, and new ones are saved as they come; failures are not.
+    """
+
+    def __call__(
+        self, jobs: Iterable[Job_contra], saved: SavedResults[Result] | None = None, /
+    ) -> Iterator[Result | Failure]: ...
 
 
 @contextmanager
@@ -170,12 +178,20 @@ def process_pool(
 def _in_this_process(worker: Worker[Job, Result]) -> Iterator[RunJobs[Job, Result]]:
     prepared = False
 
-    def run(jobs: Iterable[Job]) -> Iterator[Result | Failure]:
+    def result_of(number: int, job: Job, saved: SavedResults[Result] | None) -> Result | Failure:
         nonlocal prepared
+        if saved is not None and (known := saved.get(number)) is not None:
+            return known
         if not prepared:
             worker.prepare()
             prepared = True
-        return (_attempt(worker, job) for job in jobs)
+        result = _attempt(worker, job)
+        if saved is not None and not isinstance(result, Failure):
+            saved.add(number, result)
+        return result
+
+    def run(jobs: Iterable[Job], saved: SavedResults[Result] | None = None, /) -> Iterator[Result | Failure]:
+        return (result_of(number, job, saved) for number, job in enumerate(jobs))
 
     try:
         yield run
@@ -205,6 +221,8 @@ class _Ticket(Generic[Job]):
 
     number: int
     job: Job
+    index: int
+    saved: SavedResults[Any] | None
     alone: bool = False
     """Its worker was killed; it is tried again with no other running."""
 
@@ -219,11 +237,17 @@ class _Pool(Generic[Job, Result]):
         self._results: dict[int, Result | Failure] = {}
         self._tickets = 0
 
-    def map(self, jobs: Iterable[Job]) -> Iterator[Result | Failure]:
-        tickets = [_Ticket(number, job) for number, job in enumerate(jobs, self._tickets)]
-        self._tickets += len(tickets)
+    def map(self, jobs: Iterable[Job], saved: SavedResults[Result] | None = None, /) -> Iterator[Result | Failure]:
+        known: list[Result | None] = []
+        tickets: list[_Ticket[Job]] = []
+        for index, job in enumerate(jobs):
+            known.append(saved.get(index) if saved is not None else None)
+            if known[-1] is None:
+                tickets.append(_Ticket(self._tickets, job, index, saved))
+                self._tickets += 1
         self._waiting.extendleft(reversed(tickets))
-        return (self._result(ticket.number) for ticket in tickets)
+        waiting = iter(tickets)
+        return (self._result(next(waiting).number) if result is None else result for result in known)
 
     def close(self) -> None:
         """Let the workers close their environments, in a few seconds; `kill` ends those that do not."""
@@ -288,6 +312,8 @@ class _Pool(Generic[Job, Result]):
         else:
             process.ticket = None
             self._results[ticket.number] = said
+            if ticket.saved is not None and not isinstance(said, Failure):
+                ticket.saved.add(ticket.index, said)
 
     def _lose(self, process: _Process, ticket: _Ticket[Job], failure: Failure) -> None:
         """Replace a worker. Its job is retried where it was killed from outside, or else has failed."""

@@ -33,7 +33,7 @@ from verl_act.engine import (
     usable_tokenizer,
 )
 from verl_act.errors import DataError
-from verl_act.evaluate.journal import Journal, Record, journal, key_of
+from verl_act.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder

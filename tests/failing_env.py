@@ -1,6 +1,7 @@
 """An environment whose tasks fail as environments do: each says by its name how. Installed by an entry point.
 
-A task is won by two actions `go`. `spared` is a folder; where it has a file of a task's name, the task does not fail.
+A task is won by two actions `go`. `log` is a file that lists the tasks that were reset.
+`spared` is a folder; where it has a file of a task's name, the task does not fail.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ def fail(how: str) -> None:
 
 
 class FailingEnvironment:
-    def __init__(self, spared: str = "", seconds: float = 0.0) -> None:
-        self._spared, self._seconds = spared, seconds
+    def __init__(self, spared: str = "", seconds: float = 0.0, log: str = "") -> None:
+        self._spared, self._seconds, self._log = spared, seconds, log
         self._task = ""
         self._taken = 0
 
     def reset(self, task: Task) -> Observation:
         self._task, self._taken = task.task_id, 0
         time.sleep(self._seconds)
+        if self._log:
+            with open(self._log, "a") as log:
+                log.write(f"{task.task_id}\n")
         if not (self._spared and (Path(self._spared) / task.task_id).exists()):
             fail(task.task_id)
         return Observation("go twice", f"{task.task_id}: 0", ACTIONS)

@@ -28,12 +28,12 @@ from verl_act.evaluate.ask import (
 )
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
 from verl_act.evaluate.files import FILES
-from verl_act.evaluate.journal import Journal, journal, key_of
 from verl_act.evaluate.outcomes import read_values
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
 from verl_act.evaluate.seeds import Outcome
 from verl_act.evaluate.table import compare, comparison, markdown
+from verl_act.journal import Journal, journal, key_of
 from verl_act.manifest import digest, make_manifest
 from verl_act.prompts import get_template
 from verl_act.report.numbers import by_position, by_task_type, first_picked, models
@@ -355,14 +355,14 @@ def test_a_killed_evaluation_asks_only_for_the_rest(killed_after: int, tmp_path:
     killed = Tires(killed_after)
     with pytest.raises(RuntimeError, match="the engine is dead"):
         examined(killed, tmp_path / "out")
-    (kept,) = (tmp_path / ".out.answers").iterdir()
+    (kept,) = (tmp_path / ".out.journal").iterdir()
     kept.write_bytes(kept.read_bytes() + b'{"what": "choices", "num')  # what a kill leaves of a line
     again = Says("<action>go</action>")
     assert without_times(examined(again, tmp_path / "out")) == without_times(expected)
     # The turns of an episode in progress are asked again.
     assert set(killed.seeds) | set(again.seeds) == set(whole.seeds)
     assert len(set(killed.seeds) & set(again.seeds)) <= min(killed_after, 4)
-    assert not (tmp_path / ".out.answers").exists()
+    assert not (tmp_path / ".out.journal").exists()
 
 
 def test_answers_by_other_settings_are_not_taken(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from installed_env import install
 
 from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES
+from verl_act.data_prep.make_games import make_games
 from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.errors import DataError, EnvError
 from verl_act.schema import read_pairs, read_steps
@@ -204,3 +205,53 @@ def test_nothing_outlives_a_chain(stage: str, dies: str, by: int, site: dict[str
         for process in (*started, chain):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def killed_when(ready: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+    """Kill the command as soon as `ready` says so, which must be before it ends."""
+    while not ready():
+        assert run.poll() is None, "it was to be killed before its end"
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_killed_collection_resumes_and_gives_the_same_bytes(
+    workers: str, site: dict[str, str], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    settings = json.dumps({"log": str(log), "seconds": 0.05})
+    options = ["--workers", workers, "--limit", "30", "--env-settings", settings, "failing", "good"]
+    collect = command("collect-expert", "--out", str(tmp_path / "out"), *options)
+    log.touch()
+    run = subprocess.Popen(collect, env=site, stderr=subprocess.DEVNULL, text=True)
+    killed_when(lambda: len(log.read_text().splitlines()) > 30, run)
+    before = log.read_text().splitlines()
+    log.write_text("")
+    subprocess.run(collect, env=site, check=True, timeout=60)
+    after = log.read_text().splitlines()
+    assert len(set(before) & set(after)) <= 4, "only what was not finished is played again"
+    assert len(set(before) | set(after)) == 30
+    whole = command("collect-expert", "--out", str(tmp_path / "whole"), *options)
+    subprocess.run(whole, env=site, check=True, timeout=60)
+    for name in (TRAJECTORIES, DROPPED):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_killed_games_resume_and_give_the_same_bytes(site: dict[str, str], tmp_path: Path) -> None:
+    options = ["--counts", '{"train": 24, "valid_seen": 6}', "--size", "small", "--workers", "2"]
+    make = command("make-games", "--out", str(tmp_path / "out"), *options)
+
+    def saved() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in tmp_path.glob(".out.journal/*"))
+
+    killed_when(lambda: saved() > 5, subprocess.Popen(make, env=site, stderr=subprocess.DEVNULL, text=True))
+    subprocess.run(make, env=site, check=True, timeout=60)
+    make_games(tmp_path / "whole", counts={"train": 24, "valid_seen": 6}, progress=False)
+    files = [sorted((tmp_path / name / "json_2.1.1").rglob("*.*")) for name in ("out", "whole")]
+    assert [path.relative_to(tmp_path / "out") for path in files[0]] == [
+        path.relative_to(tmp_path / "whole") for path in files[1]
+    ]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*files, strict=True) if one.is_file())

@@ -20,8 +20,8 @@ from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import admissible_candidates, is_admissible
 from verl_act.errors import DataError, EnvError
-from verl_act.evaluate.journal import Journal, Record
 from verl_act.evaluate.reasoning import Question, is_right
+from verl_act.journal import Journal, Record
 from verl_act.parse import has_thought, match_action, parse_action, parse_choice, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play

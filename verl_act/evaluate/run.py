@@ -28,8 +28,8 @@ from verl_act.evaluate.ask import (
 )
 from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
 from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.journal import Journal, Record, journal, key_of
 from verl_act.evaluate.reasoning import is_right, read_questions
+from verl_act.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.options import Positive, Seed, Text, check_keys, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
