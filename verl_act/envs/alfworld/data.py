@@ -102,7 +102,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
     skipped["damaged"] = len(damaged)
     if damaged:
         logger.warning(
-            "%s: damaged games are left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY
+            "%s: damaged games left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY
         )
     if not tasks:
         raise EmptySplitError(f"{folder}: holds no playable game (left out: {dict(+skipped) or 'none'}). {_REMEDY}")

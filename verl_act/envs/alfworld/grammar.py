@@ -173,8 +173,8 @@ def _choices(expression: str) -> list[_Value]:
         return [_sum(terms) for terms in sums]
     except ValueError:
         raise DataError(
-            f"The game's grammar has the expression {brief(expression)} in braces. ALFWorld's have objects (o), their texts "
-            f"(o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file from a "
+            f"The game's grammar has the expression {brief(expression)} in braces. ALFWorld's have objects (o), their "
+            f"texts (o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file from a "
             "source that you trust."
         ) from None
 
