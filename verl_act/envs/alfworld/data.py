@@ -101,9 +101,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
                 skipped[listed] += 1
     skipped["damaged"] = len(damaged)
     if damaged:
-        logger.warning(
-            "%s: damaged games left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY
-        )
+        logger.warning("%s: damaged games left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY)
     if not tasks:
         raise EmptySplitError(f"{folder}: holds no playable game (left out: {dict(+skipped) or 'none'}). {_REMEDY}")
     return GameList(tuple(tasks), dict(+skipped))

@@ -173,9 +173,9 @@ def _choices(expression: str) -> list[_Value]:
         return [_sum(terms) for terms in sums]
     except ValueError:
         raise DataError(
-            f"The game's grammar has the expression {brief(expression)} in braces. ALFWorld's have objects (o), their "
-            f"texts (o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file from a "
-            "source that you trust."
+            f"The game's grammar has the expression {brief(expression)} in braces. ALFWorld's have objects (o), "
+            f"their texts (o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file "
+            "from a source that you trust."
         ) from None
 
 
