@@ -12,7 +12,8 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,11 @@ def sample_alternatives(
     job = (engine, sampling, template, template_options or {}, seed)
     run = _on_ray(shards, missing, job, workers, gpus_per_worker) if workers else _here(shards, missing, job)
     done = len(steps) - sum(len(shards[number]) for number in missing)
-    kept = (number for number in range(len(shards)) if number not in missing)
-    usable = allow_degenerate or any(_has_action(_read(shards_folder, number)) for number in kept)
-    with tqdm(total=len(steps), initial=done, desc="sampling alternatives", unit="state") as progress:
+    sampled = [row for number in range(len(shards)) if number not in missing for row in _read(shards_folder, number)]
+    usable = allow_degenerate or _has_action(sampled)
+    if sampled and not usable:
+        raise _no_action(sampled, engine.model, template)
+    with closing(run), tqdm(total=len(steps), initial=done, desc="sampling alternatives", unit="state") as progress:
         for number, rows in run:
             write_rows(_shard(shards_folder, number), rows, ALTERNATIVES)
             progress.update(len(rows))
@@ -101,8 +104,6 @@ def sample_alternatives(
             if not usable:
                 raise _no_action(rows, engine.model, template)
     rows = [row for number in range(len(shards)) for row in _read(shards_folder, number)]
-    if not usable:
-        raise _no_action(rows, engine.model, template)
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
         replies = [reply for row in rows for reply in row["replies"]]
@@ -207,7 +208,9 @@ class Sampler:
         return {"number": batch["number"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
 
 
-def _here(shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple) -> Iterator[tuple[int, list[dict]]]:
+def _here(
+    shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple
+) -> Generator[tuple[int, list[dict]], None, None]:
     if not numbers:
         return
     sampler = Sampler(*job)
@@ -220,7 +223,7 @@ def _here(shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple) 
 
 def _on_ray(
     shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple, workers: int, gpus_per_worker: float
-) -> Iterator[tuple[int, list[dict]]]:
+) -> Generator[tuple[int, list[dict]], None, None]:
     if not numbers:
         return
     import ray
