@@ -90,6 +90,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: os.truncate(folder / "huggingface" / "model.safetensors", 999),
         "model.safetensors: cannot be read",
     ),
+    "config-cut": (
+        lambda folder: (folder / "huggingface" / "config.json").write_text("{"),
+        "config.json: cannot be read",
+    ),
+    "config-of-another-model": (
+        lambda folder: Qwen3Config(hidden_size=8, num_hidden_layers=2).save_pretrained(folder / "huggingface"),
+        "the weights do not fit config.json",
+    ),
     "no-weights": (lambda folder: (folder / "huggingface" / "model.safetensors").unlink(), "holds no weights"),
 }
 

@@ -15,6 +15,7 @@ from trl.chat_template_utils import qwen3_chat_template
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
 from verl_act.data_prep.make_sft import FILE_NAME, make_sft
+from verl_act.errors import DataError
 from verl_act.schema import TRAJECTORY, write_rows
 
 THOUGHT, ACTION = "the desk is near", "go to desk 1"
@@ -68,3 +69,18 @@ def test_a_row_is_the_prompt_as_it_is_asked_and_then_the_reply(
     prompt = dataset.messages[0][:-1]
     asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **options)
     assert ids[: -len(wanted)] == asked
+
+
+def test_damaged_rows_are_refused_before_verl_reads_them(tmp_path: Path) -> None:
+    """pandas would read other text without a word."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_models()["alfworld"])
+    write_rows(tmp_path / "steps.parquet", [make_step(number).to_row() for number in range(20)], TRAJECTORY)
+    make_sft(tmp_path / "sft", [tmp_path / "steps.parquet"], str(embedded_models()["alfworld"]))
+    file = tmp_path / "sft" / FILE_NAME
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 4
+    file.write_bytes(content)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("sft_trainer_engine", overrides=["+act=sft"]).data
+    with pytest.raises(DataError, match=r"sft.parquet: the file is damaged"):
+        ActSFTDataset(str(file), tokenizer, config)

@@ -67,3 +67,13 @@ def test_a_tokenizer_that_cannot_work_is_refused_everywhere(
             command()
         assert str(model) in str(caught.value), name
     assert not out.exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"3", b"null", b"\xff\xfe{", b"{"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_model_folder_with_a_damaged_file_is_named(file: str, text: bytes, tmp_path: Path) -> None:
+    model = shutil.copytree(embedded_models()["alfworld"], tmp_path / "model")
+    (model / file).write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        load_tokenizer(str(model))
+    assert str(model) in str(caught.value)

@@ -370,10 +370,10 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         raise ConfigError(f"{model}: no model here (config.json is missing). Give a Hugging Face folder or model id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on a damaged file it raises errors of many kinds
         raise ConfigError(
-            f"{model}: has no tokenizer that can be read ({error}). Copy tokenizer.json and tokenizer_config.json "
-            "into the folder, from the model it was trained from."
+            f"{model}: has no tokenizer that can be read ({type(error).__name__}: {error}). Copy tokenizer.json, "
+            "tokenizer_config.json and config.json into the folder, from the model it was trained from."
         ) from error
     require_usable(tokenizer)
     return tokenizer

@@ -110,11 +110,17 @@ def _merged(folder: Path, weights: dict[str, Any], targets: list[str], meta: dic
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # on a damaged file it raises errors of many kinds
+        raise DataError(f"{folder / 'config.json'}: cannot be read ({error}). Save the checkpoint again.") from error
     base = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
     tied = {f"{_PREFIX}{name}" for name in getattr(base, "_tied_weights_keys", None) or ()}
     model = get_peft_model(base, LoraConfig(r=meta["r"], lora_alpha=meta["lora_alpha"], target_modules=targets))
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # sizes differ
+        raise DataError(f"{folder}: the weights do not fit config.json: {error}. Save the checkpoint again.") from error
     lost = [*(name for name in missing if not (config.tie_word_embeddings and name in tied)), *unexpected]
     if lost:
         raise DataError(f"{folder}: {lost[0]!r} does not fit {_META}'s adapters; save the checkpoint again.")
