@@ -57,7 +57,7 @@ class Journal:
                 self._known[entry["what"], entry["number"]] = entry["record"]
                 self.counted = max(self.counted, entry["tally"])
                 self.seconds_before = max(self.seconds_before, entry["seconds"])
-            except (ValueError, KeyError):  # it was being written; asked again, as what comes after it
+            except (ValueError, LookupError, TypeError):  # it was being written; asked again, as what comes after it
                 break
             whole += len(line)
         self._file.truncate(whole)
