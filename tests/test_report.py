@@ -771,7 +771,7 @@ def test_a_bad_place_or_number_is_refused(run: Path, tmp_path: Path) -> None:
         write_report(tmp_path / "report.pdf", [run])
     with pytest.raises(ConfigError, match="-1 examples"):
         write_report(tmp_path / "report.html", [run], -1)
-    with pytest.raises(DataError, match="could not be written"):
+    with pytest.raises(ConfigError, match="is a file"):
         write_report(tmp_path / "file" / "report.html", [run], 0)
 
 
