@@ -13,13 +13,14 @@ logger = logging.getLogger(__name__)
 
 AGENT_LOOP_MODULE = "verl.experimental.agent_loop.agent_loop"
 TRAINER_MODULE = "verl.trainer.ppo.v1.trainer_base"
+SFT_CHECKPOINT_MODULE = "verl.utils.checkpoint.checkpoint_handler"
 REWARD_MODULE = "verl.experimental.reward_loop.reward_loop"
 
 
 def register() -> None:
     """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop, the
-    training metrics, the end of runs that only fail, the warning of a reward that is not in its place, and the trust in
-    a model's code that a run is set to.
+    training metrics, the end of runs that only fail, the warning of a reward that is not in its place, the trust in a
+    model's code that a run is set to, and the choice of the checkpoint that a run resumes from.
     """
     from verl_act.platform import activate
 
@@ -27,6 +28,7 @@ def register() -> None:
     wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
     wrapt.when_imported(TRAINER_MODULE)(_mend_trainer)
     wrapt.when_imported(REWARD_MODULE)(_mend_rewards)
+    wrapt.when_imported(SFT_CHECKPOINT_MODULE)(_mend_sft_checkpoints)
 
 
 def _register_agent_loop(module: object) -> None:
@@ -35,11 +37,12 @@ def _register_agent_loop(module: object) -> None:
 
 
 def _mend_trainer(module: ModuleType) -> None:
-    from verl_act import training_metrics
+    from verl_act import checkpoints, training_metrics
     from verl_act.reward_fns import in_place
     from verl_act.rollout import failures
 
     training_metrics.close_gap(module)
+    checkpoints.close_gap(module)
     failures.close_gap(module)
     in_place.warn_when_replaced(module)
 
@@ -48,6 +51,12 @@ def _mend_rewards(module: ModuleType) -> None:
     from verl_act import trusted_code
 
     trusted_code.close_gap(module)
+
+
+def _mend_sft_checkpoints(module: ModuleType) -> None:
+    from verl_act import checkpoints
+
+    checkpoints.close_gap_of_sft(module)
 
 
 try:

@@ -181,7 +181,7 @@ def _checkpoints(recipe: Recipe) -> int:
     """How many a training stage keeps at most, and one more while it is written."""
     overrides = [flat(getattr(recipe, kind).overrides) for kind in TRAINING]
     keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
-    return 1 + max(int(found.get(key) or 1) for found in overrides for key in keys)
+    return 1 + max(int(found.get(key) or 2) for found in overrides for key in keys)
 
 
 def _accelerators(stage: Stage) -> str:

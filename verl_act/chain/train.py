@@ -1,8 +1,11 @@
 """A verl run as one stage: progress on the terminal, checkpoints to go on from, and at the end a model folder.
 
 verl works in `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the
-metrics of all attempts as one file, and the log; a killed run leaves the work folder, from which verl resumes by
-itself. `discard_work` deletes it once the stage is marked as done.
+metrics of all attempts as one file, and the log; a killed run leaves the work folder, from whose newest whole
+checkpoint the next attempt resumes. `discard_work` deletes it once the stage is marked as done.
+
+Steps are read from verl's metrics file. Nothing is concluded from text of the log that a model's reply may contain: an
+event is a line of Ray's or vLLM's own, with the prefix that Ray gives to each line of a process.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,17 @@ from tqdm import tqdm
 
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.stages import Stage
+from verl_act.checkpoints import CONTENTS, TRACKER, step_of, tidy
 from verl_act.errors import ConfigError, DataError, EngineError
-from verl_act.manifest import digest
+from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.merge_lora import merge_lora
 from verl_act.names import one_line
-from verl_act.output_folder import atomic_folder
+from verl_act.output_folder import atomic_folder, reserved
 from verl_act.process import dies_with_parent
 from verl_act.text_files import read_json
 
 logger = logging.getLogger(__name__)
 
-_STEP = re.compile(r"\bstep:(\d+) - (.*)")
 _SHOWN = {
     "critic/score/mean": "score",
     "actor/entropy": "entropy",
@@ -50,11 +53,28 @@ _HOW = re.compile(
 """Settings that decide what a run takes or tells, not what it learns: it may go on with others after it was killed."""
 _CHANGES = 5
 _TAIL = 40
-_LOST = "EngineDeadError"
-"""After this a run takes no step any more and does not end: verl replaces failed rollouts for ever."""
-_KILLED = "killed due to memory pressure (OOM)"
+_COLOR = r"(?:\x1b\[[\d;]*m)?"
+
+
+def _of(process: str) -> str:
+    """A pattern of the prefix that Ray gives to each line of a process."""
+    return rf"{_COLOR}\({process}(?: pid=\d+)?(?:, ip=[\w.:]+)?\){_COLOR} "
+
+
+_LOST = re.compile(
+    rf"{_of('vLLMHttpServer')}(?:{_of('EngineCore')})?{_COLOR}(?:ERROR [\d-]+ [\d:]+ \[[\w./]+:\d+\]{_COLOR} )?"
+    r"(?:[\w.]+\.)?EngineDeadError: EngineCore encountered an issue"
+    rf"|{_of('AgentLoopWorker[A-Za-z]*')}(?:[\w.]+\.)?RayTaskError\(EngineDeadError\): ray::vLLMHttpServer\."
+)
+"""After this a run takes no step any more and does not end: verl replaces failed rollouts for ever. These processes
+print no replies, as those of the reward and the trainer do."""
+_KILLED = re.compile(rf"{_of('raylet')}.*killed due to memory pressure \(OOM\)")
 """Ray's word of processes on one of its nodes, of this run or of another job. Where it was one that others of this run
 wait for, they do so for ever; an environment's is replaced."""
+_STEP = re.compile(rf"(?:{_of('TaskRunner[A-Za-z0-9]*')})?step:(\d{{1,9}}) - ")
+"""Read only where verl's metrics file is on another machine."""
+_TOTAL = re.compile(rf"{_of('TaskRunner[A-Za-z0-9]*')}(?:INFO:\S+ \S+:)?Total training steps: (\d{{1,9}})$")
+_POLL_SECONDS = 0.2
 _GRACE_SECONDS = 30.0
 _RAYS_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """They take a minute to notice that their node is gone, and hold nothing that anybody waits for."""
@@ -62,16 +82,19 @@ _STANDSTILL_SECONDS = 900.0
 """From a killed process on; a step that comes in this time shows that the run goes on."""
 
 
-def train(stage: Stage) -> float:
+def train(stage: Stage, manifest: Manifest | None = None) -> float:
     """Run verl to its last step and export the model; the seconds that this took, those of killed attempts with them.
 
-    Raises `EngineError` with the end of the log where it fails.
+    `manifest` is that of the stage; the output gets it, with the seconds. Raises `EngineError` with the end of the log
+    where it fails, and `ConfigError` where the output is not of this stage, or another process is writing it.
     """
     work = stage.output.with_name(f"{stage.output.name}.work")
-    _prepare(work, stage)
-    if not _last_step_saved(work, stage.command):  # resumed there, verl would take one step more
-        _run(work, stage)
-    return _export(work, stage)
+    with reserved(stage.output, stage.name):
+        _prepare(work, stage)
+        tidy(work / "checkpoints", _contents(stage.command), _kept(stage.command))
+        if not _last_step_saved(work, stage.command):  # resumed there, verl would take one step more
+            _run(work, stage)
+        return _export(work, stage, manifest or make_manifest(stage.name, settings={}))
 
 
 def _run(work: Path, stage: Stage) -> None:
@@ -101,7 +124,25 @@ def _run(work: Path, stage: Stage) -> None:
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
 
 
-def _export(work: Path, stage: Stage) -> float:
+def _contents(command: Sequence[str]) -> list[str]:
+    """What a checkpoint of this run holds: as the command says, or our configurations."""
+    own = _values(command, "actor_rollout_ref.actor.checkpoint.save_contents", "checkpoint.save_contents")
+    return list(OmegaConf.create(own[-1])) if own and own[-1].startswith("[") else list(CONTENTS)
+
+
+def _kept(command: Sequence[str]) -> int | None:
+    """How many checkpoints verl keeps; None for all."""
+    kept = ["2", *_values(command, "trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")][-1]
+    return max(1, int(kept)) if kept.isdecimal() else None
+
+
+def _values(command: Sequence[str], *keys: str) -> list[str]:
+    """What the words KEY=VALUE of the command say for these keys."""
+    split = (word.lstrip("+").partition("=") for word in command)
+    return [value for key, _, value in split if key in keys]
+
+
+def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
     """Put the last model, the metrics of all attempts and the last one's log into the stage's output; the seconds of
     all attempts.
     """
@@ -116,12 +157,16 @@ def _export(work: Path, stage: Stage) -> float:
             stage.name,
             work,
         )
-    merge_lora(model.parent)
-    with atomic_folder(stage.output, replace_any=True) as folder:
-        shutil.copytree(model, folder / "model")
-        (folder / "metrics.jsonl").write_text(metrics)
-        shutil.copy(work / f"log-{attempts - 1}.txt", folder / "log.txt")
-    exported, logged = _step_of(model), max((line["step"] for line in map(json.loads, metrics.splitlines())), default=0)
+    try:
+        merge_lora(model.parent)
+        with atomic_folder(stage.output) as folder:
+            shutil.copytree(model, folder / "model")
+            (folder / "metrics.jsonl").write_text(metrics)
+            shutil.copy(work / f"log-{attempts - 1}.txt", folder / "log.txt")
+            write_manifest(folder, replace(manifest, seconds=round(seconds, 1)))
+    except DataError as error:
+        raise DataError(f"{error} The trained model stays in {model}: the same command resumes there.") from error
+    exported, logged = step_of(model), max((line["step"] for line in map(json.loads, metrics.splitlines())), default=0)
     if exported < logged:
         logger.warning(
             "%s: the model is that of step %d, and verl trained to step %d without saving it, as it does where "
@@ -145,7 +190,7 @@ def discard_work(stage: Stage) -> None:
 
 def _loggers(command: Sequence[str]) -> list[str]:
     """Those that the command asks for, and the two that the chain reads."""
-    asked = [word.partition("=")[2] for word in command if word.startswith("trainer.logger=")]
+    asked = _values(command, "trainer.logger")
     wanted = OmegaConf.to_container(OmegaConf.create(asked[-1])) if asked else []
     own = list(wanted) if isinstance(wanted, list) else [str(wanted)]
     return [*own, *(name for name in ("console", "file") if name not in own)]
@@ -163,8 +208,8 @@ def _lasted(work: Path, attempt: int) -> float:
 
 def _last_step_saved(work: Path, command: Sequence[str]) -> bool:
     """Whether a killed attempt had saved the last step that the command asks for, and its model."""
-    wanted = [word.partition("=")[2] for word in command if word.startswith("trainer.total_training_steps=")]
-    saved = work / "checkpoints" / "latest_checkpointed_iteration.txt"
+    wanted = _values(command, "trainer.total_training_steps")
+    saved = work / "checkpoints" / TRACKER
     done = bool(wanted) and saved.is_file() and saved.read_text().strip() == wanted[-1]
     return done and any(f"global_step_{wanted[-1]}" in path.parts for path in _exported_models(work / "checkpoints"))
 
@@ -185,7 +230,7 @@ def _prepare(work: Path, stage: Stage) -> None:
     except DataError as error:
         raise DataError(f"{error} What is in {work} cannot be resumed; delete that folder to start anew.") from error
     if found != wanted and work.exists():
-        if saved := sorted((work / "checkpoints").glob("global_step_*"), key=_step_of):
+        if saved := sorted((work / "checkpoints").glob("global_step_*"), key=step_of):
             raise ConfigError(
                 f"stage {stage.name!r} has checkpoints up to {saved[-1]} from another configuration or other data "
                 f"({_changes(found, wanted)}). Give the former settings to go on from there, or delete {work} to start "
@@ -209,44 +254,89 @@ def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
-    """Run `command` into `log`; the exit status. One bar shows the steps and the figures to watch."""
+    """Run `command` into `log`; the exit status. One bar shows the steps, the time left and the figures to watch."""
+    total = _values(command, "trainer.total_training_steps")[-1:]
     with (
-        log.open("w", buffering=1) as stream,  # each line at once, for who looks on
-        tqdm(desc=f"{one_line(name)} (starting)", unit="step") as progress,
+        log.open("wb") as stream,
+        tqdm(desc=f"{one_line(name)} (starting)", unit="step", total=_number(*total)) as progress,
         subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            preexec_fn=dies_with_parent,
+            command, env=environment, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=dies_with_parent
         ) as process,
     ):
-        assert process.stdout is not None
-        standstill: threading.Timer | None = None
-        itself, seen = psutil.Process(process.pid), set[psutil.Process]()
-        for line in process.stdout:
-            stream.write(line)
-            if _LOST in line:
-                process.terminate()
-            if _KILLED in line and standstill is None:
-                standstill = threading.Timer(_STANDSTILL_SECONDS, process.terminate)
-                standstill.start()
-            if found := _STEP.search(line):
-                with suppress(psutil.NoSuchProcess):
-                    seen |= {*itself.children(recursive=True)}
-                if standstill:
-                    standstill.cancel()
-                    standstill = None
-                progress.set_description(one_line(name))
-                progress.n = int(found[1])
-                progress.set_postfix(_figures(found[2]))
-        if standstill:
-            standstill.cancel()
-        status = process.wait()
-        _end(seen)
-        return status
+        run = _Run(process, log, Path(environment["VERL_FILE_LOGGER_PATH"]), progress, name)
+        try:
+            while (status := process.poll()) is None:
+                run.look()
+                time.sleep(_POLL_SECONDS)
+            run.look()
+        except Exception:  # such as a disk that takes no more; verl would train on, unwatched
+            process.terminate()
+            raise
+    _end(run.seen)
+    return status
+
+
+class _Run:
+    """What is seen of a running verl: its steps, on the bar, and events after which it would wait for ever."""
+
+    def __init__(self, process: subprocess.Popen, log: Path, metrics: Path, progress: tqdm, name: str) -> None:
+        self._process, self._progress, self._name = process, progress, name
+        self._log, self._metrics = _Tail(log), _Tail(metrics)
+        self._step: int | None = None
+        self._killed: float | None = None
+        """When Ray said that it has killed a process; None once a step came after it."""
+        self.seen: set[psutil.Process] = set()
+
+    def look(self) -> None:
+        for line in self._log.lines():
+            if _LOST.match(line):
+                self._process.terminate()
+            elif _KILLED.match(line):
+                self._killed = self._killed or time.monotonic()
+            elif self._step is None and (told := _TOTAL.match(line)):
+                self._progress.total = self._progress.total or int(told[1])
+            elif not self._metrics.path.exists() and (step := _STEP.match(line)):
+                self._advance(int(step[1]), {})
+        for line in self._metrics.lines():
+            with suppress(ValueError, KeyError, TypeError):  # not a line of verl's
+                entry = json.loads(line)
+                self._advance(int(entry["step"]), dict(entry["data"]))
+        if self._killed is not None and time.monotonic() > self._killed + _STANDSTILL_SECONDS:
+            self._process.terminate()
+
+    def _advance(self, step: int, figures: dict[str, Any]) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self.seen |= {*psutil.Process(self._process.pid).children(recursive=True)}
+        self._killed = None
+        if self._step is None:  # the time left is reckoned from here, not from the start of engines
+            self._progress.set_description(one_line(self._name))
+            self._progress.initial, self._progress.start_t = step, time.time()
+        self._step = self._progress.n = step
+        shown = {short: figures[name] for name, short in _SHOWN.items() if isinstance(figures.get(name), int | float)}
+        self._progress.set_postfix({short: f"{value:.3f}" for short, value in shown.items()})
+
+
+class _Tail:
+    """What a file has got since it was last read, in whole lines. Only a newline ends one: a reply may hold others."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._position = 0
+        self._rest = b""
+
+    def lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            read = file.read()
+        self._position += len(read)
+        *whole, self._rest = (self._rest + read).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
+
+
+def _number(text: str = "") -> int | None:
+    return int(text) if text.isdecimal() else None
 
 
 def _end(processes: set[psutil.Process]) -> None:
@@ -277,32 +367,19 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def _figures(text: str) -> dict[str, str]:
-    pairs = (entry.split(":", 1) for entry in text.split(" - ") if ":" in entry)
-    found = {name: value.removeprefix("np.float64(").rstrip(")") for name, value in pairs}
-    return {short: f"{float(found[name]):.3f}" for name, short in _SHOWN.items() if name in found}
-
-
 def _merged_metrics(work: Path) -> str:
     """The metrics of all attempts, one line a step; of a step done again each figure is the last one."""
     by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
-        for line in path.read_bytes().splitlines():
-            try:
+        for line in path.read_text().splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # the line that a killed attempt was writing
                 entry = json.loads(line)
-            except ValueError:
-                continue  # the line that a killed attempt was writing
-            # verl logs what validation finds after a resume, and after an SFT step, in a line of its own.
-            by_step.setdefault(entry["step"], {}).update(entry["data"])
+                # verl logs what validation finds after a resume, and after an SFT step, in a line of its own.
+                by_step.setdefault(int(entry["step"]), {}).update(entry["data"])
     return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))
 
 
 def _exported_models(checkpoints: Path) -> list[Path]:
     """Oldest first. The RL trainer keeps a folder for each of its models, the SFT trainer has one model."""
     found = [*checkpoints.glob("global_step_*/actor/huggingface"), *checkpoints.glob("global_step_*/huggingface")]
-    return sorted(found, key=_step_of)
-
-
-def _step_of(model: Path) -> int:
-    """The step of a model below its `global_step_` folder."""
-    return next(int(part.removeprefix("global_step_")) for part in model.parts[::-1] if part.startswith("global_step_"))
+    return sorted(found, key=step_of)

@@ -1,0 +1,186 @@
+"""Gap: verl resumes from the checkpoint that its tracker file names, whole or not.
+
+A run that is killed while it saves leaves a checkpoint that is cut, or a whole one that the tracker does not name yet;
+disks lose files as well. Before verl loads a checkpoint, the newest whole one is looked up here, and the tracker names
+it. With `trainer.max_actor_ckpt_to_keep: 2` (for SFT `max_ckpt_to_keep`), as in our configurations, there is always one
+while the next is written.
+
+Upstream change it waits for: `find_latest_ckpt_path` validating what it returns
+(verl/utils/checkpoint/checkpoint_manager.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+logger = logging.getLogger(__name__)
+
+TRACKER = "latest_checkpointed_iteration.txt"
+CONTENTS = ("model", "optimizer", "extra", "hf_model")
+"""What a checkpoint of our configurations holds, in the words of verl's `checkpoint.save_contents`."""
+DAMAGED = "damaged_step_"
+_STEP = "global_step_"
+_SHARDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
+"""Content -> how verl begins the name of its file of each rank."""
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, or of something below its `global_step_` folder."""
+    return next(int(part.removeprefix(_STEP)) for part in path.parts[::-1] if part.startswith(_STEP))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Oldest first."""
+    named = [path for path in folder.glob(f"{_STEP}*") if path.name.removeprefix(_STEP).isdecimal()]
+    return sorted(named, key=step_of)
+
+
+def resume_from_whole(folder: Path, contents: Collection[str] = CONTENTS) -> Path | None:
+    """Have verl's tracker in `folder` name the newest whole checkpoint, which is returned; None where there is none.
+
+    `contents` is what a checkpoint must hold. A damaged one that is newer is named in a warning, and left alone.
+    """
+    for checkpoint in reversed(checkpoints_in(folder)):
+        fault = fault_of(checkpoint, contents)
+        if not fault:
+            _track(folder, str(step_of(checkpoint)))
+            return checkpoint
+        logger.warning("%s is not whole (%s), so it is not resumed from.", checkpoint, fault)
+    (folder / TRACKER).unlink(missing_ok=True)
+    return None
+
+
+def tidy(folder: Path, contents: Collection[str] = CONTENTS, keep: int | None = None) -> Path | None:
+    """As `resume_from_whole`; damaged checkpoints are moved aside, to `damaged_step_<step>`, and of the whole ones the
+    newest `keep` stay (None: all). verl does not delete those of an attempt that was killed.
+    """
+    whole = resume_from_whole(folder, contents)
+    for path in folder.glob(f"{DAMAGED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    good = []
+    for checkpoint in checkpoints_in(folder):
+        if fault_of(checkpoint, contents):
+            os.replace(checkpoint, checkpoint.with_name(f"{DAMAGED}{step_of(checkpoint)}"))
+        else:
+            good.append(checkpoint)
+    for checkpoint in good[: -keep if keep else 0]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return whole
+
+
+def fault_of(checkpoint: Path, contents: Collection[str] = CONTENTS) -> str:
+    """Why verl could not resume from a checkpoint, or from its files alone; empty where it is whole.
+
+    Files are not read to their end: it is what a kill, a full disk or a deleted file leaves that is noticed.
+    """
+    actor, critic = checkpoint / "actor", checkpoint / "critic"
+    trains_critic = any((other / "critic").is_dir() for other in checkpoints_in(checkpoint.parent))
+    is_rl = actor.is_dir() or trains_critic
+    first = actor if is_rl else checkpoint
+    faults = [_fault_of_model(first, contents)]
+    if trains_critic:
+        faults.append(_fault_of_model(critic, [entry for entry in contents if entry != "hf_model"]))
+    loaders = [checkpoint / "data.pt"] if is_rl else sorted(checkpoint.glob("data_*.pt")) or [checkpoint / "data_0.pt"]
+    faults += map(_fault_of_archive, loaders)
+    return next(filter(None, faults), "")
+
+
+def _fault_of_model(folder: Path, contents: Collection[str]) -> str:
+    if (folder / "dist_ckpt").is_dir():  # Megatron's own layout, which is complete once the tracker names it
+        tracker = folder.parents[folder.name in ("actor", "critic")] / TRACKER
+        complete = tracker.is_file() and tracker.read_text().strip()
+        return "" if complete and complete.isdecimal() and step_of(folder) <= int(complete) else f"{TRACKER} is older"
+    try:
+        ranks = range(json.loads((folder / "fsdp_config.json").read_text())["world_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder / 'fsdp_config.json'} is missing or damaged"
+    for content, prefix in _SHARDS.items():
+        if content in contents:
+            for rank in ranks:
+                if fault := _fault_of_archive(folder / f"{prefix}_world_size_{len(ranks)}_rank_{rank}.pt"):
+                    return fault
+    return _fault_of_export(folder / "huggingface") if "hf_model" in contents else ""
+
+
+def _fault_of_archive(path: Path) -> str:
+    """Of a file of `torch.save`: a zip archive, whose directory is written last."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = any(name.endswith("data.pkl") for name in archive.namelist())
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except (OSError, ValueError, zipfile.BadZipFile):
+        whole = False
+    return "" if whole else f"{path} is cut or damaged"
+
+
+def _fault_of_export(folder: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((folder / "config.json").read_text())
+        index = folder / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{folder}: its JSON files are missing or damaged"
+    weights = [folder / name for name in sorted(names)] or sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return f"{folder} has no weights"
+    for path in weights:
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (OSError, SafetensorError):
+            return f"{path} is missing, cut or damaged"
+    return ""
+
+
+def _track(folder: Path, step: str) -> None:
+    tracker = folder / TRACKER
+    if not tracker.is_file() or tracker.read_text(errors="replace").strip() != step:
+        partial = folder / f"{TRACKER}.tmp"
+        partial.write_text(step)
+        os.replace(partial, tracker)
+
+
+def _contents(config: Any) -> list[str]:
+    """What is loaded of a checkpoint, and the export where one is asked for."""
+    config = config or {}
+    loaded = list(config.get("load_contents") or _SHARDS)
+    return [*loaded, *(["hf_model"] if "hf_model" in (config.get("save_contents") or ()) else [])]
+
+
+def close_gap(module: ModuleType) -> None:
+    """`module` is verl.trainer.ppo.v1.trainer_base, just imported."""
+
+    def load(wrapped: Callable[[], None], trainer: Any, args: tuple, kwargs: dict) -> None:
+        own = trainer.config.trainer
+        if own.resume_mode == "auto":
+            resume_from_whole(Path(own.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint))
+        wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(module, "PPOTrainer._load_checkpoint", load)
+
+
+def close_gap_of_sft(module: ModuleType) -> None:
+    """`module` is verl.utils.checkpoint.checkpoint_handler, just imported."""
+
+    def find(wrapped: Callable[[], str | None], handler: Any, args: tuple, kwargs: dict) -> str | None:
+        if handler.rank == 0:
+            config = getattr(handler.engine, "checkpoint_config", None)
+            resume_from_whole(Path(handler.default_local_dir), _contents(config))
+        if handler.mode == module.OrchestrationMode.SPMD:
+            module.torch.distributed.barrier()
+        return wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(module, "CheckpointHandler._find_latest_checkpoint", find)
