@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,7 +287,7 @@ def test_a_model_whose_size_is_not_known_is_a_doubt(
     recipe = load_recipe("alfworld/quickstart", ["model=organisation/model"])
     found = disk(recipe, tmp_path, 50, monkeypatch)
     assert isinstance(found, _Doubt) and "weights of organisation/model are not on this machine" in found
-    assert "It is 20 times what they take in 16 bits" in found and "2 trained models" in found
+    assert "It is 28 times what they take in 16 bits" in found and "2 trained models" in found
     monkeypatch.setattr("verl_act.chain.check._checks", lambda *_: [("disk", lambda: found)])
     check_chain(recipe, tmp_path)
     assert capsys.readouterr().out.startswith("warn  disk: 50 GiB free; how much is needed is not known")
@@ -299,7 +299,7 @@ def test_a_model_whose_size_is_not_known_is_a_doubt(
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("a" * 40)
     assert _weights_gib("organisation/model") == pytest.approx(14.9, abs=0.01)
-    with pytest.raises(ConfigError, match="at least 298 are needed"):
+    with pytest.raises(ConfigError, match="at least 417 are needed"):
         disk(recipe, tmp_path, 50, monkeypatch)
 
 
@@ -508,12 +508,30 @@ def test_new_answers_of_the_same_settings_are_compared_anew(tmp_path: Path) -> N
     assert len(keys) == 2
 
 
+SAVES = """
+import json, pathlib, struct, sys, time, zipfile
+
+def save(folder, step):
+    checkpoint = pathlib.Path(folder, f"global_step_{step}")
+    export = checkpoint / "huggingface"
+    export.mkdir(parents=True)
+    for name in ("model", "optim", "extra_state"):
+        with zipfile.ZipFile(checkpoint / f"{name}_world_size_1_rank_0.pt", "w") as archive:
+            archive.writestr("it/data.pkl", name)
+    (export / "config.json").write_text("{}")
+    (export / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    (checkpoint / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 1}')
+    with zipfile.ZipFile(checkpoint / "data_0.pt", "w") as archive:
+        archive.writestr("it/data.pkl", "loader")
+    pathlib.Path(folder, "latest_checkpointed_iteration.txt").write_text(str(step))
+    return export
+"""
+"""A checkpoint with the names of verl's SFT trainer."""
 TRAINER = """
-import pathlib, sys
 (folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
-taken = len(list(pathlib.Path(folder).glob("global_step_*")))
-pathlib.Path(folder, f"global_step_{taken + 1}", "huggingface").mkdir(parents=True)
-pathlib.Path(folder, f"global_step_{taken + 1}", "huggingface", "steps").write_text(str(taken + 1))
+saved = pathlib.Path(folder, "latest_checkpointed_iteration.txt")
+taken = int(saved.read_text()) if saved.exists() else 0
+(save(folder, taken + 1) / "steps").write_text(str(taken + 1))
 sys.exit(taken + 1 < 3)
 """
 """Stands where verl would: takes one step, goes on from its checkpoints, and dies before the third."""
@@ -522,12 +540,14 @@ sys.exit(taken + 1 < 3)
 def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: Path) -> None:
     data = tmp_path / "pairs.parquet"
     data.write_text("first")
-    stage = Stage("critic", [sys.executable, "-c", TRAINER], tmp_path / "critic", [data, tmp_path / "gone"], True)
+    stage = Stage(
+        "critic", [sys.executable, "-c", SAVES + TRAINER], tmp_path / "critic", [data, tmp_path / "gone"], True
+    )
 
     def attempt() -> int:
         with pytest.raises(EngineError, match="failed with status 1"):
             train(stage)
-        return len(list((tmp_path / "critic.work" / "checkpoints").iterdir()))
+        return len(list((tmp_path / "critic.work" / "checkpoints").glob("global_step_*")))
 
     assert [attempt(), attempt()] == [1, 2], "it goes on"
     data.write_text("other")
@@ -551,13 +571,14 @@ def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: P
 
 
 LEAVES_ITS_ENGINE = """
-import pathlib, subprocess, sys, time
+import os, pathlib, subprocess, sys, time
 (folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
 quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], **quiet)
 pathlib.Path(folder, "global_step_1", "huggingface").mkdir(parents=True)
 pathlib.Path(folder, "..", "..", "engine").write_text(str(engine.pid))
-print("step:1 - actor/entropy:0.5", flush=True)
+metrics = pathlib.Path(os.environ["VERL_FILE_LOGGER_PATH"])
+metrics.write_text('{"step": 1, "data": {"actor/entropy": 0.5}}\\n')
 time.sleep(1)
 """
 """Stands where verl would: takes a step and ends, and a process of its own goes on."""
@@ -575,11 +596,8 @@ def test_what_a_run_leaves_is_ended_before_the_next_stage(tmp_path: Path, monkey
 
 
 KILLED_AT_ITS_END = """
-import pathlib, sys, time
 (folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
-number = len(list(pathlib.Path(folder).glob("global_step_*"))) + 3
-pathlib.Path(folder, f"global_step_{number}", "huggingface").mkdir(parents=True)
-pathlib.Path(folder, "latest_checkpointed_iteration.txt").write_text(str(number))
+save(folder, len(list(pathlib.Path(folder).glob("global_step_*"))) + 3)
 time.sleep(1)
 print("saved", flush=True)
 sys.exit(137)
@@ -588,7 +606,7 @@ sys.exit(137)
 
 
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED_AT_ITS_END, "trainer.total_training_steps=3"]
+    command = [sys.executable, "-c", SAVES + KILLED_AT_ITS_END, "trainer.total_training_steps=3"]
     stage = Stage("critic", command, tmp_path / "critic", [], True)
     with pytest.raises(EngineError, match="failed with status 137"):
         train(stage)
@@ -762,23 +780,35 @@ def test_of_two_processes_one_runs_a_stage_and_the_other_waits(killed: bool, tmp
 
 
 def test_where_files_cannot_be_locked_that_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("verl_act.chain.run.fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     run_stages([Stage("it", [sys.executable, "-c", "pass"], tmp_path)], tmp_path)
-    shown = capsys.readouterr().out.replace("\n", " ")
-    assert "no lock" in shown and "one process at a time" in shown and "it: done" in shown
+    assert "it: done" in capsys.readouterr().out
+    assert any("no lock" in record.message and "one process at a time" in record.message for record in caplog.records)
 
 
-OUT_OF_MEMORY = "(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed"
+OUT_OF_MEMORY = (
+    "\x1b[33m(raylet)\x1b[0m 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed"
+)
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "said", ["vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.", OUT_OF_MEMORY]
+    "said",
+    [
+        "\x1b[36m(vLLMHttpServer pid=7)\x1b[0m ERROR 11-30 03:14:43 [async_llm.py:744] "
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above)",
+        "(AgentLoopWorkerTQ pid=7, ip=10.0.0.2) ray.exceptions.RayTaskError(EngineDeadError): "
+        "ray::vLLMHttpServer.generate() (pid=8)",
+        OUT_OF_MEMORY,
+    ],
 )
 def test_a_run_that_has_lost_a_part_is_ended(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a run would wait for ever. Why it was ended stands at the end of its log, which the error shows."""
@@ -794,10 +824,55 @@ def test_a_run_that_goes_on_after_a_kill_for_memory_is_left_alone(
 ) -> None:
     """An environment's process, which the pool replaces, or another job's on the same cluster."""
     monkeypatch.setattr("verl_act.chain.train._STANDSTILL_SECONDS", 2.0)
-    code = f"import time; print({OUT_OF_MEMORY!r}, flush=True); print('step:1 - a:1', flush=True); time.sleep(4)"
+    step = """pathlib.Path(os.environ["VERL_FILE_LOGGER_PATH"]).write_text('{"step": 1, "data": {"a": 1}}\\n')"""
+    shared = f"import os, pathlib, time; print({OUT_OF_MEMORY!r}, flush=True); {step}; time.sleep(4)"
+    line = "(TaskRunnerV1 pid=7) step:1 - a:1"
+    elsewhere = f"import time; print({OUT_OF_MEMORY!r}, flush=True); print({line!r}, flush=True); time.sleep(4)"
+    for code in (shared, elsewhere):
+        stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+        with pytest.raises(EngineError, match="left no exported model"):
+            train(stage)
+
+
+QUOTED = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
+
+
+@pytest.mark.timeout(60)
+def test_what_a_reply_quotes_is_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verl_act.chain.train._STANDSTILL_SECONDS", 0.5)
+    replies = [
+        QUOTED,
+        f"(TaskRunnerV1 pid=7) {QUOTED}",
+        f"(RewardLoopWorker pid=7) [response] (vLLMHttpServer pid=7) {QUOTED}",
+        f"(RewardLoopWorker pid=7) a\r(vLLMHttpServer pid=7) {QUOTED}",
+        f"(RewardLoopWorker pid=7) a\u2028(vLLMHttpServer pid=7) {QUOTED}",
+        f"(TaskRunnerV1 pid=7) {OUT_OF_MEMORY}",
+        *("step:1 - a:b:c - critic/score/mean:odd", "step:99999999999999999999 - ", "step:x - critic/score/mean:1"),
+    ]
+    metrics = ["[1]", "{", "null", '{"step": "x", "data": 1}', '{"step": 2, "data": {"critic/score/mean": "odd"}}']
+    code = (
+        f"import os, pathlib, time; print({chr(10).join(replies)!r}, flush=True);"
+        f"pathlib.Path(os.environ['VERL_FILE_LOGGER_PATH']).write_text({chr(10).join([*metrics, ''])!r}); time.sleep(2)"
+    )
     stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
     with pytest.raises(EngineError, match="left no exported model"):
         train(stage)
+
+
+def test_the_bar_shows_all_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    step = """path.write_text('{"step": 3, "data": {"critic/score/mean": 0.25}}\\n')"""
+    code = f"""
+import os, pathlib, time
+path = pathlib.Path(os.environ["VERL_FILE_LOGGER_PATH"])
+print("(TaskRunnerV1 pid=7) INFO:2026-11-30 03:14:43,839:Total training steps: 6", flush=True)
+time.sleep(0.5)
+{step}
+time.sleep(0.5)
+"""
+    stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+    with pytest.raises(EngineError, match="left no exported model"):
+        train(stage)
+    assert re.search(r"critic: +50%.*3/6 .*score=0\.250", capfd.readouterr().err)
 
 
 def test_a_stages_work_is_deleted_after_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -896,3 +971,97 @@ def test_a_run_without_metrics_is_told(
     assert not caplog.text
     verl_runs(tmp_path / "without", monkeypatch)
     assert "critic: the run left no metrics" in caplog.text
+
+
+WRITES = """
+import pathlib, sys
+from verl_act.manifest import make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder
+with atomic_folder(sys.argv[1]) as folder:
+    for name in ("a.txt", "inner/b.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    write_manifest(folder, make_manifest("it", settings={}))
+"""
+"""Stands where a command would that writes a folder."""
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda out: shutil.rmtree(out),
+        lambda out: [shutil.rmtree(path) if path.is_dir() else path.unlink() for path in out.iterdir()],
+        lambda out: (out / "inner" / "b.txt").unlink(),
+        lambda out: (out / "a.txt").write_text("a"),
+        lambda out: (out / "a.txt").write_text("b.txt"),
+        lambda out: (out / "manifest.json").unlink(),
+        lambda out: (out / "manifest.json").write_text('{"stage"'),
+        lambda out: (out / ".." / ".done" / "it" / "manifest.json").write_text('{"stage"'),
+    ],
+    ids=["deleted", "emptied", "half emptied", "cut", "changed", "no manifest", "cut manifest", "cut record"],
+)
+def test_a_stage_whose_output_is_not_as_it_left_it_is_run_again(
+    spoil: Callable[[Path], object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "it"
+    stage = Stage("it", [sys.executable, "-c", WRITES, str(out)], out)
+
+    def outcome() -> str:
+        run_stages([stage], tmp_path)
+        return re.sub(r".*\[1/1\] it: (up to date|done).*", r"\1", capfd.readouterr().out, flags=re.DOTALL)
+
+    assert [outcome(), outcome()] == ["done", "up to date"]
+    (out / "notes.txt").touch()
+    assert outcome() == "up to date", "files that were added are of no concern"
+    (out / "notes.txt").unlink()
+    spoil(out)
+    assert [outcome(), outcome()] == ["done", "up to date"]
+    assert (out / "inner" / "b.txt").read_text() == "inner/b.txt" and (out / "a.txt").read_text() == "a.txt"
+
+
+def test_somebodys_files_in_the_place_of_an_output_are_not_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "it"
+    stage = Stage("it", [sys.executable, "-c", WRITES, str(out)], out)
+    run_stages([stage], tmp_path)
+    (out / "manifest.json").unlink()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(EngineError, match="'it' failed"):
+        run_stages([stage], tmp_path)
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_model_is_trained_again_where_it_is_needed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def ran(*planned: Stage) -> list[str]:
+        run_stages(planned, tmp_path)
+        return re.findall(r"\] (.+): done", capfd.readouterr().out)
+
+    critic, measures = trained(tmp_path, "critic"), measured(tmp_path, "critic")
+    assert ran(critic, measures) == ["critic", "evaluate critic"]
+    (tmp_path / "critic" / "model" / "weights").write_text("cut")
+    (tmp_path / "critic" / "log.txt").unlink()
+    assert ran(critic, measures) == []
+    assert ran(critic, measured(tmp_path, "critic", "other questions")) == ["critic", "evaluate critic"]
+
+
+def test_the_output_of_another_stage_is_not_trained_over(tmp_path: Path) -> None:
+    write_manifest(tmp_path, make_manifest("evaluate", settings={}))
+    with pytest.raises(ConfigError, match="'evaluate'"):
+        train(Stage("critic", ["false"], tmp_path, trains=True))
+
+
+def test_a_full_disk_at_the_export_loses_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = SAVES + TRAINER.replace("sys.exit(taken + 1 < 3)", "print('a log')")
+    stage = Stage(
+        "critic", [sys.executable, "-c", code, "trainer.total_training_steps=1"], tmp_path / "critic", [], True
+    )
+
+    def full(*_: object) -> None:
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", full)
+        with pytest.raises(DataError, match=f"{stage.output}: could not be written.*stays in .*critic.work"):
+            train(stage)
+    assert not stage.output.exists()
+    train(stage)
+    assert (stage.output / "model" / "steps").read_text() == "1" and (stage.output / "log.txt").read_text() == "a log\n"

@@ -28,7 +28,7 @@ from verl_act.__main__ import app
 from verl_act.chain import check, load_recipe
 from verl_act.chain.methods import budget, method_stages, only, run_methods
 from verl_act.chain.recipe import Recipe, embedded_models
-from verl_act.chain.run import locked, run_stages
+from verl_act.chain.run import alone, run_stages
 from verl_act.chain.stages import Stage
 from verl_act.data_prep.build_pairs import build_pairs
 from verl_act.data_prep.collect_expert import collect_expert
@@ -39,7 +39,7 @@ from verl_act.evaluate.figures import effective_count, share_interval, wilson_in
 from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.seeds import Outcome, against, estimate
-from verl_act.manifest import make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 
@@ -175,14 +175,14 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         if stage.name == "methods":
             told.append(json.loads(words[words.index("--methods") + 1]))
         if stage.output.suffix:
-            stage.output.write_text("")
+            stage.output.touch()
             return
         stage.output.mkdir(parents=True, exist_ok=True)
         for name in (*FILES, *(f"{name}.parquet" for name in DATA_FILES), "methods.json"):
-            (stage.output / name).write_text(" ".join(words) if name == "methods.json" else "")
+            (stage.output / name).write_text(" ".join(words) if name in ("methods.json", "pairs.parquet") else "")
         write_manifest(stage.output, make_manifest(stage.name, settings={}))
 
-    def train(stage: Stage) -> float:
+    def train(stage: Stage, manifest: Manifest) -> float:
         (stage.output / "model").mkdir(parents=True, exist_ok=True)
         return 1.0
 
@@ -235,8 +235,7 @@ def test_what_other_settings_or_data_made_is_not_in_the_table(
     assert "other settings or other data made them: seed-0/evaluation/il. Run their seeds again" in shown
     run(2, steps=2)
     assert seeds_of(tables[-1]) == {"IL": [2], "RL": [2]}
-    (tmp_path / "pairs" / "valid_seen" / "pairs.parquet").write_text("others")
-    run(3)
+    run(3, "pairs.max_alternatives_per_state=1")
     assert seeds_of(tables[-1]) == {"IL": [3], "RL": [3]}
 
 
@@ -246,10 +245,10 @@ def test_the_last_of_several_processes_has_all_seeds(
     """What becomes finished while it waits for another's table is in its own."""
     recipe = only(load_recipe("alfworld/methods"), ["IL", "RL"])
     last = threading.Thread(target=run_methods, args=(recipe, tmp_path, [0]))
-    with locked(tmp_path, "table", "the first one's table"):
+    with alone(tmp_path, "table", "the first one's table"):
         last.start()
         shown = ""
-        while "table of the methods: waits for another process" not in shown:
+        while "table of the methods: waits for process" not in shown:
             shown += capsys.readouterr().out.replace("\n", " ")
             time.sleep(0.01)
         run_stages(method_stages(recipe, tmp_path, [1])[:-2], tmp_path)

@@ -69,9 +69,12 @@ def _making(recipe: Recipe, out: Path, seeds: Sequence[int]) -> list[Stage]:
     asked = _asked(recipe, seeds)
     for seed in seeds:
         seeded = replace(recipe, seed=seed)
+        # Untrained models first, so that an evaluation that cannot work shows before the training.
+        evaluated = [name for name in recipe.methods if seed in asked[name]]
+        found += [_evaluation(seeded, out, name) for name in evaluated if not recipe.methods[name].stages]
         found += _rows(seeded, out, sorted(kinds & {"il", "reflection"}))
         found += _training(seeded, out)
-        found += [_evaluation(seeded, out, name) for name in recipe.methods if seed in asked[name]]
+        found += [_evaluation(seeded, out, name) for name in evaluated if recipe.methods[name].stages]
     return found
 
 

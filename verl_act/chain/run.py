@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from verl_act.chain.outputs import damaged_outputs, discard_damaged, record_outputs
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import Stage, stages
 from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
-from verl_act.manifest import make_manifest, read_manifest, up_to_date, write_manifest
+from verl_act.manifest import make_manifest, own_manifest, up_to_date, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked
 from verl_act.process import dies_with_parent
@@ -61,12 +62,15 @@ def alone(out: Path, name: str, title: str) -> Iterator[None]:
 def is_done(stage: Stage, out: Path, as_recorded: Collection[Path] = ()) -> bool:
     """Whether the stage has been run as it would be now, and its output is there.
 
-    Of the inputs `as_recorded` it counts what they were then; they are not looked at.
+    Of the inputs `as_recorded` it counts what they were then; they are not looked at. Nor is the output of a
+    training stage: see `_stands`.
     """
     finish_replacement(stage.output)
-    found = read_manifest(_mark(out, stage))
+    found = own_manifest(_mark(out, stage))
     looked_at = [path for path in stage.inputs if path not in as_recorded]
     if found is None or found.settings != _settings(stage) or not stage.output.exists():
+        return False
+    if not stage.trains and damaged_outputs(stage, _mark(out, stage)):
         return False
     if not all(path.exists() for path in looked_at):
         return False
@@ -79,33 +83,43 @@ def _stands(stage: Stage, planned: Sequence[Stage], out: Path) -> bool:
     """Whether the stage need not be run. A model may have been deleted to free space: it is missed only where a stage
     that begins with it has yet to be run.
     """
-    deleted = {model for other in planned if other.trains and not (model := other.output / "model").exists()}
+    deleted = {other.output / "model" for other in planned if other.trains and not _has_model(other, out)}
     if not is_done(stage, out, deleted):
         return False
     model = stage.output / "model"
     return model not in deleted or all(_stands(later, planned, out) for later in planned if model in later.inputs)
 
 
+def _has_model(stage: Stage, out: Path) -> bool:
+    """Whether the model of a training stage is there as it was exported."""
+    damaged = damaged_outputs(stage, _mark(out, stage))
+    return (stage.output / "model").exists() and not any(name.startswith("model/") for name in damaged)
+
+
 def _run_stage(stage: Stage, out: Path, title: str) -> None:
     """Run the stage and mark it as done."""
     console.rule(title, align="left")
-    if stage.trains and stage.output.exists() and not (stage.output / "model").exists():
+    mark = _mark(out, stage)
+    if stage.trains and stage.output.exists() and not _has_model(stage, out):
         console.print("Its model was deleted, and is needed: it is trained again, and what began with it is run again.")
+    elif damaged := damaged_outputs(stage, mark):
+        name, *others = damaged
+        more = f" (and {len(others)} more)" if others else ""
+        console.print(f"{name}{more} of its output is missing or has changed: it is run again.", markup=False)
+    discard_damaged(stage, mark)
     console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
     started = time.monotonic()
     # Hashed before, so that an input that changes meanwhile is not taken for the one that was used.
     manifest = make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
     if stage.trains:
-        seconds = train(stage)
+        seconds = train(stage, manifest)
     else:
         _run(stage)
         seconds = time.monotonic() - started
     manifest = replace(manifest, seconds=round(seconds, 1))
-    mark = _mark(out, stage)
-    mark.mkdir(parents=True, exist_ok=True)
+    record_outputs(stage, mark)
     write_manifest(mark, manifest)
     if stage.trains:
-        write_manifest(stage.output, manifest)
         discard_work(stage)
     console.print(f"{title}: done in {seconds:.0f} s")
 

@@ -58,8 +58,10 @@ def act_stage(
 
 
 def stages(recipe: Recipe, out: Path) -> list[Stage]:
-    """All stages in the order they run."""
-    return [*data_stages(recipe, out), *_training(recipe, out), *_evaluation(recipe, out)]
+    """All stages in the order they run: the initial model is evaluated before the training, so that an evaluation that
+    cannot work shows in minutes."""
+    initial, *trained = _evaluation(recipe, out)
+    return [*data_stages(recipe, out), initial, *_training(recipe, out), *trained]
 
 
 def data_stages(recipe: Recipe, out: Path) -> list[Stage]:

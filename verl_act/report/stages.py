@@ -12,8 +12,8 @@ from verl_act.manifest import FILE_NAME, Manifest, read_manifest
 
 RL_STAGES = ("critic", "action")
 _ORDER = (
-    *("games", "expert", "alternatives", "pairs", "audit", "tasks", "reflections", "rows", "il", "reflection"),
-    *("critic", "action", "evaluate", "comparison", "methods"),
+    *("games", "expert", "alternatives", "pairs", "audit", "tasks", "reflections", "rows"),
+    *("evaluate initial", "il", "reflection", "critic", "action", "evaluate", "comparison", "methods"),
 )
 _FIRST = ("train", "initial", "critic")
 """Which of several stages of one kind comes first."""
@@ -98,7 +98,8 @@ def rank(stage: str) -> tuple[int, int, int, int, str]:
     kind, _, rest = (seeded[2] if seeded else stage).partition(" ")
     if seeded and kind not in _ORDER:  # training of several stages, as `il+critic`
         kind, rest = "action", kind
-    order = _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+    name = f"{kind} {rest}" if f"{kind} {rest}" in _ORDER else kind
+    order = _ORDER.index(name) if name in _ORDER else len(_ORDER)
     part = 1 if seeded else 2 if kind == "methods" else 0
     first = _FIRST.index(rest) if rest in _FIRST else len(_FIRST)
     return part, int(seeded[1]) if seeded else 0, order, first, rest
