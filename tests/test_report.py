@@ -554,7 +554,7 @@ def test_the_pipeline_tells_what_every_manifest_says(whole: Content) -> None:
     assert list(stages) == [
         *("expert train", "expert valid_seen", "expert valid_unseen", "alternatives"),
         *("pairs train", "pairs valid_seen", "pairs valid_unseen", "audit", "tasks train", "tasks panel"),
-        *("critic", "action", "evaluate initial", "evaluate critic", "evaluate action", "comparison"),
+        *("evaluate initial", "critic", "action", "evaluate critic", "evaluate action", "comparison"),
     ]
     pairs = stages["pairs valid_seen"]
     assert pairs.seconds == 3.0, "the chain's time, not the stage's own"
@@ -577,11 +577,9 @@ def test_an_unfinished_run_says_what_is_missing(run: Path, tmp_path: Path) -> No
     (copy / "critic.work" / "metrics-1.jsonl").write_text("".join(lines[6:12]))
     whole = content(read_runs([copy]), 8)
     (summary,) = whole.runs
-    missing = ["pairs valid_unseen", "critic", "action"]
     assert summary.missing == [
-        *missing,
-        *(f"evaluate {name}" for name in ("initial", "critic", "action")),
-        "comparison",
+        *("pairs valid_unseen", "evaluate initial", "critic", "action"),
+        *("evaluate critic", "evaluate action", "comparison"),
     ]
     assert {stage.name: stage.state for stage in summary.stages}["critic"] == "unfinished"
     score = next(curve for curve in whole.curves if curve.key == "score").series[0]
