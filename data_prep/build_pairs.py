@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from verl_act.data_prep.process_pool import check_workers
 from verl_act.data_prep.proposals import POLICY
 from verl_act.draw import draw_key
 from verl_act.errors import ConfigError, DataError
+from verl_act.journal import journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.process import TASK_TIMEOUT
@@ -82,34 +83,41 @@ def build_pairs(
     counts: Counter[str] = Counter()
     steps = read_steps(trajectories)
     sampled = _sampled(alternatives, steps, counts)
-    # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
-    pairs = list(
-        islice(make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers, task_timeout), chosen.limit)
-    )
-    pairs = _bound_inadmissible(pairs, chosen, counts)
-    if not pairs:
-        names = ", ".join(map(str, trajectories))
-        raise DataError(f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts, chosen)}.")
-    counts.update(
-        pairs=len(pairs),
-        pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
-        pairs_not_inferable=sum(not pair.inferable for pair in pairs),
-        pairs_with_margin=sum(pair.margin is not None for pair in pairs),
-    )
-    counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
     manifest = make_manifest(
         "build_pairs",
         settings={**asdict(chosen), "env_settings": dict(env_settings or {})},
         inputs=[*trajectories, *alternatives],
-        counts=dict(sorted(counts.items())),
         seed=seed,
-        seconds=time.monotonic() - started,
     )
-    with atomic_folder(out) as folder:
-        write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
-        write_manifest(folder, manifest)
-    logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts, chosen))
-    return manifest
+    with journal(Path(out), key_of(manifest)) as saved:
+        # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
+        pairs = list(
+            islice(
+                make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers, task_timeout, saved),
+                chosen.limit,
+            )
+        )
+        pairs = _bound_inadmissible(pairs, chosen, counts)
+        if not pairs:
+            saved.clear()
+            names = ", ".join(map(str, trajectories))
+            raise DataError(
+                f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts, chosen)}."
+            )
+        counts.update(
+            pairs=len(pairs),
+            pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
+            pairs_not_inferable=sum(not pair.inferable for pair in pairs),
+            pairs_with_margin=sum(pair.margin is not None for pair in pairs),
+        )
+        counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
+        seconds = round(time.monotonic() - started, 1)
+        manifest = replace(manifest, counts=dict(sorted(counts.items())), seconds=seconds)
+        with atomic_folder(out) as folder:
+            write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
+            write_manifest(folder, manifest)
+        logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts, chosen))
+        return manifest
 
 
 def _sampled(

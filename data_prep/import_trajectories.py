@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from verl_act.data_prep.collect_expert import TRAJECTORIES
 from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.data_prep.published import FORMATS, Published, Unreadable, read_published
 from verl_act.data_prep.published_tasks import FindTasks, advice, other_benchmark, task_finder
-from verl_act.data_prep.replay_published import Candidates, Refusal, Replayed, Replayer
+from verl_act.data_prep.replay_published import Candidates, Outcome, Refusal, Replayed, Replayer
 from verl_act.envs.settings import check_env
 from verl_act.errors import DataError, OptionError
+from verl_act.journal import SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.options import Count, check_options
@@ -74,62 +75,69 @@ def import_trajectories(
     started = time.monotonic()
     settings = dict(env_settings or {})
     check_settings(files, env, form=form, split=split, workers=workers, env_settings=settings)
-    find = _Find(
-        env, settings, task_finder(env, settings, split=split, workers=workers, task_timeout=task_timeout), split
-    )
-    kept: dict[tuple[str, str], Replayed] = {}
-    rejected: list[Rejected] = []
-    looks: Counter[str] = Counter()
-    replayer = Replayer(env, settings, form)
-    with process_pool(replayer, workers, task_timeout) as replay:
-        for path in files:
-            rows = list(read_published(Path(path), form))
-            outcomes = tqdm(replay(map(find, rows)), one_line(Path(path).name), len(rows), disable=not progress)
-            for row, outcome in zip(rows, outcomes, strict=True):
-                if isinstance(outcome, Failure):
-                    assert isinstance(row, Published)
-                    outcome = replayer.failed(row, outcome)
-                if isinstance(outcome, Replayed):
-                    first = outcome.steps[0]
-                    if kept.setdefault((first.split, first.task_id), outcome) is outcome:
-                        continue
-                    outcome = Refusal("another row of this task is kept", first.task_id)
-                task = row.task if isinstance(row, Published) else ""
-                if isinstance(row, Unreadable) and row.looks_like:
-                    looks[f"the format {row.looks_like!r}, not {form!r}: pass --format {row.looks_like}"] += 1
-                elif isinstance(row, Published) and (other := other_benchmark(env, row)):
-                    looks[f"{other}, not {env}: pass the environment {other}"] += 1
-                rejected.append(Rejected(str(path), row.row, task, outcome.kind, outcome.reason))
-    kinds = dict(sorted(Counter(row.kind for row in rejected).items()))
-    beside = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
-    if not kept:
-        told = f"{_misfit(looks, len(rejected))}none of {len(rejected)} rows is left of {_names(files)}"
-        if not rejected:
-            raise DataError(f"{told}: there is nothing in them. Download or write them again.")
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        _write_list(beside, rejected)
-        counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-        raise DataError(f"{told} ({counted}). {_first_reasons(rejected)} All are listed in {beside}.")
-    steps = [step for replayed in kept.values() for step in replayed.steps]
     manifest = make_manifest(
         "import_trajectories",
         settings={"env": env, "format": form, "split": split, "env_settings": settings},
         inputs=list(files),
-        counts={
-            "rows": len(kept) + len(rejected),
-            "trajectories": len(kept),
-            "steps": len(steps),
-            "states_expert_inadmissible": len(steps) - len(steps_to_learn(steps)),
-            "thoughts_left_out": sum(replayed.thoughts_left_out for replayed in kept.values()),
-            "rejected": kinds,
-        },
-        seconds=time.monotonic() - started,
     )
-    with atomic_folder(out) as folder:
-        write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-        _write_list(folder / REJECTED, rejected)
-        write_manifest(folder, manifest)
-    beside.unlink(missing_ok=True)  # of an earlier try, which left nothing
+    with journal(Path(out), key_of(manifest)) as saved:
+        finder = task_finder(env, settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)
+        find = _Find(env, settings, finder, split)
+        kept: dict[tuple[str, str], Replayed] = {}
+        rejected: list[Rejected] = []
+        looks: Counter[str] = Counter()
+        replayer = Replayer(env, settings, form)
+        with process_pool(replayer, workers, task_timeout) as replay:
+            for index, path in enumerate(files):
+                rows = list(read_published(Path(path), form))
+                known = SavedResults[Outcome](saved, f"rows {index}", Outcome)
+                outcomes = tqdm(
+                    replay(map(find, rows), known), one_line(Path(path).name), len(rows), disable=not progress
+                )
+                for row, outcome in zip(rows, outcomes, strict=True):
+                    if isinstance(outcome, Failure):
+                        assert isinstance(row, Published)
+                        outcome = replayer.failed(row, outcome)
+                    if isinstance(outcome, Replayed):
+                        first = outcome.steps[0]
+                        if kept.setdefault((first.split, first.task_id), outcome) is outcome:
+                            continue
+                        outcome = Refusal("another row of this task is kept", first.task_id)
+                    task = row.task if isinstance(row, Published) else ""
+                    if isinstance(row, Unreadable) and row.looks_like:
+                        looks[f"the format {row.looks_like!r}, not {form!r}: pass --format {row.looks_like}"] += 1
+                    elif isinstance(row, Published) and (other := other_benchmark(env, row)):
+                        looks[f"{other}, not {env}: pass the environment {other}"] += 1
+                    rejected.append(Rejected(str(path), row.row, task, outcome.kind, outcome.reason))
+        kinds = dict(sorted(Counter(row.kind for row in rejected).items()))
+        beside = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
+        if not kept:
+            saved.clear()
+            told = f"{_misfit(looks, len(rejected))}none of {len(rejected)} rows is left of {_names(files)}"
+            if not rejected:
+                raise DataError(f"{told}: there is nothing in them. Download or write them again.")
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            _write_list(beside, rejected)
+            counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+            raise DataError(f"{told} ({counted}). {_first_reasons(rejected)} All are listed in {beside}.")
+        steps = [step for replayed in kept.values() for step in replayed.steps]
+        manifest = replace(
+            manifest,
+            counts={
+                "rows": len(kept) + len(rejected),
+                "trajectories": len(kept),
+                "steps": len(steps),
+                "states_expert_inadmissible": len(steps) - len(steps_to_learn(steps)),
+                "thoughts_left_out": sum(replayed.thoughts_left_out for replayed in kept.values()),
+                "rejected": kinds,
+            },
+            seconds=round(time.monotonic() - started, 1),
+        )
+        with atomic_folder(out) as folder:
+            write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
+            _write_list(folder / REJECTED, rejected)
+            write_manifest(folder, manifest)
+        beside.unlink(missing_ok=True)  # of an earlier try, which left nothing
     return manifest
 
 

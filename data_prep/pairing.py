@@ -15,12 +15,14 @@ from verl_act.data_prep.proposals import ADMISSIBLE, POLICY, Proposal, from_admi
 from verl_act.draw import draw_key
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import OptionError
+from verl_act.journal import Journal, SavedResults
 from verl_act.options import Positive, Seed, Share, check_options
 from verl_act.parse import match_action
 from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import Alternatives, Pair, Step, pair_id
 
 Judge = Callable[[str], Judgement]
+_Paired = tuple[list[Pair], Counter[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +67,13 @@ def make_pairs(
     counts: Counter[str],
     workers: int = 0,
     task_timeout: float = TASK_TIMEOUT,
+    journal: Journal | None = None,
 ) -> Iterator[Pair]:
     """All pairs, lazily, one trajectory after another; `counts` takes note of what is left out, and why.
 
     A trajectory that does not replay is left out from the step on where it departs. `workers` processes share the
     trajectories and do not change the result; one that takes more than `task_timeout` seconds, or ends its process, is
-    left out as a whole.
+    left out as a whole. Those that `journal` has are not paired again.
     """
     trajectories: dict[str, list[Step]] = {}
     for step in steps:
@@ -81,7 +84,8 @@ def make_pairs(
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
     probers = Probers(env_settings, sorted({step.env for step in steps}) if settings.margins else ())
     with process_pool(_Pairer(probers, settings), workers, task_timeout) as pair_all:
-        done = tqdm(pair_all(jobs), "building pairs", len(names), unit="trajectory", mininterval=1.0)
+        saved = SavedResults[_Paired](journal, "pairs", _Paired) if journal else None
+        done = tqdm(pair_all(jobs, saved), "building pairs", len(names), unit="trajectory", mininterval=1.0)
         for name, result in zip(names, done, strict=True):
             if isinstance(result, Failure):
                 counts["states"] += len(trajectories[name])
@@ -99,7 +103,7 @@ class _Pairer:
     probers: Probers
     settings: PairSettings
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> tuple[list[Pair], Counter[str]]:
+    def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> _Paired:
         settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
         sampled = {step.state_id: replies for step, replies in trajectory}
         wanted = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]

@@ -23,6 +23,7 @@ from verl_act.data_prep.webshop_titles import click_by_title, title_clicked
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EmptySplitError
+from verl_act.journal import Journal, SavedResults, hash_of
 from verl_act.parse import match_action
 from verl_act.process import TASK_TIMEOUT
 
@@ -92,6 +93,7 @@ def task_finder(
     split: str | None = None,
     workers: int = 0,
     task_timeout: float = TASK_TIMEOUT,
+    journal: Journal | None = None,
 ) -> FindTasks:
     """How rows find their tasks: in an environment without rules of its own, by their `task_id`.
 
@@ -105,7 +107,7 @@ def task_finder(
     if env not in _FINDERS:
         return _by_id(tasks)
     compared = [task for task in tasks if split in (None, task.split)]
-    return _FINDERS[env](tasks, settings, _ByFirstSight(env, settings, compared, workers, task_timeout))
+    return _FINDERS[env](tasks, settings, _ByFirstSight(env, settings, compared, workers, task_timeout, journal))
 
 
 def speller(env: str, settings: Mapping[str, Any]) -> Spell:
@@ -218,10 +220,16 @@ class _ByFirstSight:
     """
 
     def __init__(
-        self, env: str, settings: Mapping[str, Any], tasks: Sequence[Task], workers: int, task_timeout: float
+        self,
+        env: str,
+        settings: Mapping[str, Any],
+        tasks: Sequence[Task],
+        workers: int,
+        task_timeout: float,
+        journal: Journal | None,
     ) -> None:
         self._env, self._settings, self._tasks = env, settings, tasks
-        self._workers, self._task_timeout = workers, task_timeout
+        self._workers, self._task_timeout, self._journal = workers, task_timeout, journal
 
     def __call__(self, told: str) -> list[Task]:
         text = _one_line(told)
@@ -231,7 +239,10 @@ class _ByFirstSight:
     def _starts(self) -> list[tuple[str, str, Task]]:
         starts = []
         with process_pool(_Starter(self._env, self._settings), self._workers, self._task_timeout) as start:
-            begun = tqdm(start(self._tasks), "reading how tasks begin", len(self._tasks), unit="task")
+            saved = None
+            if self._journal is not None:
+                saved = SavedResults[tuple[str, str]](self._journal, hash_of(self._tasks), tuple[str, str])
+            begun = tqdm(start(self._tasks, saved), "reading how tasks begin", len(self._tasks), unit="task")
             for task, first in zip(self._tasks, begun, strict=True):
                 if isinstance(first, Failure):
                     logger.warning("Rows are not compared with a task that does not start: %s", first.reason)

@@ -33,7 +33,7 @@ from verl_act.engine import (
     usable_tokenizer,
 )
 from verl_act.errors import DataError
-from verl_act.journal import Journal, Record, journal, key_of
+from verl_act.journal import Journal, Record, SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -51,6 +51,7 @@ _ACTION = re.compile(r"<action>.*?</action>", re.DOTALL)
 PathName = str | PathLike[str]
 Tried = tuple[Step, Turn, list[Turn]]
 """A state, and what its own action and each alternative led to."""
+_Executed = tuple[list[Tried], Counter[str]]
 
 
 class Unusable(StrEnum):
@@ -100,13 +101,6 @@ def reflect(
     known = read_steps(trajectories)
     steps = steps_to_learn(known)
     counts["states_expert_inadmissible"] = len(known) - len(steps)
-    tried = list(outcomes(steps, alternatives_at(pairs), env_settings or {}, counts, workers, task_timeout))
-    if not tried:
-        left_out = ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "no state of theirs has pairs"
-        raise DataError(
-            f"{', '.join(map(str, trajectories))}: nothing to reflect on ({left_out}). Pass the pairs that were built "
-            "from these trajectories, with the environment's settings."
-        )
     manifest = make_manifest(
         "reflect",
         settings={
@@ -120,15 +114,28 @@ def reflect(
         inputs=[*trajectories, *pairs],
         seed=seed,
     )
-    with journal(Path(out), key_of(manifest)) as written, Engine(engine) as running:
-        asked = get_template(template, **(template_options or {}))
-        replies = running.run(_replies(running, asked, tried, sampling, seed, written))
-        rows = list(_rows(tried, replies, engine.model, asked.reflections_conclude, counts))
-        _enough(rows, counts, engine.model)
-        with atomic_folder(out) as folder:
-            write_rows(folder / FILE_NAME, rows, REFLECTION)
-            manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
-            write_manifest(folder, manifest)
+    with journal(Path(out), key_of(manifest)) as written:
+        tried = list(
+            outcomes(steps, alternatives_at(pairs), env_settings or {}, counts, workers, task_timeout, written)
+        )
+        if not tried:
+            written.clear()
+            left_out = (
+                ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "no state of theirs has pairs"
+            )
+            raise DataError(
+                f"{', '.join(map(str, trajectories))}: nothing to reflect on ({left_out}). Pass the pairs that were "
+                "built from these trajectories, with the environment's settings."
+            )
+        with Engine(engine) as running:
+            asked = get_template(template, **(template_options or {}))
+            replies = running.run(_replies(running, asked, tried, sampling, seed, written))
+            rows = list(_rows(tried, replies, engine.model, asked.reflections_conclude, counts))
+            _enough(rows, counts, engine.model)
+            with atomic_folder(out) as folder:
+                write_rows(folder / FILE_NAME, rows, REFLECTION)
+                manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
+                write_manifest(folder, manifest)
     return manifest
 
 
@@ -153,17 +160,17 @@ async def _replies(
 ) -> list[Record]:
     """`{"text", "cut"}` of each state, in order."""
 
-    async def write(number: int, step: Step, expert: Turn, others: list[Turn]) -> Record:
-        if (known := written.get("reflection", number)) is not None:
+    async def write(step: Step, expert: Turn, others: list[Turn]) -> Record:
+        if (known := written.get(f"reflection {step.state_id}", 0)) is not None:
             return known
         messages = template.reflection_messages(step.context, expert, others)
         own_seed = request_seed(seed, f"reflection {step.state_id}")
         (reply,) = await engine.scored_reply(messages, sampling, seed=own_seed)
         record = {"text": reply.text, "cut": reply.cut}
-        written.add("reflection", number, record)
+        written.add(f"reflection {step.state_id}", 0, record)
         return record
 
-    tasks = [write(number, *entry) for number, entry in enumerate(tried)]
+    tasks = [write(*entry) for entry in tried]
     return list(await tqdm_asyncio.gather(*tasks, desc="reflections", unit="state"))
 
 
@@ -205,6 +212,7 @@ def outcomes(
     counts: Counter[str],
     workers: int = 0,
     task_timeout: float = TASK_TIMEOUT,
+    journal: Journal | None = None,
 ) -> Iterator[Tried]:
     """Each step that has alternatives, with what its own action and each of them led to in the real environment."""
     jobs: dict[str, list[tuple[Step, Sequence[str]]]] = {}
@@ -213,7 +221,8 @@ def outcomes(
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
     probers = Probers(env_settings, sorted({step.env for step in steps}))
     with process_pool(_Executor(probers), workers, task_timeout) as execute_all:
-        done = tqdm(execute_all(jobs.values()), "executing alternatives", len(jobs), unit="trajectory")
+        saved = SavedResults[_Executed](journal, "outcomes", _Executed) if journal else None
+        done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
         for name, result in zip(jobs, done, strict=True):
             if isinstance(result, Failure):
                 leave_out(name, result.reason, counts)
@@ -229,7 +238,7 @@ class _Executor:
 
     probers: Probers
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> tuple[list[Tried], Counter[str]]:
+    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> _Executed:
         tried, counts = list[Tried](), Counter[str]()
         steps = [step for step, _ in trajectory]
         alternatives = {step.state_id: actions for step, actions in trajectory}

@@ -76,16 +76,16 @@ class Journal:
         self._file.flush()
 
     def clear(self) -> None:
-        """Forget all records: of a command whose results are of no use, so that the next one begins anew."""
+        """Forget all records, of a command whose results are of no use: the next one begins anew."""
         self._known.clear()
-        self._file.truncate(0)
+        self.remove()
 
     def close(self) -> None:
         self._file.close()
 
     def remove(self) -> None:
         """When the output is written: what other settings have left there goes too."""
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def key_of(manifest: Manifest) -> str:
