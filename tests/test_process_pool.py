@@ -8,20 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import failing_env
 import psutil
 import pytest
 from installed_env import install
+from samples import make_pair, make_step
 
-from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES
+from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES, _Dropped, _Played
 from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.pairing import _Paired
 from verl_act.data_prep.process_pool import Failure, process_pool
+from verl_act.data_prep.reflect import _Executed
+from verl_act.data_prep.replay_published import Outcome, Refusal, Replayed
 from verl_act.errors import DataError, EnvError
-from verl_act.schema import read_pairs, read_steps
+from verl_act.journal import Journal, SavedResults
+from verl_act.schema import Turn, read_pairs, read_steps
 
 TESTS = Path(__file__).parent
 
@@ -255,3 +262,25 @@ def test_killed_games_resume_and_give_the_same_bytes(site: dict[str, str], tmp_p
         path.relative_to(tmp_path / "whole") for path in files[1]
     ]
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*files, strict=True) if one.is_file())
+
+
+def test_saved_results_come_back_as_they_were(tmp_path: Path) -> None:
+    step = replace(make_step(2), reward=0.1, thought='"ä"\n<think>', plan_length=None)
+    pair = make_pair(1)
+    results = {
+        "trajectory": (_Played, [step, replace(step, step=3)]),
+        "dropped": (_Played, _Dropped("not won", "it gave up")),
+        "pairs": (_Paired, ([pair], Counter(states=3, replies=0))),
+        "outcomes": (_Executed, ([(step, Turn("seen", "go"), [Turn("", "wait")])], Counter(states=1))),
+        "replayed": (Outcome, Replayed([step], 2)),
+        "refused": (Outcome, Refusal("does not win", "at all")),
+    }
+    kept = Journal(tmp_path / "out", "key")
+    for what, (kind, result) in results.items():
+        SavedResults(kept, what, kind).add(7, result)
+    kept.close()
+    kept = Journal(tmp_path / "out", "key")
+    for what, (kind, result) in results.items():
+        assert SavedResults(kept, what, kind).get(7) == result, what
+        assert SavedResults(kept, what, kind).get(6) is None
+    kept.close()
