@@ -114,4 +114,4 @@ def _lines(parts: list[str]) -> str:
 
 @cache
 def _text(path: str) -> str:
-    return Path(path).read_text()
+    return Path(path).read_text(encoding="utf-8")

@@ -93,8 +93,8 @@ def read_room(number: int, size: Size) -> Room:
     layouts = Path(next(iter(alfworld.gen.__path__))) / "layouts"
     rng = random.Random(f"room {number}")
     kind = next(kind for kind, numbers in constants.SCENE_TYPE.items() if number in numbers)
-    types = sorted(set(json.loads((layouts / f"FloorPlan{number}-objects.json").read_text())))
-    poses = json.loads((layouts / f"FloorPlan{number}-openable.json").read_text())
+    types = sorted(set(json.loads((layouts / f"FloorPlan{number}-objects.json").read_text(encoding="utf-8"))))
+    poses = json.loads((layouts / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
     known = set(constants.RECEPTACLES) - _MOVABLE
     receptacles = {
         name: _location(x, z, rotation // 90, horizon)

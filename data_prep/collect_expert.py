@@ -122,7 +122,7 @@ def _write(
     with atomic_folder(out) as folder:
         write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
         lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in lost)
-        (folder / DROPPED).write_text("".join(lines))
+        (folder / DROPPED).write_text("".join(lines), encoding="utf-8")
         write_manifest(folder, manifest)
     if lost:
         counted = ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items()))

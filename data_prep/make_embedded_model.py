@@ -128,10 +128,10 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
         # Rounded first, so that the figures are those of the weights that are written.
         model.to(getattr(torch, settings.storage)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
         model.float()
         figures = examine(model, tokenizer, held_out, template, settings)
-        (folder / "warmup_figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+        (folder / "warmup_figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         write_manifest(
             folder,
             make_manifest(

@@ -194,7 +194,7 @@ def _verified(layout: Layout, trial: str, environment: AlfworldEnvironment) -> _
 def _write(folder: Path, game: _Game) -> None:
     folder.mkdir(parents=True)
     for name, text in game.files.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _summary(games: Sequence[_Game]) -> dict[str, Any]:

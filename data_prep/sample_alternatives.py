@@ -248,12 +248,12 @@ def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "settings.json"
     wanted = json.dumps(settings, sort_keys=True, default=str)
-    if stamp.exists() and stamp.read_text() != wanted and any(folder.glob("*.parquet")):
+    if stamp.exists() and stamp.read_text(encoding="utf-8") != wanted and any(folder.glob("*.parquet")):
         raise ConfigError(
             f"{folder}: holds shards sampled with other settings or trajectories. "
             "Repeat that command to finish them, or remove the folder to start anew."
         )
-    stamp.write_text(wanted)
+    stamp.write_text(wanted, encoding="utf-8")
     return folder
 
 

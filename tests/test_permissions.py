@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,26 @@ def test_other_locales_and_odd_paths(tmp_path: Path) -> None:
     checked = run("chain", folder / "räder.yaml", "--out", folder / "out", "--check", **ascii_only)
     refused(checked, "settings")
     assert b"workers is 0" in checked.stdout
+
+
+def text_without_encoding(file: Path) -> Iterator[str]:
+    """Calls that read or write text in the encoding of the locale."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        modes = [str(word.value) for word in node.args[not method :][:1] if isinstance(word, ast.Constant)]
+        other = isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name | ast.Subscript)
+        reads = name == "read_text" and method and not node.args
+        opens = name == "open" and "b" not in "".join(modes) and not other
+        if name == "write_text" or reads or opens:
+            yield f"{file}:{node.lineno}"
+
+
+def test_text_files_have_an_encoding() -> None:
+    package = Path(__file__).parent.parent / "verl_act"
+    files = [Path(folder, name) for folder, _, names in os.walk(package, followlinks=True) for name in names]
+    code = [file for file in files if file.suffix == ".py"]
+    assert len(code) > 100
+    assert not [place for file in code for place in text_without_encoding(file)]

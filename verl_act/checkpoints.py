@@ -98,10 +98,10 @@ def fault_of(checkpoint: Path, contents: Collection[str] = CONTENTS) -> str:
 def _fault_of_model(folder: Path, contents: Collection[str]) -> str:
     if (folder / "dist_ckpt").is_dir():  # Megatron's own layout, which is complete once the tracker names it
         tracker = folder.parents[folder.name in ("actor", "critic")] / TRACKER
-        complete = tracker.is_file() and tracker.read_text().strip()
+        complete = tracker.is_file() and tracker.read_text(encoding="utf-8").strip()
         return "" if complete and complete.isdecimal() and step_of(folder) <= int(complete) else f"{TRACKER} is older"
     try:
-        ranks = range(json.loads((folder / "fsdp_config.json").read_text())["world_size"])
+        ranks = range(json.loads((folder / "fsdp_config.json").read_text(encoding="utf-8"))["world_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{folder / 'fsdp_config.json'} is missing or damaged"
     for content, prefix in _SHARDS.items():
@@ -128,9 +128,9 @@ def _fault_of_export(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     try:
-        json.loads((folder / "config.json").read_text())
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
         index = folder / "model.safetensors.index.json"
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{folder}: its JSON files are missing or damaged"
     weights = [folder / name for name in sorted(names)] or sorted(folder.glob("*.safetensors"))
@@ -147,9 +147,9 @@ def _fault_of_export(folder: Path) -> str:
 
 def _track(folder: Path, step: str) -> None:
     tracker = folder / TRACKER
-    if not tracker.is_file() or tracker.read_text(errors="replace").strip() != step:
+    if not tracker.is_file() or tracker.read_text(errors="replace", encoding="utf-8").strip() != step:
         partial = folder / f"{TRACKER}.tmp"
-        partial.write_text(step)
+        partial.write_text(step, encoding="utf-8")
         os.replace(partial, tracker)
 
 

@@ -80,7 +80,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
     """Write `manifest` into `folder`, atomically."""
     target = Path(folder) / FILE_NAME
     partial = target.with_name(f".{FILE_NAME}.partial")
-    partial.write_text(json.dumps({**asdict(manifest), "key": manifest.key()}, indent=2) + "\n")
+    partial.write_text(json.dumps({**asdict(manifest), "key": manifest.key()}, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, target)
 
 

@@ -210,7 +210,7 @@ def _sign(lock_file: int) -> None:
 
 def _holder(lock_file: Path) -> str:
     try:
-        return lock_file.read_text(errors="replace") or "another process"
+        return lock_file.read_text(errors="replace", encoding="utf-8") or "another process"
     except OSError:
         return "another process"
 

@@ -47,7 +47,7 @@ def discard_damaged(stage: Stage, record: Path) -> None:
 
 def _recorded(record: Path) -> dict[str, list]:
     try:
-        outputs = json.loads((record / _FILE_NAME).read_text())
+        outputs = json.loads((record / _FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return outputs if isinstance(outputs, dict) else {}

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from verl_act.errors import ConfigError, DataError
 from verl_act.rollout.settings import Mode
@@ -275,6 +276,16 @@ def whole_override(recipe: Recipe, stage: str, key: str) -> int | None:
 
 def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
     """The layers, one laid over the other. Errors name the layer and the key."""
+    for at, layer in layers:
+        _check_shape(f"recipe {at}", Recipe, layer)
+    missing: dict[str, str] = {}
+    for at, layer in layers:
+        for key, value in _leaves(layer):
+            missing.pop(key, None)
+            if value == "???":  # OmegaConf would leave what a lower layer states
+                missing[key] = at
+    for key, at in missing.items():
+        raise ConfigError(f"recipe {at}: {key} is ???, which stands for a value to be given: {key}=VALUE.")
     merged = OmegaConf.structured(Recipe)
     source = name
     try:
@@ -295,15 +306,45 @@ def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
     assert isinstance(recipe, Recipe)
     for stage in TRAINING:
         getattr(recipe, stage).overrides = overrides[stage]
-        for text in _texts(overrides[stage]):
-            if text == "???":
-                raise ConfigError(
-                    f"recipe {name}: {stage}.overrides has a value ???, which stands for one to be given."
-                )
-    for text in _texts(OmegaConf.to_container(OmegaConf.structured(recipe), resolve=False)):
+    for text in _texts(asdict(recipe)):
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ConfigError(f"recipe {name}: {text!r} holds a character that is no text; write it as UTF-8.")
     return recipe
+
+
+def _check_shape(source: str, settings: type, layer: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises `ConfigError` where a mapping, a list or a single value stands for another of these."""
+    hints = get_type_hints(settings)
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        hint = hints.get(name)
+        if hint is None or value is None or (isinstance(value, str) and ("${" in value or value == "???")):
+            continue  # left to the merge
+        kinds = {get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+        if is_dataclass(hint) or dict in kinds:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {key} is {brief(value)}; it is a mapping: {name}: {{key: value}}.")
+            if is_dataclass(hint):
+                _check_shape(source, hint, value, f"{key}.")  # type: ignore[arg-type]
+            elif name == "methods":
+                for title, method in value.items():
+                    if not isinstance(method, Mapping):
+                        raise ConfigError(f"{source}: {key}.{title} is {brief(method)}; it is a mapping.")
+                    _check_shape(source, MethodRecipe, method, f"{key}.{title}.")
+        elif list in kinds and not isinstance(value, list):
+            raise ConfigError(f"{source}: {key} is {brief(value)}; it is a list, such as {name}: [a, b].")
+        elif list in kinds and any(entry is None or isinstance(entry, Mapping | list) for entry in value):
+            raise ConfigError(f"{source}: {key} is {brief(value)}; it is a list of single values.")
+        elif list not in kinds and isinstance(value, Mapping | list):
+            raise ConfigError(f"{source}: {key} is {brief(value)}; it is a single value.")
+
+
+def _leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values with their dotted keys, those of mappings too."""
+    for key, value in layer.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -344,8 +385,6 @@ def _wrong_key(error: OmegaConfBaseException) -> str:
     if isinstance(error, ConfigKeyError) and is_dataclass(known):
         where = str(error.full_key).rpartition(".")[0] or "a recipe"
         return f"{where} has no key {error.key!r}; there are {', '.join(entry.name for entry in fields(known))}."
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is ???, which stands for a value to be given: {error.full_key}=VALUE."
     return f"{first_line(error)} (key {str(error.full_key)!r})."
 
 

@@ -119,7 +119,7 @@ def _run(work: Path, stage: Stage) -> None:
     log = work / f"log-{attempt}.txt"
     status = _watch(command, environment, log, stage.name)
     if status or not _exported_models(work / "checkpoints"):
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
+        tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_TAIL:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
 
@@ -161,7 +161,7 @@ def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
         merge_lora(model.parent)
         with atomic_folder(stage.output) as folder:
             shutil.copytree(model, folder / "model")
-            (folder / "metrics.jsonl").write_text(metrics)
+            (folder / "metrics.jsonl").write_text(metrics, encoding="utf-8")
             shutil.copy(work / f"log-{attempts - 1}.txt", folder / "log.txt")
             write_manifest(folder, replace(manifest, seconds=round(seconds, 1)))
     except DataError as error:
@@ -210,7 +210,7 @@ def _last_step_saved(work: Path, command: Sequence[str]) -> bool:
     """Whether a killed attempt had saved the last step that the command asks for, and its model."""
     wanted = _values(command, "trainer.total_training_steps")
     saved = work / "checkpoints" / TRACKER
-    done = bool(wanted) and saved.is_file() and saved.read_text().strip() == wanted[-1]
+    done = bool(wanted) and saved.is_file() and saved.read_text(encoding="utf-8").strip() == wanted[-1]
     return done and any(f"global_step_{wanted[-1]}" in path.parts for path in _exported_models(work / "checkpoints"))
 
 
@@ -238,7 +238,7 @@ def _prepare(work: Path, stage: Stage) -> None:
             )
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(wanted))
+    stamp.write_text(json.dumps(wanted), encoding="utf-8")
 
 
 def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -371,7 +371,7 @@ def _merged_metrics(work: Path) -> str:
     """The metrics of all attempts, one line a step; of a step done again each figure is the last one."""
     by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # the line that a killed attempt was writing
                 entry = json.loads(line)
                 # verl logs what validation finds after a resume, and after an SFT step, in a line of its own.

@@ -13,13 +13,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from verl_act.errors import DataError
+from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.files import FIGURES_FILE
 from verl_act.evaluate.outcomes import FIGURES, Values, read_values
 from verl_act.evaluate.records import json_lines
 from verl_act.evaluate.seeds import Against, Estimate, against, estimate
 from verl_act.manifest import make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
+from verl_act.options import check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 
 MARKDOWN, JSON = "methods.md", "methods.json"
@@ -49,6 +50,7 @@ def compare_methods(
     {seed: [stage]}}`, folders below `run`; steps of -1 were left to the number of epochs and are read from the
     trainer's log. All methods began at `initial_model`. Raises `DataError` where an evaluation is missing.
     """
+    _check(methods)
     values = {name: _values(run, method) for name, method in methods.items()}
     entries = list(_entries(values, methods))
     manifest = make_manifest(
@@ -72,10 +74,29 @@ def compare_methods(
         "entries": [asdict(entry) for entry in entries],
     }
     with atomic_folder(out) as folder:
-        (folder / JSON).write_text(json.dumps(whole, indent=2) + "\n")
+        (folder / JSON).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         (folder / MARKDOWN).write_text(markdown(whole), encoding="utf-8")
         write_manifest(folder, manifest)
     return whole
+
+
+def _check(methods: Mapping[str, Any]) -> None:
+    """Raise `OptionError` where `methods` has not the form that `compare_methods` documents."""
+
+    def one(
+        *, steps: dict[str, int], against: list[str], evaluations: dict[str, str], training: dict[str, list[str]]
+    ) -> None:
+        """What is stated of a method."""
+
+    if not methods:
+        raise OptionError("methods", "names no method; give one at least.")
+    for name, method in methods.items():
+        option = f"methods.{name}"
+        if not isinstance(method, Mapping) or not one.__annotations__.keys() - {"return"} <= method.keys():
+            raise OptionError(option, "must have steps, against, evaluations and training.")
+        check_options(one, method, option)
+        if unknown := [other for other in method["against"] if other not in methods]:
+            raise OptionError(option, f"is against {unknown[0]!r}, which is no method.")
 
 
 def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:

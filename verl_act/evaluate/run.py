@@ -263,7 +263,7 @@ def write_evaluation(
     }
     _warn_of_malformed(name, answers)
     with atomic_folder(out) as folder:
-        (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+        (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         _write_lines(folder / EPISODES, answers.episodes)
         _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
         _write_lines(folder / CHOICES, answers.choices)
@@ -313,4 +313,4 @@ def _token_counts(turns: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[st
 
 
 def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

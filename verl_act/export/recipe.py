@@ -42,7 +42,7 @@ def export_recipe(out: Path) -> Path:
         shutil.copytree(PACKAGE, folder / "verl_act", ignore=_LEFT_OUT)
         _render(folder, "README.md", stages=STAGES)
         _render(folder, "REQUIRED_VERL.txt")
-        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()))
+        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in _requirements()), encoding="utf-8")
         for stage, title in STAGES.items():
             _render(folder, "config.yaml", f"config/{stage}.yaml", stage=stage, title=title)
             _render(folder, "run.sh", f"run_{stage}.sh", stage=stage, title=title).chmod(_EXECUTABLE)
@@ -58,7 +58,7 @@ def _render(folder: Path, template: str, name: str | None = None, **values: obje
     path = folder / (name or template)
     path.parent.mkdir(exist_ok=True)
     text = environment.get_template(f"{template}.jinja").render(verl=VERL, version=__version__, **values)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
