@@ -153,7 +153,7 @@ def recipe_keys(settings_class: Any = Recipe, prefix: str = "") -> list[str]:
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 ODD = st.sampled_from(["", "???", "${seed}", "${", "train"])
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | ODD
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False) | TEXT | ODD
 VALUE = st.recursive(
     SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )

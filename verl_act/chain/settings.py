@@ -7,6 +7,7 @@ passes, and the recipe's key of each option, by which an error is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from verl_act.chain.stages import Call, Stage
@@ -60,6 +61,11 @@ def _given(options: Mapping[str, Any]) -> Options:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _taken(check: Callable[..., Any], options: Options) -> Options:
+    """Those that have a range to be checked: neither files nor switches."""
+    return {name: value for name, value in options.items() if name in signature(check).parameters}
+
+
 def _engine(options: Options, *sampling: str) -> tuple[EngineSettings, Sampling]:
     """Take the options of the engine and of `sampling` out of `options`."""
     engine = EngineSettings(
@@ -86,9 +92,8 @@ def _import_trajectories(options: Options) -> None:
 
 
 def _sample_alternatives(options: Options) -> None:
-    del options["trajectories"]
     engine, sampling = _engine(options, "n", "temperature", "top_p", "max_tokens")
-    sample_alternatives.check_settings(engine, sampling, **options)
+    sample_alternatives.check_settings(engine, sampling, **_taken(sample_alternatives.check_settings, options))
 
 
 def _build_pairs(options: Options) -> None:
@@ -100,8 +105,7 @@ def _build_pairs(options: Options) -> None:
 def _check_pairs(options: Options) -> None:
     check_keys(check_pairs.AuditBounds, options["bounds"], "bounds")
     check_pairs.AuditBounds(**options["bounds"])
-    names = ("template", "template_options", "seed")
-    check_pairs.check_settings(**{name: options[name] for name in names})
+    check_pairs.check_settings(**_taken(check_pairs.check_settings, options))
 
 
 def _make_tasks(options: Options) -> None:
@@ -109,20 +113,17 @@ def _make_tasks(options: Options) -> None:
 
 
 def _reflect(options: Options) -> None:
-    del options["trajectories"], options["pairs"]
-    reflect.check_settings(*_engine(options, "temperature", "max_tokens"), options.pop("env_settings"), **options)
+    engine, sampling = _engine(options, "temperature", "max_tokens")
+    reflect.check_settings(engine, sampling, **_taken(reflect.check_settings, options))
 
 
 def _make_sft(options: Options) -> None:
-    names = ("template", "template_options", "max_length", "chat_template_kwargs", "seed")
-    make_sft.check_settings(**{name: options[name] for name in names if name in options})
+    make_sft.check_settings(**_taken(make_sft.check_settings, options))
 
 
 def _evaluate(options: Options) -> None:
-    for name in ("tasks", "trajectories", "pairs", "reasoning", "mode", "env_settings"):
-        options.pop(name, None)
     engine, sampling = _engine(options, "temperature", "max_tokens")
-    evaluate.check_settings(engine, sampling, **options)
+    evaluate.check_settings(engine, sampling, **_taken(evaluate.check_settings, options))
 
 
 _CHECKS: Mapping[str, Callable[[Options], None]] = {
