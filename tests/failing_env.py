@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.envs.base import Environment, EnvSpec, Observation, StepResult, Task
+from verl_act.errors import DataError
 from verl_act.schema import Context
 
 NAME = "failing"
@@ -93,3 +94,29 @@ def _tasks(split: str, **settings: Any) -> Sequence[Task]:
 
 
 SPEC = EnvSpec(NAME, FailingEnvironment, _tasks, {"go": Expert}, ("train", "good"))
+
+
+class Failing:
+    """A worker that fails as its job says."""
+
+    def prepare(self) -> None:
+        pass
+
+    def __call__(self, job: str) -> str:
+        if job.startswith("is killed once"):
+            trap = Path(job.partition(":")[2])
+            if not trap.exists():
+                trap.touch()
+                fail("is killed")
+        if job == "data error":
+            raise DataError("wrong settings")
+        fail(job)
+        return job.upper()
+
+    def close(self) -> None:
+        pass
+
+
+class Unstartable(Failing):
+    def prepare(self) -> None:
+        os._exit(5)

@@ -33,36 +33,10 @@ from verl_act.schema import Turn, read_pairs, read_steps
 TESTS = Path(__file__).parent
 
 
-class Failing:
-    """A worker that fails as its job says."""
-
-    def prepare(self) -> None:
-        pass
-
-    def __call__(self, job: str) -> str:
-        if job.startswith("is killed once"):
-            trap = Path(job.partition(":")[2])
-            if not trap.exists():
-                trap.touch()
-                failing_env.fail("is killed")
-        if job == "data error":
-            raise DataError("wrong settings")
-        failing_env.fail(job)
-        return job.upper()
-
-    def close(self) -> None:
-        pass
-
-
-class Unstartable(Failing):
-    def prepare(self) -> None:
-        os._exit(5)
-
-
 def test_a_job_that_fails_costs_no_other(tmp_path: Path) -> None:
     once = f"is killed once:{tmp_path / 'killed'}"
     jobs = ["a", *failing_env.FAILURES, once, "b", "x" * 2_000_000, "c"]
-    with process_pool(Failing(), 2, timeout=3) as run:
+    with process_pool(failing_env.Failing(), 2, timeout=3) as run:
         results = list(run(jobs))
         (nested,) = run(["again"])
     kinds = {job: result.kind for job, result in zip(jobs, results, strict=True) if isinstance(result, Failure)}
@@ -89,9 +63,9 @@ def test_a_job_that_fails_costs_no_other(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_user_end_the_command() -> None:
-    with pytest.raises(DataError, match="wrong settings"), process_pool(Failing(), 1) as run:
+    with pytest.raises(DataError, match="wrong settings"), process_pool(failing_env.Failing(), 1) as run:
         list(run(["a", "data error"]))
-    with pytest.raises(EnvError, match="exit status 5"), process_pool(Unstartable(), 1) as run:
+    with pytest.raises(EnvError, match="exit status 5"), process_pool(failing_env.Unstartable(), 1) as run:
         list(run(["a"]))
     assert not psutil.Process().children(recursive=True) or all(
         "spawn_main" not in " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)
