@@ -192,14 +192,14 @@ REQUIRED = {
     "make-games": [],
     "collect-expert": ["alfworld", "train"],
     "import-trajectories": ["alfworld", "FILE"],
-    "sample-alternatives": ["--trajectories", "FILE", "--model", "none"],
+    "sample-alternatives": ["--trajectories", "FILE", "--model", "/nowhere/model"],
     "build-pairs": ["--trajectories", "FILE"],
     "check-pairs": ["--pairs", "FILE"],
     "make-tasks": ["alfworld", "--splits", "train"],
-    "reflect": ["--trajectories", "FILE", "--pairs", "FILE", "--model", "none"],
-    "make-sft": ["--trajectories", "FILE", "--model", "none"],
+    "reflect": ["--trajectories", "FILE", "--pairs", "FILE", "--model", "/nowhere/model"],
+    "make-sft": ["--trajectories", "FILE", "--model", "/nowhere/model"],
     "make-embedded-model": ["--trajectories", "FILE"],
-    "evaluate": ["--model", "none", "--trajectories", "FILE"],
+    "evaluate": ["--model", "/nowhere/model", "--trajectories", "FILE"],
     "compare-methods": ["RUN"],
 }
 KEYS = st.sampled_from(["train", "candidates", "n", "data", "max_steps", "history_length", "length", "ACT"])
