@@ -77,9 +77,11 @@ def damaged_games(games: Path, folder: Path, name: str, damage: Callable[[Path],
     ],
 )
 def test_a_corrupt_game_is_named(damage: Callable[[Path], object], games: Path, tmp_path: Path) -> None:
+    """It is left out, as the stock loader does; the other game is played."""
     copy = damaged_games(games, tmp_path, "game.tw-pddl", damage)
-    refused(collect(copy, tmp_path / "out"), "game.tw-pddl")
-    assert not (tmp_path / "out").exists()
+    result = collect(copy, tmp_path / "out")
+    assert result.returncode == 0 and "game.tw-pddl" in result.stderr and "Traceback" not in result.stderr
+    assert len({step.task_id for step in read_steps([tmp_path / "out" / "trajectories.parquet"])}) == 1
 
 
 def test_missing_games_are_named(tmp_path: Path) -> None:
@@ -184,7 +186,8 @@ def test_a_full_disk_leaves_what_was_there(games: Path, expert: Path, tmp_path: 
         refused(run(command, "--out", out, *options, largest_file=500), "could not be written")
         assert [path.name for path in out.iterdir()] == [FILE_NAME]
         assert read_manifest(out) == earlier
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(commands)
+    # Finished results are kept, so that the same command resumes when there is space.
+    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".journal")} == set(commands)
 
 
 def test_a_folder_that_may_not_be_written_is_named(games: Path, tmp_path: Path) -> None:

@@ -768,7 +768,7 @@ def test_of_two_processes_one_runs_a_stage_and_the_other_waits(killed: bool, tmp
     with start("first") as first:
         wait_for("x")
         with start("second") as second:
-            wait_for("[1/1] games: waits for another process")
+            wait_for("[1/1] games: waits for process")
             assert (tmp_path / "begun").read_text() == "x"
             if killed:
                 first.kill()

@@ -113,6 +113,7 @@ def test_damaged_official_data(tmp_path: Path, games: Path, monkeypatch: pytest.
     with pytest.raises(Fault) as fault:
         alfworld_data()
     assert str(damaged) in fault.value.detail and "alfworld-download" in fault.value.remedy
+    assert "1 of valid_seen" in fault.value.detail
 
 
 @pytest.mark.slow

@@ -171,6 +171,9 @@ def written(folder: Path, name: str, episodes: list[dict[str, Any]], choices: li
     """A folder as `evaluate` leaves it."""
     figures = {
         "name": name,
+        "model": "a-model",
+        "template": "cot",
+        "sampling": {},
         "episodes": by_split(episodes, episode_figures),
         "next_action": {},
         "choice": by_split(choices, answer_figures),

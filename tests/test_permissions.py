@@ -105,10 +105,10 @@ def test_other_locales_and_odd_paths(tmp_path: Path) -> None:
     table = folder / "expert" / "trajectories.parquet"
     wrong = run("check-pairs", "--pairs", table, **ascii_only)
     refused(wrong, "trajectories.parquet")
-    (folder / "räder.yaml").write_text("base: alfworld/quickstart\nmodel: größe\nworkers: 0\n", encoding="utf-8")
+    (folder / "räder.yaml").write_text("base: alfworld/quickstart\nmodel: größe\nworkers: -1\n", encoding="utf-8")
     checked = run("chain", folder / "räder.yaml", "--out", folder / "out", "--check", **ascii_only)
     refused(checked, "settings")
-    assert b"workers is 0" in checked.stdout
+    assert b"workers is -1" in checked.stdout
 
 
 def text_without_encoding(file: Path) -> Iterator[str]:

@@ -28,7 +28,6 @@ WRONG = [
     ("games.counts={train: -1, valid_seen: 1, valid_unseen: 1}", "games.counts.train"),
     ("games.size=medium", "games.size"),
     ("games.seed=99999999999999999999", "games.seed"),
-    ("workers=0", "workers"),
     ("workers=-2", "workers"),
     ("seed=99999999999999999999", "seed"),
     ("expert.name=nobody", "expert.name"),
@@ -115,6 +114,7 @@ WRONG_RECIPES = [
 
 RIGHT = [
     "seed=-1",
+    "workers=0",
     "workers=16",
     "max_model_len=4096",
     "alternatives.temperature=0.01",

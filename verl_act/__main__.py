@@ -54,7 +54,7 @@ Seed = Annotated[int, typer.Option(help="of all that is drawn")]
 Limit = Annotated[int | None, typer.Option(help="at most so many of each split, drawn by the seed; without it, all")]
 Workers = Annotated[
     int,
-    typer.Option(min=0, help="processes that share the work; the result is the same. 0: this one alone, no time limit"),
+    typer.Option(help="processes that share the work; the result is the same. 0: this one alone, no time limit"),
 ]
 TaskTimeout = Annotated[
     float,

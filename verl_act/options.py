@@ -42,7 +42,7 @@ def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: 
         if name not in _hints(owner):
             continue
         try:
-            _adapter(owner, name).validate_python(value)
+            _adapter(owner, name).validate_python(_valid_unicode(value))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             keys = [part for part in (inside, name, *_keys(value, first["loc"])) if part]
@@ -56,6 +56,11 @@ def check_keys(known: Callable[..., Any] | list[str], values: Mapping[str, Any],
     for key in values:
         if key not in names:
             raise OptionError(option, f"has no key {key!r}; there are {', '.join(names)}.")
+
+
+def _valid_unicode(value: Any) -> Any:
+    """Under an ASCII locale, Python reads other bytes of an argument as lone surrogates, which pydantic refuses."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 @cache

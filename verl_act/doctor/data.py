@@ -13,13 +13,14 @@ from verl_act.errors import ConfigError, DataError
 
 OFFICIAL_GAMES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
 """Playable games of the official data: the splits of ALFWorld's own evaluation (arXiv 2010.03768)."""
+_DOWNLOAD = "Run alfworld-download again, or set ALFWORLD_DATA to the folder that holds json_2.1.1."
 
 
 def alfworld_data() -> str:
     """The games in $ALFWORLD_DATA, or where `alfworld-download` puts them."""
     asked = os.environ.get("ALFWORLD_DATA")  # the package sets it when it is imported
     spec = _installed("alfworld", "textworld")
-    from verl_act.envs.alfworld.data import VERSION_FOLDER
+    from verl_act.envs.alfworld.data import VERSION_FOLDER, list_games
 
     folder = asked or str(Path.home() / ".cache" / "alfworld")
     if not asked and not Path(folder, VERSION_FOLDER).is_dir():
@@ -28,12 +29,13 @@ def alfworld_data() -> str:
             "For the official games: alfworld-download, then set ALFWORLD_DATA to their folder.",
         )
     try:
-        counts = {split: len(spec.tasks(split, data=folder)) for split in spec.splits}
+        games = {split: list_games(split, folder) for split in spec.splits}
     except DataError as error:
-        raise Fault(
-            f"{str(error).partition('. ')[0].rstrip('.')}.",
-            "Run alfworld-download again, or set ALFWORLD_DATA to the folder that holds json_2.1.1.",
-        ) from error
+        raise Fault(f"{str(error).partition('. ')[0].rstrip('.')}.", _DOWNLOAD) from error
+    for split, listed in games.items():
+        if listed.damaged:
+            raise Fault(f"{len(listed.damaged)} of {split} damaged, which are left out: {listed.damaged[0]}", _DOWNLOAD)
+    counts = {split: len(listed.tasks) for split, listed in games.items()}
     official = "the official games" if counts == OFFICIAL_GAMES else f"not the official games ({_list(OFFICIAL_GAMES)})"
     return f"{folder}: {_list(counts)}; {official}"
 

@@ -43,10 +43,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GameList:
-    """The playable games of a split in sorted order, and how many were left out, by reason."""
+    """The playable games of a split in sorted order, and how many were left out, by reason.
+
+    `damaged` says what is wrong with each game that is damaged.
+    """
 
     tasks: tuple[Task, ...]
     skipped: dict[str, int]
+    damaged: tuple[str, ...] = ()
 
 
 def data_root(data: str | os.PathLike[str] | None = None) -> Path:
@@ -104,7 +108,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
         logger.warning("%s: damaged games left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY)
     if not tasks:
         raise EmptySplitError(f"{folder}: holds no playable game (left out: {dict(+skipped) or 'none'}). {_REMEDY}")
-    return GameList(tuple(tasks), dict(+skipped))
+    return GameList(tuple(tasks), dict(+skipped), tuple(damaged))
 
 
 def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any) -> tuple[Task, ...]:
