@@ -28,9 +28,9 @@ import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs import PddlEnv
 
-from verl_act.data_prep.make_games import make_games
 from verl_act.envs.alfworld.engine import Engine
 from verl_act.envs.alfworld.game import compile_game, read_game
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.planner_library import load_library
 
 RESULT = Path(__file__).parent / "results" / "alfworld_engine.json"

@@ -23,8 +23,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.schema import ALTERNATIVES, read_steps, read_table
 
 RESULTS = Path(__file__).parent / "results" / "cluster_nodes.json"

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 VALIDATION = re.compile(r"val-core/act/\w+/choice/([\w/]+)/acc/mean@1")
-FIGURES = {
+METRICS = {
     "choice, inferable": ("choice", "right_inferable"),
     "choice, all": ("choice", "right"),
     "choice, well-formed": ("choice", "well_formed"),
@@ -54,12 +54,12 @@ def evaluations(run: Path) -> dict[str, dict[str, dict[str, float]]]:
     for model, method in MODELS.items():
         places = [run / "evaluation" / model, run / "evaluation" / method]
         places += run.parent.glob(f"*/evaluation/{method}")  # a greedy initial model is asked for one seed only
-        file = next(folder / "figures.json" for folder in places if (folder / "figures.json").is_file())
+        file = next(folder / "metrics.json" for folder in places if (folder / "metrics.json").is_file())
         figures: dict[str, Any] = json.loads(file.read_text())
         splits = sorted(figures["choice"])
         found[model] = {
             split: {
-                title: round(figures[section][split][name]["share"], 4) for title, (section, name) in FIGURES.items()
+                title: round(figures[section][split][name]["share"], 4) for title, (section, name) in METRICS.items()
             }
             for split in splits
         }
@@ -89,7 +89,7 @@ def main() -> None:
     for name, figures in measured.items():
         print(f"\n{name}\n{'figure':28} {'split':13} {'initial':>8} {'critic':>8} {'action':>8}")
         for split in figures["evaluation"]["initial"]:
-            for title in FIGURES:
+            for title in METRICS:
                 row = [figures["evaluation"][model][split][title] for model in MODELS]
                 print(f"{title:28} {split:13} {row[0]:8.1%} {row[1]:8.1%} {row[2]:8.1%}")
     (RESULTS / "critic_stage.json").write_text(json.dumps(measured, indent=2) + "\n")

@@ -22,9 +22,9 @@ import psutil
 from tqdm import tqdm
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.prompts import Message, get_template
 from verl_act.schema import read_steps
 

@@ -26,9 +26,9 @@ from typing import Any
 import psutil
 import ray
 
-from verl_act.data_prep.collect_expert import play
-from verl_act.data_prep.make_games import make_games
-from verl_act.data_prep.probe import State
+from verl_act.data_prep.expert.collect_expert import play
+from verl_act.data_prep.pairs.probe import State
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, StepResult, Task
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env

@@ -20,29 +20,29 @@ import ray
 from tqdm import tqdm
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.make_games import make_games
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
-from verl_act.evaluate.ask import Examinee, play_tasks
+from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
 from verl_act.prompts import get_template
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_throughput.json"
 
 
-def play(examinee: Examinee, panel: list[Task], data: dict[str, Any], max_turns: int) -> dict[str, Any]:
+def play(policy: PolicyUnderTest, panel: list[Task], data: dict[str, Any], max_turns: int) -> dict[str, Any]:
     """Both ways on one engine and one pool."""
 
     async def both() -> dict[str, Any]:
         pools = {"alfworld": EnvPool("alfworld", data, actors=1)}
-        await play_tasks(examinee, panel[:1], pools, 2)  # starts what is started at first use
+        await rollout_tasks(policy, panel[:1], pools, 2)  # starts what is started at first use
         started = time.monotonic()
-        together = await play_tasks(examinee, panel, pools, max_turns)
+        together = await rollout_tasks(policy, panel, pools, max_turns)
         seconds = {"all at once": time.monotonic() - started}
         started = time.monotonic()
         alone = [
-            (await play_tasks(examinee, [task], pools, max_turns))[0] for task in tqdm(panel, desc="one at a time")
+            (await rollout_tasks(policy, [task], pools, max_turns))[0] for task in tqdm(panel, desc="one at a time")
         ]
         seconds["one at a time"] = time.monotonic() - started
         won = [[record["success"] for record in answers] for answers in (together, alone)]
@@ -51,7 +51,7 @@ def play(examinee: Examinee, panel: list[Task], data: dict[str, Any], max_turns:
         turns = [sum(record["steps"] for record in answers) for answers in (together, alone)]
         return {"seconds": seconds, "same_outcome": sum(map(lambda a, b: a == b, *won)), "turns": turns}
 
-    return examinee.engine.run(both())
+    return policy.engine.run(both())
 
 
 def main() -> None:
@@ -71,8 +71,8 @@ def main() -> None:
         ray.init(include_dashboard=False, log_to_driver=False)
         try:
             with Engine(settings) as engine:
-                examinee = Examinee(engine, template, Sampling(temperature=0, max_tokens=16), 0)
-                measured = play(examinee, panel, data, arguments.max_turns)
+                policy = PolicyUnderTest(engine, template, Sampling(temperature=0, max_tokens=16), 0)
+                measured = play(policy, panel, data, arguments.max_turns)
         finally:
             ray.shutdown()
     seconds = measured["seconds"]

@@ -33,7 +33,7 @@ from verl_act.chain.methods import evaluation_folder, training_folder
 from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
-from verl_act.evaluate.seeds import Outcome, against, estimate
+from verl_act.evaluate.statistics import Outcome, against, estimate
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.prompts import Template, get_template
 from verl_act.ray_session import ray_session

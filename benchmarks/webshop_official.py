@@ -24,11 +24,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.files import HUMAN_FILE, PRODUCT_FILE
 from verl_act.envs.webshop.goals import list_goals, list_tasks
+from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.envs.webshop.nouns import noun_tagger
 
 RESULT = Path(__file__).parent / "results" / "webshop_official.json"

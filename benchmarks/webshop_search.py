@@ -28,11 +28,11 @@ from typing import Any
 
 from webshop_engine import lengthen
 
-from verl_act.data_prep.make_catalogue import make_catalogue
 from verl_act.envs.webshop.analysis import Analyzer
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.goals import list_goals
 from verl_act.envs.webshop.instruction import likely_search
+from verl_act.envs.webshop.make_catalogue import make_catalogue
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "webshop_search.json"

@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small games: two of each task type for training, one for each evaluation split."""
-    from verl_act.data_prep.make_games import make_games
+    from verl_act.envs.alfworld.games.make_games import make_games
 
     folder = tmp_path_factory.mktemp("alfworld") / "games"
     make_games(folder, counts={"train": 12, "valid_seen": 6, "valid_unseen": 6}, seed=7, progress=False)
@@ -52,8 +52,8 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pairs(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of the games' training split, against random admissible actions."""
-    from verl_act.data_prep.build_pairs import build_pairs
-    from verl_act.data_prep.collect_expert import collect_expert
+    from verl_act.data_prep.expert.collect_expert import collect_expert
+    from verl_act.data_prep.pairs.build_pairs import build_pairs
 
     folder, settings = tmp_path_factory.mktemp("critic"), {"data": str(games)}
     collect_expert(folder / "expert", "alfworld", "train", env_settings=settings, progress=False)

@@ -1,4 +1,4 @@
-"""Tries what each file of `verl_act/platform` is for; run by `test_platform_gaps.py`, with the plugin and without it.
+"""Tries what each file of `verl_act/upstream_gaps/cpu` is for, with and without the plugin (`test_platform_gaps.py`).
 
     python tests/gaps.py with|without OUTCOMES.json
 
@@ -232,12 +232,12 @@ def main() -> None:
 def _close_for_the_others(gap: Callable[[], None]) -> None:
     """Each gap is tried alone; these two would hide the rest."""
     if gap is cpu_platform:
-        from verl_act.platform.cpu import PlatformCPU, register_cpu_platform
+        from verl_act.upstream_gaps.cpu.platform import PlatformCPU, register_cpu_platform
 
         register_cpu_platform()
         platforms.set_platform(PlatformCPU())
     if gap is vllm_distribution:
-        from verl_act.platform.vllm_distribution import close_gap
+        from verl_act.upstream_gaps.cpu.vllm_distribution import close_gap
 
         close_gap()
 

@@ -31,21 +31,22 @@ from verl.workers.rollout.replica import TokenOutput
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
-from verl_act.data_prep.make_embedded_model import train_tokenizer
+from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
 from verl_act.engine import Engine, EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
-from verl_act.evaluate.ask import Examinee, play_tasks
+from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
 from verl_act.prompts import get_template
 from verl_act.prompts.plain_text import as_plain_text, control_tokens
 from verl_act.reward_fns.route import compute_score
-from verl_act.rollout import agent_loop, failures
+from verl_act.rollout import agent_loop
 from verl_act.rollout.episode import NO_ACTION
 from verl_act.rollout.settings import Mode
 from verl_act.schema import TASK, Context, Turn, write_rows
+from verl_act.upstream_gaps import failed_rollouts as failures
 
 pytestmark = pytest.mark.slow
 
@@ -279,9 +280,9 @@ def evaluated(
     engine.tokenizer, engine._llm = tokenizer, cast(Any, vllm)
     engine.chat_template_kwargs, engine.reply_prefix = {}, ""
     engine.without_room, engine.max_model_len = 0, max_model_len
-    examinee = Examinee(engine, TEMPLATE, Sampling(max_tokens=max_model_len), mode=Mode(mode))
+    policy = PolicyUnderTest(engine, TEMPLATE, Sampling(max_tokens=max_model_len), mode=Mode(mode))
     pools = {"alfworld": EnvPool("alfworld", {"data": str(games)})}
-    (record,) = asyncio.run(play_tasks(examinee, [task], pools, max_turns=40))
+    (record,) = asyncio.run(rollout_tasks(policy, [task], pools, max_turns=40))
     return record, vllm.server.requests
 
 

@@ -14,16 +14,16 @@ from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generat
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_act.alternating_roles import close_gap, system_prompt_and_generation
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
-from verl_act.data_prep.make_sft import FILE_NAME, make_sft
+from verl_act.data_prep.sft.make_sft import FILE_NAME, make_sft
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, get_template
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.rendering import require_prompts
 from verl_act.rollout.sequence import GrowingSequence
 from verl_act.schema import REFLECTION, TRAJECTORY, Context, write_rows
+from verl_act.upstream_gaps.alternating_roles import close_gap, system_prompt_and_generation
 
 both = pytest.mark.parametrize("chat_template", ALTERNATING, ids=["gemma", "mistral"])
 TEMPLATE = get_template("cot")

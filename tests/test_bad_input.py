@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.manifest import FILE_NAME, make_manifest, read_manifest, write_manifest
 from verl_act.schema import PAIR, TRAJECTORY, read_steps, write_rows
 

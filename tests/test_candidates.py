@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from samples import data_config, make_context, make_pair, make_tokenizer
 
 from verl_act.data.dataset import ActDataset
-from verl_act.data.order import arranged, expert_positions
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.check_pairs import check_pairs
-from verl_act.data_prep.collect_expert import collect_expert
+from verl_act.data.order import candidate_order, expert_positions
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.data_prep.pairs.check_pairs import check_pairs
 from verl_act.errors import ConfigError
 from verl_act.prompts import get_template
 from verl_act.reward_fns.route import compute_score
@@ -163,7 +163,7 @@ def test_every_place_is_used_equally(counts: list[int], seed: int, epoch: int) -
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=6, unique=True), st.data())
 def test_candidates_are_arranged_around_the_experts(alternatives: list[str], data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(alternatives)))
-    candidates = arranged("pair", "the expert's action", alternatives, position)
+    candidates = candidate_order("pair", "the expert's action", alternatives, position)
     assert candidates[position] == "the expert's action"
     assert sorted(candidates[:position] + candidates[position + 1 :]) == sorted(alternatives)
-    assert candidates == arranged("pair", "the expert's action", alternatives[::-1], position)
+    assert candidates == candidate_order("pair", "the expert's action", alternatives[::-1], position)

@@ -42,7 +42,7 @@ from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.run import run_stages
 from verl_act.chain.stages import Stage, stages, trajectories_file
 from verl_act.chain.train import _prepare, train
-from verl_act.data_prep.build_pairs import build_pairs
+from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EngineError
@@ -473,7 +473,7 @@ def test_what_reads_a_model_or_answers_depends_on_their_contents(tmp_path: Path,
         assert policy in next(stage.inputs for stage in planned if stage.name == name), name
     for stage in planned:
         if stage.name in ("comparison", "report", "methods"):
-            answers = [path for path in stage.inputs if path.name == "figures.json"]
+            answers = [path for path in stage.inputs if path.name == "metrics.json"]
             assert answers and all(path.with_name("episodes.jsonl") in stage.inputs for path in answers), stage.name
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from verl_act import checkpoints
-from verl_act.checkpoints import TRACKER, checkpoints_in, fault_of, resume_from_whole, tidy
+from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
+from verl_act.upstream_gaps.damaged_checkpoints import TRACKER, checkpoints_in, fault_of, resume_from_whole, tidy
 
 WORLD = 2
 

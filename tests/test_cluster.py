@@ -22,10 +22,10 @@ from small_run import SMALL_RUN
 from test_platform_gaps import clean_environment
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_games import make_games
-from verl_act.data_prep.make_tasks import make_tasks
-from verl_act.data_prep.sample_alternatives import SHARD_STATES
+from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.schema import ALTERNATIVES, read_steps, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]

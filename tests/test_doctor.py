@@ -15,8 +15,8 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
+from verl_act.doctor.check_result import Fault
 from verl_act.doctor.data import alfworld_data
-from verl_act.doctor.finding import Fault
 from verl_act.doctor.registered import in_ray_workers
 
 OK, ABSENT, WRONG = "ok", "absent", "wrong"

@@ -11,14 +11,14 @@ import pytest
 
 from verl_act.chain import load_recipe
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.embedded_dialects import DIALECTS
-from verl_act.data_prep.embedded_thoughts import Thought, thinker_of, wrong_thought
-from verl_act.data_prep.make_embedded_model import (
+from verl_act.data_prep.embedded.dialects import DIALECTS
+from verl_act.data_prep.embedded.make_embedded_model import (
     EmbeddedModelSettings,
     make_embedded_model,
     train_tokenizer,
     warmup_rows,
 )
+from verl_act.data_prep.embedded.thoughts import Thought, thinker_of, wrong_thought
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
 from verl_act.manifest import read_manifest
@@ -53,14 +53,14 @@ def test_a_quickstart_finds_its_model_and_shows_it_what_it_knows(env: str) -> No
     assert recipe.prompt.options == dict(DIALECTS[env].template_options)
     manifest = read_manifest(folder)
     assert manifest and manifest.seed == 0 and manifest.counts["parameters"] < 1.3e6
-    figures = json.loads((folder / "warmup_figures.json").read_text())
+    figures = json.loads((folder / "warmup_metrics.json").read_text())
     assert figures["named_a_candidate"] > 0.5, "it must answer, or critic training has nothing to go by"
     assert 0.3 < figures["chose_the_expert_action"] / figures["named_a_candidate"] < 0.7, "it must judge at chance"
 
 
 def test_a_recipe_finds_the_model_that_thinks() -> None:
     folder = Path(load_recipe("alfworld/methods_thinking").model_path)
-    figures = json.loads((folder / "warmup_figures.json").read_text())
+    figures = json.loads((folder / "warmup_metrics.json").read_text())
     assert 0.5 < figures["chose_the_expert_action"] < figures["named_a_candidate"] < 0.8, "both can be learned"
     assert (folder / "tokenizer.json").read_text() == (EMBEDDED_MODELS["alfworld"] / "tokenizer.json").read_text()
 

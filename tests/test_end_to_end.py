@@ -27,11 +27,11 @@ import yaml
 from verl_act.chain import load_recipe
 from verl_act.chain.stages import stages
 from verl_act.chain.train import train
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_embedded_model import EmbeddedModelSettings, make_embedded_model
-from verl_act.data_prep.make_games import make_games
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.embedded.make_embedded_model import EmbeddedModelSettings, make_embedded_model
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.schema import ALTERNATIVES, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

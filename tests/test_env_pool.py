@@ -20,15 +20,15 @@ from installed_env import install, ray_with
 from ray.exceptions import OutOfMemoryError
 
 from verl_act.engine import Sampling
+from verl_act.envs.actor_handle import _GROWN_AFTER, ActorLost, PooledActor
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import NoRoom, StepResult, Task
 from verl_act.envs.contract import NONSENSE
-from verl_act.envs.host import _GROWN_AFTER, Host, HostLost
 from verl_act.envs.pool import _ALONE, _SUSPECTED, EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
-from verl_act.evaluate.ask import Examinee
-from verl_act.evaluate.run import play_panel
+from verl_act.evaluate.rollouts import PolicyUnderTest
+from verl_act.evaluate.run import rollout_eval_tasks
 from verl_act.prompts import get_template
 
 pytestmark = pytest.mark.slow
@@ -133,15 +133,15 @@ def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(setting
 
 
 @pytest.fixture
-def lone_hosts(monkeypatch: pytest.MonkeyPatch) -> list[Host]:
+def lone_hosts(monkeypatch: pytest.MonkeyPatch) -> list[PooledActor]:
     """Every host that a pool has made for one episode alone."""
-    made: list[Host] = []
+    made: list[PooledActor] = []
     make = EnvPool.lone_host
     monkeypatch.setattr(EnvPool, "lone_host", lambda pool: made.append(make(pool)) or made[-1])
     return made
 
 
-def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], lone_hosts: list[Host]) -> None:
+def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], lone_hosts: list[PooledActor]) -> None:
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         lucky, other = [await pool.open(task(number)) for number in range(2)]
@@ -156,7 +156,7 @@ def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], l
 
 
 def test_many_suspects_have_few_actors_of_their_own(
-    settings: dict[str, str], lone_hosts: list[Host], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, str], lone_hosts: list[PooledActor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("verl_act.envs.pool._SUSPECTED", 0)  # every episode is one, at every step
     count = _ALONE + 3
@@ -177,7 +177,7 @@ def test_many_suspects_have_few_actors_of_their_own(
 
 
 def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others(
-    settings: dict[str, str], lone_hosts: list[Host]
+    settings: dict[str, str], lone_hosts: list[PooledActor]
 ) -> None:
     async def run() -> tuple[list[str], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings)
@@ -201,16 +201,16 @@ def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others
 
 def test_steps_that_wait_go_together(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    call = Host.call
+    call = PooledActor.call
 
-    async def count(host: Host, timeout: float, method: str, *arguments: Any) -> Any:
+    async def count(host: PooledActor, timeout: float, method: str, *arguments: Any) -> Any:
         asked.append(method)
         return await call(host, timeout, method, *arguments)
 
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         sessions = [await pool.open(task(number)) for number in range(17)]
-        monkeypatch.setattr(Host, "call", count)
+        monkeypatch.setattr(PooledActor, "call", count)
         results = await asyncio.gather(*(session.step("add") for session in sessions))
         return [result.observation for result in results]
 
@@ -362,7 +362,7 @@ def test_a_closed_episode_is_released(settings: dict[str, str], tmp_path: Path) 
     assert asyncio.run(run()) == "t1: 1"
 
 
-def on_actor(host: Host, function: Callable[[Any], Any]) -> Any:
+def on_actor(host: PooledActor, function: Callable[[Any], Any]) -> Any:
     """Call `function` with what the actor of `host` is, in its process."""
     assert host._actor is not None
     return ray.get(host._actor.__ray_call__.remote(function))
@@ -488,8 +488,8 @@ def test_an_actor_with_many_more_episodes_than_another_gets_no_more(settings: di
 def test_an_actor_that_has_grown_too_large_is_replaced(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.host._GROWN_AFTER", 1)
-    monkeypatch.setattr("verl_act.envs.host._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.actor_handle._GROWN_AFTER", 1)
+    monkeypatch.setattr("verl_act.envs.actor_handle._MEMORY_EVERY", 0)
 
     async def run() -> tuple[list[float], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=fragile_env.LEAK_MB)
@@ -517,7 +517,7 @@ def test_an_actor_that_has_grown_too_large_is_replaced(
 def test_a_pool_tells_the_most_memory_that_an_actor_held(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.host._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.actor_handle._MEMORY_EVERY", 0)
 
     async def run() -> list[float]:
         pool = EnvPool(fragile_env.NAME, settings, actors=2)
@@ -538,7 +538,7 @@ def test_a_pool_tells_the_most_memory_that_an_actor_held(
 def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.host._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.actor_handle._MEMORY_EVERY", 0)
 
     async def run() -> set[str]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=1)
@@ -573,8 +573,8 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
                 raise OutOfMemoryError("killed by the memory monitor")
 
     monkeypatch.setattr(ray, "kill", lambda actor: None)
-    host = Host(lambda generation: Killed())  # type: ignore[arg-type,return-value]
-    with pytest.raises(HostLost, match=r"its process died \(OutOfMemoryError\)"):
+    host = PooledActor(lambda generation: Killed())  # type: ignore[arg-type,return-value]
+    with pytest.raises(ActorLost, match=r"its process died \(OutOfMemoryError\)"):
         asyncio.run(host.call(1.0, "step"))
     assert host.generation == 1
 
@@ -702,8 +702,8 @@ class Adds:
 
 def test_a_panel_of_two_environments_is_played_on_the_callers_ray() -> None:
     panel = [task(0), Task(hostile_env.NAME, "train", "note", "note"), task(1)]
-    examinee = Examinee(cast(Any, Adds()), get_template("plain"), Sampling(temperature=0))
-    played, memory = asyncio.run(play_panel(examinee, panel, None, max_turns=hostile_env.STEPS, actors=2))
+    policy = PolicyUnderTest(cast(Any, Adds()), get_template("plain"), Sampling(temperature=0))
+    played, memory = asyncio.run(rollout_eval_tasks(policy, panel, None, max_turns=hostile_env.STEPS, actors=2))
     assert [record["end"] for record in played] == ["step_limit", "goal", "step_limit"]
     assert memory > 10, "MB that an actor held"
     assert [played[at]["turns"][-1]["observation"] for at in (0, 2)] == ["t0: 2", "t1: 2"]

@@ -18,26 +18,26 @@ from samples import make_context, make_pair, make_step, make_tokenizer
 from verl_act.engine import Engine, EngineSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
-from verl_act.evaluate.ask import (
-    Examinee,
-    ask_choices,
-    ask_next_actions,
-    ask_questions,
-    play_tasks,
-    require_one_environment,
-)
-from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, grouped, share, wilson_interval
 from verl_act.evaluate.files import FILES
-from verl_act.evaluate.outcomes import read_values
+from verl_act.evaluate.metric_registry import read_metrics
+from verl_act.evaluate.metrics import answer_metrics, by_split, episode_metrics, grouped, share, wilson_interval
 from verl_act.evaluate.reasoning import Question
+from verl_act.evaluate.rollouts import (
+    PolicyUnderTest,
+    evaluate_choices,
+    evaluate_next_actions,
+    evaluate_reasoning,
+    require_one_environment,
+    rollout_tasks,
+)
 from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
-from verl_act.evaluate.seeds import Outcome
+from verl_act.evaluate.statistics import Outcome
 from verl_act.evaluate.table import compare, comparison, markdown
 from verl_act.journal import Journal, journal, key_of
 from verl_act.manifest import digest, make_manifest
 from verl_act.prompts import get_template
-from verl_act.report.numbers import by_position, by_task_type, first_picked, models
 from verl_act.report.read import read_runs
+from verl_act.report.tables import by_position, by_task_type, first_picked, models
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_the_interval_holds_the_share(case: tuple[int, int]) -> None:
 
 def test_nothing_counted_says_nothing() -> None:
     assert share([], "right") == {"share": None, "count": 0, "low": 0.0, "high": 1.0}
-    assert episode_figures([])["steps"] is None
-    assert answer_figures([])["right"]["share"] is None
+    assert episode_metrics([])["steps"] is None
+    assert answer_metrics([])["right"]["share"] is None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def test_figures_of_episodes() -> None:
         episode(success=0.0, steps=50.0, malformed_share=0.25, longest_failed_repeat=3.0, task_type="look_at_obj"),
         episode(success=0.0, steps=50.0, longest_failed_repeat=40.0, task_type="look_at_obj"),
     ]
-    figures = episode_figures(records)
+    figures = episode_metrics(records)
     assert (figures["success"]["share"], figures["success"]["count"]) == (0.5, 4)
     assert {name: entry["share"] for name, entry in figures["by_task_type"].items()} == {
         "look_at_obj": 0.0,
@@ -117,10 +117,10 @@ def test_figures_of_episodes() -> None:
 
 def test_the_mean_score_has_an_interval() -> None:
     scores = [0.2, 1.0, 0.0, -1.0, 0.8, 0.5]
-    found = episode_figures([episode(task_id=str(number), score=value) for number, value in enumerate(scores)])["score"]
+    found = episode_metrics([episode(task_id=str(number), score=value) for number, value in enumerate(scores)])["score"]
     assert (found["mean"], found["count"]) == (pytest.approx(0.25), 6)
     assert -1 <= found["low"] < 0.25 < found["high"] <= 1
-    assert episode_figures([episode(score=1.0), episode(score=1.0)])["score"]["low"] is None
+    assert episode_metrics([episode(score=1.0), episode(score=1.0)])["score"]["low"] is None
 
 
 def test_states_of_one_game_widen_the_interval() -> None:
@@ -144,7 +144,7 @@ def test_figures_of_answers() -> None:
         choice(verb="take", expert_position=1, inferable=False),
         choice(verb="take", right=False, well_formed=False, admissible=False, named_a_candidate=False, inferable=False),
     ]
-    figures = answer_figures(records)
+    figures = answer_metrics(records)
     assert figures["right"]["share"] == 0.5
     assert (figures["right_inferable"]["share"], figures["right_inferable"]["count"]) == (0.5, 2)
     assert figures["well_formed"]["share"] == figures["admissible"]["share"] == 0.75
@@ -156,12 +156,12 @@ def test_figures_of_answers() -> None:
 
 def test_figures_of_next_actions_know_no_candidates() -> None:
     record = {name: value for name, value in choice().items() if name not in ("named_a_candidate", "expert_position")}
-    assert not {"named_a_candidate", "by_position"} & set(answer_figures([record]))
+    assert not {"named_a_candidate", "by_position"} & set(answer_metrics([record]))
 
 
 def test_splits_stand_apart_and_in_order() -> None:
     records = [episode(split="valid_unseen", success=0.0), episode(), episode(split="valid_unseen")]
-    figures = by_split(records, episode_figures)
+    figures = by_split(records, episode_metrics)
     assert list(figures) == ["valid_seen", "valid_unseen"]
     assert [entry["success"]["share"] for entry in figures.values()] == [1.0, 0.5]
     assert [(name, len(group)) for name, group in grouped(records, "split")] == [("valid_seen", 1), ("valid_unseen", 2)]
@@ -174,13 +174,13 @@ def written(folder: Path, name: str, episodes: list[dict[str, Any]], choices: li
         "model": "a-model",
         "template": "cot",
         "sampling": {},
-        "episodes": by_split(episodes, episode_figures),
+        "episodes": by_split(episodes, episode_metrics),
         "next_action": {},
-        "choice": by_split(choices, answer_figures),
+        "choice": by_split(choices, answer_metrics),
     }
     target = folder / name
     target.mkdir()
-    (target / "figures.json").write_text(json.dumps(figures))
+    (target / "metrics.json").write_text(json.dumps(figures))
     return target
 
 
@@ -204,7 +204,7 @@ def test_a_table_is_rectangular(tmp_path: Path) -> None:
         written(tmp_path, "one", [episode()], []),
         written(tmp_path, "two", [episode(split="valid_unseen")], [choice()]),
     ]
-    header, rows = comparison([json.loads((folder / "figures.json").read_text()) for folder in folders])
+    header, rows = comparison([json.loads((folder / "metrics.json").read_text()) for folder in folders])
     assert {len(row) for row in rows} == {len(header)}
     assert len(markdown(header, rows).splitlines()) == len(header) + 1
 
@@ -267,12 +267,12 @@ def corridors(*names: str) -> list[Task]:
     return [Task("corridor", "valid_seen", name, "walk") for name in names]
 
 
-def examinee(engine: object, seed: int = 0) -> Examinee:
-    return Examinee(cast(Any, engine), get_template("plain"), Sampling(), seed)
+def policy(engine: object, seed: int = 0) -> PolicyUnderTest:
+    return PolicyUnderTest(cast(Any, engine), get_template("plain"), Sampling(), seed)
 
 
 def play(engine: object, pool: Corridor, *names: str, seed: int = 0, kept: Journal | None = None) -> list[Any]:
-    return asyncio.run(play_tasks(examinee(engine, seed), corridors(*names), {"corridor": cast(Any, pool)}, 5, kept))
+    return asyncio.run(rollout_tasks(policy(engine, seed), corridors(*names), {"corridor": cast(Any, pool)}, 5, kept))
 
 
 def write(out: Path, model: str = "a/model", answers: Answers | None = None, **settings: Any) -> dict[str, Any]:
@@ -286,10 +286,10 @@ def test_every_item_and_turn_draws_its_own_noise() -> None:
     def drawn(seed: int) -> list[int | None]:
         engine = Says("<action>go</action>")
         play(engine, Corridor(), "one", "two", seed=seed)
-        asked = examinee(engine, seed)
-        asyncio.run(ask_next_actions(asked, [make_step(number) for number in range(3)]))
-        asyncio.run(ask_choices(asked, [make_pair(number) for number in range(3)]))
-        asyncio.run(ask_questions(asked, [Question(str(number), "math", "?", "1", False) for number in range(3)]))
+        asked = policy(engine, seed)
+        asyncio.run(evaluate_next_actions(asked, [make_step(number) for number in range(3)]))
+        asyncio.run(evaluate_choices(asked, [make_pair(number) for number in range(3)]))
+        asyncio.run(evaluate_reasoning(asked, [Question(str(number), "math", "?", "1", False) for number in range(3)]))
         return engine.seeds
 
     first = drawn(0)
@@ -307,7 +307,7 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     assert (figures["errors"], figures["success"]["count"], figures["success"]["share"]) == (2, 2, 1.0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["counts"]["episodes"], manifest["counts"]["episode_errors"]) == (4, 2)
-    assert read_values(tmp_path / "out")["valid_seen", "success", ""] == {
+    assert read_metrics(tmp_path / "out")["valid_seen", "success", ""] == {
         f"valid_seen/{task}": Outcome(1.0, task=f"valid_seen/{task}") for task in ("one", "two")
     }
     (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
@@ -331,16 +331,16 @@ class Tires(Says):
 
 def examined(engine: Says, out: Path, key: str = "a") -> list[list[Any]]:
     """All four kinds of questions, with a journal for `out`."""
-    asked, tasks = examinee(engine), corridors("one", "two")
+    asked, tasks = policy(engine), corridors("one", "two")
     steps, pairs = ([make(number) for number in range(3)] for make in (make_step, make_pair))
     questions = [Question(str(number), "math", "?", "1", False) for number in range(3)]
 
     async def ask(kept: Journal) -> list[list[Any]]:
         return [
-            await play_tasks(asked, tasks, {"corridor": cast(Any, Corridor(fails="none"))}, 5, kept),
-            await ask_next_actions(asked, steps, kept),
-            await ask_choices(asked, pairs, kept),
-            await ask_questions(asked, questions, kept),
+            await rollout_tasks(asked, tasks, {"corridor": cast(Any, Corridor(fails="none"))}, 5, kept),
+            await evaluate_next_actions(asked, steps, kept),
+            await evaluate_choices(asked, pairs, kept),
+            await evaluate_reasoning(asked, questions, kept),
         ]
 
     with journal(out, key, lambda: len(engine.seeds)) as kept:
@@ -405,10 +405,10 @@ def test_what_records_do_not_say_is_counted_over_all_attempts(tmp_path: Path) ->
 
 def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     pairs = [make_pair(number, further_alternatives=("look", "inventory", "wait")) for number in range(8)]
-    choices = asyncio.run(ask_choices(examinee(Says("<action>Action 3</action>")), pairs))
+    choices = asyncio.run(evaluate_choices(policy(Says("<action>Action 3</action>")), pairs))
     assert [record["chosen"] for record in choices] == [2] * 8
     write(tmp_path / "out", answers=Answers([], [], choices))
-    groups = {group for _, figure, group in read_values(tmp_path / "out") if figure == "choice_by_position"}
+    groups = {group for _, figure, group in read_metrics(tmp_path / "out") if figure == "choice_by_position"}
     assert groups == {f"expert's action {place}" for place in ("first", "second", "third", "after the third")}
     compared = models(read_runs([tmp_path / "out"]))
     (first,) = first_picked(compared)
@@ -421,7 +421,7 @@ def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
 def test_an_evaluation_of_malformed_replies_warns(
     reply: str, warnings: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    choices = asyncio.run(ask_choices(examinee(Says(reply)), [make_pair(number) for number in range(4)]))
+    choices = asyncio.run(evaluate_choices(policy(Says(reply)), [make_pair(number) for number in range(4)]))
     write(tmp_path / "out", answers=Answers([], [], choices))
     assert [record.levelname for record in caplog.records if "4 choices" in record.getMessage()] == [
         "WARNING"
@@ -433,15 +433,15 @@ def test_an_inadmissible_alternative_that_is_chosen_is_not_admissible(flag: bool
     """As in the reward: the pair's flag decides, in whatever words the candidate is named."""
     pairs = [make_pair(number, alternative_admissible=flag) for number in range(8)]
     choices = asyncio.run(
-        ask_choices(examinee(Says("<think>The first one looks good.</think><action>(A)</action>")), pairs)
+        evaluate_choices(policy(Says("<think>The first one looks good.</think><action>(A)</action>")), pairs)
     )
     assert {record["right"] for record in choices} == {False, True}
     assert all(record["admissible"] == (record["right"] or flag) and record["thought"] for record in choices)
-    figures = answer_figures(choices)
+    figures = answer_metrics(choices)
     assert (figures["admissible"]["share"], figures["thought"]["share"]) == (1.0 if flag else 0.5, 1.0)
-    assert answer_figures([{**record, "thought": False} for record in choices])["thought"]["share"] == 0.0
+    assert answer_metrics([{**record, "thought": False} for record in choices])["thought"]["share"] == 0.0
     old = [{key: value for key, value in record.items() if key != "thought"} for record in choices]
-    assert answer_figures(old)["thought"]["share"] is None
+    assert answer_metrics(old)["thought"]["share"] is None
 
 
 def test_the_experts_place_is_balanced_in_what_is_told_apart() -> None:
@@ -450,13 +450,13 @@ def test_the_experts_place_is_balanced_in_what_is_told_apart() -> None:
         make_pair(number, inferable=number % 3 > 0, split="valid_seen" if number % 5 else "valid_unseen")
         for number in range(157)
     ]
-    engine = examinee(Says("<action>Action 2</action>"))
-    choices = asyncio.run(ask_choices(engine, pairs))
+    engine = policy(Says("<action>Action 2</action>"))
+    choices = asyncio.run(evaluate_choices(engine, pairs))
     for split in ("valid_seen", "valid_unseen"):
         for inferable in (True, False):
             group = [entry for entry in choices if (entry["split"], entry["inferable"]) == (split, inferable)]
             assert len(group) > 8 and abs(sum(1 if entry["right"] else -1 for entry in group)) <= 1
-    backwards = asyncio.run(ask_choices(engine, pairs[::-1]))
+    backwards = asyncio.run(evaluate_choices(engine, pairs[::-1]))
     assert backwards[::-1] == choices
 
 

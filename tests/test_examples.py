@@ -16,9 +16,9 @@ import pytest
 from verl_act.chain import load_recipe
 from verl_act.chain.check import compose
 from verl_act.chain.stages import stages
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.envs.base import SnapshotEnvironment, Task
 from verl_act.envs.contract import check_environment
 from verl_act.envs.gymnasium_text import GymnasiumTextEnvironment, InfoKeys

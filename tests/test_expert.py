@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
-from verl_act.data_prep.import_commands import modern_command
-from verl_act.data_prep.make_games import make_games
+from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
+from verl_act.data_prep.imports.command_spelling import modern_command
 from verl_act.envs.alfworld.beliefs import Beliefs
 from verl_act.envs.alfworld.data import list_tasks
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.alfworld.task_sentence import Wanted, parse_sentence
 from verl_act.envs.base import StepResult

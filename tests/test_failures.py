@@ -12,7 +12,7 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from verl_act.errors import EnvError
-from verl_act.rollout.failures import GROUPS, Failures, JobBoard, LocalBoard
+from verl_act.upstream_gaps.failed_rollouts import GROUPS, Failures, JobBoard, LocalBoard
 
 
 def fail(failures: Failures, groups: int, name: str = "group") -> None:

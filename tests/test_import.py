@@ -17,20 +17,20 @@ from typer.testing import CliRunner
 from verl_act.__main__ import app
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
-from verl_act.data_prep import published_tasks
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import play
-from verl_act.data_prep.import_commands import modern_command, modern_scienceworld_action
-from verl_act.data_prep.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
-from verl_act.data_prep.make_catalogue import make_catalogue
-from verl_act.data_prep.make_sft import make_sft
-from verl_act.data_prep.published import Published, Unreadable, _trajectories, read_published
-from verl_act.data_prep.published_tasks import task_finder
-from verl_act.data_prep.published_turns import decision, undecorated
+from verl_act.data_prep.expert.collect_expert import play
+from verl_act.data_prep.imports import published_tasks
+from verl_act.data_prep.imports.command_spelling import modern_command, modern_scienceworld_action
+from verl_act.data_prep.imports.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
+from verl_act.data_prep.imports.published import Published, Unreadable, _trajectories, read_published
+from verl_act.data_prep.imports.published_tasks import task_finder
+from verl_act.data_prep.imports.published_turns import decision, undecorated
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
 from verl_act.envs.webshop.instruction import price_limit
+from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import ConfigError, DataError
 from verl_act.schema import SFT, Step, read_steps, read_table, steps_to_learn
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from test_import import Row, expert_trajectories, rejections
 
-from verl_act.data_prep.import_trajectories import TRAJECTORIES, import_trajectories
-from verl_act.data_prep.make_catalogue import make_catalogue
-from verl_act.data_prep.published import Published, Unreadable, read_published
+from verl_act.data_prep.imports.import_trajectories import TRAJECTORIES, import_trajectories
+from verl_act.data_prep.imports.published import Published, Unreadable, read_published
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.files import PRODUCT_FILE
+from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.schema import Step, read_steps
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from test_import import Row, expert_trajectories, rejections, write
 
-from verl_act.data_prep.import_commands import modern_scienceworld_action
-from verl_act.data_prep.import_trajectories import TRAJECTORIES, import_trajectories
-from verl_act.data_prep.make_catalogue import make_catalogue
-from verl_act.data_prep.published import Published
-from verl_act.data_prep.published_tasks import task_finder
+from verl_act.data_prep.imports.command_spelling import modern_scienceworld_action
+from verl_act.data_prep.imports.import_trajectories import TRAJECTORIES, import_trajectories
+from verl_act.data_prep.imports.published import Published
+from verl_act.data_prep.imports.published_tasks import task_finder
+from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import DataError
 from verl_act.schema import Step, read_steps
 

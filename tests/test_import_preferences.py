@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from samples import data_config, make_tokenizer
 
 from verl_act.data.dataset import ActDataset
-from verl_act.data_prep.check_pairs import check_pairs
-from verl_act.data_prep.import_preferences import import_preferences
-from verl_act.data_prep.preference_messages import Unusable
-from verl_act.data_prep.preference_rows import GOAL, Preference, Request, read_preference
+from verl_act.data_prep.pairs.check_pairs import check_pairs
+from verl_act.data_prep.pairs.import_preferences import import_preferences
+from verl_act.data_prep.pairs.preference_messages import Unusable
+from verl_act.data_prep.pairs.preference_rows import GOAL, Preference, Request, read_preference
 from verl_act.errors import ConfigError, DataError
 from verl_act.reward_fns.route import compute_score
 from verl_act.schema import Turn, read_pairs

@@ -17,7 +17,7 @@ from servers import check_loopback, new_servers
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.run import evaluate

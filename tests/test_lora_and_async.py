@@ -13,9 +13,9 @@ from samples import make_pair, make_step
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.make_tasks import make_tasks
-from verl_act.merge_lora import merge_lora
+from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
+from verl_act.upstream_gaps.merge_lora import merge_lora
 
 LORA = {
     "actor_rollout_ref.model.lora_rank": 8,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from verl_act.errors import DataError
-from verl_act.merge_lora import merge_lora
+from verl_act.upstream_gaps.merge_lora import merge_lora
 
 
 def checkpoint(folder: Path, tied: bool) -> torch.nn.Module:

@@ -30,15 +30,15 @@ from verl_act.chain.methods import budget, method_stages, only, run_methods
 from verl_act.chain.recipe import Recipe, embedded_models
 from verl_act.chain.run import alone, run_stages
 from verl_act.chain.stages import Stage
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_sft import make_sft
-from verl_act.data_prep.reflect import Unusable, alternatives_at, outcomes, reflection_text
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.data_prep.sft.make_sft import make_sft
+from verl_act.data_prep.sft.reflect import Unusable, alternatives_at, outcomes, reflection_text
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.figures import effective_count, share_interval, wilson_interval
 from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
-from verl_act.evaluate.seeds import Outcome, against, estimate
+from verl_act.evaluate.metrics import effective_count, share_interval, wilson_interval
+from verl_act.evaluate.statistics import Outcome, against, estimate
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
@@ -513,7 +513,7 @@ def test_a_ratio_is_of_sums() -> None:
 
 def write_evaluation(folder: Path, rng: np.random.Generator, chance: float) -> None:
     folder.mkdir(parents=True)
-    (folder / "figures.json").write_text(json.dumps({"model": "the initial model"}))
+    (folder / "metrics.json").write_text(json.dumps({"model": "the initial model"}))
     episodes = [
         {
             "task_id": f"t{number}",

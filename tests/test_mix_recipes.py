@@ -16,7 +16,7 @@ from samples import make_pair
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import RECIPES
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.schema import PAIR, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

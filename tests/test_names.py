@@ -42,7 +42,7 @@ def evaluation(folder: Path, name: str, value: str = "0.5") -> Path:
     figure = f'{{"mean": {value}, "low": null, "high": null, "count": 1}}'
     what = {"name": name, "model": name, "template": name, "sampling": {}, "choice": {}, "next_action": {}}
     text = json.dumps({**what, "episodes": {name: {"score": "figure"}}}).replace('"figure"', figure)
-    (folder / "figures.json").write_text(text)
+    (folder / "metrics.json").write_text(text)
     return folder
 
 

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from verl_act.__main__ import app
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.check_pairs import AuditReport, check_pairs
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_games import make_games
-from verl_act.data_prep.probe import Prober, ReplayError
-from verl_act.data_prep.sample_alternatives import SHARD_STATES, drawn_trajectories, sample_alternatives
+from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES, drawn_trajectories, sample_alternatives
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
+from verl_act.data_prep.pairs.probe import Prober, ReplayError
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
 from verl_act.errors import ConfigError, DataError, EnvError

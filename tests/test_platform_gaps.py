@@ -1,4 +1,4 @@
-"""Every file of `verl_act/platform`: it does what it says, and it is still needed.
+"""Every file of `verl_act/upstream_gaps/cpu`: it does what it says, and it is still needed.
 
 `gaps.py` tries each gap with the plugin, and in another process without it. A test of the second kind that fails brings
 good news: verl or vLLM now do it themselves, and the file can go.
@@ -20,11 +20,12 @@ from omegaconf import OmegaConf
 from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_cuda import PlatformCUDA
 
-from verl_act import platform
-from verl_act.platform import cpu, ray_loopback
+from verl_act.upstream_gaps import cpu as platform
+from verl_act.upstream_gaps.cpu import platform as cpu
+from verl_act.upstream_gaps.cpu import ray_loopback
 
 GAPS = {
-    "cpu_platform": ("cpu.py", "Unknown platform 'cpu'"),
+    "cpu_platform": ("platform.py", "Unknown platform 'cpu'"),
     "process_group": ("process_group.py", "Duplicate device type cpu"),
     "reference_offload": ("reference_offload.py", "Cannot access accelerator device"),
     "engine_device": ("__init__.py (VERL_ENGINE_DEVICE)", "No engine registered for device='cpu'"),
@@ -96,8 +97,10 @@ def test_the_gap_is_closed(gap: str, with_plugin: dict[str, str]) -> None:
 def test_the_gap_is_still_there_upstream(gap: str, without_plugin: dict[str, str]) -> None:
     file, complaint = GAPS[gap]
     outcome = without_plugin[gap]
-    assert outcome != "works", f"upstream has closed the gap {gap!r}: verl_act/platform/{file} can be removed."
-    assert complaint in outcome, f"the gap {gap!r} looks different now ({outcome}): see verl_act/platform/{file}."
+    assert outcome != "works", f"upstream has closed the gap {gap!r}: verl_act/upstream_gaps/cpu/{file} can be removed."
+    assert complaint in outcome, (
+        f"the gap {gap!r} looks different now ({outcome}): see verl_act/upstream_gaps/cpu/{file}."
+    )
 
 
 def test_no_setting_reaches_the_polling_interval() -> None:

@@ -63,13 +63,16 @@ def test_importing_verl_registers_everything_at_little_cost(tmp_path: Path) -> N
     added = set(with_it["modules"]) - set(without["modules"])
     assert {name.split(".")[0] for name in added} == {"verl_act", "wrapt"}
     ours = {name for name in added if name.startswith("verl_act")}
-    assert {name for name in ours if not name.startswith("verl_act.platform")} == {"verl_act", "verl_act.plugin"}
+    assert {name for name in ours if not name.startswith("verl_act.upstream_gaps")} == {
+        "verl_act",
+        "verl_act.plugin",
+    }
     assert "vllm" not in with_it["modules"]
 
 
 @pytest.mark.parametrize(
     "sabotage",
-    ["import wrapt; del wrapt.when_imported", "import sys; sys.modules['verl_act.platform.cpu'] = None"],
+    ["import wrapt; del wrapt.when_imported", "import sys; sys.modules['verl_act.upstream_gaps.cpu.platform'] = None"],
 )
 def test_a_broken_plugin_is_loud(sabotage: str, tmp_path: Path) -> None:
     """verl itself would go on without a word."""
@@ -82,7 +85,7 @@ def test_a_broken_plugin_is_loud(sabotage: str, tmp_path: Path) -> None:
 FIRST = """
 import os
 import ray, torch, transformers  # what takes the time, once
-for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset", "verl_act.platform"):
+for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset", "verl_act.upstream_gaps.cpu"):
     if not os.fork():
         __import__(first)
         from verl.experimental.agent_loop import agent_loop

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from samples import make_context, make_pair
 
-from verl_act.data_prep.giveaways import label_word
+from verl_act.data_prep.pairs.giveaways import label_word
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template, get_template, register_template, template_names
 from verl_act.prompts.compact import CompactTemplate

@@ -56,7 +56,7 @@ def test_a_quickstart_runs_to_its_report(recipe: str, tmp_path: Path) -> None:
         assert [record["split"] for record in recorded["reasoning"]] == ["maths"] * 10 + ["science"] * 10
         assert all(0 < len(tokenizer.tokenize(record["reply"])) <= 4 for record in recorded["reasoning"])
         assert all(record["log_probability"] < 0 for record in recorded["choices"]), "how sure vLLM says the model was"
-        figures = json.loads((folder / "figures.json").read_text())
+        figures = json.loads((folder / "metrics.json").read_text())
         for part in ("episodes", "next_action", "choice"):
             assert set(figures[part]) == set(splits), (name, part)
         assert all({"success", "score"} <= set(split) for split in figures["episodes"].values()), name

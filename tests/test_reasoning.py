@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from verl_act.engine import Engine, Sampling
 from verl_act.errors import DataError
 from verl_act.evaluate.answers import chosen_letter
-from verl_act.evaluate.ask import Examinee, ask_questions
 from verl_act.evaluate.reasoning import LETTERS, Question, is_right, read_questions
+from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_reasoning
 from verl_act.prompts import get_template
 
 MATH = [
@@ -323,7 +323,7 @@ def test_a_thought_that_the_prompt_has_opened_is_no_answer(tmp_path: Path) -> No
             return [SimpleNamespace(text=text)]
 
         engine._complete = complete  # type: ignore[method-assign]
-        asked = ask_questions(Examinee(engine, get_template("plain"), Sampling(temperature=0)), questions)
+        asked = evaluate_reasoning(PolicyUnderTest(engine, get_template("plain"), Sampling(temperature=0)), questions)
         assert [record["right"] for record in asyncio.run(asked)] == [right]
 
 
@@ -335,6 +335,6 @@ def test_an_answer_in_a_thought_is_no_letter(tmp_path: Path) -> None:
 
 def test_every_question_is_asked_once_in_order(tmp_path: Path) -> None:
     questions: list[Question] = read_questions([write_lines(tmp_path / "math.jsonl", MATH)])
-    examinee = Examinee(cast(Any, Always()), get_template("plain"), Sampling(temperature=0))
-    records = asyncio.run(ask_questions(examinee, questions))
+    policy = PolicyUnderTest(cast(Any, Always()), get_template("plain"), Sampling(temperature=0))
+    records = asyncio.run(evaluate_reasoning(policy, questions))
     assert [(record["item"], record["right"]) for record in records] == [("m/1", False), ("m/2", True), ("m/3", False)]

@@ -26,16 +26,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import collect_expert
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.engine import EngineSettings, Reply, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.ask import Examinee, ask_choices, ask_next_actions, play_tasks
 from verl_act.evaluate.records import read_records
+from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_choices, evaluate_next_actions, rollout_tasks
 from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
 from verl_act.evaluate.table import compare
 from verl_act.manifest import digest, make_manifest, read_manifest, write_manifest
@@ -44,10 +44,10 @@ from verl_act.report import plots, write_report
 from verl_act.report.content import Content, content
 from verl_act.report.curves import Curve, Series, curve_table
 from verl_act.report.examples import turns_in_loops
-from verl_act.report.numbers import Group
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.report.statistics import Figure, paired, ratio_of, share_of
+from verl_act.report.tables import Group
 from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
@@ -136,14 +136,14 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
     files += [run / "expert" / split / "trajectories.parquet" for split in SPLITS]
     files += [run / "pairs" / split / "pairs.parquet" for split in SPLITS]
     sampling = Sampling(temperature=0)
-    examinee = Examinee(cast(Any, Script(policy)), JsonTemplate(), sampling)
+    policy = PolicyUnderTest(cast(Any, Script(policy)), JsonTemplate(), sampling)
 
     async def ask() -> Answers:
         tasks = [Task(**row) for row in read_table(files[0], TASK).to_pylist()]
         return Answers(
-            await play_tasks(examinee, tasks, {"alfworld": cast(Any, LocalPool(games))}, max_turns=20),
-            await ask_next_actions(examinee, read_steps(files[1:3])),
-            await ask_choices(examinee, read_pairs(files[3:])),
+            await rollout_tasks(policy, tasks, {"alfworld": cast(Any, LocalPool(games))}, max_turns=20),
+            await evaluate_next_actions(policy, read_steps(files[1:3])),
+            await evaluate_choices(policy, read_pairs(files[3:])),
         )
 
     engine = EngineSettings(model=f"models/{name}")
@@ -274,7 +274,7 @@ def test_the_figures_are_those_of_the_evaluation(run: Path, whole: Content) -> N
     for block in whole.blocks:
         for row in block.rows:
             for model, cell in zip(whole.models, row.cells, strict=True):
-                stored = json.loads((run / "evaluation" / model.label / "figures.json").read_text())
+                stored = json.loads((run / "evaluation" / model.label / "metrics.json").read_text())
                 wanted = stored[block.section][block.split].get(names.get(row.key, row.key))
                 if isinstance(wanted, dict):
                     assert (cell.figure.value, cell.figure.low, cell.figure.count) == (
@@ -647,8 +647,8 @@ def test_damaged_metrics_and_figures_are_named(run: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"action/metrics.jsonl, line 1: has no step and data"):
         read_runs([copy])
     metrics.write_text(whole)
-    (copy / "evaluation" / "action" / "figures.json").write_text('{"name": "action"}')
-    with pytest.raises(DataError, match=r"figures.json: is damaged"):
+    (copy / "evaluation" / "action" / "metrics.json").write_text('{"name": "action"}')
+    with pytest.raises(DataError, match=r"metrics.json: is damaged"):
         read_runs([copy])
 
 
@@ -890,7 +890,7 @@ def small_run(folder: Path, text: str) -> Path:
     choice = {"pair_id": text, "margin": None, "named_a_candidate": False, "expert_position": 0}
     figures = {"name": text, "model": text, "template": text, "sampling": {}}
     for name, record in (
-        ("figures.json", figures),
+        ("metrics.json", figures),
         ("episodes.jsonl", {**episode, **shares, "turns": turns}),
         ("next_actions.jsonl", {**answer, "state_id": text}),
         ("choices.jsonl", {**answer, **choice}),
@@ -1198,7 +1198,7 @@ def test_a_damaged_byte_in_a_side_file_is_never_a_raw_error(run: Path, tmp_path:
             content[place] ^= 1 << drawn.randrange(8)
             path.write_bytes(content)
             try:
-                if path.name == "figures.json":
+                if path.name == "metrics.json":
                     compare([folder])
                 read_records(folder)
                 read_manifest(folder)
@@ -1210,7 +1210,7 @@ def test_a_damaged_byte_in_a_side_file_is_never_a_raw_error(run: Path, tmp_path:
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"name": "critic", "episodes": [1]}', "\ufeff{", "", "[" * 9_999])
-@pytest.mark.parametrize("file", ["figures.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["metrics.json", "manifest.json"])
 def test_a_side_file_of_another_shape_is_named(file: str, text: str, run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run / "evaluation" / "critic", tmp_path / "critic"))
     (folder / file).write_text(text)

@@ -188,8 +188,8 @@ def with_models(folder: Path, name: str, digest: str | None) -> None:
     initial.mkdir()
     for file, data in files.items():
         (initial / file).write_bytes(data)
-    figures = json.loads(files["figures.json"])
-    (initial / "figures.json").write_text(json.dumps({**figures, "model": name}))
+    figures = json.loads(files["metrics.json"])
+    (initial / "metrics.json").write_text(json.dumps({**figures, "model": name}))
     manifest = json.loads(files["manifest.json"])
     manifest["settings"]["model_digest"] = digest
     (initial / "manifest.json").write_text(json.dumps(manifest))

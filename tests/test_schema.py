@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from samples import make_pair, make_step
 
-from verl_act.data_prep.import_preferences import import_preferences
+from verl_act.data_prep.pairs.import_preferences import import_preferences
 from verl_act.envs.base import EnvSpec
 from verl_act.errors import ConfigError, DataError
 from verl_act.schema import (

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
-from verl_act.data_prep.make_tasks import make_tasks
+from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
+from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.contract import check_environment
 from verl_act.envs.registry import get_env

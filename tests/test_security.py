@@ -23,7 +23,7 @@ from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 import verl_act
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.make_embedded_model import train_tokenizer
+from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.prompts.plain_text import (
@@ -272,7 +272,7 @@ def test_verls_reward_workers_trust_a_model_only_where_the_run_does(hostile_mode
         RewardLoopWorker(config)
     assert not ran.exists()
     RewardLoopWorker._init_reward_fn.__wrapped__(SimpleNamespace(config=config, reward_router_address=None))
-    assert ran.exists(), "verl has closed the gap: verl_act/trusted_code.py can be removed"
+    assert ran.exists(), "verl has closed the gap: verl_act/upstream_gaps/trusted_code.py can be removed"
     ran.unlink()
     config.actor_rollout_ref.model.trust_remote_code = True
     assert RewardLoopWorker(config).input_tokenizer is not None

@@ -14,7 +14,7 @@ from trl.chat_template_utils import qwen3_chat_template
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
-from verl_act.data_prep.make_sft import FILE_NAME, make_sft
+from verl_act.data_prep.sft.make_sft import FILE_NAME, make_sft
 from verl_act.errors import DataError
 from verl_act.schema import TRAJECTORY, write_rows
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
-from verl_act.data_prep.make_sft import make_sft
-from verl_act.data_prep.reflect import reflect
-from verl_act.data_prep.sample_alternatives import sample_alternatives
+from verl_act.data_prep.alternatives.sample_alternatives import sample_alternatives
+from verl_act.data_prep.sft.make_sft import make_sft
+from verl_act.data_prep.sft.reflect import reflect
 from verl_act.engine import Engine, EngineSettings, Sampling, load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.schema import PAIR, TRAJECTORY, write_rows

@@ -14,7 +14,7 @@ from verl_act.chain.stages import stages
 from verl_act.data.settings import ActSettings
 from verl_act.errors import DataError
 from verl_act.learning_signal import STEPS, SWITCH, LearningSignal, equal_groups
-from verl_act.training_metrics import last_outputs, means
+from verl_act.upstream_gaps.training_metrics import last_outputs, means
 
 
 def test_each_data_source_has_its_own_means() -> None:

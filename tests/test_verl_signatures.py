@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import verl  # noqa: F401  (and with it the plugin)
 
-from verl_act.platform.cpu import PlatformCPU
+from verl_act.upstream_gaps.cpu.platform import PlatformCPU
 
 AGENT_LOOP = "verl.experimental.agent_loop.agent_loop"
 LOOP_FILE = "verl_act/rollout/agent_loop.py"
 DATASET_FILE = "verl_act/data/dataset.py"
 ENGINE_FILE = "verl_act/engine.py"
-ROLES_FILE = "verl_act/alternating_roles.py"
+ROLES_FILE = "verl_act/upstream_gaps/alternating_roles.py"
 SEQUENCE_FILE = "verl_act/rollout/sequence.py"
 
 
@@ -100,25 +100,28 @@ PINS = [
     Pin(
         "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics",
         ("self", "batch", "metrics"),
-        "verl_act/training_metrics.py",
+        "verl_act/upstream_gaps/training_metrics.py",
         keywords=False,
     ),
     Pin(
         "verl.trainer.ppo.v1.trainer_base:PPOTrainer._add_prompts_to_generate",
         ("self", "num_prompts"),
-        "verl_act/rollout/failures.py",
+        "verl_act/upstream_gaps/failed_rollouts.py",
         exactly=True,
     ),
     Pin(
-        "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate", ("self",), "verl_act/rollout/failures.py", exactly=True
+        "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate",
+        ("self",),
+        "verl_act/upstream_gaps/failed_rollouts.py",
+        exactly=True,
     ),
     Pin(
         "verl.experimental.reward_loop.reward_loop:RewardLoopWorker._init_reward_fn",
         ("self",),
-        "verl_act/trusted_code.py",
+        "verl_act/upstream_gaps/trusted_code.py",
         exactly=True,
     ),
-    Pin("verl.utils.device:auto_set_device", ("config",), "verl_act/platform/asked_device.py", exactly=True),
+    Pin("verl.utils.device:auto_set_device", ("config",), "verl_act/upstream_gaps/cpu/asked_device.py", exactly=True),
     Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
         ("self", "request_id", "prompt_ids", "sampling_params"),
@@ -148,31 +151,39 @@ PINS = [
     Pin(
         "verl.plugin.platform.platform_manager:PlatformRegistry.register",
         ("platform",),
-        "verl_act/platform/cpu.py",
+        "verl_act/upstream_gaps/cpu/platform.py",
     ),
-    Pin("verl.plugin.platform.platform_manager:PlatformRegistry.get", ("name",), "verl_act/platform/cpu.py"),
-    Pin("verl.utils.distributed:initialize_global_process_group_ray", ("backend",), "platform/process_group.py"),
+    Pin(
+        "verl.plugin.platform.platform_manager:PlatformRegistry.get",
+        ("name",),
+        "verl_act/upstream_gaps/cpu/platform.py",
+    ),
+    Pin(
+        "verl.utils.distributed:initialize_global_process_group_ray",
+        ("backend",),
+        "verl_act/upstream_gaps/cpu/process_group.py",
+    ),
     Pin(
         "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
         ("self", "on_bucket_received"),
-        "verl_act/platform/shared_memory.py",
+        "verl_act/upstream_gaps/cpu/shared_memory.py",
         exactly=True,
     ),
     Pin(
         "verl.utils.model:load_valuehead_model",
         ("local_path", "torch_dtype", "model_config", "trust_remote_code"),
-        "verl_act/platform/value_model.py",
+        "verl_act/upstream_gaps/cpu/value_model.py",
         exactly=True,
     ),
     Pin(
         "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer.__init__",
         ("self", "trainer_mode", "trainer_config", "poll_interval"),
-        "verl_act/platform/sampling_poll.py",
+        "verl_act/upstream_gaps/cpu/sampling_poll.py",
     ),
     Pin(
         "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
         ("layer", "remove_weight"),
-        "verl_act/platform/vllm_linear.py",
+        "verl_act/upstream_gaps/cpu/vllm_linear.py",
         exactly=True,
     ),
     Pin("vllm.v1.engine.async_llm:AsyncLLM.from_engine_args", ("engine_args",), ENGINE_FILE, keywords=False),
@@ -204,8 +215,8 @@ NAMES = [
     ("verl.plugin.platform:get_platform", "verl_act/chain/check.py"),
     ("verl.trainer.main_ppo:main", "verl_act/chain/stages.py"),
     (f"{AGENT_LOOP}:_agent_loop_registry", "tests/test_plugin.py"),
-    ("verl.utils.distributed:get_device_name", "verl_act/platform/process_group.py"),
-    ("verl.workers.engine.fsdp.transformer_impl:CPUOffloadPolicy", "verl_act/platform/reference_offload.py"),
+    ("verl.utils.distributed:get_device_name", "verl_act/upstream_gaps/cpu/process_group.py"),
+    ("verl.workers.engine.fsdp.transformer_impl:CPUOffloadPolicy", "verl_act/upstream_gaps/cpu/reference_offload.py"),
 ]
 
 FIELDS = [
@@ -264,10 +275,10 @@ def test_what_verl_awaits_of_an_agent_loop_is_a_coroutine() -> None:
 
 
 def test_the_cpu_platform_is_a_whole_platform() -> None:
-    base = found("verl.plugin.platform.platform_base:PlatformBase", "verl_act/platform/cpu.py")
+    base = found("verl.plugin.platform.platform_base:PlatformBase", "verl_act/upstream_gaps/cpu/platform.py")
     assert issubclass(PlatformCPU, base)
     missing = {name for name in base.__abstractmethods__ if name not in vars(PlatformCPU)}
-    assert not missing, f"verl's platforms now have {missing}; add them to verl_act/platform/cpu.py."
+    assert not missing, f"verl's platforms now have {missing}; add them to verl_act/upstream_gaps/cpu/platform.py."
     for name in base.__abstractmethods__:
         method = vars(base)[name]
         if not isinstance(method, property):

@@ -25,11 +25,10 @@ from rapidfuzz.utils import default_process
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
-from verl_act.data_prep.build_pairs import build_pairs
-from verl_act.data_prep.check_pairs import check_pairs
-from verl_act.data_prep.collect_expert import collect_expert, play
-from verl_act.data_prep.make_catalogue import make_catalogue
-from verl_act.data_prep.probe import NO_WAY, Prober
+from verl_act.data_prep.expert.collect_expert import collect_expert, play
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.data_prep.pairs.check_pairs import check_pairs
+from verl_act.data_prep.pairs.probe import NO_WAY, Prober
 from verl_act.envs.base import StepResult, Task
 from verl_act.envs.contract import NONSENSE, check_environment
 from verl_act.envs.registry import get_env
@@ -40,6 +39,7 @@ from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
 from verl_act.envs.webshop.goals import NO_LIMIT, SPLITS, Goal, list_goals, list_tasks, split_bounds
 from verl_act.envs.webshop.instruction import asked_words, likely_search, price_limit
+from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.envs.webshop.nouns import noun_tagger
 from verl_act.envs.webshop.planner import Planner, missing_options
 from verl_act.envs.webshop.product import Product

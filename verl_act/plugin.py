@@ -22,7 +22,7 @@ def register() -> None:
     training metrics, the end of runs that only fail, the warning of a reward that is not in its place, the trust in a
     model's code that a run is set to, and the choice of the checkpoint that a run resumes from.
     """
-    from verl_act.platform import activate
+    from verl_act.upstream_gaps.cpu import activate
 
     activate()
     wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
@@ -37,9 +37,10 @@ def _register_agent_loop(module: object) -> None:
 
 
 def _mend_trainer(module: ModuleType) -> None:
-    from verl_act import checkpoints, training_metrics
-    from verl_act.reward_fns import in_place
-    from verl_act.rollout import failures
+    from verl_act.reward_fns import reward_guard as in_place
+    from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
+    from verl_act.upstream_gaps import failed_rollouts as failures
+    from verl_act.upstream_gaps import training_metrics
 
     training_metrics.close_gap(module)
     checkpoints.close_gap(module)
@@ -48,13 +49,13 @@ def _mend_trainer(module: ModuleType) -> None:
 
 
 def _mend_rewards(module: ModuleType) -> None:
-    from verl_act import trusted_code
+    from verl_act.upstream_gaps import trusted_code
 
     trusted_code.close_gap(module)
 
 
 def _mend_sft_checkpoints(module: ModuleType) -> None:
-    from verl_act import checkpoints
+    from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
 
     checkpoints.close_gap_of_sft(module)
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from verl_act.chain.command_line import flat
-from verl_act.chain.methods import asked_as, method_stages
+from verl_act.chain.methods import method_stages, with_method_prompt
 from verl_act.chain.recipe import TRAINING, MethodPromptRecipe, Recipe
 from verl_act.chain.settings import check_stages
 from verl_act.chain.stages import Stage, stages
@@ -65,7 +65,7 @@ def _checks(recipe: Recipe, out: Path, seeds: Sequence[int]) -> Iterator[tuple[s
     yield "prompt", lambda: _prompt(recipe)
     for name, method in recipe.methods.items():
         if method.prompt != MethodPromptRecipe():
-            yield f"prompt of {name}", partial(_prompt, asked_as(recipe, method))
+            yield f"prompt of {name}", partial(_prompt, with_method_prompt(recipe, method))
     planned = method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out)
     yield "settings", lambda: check_stages(planned)
     yield "data", lambda: _data(recipe)

@@ -40,7 +40,7 @@ def run_methods(recipe: Recipe, out: Path, seeds: Sequence[int], whole: Recipe |
     # Gathered under the lock: the last of several processes has them all.
     with alone(out, "table", "table of the methods"):
         whole = whole or recipe
-        run_stages(_results(whole, out, gathered(whole, out, _asked(recipe, seeds))), out)
+        run_stages(_results(whole, out, collect_results(whole, out, _asked(recipe, seeds))), out)
 
 
 def method_stages(recipe: Recipe, out: Path, seeds: Sequence[int]) -> list[Stage]:
@@ -151,7 +151,7 @@ def _train(recipe: Recipe, out: Path, text: str, model: str, folder: Path) -> St
     return rl_stage(recipe, out, kind, stage, model, folder)
 
 
-def asked_as(recipe: Recipe, method: MethodRecipe) -> Recipe:
+def with_method_prompt(recipe: Recipe, method: MethodRecipe) -> Recipe:
     """The recipe with the prompt that the method is evaluated with."""
     own = method.prompt
     prompt = PromptRecipe(own.template or recipe.prompt.template, {**recipe.prompt.options, **own.options})
@@ -167,7 +167,7 @@ def _evaluation(recipe: Recipe, out: Path, name: str) -> Stage:
     if method.stages:
         model = str(training_folder(out, recipe.seed, method.stages) / "model")
     folder = evaluation_folder(out, recipe.seed, name)
-    stage = evaluation_stage(asked_as(recipe, method), out, name, model, folder)
+    stage = evaluation_stage(with_method_prompt(recipe, method), out, name, model, folder)
     return replace(stage, name=f"seed {recipe.seed} evaluate {slug(name)}")
 
 
@@ -181,7 +181,7 @@ def _same_for_all(recipe: Recipe, name: str) -> bool:
     return not recipe.methods[name].stages and recipe.evaluate.temperature == 0
 
 
-def gathered(recipe: Recipe, out: Path, asked: Tabled) -> dict[str, list[int]]:
+def collect_results(recipe: Recipe, out: Path, asked: Tabled) -> dict[str, list[int]]:
     """`asked`, and with what else the methods of `recipe` are finished in `out`; seeds in their order.
 
     What was made by other settings or from other data is left out, and told.

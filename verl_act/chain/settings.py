@@ -11,17 +11,13 @@ from inspect import signature
 from typing import Any
 
 from verl_act.chain.stages import Call, Stage
-from verl_act.data_prep import (
-    check_pairs,
-    collect_expert,
-    import_trajectories,
-    make_sft,
-    make_tasks,
-    reflect,
-    sample_alternatives,
-)
-from verl_act.data_prep.pairing import PairSettings
+from verl_act.data_prep.alternatives import sample_alternatives
+from verl_act.data_prep.expert import collect_expert, make_tasks
+from verl_act.data_prep.imports import import_trajectories
+from verl_act.data_prep.pairs import check_pairs
+from verl_act.data_prep.pairs.pairing import PairSettings
 from verl_act.data_prep.process_pool import check_workers
+from verl_act.data_prep.sft import make_sft, reflect
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate import run as evaluate
@@ -77,7 +73,7 @@ def _engine(options: Options, *sampling: str) -> tuple[EngineSettings, Sampling]
 
 
 def _make_games(options: Options) -> None:
-    from verl_act.data_prep.make_games import check_settings  # imports the alfworld package
+    from verl_act.envs.alfworld.games.make_games import check_settings  # imports the alfworld package
 
     check_settings(**options)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_act.chain.command_line import act_command, flat, hydra_value
 from verl_act.chain.recipe import Recipe, TrainRecipe
-from verl_act.data_prep.collect_expert import input_folders
+from verl_act.data_prep.expert.collect_expert import input_folders
 from verl_act.errors import ConfigError
 from verl_act.evaluate.files import FILES
 from verl_act.learning_signal import SWITCH

@@ -29,14 +29,14 @@ from tqdm import tqdm
 
 from verl_act.chain.command_line import hydra_value
 from verl_act.chain.stages import Stage
-from verl_act.checkpoints import CONTENTS, TRACKER, step_of, tidy
 from verl_act.errors import ConfigError, DataError, EngineError
 from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
-from verl_act.merge_lora import merge_lora
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, reserved
 from verl_act.process import dies_with_parent
 from verl_act.text_files import read_json
+from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, step_of, tidy
+from verl_act.upstream_gaps.merge_lora import merge_lora
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.fs import copy_to_local
 
-from verl_act.data.length import PromptLimit, Shown
+from verl_act.data.length import PromptLimit, PromptVariants
 from verl_act.data.mixture import mix
 from verl_act.data.order import expert_positions
 from verl_act.data.settings import ActSettings, Order
@@ -198,8 +198,10 @@ class ActDataset(Dataset):
             here = self._entries["source"] == place
             rows = np.unique(self._entries["row"][here])
             shown = (_shown(source, int(row), self._tokenizer) for row in rows)
-            excesses = tqdm(limit.excesses(shown), "Measuring prompts", len(rows), leave=False, mininterval=1.0)
-            overlong = {int(row): tokens for row, tokens in zip(rows, excesses, strict=True) if tokens}
+            overlong_token_counts = tqdm(
+                limit.overlong_token_counts(shown), "Measuring prompts", len(rows), leave=False, mininterval=1.0
+            )
+            overlong = {int(row): tokens for row, tokens in zip(rows, overlong_token_counts, strict=True) if tokens}
             if overlong and not leave_out:
                 raise DataError(self._too_long(source, *next(iter(overlong.items())), limit.limit))
             fits &= ~(here & np.isin(self._entries["row"], list(overlong)))
@@ -218,16 +220,16 @@ class ActDataset(Dataset):
         )
 
 
-def _shown(source: Source, number: int, tokenizer: Any) -> Shown:
+def _shown(source: Source, number: int, tokenizer: Any) -> PromptVariants:
     """The prompts that a row can show: every order of a pair."""
 
     def prompt(position: int) -> list[Message]:
         return as_plain_text(source.row(number, position)["raw_prompt"], tokenizer)
 
     if not isinstance(source, PairSource):
-        return Shown(prompt(0))
+        return PromptVariants(prompt(0))
     candidates = source.row(number, 0)["extra_info"]["candidates"]
-    return Shown(prompt(0), candidates, lambda: [prompt(position) for position in range(1, len(candidates))])
+    return PromptVariants(prompt(0), candidates, lambda: [prompt(position) for position in range(1, len(candidates))])
 
 
 def _train_files(config: Any) -> list[str]:

@@ -21,7 +21,7 @@ _BOUNDARY = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PromptVariants:
     """What a row can show: its prompt with the `candidates` in one order, and those in all `other_orders`."""
 
     messages: list[Message]
@@ -62,7 +62,7 @@ class PromptLimit:
         )
         return [len(ids) for ids in encoded["input_ids"]]
 
-    def excesses(self, rows: Iterable[Shown]) -> Iterator[int]:
+    def overlong_token_counts(self, rows: Iterable[PromptVariants]) -> Iterator[int]:
         """For each row the tokens of a prompt that it can show where they are too many, else 0.
 
         Prompts too short in bytes to have so many tokens are not tokenised, and of a pair one order is, unless another
@@ -70,9 +70,9 @@ class PromptLimit:
         """
         rows = iter(rows)
         while batch := list(islice(rows, _BATCH)):
-            yield from self._excesses(batch)
+            yield from self._overlong_token_counts(batch)
 
-    def _excesses(self, rows: Sequence[Shown]) -> list[int]:
+    def _overlong_token_counts(self, rows: Sequence[PromptVariants]) -> list[int]:
         found = [0] * len(rows)
         unsure = [place for place, row in enumerate(rows) if not self._fits_by_bytes(row.messages)]
         near = []

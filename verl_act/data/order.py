@@ -33,7 +33,7 @@ def expert_positions(
     return positions
 
 
-def arranged(pair_id: str, expert_action: str, alternatives: Sequence[str], position: int) -> list[str]:
+def candidate_order(pair_id: str, expert_action: str, alternatives: Sequence[str], position: int) -> list[str]:
     """The candidates as they are shown, the expert's action at `position`; the others in an order that says nothing."""
     others = sorted(alternatives, key=lambda action: hashlib.sha256(f"{pair_id}:{action}".encode()).digest())
     return [*others[:position], expert_action, *others[position:]]

@@ -11,12 +11,12 @@ import torch
 from verl.utils.dataset import multiturn_sft_dataset
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
-from verl_act.alternating_roles import system_prompt_and_generation
 from verl_act.errors import ConfigError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.prompts.plain_text import continued, end_of_turn, reply_prefix
 from verl_act.prompts.rendering import render, require_usable
 from verl_act.schema import SFT, read_table, schema_name
+from verl_act.upstream_gaps.alternating_roles import system_prompt_and_generation
 
 
 class ActSFTDataset(MultiTurnSFTDataset):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from verl_act.data.balance import repeats
-from verl_act.data.order import arranged
+from verl_act.data.order import candidate_order
 from verl_act.data.settings import ActSettings
 from verl_act.envs.base import read_tasks
 from verl_act.envs.registry import admissible_candidates
@@ -107,7 +107,7 @@ class PairSource(Source):
 
     def _build(self, stored: Row, position: int) -> Row:
         pair = Pair.from_row({**stored, "model": "", "sampling": "{}"})
-        candidates = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position)
+        candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position)
         listed = pair.context.admissible_actions
         facts = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
         return _row(

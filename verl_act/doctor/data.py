@@ -6,7 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from verl_act.doctor.finding import Fault, NotThere
+from verl_act.doctor.check_result import Fault, NotThere
 from verl_act.envs.base import EnvSpec
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from verl_act.doctor.finding import Fault
+from verl_act.doctor.check_result import Fault
 from verl_act.errors import EngineError
 
 _QUESTION = "You are in the middle of a room. Your task is to: look at bowl under the desklamp."

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-from verl_act.doctor.finding import Fault
+from verl_act.doctor.check_result import Fault
 
 TESTED = (
     "torch>=2.13,<2.14",

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Any
 
-from verl_act.doctor.finding import Fault
+from verl_act.doctor.check_result import Fault
 
 _SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
 _ON = ("auto", "verl_act")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from verl_act.doctor.check_result import Fault, Finding, NotThere, State
 from verl_act.doctor.data import alfworld_data, scienceworld_engine, webshop_catalogue
 from verl_act.doctor.engine import engine_start
-from verl_act.doctor.finding import Fault, Finding, NotThere, State
 from verl_act.doctor.installed import model_libraries, requirements, tested_versions
 from verl_act.doctor.registered import hydra_groups, in_driver, in_ray_workers, platform
 from verl_act.errors import ActError

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TextIO
 
-from verl_act.doctor.finding import Finding, State
+from verl_act.doctor.check_result import Finding, State
 from verl_act.doctor.run import CHECKS, ENGINE_CHECKS, examine
 
 

@@ -30,8 +30,8 @@ import ray
 from ray.actor import ActorHandle
 
 from verl_act.envs.actor import EnvActor
+from verl_act.envs.actor_handle import ActorLost, PooledActor, UnknownOutcome
 from verl_act.envs.base import NoRoom, Observation, StepResult, Task
-from verl_act.envs.host import Host, HostLost, Untold
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_pool
 from verl_act.errors import EnvError
@@ -40,7 +40,7 @@ _ALONE = 4
 """Actors of a pool, at most, that retry a suspect."""
 _SUSPECTED = 3
 """Times that an episode was a suspect, after which none of its steps is taken among others."""
-_LEAN = 8
+_PREFERENCE = 8
 """So many more episodes than on the other of its two actors, and a task goes there."""
 
 
@@ -104,7 +104,7 @@ class EnvPool:
         self._num_cpus = num_cpus
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
         self._prepares = get_env(env).prepare is not None
-        self._hosts = [Host(self._starter(f"verl_act-env-{key}-{at}"), self._prepares) for at in range(actors)]
+        self._hosts = [PooledActor(self._starter(f"verl_act-env-{key}-{at}"), self._prepares) for at in range(actors)]
         self.alone = asyncio.Semaphore(_ALONE)
         """Held by an episode that has a `lone_host`."""
 
@@ -142,7 +142,7 @@ class EnvPool:
                 return await self._open_on(host, task)
         return await self._open_on(hosts[-1], task)
 
-    async def _open_on(self, host: Host, task: Task) -> EnvSession:
+    async def _open_on(self, host: PooledActor, task: Task) -> EnvSession:
         session = EnvSession(self, host, task)
         try:
             await session.start()
@@ -155,14 +155,14 @@ class EnvPool:
             raise
         return session
 
-    def _host_of(self, task: Task) -> Host:
+    def _host_of(self, task: Task) -> PooledActor:
         name = task.task_id.encode()
         first, second = (self._hosts[zlib.crc32(salt + name) % len(self._hosts)] for salt in (b"", b"second:"))
-        return second if first.episodes > second.episodes + _LEAN else first
+        return second if first.episodes > second.episodes + _PREFERENCE else first
 
-    def lone_host(self) -> Host:
+    def lone_host(self) -> PooledActor:
         """A host that no other episode uses."""
-        return Host(self._starter(None), self._prepares)
+        return PooledActor(self._starter(None), self._prepares)
 
     def _starter(self, name: str | None) -> Callable[[int], ActorHandle]:
         def start(generation: int) -> ActorHandle:
@@ -189,7 +189,7 @@ class EnvSession:
         """
         return self._host.memory_mb
 
-    def __init__(self, pool: EnvPool, host: Host, task: Task) -> None:
+    def __init__(self, pool: EnvPool, host: PooledActor, task: Task) -> None:
         self._pool = pool
         self._host = host
         self._task = task
@@ -198,7 +198,7 @@ class EnvSession:
         self._suspected = 0
         self._actions: list[str] = []
         self._shown: Observation | StepResult | None = None
-        self._counted_on: Host | None = host
+        self._counted_on: PooledActor | None = host
         host.episodes += 1
 
     async def start(self) -> None:
@@ -232,9 +232,9 @@ class EnvSession:
         except EnvError:
             self._generation = None
             return await self._safely(lambda: self._try(action), what)
-        except HostLost:
+        except ActorLost:
             return await self._alone(lambda: self._step(action), what)
-        except Untold:
+        except UnknownOutcome:
             self._generation = None
             return await self._safely(lambda: self._step(action), what)
 
@@ -258,14 +258,14 @@ class EnvSession:
     async def _leave(self) -> None:
         if self._generation == self._host.generation:
             self._generation = None
-            with suppress(HostLost):
+            with suppress(ActorLost):
                 await self._host.call(self._pool.step_timeout, "close", self._episode)
 
     async def _safely(self, attempt: Callable[[], Any], what: str) -> Any:
         try:
             async with self._host.turn:
                 return await attempt()
-        except HostLost:
+        except ActorLost:
             return await self._alone(attempt, what)
 
     async def _alone(self, attempt: Callable[[], Any], what: str) -> Any:
@@ -279,7 +279,7 @@ class EnvSession:
             try:
                 async with self._host.turn:
                     return await attempt()
-            except HostLost as lost:
+            except ActorLost as lost:
                 raise EnvError(
                     f"{self._task}: the environment was lost twice on {what}: {lost}. The episode is given up."
                 ) from lost

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-FIGURES_FILE = "figures.json"
+METRICS_FILE = "metrics.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
 REASONING = "reasoning.jsonl"
-FILES = (FIGURES_FILE, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
+FILES = (METRICS_FILE, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
 """All that an evaluation says."""

@@ -14,10 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from verl_act.errors import DataError, OptionError
-from verl_act.evaluate.files import FIGURES_FILE
-from verl_act.evaluate.outcomes import FIGURES, Values, read_values
+from verl_act.evaluate.files import METRICS_FILE
+from verl_act.evaluate.metric_registry import METRICS, Values, read_metrics
 from verl_act.evaluate.records import json_lines
-from verl_act.evaluate.seeds import Against, Estimate, against, estimate
+from verl_act.evaluate.statistics import Against, Estimate, against, estimate
 from verl_act.manifest import make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
 from verl_act.options import check_options
@@ -103,9 +103,9 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
     """One entry a seed."""
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
-        if not (folder / FIGURES_FILE).is_file():
+        if not (folder / METRICS_FILE).is_file():
             raise DataError(f"{folder}: no such evaluation; run `methods` again, it goes on where it stopped.")
-    return [read_values(folder) for folder in folders]
+    return [read_metrics(folder) for folder in folders]
 
 
 def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
@@ -120,13 +120,13 @@ def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mappi
                 for other in methods[name]["against"]
                 if (test := against(own, [found.get(key, {}) for found in values[other]])) is not None
             }
-            found.append(Entry(name, split, figure, group, estimate(own, FIGURES[figure].binary), tests))
+            found.append(Entry(name, split, figure, group, estimate(own, METRICS[figure].binary), tests))
     return found
 
 
 def _rank(key: tuple[str, str, str]) -> tuple[str, int, str]:
     split, figure, group = key
-    return split, list(FIGURES).index(figure), group
+    return split, list(METRICS).index(figure), group
 
 
 def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -192,7 +192,7 @@ def markdown(whole: Mapping[str, Any]) -> str:
         lines += [f"## {title}", "", *_table([entry for entry in here if not entry["group"]], "figure"), ""]
         for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
             part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
-            lines += [f"### {FIGURES[figure].title}, {title}", "", *_table(part, "group"), ""]
+            lines += [f"### {METRICS[figure].title}, {title}", "", *_table(part, "group"), ""]
     return "\n".join([*lines, NOTE, ""])
 
 
@@ -271,7 +271,7 @@ def _table(entries: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     rows: dict[str, dict[str, str]] = {}
     for entry in entries:
-        title = FIGURES[entry["figure"]].title if column == "figure" else entry["group"].replace("_", " ")
+        title = METRICS[entry["figure"]].title if column == "figure" else entry["group"].replace("_", " ")
         rows.setdefault(title, {})[entry["method"]] = cell(entry)
     lines = [_line([column, *map(markdown_text, methods)]), f"| --- |{' ---: |' * len(methods)}"]
     return lines + [
@@ -285,7 +285,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def cell(entry: Mapping[str, Any]) -> str:
     """One entry as text."""
-    found, share = entry["estimate"], FIGURES[entry["figure"]].share
+    found, share = entry["estimate"], METRICS[entry["figure"]].share
     if found["value"] is None:
         return ""
     text = number(found["value"], share)
@@ -301,7 +301,7 @@ def cell(entry: Mapping[str, Any]) -> str:
 
 def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Each test of an entry as text, which names the other method where there are several, and its p."""
-    share, several = FIGURES[entry["figure"]].share, len(entry["against"]) > 1
+    share, several = METRICS[entry["figure"]].share, len(entry["against"]) > 1
     found = []
     for other, test in entry["against"].items():
         change = change_interval(test, share) + (f" to {other}" if several else "")

@@ -47,7 +47,7 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """`figures.json` of an evaluation. Raises `DataError` where it is missing, no JSON (`NaN` and `Infinity`, which
+    """`metrics.json` of an evaluation. Raises `DataError` where it is missing, no JSON (`NaN` and `Infinity`, which
     Python writes as numbers, are none), or lacks what every evaluation has.
     """
     if not path.is_file():

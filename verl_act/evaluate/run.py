@@ -11,24 +11,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from verl_act.draw import draw_key
 from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.settings import check_pool
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.ask import (
-    EPISODES_AT_ONCE,
-    Examinee,
-    ask_choices,
-    ask_next_actions,
-    ask_questions,
-    play_tasks,
-    require_one_environment,
-)
-from verl_act.evaluate.figures import answer_figures, by_split, episode_figures, finished, share
-from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.metrics import answer_metrics, by_split, episode_metrics, finished, share
 from verl_act.evaluate.reasoning import is_right, read_questions
+from verl_act.evaluate.rollouts import (
+    EPISODES_AT_ONCE,
+    PolicyUnderTest,
+    evaluate_choices,
+    evaluate_next_actions,
+    evaluate_reasoning,
+    require_one_environment,
+    rollout_tasks,
+)
 from verl_act.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.options import Positive, Seed, Text, check_keys, check_options
@@ -36,6 +35,7 @@ from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.settings import Mode
+from verl_act.sampling import sampling_key
 from verl_act.schema import read_pairs, read_steps, steps_to_learn
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `figures.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
+    """Write `metrics.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
 
     Every item of the files is asked exactly once, in file order; one that was killed goes on with what it has not
     asked. Expert states whose action the environment refused are left out. `limit` draws so many expert states and
@@ -121,16 +121,16 @@ def evaluate(
     )
     manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(taken)})
     with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
-        examinee = Examinee(running, get_template(template, **(template_options or {})), sampling, seed, mode)
-        reasoner = replace(examinee, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
+        policy = PolicyUnderTest(running, get_template(template, **(template_options or {})), sampling, seed, mode)
+        reasoner = replace(policy, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
         async def ask() -> Answers:
-            played, memory = await play_panel(examinee, panel, env_settings, max_turns, actors, answered, pool)
+            played, memory = await rollout_eval_tasks(policy, panel, env_settings, max_turns, actors, answered, pool)
             return Answers(
                 played,
-                await ask_next_actions(examinee, steps, answered),
-                await ask_choices(examinee, questions, answered),
-                await ask_questions(reasoner, general, answered),
+                await evaluate_next_actions(policy, steps, answered),
+                await evaluate_choices(policy, questions, answered),
+                await evaluate_reasoning(reasoner, general, answered),
                 env_memory_mb=memory,
             )
 
@@ -178,8 +178,8 @@ def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
         raise DataError(f"{', '.join(map(str, paths))}: {repeated[0]} comes twice. Give each file and item once.")
 
 
-async def play_panel(
-    examinee: Examinee,
+async def rollout_eval_tasks(
+    policy: PolicyUnderTest,
     panel: Sequence[Task],
     env_settings: Mapping[str, Any] | None,
     max_turns: int,
@@ -187,18 +187,18 @@ async def play_panel(
     journal: Journal | None = None,
     pool: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], float]:
-    """Every task of `panel` in a pool of its own environment (see `play_tasks`), and the most MB that an actor held."""
+    """Play every task of `panel` in a pool of its environment (`rollout_tasks`), and the most MB of an actor."""
     if not panel:
         return [], 0.0
     with ray_session():
         pools = {env: EnvPool(env, env_settings, actors=actors, **(pool or {})) for env in {task.env for task in panel}}
-        found = await play_tasks(examinee, panel, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
+        found = await rollout_tasks(policy, panel, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
         return found, max(pool.memory_mb for pool in pools.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All that one model answered, as the functions of `verl_act.evaluate.ask` return it."""
+    """All that one model answered, as the functions of `verl_act.evaluate.rollouts` return it."""
 
     episodes: Sequence[Record]
     next_actions: Sequence[Record]
@@ -244,9 +244,9 @@ def write_evaluation(
         "model": manifest.settings["engine"]["model"],
         "sampling": manifest.settings["sampling"],
         "template": manifest.settings["template"],
-        "episodes": by_split(answers.episodes, episode_figures),
-        "next_action": by_split(answers.next_actions, answer_figures),
-        "choice": by_split(answers.choices, answer_figures),
+        "episodes": by_split(answers.episodes, episode_metrics),
+        "next_action": by_split(answers.next_actions, answer_metrics),
+        "choice": by_split(answers.choices, answer_metrics),
         "reasoning": by_split(answers.reasoning, lambda records: {"right": share(records, "right")}),
         "without_room": without_room,
         "env_memory_mb": round(answers.env_memory_mb),
@@ -263,7 +263,7 @@ def write_evaluation(
     }
     _warn_of_malformed(name, answers)
     with atomic_folder(out) as folder:
-        (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        (folder / METRICS_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         _write_lines(folder / EPISODES, answers.episodes)
         _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
         _write_lines(folder / CHOICES, answers.choices)
@@ -300,7 +300,7 @@ def some_of_each_split(records: Sequence[_Record], limit: int | None, name: Call
     kept = {
         id(record)
         for members in splits.values()
-        for record in sorted(members, key=lambda record: draw_key(0, name(record)))[:limit]
+        for record in sorted(members, key=lambda record: sampling_key(0, name(record)))[:limit]
     }
     return [record for record in records if id(record) in kept]
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import FIGURES_FILE
+from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.records import read_figures
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
@@ -23,7 +23,7 @@ Cell = str
 
 def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
     """Print one row per evaluation; with `out`, also write comparison.md and comparison.json there."""
-    figures = [_read(Path(folder) / FIGURES_FILE) for folder in evaluations]
+    figures = [_read(Path(folder) / METRICS_FILE) for folder in evaluations]
     header, rows = comparison(figures)
     table = Table()
     for title in _as_text(header):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from verl_act.report.numbers import Model
 from verl_act.report.statistics import Figure, share_of
+from verl_act.report.tables import Model
 
 BINS = 10
 """Of equal width, as the expected calibration error is usually taken (Guo et al., 2017)."""

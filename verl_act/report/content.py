@@ -10,7 +10,9 @@ from verl_act.report.calibration import Calibration, calibrations
 from verl_act.report.curves import Curve, curves
 from verl_act.report.examples import Examples, Texts, examples
 from verl_act.report.methods import MethodBudget, MethodTable, method_budgets, method_tables, methods_start
-from verl_act.report.numbers import (
+from verl_act.report.read import Run
+from verl_act.report.summary import RunSummary, notes, summary
+from verl_act.report.tables import (
     Block,
     Group,
     Model,
@@ -21,8 +23,6 @@ from verl_act.report.numbers import (
     first_picked,
     models,
 )
-from verl_act.report.read import Run
-from verl_act.report.summary import RunSummary, notes, summary
 
 VERSION = 2
 """Of `report.json`; a change of meaning raises it."""

@@ -15,15 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from verl_act.data.order import arranged
+from verl_act.data.order import candidate_order
 from verl_act.errors import DataError
-from verl_act.evaluate.figures import LOOP_LENGTH
+from verl_act.evaluate.metrics import LOOP_LENGTH
 from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import match_action, parse_action, parse_choice
-from verl_act.report.numbers import Model
 from verl_act.report.read import Run
+from verl_act.report.tables import Model
 from verl_act.rollout.episode import failed_repeats
 from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_name
 
@@ -223,7 +223,7 @@ def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
     """`chose` is `expert`, `alternative` or None; `candidates` as they were shown, none where they are unknown."""
     position = record["expert_position"]
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
-    shown = arranged(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
+    shown = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
     parsed = parse_choice(record["reply"], shown)
     return {
         "right": record["right"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_act.evaluate.methods import mean_seconds, number, steps_in_words, tests_in_words
-from verl_act.evaluate.outcomes import FIGURES
+from verl_act.evaluate.metric_registry import METRICS
 from verl_act.report.read import Run
 
 
@@ -70,7 +70,7 @@ def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
             found.append(_table(_name(run, runs), "All figures", split, whole, False))
             for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
                 part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
-                found.append(_table(_name(run, runs), FIGURES[figure].title, split, part, True))
+                found.append(_table(_name(run, runs), METRICS[figure].title, split, part, True))
     return found
 
 
@@ -134,7 +134,7 @@ def _table(run: str, title: str, split: str, entries: Sequence[Mapping[str, Any]
     rows: dict[str, dict[str, MethodCell]] = {}
     columns: dict[str, None] = {}
     for entry in entries:
-        column = entry["group"].replace("_", " ") if detail else FIGURES[entry["figure"]].title
+        column = entry["group"].replace("_", " ") if detail else METRICS[entry["figure"]].title
         columns[column] = None
         rows.setdefault(entry["method"], {})[column] = _cell(entry)
     listed = [(name, [row.get(column, MethodCell()) for column in columns]) for name, row in rows.items()]
@@ -145,7 +145,7 @@ def _cell(entry: Mapping[str, Any]) -> MethodCell:
     found = entry["estimate"]
     if found["value"] is None:
         return MethodCell()
-    share = FIGURES[entry["figure"]].share
+    share = METRICS[entry["figure"]].share
 
     interval = f"{number(found['low'], share)}–{number(found['high'], share)}" if found["low"] is not None else ""
     return MethodCell(

@@ -21,9 +21,9 @@ from verl_act.names import markdown_text
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.curves import curve_table
-from verl_act.report.numbers import Cell, Group
 from verl_act.report.statistics import Figure
 from verl_act.report.summary import duration
+from verl_act.report.tables import Cell, Group
 
 SECTIONS = {
     "episodes": "Episodes",

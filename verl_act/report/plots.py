@@ -18,8 +18,8 @@ from markupsafe import Markup
 from verl_act.evaluate.methods import number
 from verl_act.report.calibration import Calibration
 from verl_act.report.curves import Curve, Series
-from verl_act.report.numbers import Group
 from verl_act.report.statistics import Figure
+from verl_act.report.tables import Group
 
 WIDTH = 340
 """Of every chart, in CSS pixels: as wide as a narrow phone shows without scrolling."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, FIGURES_FILE, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.evaluate.records import json_lines, read_figures, read_records
 from verl_act.manifest import Manifest, read_manifest
@@ -74,18 +74,18 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     """One run. Raises `DataError` as `read_runs` does."""
-    if (folder / FIGURES_FILE).is_file():
+    if (folder / METRICS_FILE).is_file():
         return Run(name, folder, evaluations=[_read_evaluation(folder)])
     if (folder / "methods" / METHODS).is_file() or seed_folders(folder):
         return _read_methods(folder, name)
     stages = read_stages(folder)
     metrics = {stage: [lines] for stage in RL_STAGES if (lines := _metrics(folder, stage))}
-    evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{FIGURES_FILE}")]
+    evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{METRICS_FILE}")]
     evaluations.sort(key=lambda evaluation: rank(f"evaluate {evaluation.name}"))
     if not (metrics or evaluations or any(stage.state is State.DONE for stage in stages)):
         raise DataError(
             f"{folder}: neither a folder that `chain` writes (no stage is done in it) nor one of `evaluate` "
-            f"({FIGURES_FILE} is missing). Give the folder named with --out."
+            f"({METRICS_FILE} is missing). Give the folder named with --out."
         )
     return Run(name, folder, stages, metrics, evaluations)
 
@@ -95,7 +95,7 @@ def _read_methods(folder: Path, name: str) -> Run:
     path = folder / "methods" / METHODS
     seeds = seed_folders(folder)
     first = next(iter(seeds), folder)
-    folders = sorted(found.parent for found in first.glob(f"evaluation/*/{FIGURES_FILE}"))
+    folders = sorted(found.parent for found in first.glob(f"evaluation/*/{METRICS_FILE}"))
     comparison: dict[str, Any] = {}
     if path.is_file():
         try:
@@ -160,9 +160,9 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    path = folder / FIGURES_FILE
+    path = folder / METRICS_FILE
     if not path.is_file():
-        raise DataError(f"{folder}: holds no evaluation ({FIGURES_FILE} is missing); run the chain or `methods` again.")
+        raise DataError(f"{folder}: holds no evaluation ({METRICS_FILE} is missing); run the chain or `methods` again.")
     figures = read_figures(path)
     name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
     records = read_records(folder)

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_act.evaluate.figures import share, tasks_of
+from verl_act.evaluate.metrics import share, tasks_of
 from verl_act.evaluate.resample import ratio_interval, sign_flip_p, sums_by_task
 
 Item = Hashable

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_act.evaluate.figures import finished
+from verl_act.evaluate.metrics import finished
 from verl_act.report.examples import Examples
-from verl_act.report.numbers import Model
 from verl_act.report.read import Run
 from verl_act.report.stages import RL_STAGES, StageRecord, State
+from verl_act.report.tables import Model
 
 _TELLING = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
 

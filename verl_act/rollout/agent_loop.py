@@ -25,14 +25,14 @@ from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 from verl_act.rollout.episode import Episode, play
-from verl_act.rollout.failures import FAILURES
 from verl_act.rollout.sequence import GrowingSequence, Sample
 from verl_act.rollout.settings import EpisodeSettings, Mode
 from verl_act.schema import Context
+from verl_act.upstream_gaps.failed_rollouts import FAILURES
 
 Result = TypeVar("Result")
 
-_DEAF = ("dapo", "gdpo")
+_UNHEARD = ("dapo", "gdpo")
 """verl's reward managers that give the reward function nothing of what the agent loop adds to a row."""
 
 
@@ -54,7 +54,7 @@ class ActEnvAgentLoop(AgentLoopBase):
 
     async def _play(self, task: Task, sampling_params: dict[str, Any]) -> list[AgentLoopOutput]:
         settings = ActSettings.from_config(self.data_config)
-        if (manager := self.config.reward.reward_manager.name) in _DEAF:
+        if (manager := self.config.reward.reward_manager.name) in _UNHEARD:
             raise ConfigError(
                 f"verl's reward manager {manager!r} does not pass on the outcome of an episode. Set "
                 "reward.reward_manager.name=naive where tasks are among the rows."

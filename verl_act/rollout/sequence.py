@@ -12,9 +12,9 @@ from typing import Any
 
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 
-from verl_act.alternating_roles import close_gap
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, end_of_turn, turn_separator
+from verl_act.upstream_gaps.alternating_roles import close_gap
 
 
 @dataclass

@@ -1,0 +1,427 @@
+"""The embedded models: Qwen3s of about a million parameters, each reading one environment and answering in the action
+format.
+
+They are the initial policies of the quickstarts, where no weights can be downloaded. Each is made from nothing but
+expert trajectories: a tokenizer that has the domain's names and phrases as single tokens, then supervised warm-up with
+transformers' Trainer on two kinds of rows: next actions, some of them the expert's and the others drawn at random, and
+choice questions whose answer is drawn at random. So it can act a little, it answers choice questions in the right
+format, and it judges at chance: what the RL stages teach can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from verl_act.data_prep.embedded.chatml import CHATML
+from verl_act.data_prep.embedded.dialects import DIALECTS, Dialect, dialect_of
+from verl_act.data_prep.embedded.thoughts import Thinker, thinker_of, wrong_thought
+from verl_act.errors import ConfigError
+from verl_act.manifest import make_manifest, write_manifest
+from verl_act.options import Above0, Count, Positive, Seed, Share, check_options
+from verl_act.output_folder import atomic_folder, work_path, writes_folder
+from verl_act.parse import parse_action, parse_choice
+from verl_act.prompts import Message, Template, get_template
+from verl_act.schema import Step, read_steps, steps_to_learn
+
+TAGS = ("<action>", "</action>", "<think>", "</think>")
+RAREST_NAME = 20
+"""Names in fewer prompts are not worth a token of their own."""
+LONGEST_REPLY = 32
+IGNORED = -100
+STORAGE = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedModelSettings:
+    """Size and warm-up of the model; the Makefile has those of each environment."""
+
+    vocabulary: Positive = 1024
+    """Tokens of the byte-level BPE, to which whole phrases and objects are added."""
+    layers: Positive = 4
+    width: Positive = 128
+    heads: Positive = 4
+    key_value_heads: Positive = 2
+    feed_forward: Positive = 384
+    context: Positive = 2048
+    steps: Positive = 8000
+    batch_size: Positive = 32
+    learning_rate: Above0 = 3e-3
+    """AdamW's, for embeddings and norms."""
+    matrix_learning_rate: Above0 = 0.02
+    """Muon's, for the matrices of the layers: in ALFWorld a loss of 0.36 after 800 steps, AdamW alone had 0.44."""
+    expert_share: Share = 0.6
+    """Share of the next actions that are the expert's; the others are drawn from the admissible ones."""
+    choice_share: Share = 0.25
+    """Share of the warm-up rows that are choice questions (with random answers)."""
+    stranger_share: Share = 0.5
+    """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
+    passes: Positive = 2
+    """Times that rows are made of every step, with other random answers, so that few steps teach no answer by heart."""
+    whole_text_share: Share = 0.25
+    """Share of the rows whose prompt is learned too, which teaches the words."""
+    held_out: Count = 500
+    """The last so many steps, with all of their tasks, are kept for the figures."""
+    storage: str = "float32"
+    """How the weights are written, `float32` or `bfloat16`; they are made in float32."""
+    thoughts: bool = False
+    """Whether an answer follows a thought, `<think>subgoal</think>`. What would be drawn is then what another task's
+    thought leads to."""
+    start: str = ""
+    """The folder of an embedded model to go on from, with its tokenizer and size; empty: fresh weights."""
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_options(type(self), asdict(self), "settings")
+        if self.storage not in STORAGE:
+            raise ConfigError(f"storage is {self.storage!r}; it must be one of {', '.join(STORAGE)}.")
+
+
+@writes_folder("make_embedded_model")
+def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: EmbeddedModelSettings | None = None) -> None:
+    """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_metrics.json` and a manifest.
+
+    `trajectories` are files of expert steps (schema TRAJECTORY) of one environment, from tasks that no experiment
+    evaluates on. Raises `ConfigError` where they are of several, or too few, or no dialect is known for it.
+    """
+    import torch
+    from transformers import AutoTokenizer, Qwen3ForCausalLM, set_seed
+
+    # Optimizer moments of words that hardly occur become denormal numbers, which a CPU handles many times slower. Said
+    # before the first parallel operation, because threads inherit it.
+    torch.set_flush_denormal(True)
+    settings = settings or EmbeddedModelSettings()
+    set_seed(settings.seed)
+    steps = steps_to_learn(read_steps(trajectories))
+    dialect = _dialect(steps)
+    held_out = steps[max(0, len(steps) - settings.held_out) :]
+    template = get_template("compact", **dialect.template_options)
+    unseen_tasks = {step.task_id for step in held_out}
+    trained_on = [step for step in steps if step.task_id not in unseen_tasks]
+    think = thinker_of(steps[0].env) if settings.thoughts else None
+    rows = [
+        row
+        for number in range(settings.passes)
+        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + number), think)
+    ]
+    if len(rows) < settings.batch_size:
+        raise ConfigError(
+            f"{len(rows)} rows are less than one batch ({settings.batch_size}): of {len(steps)} steps, the tasks of "
+            f"the last held_out={settings.held_out} are kept out. Give more trajectories, or set a smaller held_out or "
+            "batch_size."
+        )
+    if settings.start:
+        tokenizer = AutoTokenizer.from_pretrained(settings.start)
+        model = Qwen3ForCausalLM.from_pretrained(settings.start, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(rows, settings.vocabulary, dialect)
+        model = Qwen3ForCausalLM(model_config(tokenizer, settings))
+        compose_embeddings(model, tokenizer)
+    log = _warm_up(model, tokenizer, rows, settings, scratch=work_path(out, "warmup"))
+    with atomic_folder(out) as folder:
+        # Rounded first, so that the figures are those of the weights that are written.
+        model.to(getattr(torch, settings.storage)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+        model.float()
+        figures = examine(model, tokenizer, held_out, template, settings)
+        (folder / "warmup_metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_manifest(
+            folder,
+            make_manifest(
+                "make_embedded_model",
+                settings={**asdict(settings), **dialect.template_options},
+                inputs=list(trajectories),
+                counts={"rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())},
+                seed=settings.seed,
+            ),
+        )
+
+
+def _dialect(steps: Sequence[Step]) -> Dialect:
+    environments = {step.env for step in steps}
+    if len(environments) != 1:
+        raise ConfigError(f"the trajectories are of {sorted(environments)}; an embedded model reads one environment.")
+    return dialect_of(environments.pop())
+
+
+def warmup_rows(
+    steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker | None = None
+) -> Iterator[tuple[list[Message], str]]:
+    """(prompt, answer) for every step, and choice questions between its action and another one."""
+    if think is not None:
+        yield from _thoughtful_rows(steps, template, settings, think)
+        return
+    rng = random.Random(settings.seed)
+    questions_per_action = settings.choice_share / (1 - settings.choice_share)
+    for step in steps:
+        knows = rng.random() < settings.expert_share
+        yield (
+            template.action_messages(step.context),
+            _answer(step.action if knows else rng.choice(step.context.admissible_actions)),
+        )
+        stranger = rng.random() < settings.stranger_share
+        actions = rng.choice(steps).context.admissible_actions if stranger else step.context.admissible_actions
+        others = [action for action in actions if action != step.action]
+        if others and rng.random() < questions_per_action:
+            candidates = [step.action, rng.choice(others)]
+            rng.shuffle(candidates)
+            yield template.choice_messages(step.context, candidates), _answer(rng.choice(candidates))
+
+
+def _thoughtful_rows(
+    steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker
+) -> Iterator[tuple[list[Message], str]]:
+    """The same with thoughts: half of those before the answer to a choice question are wrong, as what follows is."""
+    rng = random.Random(settings.seed)
+    questions_per_action = settings.choice_share / (1 - settings.choice_share)
+    goals = sorted({step.context.goal for step in steps})
+    for step in steps:
+        right = think(step.context, step.context.goal)
+        wrong = wrong_thought(think, step.context, rng.sample(goals, min(8, len(goals))), step.action)
+        if right is None or right.action != step.action or wrong is None:
+            continue
+        chosen = right if rng.random() < settings.expert_share else wrong
+        yield template.action_messages(step.context), _answer(chosen.action, chosen.text)
+        if rng.random() < questions_per_action:
+            candidates = [right.action, wrong.action]
+            rng.shuffle(candidates)
+            chosen = rng.choice((right, wrong))
+            yield template.choice_messages(step.context, candidates), _answer(chosen.action, chosen.text)
+
+
+def _answer(action: str, thought: str | None = None) -> str:
+    thinking = "" if thought is None else f"<think>{thought}</think>"
+    return f"{thinking}<action>{action}</action>"
+
+
+def train_tokenizer(
+    rows: Sequence[tuple[list[Message], str]], vocabulary: int, dialect: Dialect = DIALECTS["alfworld"]
+) -> Any:
+    """A byte-level BPE tokenizer, to which no text is unknown, with the dialect's names and phrases as whole tokens.
+
+    Whole tokens make prompts a third as long, and an action is copied in a handful of them.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    if dialect.lower_case:
+        bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (text for messages, answer in rows for text in ("user", messages[-1]["content"], answer))
+    bpe.train_from_iterator(texts, trainer)
+    texts_read = (messages[-1]["content"] for messages, _ in rows)
+    names = Counter(
+        name for text in texts_read for name in set(dialect.names.findall(text.lower() if dialect.lower_case else text))
+    )
+    words = sorted(name for name, prompts in names.items() if prompts >= RAREST_NAME)
+    # Not special: decoding skips special tokens, and the parser needs the tags.
+    bpe.add_tokens(
+        [
+            AddedToken(word, special=False, normalized=dialect.lower_case)
+            for word in dict.fromkeys((*TAGS, *dialect.phrases, *words))
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
+    )
+
+
+def compose_embeddings(model: Any, tokenizer: Any) -> None:
+    """Start every added token at the sum of its parts, so that " mug 1" is akin to " mug" from the first step.
+
+    The parts are drawn from one distribution, so the sum is scaled to keep its variance.
+    """
+    import torch
+
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {token["content"]: token["id"] for token in bpe["added_tokens"] if not token["special"]}
+    bpe["added_tokens"] = []
+    parts_of = type(tokenizer.backend_tokenizer).from_str(json.dumps(bpe))
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for word, row in added.items():
+            parts = parts_of.encode(word).ids
+            weight[row] = weight[parts].sum(0) / len(parts) ** 0.5
+
+
+def model_config(tokenizer: Any, settings: EmbeddedModelSettings) -> Any:
+    """A Qwen3 configuration of the asked size, its vocabulary padded to a multiple of 64."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=settings.width,
+        intermediate_size=settings.feed_forward,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.key_value_heads,
+        head_dim=settings.width // settings.heads,
+        max_position_embeddings=settings.context,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def encode(tokenizer: Any, messages: list[Message], answer: str, whole_text: bool) -> dict[str, list[int]]:
+    """Token ids and labels; only the answer (with its end of turn) is learned unless `whole_text`."""
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    reply = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    return {"input_ids": prompt + reply, "labels": (prompt if whole_text else [IGNORED] * len(prompt)) + reply}
+
+
+def examine(
+    model: Any, tokenizer: Any, steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings
+) -> dict[str, float]:
+    """Shares of replies sampled at temperature 1, at states the model was not trained on.
+
+    `named_a_candidate` and `chose_the_expert_action` are of choice questions, `expert_action` and `admissible_action`
+    of next actions.
+    """
+    rng = random.Random(settings.seed)
+    choices: list[tuple[list[Message], list[str], Step]] = []
+    for step in steps:
+        others = [action for action in step.context.admissible_actions if action != step.action]
+        if others:
+            candidates = [step.action, rng.choice(others)]
+            rng.shuffle(candidates)
+            choices.append((template.choice_messages(step.context, candidates), candidates, step))
+    replies = _sample(model, tokenizer, [messages for messages, _, _ in choices])
+    chosen = [
+        (parse_choice(reply, candidates).index, candidates.index(step.action))
+        for reply, (_, candidates, step) in zip(replies, choices, strict=True)
+    ]
+    actions = [
+        (parse_action(reply).action, step)
+        for reply, step in zip(
+            _sample(model, tokenizer, [template.action_messages(step.context) for step in steps]), steps, strict=True
+        )
+    ]
+    return {
+        "named_a_candidate": _share(index is not None for index, _ in chosen),
+        "chose_the_expert_action": _share(index == right for index, right in chosen),
+        "expert_action": _share(action == step.action for action, step in actions),
+        "admissible_action": _share(action in step.context.admissible_actions for action, step in actions),
+    }
+
+
+def _share(outcomes: Iterable[bool]) -> float:
+    found = list(outcomes)
+    return round(sum(found) / len(found), 4)
+
+
+def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]], batch_size: int = 100) -> list[str]:
+    """One reply to each prompt, at temperature 1."""
+    import torch
+
+    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
+    replies = []
+    model.eval()
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        encoded = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        with torch.no_grad():
+            ids = model.generate(**encoded, do_sample=True, top_k=0, max_new_tokens=LONGEST_REPLY, use_cache=True)
+        replies += tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies
+
+
+def _optimizer(model: Any, settings: EmbeddedModelSettings) -> Any:
+    """Muon for the matrices of the layers and AdamW for all else, as one optimizer: the Trainer takes only one."""
+    from torch.optim import AdamW, Muon, Optimizer
+
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    parts = [
+        Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=0.01),
+        AdamW(others, lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.95)),
+    ]
+
+    class Both(Optimizer):
+        def __init__(self) -> None:
+            # The groups are the parts' own, so that a learning rate set here is theirs.
+            super().__init__([group for part in parts for group in part.param_groups], {})
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for part in parts:
+                part.step()
+
+    return Both()
+
+
+def _in_batches(rows: Sequence[dict[str, list[int]]], settings: EmbeddedModelSettings) -> list[dict[str, list[int]]]:
+    """All rows of all steps in order: prompts of like length are in one batch, and batches follow each other at random.
+
+    The Trainer's own grouping by length goes from long to short, again and again: its loss in ALFWorld after 1,400
+    steps was 0.36, and 0.32 so.
+    """
+    rng = random.Random(settings.seed)
+    size = settings.batch_size
+    batches: list[list[dict[str, list[int]]]] = []
+    while len(batches) < settings.steps:
+        drawn = rng.sample(rows, len(rows))
+        pools = [drawn[start : start + 50 * size] for start in range(0, len(drawn), 50 * size)]
+        ordered = [row for pool in pools for row in sorted(pool, key=lambda row: len(row["input_ids"]))]
+        epoch = [ordered[start : start + size] for start in range(0, len(ordered) - size + 1, size)]
+        rng.shuffle(epoch)
+        batches += epoch
+    return [row for batch in batches[: settings.steps] for row in batch]
+
+
+def _warm_up(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[tuple[list[Message], str]],
+    settings: EmbeddedModelSettings,
+    scratch: Path,
+) -> list[dict[str, float]]:
+    """Train in place; the Trainer's log."""
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    rng = random.Random(settings.seed)
+    encoded = [
+        encode(tokenizer, messages, answer, rng.random() < settings.whole_text_share) for messages, answer in rows
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        train_sampling_strategy="sequential",
+        logging_steps=25,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        seed=settings.seed,
+        dataloader_num_workers=0,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(_in_batches(encoded, settings)),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
+        optimizers=(_optimizer(model, settings), None),
+    )
+    try:
+        trainer.train()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]

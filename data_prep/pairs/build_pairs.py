@@ -1,0 +1,163 @@
+"""Expert states and sampled replies in, pairs out (paper section 3, D_critic): the data of the critic stage.
+
+An alternative is left out where it equals the expert's action, comes twice, or is no worse than the expert's by the
+margin that a probe of the real environment measures. Everything left out is counted in the manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from verl_act.data_prep.pairs.pairing import PairSettings, make_pairs
+from verl_act.data_prep.pairs.proposals import POLICY
+from verl_act.data_prep.process_pool import check_workers
+from verl_act.errors import ConfigError, DataError
+from verl_act.journal import journal, key_of
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.process import TASK_TIMEOUT
+from verl_act.sampling import sampling_key
+from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "pairs.parquet"
+
+
+@writes_folder("build_pairs")
+def build_pairs(
+    out: str | PathLike[str],
+    trajectories: Sequence[str | PathLike[str]],
+    alternatives: Sequence[str | PathLike[str]] = (),
+    env_settings: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    task_timeout: float = TASK_TIMEOUT,
+    *,
+    max_alternatives_per_state: int = 1,
+    candidates: int = 2,
+    source: str = POLICY,
+    margins: bool = True,
+    keep_nonpositive_margin: bool = False,
+    inferable_only: bool = False,
+    max_inadmissible_share: float = 1.0,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Manifest:
+    """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was left out.
+
+    `alternatives` are the files of `sample_alternatives`; `env_settings` are the environment's own (for ALFWorld:
+    `data`), as for collecting the trajectories; `workers` processes share the trajectories, and one that takes more
+    than `task_timeout` seconds, or ends its process, is left out (see `process_pool`, also for 0); the further
+    arguments are the fields of `PairSettings`.
+
+    The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left, and
+    `ConfigError` on impossible settings.
+    """
+    chosen = PairSettings(
+        max_alternatives_per_state=max_alternatives_per_state,
+        candidates=candidates,
+        source=source,
+        margins=margins,
+        keep_nonpositive_margin=keep_nonpositive_margin,
+        inferable_only=inferable_only,
+        max_inadmissible_share=max_inadmissible_share,
+        seed=seed,
+        limit=limit,
+    )
+    check_workers(workers)
+    started = time.monotonic()
+    if chosen.source == POLICY and not alternatives:
+        raise ConfigError(
+            "no file of sampled replies was given: run sample_alternatives first and pass its file as `alternatives`, "
+            "or draw alternatives from the admissible actions with source=admissible."
+        )
+    counts: Counter[str] = Counter()
+    steps = read_steps(trajectories)
+    sampled = _sampled(alternatives, steps, counts)
+    manifest = make_manifest(
+        "build_pairs",
+        settings={**asdict(chosen), "env_settings": dict(env_settings or {})},
+        inputs=[*trajectories, *alternatives],
+        seed=seed,
+    )
+    with journal(Path(out), key_of(manifest)) as saved:
+        # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
+        pairs = list(
+            islice(
+                make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers, task_timeout, saved),
+                chosen.limit,
+            )
+        )
+        pairs = _bound_inadmissible(pairs, chosen, counts)
+        if not pairs:
+            saved.clear()
+            names = ", ".join(map(str, trajectories))
+            raise DataError(
+                f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts, chosen)}."
+            )
+        counts.update(
+            pairs=len(pairs),
+            pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
+            pairs_not_inferable=sum(not pair.inferable for pair in pairs),
+            pairs_with_margin=sum(pair.margin is not None for pair in pairs),
+        )
+        counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
+        seconds = round(time.monotonic() - started, 1)
+        manifest = replace(manifest, counts=dict(sorted(counts.items())), seconds=seconds)
+        with atomic_folder(out) as folder:
+            write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
+            write_manifest(folder, manifest)
+        logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts, chosen))
+        return manifest
+
+
+def _sampled(
+    paths: Sequence[str | PathLike[str]], steps: Sequence[Step], counts: Counter[str]
+) -> dict[str, Alternatives]:
+    """Replies by state. Raises `DataError` where they belong to other trajectories, or a state is in them twice."""
+    known = {step.state_id for step in steps}
+    found: dict[str, Alternatives] = {}
+    for path in paths:
+        for row in read_table(path, ALTERNATIVES).to_pylist():
+            replies = Alternatives.from_row(row)
+            if replies.state_id in found:
+                raise DataError(f"{path}: state {replies.state_id} comes twice. Pass the replies of one sampling run.")
+            if replies.state_id in known:
+                found[replies.state_id] = replies
+            else:
+                counts["states_of_other_trajectories"] += 1
+    if counts["states_of_other_trajectories"] and not found:
+        names = ", ".join(map(str, paths))
+        raise DataError(f"{names}: none of the states is in the trajectories; pass those that were sampled at.")
+    return found
+
+
+def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Counter[str]) -> list[Pair]:
+    """Leave out inadmissible alternatives at random until their share of the pairs is within the bound."""
+    refused = sorted(
+        (pair for pair in pairs if not pair.alternative_admissible),
+        key=lambda pair: sampling_key(settings.seed, pair.pair_id),
+    )
+    share = settings.max_inadmissible_share
+    if share == 1:
+        return pairs
+    room = math.floor((len(pairs) - len(refused)) * share / (1 - share))
+    dropped = {pair.pair_id for pair in refused[room:]}
+    counts["alternatives_inadmissible_beyond_the_share"] += len(dropped)
+    return [pair for pair in pairs if pair.pair_id not in dropped]
+
+
+def _listed(counts: Mapping[str, int], settings: PairSettings) -> str:
+    """The counts of what was left out, for people."""
+    kept = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
+    left_out = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}
+    return ", ".join(f"{name} {left_out[name]}" for name in sorted(left_out.keys() - kept)) or "nothing"

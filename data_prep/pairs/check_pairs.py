@@ -1,0 +1,268 @@
+"""The audit of pair files: can a model learn the labels from anything but the actions themselves?
+
+Every check gives findings: an error fails the audit, a warning is for people to weigh. Pairs are judged as they will be
+shown, with the template and in the order that training would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from verl_act.data.order import expert_positions
+from verl_act.data_prep.pairs import giveaways
+from verl_act.envs.registry import installed_env
+from verl_act.errors import ConfigError, DataError
+from verl_act.options import Seed, Share, check_options
+from verl_act.parse import match_action, normalise, verb
+from verl_act.prompts import Template, get_template
+from verl_act.schema import Pair, pair_id, read_pairs
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditBounds:
+    """How well a classifier may do that sees only something a label should not depend on (0.5 is guessing)."""
+
+    length: Share = 0.75
+    """Choosing the longer, or always the shorter, action. Beyond it: an error."""
+    verb: Share = 0.65
+    """Choosing by a preference for one verb. Beyond it: a warning, since experts do prefer some verbs."""
+    imbalance: Share = 0.01
+    """Distance of the share of rows with the expert's action first from one half."""
+
+    def __post_init__(self) -> None:
+        check_options(type(self), asdict(self), "bounds")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result: `level` is `ok`, `warning`, `error`, or `skipped` where the pairs have nothing to check."""
+
+    check: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """All findings about `pairs` pairs."""
+
+    pairs: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+    def table(self) -> str:
+        """The findings as lines of text, worst first."""
+        worst_first = sorted(
+            self.findings, key=lambda finding: ("error", "warning", "skipped", "ok").index(finding.level)
+        )
+        width = max(len(finding.check) for finding in self.findings)
+        rows = [f"{finding.level:<8} {finding.check:<{width}}  {finding.text}" for finding in worst_first]
+        return "\n".join([f"{self.pairs} pairs checked", *rows])
+
+    def raise_for_errors(self) -> None:
+        """Raise `DataError` with the table where a check failed."""
+        if self.errors:
+            raise DataError(f"the pairs failed {len(self.errors)} of {len(self.findings)} checks.\n{self.table()}")
+
+
+def check_pairs(
+    files: Sequence[str | PathLike[str]],
+    held_out: Sequence[str | PathLike[str]] = (),
+    *,
+    template: str = "cot",
+    template_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    bounds: AuditBounds | None = None,
+) -> AuditReport:
+    """Audit pair files that are trained on together; none of their tasks may be in `held_out`, other files of pairs.
+
+    `template`, its options and `seed` are those of `data.act`. Raises `DataError` where a file cannot be read or holds
+    no pairs.
+    """
+    if isinstance(files, str | PathLike):
+        raise ConfigError(f"files is {files!r}; give a list of pair files.")
+    check_settings(template=template, template_options=template_options or {}, seed=seed)
+    bounds = bounds or AuditBounds()
+    pairs, others = read_pairs(files), read_pairs(held_out)
+    if not pairs:
+        raise DataError(f"{', '.join(str(Path(path)) for path in files)}: no pairs to check.")
+    findings = [
+        _leakage(pairs, others),
+        *_each(pairs),
+        _repeats(pairs),
+        _balance(pairs, seed, bounds),
+        _label_words(pairs, get_template(template, **(template_options or {}))),
+        _length(pairs, bounds),
+        _verb(pairs, bounds),
+    ]
+    return AuditReport(len(pairs), tuple(findings))
+
+
+def check_settings(*, template: str, template_options: Mapping[str, Any], seed: Seed = 0) -> None:
+    """Raise `ConfigError` for a setting that cannot work."""
+    check_options(check_settings, {"seed": seed})
+    get_template(template, **template_options)
+
+
+def _skipped(check: str, what: str, pairs: Sequence[Pair]) -> Finding:
+    """No pair has what the check looks at."""
+    return Finding(check, "skipped", f"{what} for 0 of {len(pairs)} pairs")
+
+
+def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> Finding:
+    """`ok` where nothing is bad, else `level` with the count and the first examples."""
+    if not bad:
+        return Finding(check, "ok", ok)
+    examples = "; ".join(bad[:_EXAMPLES])
+    return Finding(check, level, f"{len(bad)}: {examples}{'; ...' if len(bad) > _EXAMPLES else ''}")
+
+
+def _leakage(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> Finding:
+    splits: dict[tuple[str, str], set[str]] = {}
+    for pair in pairs:
+        splits.setdefault((pair.env, pair.task_id), set()).add(pair.split)
+    leaked = [
+        f"task {task} is in splits {', '.join(sorted(names))}" for (_, task), names in splits.items() if len(names) > 1
+    ]
+    kept_back = {(pair.env, pair.task_id) for pair in held_out}
+    leaked += [f"task {task} is held out" for env, task in splits if (env, task) in kept_back]
+    if not held_out and len(set().union(*splits.values())) == 1:
+        return Finding("task leakage", "skipped", "the pairs are of one split, and no held-out pairs were given")
+    held = f"none among {len(held_out)} held-out pairs" if held_out else "no held-out pairs were given"
+    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split, {held}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """`breaks` tells a bad pair; `ok` says what holds where there is none. Only pairs that `applies` are looked at, and
+    `measured` says what those have.
+    """
+
+    check: str
+    breaks: Callable[[Pair], bool]
+    ok: str
+    applies: Callable[[Pair], bool] = lambda pair: True
+    measured: str = "texts compared"
+    level: str = "error"
+
+
+def _has_list(pair: Pair) -> bool:
+    """Where nothing is admissible, the list is not known."""
+    return bool(pair.context.admissible_actions)
+
+
+def _unlisted(action: str, pair: Pair) -> bool:
+    """Whether the list of the pair's state is of all actions, and this one is not in it."""
+    spec = installed_env(pair.env)
+    lists_all = spec is None or spec.lists_all_actions
+    return lists_all and match_action(action, pair.context.admissible_actions) is None
+
+
+_RULES = (
+    _Rule(
+        "same action",
+        lambda pair: len({*map(normalise, (pair.expert_action, *pair.alternatives))}) <= len(pair.alternatives),
+        "no alternative equals the expert's action or another alternative",
+    ),
+    _Rule(
+        "expert's action admissible",
+        lambda pair: _unlisted(pair.expert_action, pair),
+        "every expert action is in its state's list",
+        _has_list,
+        "admissible actions listed",
+    ),
+    _Rule(
+        "admissible flag",
+        lambda pair: (
+            _unlisted(pair.alternative_action, pair)
+            if pair.alternative_admissible
+            else match_action(pair.alternative_action, pair.context.admissible_actions) is not None
+        ),
+        "every flag agrees with its state's list",
+        _has_list,
+        "admissible actions listed",
+    ),
+    _Rule(
+        "pair id",
+        lambda pair: pair.pair_id != pair_id(pair.state_id, pair.expert_action, *pair.alternatives),
+        "every id is that of its content",
+    ),
+    _Rule(
+        "margin",
+        lambda pair: pair.margin is not None and pair.margin <= 0,
+        "no alternative is as good as the expert's",
+        lambda pair: pair.margin is not None,
+        "margin measured",
+        "warning",
+    ),
+)
+
+
+def _each(pairs: Sequence[Pair]) -> list[Finding]:
+    return [_by_rule(rule, pairs) for rule in _RULES]
+
+
+def _by_rule(rule: _Rule, pairs: Sequence[Pair]) -> Finding:
+    looked_at = [pair for pair in pairs if rule.applies(pair)]
+    if not looked_at:
+        return _skipped(rule.check, rule.measured, pairs)
+    share = "" if len(looked_at) == len(pairs) else f" ({rule.measured} for {len(looked_at)} of {len(pairs)} pairs)"
+    bad = [
+        f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
+        for pair in looked_at
+        if rule.breaks(pair)
+    ]
+    return _finding(rule.check, bad, f"{rule.ok}{share}", rule.level)
+
+
+def _repeats(pairs: Iterable[Pair]) -> Finding:
+    seen: set[tuple[str, ...]] = set()
+    repeated = []
+    for pair in pairs:
+        key = (pair.state_id, *sorted(map(normalise, pair.alternatives)))
+        if key in seen:
+            repeated.append(f"{pair.alternative_action!r} at state {pair.state_id}")
+        seen.add(key)
+    return _finding("duplicates", repeated, "no alternative comes twice at a state")
+
+
+def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditBounds) -> Finding:
+    """The share of `order: hash`. One pair more or less, of each number of candidates, is no imbalance."""
+    counts = [1 + len(pair.alternatives) for pair in pairs]
+    share = float((expert_positions([pair.pair_id for pair in pairs], counts, seed) == 0).mean())
+    fair = sum(1 / count for count in counts) / len(pairs)
+    text = f"the expert's action is shown first in {share:.1%} of rows"
+    one_more = sum(1 - 1 / count for count in set(counts)) / len(pairs)
+    off = abs(share - fair) > max(bounds.imbalance, one_more) + 1e-9  # what is exactly the bound is within it
+    return Finding("position", "error" if off else "ok", text)
+
+
+def _label_words(pairs: Sequence[Pair], template: Template) -> Finding:
+    leaks = [f"{word!r} at pair {pair.pair_id}" for pair in pairs if (word := giveaways.label_word(pair, template))]
+    return _finding("label words", leaks, "prompts and actions name no label")
+
+
+def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+    if all(len(pair.expert_action) == len(other) for pair in pairs for other in pair.alternatives):
+        return _skipped("length", "actions of different length", pairs)
+    longer = giveaways.accuracy(pairs, lambda action: len(action))
+    which, accuracy = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
+    text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.length:.0%})"
+    return Finding("length", "error" if accuracy > bounds.length else "ok", text)
+
+
+def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+    if all(verb(pair.expert_action) == verb(other) for pair in pairs for other in pair.alternatives):
+        return _skipped("verb", "actions with different verbs", pairs)
+    preferred, accuracy = giveaways.best_verb(pairs)
+    text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
+    return Finding("verb", "warning" if accuracy > bounds.verb else "ok", text)

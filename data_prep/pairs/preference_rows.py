@@ -1,0 +1,343 @@
+"""One row of preference data, of any common form, as a request with a chosen and rejected replies.
+
+The request is all that the row says was labelled: a system message, earlier turns, the last request. A column that is
+known to hold context and cannot be shown in a pair makes the row unusable; none is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_act.data_prep.pairs.preference_messages import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Message,
+    Unusable,
+    is_empty,
+    read_messages,
+)
+from verl_act.parse import normalise
+from verl_act.prompts.plain_text import OWN_TAGS
+from verl_act.schema import Turn
+
+GOAL = "Give the user the best reply."
+"""The task where the conversation has no system message."""
+
+_PROMPTS = ("prompt", "instruction", "question", "query", "conversations", "messages")
+"""Columns that hold the request, with or without what came before it."""
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_NOT_SHOWN = ("tools", "functions", "images", "image", "videos", "video", "audios", "audio", "documents", "context")
+"""Columns of context that a pair cannot show."""
+
+_SCORES = ("overall_score", "fine-grained_score", "score", "rating")
+"""Where UltraFeedback and its derivatives keep a reply's score, in this order."""
+_ROW_SCORES = ("overall_score", "score", "rating", "reward", "helpfulness")
+"""Where data with one reply a row keep its score, in this order; the last one as HelpSteer."""
+_REPLY = ("response", "completion", "output", "answer")
+_PAIR_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
+_UNPAIRED = ("label", "labels", "kto_tag")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the replies answer: the task, earlier exchanges and the last user message."""
+
+    goal: str
+    history: tuple[Turn, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply of scored data. `index` is its place in the row, or its row; `model` is who wrote it, if known."""
+
+    text: str
+    score: float
+    index: int
+    model: str | None = None
+
+    def origin(self) -> dict[str, Any]:
+        return {"index": self.index, "model": self.model, "score": self.score}
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A request, the reply that people or a judge chose, and those they did not, worst first.
+
+    `origin` says which replies of scored data these are and by which score; empty where the row has just these.
+    """
+
+    request: Request
+    chosen: str
+    rejected: tuple[str, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredReply:
+    """A row with one reply and its score, which makes pairs with the other replies to its request."""
+
+    request: Request
+    reply: Reply
+    scored_by: str
+
+
+def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Preference | ScoredReply:
+    """Read the row number `index`; at most `most_rejected` replies are kept. Raises `Unusable` with the reason."""
+    if not isinstance(row, Mapping):
+        raise Unusable("not an object with named fields")
+    for name in _NOT_SHOWN:
+        if not is_empty(row.get(name)):
+            raise Unusable(f"has {name!r}, which a pair cannot show")
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        return _chosen_and_rejected(row)
+    if row.get("completions") is not None:
+        return _completions(row, most_rejected)
+    return _one_reply(row, index)
+
+
+def best_and_worst(request: Request, replies: Sequence[Reply], most_rejected: int, scored_by: str) -> Preference:
+    """The reply with the best score against those with lower ones, worst first. Raises `Unusable` on a tie."""
+    best = max((reply.score for reply in replies), default=0.0)
+    chosen = [reply for reply in replies if reply.score == best]
+    if len({normalise(reply.text) for reply in chosen}) != 1:
+        raise Unusable("no reply is better than all others")
+    worse = sorted((reply for reply in replies if reply.score < best), key=lambda reply: reply.score)
+    if any(normalise(reply.text) == normalise(chosen[0].text) for reply in worse):
+        raise Unusable("the same reply has two scores, one of them the best")
+    each_once: dict[str, Reply] = {}
+    for reply in worse:
+        each_once.setdefault(normalise(reply.text), reply)
+    different = list(each_once.values())[:most_rejected]
+    if not different:
+        raise Unusable("no reply is better than all others")
+    origin = {
+        "scored_by": scored_by,
+        "chosen": chosen[0].origin(),
+        "rejected": [reply.origin() for reply in different],
+    }
+    return _preference(request, chosen[0].text, [reply.text for reply in different], origin)
+
+
+def _preference(request: Request, chosen: str, rejected: Sequence[str], origin: Mapping[str, Any]) -> Preference:
+    if any(normalise(reply) == normalise(chosen) for reply in rejected):
+        raise Unusable("chosen and rejected are the same")
+    texts = (chosen, *rejected)
+    if not all(reply.strip() for reply in texts):
+        raise Unusable("a reply is empty")
+    if tags := [tag for tag in OWN_TAGS if any(tag in reply for reply in texts)]:
+        raise Unusable(f"a reply holds {tags[0]}, a tag of our own answers, so that it cannot be chosen by its text")
+    try:
+        "".join((request.goal, *(text for turn in request.history for text in turn), request.message, *texts)).encode()
+    except UnicodeEncodeError:
+        raise Unusable("a text is not valid Unicode") from None
+    return Preference(request, chosen, tuple(rejected), origin)
+
+
+def _chosen_and_rejected(row: Mapping[str, Any]) -> Preference:
+    chosen, rejected = (read_messages(row[name], name, ASSISTANT) for name in ("chosen", "rejected"))
+    if chosen[-1].role != ASSISTANT or rejected[-1].role != ASSISTANT:
+        raise Unusable("a reply does not end with the assistant")
+    if _keys(chosen[:-1]) != _keys(rejected[:-1]):
+        raise Unusable("chosen and rejected differ before their last message")
+    _check_scores(row)
+    request = _request(row, chosen[:-1], chosen[-1])
+    return _preference(request, chosen[-1].text, [rejected[-1].text], {})
+
+
+def _check_scores(row: Mapping[str, Any]) -> None:
+    """Raises `Unusable` where the scores of a pair are equal, or say the opposite of its labels."""
+    for better, worse in _PAIR_SCORES:
+        high, low = _number(row.get(better)), _number(row.get(worse))
+        if high is not None and low is not None and high <= low:
+            problem = "are equal: a tie" if high == low else "say the opposite of chosen and rejected"
+            raise Unusable(f"{better} and {worse} {problem}")
+
+
+def _completions(row: Mapping[str, Any], most_rejected: int) -> Preference:
+    completions = row["completions"]
+    if isinstance(completions, str) or not isinstance(completions, Sequence):
+        raise Unusable("completions is not a list")
+    if not is_empty(row.get("labels")) and all(isinstance(step, str) for step in completions):
+        raise Unusable("has labels of the steps of one solution (stepwise supervision), not several replies")
+    names = {_score_name(completion) for completion in completions}
+    if None in names:
+        raise Unusable("a completion has no score")
+    if len(names) > 1:
+        raise Unusable("completions are scored by different fields")
+    request = _request(row, [], None)
+    replies = [_scored(completion, index) for index, completion in enumerate(completions)]
+    preference = best_and_worst(request, replies, most_rejected, str(next(iter(names), "")))
+    _check_agreement(preference, completions)
+    return preference
+
+
+def _check_agreement(preference: Preference, completions: Sequence[Mapping[str, Any]]) -> None:
+    """UltraFeedback has overall scores of 10 where the judge wrote 1, and the judge saw another note with each
+    completion. The other score, of the instruction alone, must not say the opposite.
+    """
+    if preference.origin["scored_by"] != _SCORES[0]:
+        return
+    chosen, *rejected = (
+        _number(completions[origin["index"]].get(_SCORES[1]))
+        for origin in (preference.origin["chosen"], *preference.origin["rejected"])
+    )
+    if chosen is not None and any(score is not None and score > chosen for score in rejected):
+        raise Unusable(f"{_SCORES[0]} and {_SCORES[1]} disagree on which completion is better")
+
+
+def _one_reply(row: Mapping[str, Any], index: int) -> ScoredReply:
+    """A row with one reply. Raises `Unusable` where nothing compares it with others."""
+    name = next((name for name in _REPLY if not is_empty(row.get(name))), None)
+    has_label = any(row.get(label) is not None for label in _UNPAIRED)
+    if has_label and (name or not is_empty(row.get("messages")) or not is_empty(row.get("conversations"))):
+        raise Unusable("is unpaired: one reply with a label, as for KTO; a pair needs two replies to one request")
+    if name is None:
+        raise Unusable("has neither chosen and rejected, nor completions, nor a reply with a score")
+    scored_by = next((score for score in _ROW_SCORES if _number(row.get(score)) is not None), None)
+    if scored_by is None:
+        raise Unusable("has one reply and no score: nothing says which reply is better")
+    reply = read_messages(row[name], name, ASSISTANT)
+    if len(reply) != 1 or reply[0].role != ASSISTANT:
+        raise Unusable(f"{name} is not one reply")
+    score = _number(row[scored_by])
+    assert score is not None
+    return ScoredReply(_request(row, [], None), Reply(reply[0].text, score, index, _model(row)), scored_by)
+
+
+def _score_name(completion: Any) -> str | None:
+    if not isinstance(completion, Mapping):
+        raise Unusable("a completion is not an object with named fields")
+    return next((name for name in _SCORES if _number(completion.get(name)) is not None), None)
+
+
+def _scored(completion: Mapping[str, Any], index: int) -> Reply:
+    text = next((completion[name] for name in (*_REPLY, "content", "text") if not is_empty(completion.get(name))), None)
+    score = _number(completion[str(_score_name(completion))])
+    if not isinstance(text, str) or score is None:
+        raise Unusable("a completion has no text")
+    return Reply(text, score, index, _model(completion))
+
+
+def _model(reply: Mapping[str, Any]) -> str | None:
+    model = reply.get("model")
+    return model if isinstance(model, str) else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also one written as text; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and not isinstance(value, bool) else None
+
+
+def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | None) -> Request:
+    """What the replies answer, from all columns with a part of it and the `beginning` of the labelled conversations.
+
+    `reply` is the chosen one, which some data sets also give as the end of `messages`.
+    """
+    systems, beginning = _split_systems(beginning)
+    systems += [_system(row[name], name) for name in _SYSTEMS if not is_empty(row.get(name))]
+    results: dict[str, list[Message]] = {}
+    for name, messages in _prompts(row, reply).items():
+        leading, rest = _split_systems(messages)
+        systems += leading
+        results[name] = _joined(name, rest, beginning)
+    messages = next(iter(results.values()), beginning)
+    for name, other in results.items():
+        if _keys(other) != _keys(messages):
+            raise Unusable(f"{next(iter(results))} and {name} differ: which of them was answered is not known")
+    if not messages and reply is not None:
+        raise Unusable(
+            "has no prompt: where texts merely begin alike, nothing says where it ends; add a column 'prompt'"
+        )
+    if not messages:
+        raise Unusable("has no prompt")
+    messages = _after_history(row.get("history"), messages)
+    if len({system.strip() for system in systems}) > 1:
+        raise Unusable("has two different system messages")
+    if [message.role for message in messages] != _alternating(len(messages)) or len(messages) % 2 == 0:
+        raise Unusable("user and assistant do not take turns up to a last request")
+    texts = [message.text for message in messages]
+    if not texts[-1].strip():
+        raise Unusable("the last request is empty")
+    return Request(systems[0] if systems else GOAL, tuple(map(Turn, texts[:-1:2], texts[1::2])), texts[-1])
+
+
+def _prompts(row: Mapping[str, Any], reply: Message | None) -> dict[str, list[Message]]:
+    """Each column that holds the request, as messages."""
+    columns = {name: read_messages(row[name], name, USER) for name in _PROMPTS if not is_empty(row.get(name))}
+    if reply is not None and len(messages := columns.get("messages", [])) > 1 and messages[-1].key == reply.key:
+        columns["messages"] = messages[:-1]
+    if is_empty(row.get("input")):
+        return columns
+    if columns:
+        if list(columns) != ["instruction"] or len(columns["instruction"]) > 1 or not isinstance(row["input"], str):
+            raise Unusable(f"has 'input' next to {next(iter(columns))!r}: how they make the request is not known")
+        # As LLaMA-Factory puts them.
+        columns["instruction"] = [Message(USER, f"{columns['instruction'][0].text}\n{row['input']}")]
+    else:
+        columns["input"] = read_messages(row["input"], "input", USER)
+    return columns
+
+
+def _joined(name: str, prompt: list[Message], beginning: list[Message]) -> list[Message]:
+    """A prompt column and the beginning of the conversations, of which either may hold more turns."""
+    prompt_keys, beginning_keys = _keys(prompt), _keys(beginning)
+    if any(
+        beginning_keys[start : start + len(prompt_keys)] == prompt_keys
+        for start in range(len(beginning_keys) - len(prompt_keys) + 1)
+    ):
+        return beginning
+    if prompt_keys[len(prompt_keys) - len(beginning_keys) :] == beginning_keys:
+        return prompt
+    if prompt[-1].role == ASSISTANT and beginning[0].role == USER:
+        return prompt + beginning
+    raise Unusable(f"{name} is another beginning than that of chosen and rejected")
+
+
+def _after_history(history: Any, messages: list[Message]) -> list[Message]:
+    """The messages after LLaMA-Factory's `history`, a list of pairs of request and reply."""
+    if is_empty(history):
+        return messages
+    earlier: list[Message] = []
+    for exchange in history if isinstance(history, list) else [history]:
+        if not isinstance(exchange, Sequence) or isinstance(exchange, str) or len(exchange) != 2:
+            raise Unusable("history is not a list of pairs of request and reply")
+        if not all(isinstance(text, str) and text for text in exchange):
+            raise Unusable("history has a request or a reply that is no text")
+        earlier += [Message(USER, exchange[0]), Message(ASSISTANT, exchange[1])]
+    return messages if _keys(messages)[: len(earlier)] == _keys(earlier) else earlier + messages
+
+
+def _system(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Unusable(f"{name} is not a text")
+    return value
+
+
+def _split_systems(messages: list[Message]) -> tuple[list[str], list[Message]]:
+    """The text of a system message that comes first, unless it is empty; and the other messages."""
+    if messages and messages[0].role == SYSTEM:
+        return ([messages[0].text] if messages[0].text.strip() else []), messages[1:]
+    return [], messages
+
+
+def _keys(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [message.key for message in messages]
+
+
+def _alternating(count: int) -> list[str]:
+    return [(USER, ASSISTANT)[number % 2] for number in range(count)]

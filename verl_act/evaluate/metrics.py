@@ -1,0 +1,157 @@
+"""From single outcomes to the figures of a report: pure functions over lists of records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import groupby
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+from verl_act.evaluate.resample import ratio_interval, sums_by_task
+from verl_act.rollout.episode import End
+
+Record = Mapping[str, Any]
+_FEW_TASKS = 5
+LOOP_LENGTH = 3
+"""From so many repeats on, a repeated failed action is a loop (paper section 5)."""
+MARGINS = ((1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
+"""Upper bounds of the margin groups, and their names."""
+
+
+def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (95% by default); (0, 1) where nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share = successes / count
+    middle = share + z * z / (2 * count)
+    spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
+    """How many records have a true `holds`: `{"share", "count", "low", "high"}`, see `share_interval`."""
+    found = [float(bool(record[holds])) for record in records]
+    low, high = share_interval(found, tasks_of(records))
+    return {"share": fmean(found) if found else None, "count": len(found), "low": low, "high": high}
+
+
+def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95% interval of the mean of `holds` (0 or 1, or means of such over seeds): Wilson's, of as many independent
+    items as the spread between the tasks leaves (`effective_count`)."""
+    if not holds:
+        return wilson_interval(0, 0)
+    count = effective_count(holds, tasks)
+    return wilson_interval(fmean(holds) * count, count)
+
+
+def effective_count(holds: Sequence[float], tasks: Sequence[Hashable]) -> float:
+    """How many independent items would give the mean of `holds` the variance that it has between tasks; not more than
+    there are items. Where fewer than five tasks have one of the two outcomes, that variance says nothing, and each task
+    counts as one item.
+    """
+    mean, items = fmean(holds), len(holds)
+    sums, sizes = sums_by_task(holds, tasks), sums_by_task([1.0] * items, tasks)
+    if len(sums) == items or min((sums > 0).sum(), (sums < sizes).sum()) < _FEW_TASKS:
+        return len(sums)
+    variance = float(((sums - mean * sizes) ** 2).sum()) / items**2
+    return min(items, mean * (1 - mean) / variance) if variance else items
+
+
+def tasks_of(records: Sequence[Record]) -> list[Hashable]:
+    """What each record shares with others: its task; itself where an older evaluation does not name one."""
+    return [record.get("task_id", number) for number, record in enumerate(records)]
+
+
+def score(records: Sequence[Record]) -> dict[str, Any] | None:
+    """The mean of the episodes' rewards with a bootstrap interval; None where an older evaluation has not kept them."""
+    if not records or not all("score" in record for record in records):
+        return None
+    found = [float(record["score"]) for record in records]
+    low, high = ratio_interval(found, [1.0] * len(found), tasks_of(records)) or (None, None)
+    return {"mean": fmean(found), "count": len(found), "low": low, "high": high}
+
+
+def episode_metrics(records: Sequence[Record]) -> dict[str, Any]:
+    """Of finished episodes: success (all, and by task type), steps, and how the model failed.
+
+    `errors` counts the others, in which the environment failed.
+    `score` is the reward of an episode in the environment's own unit: at most 1 in those that come with the package.
+    `steps_to_success` is over successful episodes; `loop_share` is the share of episodes in which one failed action was
+    repeated three times or more (the loop metric of paper section 5). `thought_share` is the share of an episode's
+    replies that reason before their answer; None where an older evaluation has not kept it.
+    """
+    everything, records = records, finished(records)
+    won = [record for record in records if record["success"]]
+    return {
+        "errors": len(everything) - len(records),
+        "success": share(records, "success"),
+        "score": score(records),
+        "by_task_type": {name: share(group, "success") for name, group in grouped(records, "task_type")},
+        "steps": _mean(record["steps"] for record in records),
+        "steps_to_success": _mean(record["steps"] for record in won),
+        "inadmissible_share": _mean(record["inadmissible_share"] for record in records),
+        "malformed_share": _mean(record["malformed_share"] for record in records),
+        "thought_share": _mean(record["thought_share"] for record in records if "thought_share" in record),
+        "longest_failed_repeat": max((record["longest_failed_repeat"] for record in records), default=0),
+        "loop_share": _mean(record["longest_failed_repeat"] >= LOOP_LENGTH for record in records),
+    }
+
+
+def finished(records: Sequence[Record]) -> list[Record]:
+    """The episodes that an error of the environment did not end: the others say nothing about the model."""
+    return [record for record in records if record.get("end") != End.ERROR]
+
+
+def answer_metrics(records: Sequence[Record]) -> dict[str, Any]:
+    """Of single answers (next actions or choices): right ones among all and among inferable states, and their form.
+
+    `admissible` is the share whose action the state takes, also where it is a candidate; `thought` that of replies that
+    reason before their answer, of the records that say so (older ones do not).
+    """
+    figures = {
+        "right": share(records, "right"),
+        "right_inferable": share([record for record in records if record["inferable"]], "right"),
+        "well_formed": share(records, "well_formed"),
+        "thought": share([record for record in records if "thought" in record], "thought"),
+        "admissible": share(records, "admissible"),
+        "by_verb": {name: share(group, "right") for name, group in grouped(records, "verb")},
+    }
+    if records and "expert_position" in records[0]:
+        figures["named_a_candidate"] = share(records, "named_a_candidate")
+        figures["by_position"] = {
+            str(position): share(group, "right") for position, group in grouped(records, "expert_position")
+        }
+    return figures
+
+
+def margin_name(margin: int | None) -> str:
+    """The group that a pair's margin belongs to."""
+    if margin is None:
+        return "unknown"
+    if margin <= 0:
+        return "≤ 0"
+    return next((name for most, name in MARGINS if margin <= most), "9+")
+
+
+def position_name(position: int) -> str:
+    """The group of the pairs that show the expert's action at `position`, counted from 0."""
+    names = ("first", "second", "third")
+    return names[position] if position < len(names) else "after the third"
+
+
+def by_split(records: Sequence[Record], figures: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, Any]:
+    """`figures` of each split's records."""
+    return {split: figures(group) for split, group in grouped(records, "split")}
+
+
+def grouped(records: Sequence[Record], column: str) -> list[tuple[Any, list[Record]]]:
+    """Records by the value of a column, in the order of the values."""
+    ordered = sorted(records, key=lambda record: record[column])
+    return [(value, list(group)) for value, group in groupby(ordered, key=lambda record: record[column])]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = [float(value) for value in values]
+    return fmean(listed) if listed else None

@@ -1,0 +1,294 @@
+"""Put questions to a model: play tasks, ask for next actions, ask for choices.
+
+One record an item, in a fixed order. What a `journal` has already is not asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from tqdm import tqdm
+
+from verl_act.data.order import candidate_order, expert_positions
+from verl_act.engine import Engine, Reply, Sampling, request_seed
+from verl_act.envs.base import Task
+from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import admissible_candidates, is_admissible
+from verl_act.errors import DataError, EnvError
+from verl_act.evaluate.reasoning import Question, is_right
+from verl_act.journal import Journal, Record
+from verl_act.parse import has_thought, match_action, parse_action, parse_choice, verb
+from verl_act.prompts import Template
+from verl_act.rollout.episode import End, Episode, play
+from verl_act.rollout.settings import Mode
+from verl_act.schema import Context, Pair, Step
+
+if TYPE_CHECKING:
+    from verl_act.rollout.sequence import GrowingSequence
+
+logger = logging.getLogger(__name__)
+
+EPISODES_AT_ONCE = 64
+"""For each process that plays them: ScienceWorld's Java heap has room for some 70."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyUnderTest:
+    """A model with the prompts and the sampling it is examined with, and how the turns of its episodes are put."""
+
+    engine: Engine
+    template: Template
+    sampling: Sampling
+    seed: int = 0
+    mode: Mode = Mode.STEPWISE
+
+    async def answer(self, messages: list[dict[str, str]], item: str) -> str:
+        """The reply; `item` names the question and decides, with the seed, what is drawn for it."""
+        (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item))
+        return reply
+
+    async def scored_answer(self, messages: list[dict[str, str]], item: str) -> Reply:
+        """As `answer`, with the reply's log-probability."""
+        (reply,) = await self.engine.scored_reply(messages, self.sampling, seed=request_seed(self.seed, item))
+        return reply
+
+
+class _Player(ABC):
+    """The policy of one episode."""
+
+    def __init__(self, policy: PolicyUnderTest, task: Task) -> None:
+        self.policy = policy
+        self.task = task
+        self.turn = 0
+
+    async def reply(self, context: Context) -> str | None:
+        self.turn += 1
+        return await self.answer(context, f"episode {self.task.split}/{self.task.task_id}#{self.turn}")
+
+    @abstractmethod
+    async def answer(self, context: Context, item: str) -> str | None:
+        """The reply to a turn named `item`."""
+
+
+class _StepwisePlayer(_Player):
+    """A fresh prompt each turn."""
+
+    async def answer(self, context: Context, item: str) -> str:
+        return await self.policy.answer(self.policy.template.action_messages(context), item)
+
+
+class _ConcatPlayer(_Player):
+    """One growing sequence, which ends where the model's context does."""
+
+    sequence: GrowingSequence | None = None
+
+    async def answer(self, context: Context, item: str) -> str | None:
+        engine, template = self.policy.engine, self.policy.template
+        if self.sequence is None:
+            self.sequence = engine.sequence(template.action_messages(context))
+        else:
+            room = engine.max_model_len - len(self.sequence.sample.prompt_ids)
+            content = template.followup(context.observation, context.admissible_actions)
+            if not self.sequence.observe(content, room):
+                return None
+        return await engine.next_reply(self.sequence, self.policy.sampling, request_seed(self.policy.seed, item))
+
+
+_PLAYERS = {Mode.STEPWISE: _StepwisePlayer, Mode.CONCAT: _ConcatPlayer}
+
+
+def require_one_environment(asked: Iterable[Task | Step | Pair]) -> None:
+    """Raise `DataError` where the items are of several environments: records do not say of which, and figures would
+    mix them under the splits' names, which are the same in some.
+    """
+    if len(envs := sorted({item.env for item in asked})) > 1:
+        raise DataError(
+            f"the tasks, states and pairs are of {len(envs)} environments ({', '.join(envs)}), whose figures would be "
+            "mixed. Evaluate them one by one, each into a folder of its own."
+        )
+
+
+async def rollout_tasks(
+    policy: PolicyUnderTest,
+    tasks: Sequence[Task],
+    pools: Mapping[str, EnvPool],
+    max_turns: int,
+    journal: Journal | None = None,
+    at_once: int = EPISODES_AT_ONCE,
+) -> list[Record]:
+    """Every task once, its record with the transcript (`goal`, `turns`); `at_once` episodes at a time, of which none
+    waits for another.
+
+    `pools`: environment -> its pool. An episode whose environment fails is played again; one that fails twice ends as
+    `End.ERROR`, its record with the `error`. Raises `EnvError` where every episode does, as with wrong settings.
+    """
+    places = asyncio.Semaphore(at_once)
+
+    async def played(task: Task) -> Episode:
+        session = await pools[task.env].open(task)
+        try:
+            return await play(task, session, _PLAYERS[policy.mode](policy, task), max_turns)
+        finally:
+            await session.close()
+
+    async def one(task: Task) -> Record:
+        error = {}
+        async with places:
+            try:
+                episode = await played(task)
+            except EnvError as failure:
+                logger.warning("%s is played again: %s", task, failure)
+                try:
+                    episode = await played(task)
+                except EnvError as again:
+                    episode, error = Episode(task, end=End.ERROR), {"error": str(again)}
+        return {
+            "task_id": task.task_id,
+            "task_type": task.task_type,
+            "split": task.split,
+            "end": str(episode.end),
+            "score": episode.score,
+            **episode.metrics(),
+            **error,
+            **_transcript(episode),
+        }
+
+    found = await _all(one, tasks, "episodes", journal)
+    if found and all("error" in record for record in found):
+        raise EnvError(f"not one of {len(found)} episodes could be played; the first: {found[0]['error']}")
+    return found
+
+
+def _transcript(episode: Episode) -> Record:
+    """What a reader of the episode needs: each turn with what was seen, allowed, replied and done."""
+    return {
+        "goal": episode.turns[0].context.goal if episode.turns else "",
+        "turns": [
+            {
+                "observation": turn.context.observation,
+                "admissible_actions": list(turn.context.admissible_actions),
+                "reply": turn.reply,
+                "action": turn.action,
+                "malformed": turn.malformed,
+                "admissible": turn.admissible,
+            }
+            for turn in episode.turns
+        ],
+    }
+
+
+async def evaluate_next_actions(
+    policy: PolicyUnderTest, steps: Sequence[Step], journal: Journal | None = None
+) -> list[Record]:
+    """The expert's action wanted at every step."""
+
+    async def one(step: Step) -> Record:
+        messages = policy.template.action_messages(step.context)
+        reply = await policy.answer(messages, f"next action {step.state_id}")
+        parsed = parse_action(reply)
+        action = parsed.action or ""
+        return {
+            "state_id": step.state_id,
+            "task_id": step.task_id,
+            "split": step.split,
+            "inferable": step.inferable,
+            "verb": verb(step.action),
+            "reply": reply,
+            "thought": has_thought(reply),
+            "well_formed": parsed.malformed is None,
+            "admissible": is_admissible(step.env, action, step.context.admissible_actions),
+            "right": match_action(action, [step.action]) is not None,
+        }
+
+    return await _all(one, steps, "next actions", journal)
+
+
+async def evaluate_choices(
+    policy: PolicyUnderTest, pairs: Sequence[Pair], journal: Journal | None = None, order_seed: int = 0
+) -> list[Record]:
+    """The best candidate wanted for every pair.
+
+    The expert's action stands in each place equally often (give or take one) among the inferable pairs of a split, and
+    among the others: whoever always names the first has no better share in either.
+    """
+    counts = [1 + len(pair.alternatives) for pair in pairs]
+    groups = [(pair.split, pair.inferable) for pair in pairs]
+    positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed, groups=groups)
+
+    async def one(numbered: tuple[int, Pair]) -> Record:
+        number, pair = numbered
+        position = int(positions[number])
+        candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position)
+        messages = policy.template.choice_messages(pair.context, candidates)
+        reply = await policy.scored_answer(messages, f"choice {pair.pair_id}")
+        parsed = parse_choice(reply.text, candidates)
+        listed = pair.context.admissible_actions
+        if parsed.index is None:
+            admissible = is_admissible(pair.env, parsed.text or "", listed)
+        else:
+            admissible = admissible_candidates(pair.env, candidates, listed, pair.judged_admissible)[parsed.index]
+        return {
+            "pair_id": pair.pair_id,
+            "task_id": pair.task_id,
+            "split": pair.split,
+            "inferable": pair.inferable,
+            "margin": pair.margin,
+            "verb": verb(pair.expert_action),
+            "expert_position": position,
+            "reply": reply.text,
+            "log_probability": reply.log_probability,
+            "thought": has_thought(reply.text),
+            "well_formed": parsed.malformed is None,
+            "named_a_candidate": parsed.index is not None,
+            "chosen": parsed.index,
+            "admissible": admissible,
+            "right": parsed.index == position,
+        }
+
+    return await _all(one, list(enumerate(pairs)), "choices", journal)
+
+
+async def evaluate_reasoning(
+    policy: PolicyUnderTest, questions: Sequence[Question], journal: Journal | None = None
+) -> list[Record]:
+    """Questions of general reasoning, with verified answers."""
+
+    async def one(question: Question) -> Record:
+        reply = await policy.answer(question.messages, f"question {question.split}/{question.item}")
+        return {
+            "item": question.item,
+            "split": question.split,
+            "gold": question.gold,
+            "reply": reply,
+            "right": is_right(question, reply),
+        }
+
+    return await _all(one, questions, "reasoning", journal)
+
+
+async def _all(
+    ask: Callable[[Item], Awaitable[Record]], items: Sequence[Item], what: str, journal: Journal | None
+) -> list[Record]:
+    found = [journal.get(what, number) if journal else None for number in range(len(items))]
+    progress = tqdm(total=len(items), initial=sum(record is not None for record in found), desc=what)
+
+    async def counted(number: int) -> Record:
+        record = found[number]
+        if record is None:
+            record = await ask(items[number])
+            if journal:
+                journal.add(what, number, record)
+            progress.update()
+        return record
+
+    try:
+        return list(await asyncio.gather(*map(counted, range(len(items)))))
+    finally:
+        progress.close()

@@ -1,0 +1,116 @@
+"""Statistics over items and seeds: estimates with intervals, and paired tests on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from verl_act.evaluate.metrics import share_interval
+from verl_act.evaluate.resample import difference_interval, ratio_interval, sign_flip_p, sums_by_task
+
+
+class Outcome(NamedTuple):
+    """What one item adds to a figure, which is the sum of the amounts over the sum of the sizes.
+
+    `task` is what the item shares with others; None where it stands alone.
+    """
+
+    amount: float
+    size: float = 1.0
+    task: Hashable = None
+
+
+Items = Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The figure over the items' means over seeds, with its 95% interval over tasks.
+
+    `items` are those that count; `by_seed` are the seeds' own figures and `deviation` their sample standard deviation,
+    None for one seed.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    items: int
+    by_seed: list[float]
+    deviation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A method minus another on the same `items`, with its 95% interval and the two-sided p of "no difference", both
+    over tasks; no interval where all tasks differ alike."""
+
+    difference: float
+    items: int
+    p: float
+    low: float | None = None
+    high: float | None = None
+
+
+def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
+    """Of one figure of one method, one mapping a seed. Shares get the interval of `figures.share_interval`, all else a
+    bootstrap over tasks.
+    """
+    own = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
+    means = item_means(seeds)
+    value = _ratio(means)
+    if value is None:
+        return Estimate(None, None, None, 0, own, None)
+    tasks = _tasks(means)
+    amounts, sizes = (column.tolist() for column in _columns(means))
+    interval = share_interval(amounts, tasks) if binary else ratio_interval(amounts, sizes, tasks)
+    low, high = interval or (None, None)
+    deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
+    return Estimate(value, low, high, sum(size > 0 for size in sizes), own, deviation)
+
+
+def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
+    """`first` minus `second` on the items of both, paired by task; None where either has none of them.
+
+    For a ratio of sums, a task's difference is in the amounts, less what its difference in size would bring anyway.
+    """
+    ours, theirs = item_means(first), item_means(second)
+    both = sorted(ours.keys() & theirs.keys())
+    ours, theirs = ({item: side[item] for item in both} for side in (ours, theirs))
+    own, other = _ratio(ours), _ratio(theirs)
+    if own is None or other is None:
+        return None
+    (amounts, sizes), (their_amounts, their_sizes) = _columns(ours), _columns(theirs)
+    common = (amounts.sum() + their_amounts.sum()) / (sizes.sum() + their_sizes.sum())
+    differences = (amounts - their_amounts) - common * (sizes - their_sizes)
+    counted = int(((sizes > 0) | (their_sizes > 0)).sum())
+    p = sign_flip_p(sums_by_task(differences, _tasks(ours)))
+    interval = difference_interval((amounts, sizes), (their_amounts, their_sizes), _tasks(ours))
+    return Against(own - other, counted, p, *(interval or (None, None)))
+
+
+def item_means(seeds: Sequence[Items]) -> dict[str, Outcome]:
+    """Item -> mean over the seeds; only items that every seed has, so that all are weighed alike."""
+    common = set.intersection(*(set(items) for items in seeds)) if seeds else set()
+    return {item: _mean([items[item] for items in seeds]) for item in sorted(common)}
+
+
+def _mean(outcomes: Sequence[Outcome]) -> Outcome:
+    amount, size = (float(np.mean([outcome[part] for outcome in outcomes])) for part in (0, 1))
+    return Outcome(amount, size, outcomes[0].task)
+
+
+def _ratio(items: Items) -> float | None:
+    amounts, sizes = _columns(items)
+    return float(amounts.sum() / sizes.sum()) if sizes.sum() else None
+
+
+def _columns(items: Items) -> tuple[np.ndarray, np.ndarray]:
+    outcomes = list(items.values())
+    return np.array([outcome.amount for outcome in outcomes]), np.array([outcome.size for outcome in outcomes])
+
+
+def _tasks(items: Items) -> list[Hashable]:
+    return [name if outcome.task is None else outcome.task for name, outcome in items.items()]
