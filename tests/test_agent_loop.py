@@ -567,9 +567,9 @@ def test_a_run_in_which_every_episode_fails_is_ended(
     nowhere = Task("alfworld", "train", "nowhere", "x")
     for number in range(failures.GROUPS):
         PPOTrainer._add_prompts_to_generate(trainer, 1)
-        with pytest.raises(EnvError, match="no such game file"):
+        with pytest.raises(EnvError, match="nowhere"):
             run_loop(nowhere, tokenizer, [], tmp_path, uid=f"group {number}", env_settings={"data": str(games)})
-    with pytest.raises(EnvError, match=r"16 groups of episodes in a row have failed.*EnvError: .*no such game file"):
+    with pytest.raises(EnvError, match=r"16 groups of episodes in a row have failed.*EnvError: .*nowhere"):
         PPOTrainer._add_prompts_to_generate(trainer, 1)
     assert submitted == [1] * failures.GROUPS
 
@@ -609,7 +609,7 @@ def test_text_of_an_environment_never_becomes_a_control_token(mode: str, tokeniz
 
 
 def test_a_task_that_cannot_be_loaded_fails_the_rollout(tokenizer: Any, games: Path, tmp_path: Path) -> None:
-    with pytest.raises(EnvError, match="no such game file"):
+    with pytest.raises(EnvError, match="nowhere"):
         run_loop(
             *(Task("alfworld", "train", "nowhere", "x"), tokenizer, [], tmp_path),
             mode="stepwise",
