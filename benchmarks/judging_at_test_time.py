@@ -33,7 +33,7 @@ from verl_act.chain.methods import evaluation_folder, training_folder
 from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
-from verl_act.evaluate.statistics import Outcome, against, estimate
+from verl_act.evaluate.statistics import ItemOutcome, against, estimate
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.prompts import Template, get_template
 from verl_act.ray_session import ray_session
@@ -143,7 +143,8 @@ async def play_all(model: Model, tasks: Sequence[Task], pool: EnvPool, way: str,
 def figures(won: dict[str, dict[str, bool]]) -> dict[str, Any]:
     """The share of each way with its interval, and each against the likeliest proposal on the same tasks."""
     items = {
-        way: [{task: Outcome(float(success)) for task, success in outcomes.items()}] for way, outcomes in won.items()
+        way: [{task: ItemOutcome(float(success)) for task, success in outcomes.items()}]
+        for way, outcomes in won.items()
     }
     found: dict[str, Any] = {}
     for way, own in items.items():

@@ -31,7 +31,7 @@ from verl_act.evaluate.rollouts import (
     rollout_tasks,
 )
 from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
-from verl_act.evaluate.statistics import Outcome
+from verl_act.evaluate.statistics import ItemOutcome
 from verl_act.evaluate.table import compare, comparison, markdown
 from verl_act.journal import Journal, journal, key_of
 from verl_act.manifest import digest, make_manifest
@@ -308,7 +308,7 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["counts"]["episodes"], manifest["counts"]["episode_errors"]) == (4, 2)
     assert read_metrics(tmp_path / "out")["valid_seen", "success", ""] == {
-        f"valid_seen/{task}": Outcome(1.0, task=f"valid_seen/{task}") for task in ("one", "two")
+        f"valid_seen/{task}": ItemOutcome(1.0, task=f"valid_seen/{task}") for task in ("one", "two")
     }
     (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
     assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)

@@ -38,7 +38,7 @@ from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.metrics import effective_count, share_interval, wilson_interval
-from verl_act.evaluate.statistics import Outcome, against, estimate
+from verl_act.evaluate.statistics import ItemOutcome, against, estimate
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
@@ -391,9 +391,9 @@ def test_where_a_template_asks_for_an_answer_a_reflection_must_conclude() -> Non
 # Statistics
 
 
-def items(values: Mapping[str, float]) -> dict[str, Outcome]:
+def items(values: Mapping[str, float]) -> dict[str, ItemOutcome]:
     """Items that have nothing in common."""
-    return {item: Outcome(value) for item, value in values.items()}
+    return {item: ItemOutcome(value) for item, value in values.items()}
 
 
 def test_one_seed_is_wilson_and_mcnemar() -> None:
@@ -477,7 +477,7 @@ def test_no_common_item_is_no_test() -> None:
 def test_five_copies_of_every_answer_say_no_more_than_one() -> None:
     """The states of one game are not independent: were they counted as such, the interval would be far too narrow."""
     rng = np.random.default_rng(0)
-    alone = {str(task): Outcome(float(rng.random() < 0.6), task=task) for task in range(40)}
+    alone = {str(task): ItemOutcome(float(rng.random() < 0.6), task=task) for task in range(40)}
     copies = {f"{task}#{copy}": outcome for task, outcome in alone.items() for copy in range(5)}
     one, five = estimate([alone], binary=True), estimate([copies], binary=True)
     assert (five.value, five.items) == (one.value, 200)
@@ -492,19 +492,21 @@ def test_five_copies_of_every_answer_say_no_more_than_one() -> None:
 
 
 def test_all_alike_is_as_sure_as_the_number_of_tasks() -> None:
-    found = estimate([{str(number): Outcome(1.0, task=number % 36) for number in range(200)}], binary=True)
+    found = estimate([{str(number): ItemOutcome(1.0, task=number % 36) for number in range(200)}], binary=True)
     assert (found.low, found.high) == pytest.approx(wilson_interval(36, 36))
 
 
 def test_a_ratio_is_of_sums() -> None:
     """Ten tokens of ten and none of ninety are a tenth, not a half."""
-    found = estimate([{"a": Outcome(10, 10), "b": Outcome(0, 90)}], binary=False)
+    found = estimate([{"a": ItemOutcome(10, 10), "b": ItemOutcome(0, 90)}], binary=False)
     assert found.value == pytest.approx(0.1) and (found.low, found.high) == pytest.approx((0.0, 1.0))
-    steps = {"won": Outcome(6, 1), "lost": Outcome(0, 0), "won later": Outcome(8, 1)}
+    steps = {"won": ItemOutcome(6, 1), "lost": ItemOutcome(0, 0), "won later": ItemOutcome(8, 1)}
     assert (estimate([steps], binary=False).value, estimate([steps], binary=False).items) == (7.0, 2)
-    assert estimate([{"lost": Outcome(0, 0)}], binary=False).value is None
-    assert against([steps], [{"won": Outcome(0, 0), "lost": Outcome(0, 0)}]) is None
-    longer = against([{"won": Outcome(9, 1), "lost": Outcome(0, 0)}], [{"won": Outcome(6, 1), "lost": Outcome(4, 1)}])
+    assert estimate([{"lost": ItemOutcome(0, 0)}], binary=False).value is None
+    assert against([steps], [{"won": ItemOutcome(0, 0), "lost": ItemOutcome(0, 0)}]) is None
+    longer = against(
+        [{"won": ItemOutcome(9, 1), "lost": ItemOutcome(0, 0)}], [{"won": ItemOutcome(6, 1), "lost": ItemOutcome(4, 1)}]
+    )
     assert longer is not None and (longer.difference, longer.items) == (4.0, 2)
 
 

@@ -46,7 +46,7 @@ from verl_act.report.curves import Curve, Series, curve_table
 from verl_act.report.examples import turns_in_loops
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
-from verl_act.report.statistics import Figure, paired, ratio_of, share_of
+from verl_act.report.statistics import MetricValue, paired, ratio_of, share_of
 from verl_act.report.tables import Group
 from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 
@@ -252,7 +252,7 @@ def test_a_game_has_one_sign() -> None:
 
 
 def test_means_have_an_interval_where_values_differ() -> None:
-    def mean(*values: float) -> Figure:
+    def mean(*values: float) -> MetricValue:
         return ratio_of([{"value": value} for value in values], "value")
 
     found = mean(1.0, 2.0, 3.0, 4.0)
@@ -836,7 +836,7 @@ def test_colours_can_be_read_light_and_dark(page: Path) -> None:
 
 def test_twelve_models_have_twelve_colours(page: Path) -> None:
     labels = [f"model {number}" for number in range(12)]
-    chart = plots.bars("Shares", [Group("split", "all", [Figure(0.5, 0.4, 0.6, 10)] * 12)], labels)
+    chart = plots.bars("Shares", [Group("split", "all", [MetricValue(0.5, 0.4, 0.6, 10)] * 12)], labels)
     used = set(re.findall(r"var\(--series-\d+\)", chart))
     assert len(used) == 12
     defined = re.findall(r"--series-(\d+):", page.read_text())

@@ -114,8 +114,8 @@ def _plain(text: str) -> str:
 
 
 def _letter_in(box: str) -> str | None:
-    found = _LETTER_FIRST.match(_PREFIX.sub("", box))
-    return found[1].upper() if found else None
+    match = _LETTER_FIRST.match(_PREFIX.sub("", box))
+    return match[1].upper() if match else None
 
 
 def _declared(text: str) -> str | None:

@@ -83,7 +83,7 @@ def compare_methods(
 def _check(methods: Mapping[str, Any]) -> None:
     """Raise `OptionError` where `methods` has not the form that `compare_methods` documents."""
 
-    def one(
+    def method_options(
         *, steps: dict[str, int], against: list[str], evaluations: dict[str, str], training: dict[str, list[str]]
     ) -> None:
         """What is stated of a method."""
@@ -92,9 +92,9 @@ def _check(methods: Mapping[str, Any]) -> None:
         raise OptionError("methods", "names no method; give one at least.")
     for name, method in methods.items():
         option = f"methods.{name}"
-        if not isinstance(method, Mapping) or not one.__annotations__.keys() - {"return"} <= method.keys():
+        if not isinstance(method, Mapping) or not method_options.__annotations__.keys() - {"return"} <= method.keys():
             raise OptionError(option, "must have steps, against, evaluations and training.")
-        check_options(one, method, option)
+        check_options(method_options, method, option)
         if unknown := [other for other in method["against"] if other not in methods]:
             raise OptionError(option, f"is against {unknown[0]!r}, which is no method.")
 
@@ -109,19 +109,19 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
 
 
 def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
-    keys = sorted({key for seeds in values.values() for found in seeds for key in found}, key=_rank)
-    found = []
+    keys = sorted({key for seeds in values.values() for metrics in seeds for key in metrics}, key=_rank)
+    entries = []
     for key in keys:
         split, figure, group = key
         for name, seeds in values.items():
-            own = [found.get(key, {}) for found in seeds]
+            items = [metrics.get(key, {}) for metrics in seeds]
             tests = {
                 other: test
                 for other in methods[name]["against"]
-                if (test := against(own, [found.get(key, {}) for found in values[other]])) is not None
+                if (test := against(items, [metrics.get(key, {}) for metrics in values[other]])) is not None
             }
-            found.append(Entry(name, split, figure, group, estimate(own, METRICS[figure].binary), tests))
-    return found
+            entries.append(Entry(name, split, figure, group, estimate(items, METRICS[figure].binary), tests))
+    return entries
 
 
 def _rank(key: tuple[str, str, str]) -> tuple[str, int, str]:
@@ -131,38 +131,38 @@ def _rank(key: tuple[str, str, str]) -> tuple[str, int, str]:
 
 def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Seed -> stage -> wall time; a stage that another method has too is counted in both."""
-    found: dict[str, dict[str, float | None]] = {}
+    by_seed: dict[str, dict[str, float | None]] = {}
     for seed, stages in method["training"].items():
-        found[seed] = {}
+        by_seed[seed] = {}
         for stage in stages:
             mark = read_manifest(run / ".done" / stage.replace(" ", "-"))
-            found[seed][stage.removeprefix(f"seed {seed} ")] = mark.seconds if mark else None
+            by_seed[seed][stage.removeprefix(f"seed {seed} ")] = mark.seconds if mark else None
         evaluation = read_manifest(run / method["evaluations"][seed]) if seed in method["evaluations"] else None
         if evaluation:
-            found[seed]["evaluation"] = evaluation.seconds
-    return found
+            by_seed[seed]["evaluation"] = evaluation.seconds
+    return by_seed
 
 
 def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
     """Stage -> optimizer steps; where epochs decided, the last step in the log of the first seed that has one."""
-    taken = dict(method["steps"])
+    counts = dict(method["steps"])
     for seed, names in method["training"].items():
         for stage, name in zip(method["steps"], names, strict=False):
             log = run / f"seed-{seed}" / name.removeprefix(f"seed {seed} ") / "metrics.jsonl"
-            if taken[stage] < 1 and log.is_file():
+            if counts[stage] < 1 and log.is_file():
                 steps = [line["step"] for _, line in json_lines(log) if isinstance(line.get("step"), int)]
-                taken[stage] = max(steps, default=-1)
-    return taken
+                counts[stage] = max(steps, default=-1)
+    return counts
 
 
 def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:
     """Seed -> episodes that the environment ended with an error, and all; seeds without such episodes are left out."""
-    found = {}
+    by_seed = {}
     for seed, path in method["evaluations"].items():
         manifest = read_manifest(run / path)
         if manifest and manifest.counts.get("episode_errors"):
-            found[seed] = [manifest.counts["episode_errors"], manifest.counts["episodes"]]
-    return found
+            by_seed[seed] = [manifest.counts["episode_errors"], manifest.counts["episodes"]]
+    return by_seed
 
 
 _SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
@@ -171,13 +171,13 @@ _SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
 
 def _shared(run: Path) -> dict[str, dict[str, Any]]:
     """Stage -> seconds and counts, of the stages that are done once for all methods and seeds."""
-    found = {}
+    shared = {}
     for mark in sorted((run / ".done").glob("*")):
         name, manifest = mark.name, read_manifest(mark)
         if manifest and name.startswith(_SHARED):
             made = read_manifest(run / name.replace("-", "/", 1))
-            found[name.replace("-", " ", 1)] = {"seconds": manifest.seconds, "counts": made.counts if made else {}}
-    return found
+            shared[name.replace("-", " ", 1)] = {"seconds": manifest.seconds, "counts": made.counts if made else {}}
+    return shared
 
 
 def markdown(whole: Mapping[str, Any]) -> str:
@@ -187,12 +187,12 @@ def markdown(whole: Mapping[str, Any]) -> str:
         lines += [*(f"**{markdown_text(notice)}**" for notice in notices), ""]
     entries = whole["entries"]
     for split in dict.fromkeys(entry["split"] for entry in entries):
-        here = [entry for entry in entries if entry["split"] == split]
+        of_split = [entry for entry in entries if entry["split"] == split]
         title = markdown_text(split)
-        lines += [f"## {title}", "", *_table([entry for entry in here if not entry["group"]], "figure"), ""]
-        for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
-            part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
-            lines += [f"### {METRICS[figure].title}, {title}", "", *_table(part, "group"), ""]
+        lines += [f"## {title}", "", *_table([entry for entry in of_split if not entry["group"]], "figure"), ""]
+        for figure in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
+            rows = [entry for entry in of_split if entry["figure"] == figure and entry["group"]]
+            lines += [f"### {METRICS[figure].title}, {title}", "", *_table(rows, "group"), ""]
     return "\n".join([*lines, NOTE, ""])
 
 
@@ -231,8 +231,8 @@ def _budget_table(whole: Mapping[str, Any]) -> list[str]:
         lines += ["| shared stage | seconds | what it made |", "| --- | ---: | --- |"]
         for name, stage in whole["shared"].items():
             counts = stage["counts"]
-            shown = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
-            made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in shown)
+            keys = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
+            made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in keys)
             lines.append(_line([markdown_text(name), f"{stage['seconds']:.0f}", made]))
         lines.append("")
     lines += [
@@ -285,15 +285,15 @@ def _line(cells: Sequence[str]) -> str:
 
 def cell(entry: Mapping[str, Any]) -> str:
     """One entry as text."""
-    found, share = entry["estimate"], METRICS[entry["figure"]].share
-    if found["value"] is None:
+    estimate, share = entry["estimate"], METRICS[entry["figure"]].share
+    if estimate["value"] is None:
         return ""
-    text = number(found["value"], share)
-    if found["low"] is not None:
-        text += f" [{number(found['low'], share)}, {number(found['high'], share)}]"
-    if found["deviation"] is not None:
-        text += f" ± {number(found['deviation'], share)}"
-    text += f", n = {found['items']}"
+    text = format_metric(estimate["value"], share)
+    if estimate["low"] is not None:
+        text += f" [{format_metric(estimate['low'], share)}, {format_metric(estimate['high'], share)}]"
+    if estimate["deviation"] is not None:
+        text += f" ± {format_metric(estimate['deviation'], share)}"
+    text += f", n = {estimate['items']}"
     # They name methods; the brackets of an interval are left as they are.
     tests = (re.sub(r"([\\|]|<(?=\S))", r"\\\1", one_line(said)) for said, _ in tests_in_words(entry))
     return "; ".join([text, *tests])
@@ -302,34 +302,34 @@ def cell(entry: Mapping[str, Any]) -> str:
 def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Each test of an entry as text, which names the other method where there are several, and its p."""
     share, several = METRICS[entry["figure"]].share, len(entry["against"]) > 1
-    found = []
+    tests = []
     for other, test in entry["against"].items():
-        change = change_interval(test, share) + (f" to {other}" if several else "")
-        found.append((f"{change}, {p_value(test['p'])}", test["p"]))
-    return found
+        change = format_change_interval(test, share) + (f" to {other}" if several else "")
+        tests.append((f"{change}, {format_p(test['p'])}", test["p"]))
+    return tests
 
 
-def number(value: float, share: bool) -> str:
+def format_metric(value: float, share: bool) -> str:
     """A share in percent, any other figure with three digits."""
     if share:
         return f"{value:.1%}"
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def change(difference: float, share: bool) -> str:
+def format_change(difference: float, share: bool) -> str:
     """A difference with its sign; of shares in points."""
     text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
     return text.replace("-", "−")
 
 
-def change_interval(test: Mapping[str, Any], share: bool) -> str:
+def format_change_interval(test: Mapping[str, Any], share: bool) -> str:
     """A difference with its interval, where it has one."""
-    text = change(test["difference"], share)
+    text = format_change(test["difference"], share)
     if test.get("low") is None:
         return text
-    low, high = (change(test[end], share).removesuffix(" points") for end in ("low", "high"))
+    low, high = (format_change(test[end], share).removesuffix(" points") for end in ("low", "high"))
     return f"{text} [{low}, {high}]"
 
 
-def p_value(p: float) -> str:
+def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -11,11 +11,11 @@ from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.metrics import LOOP_LENGTH, finished, margin_name, position_name
 from verl_act.evaluate.records import read_records
-from verl_act.evaluate.statistics import Outcome
+from verl_act.evaluate.statistics import ItemOutcome
 
 Record = Mapping[str, Any]
-Values = dict[tuple[str, str, str], dict[str, Outcome]]
-"""(split, figure, group) -> item -> outcome; group is empty for all items."""
+Values = dict[tuple[str, str, str], dict[str, ItemOutcome]]
+"""(split, figure, group) -> item -> its outcome; group is empty for all items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +130,17 @@ def read_metrics(folder: Path) -> Values:
 
     Raises `DataError` where an item comes twice, or a file is damaged.
     """
-    found: Values = {}
-    records = {file: finished(found) for file, found in read_records(folder).items()}
+    values: Values = {}
+    records = {file: finished(rows) for file, rows in read_records(folder).items()}
     for name, kind in METRICS.items():
         for record in records[kind.file]:
             amount = kind.amount(record)
             if amount is None:
                 continue
-            items = found.setdefault((record["split"], name, kind.group(record)), {})
+            items = values.setdefault((record["split"], name, kind.group(record)), {})
             item = f"{record['split']}/{record[kind.item]}"
             if item in items:
                 raise DataError(f"{folder / kind.file}: item {item} comes twice; run the evaluation again.")
             task = f"{record['split']}/{record['task_id']}" if "task_id" in record else None
-            items[item] = Outcome(float(amount), float(kind.size(record)), task)
-    return found
+            items[item] = ItemOutcome(float(amount), float(kind.size(record)), task)
+    return values

@@ -32,9 +32,9 @@ def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[fl
 
 def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
     """How many records have a true `holds`: `{"share", "count", "low", "high"}`, see `share_interval`."""
-    found = [float(bool(record[holds])) for record in records]
-    low, high = share_interval(found, tasks_of(records))
-    return {"share": fmean(found) if found else None, "count": len(found), "low": low, "high": high}
+    outcomes = [float(bool(record[holds])) for record in records]
+    low, high = share_interval(outcomes, tasks_of(records))
+    return {"share": fmean(outcomes) if outcomes else None, "count": len(outcomes), "low": low, "high": high}
 
 
 def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[float, float]:
@@ -61,16 +61,16 @@ def effective_count(holds: Sequence[float], tasks: Sequence[Hashable]) -> float:
 
 def tasks_of(records: Sequence[Record]) -> list[Hashable]:
     """What each record shares with others: its task; itself where an older evaluation does not name one."""
-    return [record.get("task_id", number) for number, record in enumerate(records)]
+    return [record.get("task_id", index) for index, record in enumerate(records)]
 
 
 def score(records: Sequence[Record]) -> dict[str, Any] | None:
     """The mean of the episodes' rewards with a bootstrap interval; None where an older evaluation has not kept them."""
     if not records or not all("score" in record for record in records):
         return None
-    found = [float(record["score"]) for record in records]
-    low, high = ratio_interval(found, [1.0] * len(found), tasks_of(records)) or (None, None)
-    return {"mean": fmean(found), "count": len(found), "low": low, "high": high}
+    scores = [float(record["score"]) for record in records]
+    low, high = ratio_interval(scores, [1.0] * len(scores), tasks_of(records)) or (None, None)
+    return {"mean": fmean(scores), "count": len(scores), "low": low, "high": high}
 
 
 def episode_metrics(records: Sequence[Record]) -> dict[str, Any]:

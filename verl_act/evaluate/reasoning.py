@@ -58,18 +58,18 @@ class Question:
 
 def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
     """All questions in file order. Raises `DataError` naming file and row of a bad one, or an item that comes twice."""
-    found: list[Question] = []
+    questions: list[Question] = []
     files = list(map(Path, paths))
     for path, split in zip(files, _splits(files), strict=True):
         rows = _rows(path)
         names = _columns(path, rows)
-        found += [_question(path, number, row, names, split) for number, row in enumerate(rows, 1)]
+        questions += [_question(path, row_number, row, names, split) for row_number, row in enumerate(rows, 1)]
     seen: set[tuple[str, str]] = set()
-    for question in found:
+    for question in questions:
         if (key := (question.split, question.item)) in seen:
             raise DataError(f"question {question.item!r} of {question.split} comes twice; every item is asked once.")
         seen.add(key)
-    return found
+    return questions
 
 
 def is_right(question: Question, reply: str) -> bool:
@@ -141,26 +141,26 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def _columns(path: Path, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
-    there: Iterable[str] = rows[0] if rows else ()
-    for wanted in (MATH_COLUMNS, CHOICE_COLUMNS):
-        if set(wanted) <= set(there):
-            return wanted
+    columns: Iterable[str] = rows[0] if rows else ()
+    for expected in (MATH_COLUMNS, CHOICE_COLUMNS):
+        if set(expected) <= set(columns):
+            return expected
     raise DataError(
-        f"{path}: has the columns {', '.join(there) or 'of no row'}; a file of questions has {', '.join(MATH_COLUMNS)} "
-        f"(as MATH-500) or {', '.join(CHOICE_COLUMNS)} (as GPQA-Diamond)."
+        f"{path}: has the columns {', '.join(columns) or 'of no row'}; a file of questions has "
+        f"{', '.join(MATH_COLUMNS)} (as MATH-500) or {', '.join(CHOICE_COLUMNS)} (as GPQA-Diamond)."
     )
 
 
-def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str], split: str) -> Question:
+def _question(path: Path, row_number: int, row: Mapping[str, Any], names: Sequence[str], split: str) -> Question:
     values: list[Any] = [row.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            raise DataError(f"{path}, row {number}: {name} is {value!r}; it must be text or a number.")
+            raise DataError(f"{path}, row {row_number}: {name} is {value!r}; it must be text or a number.")
     values = list(map(str, values))
     if names is MATH_COLUMNS:
-        item = _name(row.get("unique_id"), number)
+        item = _name(row.get("unique_id"), row_number)
         return Question(item, split, f"{values[0]}\n\n{_BOXED}", values[1], False)
-    item = _name(row.get("Record ID"), number)
+    item = _name(row.get("Record ID"), row_number)
     order = list(range(len(LETTERS)))
     random.Random(hashlib.sha256(item.encode()).digest()).shuffle(order)
     options = "\n".join(f"{letter}) {values[1 + which]}" for letter, which in zip(LETTERS, order, strict=True))
@@ -168,6 +168,6 @@ def _question(path: Path, number: int, row: Mapping[str, Any], names: Sequence[s
     return Question(item, split, text, LETTERS[order.index(0)], True)
 
 
-def _name(given: Any, number: int) -> str:
+def _name(value: Any, row_number: int) -> str:
     """What a row calls its item, which may be 0; the row's number where it does not say."""
-    return str(number) if given is None or given == "" else str(given)
+    return str(row_number) if value is None or value == "" else str(value)

@@ -29,44 +29,44 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Raises `DataError` where a file is damaged or cut short.
     """
     manifest = read_manifest(folder)
-    found = {}
+    by_file = {}
     for file, required in _REQUIRED.items():
         path, records = folder / file, []
-        for number, record in json_lines(path, parse_constant=_refuse_constant):
+        for line_number, record in json_lines(path, parse_constant=_refuse_constant):
             if missing := [key for key in required if key not in record]:
-                raise DataError(f"{path}, line {number}: {missing[0]!r} is missing. Run the evaluation again.")
+                raise DataError(f"{path}, line {line_number}: {missing[0]!r} is missing. Run the evaluation again.")
             records.append(record)
-        wanted = None if manifest is None else manifest.counts.get(path.stem)
-        if wanted is not None and wanted != len(records):
+        expected = None if manifest is None else manifest.counts.get(path.stem)
+        if expected is not None and expected != len(records):
             raise DataError(
-                f"{path}: holds {len(records)} records, but its manifest counts {wanted}. "
+                f"{path}: holds {len(records)} records, but its manifest counts {expected}. "
                 "The file was cut short; run the evaluation again."
             )
-        found[file] = records
-    return found
+        by_file[file] = records
+    return by_file
 
 
-def read_figures(path: Path) -> dict[str, Any]:
+def read_metrics_file(path: Path) -> dict[str, Any]:
     """`metrics.json` of an evaluation. Raises `DataError` where it is missing, no JSON (`NaN` and `Infinity`, which
     Python writes as numbers, are none), or lacks what every evaluation has.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
     try:
-        found = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {type(found).__name__}, not an object")
-        if missing := [key for key in _FIGURES_KEYS if key not in found]:
+        metrics = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        if not isinstance(metrics, dict):
+            raise ValueError(f"it holds {type(metrics).__name__}, not an object")
+        if missing := [key for key in _FIGURES_KEYS if key not in metrics]:
             raise ValueError(f"{missing[0]!r} is missing")
-        if not isinstance(found["name"], str):
-            raise ValueError(f"'name' is {found['name']!r}, no text")
+        if not isinstance(metrics["name"], str):
+            raise ValueError(f"'name' is {metrics['name']!r}, no text")
         for section in _SECTIONS:
-            by_split = found.get(section, {})
+            by_split = metrics.get(section, {})
             if not isinstance(by_split, dict) or not all(isinstance(split, dict) for split in by_split.values()):
                 raise ValueError(f"{section!r} holds something else than figures by split")
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
-    return found
+    return metrics
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -85,11 +85,13 @@ def json_lines(
         return
     lines = path.read_bytes().split(b"\n")
     last = lines.pop()
-    for number, line in enumerate([*lines, *([last] if last and not unfinished else [])], 1):
+    for line_number, line in enumerate([*lines, *([last] if last and not unfinished else [])], 1):
         try:
-            found = json.loads(line, parse_constant=parse_constant)
+            row = json.loads(line, parse_constant=parse_constant)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: is not JSON ({error}). Write the file again.") from error
-        if not isinstance(found, dict):
-            raise DataError(f"{path}, line {number}: is {type(found).__name__}, not an object. Write the file again.")
-        yield number, found
+            raise DataError(f"{path}, line {line_number}: is not JSON ({error}). Write the file again.") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {line_number}: is {type(row).__name__}, not an object. Write the file again."
+            )
+        yield line_number, row

@@ -41,8 +41,8 @@ def difference_interval(
     if len(columns[0]) < 2 or np.allclose(columns[0] * columns[3], columns[2] * columns[1]):
         return None
 
-    def difference(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        above, below, their_above, their_below = (values.sum(axis) for values in drawn)
+    def difference(*resampled: np.ndarray, axis: int) -> np.ndarray:
+        above, below, their_above, their_below = (values.sum(axis) for values in resampled)
         return above / below - their_above / their_below
 
     low, high = _percentiles(columns, difference)
@@ -51,7 +51,7 @@ def difference_interval(
 
 def _percentiles(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of a statistic of columns with one entry a task, drawn together."""
-    found = bootstrap(
+    interval = bootstrap(
         columns,
         statistic,
         paired=True,
@@ -60,7 +60,7 @@ def _percentiles(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndar
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
@@ -76,7 +76,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
         return float(binomtest(int((discordant > 0).sum()), len(discordant)).pvalue)
     if len(discordant) == 1:  # either sign is as extreme; SciPy wants two observations
         return 1.0
-    found = permutation_test(
+    result = permutation_test(
         (discordant,),
         np.sum,
         permutation_type="samples",
@@ -85,7 +85,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def sums_by_task(values: Sequence[float] | np.ndarray, tasks: Sequence[Hashable]) -> np.ndarray:

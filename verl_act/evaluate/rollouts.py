@@ -104,11 +104,11 @@ class _ConcatPlayer(_Player):
 _PLAYERS = {Mode.STEPWISE: _StepwisePlayer, Mode.CONCAT: _ConcatPlayer}
 
 
-def require_one_environment(asked: Iterable[Task | Step | Pair]) -> None:
+def require_one_environment(items: Iterable[Task | Step | Pair]) -> None:
     """Raise `DataError` where the items are of several environments: records do not say of which, and figures would
     mix them under the splits' names, which are the same in some.
     """
-    if len(envs := sorted({item.env for item in asked})) > 1:
+    if len(envs := sorted({item.env for item in items})) > 1:
         raise DataError(
             f"the tasks, states and pairs are of {len(envs)} environments ({', '.join(envs)}), whose figures would be "
             "mixed. Evaluate them one by one, each into a folder of its own."
@@ -129,7 +129,7 @@ async def rollout_tasks(
     `pools`: environment -> its pool. An episode whose environment fails is played again; one that fails twice ends as
     `End.ERROR`, its record with the `error`. Raises `EnvError` where every episode does, as with wrong settings.
     """
-    places = asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(at_once)
 
     async def played(task: Task) -> Episode:
         session = await pools[task.env].open(task)
@@ -140,7 +140,7 @@ async def rollout_tasks(
 
     async def one(task: Task) -> Record:
         error = {}
-        async with places:
+        async with slots:
             try:
                 episode = await played(task)
             except EnvError as failure:
@@ -160,10 +160,10 @@ async def rollout_tasks(
             **_transcript(episode),
         }
 
-    found = await _all(one, tasks, "episodes", journal)
-    if found and all("error" in record for record in found):
-        raise EnvError(f"not one of {len(found)} episodes could be played; the first: {found[0]['error']}")
-    return found
+    records = await _all(one, tasks, "episodes", journal)
+    if records and all("error" in record for record in records):
+        raise EnvError(f"not one of {len(records)} episodes could be played; the first: {records[0]['error']}")
+    return records
 
 
 def _transcript(episode: Episode) -> Record:
@@ -222,9 +222,9 @@ async def evaluate_choices(
     groups = [(pair.split, pair.inferable) for pair in pairs]
     positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed, groups=groups)
 
-    async def one(numbered: tuple[int, Pair]) -> Record:
-        number, pair = numbered
-        position = int(positions[number])
+    async def one(indexed: tuple[int, Pair]) -> Record:
+        index, pair = indexed
+        position = int(positions[index])
         candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position)
         messages = policy.template.choice_messages(pair.context, candidates)
         reply = await policy.scored_answer(messages, f"choice {pair.pair_id}")
@@ -274,21 +274,21 @@ async def evaluate_reasoning(
 
 
 async def _all(
-    ask: Callable[[Item], Awaitable[Record]], items: Sequence[Item], what: str, journal: Journal | None
+    evaluate_item: Callable[[Item], Awaitable[Record]], items: Sequence[Item], what: str, journal: Journal | None
 ) -> list[Record]:
-    found = [journal.get(what, number) if journal else None for number in range(len(items))]
-    progress = tqdm(total=len(items), initial=sum(record is not None for record in found), desc=what)
+    records = [journal.get(what, index) if journal else None for index in range(len(items))]
+    progress = tqdm(total=len(items), initial=sum(record is not None for record in records), desc=what)
 
-    async def counted(number: int) -> Record:
-        record = found[number]
+    async def record_of(index: int) -> Record:
+        record = records[index]
         if record is None:
-            record = await ask(items[number])
+            record = await evaluate_item(items[index])
             if journal:
-                journal.add(what, number, record)
+                journal.add(what, index, record)
             progress.update()
         return record
 
     try:
-        return list(await asyncio.gather(*map(counted, range(len(items)))))
+        return list(await asyncio.gather(*map(record_of, range(len(items)))))
     finally:
         progress.close()

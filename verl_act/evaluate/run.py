@@ -93,17 +93,17 @@ def evaluate(
     )
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
-    panel = [task for path in tasks for task in read_tasks(path)]
+    eval_tasks = [task for path in tasks for task in read_tasks(path)]
     known = read_steps(trajectories)
-    taken = steps_to_learn(known)
-    steps = some_of_each_split(taken, limit, lambda step: step.state_id)
-    questions = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
-    general = read_questions(reasoning)
-    _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in panel])
-    _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in questions])
-    require_one_environment([*panel, *steps, *questions])
-    if general:
-        is_right(general[0], "")  # says at once, not after the episodes, that math-verify is missing
+    learnable = steps_to_learn(known)
+    steps = some_of_each_split(learnable, limit, lambda step: step.state_id)
+    choice_pairs = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
+    reasoning_questions = read_questions(reasoning)
+    _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in eval_tasks])
+    _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in choice_pairs])
+    require_one_environment([*eval_tasks, *steps, *choice_pairs])
+    if reasoning_questions:
+        is_right(reasoning_questions[0], "")  # says at once, not after the episodes, that math-verify is missing
     manifest = evaluation_manifest(
         engine,
         sampling,
@@ -119,22 +119,24 @@ def evaluate(
         },
         seed=seed,
     )
-    manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(taken)})
+    manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(learnable)})
     with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
         policy = PolicyUnderTest(running, get_template(template, **(template_options or {})), sampling, seed, mode)
         reasoner = replace(policy, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
-        async def ask() -> Answers:
-            played, memory = await rollout_eval_tasks(policy, panel, env_settings, max_turns, actors, answered, pool)
+        async def evaluate_all() -> Answers:
+            played, memory = await rollout_eval_tasks(
+                policy, eval_tasks, env_settings, max_turns, actors, answered, pool
+            )
             return Answers(
                 played,
                 await evaluate_next_actions(policy, steps, answered),
-                await evaluate_choices(policy, questions, answered),
-                await evaluate_reasoning(reasoner, general, answered),
+                await evaluate_choices(policy, choice_pairs, answered),
+                await evaluate_reasoning(reasoner, reasoning_questions, answered),
                 env_memory_mb=memory,
             )
 
-        answers = running.run(ask())
+        answers = running.run(evaluate_all())
         for record in answers.episodes:
             record |= _token_counts(record["turns"], running.tokenizer)
         without_room = answered.counted + running.without_room
@@ -180,7 +182,7 @@ def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
 
 async def rollout_eval_tasks(
     policy: PolicyUnderTest,
-    panel: Sequence[Task],
+    tasks: Sequence[Task],
     env_settings: Mapping[str, Any] | None,
     max_turns: int,
     actors: int = 1,
@@ -188,12 +190,12 @@ async def rollout_eval_tasks(
     pool: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], float]:
     """Play every task of `panel` in a pool of its environment (`rollout_tasks`), and the most MB of an actor."""
-    if not panel:
+    if not tasks:
         return [], 0.0
     with ray_session():
-        pools = {env: EnvPool(env, env_settings, actors=actors, **(pool or {})) for env in {task.env for task in panel}}
-        found = await rollout_tasks(policy, panel, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
-        return found, max(pool.memory_mb for pool in pools.values())
+        pools = {env: EnvPool(env, env_settings, actors=actors, **(pool or {})) for env in {task.env for task in tasks}}
+        records = await rollout_tasks(policy, tasks, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
+        return records, max(pool.memory_mb for pool in pools.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from verl_act.evaluate.metrics import share_interval
 from verl_act.evaluate.resample import difference_interval, ratio_interval, sign_flip_p, sums_by_task
 
 
-class Outcome(NamedTuple):
+class ItemOutcome(NamedTuple):
     """What one item adds to a figure, which is the sum of the amounts over the sum of the sizes.
 
     `task` is what the item shares with others; None where it stands alone.
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
     task: Hashable = None
 
 
-Items = Mapping[str, Outcome]
+Items = Mapping[str, ItemOutcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +58,17 @@ def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
     """Of one figure of one method, one mapping a seed. Shares get the interval of `figures.share_interval`, all else a
     bootstrap over tasks.
     """
-    own = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
+    by_seed = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
     value = _ratio(means)
     if value is None:
-        return Estimate(None, None, None, 0, own, None)
+        return Estimate(None, None, None, 0, by_seed, None)
     tasks = _tasks(means)
     amounts, sizes = (column.tolist() for column in _columns(means))
     interval = share_interval(amounts, tasks) if binary else ratio_interval(amounts, sizes, tasks)
     low, high = interval or (None, None)
-    deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
-    return Estimate(value, low, high, sum(size > 0 for size in sizes), own, deviation)
+    deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    return Estimate(value, low, high, sum(size > 0 for size in sizes), by_seed, deviation)
 
 
 def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
@@ -76,30 +76,30 @@ def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
 
     For a ratio of sums, a task's difference is in the amounts, less what its difference in size would bring anyway.
     """
-    ours, theirs = item_means(first), item_means(second)
-    both = sorted(ours.keys() & theirs.keys())
-    ours, theirs = ({item: side[item] for item in both} for side in (ours, theirs))
-    own, other = _ratio(ours), _ratio(theirs)
-    if own is None or other is None:
+    first_items, second_items = item_means(first), item_means(second)
+    both = sorted(first_items.keys() & second_items.keys())
+    first_items, second_items = ({item: side[item] for item in both} for side in (first_items, second_items))
+    first_ratio, second_ratio = _ratio(first_items), _ratio(second_items)
+    if first_ratio is None or second_ratio is None:
         return None
-    (amounts, sizes), (their_amounts, their_sizes) = _columns(ours), _columns(theirs)
+    (amounts, sizes), (their_amounts, their_sizes) = _columns(first_items), _columns(second_items)
     common = (amounts.sum() + their_amounts.sum()) / (sizes.sum() + their_sizes.sum())
     differences = (amounts - their_amounts) - common * (sizes - their_sizes)
     counted = int(((sizes > 0) | (their_sizes > 0)).sum())
-    p = sign_flip_p(sums_by_task(differences, _tasks(ours)))
-    interval = difference_interval((amounts, sizes), (their_amounts, their_sizes), _tasks(ours))
-    return Against(own - other, counted, p, *(interval or (None, None)))
+    p = sign_flip_p(sums_by_task(differences, _tasks(first_items)))
+    interval = difference_interval((amounts, sizes), (their_amounts, their_sizes), _tasks(first_items))
+    return Against(first_ratio - second_ratio, counted, p, *(interval or (None, None)))
 
 
-def item_means(seeds: Sequence[Items]) -> dict[str, Outcome]:
+def item_means(seeds: Sequence[Items]) -> dict[str, ItemOutcome]:
     """Item -> mean over the seeds; only items that every seed has, so that all are weighed alike."""
     common = set.intersection(*(set(items) for items in seeds)) if seeds else set()
     return {item: _mean([items[item] for items in seeds]) for item in sorted(common)}
 
 
-def _mean(outcomes: Sequence[Outcome]) -> Outcome:
-    amount, size = (float(np.mean([outcome[part] for outcome in outcomes])) for part in (0, 1))
-    return Outcome(amount, size, outcomes[0].task)
+def _mean(outcomes: Sequence[ItemOutcome]) -> ItemOutcome:
+    amount, size = (float(np.mean([outcome[column] for outcome in outcomes])) for column in (0, 1))
+    return ItemOutcome(amount, size, outcomes[0].task)
 
 
 def _ratio(items: Items) -> float | None:

@@ -14,11 +14,9 @@ from rich.text import Text
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.records import read_figures
+from verl_act.evaluate.records import read_metrics_file
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
-
-Cell = str
 
 
 def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
@@ -38,41 +36,41 @@ def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str]
             replace_file(file, json.dumps(figures, indent=2) + "\n")
 
 
-def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[list[Cell]]]:
+def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows; the columns are those that any of the evaluations has."""
     columns = []
-    for section, parts in (
+    for section, metrics in (
         ("episodes", ("success", "score", "steps", "inadmissible_share", "malformed_share", "loop_share")),
         ("next_action", ("right", "right_inferable")),
         ("choice", ("right", "right_inferable", "named_a_candidate")),
         ("reasoning", ("right",)),
     ):
         splits = sorted({split for entry in figures for split in entry.get(section, {})})
-        columns += [(section, split, part) for split in splits for part in parts]
+        columns += [(section, split, metric) for split in splits for metric in metrics]
     # An older evaluation has no score.
     columns = [column for column in columns if any(_figure(entry, *column) is not None for entry in figures)]
-    header = ["model", *(f"{section} {split} {part}".replace("_", " ") for section, split, part in columns)]
+    header = ["model", *(f"{section} {split} {metric}".replace("_", " ") for section, split, metric in columns)]
     rows = [[entry["name"], *(_cell(_figure(entry, *column)) for column in columns)] for entry in figures]
     return header, rows
 
 
-def markdown(header: Sequence[Cell], rows: Sequence[Sequence[Cell]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with one line a figure: there are more figures than models."""
     names = [markdown_text(row[0]) for row in rows]
     lines = [["figure", *names], ["---", *("---:" for _ in names)]]
-    lines += [[markdown_text(title), *(row[number] for row in rows)] for number, title in enumerate(header) if number]
+    lines += [[markdown_text(title), *(row[index] for row in rows)] for index, title in enumerate(header) if index]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _as_text(cells: Sequence[Cell]) -> list[Text]:
+def _as_text(cells: Sequence[str]) -> list[Text]:
     return [Text(one_line(cell)) for cell in cells]
 
 
-def _figure(entry: Mapping[str, Any], section: str, split: str, part: str) -> Any:
-    return entry.get(section, {}).get(split, {}).get(part)
+def _figure(entry: Mapping[str, Any], section: str, split: str, metric: str) -> Any:
+    return entry.get(section, {}).get(split, {}).get(metric)
 
 
-def _cell(value: Any) -> Cell:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
@@ -86,7 +84,7 @@ def _cell(value: Any) -> Cell:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    figures = read_figures(path)
+    figures = read_metrics_file(path)
     try:
         comparison([figures])
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from verl_act.report.statistics import Figure, share_of
+from verl_act.report.statistics import MetricValue, share_of
 from verl_act.report.tables import Model
 
 BINS = 10
@@ -25,7 +25,7 @@ class ConfidenceBin:
 
     name: str
     confidences: list[float | None]
-    right: list[Figure]
+    right: list[MetricValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def calibrations(compared: Sequence[Model]) -> list[Calibration]:
     sure = [[_with_confidence(record) for record in _recorded(model)] for model in compared]
     splits = sorted({record["split"] for records in sure for record in records})
     return [
-        _calibration(split, [[record for record in part if record["split"] == split] for part in sure])
+        _calibration(split, [[record for record in records if record["split"] == split] for records in sure])
         for split in splits
     ]
 
@@ -58,21 +58,21 @@ def _with_confidence(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _calibration(split: str, models: Sequence[Sequence[Mapping[str, Any]]]) -> Calibration:
     bins = []
-    for number in range(BINS):
-        parts = [[record for record in records if record["bin"] == number] for records in models]
-        if any(parts):
-            name = f"{100 * number // BINS}–{100 * (number + 1) // BINS}%"
-            confidences = [fmean(record["confidence"] for record in part) if part else None for part in parts]
-            bins.append(ConfidenceBin(name, confidences, [share_of(part, "right") for part in parts]))
-    return Calibration(split, [_error(bins, place) for place in range(len(models))], bins)
+    for index in range(BINS):
+        groups = [[record for record in records if record["bin"] == index] for records in models]
+        if any(groups):
+            name = f"{100 * index // BINS}–{100 * (index + 1) // BINS}%"
+            confidences = [fmean(record["confidence"] for record in group) if group else None for group in groups]
+            bins.append(ConfidenceBin(name, confidences, [share_of(group, "right") for group in groups]))
+    return Calibration(split, [_error(bins, model) for model in range(len(models))], bins)
 
 
 def _error(bins: Sequence[ConfidenceBin], model: int) -> float | None:
     """The mean distance of confidence and share of right choices, each bin by its number of choices."""
-    count = sum(part.right[model].count for part in bins)
+    count = sum(entry.right[model].count for entry in bins)
     gaps = [
-        part.right[model].count * abs(part.right[model].value - confidence)  # type: ignore[operator]
-        for part in bins
-        if (confidence := part.confidences[model]) is not None
+        entry.right[model].count * abs(entry.right[model].value - confidence)  # type: ignore[operator]
+        for entry in bins
+        if (confidence := entry.confidences[model]) is not None
     ]
     return sum(gaps) / count if count else None

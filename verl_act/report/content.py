@@ -51,7 +51,7 @@ class Content:
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without the examples: those are in the evaluations' own files."""
-        numbers = (
+        keys = (
             "title",
             "notes",
             "methods_start",
@@ -65,7 +65,7 @@ class Content:
             "calibrations",
             "curves",
         )
-        whole = {name: _plain(getattr(self, name)) for name in numbers}
+        fields = {name: _plain(getattr(self, name)) for name in keys}
         compared = [
             {
                 "label": model.label,
@@ -78,20 +78,20 @@ class Content:
             for model in self.models
         ]
         runs = [{**asdict(run), "missing": run.missing} for run in self.runs]
-        shown = {part.kind: {"shown": len(part.items), "total": part.total} for part in self.examples}
-        return {"version": VERSION, **whole, "runs": runs, "models": compared, "examples": shown}
+        example_counts = {group.kind: {"shown": len(group.items), "total": group.total} for group in self.examples}
+        return {"version": VERSION, **fields, "runs": runs, "models": compared, "examples": example_counts}
 
 
 def content(runs: Sequence[Run], most: int) -> Content:
     """The report of `runs`, with at most `most` examples of each kind."""
     compared = models(runs)
     texts = Texts()
-    shown = examples(runs, compared, most, texts)
+    selected = examples(runs, compared, most, texts)
     names = ", ".join(run.name for run in runs)
     return Content(
         title=f"Comparison of {names}" if len(runs) > 1 else f"Run {names}",
         runs=[summary(run) for run in runs],
-        notes=notes(compared, shown, runs),
+        notes=notes(compared, selected, runs),
         methods_start=methods_start(runs),
         method_budgets=method_budgets(runs),
         method_tables=method_tables(runs),
@@ -103,7 +103,7 @@ def content(runs: Sequence[Run], most: int) -> Content:
         margins=by_margin(compared),
         calibrations=calibrations(compared),
         curves=curves(runs),
-        examples=shown,
+        examples=selected,
         texts=texts.listed,
     )
 

@@ -105,16 +105,16 @@ def curve_table(curve: Curve, most: int) -> CurveTable:
     names = [" · ".join(filter(None, (series.run if several else "", series.name))) for series in curve.series]
     values = [dict(series.points) for series in curve.series]
     steps = sorted({step for points in values for step in points})
-    shown = steps if len(steps) <= most else _thinned(curve, most)
-    size, seeds = (max(getattr(series, part) for series in curve.series) for part in ("bin_steps", "seeds"))
+    kept = steps if len(steps) <= most else _thinned(curve, most)
+    size, seeds = (max(getattr(series, attribute) for series in curve.series) for attribute in ("bin_steps", "seeds"))
     notes = [
-        f"{len(shown)} of {len(steps)} points, evenly spread" if len(shown) < len(steps) else "",
+        f"{len(kept)} of {len(steps)} points, evenly spread" if len(kept) < len(steps) else "",
         f"means of up to {size} steps" if size > 1 else "",
         f"means of {seeds} seeds" if seeds > 1 else "",
     ]
     return CurveTable(
         columns=[name or curve.title for name in names],
-        rows=[(step, [points.get(step) for points in values]) for step in shown],
+        rows=[(step, [points.get(step) for points in values]) for step in kept],
         note=", ".join(filter(None, notes)),
     )
 
@@ -123,30 +123,30 @@ def _thinned(curve: Curve, most: int) -> list[int]:
     """Some of the steps. Series of other steps than the rest are thinned by themselves: none loses all its points."""
     tracks = {tuple(step for step, _ in series.points) for series in curve.series}
     count = max(2, most // len(tracks))
-    return sorted({track[place] for track in tracks for place in _spread(len(track), count)})
+    return sorted({track[index] for track in tracks for index in _spread(len(track), count)})
 
 
 def _spread(length: int, count: int) -> list[int]:
     """At most `count` places among `length`, the first and the last included."""
     if length <= count:
         return list(range(length))
-    return [round(number * (length - 1) / (count - 1)) for number in range(count)]
+    return [round(index * (length - 1) / (count - 1)) for index in range(count)]
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
     """The charts of all training stages; a chart that no run has values for is left out."""
-    found = []
+    ordered = []
     for stage in dict.fromkeys([*RL_STAGES, *(stage for run in runs for stage in run.metrics)]):
         charts: dict[str, Curve] = {}
         for run in runs:
-            found_in = [_all_series(lines) for lines in run.metrics.get(stage, [])]
-            for about, name in dict.fromkeys(line for seed in found_in for line in seed):
+            by_seed = [_all_series(lines) for lines in run.metrics.get(stage, [])]
+            for about, name in dict.fromkeys(line for seed in by_seed for line in seed):
                 key, title, note, unit = about
                 chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))
-                chart.series.append(_series(run.name, name, [seed.get((about, name), []) for seed in found_in]))
+                chart.series.append(_series(run.name, name, [seed.get((about, name), []) for seed in by_seed]))
         order = ("loss", "score", "validation", "tiers", "thoughts", "entropy", "length")
-        found += [charts[key] for key in order if key in charts]
-    return found
+        ordered += [charts[key] for key in order if key in charts]
+    return ordered
 
 
 def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], list[Point]]:
@@ -155,24 +155,24 @@ def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], l
         for key, value in entry["data"].items():
             if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(key, []).append((entry["step"], float(value)))
-    found = {}
+    series = {}
     for key in sorted(points):
         if key in _PLAIN:
-            found[_PLAIN[key], ""] = points[key]
+            series[_PLAIN[key], ""] = points[key]
         elif (match := _VALIDATION.fullmatch(key)) and match[3] == _RIGHT[match[1]]:
             name = (match[2] or _ASKED[match[1]]).replace("/not_inferable", ", not inferable")
-            found[_VALIDATED, _with_kind(name, match, points)] = points[key]
+            series[_VALIDATED, _with_kind(name, match, points)] = points[key]
         elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
-            found[_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points)] = points[key]
+            series[_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points)] = points[key]
         elif match and match[2] == "thought" and any(value for _, value in points[key]):
-            found[_THOUGHTS, _with_kind("reply with a thought", match, points)] = points[key]
-    return found
+            series[_THOUGHTS, _with_kind("reply with a thought", match, points)] = points[key]
+    return series
 
 
-def _with_kind(name: str, found: re.Match[str], keys: Iterable[str]) -> str:
+def _with_kind(name: str, key_match: re.Match[str], keys: Iterable[str]) -> str:
     """A run on rows of several kinds has series of the same name; their kind then tells them apart."""
-    kinds = {match[1] for key in keys if (match := found.re.fullmatch(key))}
-    return f"{found[1]}: {name}" if len(kinds) > 1 else name
+    kinds = {match[1] for key in keys if (match := key_match.re.fullmatch(key))}
+    return f"{key_match[1]}: {name}" if len(kinds) > 1 else name
 
 
 def _series(run: str, name: str, seeds: Sequence[list[Point]]) -> Series:
@@ -182,11 +182,11 @@ def _series(run: str, name: str, seeds: Sequence[list[Point]]) -> Series:
         by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     size = math.ceil(len(steps) / _MOST_POINTS)
-    parts = [steps[start : start + size] for start in range(0, len(steps), size)]
+    windows = [steps[start : start + size] for start in range(0, len(steps), size)]
     points, lowest, highest = (
-        [fmean(of(by_step[step]) for step in part) for part in parts] for of in (fmean, min, max)
+        [fmean(of(by_step[step]) for step in window) for window in windows] for of in (fmean, min, max)
     )
-    at = [part[-1] for part in parts]
+    last_steps = [window[-1] for window in windows]
     count = sum(map(bool, seeds))
-    ranges = list(zip(at, lowest, highest, strict=True)) if count > 1 else []
-    return Series(run, name, list(zip(at, points, strict=True)), size, count, ranges)
+    ranges = list(zip(last_steps, lowest, highest, strict=True)) if count > 1 else []
+    return Series(run, name, list(zip(last_steps, points, strict=True)), size, count, ranges)

@@ -49,19 +49,19 @@ class Texts:
     """Every text once: observations and actions come hundreds of times, and a page holds them all."""
 
     listed: list[str] = field(default_factory=list)
-    _numbers: dict[str, int] = field(default_factory=dict)
+    _indices: dict[str, int] = field(default_factory=dict)
 
-    def number(self, text: str | None) -> int | None:
+    def index(self, text: str | None) -> int | None:
         """The place of `text` in `listed`; None stays None."""
         if text is None:
             return None
-        if text not in self._numbers:
-            self._numbers[text] = len(self.listed)
+        if text not in self._indices:
+            self._indices[text] = len(self.listed)
             self.listed.append(text)
-        return self._numbers[text]
+        return self._indices[text]
 
-    def numbers(self, texts: Iterable[str]) -> list[int | None]:
-        return [self.number(text) for text in texts]
+    def indices(self, texts: Iterable[str]) -> list[int | None]:
+        return [self.index(text) for text in texts]
 
 
 def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: Texts) -> list[Examples]:
@@ -73,16 +73,16 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
         "choices": lambda chosen: _choices(questions.pairs(chosen), texts),
         "reasoning": lambda chosen: _reasoning(questions.reasoning() if chosen else {}, texts),
     }
-    found = []
+    by_kind = []
     for kind in KINDS:
         answers = [{_name(kind, record): record for record in getattr(model.evaluation, kind)} for model in compared]
-        items = list(dict.fromkeys(item for part in answers for item in part))
+        items = list(dict.fromkeys(item for by_item in answers for item in by_item))
         outcome = "success" if kind == "episodes" else "right"
         chosen = _mixed(items, answers, outcome)[:most]
         item = describe[kind](chosen)
-        shown = [{"id": one, **item(one, [part.get(one) for part in answers])} for one in chosen]
-        found.append(Examples(kind, shown, len(items)))
-    return found
+        rendered = [{"id": one, **item(one, [by_item.get(one) for by_item in answers])} for one in chosen]
+        by_kind.append(Examples(kind, rendered, len(items)))
+    return by_kind
 
 
 def _name(kind: str, record: Json) -> str:
@@ -94,11 +94,15 @@ def _mixed(items: Sequence[str], answers: Sequence[Mapping[str, Json]], outcome:
     """Items of every split and every pattern of outcomes in turn, each group in its own order."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for item in items:
-        records = [part.get(item) for part in answers]
+        records = [by_item.get(item) for by_item in answers]
         split = next(record["split"] for record in records if record is not None)
         pattern = ["" if record is None else str(bool(record[outcome])) for record in records]
         groups.setdefault((split, *pattern), []).append(item)
-    turns = [(turn, number, item) for number, group in enumerate(groups.values()) for turn, item in enumerate(group)]
+    turns = [
+        (turn, group_index, item)
+        for group_index, group in enumerate(groups.values())
+        for turn, item in enumerate(group)
+    ]
     return [item for _, _, item in sorted(turns)]
 
 
@@ -109,13 +113,13 @@ def turns_in_loops(turns: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _episodes(expert: Mapping[str, list[str]], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
     def item(task: str, records: list[Json | None]) -> Json:
-        there = next(record for record in records if record is not None)
+        first = next(record for record in records if record is not None)
         plan = expert.get(task)
         return {
-            "split": there["split"],
-            "type": there["task_type"],
-            "goal": texts.number(there.get("goal", "")),
-            "expert": None if plan is None else texts.numbers(plan),
+            "split": first["split"],
+            "type": first["task_type"],
+            "goal": texts.index(first.get("goal", "")),
+            "expert": None if plan is None else texts.indices(plan),
             "answers": [None if record is None else _episode(record, plan, texts) for record in records],
         }
 
@@ -124,29 +128,29 @@ def _episodes(expert: Mapping[str, list[str]], texts: Texts) -> Callable[[str, l
 
 def _episode(record: Json, plan: Sequence[str] | None, texts: Texts) -> Json:
     turns = record.get("turns", [])
-    together = _steps_with_the_expert(turns, plan)
+    shared_steps = _steps_with_the_expert(turns, plan)
     played = [
         {
-            "observation": texts.number(turn["observation"]),
-            "reply": texts.number(turn["reply"]),
-            "action": texts.number(turn["action"]),
+            "observation": texts.index(turn["observation"]),
+            "reply": texts.index(turn["reply"]),
+            "action": texts.index(turn["action"]),
             "malformed": turn["malformed"],
             "admissible": turn["admissible"],
-            "list": texts.numbers(turn["admissible_actions"]),
+            "list": texts.indices(turn["admissible_actions"]),
             "repeat": repeat if repeat >= LOOP_LENGTH else 0,
-            "expert": texts.number(plan[number]) if plan and number <= together and number < len(plan) else None,
-            "as_expert": number < together,
+            "expert": texts.index(plan[index]) if plan and index <= shared_steps and index < len(plan) else None,
+            "as_expert": index < shared_steps,
         }
-        for number, (turn, repeat) in enumerate(zip(turns, turns_in_loops(turns), strict=True))
+        for index, (turn, repeat) in enumerate(zip(turns, turns_in_loops(turns), strict=True))
     ]
     return {"right": bool(record["success"]), "end": record["end"], "steps": int(record["steps"]), "turns": played}
 
 
 def _steps_with_the_expert(turns: Sequence[Json], plan: Sequence[str] | None) -> int:
     """How many first actions are the expert's; up to there, and one further, the states are the expert's too."""
-    for number, turn in enumerate(turns):
-        if plan is None or number >= len(plan) or match_action(turn["action"] or "", [plan[number]]) is None:
-            return number
+    for index, turn in enumerate(turns):
+        if plan is None or index >= len(plan) or match_action(turn["action"] or "", [plan[index]]) is None:
+            return index
     return len(turns)
 
 
@@ -155,7 +159,7 @@ def _next_actions(steps: Mapping[str, Step], texts: Texts) -> Callable[[str, lis
         step = steps.get(state)
         return {
             **_question(records, step, texts),
-            "expert": texts.number(step.action) if step else None,
+            "expert": texts.index(step.action) if step else None,
             "answers": [None if record is None else _answer(record, texts) for record in records],
         }
 
@@ -165,12 +169,12 @@ def _next_actions(steps: Mapping[str, Step], texts: Texts) -> Callable[[str, lis
 def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
     def item(pair_id: str, records: list[Json | None]) -> Json:
         pair = pairs.get(pair_id)
-        there = next(record for record in records if record is not None)
+        first = next(record for record in records if record is not None)
         return {
             **_question(records, pair, texts),
-            "expert": texts.number(pair.expert_action) if pair else None,
-            "alternative": texts.number(pair.alternative_action) if pair else None,
-            "margin": there["margin"],
+            "expert": texts.index(pair.expert_action) if pair else None,
+            "alternative": texts.index(pair.alternative_action) if pair else None,
+            "margin": first["margin"],
             "answers": [None if record is None else _choice(record, pair, texts) for record in records],
         }
 
@@ -179,14 +183,14 @@ def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Jso
 
 def _reasoning(questions: Mapping[str, Question], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
     def item(name: str, records: list[Json | None]) -> Json:
-        there = next(record for record in records if record is not None)
-        question, gold = questions.get(name), there.get("gold")
+        first = next(record for record in records if record is not None)
+        question, gold = questions.get(name), first.get("gold")
         return {
-            "split": there["split"],
-            "goal": texts.number(question.text) if question and question.gold == gold else None,
-            "expected": texts.number(gold),
+            "split": first["split"],
+            "goal": texts.index(question.text) if question and question.gold == gold else None,
+            "expected": texts.index(gold),
             "answers": [
-                {"right": bool(record["right"]), "reply": texts.number(record.get("reply", ""))} if record else None
+                {"right": bool(record["right"]), "reply": texts.index(record.get("reply", ""))} if record else None
                 for record in records
             ],
         }
@@ -194,16 +198,16 @@ def _reasoning(questions: Mapping[str, Question], texts: Texts) -> Callable[[str
     return item
 
 
-def _question(records: Sequence[Json | None], asked: Step | Pair | None, texts: Texts) -> Json:
-    there = next(record for record in records if record is not None)
-    known: Json = {"split": there["split"], "inferable": there["inferable"], "goal": None}
-    if asked is not None:
-        context = asked.context
+def _question(records: Sequence[Json | None], source: Step | Pair | None, texts: Texts) -> Json:
+    first = next(record for record in records if record is not None)
+    known: Json = {"split": first["split"], "inferable": first["inferable"], "goal": None}
+    if source is not None:
+        context = source.context
         known |= {
-            "goal": texts.number(context.goal),
-            "history": [texts.numbers(turn) for turn in context.history],
-            "observation": texts.number(context.observation),
-            "list": texts.numbers(context.admissible_actions),
+            "goal": texts.index(context.goal),
+            "history": [texts.indices(turn) for turn in context.history],
+            "observation": texts.index(context.observation),
+            "list": texts.indices(context.admissible_actions),
         }
     return known
 
@@ -212,8 +216,8 @@ def _answer(record: Json, texts: Texts) -> Json:
     parsed = parse_action(record["reply"])
     return {
         "right": record["right"],
-        "reply": texts.number(record["reply"]),
-        "action": texts.number(parsed.action),
+        "reply": texts.index(record["reply"]),
+        "action": texts.index(parsed.action),
         "malformed": parsed.malformed,
         "admissible": record["admissible"],
     }
@@ -223,15 +227,15 @@ def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
     """`chose` is `expert`, `alternative` or None; `candidates` as they were shown, none where they are unknown."""
     position = record["expert_position"]
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
-    shown = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
-    parsed = parse_choice(record["reply"], shown)
+    candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
+    parsed = parse_choice(record["reply"], candidates)
     return {
         "right": record["right"],
-        "reply": texts.number(record["reply"]),
-        "action": texts.number(parsed.text),
+        "reply": texts.index(record["reply"]),
+        "action": texts.index(parsed.text),
         "malformed": parsed.malformed,
         "admissible": record["admissible"],
-        "candidates": texts.numbers(shown),
+        "candidates": texts.indices(candidates),
         "chose": chose,
         "chosen": parsed.index,
         "expert_position": position,
@@ -242,17 +246,17 @@ class _Questions:
     """The files that the evaluations asked from, as far as they can be found unchanged."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        found: dict[str, Path] = {}
-        self.asked_in_general: list[Path] = []
+        paths: dict[str, Path] = {}
+        self.reasoning_files: list[Path] = []
         for run in runs:
             for evaluation in run.evaluations:
                 inputs = evaluation.manifest.inputs if evaluation.manifest else {}
-                for name, wanted in inputs.items():
-                    if wanted not in found and (path := _unchanged(name, wanted, run.folder)):
-                        found[wanted] = path
+                for name, sha in inputs.items():
+                    if sha not in paths and (path := _unchanged(name, sha, run.folder)):
+                        paths[sha] = path
                 if evaluation.reasoning:
-                    self.asked_in_general += [found[wanted] for wanted in inputs.values() if wanted in found]
-        self.tables = [path for path in found.values() if _schema(path) != _NONE]
+                    self.reasoning_files += [paths[sha] for sha in inputs.values() if sha in paths]
+        self.tables = [path for path in paths.values() if _schema(path) != _NONE]
 
     def expert_actions(self, tasks: Sequence[str]) -> dict[str, list[str]]:
         """Split and task -> what the expert did, from the first step on; of several trajectories, the first by id."""
@@ -275,8 +279,8 @@ class _Questions:
 
     def reasoning(self) -> dict[str, Question]:
         """Split and item -> question. Its files are all that are none of our tables."""
-        found: dict[str, Question] = {}
-        for path in dict.fromkeys(path for path in self.asked_in_general if path not in self.tables):
+        questions: dict[str, Question] = {}
+        for path in dict.fromkeys(path for path in self.reasoning_files if path not in self.tables):
             # A split is a file's name with as many folders as told all files apart then; some may be gone now.
             parts = path.with_suffix("").parts
             splits = ["/".join(parts[start:]) for start in range(len(parts))]
@@ -284,27 +288,27 @@ class _Questions:
             with suppress(DataError):
                 for question in read_questions([path]):
                     for split in splits:
-                        found.setdefault(f"{split}/{question.item}", question)
-        return found
+                        questions.setdefault(f"{split}/{question.item}", question)
+        return questions
 
     def _rows(
-        self, schema: pa.Schema, column: str, wanted: Sequence[str], columns: Sequence[str] | None = None
+        self, schema: pa.Schema, column: str, values: Sequence[str], columns: Sequence[str] | None = None
     ) -> list[Json]:
-        found: list[Json] = []
+        rows: list[Json] = []
         for path in self.tables:
             if _schema(path) != schema_name(schema):
                 continue
             table = read_table(path, schema)
-            kept = table.filter(pc.is_in(table[column], pa.array(wanted, pa.string())))
-            found += kept.select(columns or schema.names).to_pylist()
-        return found
+            kept = table.filter(pc.is_in(table[column], pa.array(values, pa.string())))
+            rows += kept.select(columns or schema.names).to_pylist()
+        return rows
 
 
-def _unchanged(name: str, wanted: str, folder: Path) -> Path | None:
+def _unchanged(name: str, sha: str, folder: Path) -> Path | None:
     """The file `name`, where it was or at the same place below `folder`, if it is of this hash."""
-    places = [Path(name), *(folder.joinpath(*Path(name).parts[-depth:]) for depth in (3, 2))]
-    for path in places:
-        if path.is_file() and digest(path) == wanted:
+    candidates = [Path(name), *(folder.joinpath(*Path(name).parts[-depth:]) for depth in (3, 2))]
+    for path in candidates:
+        if path.is_file() and digest(path) == sha:
             return path
     return None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_act.evaluate.methods import mean_seconds, number, steps_in_words, tests_in_words
+from verl_act.evaluate.methods import format_metric, mean_seconds, steps_in_words, tests_in_words
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.report.read import Run
 
@@ -61,17 +61,17 @@ class MethodBudget:
 
 def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
     """A table a split with the figures over all items, then those by task type, position and margin."""
-    found = []
+    tables = []
     for run in runs:
         entries = run.comparison.get("entries", [])
         for split in dict.fromkeys(entry["split"] for entry in entries):
-            here = [entry for entry in entries if entry["split"] == split]
-            whole = [entry for entry in here if not entry["group"]]
-            found.append(_table(_name(run, runs), "All figures", split, whole, False))
-            for figure in dict.fromkeys(entry["figure"] for entry in here if entry["group"]):
-                part = [entry for entry in here if entry["figure"] == figure and entry["group"]]
-                found.append(_table(_name(run, runs), METRICS[figure].title, split, part, True))
-    return found
+            of_split = [entry for entry in entries if entry["split"] == split]
+            whole = [entry for entry in of_split if not entry["group"]]
+            tables.append(_table(_name(run, runs), "All figures", split, whole, False))
+            for figure in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
+                grouped = [entry for entry in of_split if entry["figure"] == figure and entry["group"]]
+                tables.append(_table(_name(run, runs), METRICS[figure].title, split, grouped, True))
+    return tables
 
 
 def methods_start(runs: Sequence[Run]) -> str:
@@ -100,19 +100,21 @@ def methods_start(runs: Sequence[Run]) -> str:
 def _initial_model(run: Run) -> tuple[str, str]:
     """Its name, and the hash of its files where it was a folder; empty where they are not known."""
     name = run.comparison.get("initial_model", "")
-    manifests = (part.manifest for part in run.evaluations if part.model == name and part.manifest)
+    manifests = (
+        evaluation.manifest for evaluation in run.evaluations if evaluation.model == name and evaluation.manifest
+    )
     hashes = (manifest.settings.get("model_digest") for manifest in manifests)
     return name, next(filter(None, hashes), "")
 
 
 def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
     """In the recipe's order."""
-    found = []
+    budgets = []
     for run in runs:
         for name, method in run.comparison.get("methods", {}).items():
             times = mean_seconds(method["seconds"])
             training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
-            found.append(
+            budgets.append(
                 MethodBudget(
                     run=_name(run, runs),
                     name=name,
@@ -123,7 +125,7 @@ def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
                     by_stage=", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items()),
                 )
             )
-    return found
+    return budgets
 
 
 def _name(run: Run, runs: Sequence[Run]) -> str:
@@ -142,17 +144,23 @@ def _table(run: str, title: str, split: str, entries: Sequence[Mapping[str, Any]
 
 
 def _cell(entry: Mapping[str, Any]) -> MethodCell:
-    found = entry["estimate"]
-    if found["value"] is None:
+    estimate = entry["estimate"]
+    if estimate["value"] is None:
         return MethodCell()
     share = METRICS[entry["figure"]].share
 
-    interval = f"{number(found['low'], share)}–{number(found['high'], share)}" if found["low"] is not None else ""
+    interval = (
+        f"{format_metric(estimate['low'], share)}–{format_metric(estimate['high'], share)}"
+        if estimate["low"] is not None
+        else ""
+    )
     return MethodCell(
-        value=number(found["value"], share),
-        interval=f"{interval}, n = {found['items']}".removeprefix(", "),
-        spread=f"± {number(found['deviation'], share)} over seeds" if found["deviation"] is not None else "",
+        value=format_metric(estimate["value"], share),
+        interval=f"{interval}, n = {estimate['items']}".removeprefix(", "),
+        spread=f"± {format_metric(estimate['deviation'], share)} over seeds"
+        if estimate["deviation"] is not None
+        else "",
         tests=tuple(MethodTest(text, p < 0.05) for text, p in tests_in_words(entry)),
-        estimate=found,
+        estimate=estimate,
         against=entry["against"],
     )

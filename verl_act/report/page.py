@@ -16,14 +16,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from verl_act.evaluate.methods import NOTE, p_value
+from verl_act.evaluate.methods import NOTE, format_p
 from verl_act.names import markdown_text
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.curves import curve_table
-from verl_act.report.statistics import Figure
+from verl_act.report.statistics import MetricValue
 from verl_act.report.summary import duration
-from verl_act.report.tables import Cell, Group
+from verl_act.report.tables import Group, MetricCell
 
 SECTIONS = {
     "episodes": "Episodes",
@@ -41,7 +41,7 @@ def html(content: Content) -> str:
         "texts": content.texts,
         "models": [model.label for model in content.models],
         "colours": plots.COLOURS,
-        "kinds": {part.kind: {"items": part.items, "total": part.total} for part in content.examples},
+        "kinds": {group.kind: {"items": group.items, "total": group.total} for group in content.examples},
     }
     return (
         _environment(autoescape=True)
@@ -131,15 +131,19 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
             for split, groups in _by_split(content.margins)
         ],
         "calibrations": [
-            (part.split, "calibration", plots.reliability(f"Calibration of choices, {part.split}", part, labels))
-            for part in content.calibrations
+            (
+                calibration.split,
+                "calibration",
+                plots.reliability(f"Calibration of choices, {calibration.split}", calibration, labels),
+            )
+            for calibration in content.calibrations
         ],
     }
 
 
 def _headlines(content: Content) -> list[tuple[str, str, list[Group]]]:
     """The first figure of each section, a group a split."""
-    found = []
+    headlines = []
     for section, key in _HEADLINES.items():
         rows = {
             block.split: row
@@ -150,8 +154,8 @@ def _headlines(content: Content) -> list[tuple[str, str, list[Group]]]:
         }
         if rows:
             groups = [Group(split, split, [cell.figure for cell in row.cells]) for split, row in rows.items()]
-            found.append((section, next(iter(rows.values())).title, groups))
-    return found
+            headlines.append((section, next(iter(rows.values())).title, groups))
+    return headlines
 
 
 def _by_split(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
@@ -159,21 +163,21 @@ def _by_split(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     return [(split, [replace(group) for group in groups if group.split == split]) for split in splits]
 
 
-def _interval(figure: Figure, unit: str) -> str:
+def _interval(figure: MetricValue, unit: str) -> str:
     if figure.low is None:
         return ""
     low, high = plots.show(figure.low, unit), plots.show(figure.high, unit)
     return f"{low.removesuffix('%')}–{high}"
 
 
-def _paired(cell: Cell) -> str:
+def _paired(cell: MetricCell) -> str:
     test = cell.against_first
     if test is None:
         return ""
     if not test.gained + test.lost:
         return "no item differs"
     points = f"{100 * test.difference:+.1f}".replace("-", "−")
-    return f"{points} points, {test.gained} up, {test.lost} down, {p_value(test.p)}"
+    return f"{points} points, {test.gained} up, {test.lost} down, {format_p(test.p)}"
 
 
 def _moment(text: str) -> str:

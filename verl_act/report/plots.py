@@ -15,10 +15,10 @@ import altair as alt
 import vl_convert
 from markupsafe import Markup
 
-from verl_act.evaluate.methods import number
+from verl_act.evaluate.methods import format_metric
 from verl_act.report.calibration import Calibration
 from verl_act.report.curves import Curve, Series
-from verl_act.report.statistics import Figure
+from verl_act.report.statistics import MetricValue
 from verl_act.report.tables import Group
 
 WIDTH = 340
@@ -37,8 +37,8 @@ _CONFIG: dict[str, Any] = {
     "padding": 4,
     "view": {"stroke": None},
     "axis": {
-        **{f"{part}Color": "var(--muted)" for part in ("label", "title")},
-        **{f"{part}Color": "var(--line)" for part in ("grid", "domain", "tick")},
+        **{f"{element}Color": "var(--muted)" for element in ("label", "title")},
+        **{f"{element}Color": "var(--line)" for element in ("grid", "domain", "tick")},
         **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
     },
     "legend": {
@@ -79,7 +79,7 @@ def curve(chart: Curve) -> Markup:
     dashes = {}
     if len(runs) > 1 and len(names) > 1:
         dashed = [_plain(name) for name in names]
-        scale = alt.Scale(domain=dashed, range=[_DASHES[number % len(_DASHES)] for number in range(len(dashed))])
+        scale = alt.Scale(domain=dashed, range=[_DASHES[index % len(_DASHES)] for index in range(len(dashed))])
         dashes["strokeDash"] = alt.StrokeDash(f"{other}:N", scale=scale, legend=_legend(dashed))
     base = alt.Chart(alt.Data(values=rows)).encode(**encoding)  # type: ignore[arg-type]
     line = base.mark_line(strokeWidth=2, strokeJoin="round").encode(detail=f"{other}:N", **dashes)
@@ -87,8 +87,8 @@ def curve(chart: Curve) -> Markup:
     shapes = alt.Shape(f"{by}:N", scale=_shapes(values), legend=_legend(values))
     points = base.mark_point(filled=True, size=22 if few else 6, opacity=1).encode(shape=shapes)
     band = base.mark_area(opacity=0.2).encode(y=_y_axis(chart.unit, rows, "low"), y2="high:Q", detail=f"{other}:N")
-    shown = band + line + points if any(series.ranges for series in chart.series) else line + points
-    return _svg(shown, f"{chart.stage} stage: {chart.title}", height=160)
+    chart_layers = band + line + points if any(series.ranges for series in chart.series) else line + points
+    return _svg(chart_layers, f"{chart.stage} stage: {chart.title}", height=160)
 
 
 def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: float | None = None) -> Markup:
@@ -157,13 +157,13 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
     """Share of right choices with intervals over confidence: a point a bin and model, on the line where both agree."""
     rows = [
         {
-            **_interval_row(_plain(part.name), label, figure),
+            **_interval_row(_plain(entry.name), label, figure),
             "confidence": confidence,
             "label": f"{_plain(label)}, confidence {show(confidence, 'share')}: right {show(figure.value, 'share')} "
             f"({show(figure.low, 'share')} to {show(figure.high, 'share')}, n = {figure.count})",
         }
-        for part in calibration.bins
-        for label, confidence, figure in zip(labels, part.confidences, part.right, strict=True)
+        for entry in calibration.bins
+        for label, confidence, figure in zip(labels, entry.confidences, entry.right, strict=True)
         if confidence is not None
     ]
     models = [_plain(label) for label in labels]
@@ -179,10 +179,10 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
 
 def show(value: float | None, unit: str) -> str:
     """A value as people read it: shares as per cent."""
-    return "–" if value is None else number(value, unit == "share")
+    return "–" if value is None else format_metric(value, unit == "share")
 
 
-def _interval_row(group: str, model: str, figure: Figure) -> dict[str, Any]:
+def _interval_row(group: str, model: str, figure: MetricValue) -> dict[str, Any]:
     bounds = f"{show(figure.low, 'share')} to {show(figure.high, 'share')}"
     return {
         "group": group,
@@ -228,14 +228,14 @@ def _y_axis(unit: str, rows: Rows, column: str = "value") -> alt.Y:
 
 
 def _colour(column: str, values: Sequence[str]) -> alt.Color:
-    colours = [f"var(--series-{number % COLOURS})" for number in range(len(values))]
+    colours = [f"var(--series-{index % COLOURS})" for index in range(len(values))]
     scale = alt.Scale(domain=list(values), range=colours)
     return alt.Color(f"{column}:N", scale=scale, legend=_legend(values))
 
 
 def _shapes(values: Sequence[str]) -> alt.Scale:
     # Every round of colours starts one shape later, so that no two series share both.
-    shapes = [_SHAPES[(number + number // COLOURS) % len(_SHAPES)] for number in range(len(values))]
+    shapes = [_SHAPES[(index + index // COLOURS) % len(_SHAPES)] for index in range(len(values))]
     return alt.Scale(domain=list(values), range=shapes)
 
 
@@ -281,5 +281,5 @@ def _spaced(name: str) -> str:
 
 def _plain(text: str) -> str:
     """A label that XML and Vega's expressions can hold and a chart has room for: no control, no line separator."""
-    shown = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
-    return shown if len(shown) <= _LONGEST_LABEL else f"{shown[: _LONGEST_LABEL - 1]}…"
+    printable = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
+    return printable if len(printable) <= _LONGEST_LABEL else f"{printable[: _LONGEST_LABEL - 1]}…"

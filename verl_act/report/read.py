@@ -11,9 +11,9 @@ from typing import Any
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.methods import JSON as METHODS
-from verl_act.evaluate.records import json_lines, read_figures, read_records
+from verl_act.evaluate.records import json_lines, read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
-from verl_act.report.stages import RL_STAGES, StageRecord, State, rank, read_stages, seed_folders
+from verl_act.report.stages import RL_STAGES, StageRecord, StageState, rank, read_stages, seed_folders
 from verl_act.text_files import read_json
 
 
@@ -57,8 +57,8 @@ class Run:
 
     @property
     def manifests(self) -> list[Manifest]:
-        found = [manifest for stage in self.stages for manifest in stage.manifests]
-        return found or [evaluation.manifest for evaluation in self.evaluations if evaluation.manifest]
+        of_stages = [manifest for stage in self.stages for manifest in stage.manifests]
+        return of_stages or [evaluation.manifest for evaluation in self.evaluations if evaluation.manifest]
 
 
 def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
@@ -67,7 +67,7 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
     Raises `DataError` where a folder holds nothing to report on, or a file in it is damaged.
     """
     paths = [Path(folder).absolute() for folder in folders]
-    if repeated := next((path for number, path in enumerate(paths) if path in paths[:number]), None):
+    if repeated := next((path for index, path in enumerate(paths) if path in paths[:index]), None):
         raise DataError(f"{repeated}: is given twice; name each run once.")
     return [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
@@ -82,7 +82,7 @@ def read_run(folder: Path, name: str) -> Run:
     metrics = {stage: [lines] for stage in RL_STAGES if (lines := _metrics(folder, stage))}
     evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{METRICS_FILE}")]
     evaluations.sort(key=lambda evaluation: rank(f"evaluate {evaluation.name}"))
-    if not (metrics or evaluations or any(stage.state is State.DONE for stage in stages)):
+    if not (metrics or evaluations or any(stage.state is StageState.DONE for stage in stages)):
         raise DataError(
             f"{folder}: neither a folder that `chain` writes (no stage is done in it) nor one of `evaluate` "
             f"({METRICS_FILE} is missing). Give the folder named with --out."
@@ -95,7 +95,7 @@ def _read_methods(folder: Path, name: str) -> Run:
     path = folder / "methods" / METHODS
     seeds = seed_folders(folder)
     first = next(iter(seeds), folder)
-    folders = sorted(found.parent for found in first.glob(f"evaluation/*/{METRICS_FILE}"))
+    folders = sorted(file.parent for file in first.glob(f"evaluation/*/{METRICS_FILE}"))
     comparison: dict[str, Any] = {}
     if path.is_file():
         try:
@@ -110,20 +110,20 @@ def _read_methods(folder: Path, name: str) -> Run:
         path for pattern in ("*/metrics.jsonl", "*.work/metrics-*.jsonl") for path in folder.glob(f"seed-*/{pattern}")
     ]
     trained = sorted({path.parent.name.removesuffix(".work") for path in logged})
-    found = {stage: [lines for seed in seeds if (lines := _metrics(seed, stage))] for stage in trained}
-    metrics = {stage: several for stage, several in found.items() if several}
+    by_stage = {stage: [lines for seed in seeds if (lines := _metrics(seed, stage))] for stage in trained}
+    metrics = {stage: several for stage, several in by_stage.items() if several}
     evaluations = list(map(_read_evaluation, folders))
     stages = read_stages(folder, comparison=True)
     return Run(name, folder, stages, metrics, evaluations, comparison, _failed_episodes(folder, comparison))
 
 
 def _failed_episodes(folder: Path, comparison: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    found = {}
+    failed = {}
     for name, method in comparison.get("methods", {}).items():
         manifests = [read_manifest(folder / path) for path in method["evaluations"].values()]
         counts = [manifest.counts for manifest in manifests if manifest]
-        found[name] = tuple(sum(part.get(key, 0) for part in counts) for key in ("episode_errors", "episodes"))
-    return found
+        failed[name] = tuple(sum(entry.get(key, 0) for entry in counts) for key in ("episode_errors", "episodes"))
+    return failed
 
 
 def _upgrade(comparison: dict[str, Any]) -> None:
@@ -152,9 +152,9 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
     files = [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
     by_step: dict[int, dict[str, Any]] = {}
     for path in files:
-        for number, line in json_lines(path, unfinished=path != finished):
+        for line_number, line in json_lines(path, unfinished=path != finished):
             if not isinstance(line.get("step"), int) or not isinstance(line.get("data"), dict):
-                raise DataError(f"{path}, line {number}: has no step and data; it is not a metrics file of verl.")
+                raise DataError(f"{path}, line {line_number}: has no step and data; it is not a metrics file of verl.")
             by_step.setdefault(line["step"], {}).update(line["data"])
     return [{"step": step, "data": by_step[step]} for step in sorted(by_step)]
 
@@ -163,7 +163,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
     path = folder / METRICS_FILE
     if not path.is_file():
         raise DataError(f"{folder}: holds no evaluation ({METRICS_FILE} is missing); run the chain or `methods` again.")
-    figures = read_figures(path)
+    figures = read_metrics_file(path)
     name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
     records = read_records(folder)
     return Evaluation(

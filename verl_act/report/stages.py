@@ -30,7 +30,7 @@ _SEEDED = re.compile(r"seed (\d+) (.+)")
 """A comparison's stage that is done anew for every seed, in the folder `seed-<seed>`."""
 
 
-class State(StrEnum):
+class StageState(StrEnum):
     """How far a stage is."""
 
     DONE = "done"
@@ -47,15 +47,15 @@ class StageRecord:
     """
 
     name: str
-    state: State
+    state: StageState
     made: Manifest | None = None
     mark: Manifest | None = None
 
     @property
     def seed(self) -> int | None:
         """Of a comparison's stage that is done anew for every seed."""
-        found = _SEEDED.fullmatch(self.name)
-        return int(found[1]) if found else None
+        match = _SEEDED.fullmatch(self.name)
+        return int(match[1]) if match else None
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -75,13 +75,13 @@ def read_stages(folder: Path, comparison: bool = False) -> list[StageRecord]:
     folders = _manifests(folder, "*", "*/*", "seed-*/evaluation/*")
     made = {name: manifest for path, manifest in folders.items() if (name := _stage_name(path)) is not None}
     begun = _begun(folder)
-    wanted = {"methods"} if comparison else _of_every_chain({*marks, *made})
-    found = []
-    for name in sorted({*wanted, *marks, *made, *begun}, key=rank):
-        there = name in made or (name in marks and (name == "audit" or _folder(folder, name).is_dir()))
-        state = State.DONE if there else State.UNFINISHED if name in begun else State.MISSING
-        found.append(StageRecord(name, state, made.get(name), marks.get(name) if there else None))
-    return found
+    planned = {"methods"} if comparison else _of_every_chain({*marks, *made})
+    records = []
+    for name in sorted({*planned, *marks, *made, *begun}, key=rank):
+        finished = name in made or (name in marks and (name == "audit" or _folder(folder, name).is_dir()))
+        state = StageState.DONE if finished else StageState.UNFINISHED if name in begun else StageState.MISSING
+        records.append(StageRecord(name, state, made.get(name), marks.get(name) if finished else None))
+    return records
 
 
 def seed_folders(folder: Path) -> list[Path]:
@@ -100,21 +100,21 @@ def rank(stage: str) -> tuple[int, int, int, int, str]:
         kind, rest = "action", kind
     name = f"{kind} {rest}" if f"{kind} {rest}" in _ORDER else kind
     order = _ORDER.index(name) if name in _ORDER else len(_ORDER)
-    part = 1 if seeded else 2 if kind == "methods" else 0
+    phase = 1 if seeded else 2 if kind == "methods" else 0
     first = _FIRST.index(rest) if rest in _FIRST else len(_FIRST)
-    return part, int(seeded[1]) if seeded else 0, order, first, rest
+    return phase, int(seeded[1]) if seeded else 0, order, first, rest
 
 
-def _manifests(folder: Path, *places: str) -> dict[Path, Manifest]:
+def _manifests(folder: Path, *patterns: str) -> dict[Path, Manifest]:
     """Folder, as seen from `folder`, -> its manifest."""
 
-    def found() -> Iterator[tuple[Path, Manifest]]:
-        for place in places:
-            for path in sorted(folder.glob(f"{place}/{FILE_NAME}")):
+    def entries() -> Iterator[tuple[Path, Manifest]]:
+        for pattern in patterns:
+            for path in sorted(folder.glob(f"{pattern}/{FILE_NAME}")):
                 if (manifest := read_manifest(path.parent)) is not None:
                     yield path.parent.relative_to(folder), manifest
 
-    return dict(found())
+    return dict(entries())
 
 
 def _begun(folder: Path) -> set[str]:

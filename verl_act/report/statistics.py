@@ -13,7 +13,7 @@ Item = Hashable
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MetricValue:
     """An estimate with its 95% interval; `count` is the number of records. All None where there are none."""
 
     value: float | None
@@ -34,26 +34,26 @@ class Paired:
     p: float
 
 
-def share_of(records: Sequence[Mapping[str, Any]], holds: str) -> Figure:
+def share_of(records: Sequence[Mapping[str, Any]], holds: str) -> MetricValue:
     """The share of records with a true `holds`, with the interval of `evaluate.figures.share_interval`."""
-    found = share(records, holds)
+    result = share(records, holds)
     if not records:
-        return Figure(None, None, None, 0)
-    return Figure(found["share"], found["low"], found["high"], found["count"])
+        return MetricValue(None, None, None, 0)
+    return MetricValue(result["share"], result["low"], result["high"], result["count"])
 
 
-def ratio_of(records: Sequence[Mapping[str, Any]], amount: str, size: str | None = None) -> Figure:
+def ratio_of(records: Sequence[Mapping[str, Any]], amount: str, size: str | None = None) -> MetricValue:
     """The sum of a column over the sum of another, or its mean, with a bootstrap interval over tasks.
 
     Only records that have the columns count; there is no interval where all tasks are alike.
     """
     known = [record for record in records if amount in record and (size is None or record.get(size))]
     if not known:
-        return Figure(None, None, None, 0)
+        return MetricValue(None, None, None, 0)
     amounts = [float(record[amount]) for record in known]
     sizes = [1.0 if size is None else float(record[size]) for record in known]
     low, high = ratio_interval(amounts, sizes, tasks_of(known)) or (None, None)
-    return Figure(sum(amounts) / sum(sizes), low, high, len(known))
+    return MetricValue(sum(amounts) / sum(sizes), low, high, len(known))
 
 
 def paired(

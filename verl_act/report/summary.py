@@ -12,7 +12,7 @@ from typing import Any
 from verl_act.evaluate.metrics import finished
 from verl_act.report.examples import Examples
 from verl_act.report.read import Run
-from verl_act.report.stages import RL_STAGES, StageRecord, State
+from verl_act.report.stages import RL_STAGES, StageRecord, StageState
 from verl_act.report.tables import Model
 
 _TELLING = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
@@ -38,7 +38,7 @@ class StageSummary:
     def gist(self) -> dict[str, Any]:
         """The counts that tell most, at most three."""
         last = {name: name.rpartition(": ")[2] for name in self.counts if "by task type" not in name}
-        telling = [name for wanted in _TELLING for name in last if last[name] == wanted] or list(self.counts)
+        telling = [name for kind in _TELLING for name in last if last[name] == kind] or list(self.counts)
         return {name: self.counts[name] for name in telling[:3]}
 
 
@@ -61,7 +61,7 @@ class RunSummary:
     @property
     def missing(self) -> list[str]:
         """Stages that have not been done to the end."""
-        return [stage.name for stage in self.stages if stage.state != State.DONE]
+        return [stage.name for stage in self.stages if stage.state != StageState.DONE]
 
     @property
     def longest(self) -> float:
@@ -81,7 +81,7 @@ def summary(run: Run) -> RunSummary:
         command=next((_command(mark.command, run.folder) for mark in marks), ""),
         env=next((str(entry["env"]) for entry in settings if entry.get("env")), ""),
         model=_model(run, settings),
-        splits=splits or sorted({record["split"] for part in run.evaluations for record in part.episodes}),
+        splits=splits or sorted({record["split"] for evaluation in run.evaluations for record in evaluation.episodes}),
         seeds=run.seeds or sorted({manifest.seed for manifest in manifests if manifest.seed is not None}),
         first=created[0] if created else "",
         last=created[-1] if created else "",
@@ -91,36 +91,38 @@ def summary(run: Run) -> RunSummary:
     )
 
 
-def notes(compared: Sequence[Model], shown: Sequence[Examples], runs: Sequence[Run]) -> list[str]:
+def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequence[Run]) -> list[str]:
     """What a reader must know to read the figures right."""
-    found = [*_not_counted(compared, runs)]
-    asked = {tuple(sorted(manifest.inputs.values())) for model in compared if (manifest := model.evaluation.manifest)}
-    if len(asked) > 1:
-        found.append(
+    sentences = [*_not_counted(compared, runs)]
+    input_sets = {
+        tuple(sorted(manifest.inputs.values())) for model in compared if (manifest := model.evaluation.manifest)
+    }
+    if len(input_sets) > 1:
+        sentences.append(
             "The models were not all asked from the same files. Paired tests use the items that both have, by their "
             "ids; intervals side by side may be about different items."
         )
     templates = {model.evaluation.template for model in compared}
     if len(templates) > 1:
-        found.append(f"The models were prompted by different templates: {', '.join(sorted(templates))}.")
-    questions = [item for part in shown if part.kind != "episodes" for item in part.items]
+        sentences.append(f"The models were prompted by different templates: {', '.join(sorted(templates))}.")
+    questions = [item for group in selected if group.kind != "episodes" for item in group.items]
     if lost := sum(item["goal"] is None for item in questions):
-        found.append(
+        sentences.append(
             f"For {lost} of {len(questions)} single answers shown, the files that they were asked from are gone "
             "or have changed: the replies stand without their questions."
         )
     if any(run.seeds for run in runs):
-        found.append(
+        sentences.append(
             "The method tables of a comparison and its learning curves are over all seeds. All else on this page, the "
             "other charts and the answers included, is of the first seed."
         )
     logged = [entry for run in runs for seeds in run.metrics.values() for lines in seeds for entry in lines]
     if logged and not any("actor/entropy" in entry["data"] for entry in logged):
-        found.append(
+        sentences.append(
             "There is no curve of the entropy: verl logs it only where the trainer computes the log-probabilities of "
             "the rollouts again, which algorithm.rollout_correction.bypass_mode leaves out."
         )
-    return found
+    return sentences
 
 
 def _not_counted(compared: Sequence[Model], runs: Sequence[Run]) -> Iterator[str]:
@@ -169,15 +171,19 @@ def _stage(stage: StageRecord, run: Run) -> StageSummary:
 
 def _model(run: Run, settings: Sequence[Mapping[str, Any]]) -> str:
     engines = [entry["engine"] for entry in settings if isinstance(entry.get("engine"), Mapping)]
-    initial = next((part.model for part in run.evaluations if part.name == "initial"), "")
-    named = [initial, *(str(engine.get("model", "")) for engine in engines), *(part.model for part in run.evaluations)]
+    initial = next((evaluation.model for evaluation in run.evaluations if evaluation.name == "initial"), "")
+    named = [
+        initial,
+        *(str(engine.get("model", "")) for engine in engines),
+        *(evaluation.model for evaluation in run.evaluations),
+    ]
     return next((_relative(name, run.folder) for name in named if name), "")
 
 
-def _versions(found: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def _versions(by_stage: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Tool -> version; several where the stages differ."""
     merged: dict[str, list[str]] = {}
-    for versions in found:
+    for versions in by_stage:
         for tool, version in versions.items():
             if version not in merged.setdefault(tool, []):
                 merged[tool].append(version)
@@ -197,9 +203,9 @@ def _relative(path: str, folder: Path) -> str:
     if Path(path).is_relative_to(folder):
         return str(Path(path).relative_to(folder))
     parts = Path(path).parts
-    for number, part in enumerate(parts):
-        inside = Path(*parts[number + 1 :])
-        if part == folder.name and inside.parts and (folder / inside).exists():
+    for index, name in enumerate(parts):
+        inside = Path(*parts[index + 1 :])
+        if name == folder.name and inside.parts and (folder / inside).exists():
             return str(inside)
     return path
 

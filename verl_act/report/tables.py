@@ -8,7 +8,7 @@ from typing import Any
 
 from verl_act.evaluate.metrics import LOOP_LENGTH, MARGINS, finished, grouped, margin_name, position_name
 from verl_act.report.read import Evaluation, Run
-from verl_act.report.statistics import Figure, Paired, paired, ratio_of, share_of
+from verl_act.report.statistics import MetricValue, Paired, paired, ratio_of, share_of
 
 Record = Mapping[str, Any]
 
@@ -23,10 +23,10 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MetricCell:
     """One figure of one model; `against_first` compares it with the first model on the same items."""
 
-    figure: Figure
+    figure: MetricValue
     against_first: Paired | None = None
 
 
@@ -38,7 +38,7 @@ class Row:
     title: str
     unit: str
     """`share` (0 to 1), `turns`, `tokens` or `reward`."""
-    cells: list[Cell]
+    cells: list[MetricCell]
     note: str = ""
 
 
@@ -58,25 +58,25 @@ class Group:
 
     split: str
     name: str
-    figures: list[Figure]
+    figures: list[MetricValue]
 
 
 def models(runs: Sequence[Run]) -> list[Model]:
     """The evaluated models of all runs; several runs put their name before the model's."""
-    found: list[Model] = []
+    listed: list[Model] = []
     for run in runs:
         for evaluation in run.evaluations:
             alone = len(run.evaluations) == 1 and not run.stages
             label = evaluation.name if len(runs) == 1 else run.name if alone else f"{run.name} · {evaluation.name}"
-            if label in {model.label for model in found}:
+            if label in {model.label for model in listed}:
                 label = f"{label} ({evaluation.folder.name})"
-            found.append(Model(label, run.name, evaluation))
-    return found
+            listed.append(Model(label, run.name, evaluation))
+    return listed
 
 
 def blocks(compared: Sequence[Model]) -> list[Block]:
     """All sections and splits that any model has answers for."""
-    found = []
+    all_blocks = []
     for section, rows in (
         ("episodes", _episode_rows),
         ("next_action", _action_rows),
@@ -84,8 +84,11 @@ def blocks(compared: Sequence[Model]) -> list[Block]:
         ("reasoning", _reasoning_rows),
     ):
         records = [_records(model, section) for model in compared]
-        found += [Block(section, split, rows([_of(part, split) for part in records])) for split in _splits(records)]
-    return found
+        all_blocks += [
+            Block(section, split, rows([_of(model_records, split) for model_records in records]))
+            for split in _splits(records)
+        ]
+    return all_blocks
 
 
 def by_task_type(compared: Sequence[Model]) -> list[Group]:
@@ -129,13 +132,13 @@ def _choices(compared: Sequence[Model]) -> list[list[Record]]:
 
 
 def _records(model: Model, section: str) -> list[Record]:
-    found: dict[str, Sequence[Record]] = {
+    by_section: dict[str, Sequence[Record]] = {
         "episodes": finished(model.evaluation.episodes),
         "next_action": model.evaluation.next_actions,
         "choice": model.evaluation.choices,
         "reasoning": model.evaluation.reasoning,
     }
-    return list(found[section])
+    return list(by_section[section])
 
 
 def _of(records: Sequence[Record], split: str) -> list[Record]:
@@ -143,20 +146,21 @@ def _of(records: Sequence[Record], split: str) -> list[Record]:
 
 
 def _splits(records: Sequence[Sequence[Record]]) -> list[str]:
-    return sorted({record["split"] for part in records for record in part})
+    return sorted({record["split"] for model_records in records for record in model_records})
 
 
 def _groups(
     records: Sequence[Sequence[Record]], name: Callable[[Record], str], holds: str, order: Sequence[str] = ()
 ) -> list[Group]:
-    found = []
+    groups = []
     for split in _splits(records):
-        parts = [_by_name(_of(part, split), name) for part in records]
+        by_model = [_by_name(_of(members, split), name) for members in records]
         names = sorted(
-            {key for part in parts for key in part}, key=lambda key: (order.index(key) if key in order else 0, key)
+            {key for members in by_model for key in members},
+            key=lambda key: (order.index(key) if key in order else 0, key),
         )
-        found += [Group(split, key, [share_of(part.get(key, []), holds) for part in parts]) for key in names]
-    return found
+        groups += [Group(split, key, [share_of(members.get(key, []), holds) for members in by_model]) for key in names]
+    return groups
 
 
 def _by_name(records: Sequence[Record], name: Callable[[Record], str]) -> dict[str, list[Record]]:
@@ -166,15 +170,16 @@ def _by_name(records: Sequence[Record], name: Callable[[Record], str]) -> dict[s
 
 def _episode_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
     looped = [
-        [{**record, "looped": record["longest_failed_repeat"] >= LOOP_LENGTH} for record in part] for part in models
+        [{**record, "looped": record["longest_failed_repeat"] >= LOOP_LENGTH} for record in records]
+        for records in models
     ]
     loops = f"one failed action {LOOP_LENGTH} times or more in a row"
     turns, useful = "of an episode's turns", "in replies that gave an admissible action"
     # Without a reasoning template no reply reasons: no row then.
     reasoning = (
-        models if any(record.get("thought_share") for part in models for record in part) else [[] for _ in models]
+        models if any(record.get("thought_share") for records in models for record in records) else [[] for _ in models]
     )
-    won = [[record for record in part if record["success"]] for part in models]
+    won = [[record for record in records if record["success"]] for records in models]
     rows = [
         _shares("success", "Tasks solved", models, "success", "task_id"),
         _ratio("score", "Score", models, "score", unit="reward", note="sum of an episode's rewards"),
@@ -217,27 +222,27 @@ def _reasoning_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
 
 
 def _inferable(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
-    return [[record for record in part if record["inferable"]] for part in models]
+    return [[record for record in records if record["inferable"]] for records in models]
 
 
 def _malformed(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
-    return [[{**record, "malformed": not record["well_formed"]} for record in part] for part in models]
+    return [[{**record, "malformed": not record["well_formed"]} for record in records] for records in models]
 
 
 def _thoughts(models: Sequence[Sequence[Record]], item: str) -> list[Row]:
     """The share of replies that reason first; no row where none of any model does, as without a reasoning template."""
-    if not any(record.get("thought") for part in models for record in part):
+    if not any(record.get("thought") for records in models for record in records):
         return []
-    known = [[record for record in part if "thought" in record] for part in models]
+    known = [[record for record in records if "thought" in record] for records in models]
     return [_shares("thought", "Replies with a thought", known, "thought", item)]
 
 
 def _shares(key: str, title: str, models: Sequence[Sequence[Record]], holds: str, item: str, *, note: str = "") -> Row:
-    outcomes = [{record[item]: bool(record[holds]) for record in part} for part in models]
-    tasks = {record[item]: record["task_id"] for part in models for record in part if "task_id" in record}
+    outcomes = [{record[item]: bool(record[holds]) for record in records} for records in models]
+    tasks = {record[item]: record["task_id"] for records in models for record in records if "task_id" in record}
     cells = [
-        Cell(share_of(part, holds), paired(outcomes[0], outcomes[number], tasks) if number else None)
-        for number, part in enumerate(models)
+        MetricCell(share_of(records, holds), paired(outcomes[0], outcomes[index], tasks) if index else None)
+        for index, records in enumerate(models)
     ]
     return Row(key, title, "share", cells, note)
 
@@ -252,4 +257,4 @@ def _ratio(
     unit: str = "turns",
     note: str = "",
 ) -> Row:
-    return Row(key, title, unit, [Cell(ratio_of(part, amount, size)) for part in models], note)
+    return Row(key, title, unit, [MetricCell(ratio_of(records, amount, size)) for records in models], note)
