@@ -286,7 +286,16 @@ def test_a_killed_chain_goes_on_where_it_stopped(interrupted: Interrupted) -> No
     assert second == {
         **dict.fromkeys(first, "up to date"),
         **dict.fromkeys(
-            ["alternatives", "pairs train", "pairs valid_seen", "audit", "tasks train", "tasks panel"], "done"
+            [
+                "alternatives",
+                "pairs train",
+                "pairs valid_seen",
+                "audit",
+                "tasks train",
+                "tasks panel",
+                "evaluate initial",
+            ],
+            "done",
         ),
     }
     assert third == {**dict.fromkeys(second, "up to date"), "critic": "done"}
