@@ -35,11 +35,11 @@ from verl_act.chain.stages import stages
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-GENERATED = DOCS / "reference" / "commands.md"
+GENERATED = [DOCS / "reference" / "commands.md", *(DOCS / "recipes").glob("*.md")]
 FILES = sorted(
     path
     for path in (*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("recipes/*/README.md"))
-    if path != GENERATED and "_build" not in path.parts
+    if path not in GENERATED and "_build" not in path.parts
 )
 ENDINGS = {"run": "", "check": " --check", "parse": "", "cfg": "", "make": " --dry-run"}
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ def test_no_command_stands_in_a_block_without_a_language() -> None:
 
 @pytest.mark.parametrize("page", FILES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_links_to_is_there(page: Path) -> None:
-    """Outside the site, whose links the browser follows; commands.md is made with the site."""
+    """Outside the site, whose links the browser follows; commands.md and recipes/ are made with the site."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     assert not [link for link in LINK.findall(text) if not (page.parent / link).exists() and "commands" not in link]
 
