@@ -143,7 +143,7 @@ def test_weights_can_be_stored_in_half_the_size(tmp_path: Path) -> None:
     ("environments", "message"),
     [
         (["alfworld", "webshop"], "the trajectories are of .*'alfworld', 'webshop'"),
-        (["mygame"], "no embedded model can be made for 'mygame': describe its texts in"),
+        (["mygame"], "no embedded model can be made for 'mygame'.*dialects.py"),
     ],
 )
 def test_trajectories_that_make_no_model_are_told(environments: list[str], message: str, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_trajectories_that_make_no_model_are_told(environments: list[str], messa
 def test_too_few_trajectories_are_told(held_out: int, tmp_path: Path) -> None:
     path = tmp_path / "trajectories.parquet"
     write_rows(path, [make_step("alfworld", number).to_row() for number in range(4)], TRAJECTORY)
-    with pytest.raises(ConfigError, match=f"rows are less than one batch .*of 4 steps.*held_out={held_out}"):
+    with pytest.raises(ConfigError, match=f"rows are fewer than one batch .*of 4 steps.*held_out={held_out}"):
         make_embedded_model(tmp_path / "model", [path], EmbeddedModelSettings(held_out=held_out, passes=1))
 
 
@@ -181,7 +181,7 @@ def test_a_thought_is_the_subgoal_that_the_action_serves() -> None:
     goals = [context.goal, "dance with a mug", "put some pen on desk."]
     assert wrong_thought(think, context, goals, right.action) == Thought(*["take pen 1 from shelf 1"] * 2)
     assert wrong_thought(think, context, goals[:2], right.action) is None
-    with pytest.raises(ConfigError, match="thoughts: there are none for 'webshop', only for 'alfworld'"):
+    with pytest.raises(ConfigError, match="thoughts .*'webshop', only for 'alfworld'"):
         thinker_of("webshop")
 
 

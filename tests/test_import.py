@@ -181,7 +181,7 @@ def test_why_a_row_is_refused_is_the_true_reason(games: Path, tmp_path: Path) ->
     manifest = import_trajectories(tmp_path / "out", [path], "alfworld", env_settings=settings, progress=False)
     reasons = rejections(tmp_path / "out")
     assert reasons[0] == "does not reach the goal: none of its 4 actions was admissible, the first 'dance'"
-    assert "its 3 actions end before it; 1 of these 3 were not admissible, the first 'dance'" in reasons[1]
+    assert "its 3 actions end before the goal; 1 of these 3 were not admissible, the first 'dance'" in reasons[1]
     assert "it ends after 50 of 81 actions; 49 of these 50 were not admissible, the first 'dance'" in reasons[2]
     assert "it looks like webshop, not alfworld" in reasons[3] and "it looks like os, not alfworld" in reasons[4]
     assert manifest.counts["rejected"]["of another benchmark"] == 2
@@ -280,7 +280,7 @@ def test_a_game_that_does_not_start_is_told_and_compared_with_nothing(
     find = task_finder("alfworld", settings)
     (tmp_path / "json_2.1.1" / "valid_seen" / steps[0].task_id / "game.tw-pddl").write_text("cut sh")
     assert find(row) == []
-    assert "Rows are not compared with a task that does not start" in caplog.text
+    assert "a task that does not start" in caplog.text
 
 
 def test_workers_do_not_change_the_result(games: Path, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
     assert [step.action for step in steps] == [step.action for trajectory in won for step in trajectory]
     reasons = rejections(tmp_path / "out")
     assert set(reasons) == {2, 3}
-    assert "(looked for among the human goals: rows of the others need" in reasons[3]
+    assert "(searched among the human goals: rows of the other kind need" in reasons[3]
     assert '--env-settings \'{"goals": "synthetic"}\'' in reasons[3]
 
 
@@ -417,14 +417,14 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
     ("text", "form", "message"),
     [
         ("[broken", "eto", r"rows\.json, line 1: is not JSON"),
-        ("{broken", "eto", "none of 1 rows is left.*row 0: .*line 1: is not JSON"),
-        ('{"a": 1}', "eto", "none of 1 rows is left.*row 0: .*has no 'conversations'"),
-        ("[]", "eto", "none of 0 rows is left"),
-        ("[1]", "eto", "none of 1 rows is left.*row 0: not in this format"),
+        ("{broken", "eto", "none of the 1 rows of .*can be used.*row 0: .*line 1: is not JSON"),
+        ('{"a": 1}', "eto", "none of the 1 rows of .*can be used.*row 0: .*has no 'conversations'"),
+        ("[]", "eto", "none of the 0 rows of .*can be used"),
+        ("[1]", "eto", "none of the 1 rows of .*can be used.*row 0: not in this format"),
         (
             "[]",
             "csv",
-            "'csv'; the formats are eto, early-experience, actions, webshop",
+            "'csv'; it must be one of eto, early-experience, actions, webshop",
         ),
     ],
 )
@@ -512,10 +512,10 @@ class Counting:
         ('{"task_id": 17, "actions": ["look"]}', "'task_id' must be a text, not 17"),
         ('{"task_id": "t", "actions": ["look"], "thoughts": [3]}', "'thoughts' must be a list of texts and nulls"),
         ('{"task_id": "t", "actions": ["look"], "thoughts": 3}', "'thoughts' must be a list of texts and nulls"),
-        ('{"task_id": "t", "actions": "look"}', "'actions' must be a list with entries, not 'look'"),
+        ('{"task_id": "t", "actions": "look"}', "'actions' must be a non-empty list, not 'look'"),
         ('{"task_id": "t", "actions": [null]}', "'actions' must be a list of texts"),
         ('{"task_id": "t", "actions": ["look"]', "line 2: is not JSON"),
-        ("[]", "it is no JSON object but list"),
+        ("[]", "it is not a JSON object but list"),
     ],
 )
 def test_a_bad_row_is_listed_and_the_others_are_read(row: str, reason: str, tmp_path: Path) -> None:
@@ -575,7 +575,7 @@ def test_a_turn_of_ten_million_characters_is_read_in_linear_time() -> None:
         ({"from": "gpt", "value": None}, "'value' must be a text, not None"),
         ({"from": 1, "value": "Action: look"}, "'from' must be a text, not 1"),
         ({"value": "Action: look"}, "has no 'from'"),
-        ("Action: look", "it is no JSON object but str"),
+        ("Action: look", "it is not a JSON object but str"),
     ],
 )
 def test_a_bad_turn_makes_its_row_unreadable(turn: Any, reason: str, tmp_path: Path) -> None:

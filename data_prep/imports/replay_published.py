@@ -1,4 +1,4 @@
-"""One published row is played on the real engine: respelled, replayed, and proved on a fresh environment."""
+"""Replay a published row on the real engine: respell it, replay it, and verify it on a fresh environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verl_act.schema import Context, Step
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a row is left out. `kind` is the reason in the words that are counted, `details` say more."""
+    """Why a row is rejected. `kind` is the category that is counted, `details` explain it."""
 
     kind: str
     details: str = ""
@@ -31,22 +31,22 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The verified steps of a row, and how many of its thoughts do not hold here (those steps have none)."""
+    """The verified steps of a row, and how many of its thoughts were removed because they do not hold here."""
 
     steps: list[Step]
     thoughts_left_out: int
 
 
 Candidates = tuple[Published, Sequence[Task]]
-"""A row and the tasks that it may be about, the likeliest first."""
+"""A row and the tasks that it may have been recorded on, the likeliest first."""
 
-Outcome = Replayed | Refusal
+ReplayResult = Replayed | Refusal
 
 
 @dataclass
-class Replayer(Player[Candidates | Refusal, Outcome]):
-    """Plays rows. A step counts as inferable as `import_trajectories` says. `source` is that of the steps, but for
-    rows whose keys name another format.
+class Replayer(Player[Candidates | Refusal, ReplayResult]):
+    """Replays rows. `import_trajectories` says which steps are inferable. `source` is the source of the steps, unless a
+    row's keys indicate another format.
     """
 
     source: str
@@ -55,29 +55,29 @@ class Replayer(Player[Candidates | Refusal, Outcome]):
     def _judge(self) -> Expert | None:
         return _judge(get_env(self.env))
 
-    def __call__(self, job: Candidates | Refusal) -> Outcome:
-        """The steps of the first task on which the row wins, or why it does not win on the likeliest. A row that was
-        refused before stays so.
+    def __call__(self, job: Candidates | Refusal) -> ReplayResult:
+        """Return the steps on the first task that the row wins, or why it does not win the likeliest one. A row that is
+        already rejected is returned unchanged.
         """
         if isinstance(job, Refusal):
             return job
         row, tasks = job
         refusals = []
         for task in tasks:
-            played = self._play(row, task)
-            if isinstance(played, Replayed):
-                return played
-            refusals.append(played)
+            result = self._play(row, task)
+            if isinstance(result, Replayed):
+                return result
+            refusals.append(result)
         return refusals[0]
 
-    def _play(self, row: Published, task: Task) -> Outcome:
+    def _play(self, row: Published, task: Task) -> ReplayResult:
         environment, fresh = self.environments
         follower = _Follower(row.actions, speller(self.env, self.settings), self._judge, self.env)
         try:
             try:
                 steps = play(environment, follower, task, source=row.form or self.source)
             except _ActionsEnd:
-                return self._lost(row, "does not reach the goal", _why_not(fresh, task, follower.taken))
+                return self._lost(row, "does not reach the goal", _why_not(fresh, task, follower.played))
             alike = not steps[-1].success or replays(fresh, task, steps)
         except NoSuchProduct as error:
             return Refusal("no such product on the page", str(error))
@@ -90,12 +90,12 @@ class Replayer(Player[Candidates | Refusal, Outcome]):
         return self._kept(row, steps) if alike else Refusal("does not replay alike")
 
     def failed(self, row: Published, failure: Failure) -> Refusal:
-        """Why a row is left out at which its environment has failed."""
+        """Return why a row is rejected whose environment failed."""
         return self._lost(row, "cannot be played", failure.reason)
 
     def _lost(self, row: Published, kind: str, details: str) -> Refusal:
-        told = advice(self.env, self.settings, row, found=True)
-        return Refusal(kind, f"{details} ({told})" if told else details)
+        hint = advice(self.env, self.settings, row, task_known=True)
+        return Refusal(kind, f"{details} ({hint})" if hint else details)
 
     def _kept(self, row: Published, steps: Sequence[Step]) -> Replayed:
         holds, goal = thought_judge(self.env), steps[0].context.goal
@@ -107,21 +107,21 @@ class Replayer(Player[Candidates | Refusal, Outcome]):
 
 
 class _ActionsEnd(EnvError):
-    """A row has no more actions, and its episode is not over."""
+    """A row has no more actions, but its episode is not over."""
 
 
 @dataclass
 class _Follower:
-    """Plays given actions as an expert does."""
+    """An expert that plays a given list of actions."""
 
     actions: Sequence[str]
     spell: Spell
     judge: Expert | None
     env: str
-    taken: list[str] = field(default_factory=list)
+    played: list[str] = field(default_factory=list)
 
     def reset(self, task: Task) -> None:
-        self.taken.clear()
+        self.played.clear()
         if self.judge:
             self.judge.reset(task)
 
@@ -129,7 +129,7 @@ class _Follower:
         if len(context.history) >= len(self.actions):
             raise _ActionsEnd
         action = self.spell(self.actions[len(context.history)], context.admissible_actions, environment)
-        self.taken.append(action)
+        self.played.append(action)
         return action, self._inferable(action, context, environment)
 
     def _inferable(self, action: str, context: Context, environment: Environment) -> bool:
@@ -142,12 +142,12 @@ class _Follower:
 
 
 def _why_not(environment: Environment, task: Task, actions: Sequence[str]) -> str:
-    """Why `actions` end before the goal, as a second episode shows."""
+    """Play a second episode and return why `actions` do not reach the goal."""
     environment.reset(task)
     refused = [action for action in actions if not environment.step(action).admissible]
     if len(refused) == len(actions):
         return f"none of its {len(actions)} actions was admissible, the first {refused[0]!r:.100}"
-    return f"its {len(actions)} actions end before it{_refused(refused, len(actions))}"
+    return f"its {len(actions)} actions end before the goal{_refused(refused, len(actions))}"
 
 
 def _refused(actions: Sequence[str], played: int) -> str:
@@ -155,7 +155,7 @@ def _refused(actions: Sequence[str], played: int) -> str:
 
 
 def _judge(spec: EnvSpec) -> Expert | None:
-    """The environment's expert that acts on the transcript, if any: ScienceWorld's follows a path of its own."""
+    """Return the environment's expert that acts on the transcript, if any; ScienceWorld's follows a gold path."""
     makers = () if spec.name == "scienceworld" else spec.experts.values()
     return next((make() for make in makers), None)
 

@@ -1,9 +1,9 @@
-"""WebShop: shopping by instruction in a shop of text pages, with its reward, its search and its data formats.
+"""WebShop: shopping by instruction in a shop of text pages, with its reward, search and data formats.
 
-`files` and `sources` read the official data, `embedded` makes a catalogue without them; `catalogue`, `search` (with
-`analysis` and `stemmer`) and `goals` hold what all episodes share, `cache` keeps it on disk. `actions`, `session`,
-`pages` and `reward` (with `nouns`) are the shop itself. `planner` knows the shortest way, `reading` and `shopper` make
-the expert that knows only what it reads.
+`files` and `sources` read the official data, `embedded` generates a catalogue without them. `catalogue`, `search` (with
+`analysis` and `stemmer`) and `goals` hold what all episodes share, and `cache` keeps it on disk. `actions`, `session`,
+`pages` and `reward` (with `nouns`) implement the shop. `planner` finds the shortest action sequence; `reading` and
+`shopper` implement the expert that sees only the pages.
 """
 
 from verl_act.envs.base import EnvSpec

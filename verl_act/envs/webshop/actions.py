@@ -1,20 +1,20 @@
-"""The form of actions, and the buttons that they name."""
+"""The syntax of actions, and the names of buttons."""
 
 from __future__ import annotations
 
 BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
 DETAILS = "Description", "Features", "Reviews"
-"""The buttons of an item's page that open a page of its own."""
+"""The buttons of an item page that open a detail page."""
 
-_TAKEN = frozenset(name.lower() for name in (BACK, PREVIOUS, *DETAILS, BUY, "Search"))
-"""What a click on an item's page never takes for an option: its buttons, and `search`, which WebShop never clicks."""
+_RESERVED = frozenset(name.lower() for name in (BACK, PREVIOUS, *DETAILS, BUY, "Search"))
+"""Names that a click on an item page never takes as an option: its buttons, and `search`, which WebShop ignores."""
 
 
 def parse_action(action: str) -> tuple[str, str] | None:
-    """The name of an action and its argument, as WebShop's pattern `(.+)\\[(.+)\\]` finds them; None where it does not.
+    """Return the name and the argument of an action, as matched by WebShop's pattern `(.+)\\[(.+)\\]`; else None.
 
-    The argument begins behind the last opening bracket, so none can stand in it, and ends before the last closing one.
-    A line break ends the action; what follows the last bracket is left out.
+    The argument begins after the last opening bracket, so it contains none, and ends before the last closing one. A
+    line break ends the action; text after the last bracket is ignored.
     """
     line = action.partition("\n")[0]
     end = line.rfind("]")
@@ -23,7 +23,7 @@ def parse_action(action: str) -> tuple[str, str] | None:
 
 
 def can_choose(value: str) -> bool:
-    """Whether a click can name the option value, and means it. (One called `attributes` opens a hidden page in WebShop;
-    here it is chosen.)
+    """Whether a click can select the option value. (WebShop opens a hidden page for the value `attributes`; here it is
+    selected.)
     """
-    return parse_action(f"click[{value}]") == ("click", value) and value not in _TAKEN
+    return parse_action(f"click[{value}]") == ("click", value) and value not in _RESERVED

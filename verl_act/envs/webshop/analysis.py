@@ -1,7 +1,7 @@
-"""Text to index terms, as Lucene 8 makes them for WebShop's search: words as its `StandardTokenizer` cuts them
-(Unicode's word boundaries, UAX 29), without possessives, in lower case, without stop words, as Porter stems.
+"""Convert text to index terms as Lucene 8 does for WebShop's search: words of its `StandardTokenizer` (Unicode word
+boundaries, UAX 29) in lower case, without possessives and stop words, as Porter stems.
 
-Characters newer than Unicode 9, which that Lucene does not know, may count as letters here.
+Characters newer than Unicode 9, which Lucene 8 does not know, may count as letters here.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _STOP = frozenset(_STOP_WORDS.split())
 """Lucene's `EnglishAnalyzer.ENGLISH_STOP_WORDS_SET`."""
 
 _LONGEST_WORD = 255
-"""Characters; longer ones are cut into pieces."""
+"""In characters; longer words are split."""
 
-# Between letters a colon, a full stop or an apostrophe belongs to the word, between digits one of .,;'
+# Part of a word: a colon, full stop or apostrophe between letters, and one of .,;' between digits.
 _ASCII_WORD = re.compile(
     r"_*[A-Za-z0-9]\w*(?:(?:(?<=[A-Za-z])[:.'](?=[A-Za-z])|(?<=[0-9])[.,;'](?=[0-9]))\w+)*", re.ASCII
 )
 
 
 def _unicode_word() -> regex.Pattern[str]:
-    """The tokens of `StandardTokenizer`. Its Unicode data are of 2016 and its emoji of 2018: what they have otherwise
-    than the present ones is given as ranges.
+    """Compile the pattern of `StandardTokenizer`'s tokens. Its Unicode data date from 2016 and its emoji from 2018; the
+    ranges list differences from current data.
     """
-    joined = r"[[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]--\p{Emoji_Modifier}]*"  # belong to what stands before them
+    joined = r"[[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]--\p{Emoji_Modifier}]*"  # belong to the preceding character
     no_letters = r"\u00B8\u02C2-\u02C5\u02D2-\u02D7\u02DE\u02DF\u02E5-\u02EB\u02ED\u02EF-\u02FF"
     letter = rf"[[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}]--[{no_letters}]]{joined}"
     digit = rf"[\p{{WB=Numeric}}\uFF10-\uFF19]{joined}"
@@ -45,7 +45,7 @@ def _unicode_word() -> regex.Pattern[str]:
         rf"(?:{digit}(?:(?:{low_lines}*+|{in_numbers}){digit})*+"
         rf"|{letter}(?:(?:{low_lines}*+|{in_words}){letter})*+)++"
     )
-    part = rf"(?:{katakana}(?:{low_lines}*+{katakana})*+|{word})"
+    segment = rf"(?:{katakana}(?:{low_lines}*+{katakana})*+|{word})"
     pictures = (
         r"\p{Extended_Pictographic}\u2388\u2600-\u2605\u2607-\u2612\u2616-\u2685\u2690-\u2705\u2708-\u2712\u2765-\u2767"
         r"\U0001F000-\U0001F0FF\U0001F10D-\U0001F10F\U0001F12F\U0001F16C-\U0001F171\U0001F1AD-\U0001F1E5"
@@ -58,8 +58,8 @@ def _unicode_word() -> regex.Pattern[str]:
         rf"{picture}(?:\u200D{picture})*+{joined}",
         r"[0-9#*]\uFE0F?\u20E3",
         r"\p{Regional_Indicator}{2}",
-        rf"{low_lines}*+{part}(?:{low_lines}++{part})*+{low_lines}*+",
-        rf"(?:\p{{LB=SA}}{joined})++",  # Thai and its like, which dictionaries alone can cut into words
+        rf"{low_lines}*+{segment}(?:{low_lines}++{segment})*+{low_lines}*+",
+        rf"(?:\p{{LB=SA}}{joined})++",  # Thai and similar scripts, whose words only dictionaries can split
         rf"[\p{{Script=Han}}\p{{Script=Hiragana}}]{joined}",
     )
     return regex.compile("|".join(alternatives), regex.VERSION1)
@@ -67,26 +67,26 @@ def _unicode_word() -> regex.Pattern[str]:
 
 _UNICODE_WORD = _unicode_word()
 _POSSESSIVES = ("'s", "’s", "＇s")
-_WORDS_KEPT = 1_000_000
-"""Words whose terms are remembered, about 100 bytes each."""
+_CACHED_WORDS = 1_000_000
+"""Words whose terms are cached, about 100 bytes each."""
 
 
 class Analyzer:
-    """Remembers the terms of words."""
+    """Converts text to terms, with a cache of words."""
 
     def __init__(self) -> None:
         self._terms: dict[str, str | None] = {}
 
     def terms(self, text: str) -> list[str]:
-        """The terms of `text` in order, repeats included."""
+        """Return the terms of `text` in order, with repeats."""
         return [term for word in _words(text.lower()) if (term := self._term(word)) is not None]
 
     def _term(self, word: str) -> str | None:
-        """The term of a word; None for a stop word."""
+        """Return the term of a word; None for a stop word."""
         try:
             return self._terms[word]
         except KeyError:
-            if len(self._terms) >= _WORDS_KEPT:
+            if len(self._terms) >= _CACHED_WORDS:
                 self._terms.clear()
             plain = word[:-2] if word.endswith(_POSSESSIVES) else word
             term = self._terms[word] = None if plain in _STOP else stem(plain)

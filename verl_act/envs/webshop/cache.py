@@ -1,4 +1,4 @@
-"""A cache folder that is used while it is whole and made from what is expected, and prepared anew otherwise."""
+"""A cache folder that is used if it is intact and up to date, and rebuilt otherwise."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _CONTENTS = "cache.json"
-"""What the cache was made from, and the size (bytes) and the CRC-32 of each of its files."""
+"""The file with the sources of the cache, and the size (bytes) and CRC-32 of each of its files."""
 _CHUNK = 1 << 22
 _REMEDY = (
-    "A large catalogue is prepared there, in up to half the size of its product file. Free space, or name another "
-    "folder in the environment variable VERL_ACT_CACHE."
+    "A large catalogue is cached there and takes up to half the size of its product file. Free disk space, or set the "
+    "environment variable VERL_ACT_CACHE to another folder."
 )
 
 
 class _Unusable(Exception):
-    """Why a cache cannot be used, in one sentence."""
+    """The reason that a cache cannot be used, as one sentence."""
 
 
 def cache_root() -> Path:
-    """The folder of all caches: `$VERL_ACT_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`."""
-    own = os.environ.get("VERL_ACT_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_act"
+    """Return the folder of all caches: `$VERL_ACT_CACHE`, else below `$XDG_CACHE_HOME` or `~/.cache`."""
+    configured = os.environ.get("VERL_ACT_CACHE")
+    root = Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "verl_act"
     return root.expanduser() / "webshop"
 
 
 def from_cache(
     folder: Path, made_from: Mapping[str, Any], prepare: Callable[[Path], None], read: Callable[[Path], _T]
 ) -> _T:
-    """What `read` makes of the cache `folder`. Where that is damaged, or not made from `made_from`, a warning says so,
-    it is deleted, and `prepare` writes its files into a new folder; other processes that want it wait meanwhile.
+    """Return what `read` loads from the cache `folder`. If the cache is damaged or was not made from `made_from`, log a
+    warning, delete it, and let `prepare` write its files into a new folder; other processes that need it wait.
 
-    Raises `DataError` where it can be neither used nor written.
+    Raises `DataError` if it can neither be used nor written.
     """
     try:
         return _read(folder, made_from, read)
@@ -52,7 +52,7 @@ def from_cache(
         problem = str(unusable)
     with _sole_process(folder, problem):
         try:
-            return _read(folder, made_from, read)  # another process may have prepared it meanwhile
+            return _read(folder, made_from, read)  # another process may have built it meanwhile
         except _Unusable as unusable:
             problem = str(unusable)
         logger.warning("%s", problem)
@@ -69,12 +69,12 @@ def from_cache(
                 raise _not_written(folder, problem, error.__cause__) from error
             raise
         except _Unusable as unusable:
-            raise DataError(f"{unusable} It was written a moment ago: the disk may be damaged. {_REMEDY}") from unusable
+            raise DataError(f"{unusable} It was just written, so the disk may be damaged. {_REMEDY}") from unusable
 
 
 def _read(folder: Path, made_from: Mapping[str, Any], read: Callable[[Path], _T]) -> _T:
     if not os.path.lexists(folder):
-        raise _Unusable(f"{folder}: the cache of {made_from['products']} is prepared, once.")
+        raise _Unusable(f"{folder}: building the cache of {made_from['products']}, once.")
     try:
         contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
         if contents["made_from"] != made_from:
@@ -110,11 +110,11 @@ def _delete(folder: Path) -> None:
 
 @contextmanager
 def _sole_process(folder: Path, problem: str) -> Iterator[None]:
-    """Keep other processes from preparing `folder`."""
+    """Keep other processes from building `folder`."""
     with ExitStack() as stack:
         try:
             stack.enter_context(
-                locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waits for %s.", holder))
+                locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waiting for %s.", holder))
             )
         except OSError as error:
             raise _not_written(folder, problem, error) from error
@@ -126,5 +126,5 @@ def _not_written(folder: Path, problem: str, error: OSError) -> DataError:
 
 
 def _is_below(root: Path, error: OSError) -> bool:
-    """Whether the error is of a file in `root`, or of writing, which names none."""
+    """Whether the error is about a file in `root`, or about writing, which names no file."""
     return error.filename is None or root.resolve() in Path(os.fsdecode(error.filename)).resolve().parents

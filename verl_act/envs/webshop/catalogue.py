@@ -1,8 +1,8 @@
-"""A catalogue: products, their search index, and the instructions its goals are made from. One a process, shared.
+"""A catalogue: products, their search index, and the instructions that goals are made from; shared within a process.
 
-Products are kept as compact records (in memory, or on disk for a large catalogue) and decoded when looked at. A large
-catalogue is prepared once and kept in a cache folder; later starts only map its files, and the processes of a machine
-share the pages.
+Products are stored as compact records (in memory, or on disk for a large catalogue) and decoded on access. A large
+catalogue is prepared once and stored in a cache folder; later runs only map its files, and all processes of a machine
+share the memory pages.
 """
 
 from __future__ import annotations
@@ -26,43 +26,42 @@ from verl_act.envs.webshop.cache import cache_root, from_cache
 from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
 from verl_act.envs.webshop.product import Product, is_listed, product_from
 from verl_act.envs.webshop.search import SearchIndex
-from verl_act.envs.webshop.sources import KINDS, Asked, Sources, embedded_sources, read_sources
+from verl_act.envs.webshop.sources import KINDS, ProductInstructions, Sources, embedded_sources, read_sources
 from verl_act.errors import DataError
 
 CACHED_FROM = 64 << 20
-"""Bytes of product file from which on the prepared catalogue is kept on disk: preparing it again takes over 10 s."""
+"""Size of the product file, in bytes, from which the prepared catalogue is cached: preparing it takes over 10 s."""
 
 _FORMAT = 4
-"""Of the cache; to be raised whenever what is stored, or how it is computed, changes."""
-_RECORDS, _ENDS, _ASKED, _INDEX = "products.bin", "ends.npy", "asked_{kind}.jsonl", "index"
+"""Version of the cache; increase it whenever the stored data, or how they are computed, change."""
+_RECORDS, _ENDS, _INSTRUCTIONS, _INDEX = "products.bin", "ends.npy", "asked_{kind}.jsonl", "index"
 _PRODUCTS_KEPT = 4096
 _SEARCHES_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """All of a catalogue but its records. `ends` are the places (bytes) where the record of each row ends; `asked`
-    gives the instructions of a kind.
+    """A catalogue without its records. `ends` are the byte offsets where the record of each row ends; `instructions`
+    returns the instructions of a kind.
     """
 
     ends: np.ndarray
-    asked: Callable[[str], tuple[Asked, ...]]
+    instructions: Callable[[str], tuple[ProductInstructions, ...]]
     index: SearchIndex
 
 
 class Catalogue:
-    """Products by row (their place in the product file) and by search. Safe to use from several threads."""
+    """Products by row (their index in the product file) and by search. Safe to use from several threads."""
 
     def __init__(self, records: bytes | mmap.mmap, prepared: _Prepared) -> None:
         self._records = records
         self._ends = prepared.ends
-        self.asked = prepared.asked
-        """The instructions of a kind (`sources.KINDS`) for each product that has any, in the order of the products.
-        A large catalogue reads them when they are asked for: nearly all of its products have generated ones, which
-        few players want.
+        self.instructions = prepared.instructions
+        """The instructions of a kind (`sources.KINDS`), per product that has any, in the order of the products. A large
+        catalogue reads them on demand: nearly all of its products have generated instructions, which few runs use.
         """
         self.product = lru_cache(_PRODUCTS_KEPT)(self._product)
-        """The product in a row."""
+        """The product of a row."""
         self.search = lru_cache(_SEARCHES_KEPT)(prepared.index.search)
         """The rows that a search finds, best first; at most 50."""
 
@@ -78,12 +77,12 @@ _LOADING = threading.Lock()
 
 
 def load_catalogue(data: str | os.PathLike[str] | None = None) -> Catalogue:
-    """The catalogue in the folder `data` (see `files`), or else the embedded one; for the same files the same object.
+    """Return the catalogue in the folder `data` (see `files`), by default the embedded one; one object per catalogue.
 
-    A large catalogue (`CACHED_FROM`) is prepared at its first use and kept in a cache (`cache_root`), which is checked
-    at every start and rebuilt where it is damaged. Preparing takes minutes for WebShop's full catalogue.
+    A large catalogue (`CACHED_FROM`) is prepared at its first use and stored in a cache (`cache_root`), which is
+    checked at every start and rebuilt if it is damaged. Preparing WebShop's full catalogue takes minutes.
 
-    Raises `DataError` where a file is missing or damaged, naming file, entry and remedy.
+    Raises `DataError` if a file is missing or damaged, naming file, entry and fix.
     """
     with _LOADING:
         if not data:
@@ -114,9 +113,9 @@ def _in_memory(sources: Sources) -> Catalogue:
 
 
 def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
-    """Go through the product entries once: write their records, note their instructions, index their texts."""
+    """Read the product entries once: write their records, collect their instructions, index their texts."""
     ends: list[int] = []
-    asked: dict[str, list[Asked]] = {kind: [] for kind in KINDS}
+    instructions: dict[str, list[ProductInstructions]] = {kind: [] for kind in KINDS}
 
     def texts() -> Iterator[tuple[str, str]]:
         seen: set[str] = set()
@@ -131,17 +130,17 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
             except ValueError as error:
                 raise DataError(f"{sources.name}: {entry}: {error}. {REMEDY}") from error
             if human := sources.human.get(product.asin):
-                asked["human"].append(Asked(len(ends), human))
+                instructions["human"].append(ProductInstructions(len(ends), human))
             if described and described.synthetic:
-                asked["synthetic"].append(Asked(len(ends), (described.synthetic,)))
+                instructions["synthetic"].append(ProductInstructions(len(ends), (described.synthetic,)))
             end += records.write(product.to_json())
             ends.append(end)
             yield product.asin, product.indexed_text()
         if not ends:
-            raise DataError(f"{sources.name}: holds no product. {REMEDY}")
+            raise DataError(f"{sources.name}: contains no product. {REMEDY}")
 
     index = SearchIndex.build(texts())
-    return _Prepared(np.array(ends, dtype=np.int64), lambda kind: tuple(asked[kind]), index)
+    return _Prepared(np.array(ends, dtype=np.int64), lambda kind: tuple(instructions[kind]), index)
 
 
 def _write_files(folder: Path, sources: Sources) -> None:
@@ -149,8 +148,8 @@ def _write_files(folder: Path, sources: Sources) -> None:
         prepared = _prepare(sources, records)
     np.save(folder / _ENDS, prepared.ends)
     for kind in KINDS:
-        with (folder / _ASKED.format(kind=kind)).open("w", encoding="utf-8") as lines:
-            lines.writelines(f"{json.dumps(asked)}\n" for asked in prepared.asked(kind))
+        with (folder / _INSTRUCTIONS.format(kind=kind)).open("w", encoding="utf-8") as lines:
+            lines.writelines(f"{json.dumps(entry)}\n" for entry in prepared.instructions(kind))
     prepared.index.save(folder / _INDEX)
 
 
@@ -158,12 +157,14 @@ def _map_files(folder: Path) -> Catalogue:
     with (folder / _RECORDS).open("rb") as stream:
         records = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def asked(kind: str) -> tuple[Asked, ...]:
-        path = folder / _ASKED.format(kind=kind)
+    def instructions(kind: str) -> tuple[ProductInstructions, ...]:
+        path = folder / _INSTRUCTIONS.format(kind=kind)
         try:
             with path.open(encoding="utf-8") as lines:
-                return tuple(Asked.from_json(json.loads(line)) for line in lines)
+                return tuple(ProductInstructions.from_json(json.loads(line)) for line in lines)
         except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: the cache was damaged after it was opened: {error}. Start again.") from error
+            raise DataError(
+                f"{path}: the cache was damaged after it was opened: {error}. Restart to rebuild it."
+            ) from error
 
-    return Catalogue(records, _Prepared(np.load(folder / _ENDS), asked, SearchIndex.load(folder / _INDEX)))
+    return Catalogue(records, _Prepared(np.load(folder / _ENDS), instructions, SearchIndex.load(folder / _INDEX)))

@@ -1,8 +1,8 @@
-"""The embedded catalogue: products and instructions of our own making, in the format of WebShop's files.
+"""The embedded catalogue: generated products and instructions in the format of WebShop's files.
 
-Official product records are scraped from a shop, of unclear licence and behind a download; this catalogue is neither.
-It is smaller and tidier than the official ones: results on it compare agents with each other, not with published
-figures. The same arguments give the same records on every machine.
+The official product records are scraped from a shop, have an unclear licence and need a download; this catalogue avoids
+all three. It is smaller and cleaner than the official ones, so its results compare agents with each other, but not with
+published results. The same arguments give the same records on every machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from verl_act.envs.webshop import embedded_words as words
 
 PRODUCTS, INSTRUCTIONS, SEED = 1000, 4, 0
-"""The embedded catalogue's own: 4,000 goals, so that the standard splits hold 500, 1,000 and 2,500."""
+"""Size of the embedded catalogue: 4,000 goals, so the standard splits have 500, 1,000 and 2,500."""
 
 _CONSONANTS = "BCDFGHJKLMNPQRSTVWXZ"
 _SENTENCE_START = re.compile(r"(?:^|[.?] )\w")
@@ -35,7 +35,7 @@ class _Draft:
     """A product before it is written out."""
 
     asin: str
-    kind: words.Kind
+    kind: words.ProductKind
     brand: str
     adjective: str
     audience: str
@@ -44,24 +44,24 @@ class _Draft:
 
 
 def embedded_records(products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED) -> Records:
-    """`products` products with `instructions` goals each."""
-    made = Records([], {}, {})
+    """Generate `products` products with `instructions` goals each."""
+    records = Records([], {}, {})
     pieces, asins = _asin_pieces(products), set[str]()
-    for number in range(products):
-        rng = random.Random(f"{seed}/{number}")
-        draft = _draft(words.KINDS[number % len(words.KINDS)], _new_asin(rng, pieces, asins), rng)
-        made.products.append(_product(draft, rng))
-        made.attributes[draft.asin] = _attributes(draft, rng)
-        made.human[draft.asin] = [_instruction(draft, rng) for _ in range(instructions)]
-    random.Random(f"{seed}/order").shuffle(made.products)
-    return made
+    for index in range(products):
+        rng = random.Random(f"{seed}/{index}")
+        draft = _draft(words.KINDS[index % len(words.KINDS)], _new_asin(rng, pieces, asins), rng)
+        records.products.append(_product(draft, rng))
+        records.attributes[draft.asin] = _attributes(draft, rng)
+        records.human[draft.asin] = [_instruction(draft, rng) for _ in range(instructions)]
+    random.Random(f"{seed}/order").shuffle(records.products)
+    return records
 
 
 def _asin_pieces(products: int) -> list[str]:
-    """What product numbers are put together from, such as "K7QX"; in every catalogue of a size the same.
+    """Return the pieces of product ids, such as "K7QX"; they depend only on the size of the catalogue.
 
-    A tokenizer can have each as one token, so that the embedded model copies a number of a catalogue that it was not
-    trained on. No word looks like one. Twice the square root of `products` makes four times the numbers needed.
+    A tokenizer can have each piece as one token, so the embedded model can copy ids of a catalogue that it was not
+    trained on. No word looks like a piece. Twice the square root of `products` gives four times the ids needed.
     """
     rng, pieces = random.Random("pieces of product numbers"), dict[str, None]()
     while len(pieces) < max(64, 2 * math.isqrt(products)):
@@ -69,18 +69,18 @@ def _asin_pieces(products: int) -> list[str]:
     return list(pieces)
 
 
-def _new_asin(rng: random.Random, pieces: list[str], taken: set[str]) -> str:
-    while (asin := "B0" + "".join(rng.choices(pieces, k=2))) in taken:
+def _new_asin(rng: random.Random, pieces: list[str], used: set[str]) -> str:
+    while (asin := "B0" + "".join(rng.choices(pieces, k=2))) in used:
         continue
-    taken.add(asin)
+    used.add(asin)
     return asin
 
 
-def _draft(kind: words.Kind, asin: str, rng: random.Random) -> _Draft:
+def _draft(kind: words.ProductKind, asin: str, rng: random.Random) -> _Draft:
     options = {}
     for name, values in kind.options.items():
         offered = rng.randint(min(2, len(values)), min(8, len(values)))
-        options[name] = tuple(values[at] for at in sorted(rng.sample(range(len(values)), offered)))
+        options[name] = tuple(values[index] for index in sorted(rng.sample(range(len(values)), offered)))
     return _Draft(
         asin=asin,
         kind=kind,
@@ -93,23 +93,23 @@ def _draft(kind: words.Kind, asin: str, rng: random.Random) -> _Draft:
 
 
 def _product(draft: _Draft, rng: random.Random) -> dict[str, Any]:
-    """Two or three attributes show in the title; each of the others in a bullet point or in the description."""
-    kind, shown = draft.kind, rng.randint(2, 3)
+    """Put two or three attributes in the title, and each of the others in a bullet point or in the description."""
+    kind, in_title = draft.kind, rng.randint(2, 3)
     texts = {
         "brand": draft.brand,
         "noun": kind.noun,
         "adjective": draft.adjective,
         "audience": draft.audience,
-        "attributes": ", ".join(draft.attributes[:shown]),
+        "attributes": ", ".join(draft.attributes[:in_title]),
         **_grammar(kind),
     }
     title = rng.choice(words.TITLES).format(**texts)
 
     def sentence(templates: tuple[str, ...], attribute: str) -> str:
         text = rng.choice(templates).format(**texts, attribute=attribute, use=rng.choice(kind.uses))
-        return _SENTENCE_START.sub(lambda found: found[0].upper(), text)
+        return _SENTENCE_START.sub(lambda match: match[0].upper(), text)
 
-    hidden = draft.attributes[shown:]
+    hidden = draft.attributes[in_title:]
     bullets = [sentence(words.BULLETS, attribute) for attribute in (draft.attributes[0], *hidden[:1])]
     return {
         "asin": draft.asin,
@@ -127,12 +127,12 @@ def _product(draft: _Draft, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _grammar(kind: words.Kind) -> dict[str, str]:
+def _grammar(kind: words.ProductKind) -> dict[str, str]:
     return words.PLURAL if kind.noun.endswith("s") and not kind.noun.endswith("ss") else words.SINGULAR
 
 
-def _pricing(kind: words.Kind, rng: random.Random) -> str:
-    """Mostly one price, at times two, now and then none, as in the official files."""
+def _pricing(kind: words.ProductKind, rng: random.Random) -> str:
+    """Return mostly one price, sometimes two, rarely none, as in the official files."""
     price = rng.randint(kind.prices[0] * 100, kind.prices[1] * 100) / 100
     form = rng.random()
     if form < 0.03:
@@ -150,16 +150,16 @@ def _attributes(draft: _Draft, rng: random.Random) -> dict[str, Any]:
 
 
 def _instruction(draft: _Draft, rng: random.Random) -> dict[str, Any]:
-    """What a person might ask for who wants this product: one or two attributes, and up to all options."""
+    """Write an instruction for this product that names one or two attributes and any number of its options."""
     attributes = rng.sample(draft.attributes, rng.randint(1, 2))
     names = rng.sample(list(draft.options), rng.randint(0 if rng.random() < 0.2 else 1, len(draft.options)))
     values = {name: rng.choice(draft.options[name]) for name in names}
-    asked = "".join(rng.choice(words.OPTION_ASKS[name]).format(value=value) for name, value in values.items())
-    wanted, ask, noun = " and ".join(attributes), rng.choice(words.ASKS), draft.kind.noun
-    follows = wanted if ask.index("{attributes}") < ask.index("{noun}") else noun
+    options = "".join(rng.choice(words.OPTION_ASKS[name]).format(value=value) for name, value in values.items())
+    described, ask, noun = " and ".join(attributes), rng.choice(words.ASKS), draft.kind.noun
+    follows = described if ask.index("{attributes}") < ask.index("{noun}") else noun
     uncountable = draft.kind.category == "grocery" or _grammar(draft.kind) is words.PLURAL
     article = "some" if uncountable else "an" if follows[0] in "aeiou" else "a"
-    text = ask.format(article=article, attributes=wanted, noun=noun, options=asked, **_grammar(draft.kind))
+    text = ask.format(article=article, attributes=described, noun=noun, options=options, **_grammar(draft.kind))
     return {
         "asin": draft.asin,
         "instruction": text,

@@ -1,4 +1,4 @@
-"""The words that the embedded catalogue is made of: kinds of product with their attributes, options and prices."""
+"""The vocabulary of the embedded catalogue: kinds of product with their attributes, options and prices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProductKind:
     """A kind of product. `options` maps an option's name to the values that products of the kind may offer."""
 
     noun: str
@@ -15,12 +15,12 @@ class Kind:
     attributes: tuple[str, ...]
     options: dict[str, tuple[str, ...]]
     prices: tuple[int, int]
-    """US dollars, from and to."""
+    """Lowest and highest price in US dollars."""
     uses: tuple[str, ...]
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+    return tuple(word.strip() for word in text.split(","))
 
 
 _COLORS = _words(
@@ -84,9 +84,9 @@ def _kind(
     prices: tuple[int, int],
     uses: str,
     **options: tuple[str, ...],
-) -> Kind:
+) -> ProductKind:
     named = {name.replace("_", " "): values for name, values in options.items()}
-    return Kind(noun, category, f"{_SHOP[category]} › {path}", attributes, named, prices, _words(uses))
+    return ProductKind(noun, category, f"{_SHOP[category]} › {path}", attributes, named, prices, _words(uses))
 
 
 KINDS = (

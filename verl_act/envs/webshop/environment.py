@@ -13,31 +13,31 @@ from verl_act.envs.webshop.nouns import EMBEDDED, noun_tagger
 from verl_act.envs.webshop.pages import STYLES, page_parts
 from verl_act.envs.webshop.planner import Planner
 from verl_act.envs.webshop.reward import score_purchase
-from verl_act.envs.webshop.session import START, Page, State, clickables, follow
+from verl_act.envs.webshop.session import START, Page, ShopState, clickables, follow
 from verl_act.errors import ConfigError, EnvError
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A state of an episode. `reward` is what the purchase earned, 0.0 before it."""
+class WebShopSnapshot:
+    """The state of an episode. `reward` is the reward of the purchase, 0.0 before it."""
 
-    state: State = START
+    state: ShopState = START
     steps: int = 0
     reward: float = 0.0
 
 
 class WebShopEnvironment:
-    """Plays WebShop's goals; deterministic, so a task's seed is not used.
+    """Plays WebShop's goals. Deterministic, so a task's seed is not used.
 
     `admissible_actions` are the clicks that the page offers; on the start page, the one search that the instruction
-    suggests (its words without those of asking). That list cannot hold every search: any other is admissible too, on
-    every page, and `admissible` of a step says so (see `session.follow` for the bounds). An inadmissible action shows
-    the same page again.
+    suggests (its content words). The list cannot hold every search: all others are admissible too, on every page, and
+    `admissible` of a step says so (see `session.follow` for the limits). An inadmissible action shows the same page
+    again.
 
-    The reward is WebShop's for the purchase, within 0 and 1, on the step that buys, and 0.0 otherwise. Success is a
-    reward of exactly 1.0.
+    The step that buys has WebShop's reward for the purchase, between 0 and 1; all others have 0.0. Success is a reward
+    of exactly 1.0.
 
-    Environments of one process share catalogue, search index and goals; each costs a few hundred bytes.
+    Environments of one process share catalogue, search index and goals; each needs a few hundred bytes.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class WebShopEnvironment:
         observation: str = "text",
         nouns: str = EMBEDDED,
     ) -> None:
-        """`data`: the folder with WebShop's files (default: the embedded catalogue); `max_steps`: actions that an
-        episode may take; `goals`: `human` or `synthetic` instructions; `observation`: `text` or `text_rich`, WebShop's
-        own, or `brief`, which is `text` without the instruction; `nouns`: what tags nouns for the reward (see
+        """`data`: the folder with WebShop's files (default: the embedded catalogue); `max_steps`: the longest
+        episode, in actions; `goals`: `human` or `synthetic` instructions; `observation`: WebShop's `text` or
+        `text_rich`, or `brief`, which is `text` without the instruction; `nouns`: the noun tagger of the reward (see
         `nouns`).
 
-        The data are read at the first reset. Raises `ConfigError` for settings that cannot work.
+        The data are read at the first reset. Raises `ConfigError` for invalid settings.
         """
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
@@ -67,22 +67,22 @@ class WebShopEnvironment:
         self._catalogue: Catalogue | None = None
         self._goal: Goal | None = None
         self._planner: Planner | None = None
-        self._now = Snapshot()
+        self._now = WebShopSnapshot()
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where it is not a goal of this catalogue, `DataError` on missing or damaged
+        """Start `task`. Raises `EnvError` if it is not a goal of this catalogue, `DataError` for missing or damaged
         files.
         """
-        self._goal = None  # after a failure, no episode must go on
+        self._goal = None  # if this fails, the old episode must not continue
         if self._catalogue is None:
             self._catalogue = load_catalogue(self._data)
         self._goal = goal_of(task, list_goals(self._catalogue, self._kind))
         self._planner = None
-        self._now = Snapshot()
+        self._now = WebShopSnapshot()
         return Observation(self._goal.instruction, self._page(), self._admissible())
 
     def step(self, action: str) -> StepResult:
-        """Take `action`. After the end of an episode nothing happens any more."""
+        """Take `action`. After the end of an episode, it has no effect."""
         catalogue, _ = self._playing()
         over = self._over()
         after = None if over else follow(self._now.state, action, catalogue)
@@ -100,23 +100,24 @@ class WebShopEnvironment:
         )
 
     def close(self) -> None:
-        """End the episode. The catalogue stays, for the other environments of this process."""
+        """End the episode. The catalogue stays in memory for the other environments of this process."""
         self._goal = self._planner = None
 
-    def snapshot(self) -> Snapshot:
-        """The current state; valid until the next `reset`."""
+    def snapshot(self) -> WebShopSnapshot:
+        """Return the current state; valid until the next `reset`."""
         self._playing()
         return self._now
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: WebShopSnapshot) -> None:
         """Return to `snapshot`."""
         self._playing()
         self._now = snapshot
 
     def plan(self) -> tuple[str, ...] | None:
-        """The fewest actions to a purchase of reward 1.0, the step limit aside (privileged; see `planner`).
+        """Return the shortest action sequence to a purchase of reward 1.0, ignoring the step limit (privileged; see
+        `planner`).
 
-        None where the planner finds no way: before a purchase, that is no proof that there is none.
+        None if the planner finds none, which does not prove that there is none, unless the purchase is made.
         """
         catalogue, goal = self._playing()
         if self._now.state.page is Page.DONE:
@@ -126,7 +127,7 @@ class WebShopEnvironment:
         return self._planner.plan(self._now.state)
 
     def plan_length(self) -> int | None:
-        """How many actions `plan` holds (privileged); None where there is no plan."""
+        """Return the length of `plan` (privileged); None if there is no plan."""
         plan = self.plan()
         return None if plan is None else len(plan)
 
@@ -135,7 +136,7 @@ class WebShopEnvironment:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._catalogue, self._goal
 
-    def _earned(self, state: State) -> float:
+    def _earned(self, state: ShopState) -> float:
         catalogue, goal = self._playing()
         if state.page is not Page.DONE:
             return 0.0

@@ -1,4 +1,4 @@
-"""The experts: one that shops like a person and knows only what it has read, and one that knows the best way."""
+"""The privileged expert, which plays the shortest plan."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from verl_act.schema import Context
 
 
 class GoalExpert:
-    """Takes the shortest way to a reward of 1.0. Inferable is what the shopper would do too, and finds inferable."""
+    """Takes the shortest way to a reward of 1.0. An action is inferable if `ShopperExpert` infers it too."""
 
     def reset(self, task: Task) -> None:
         """Nothing to prepare."""
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The first action of a shortest plan. Raises `ExpertGaveUp` where it finds no purchase that earns 1.0."""
+        """The first action of a shortest plan. Raises `ExpertGaveUp` if no purchase is found that earns 1.0."""
         if not isinstance(environment, WebShopEnvironment):
-            raise EnvError(f"WebShop's experts play in WebShopEnvironment, not in {type(environment).__name__}.")
+            raise EnvError(f"WebShop's experts need a WebShopEnvironment, not {type(environment).__name__}.")
         plan = environment.plan()
         if not plan:
             raise ExpertGaveUp(f"No purchase was found in this catalogue that meets all of {context.goal!r}.")

@@ -1,7 +1,7 @@
-"""WebShop's data files: where they lie, and their entries one at a time, however large the file is.
+"""Find WebShop's data files and read their entries one at a time, whatever the size of the file.
 
-The official product file of the full catalogue has about 5 GB; parsed in one piece it would need several times that
-in memory.
+The official product file of the full catalogue has about 5 GB; parsing it at once would need several times that in
+memory.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ _SMALL = {PRODUCT_FILE: "items_shuffle_1000.json", ATTRIBUTE_FILE: "items_ins_v2
 """The files of WebShop's 1,000-product catalogue."""
 
 _CHUNK = 1 << 22
-"""Characters read at a time."""
+"""Characters per read."""
 _LARGEST_ENTRY = 1 << 25
-"""Characters. The longest official entries have some hundred thousand; what is longer is a damaged file."""
+"""In characters. The longest official entries have a few hundred thousand; a longer one means a damaged file."""
 
 REMEDY = (
-    "Download the files by WebShop's setup script (`setup.sh -d small` or `-d all`), or make a catalogue with "
+    "Download the files with WebShop's setup script (`setup.sh -d small` or `-d all`), or generate a catalogue with "
     "`python -m verl_act make-catalogue`; pass their folder as `data`, or leave `data` out for the embedded catalogue."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DataFiles:
-    """The files of one catalogue. `human` may be missing where only synthetic goals are played."""
+    """The files of one catalogue. `human` may be missing if only synthetic goals are played."""
 
     products: Path
     attributes: Path
     human: Path | None
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size (bytes) and time of change (ns) of each file: other values, other contents."""
-        found = [(path, path.stat()) for path in (self.products, self.attributes, self.human) if path is not None]
-        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in found)
+        """Return name, size (bytes) and modification time (ns) of each file; they change with its contents."""
+        stats = [(path, path.stat()) for path in (self.products, self.attributes, self.human) if path is not None]
+        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
 def find_files(data: str | os.PathLike[str]) -> DataFiles:
-    """The files in the folder `data`; where it holds both catalogues, those of the full one.
+    """Return the files in the folder `data`; if it holds both catalogues, those of the full one.
 
-    `data` may also be the product file itself, to choose between them. Raises `DataError` where a file is missing.
+    `data` may also be the product file itself, to choose one. Raises `DataError` if a file is missing.
     """
     path = Path(data).expanduser().resolve()
     folder = path.parent if path.is_file() else path
@@ -61,34 +61,34 @@ def find_files(data: str | os.PathLike[str]) -> DataFiles:
     attributes = folder / (_SMALL[ATTRIBUTE_FILE] if small else ATTRIBUTE_FILE)
     for needed in (products, attributes):
         if not needed.is_file():
-            raise DataError(f"{needed}: no such file of WebShop's. {REMEDY}")
+            raise DataError(f"{needed}: no such file; WebShop needs it. {REMEDY}")
     human = folder / HUMAN_FILE
     return DataFiles(products, attributes, human if human.is_file() else None)
 
 
 def list_entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON array, each with its name for messages (`entry 3`, counted from 0).
+    """Yield the entries of a JSON array, each with its name for error messages (`entry 3`, counted from 0).
 
-    Raises `DataError` naming the file and the entry where the file is no such array, damaged or cut short.
+    Raises `DataError`, naming the file and the entry, if the file is not such an array, damaged or truncated.
     """
     with open_text(path) as stream:
         reader = _Reader(path, stream)
         reader.take("[", "a list of products")
-        number = 0
+        index = 0
         more = not reader.try_take("]")
         while more:
-            entry = f"entry {number}"
+            entry = f"entry {index}"
             yield entry, reader.value(entry)
             more = reader.comma_or("]", entry)
-            number += 1
+            index += 1
         reader.end()
 
 
 def map_entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """The keys and values of a JSON object, one at a time. Raises `DataError` as `list_entries` does."""
+    """Yield the keys and values of a JSON object. Raises `DataError` as `list_entries` does."""
     with open_text(path) as stream:
         reader = _Reader(path, stream)
-        reader.take("{", "an object with one key a product")
+        reader.take("{", "an object with one key per product")
         key = "the first key"
         more = not reader.try_take("}")
         while more:
@@ -100,25 +100,25 @@ def map_entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """JSON values from a stream, one after another, keeping only what is not read yet."""
+    """Reads JSON values from a stream one by one, keeping only the unread text in memory."""
 
     def __init__(self, path: Path, stream: TextIO) -> None:
         self._path = path
         self._stream = stream
         self._decoder = JSONDecoder()
         self._text = ""
-        self._at = 0
+        self._position = 0
         self._ended = False
 
     def value(self, what: str) -> Any:
-        """The next value, of any kind."""
+        """Return the next value, of any type."""
         self._skip_spaces()
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-                # A number at the end of what was read may go on in the next chunk.
+                value, end = self._decoder.raw_decode(self._text, self._position)
+                # A number at the end of the text may continue in the next chunk.
                 if end < len(self._text) or self._ended:
-                    self._at = end
+                    self._position = end
                     return value
                 problem = "is not complete"
             except JSONDecodeError as error:
@@ -126,16 +126,16 @@ class _Reader:
             except RecursionError:
                 raise self._damaged(what, "is nested too deeply") from None
             if self._ended:
-                raise self._damaged(what, f"{problem}; the file ends there")
-            if len(self._text) - self._at > _LARGEST_ENTRY:
+                raise self._damaged(what, f"{problem}; the file ends here")
+            if len(self._text) - self._position > _LARGEST_ENTRY:
                 raise self._damaged(what, problem)
             self._read()
 
     def try_take(self, mark: str) -> bool:
-        """Step over `mark` if it comes next."""
+        """Skip `mark` if it comes next; return whether it did."""
         self._skip_spaces()
-        if self._text[self._at : self._at + 1] == mark:
-            self._at += 1
+        if self._text[self._position : self._position + 1] == mark:
+            self._position += 1
             return True
         return False
 
@@ -153,20 +153,20 @@ class _Reader:
 
     def end(self) -> None:
         self._skip_spaces()
-        if self._at < len(self._text):
-            raise self._damaged("at its end", "there is something after the last entry")
+        if self._position < len(self._text):
+            raise self._damaged("at its end", "there is text after the last entry")
 
     def _skip_spaces(self) -> None:
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
-            if self._at < len(self._text) or self._ended:
+            while self._position < len(self._text) and self._text[self._position] in " \t\r\n":
+                self._position += 1
+            if self._position < len(self._text) or self._ended:
                 return
             self._read()
 
     def _read(self) -> None:
         chunk = self._stream.read(_CHUNK)
-        self._text, self._at, self._ended = self._text[self._at :] + chunk, 0, not chunk
+        self._text, self._position, self._ended = self._text[self._position :] + chunk, 0, not chunk
 
     def _damaged(self, where: str, problem: str) -> DataError:
         return DataError(f"{self._path}: {where}: {problem}. The file is damaged or was cut short. {REMEDY}")

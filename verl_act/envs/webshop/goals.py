@@ -1,7 +1,7 @@
-"""Goals: what an episode asks for, in WebShop's order, and the splits that the field uses.
+"""Goals of episodes, in WebShop's order, and the usual splits.
 
-The order is WebShop's: all goals in the order of the product file, shuffled by its seed. What WebShop draws without a
-seed, the price limit, is drawn here by product and instruction: the same files give the same goals everywhere.
+As in WebShop, all goals are listed in the order of the product file and shuffled with its seed. WebShop samples price
+limits without a seed; here product and instruction seed them, so the same files always give the same goals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAME = "webshop"
 SPLITS = ("train", "dev", "test")
 
 NO_LIMIT = 1_000_000.0
-"""The price limit, in US dollars, of a product beyond WebShop's price range; the instruction names none then."""
+"""The price limit, in US dollars, of a product above WebShop's price range; its instruction names no limit."""
 
 _SHUFFLE_SEED = 233  # WebShop's
 _TEST, _DEV = 500, 1000
@@ -38,14 +38,14 @@ _MOST_GOALS = 2_000_000
 
 
 AskedOption = str | tuple[str, str]
-"""An option that a goal asks for: its value, in people's goals; its name and value, in generated ones. WebShop's reward
-compares the two in different ways (see `reward.options_alike`).
+"""An option that a goal asks for: its value in human goals, its name and value in synthetic ones. WebShop's reward
+compares the two differently (see `reward.options_alike`).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is asked for. `attributes`, `options` and `price_upper` (US dollars) decide the reward; `row` is the
+    """The goal of an episode. `attributes`, `options` and `price_upper` (US dollars) decide the reward; `row` is the
     product that the instruction was written for.
     """
 
@@ -63,8 +63,8 @@ class Goal:
 
 @lru_cache(maxsize=4)
 def list_goals(catalogue: Catalogue, kind: str = "human") -> tuple[Goal, ...]:
-    """All goals of `catalogue`, in order: of each instruction by people one; of each generated instruction one for each
-    choice of its product's options. Raises `ConfigError` for an unknown kind, `DataError` where there is none.
+    """Return all goals of `catalogue`, in order: one per human instruction, or one per synthetic instruction and choice
+    of its product's options. Raises `ConfigError` for an unknown kind, `DataError` if there are no goals.
     """
     if kind not in KINDS:
         raise ConfigError(f"goals is {kind!r}; it must be one of {', '.join(KINDS)}.")
@@ -73,36 +73,36 @@ def list_goals(catalogue: Catalogue, kind: str = "human") -> tuple[Goal, ...]:
     if not goals:
         other = KINDS[kind == "human"]
         raise DataError(
-            f"The catalogue has no {kind} goals: no product in it has such an instruction. WebShop's file of human "
-            f"instructions must lie beside the product file; or play goals={other!r}."
+            f"The catalogue has no {kind} goals: no product in it has such an instruction. Put WebShop's file of human "
+            f"instructions next to the product file, or play goals={other!r}."
         )
     if len(goals) > _MOST_GOALS:
         raise ConfigError(
-            f"The catalogue has more than {_MOST_GOALS:,} {kind} goals, one for each choice of a product's options: "
-            "more than memory should hold. Play them on the 1,000-product catalogue, or play goals='human'."
+            f"The catalogue has more than {_MOST_GOALS:,} {kind} goals, one per choice of a product's options: "
+            "too many to hold in memory. Play them on the 1,000-product catalogue, or play goals='human'."
         )
     random.Random(_SHUFFLE_SEED).shuffle(goals)
     return tuple(goals)
 
 
 def _human_goals(catalogue: Catalogue) -> Iterator[Goal]:
-    for asked in catalogue.asked("human"):
-        product = catalogue.product(asked.row)
-        for number, instruction in enumerate(asked.instructions):
-            limit, limit_text = _price_limit(product, f"human {number}")
+    for entry in catalogue.instructions("human"):
+        product = catalogue.product(entry.row)
+        for index, instruction in enumerate(entry.instructions):
+            limit, limit_text = _price_limit(product, f"human {index}")
             text = f"{instruction.text.strip('.')}{limit_text}"
-            yield _goal(asked.row, product, instruction, text, instruction.options, limit)
+            yield _goal(entry.row, product, instruction, text, instruction.options, limit)
 
 
 def _synthetic_goals(catalogue: Catalogue) -> Iterator[Goal]:
-    for asked in catalogue.asked("synthetic"):
-        (instruction,) = asked.instructions
-        product = catalogue.product(asked.row)
+    for entry in catalogue.instructions("synthetic"):
+        (instruction,) = entry.instructions
+        product = catalogue.product(entry.row)
         limit, limit_text = _price_limit(product, "synthetic")
         for options in itertools.product(*([(name, value) for value in of] for name, of in sorted(product.options))):
             chosen = ", and ".join(f"{name}: {value}" for name, value in options)
             text = f"{instruction.text}{f' with {chosen}' if chosen else ''}{limit_text}"
-            yield _goal(asked.row, product, instruction, text, options, limit)
+            yield _goal(entry.row, product, instruction, text, options, limit)
 
 
 def _goal(
@@ -123,7 +123,7 @@ def _goal(
 
 
 def _price_limit(product: Product, which: str) -> tuple[float, str]:
-    """The larger of two of the next four multiples of ten dollars above the price, and how an instruction says it."""
+    """Return the larger of two random ones of the next four multiples of ten dollars above the price, and its text."""
     near = [limit for limit in _LIMITS if limit > product.price][:_LIMITS_NEAR]
     if len(near) < 2:
         return NO_LIMIT, ""
@@ -132,10 +132,10 @@ def _price_limit(product: Product, which: str) -> tuple[float, str]:
 
 
 def split_bounds(split: str, goals: int) -> range:
-    """The goals of `split`: test 0 to 499, dev 500 to 1499, train the others, as everybody has them.
+    """Return the goals of `split`: test 0 to 499, dev 500 to 1499, train the rest, as is usual.
 
-    A catalogue with too few goals for that (1,500 or less) is cut in the same order, test a sixth, dev a third, train
-    the rest. Raises `DataError` for an unknown split, or where nothing is left for it.
+    A catalogue with 1,500 goals or fewer is divided in the same order: a sixth for test, a third for dev, the rest for
+    train. Raises `DataError` for an unknown or empty split.
     """
     if split not in SPLITS:
         raise DataError(f"WebShop has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -143,7 +143,7 @@ def split_bounds(split: str, goals: int) -> range:
     bounds = {"test": range(test), "dev": range(test, dev), "train": range(dev, goals)}[split]
     if not bounds:
         raise EmptySplitError(
-            f"The split {split!r} is empty: the catalogue has {goals} goals only. It needs three or more."
+            f"The split {split!r} is empty: the catalogue has only {goals} goals. It needs three or more."
         )
     return bounds
 
@@ -153,14 +153,14 @@ def _has_standard_splits(goals: int) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _tell_of_shares(catalogue: Catalogue, kind: str) -> None:
-    """Once for a catalogue: that its splits are not the field's, whose 1,000 products have few goals by people."""
+def _warn_of_small_splits(catalogue: Catalogue, kind: str) -> None:
+    """Warn, once per catalogue, if it is too small for the usual splits, as WebShop's 1,000 products are."""
     goals = len(list_goals(catalogue, kind))
     if not _has_standard_splits(goals):
         logger.warning(
             "The catalogue has %d %s goals, too few for the usual splits (test: goals 0 to %d, dev: the next %d): "
-            "it is cut by shares, and figures do not compare with published ones. With WebShop's 1,000 products others "
-            "play synthetic goals, of which there are enough: env_settings.goals=synthetic.",
+            "it is split by shares, and results do not compare with published ones. For WebShop's 1,000 products, "
+            "synthetic goals are usual, of which there are enough: env_settings.goals=synthetic.",
             goals,
             kind,
             _TEST - 1,
@@ -171,35 +171,35 @@ def _tell_of_shares(catalogue: Catalogue, kind: str) -> None:
 def list_tasks(
     split: str, data: str | os.PathLike[str] | None = None, goals: str = "human", **_: Any
 ) -> tuple[Task, ...]:
-    """Every goal of `split` once. Further settings of the environment are accepted and mean nothing here.
+    """Return one task per goal of `split`. Other settings of the environment are accepted and ignored.
 
-    Task ids are `17-B0FVH4CJRR`: the goal's number in all splits, and the product it was written for, so that a task
-    of one catalogue is not played in another. The type is the product's category, of five. Raises `DataError` for an
-    unknown split or where the data are missing or damaged.
+    Task ids are like `17-B0FVH4CJRR`: the goal's index over all splits, and the product that it was written for, so
+    that a task of one catalogue is not played in another. The task type is one of five product categories. Raises
+    `DataError` for an unknown split or if the data are missing or damaged.
     """
-    split_bounds(split, 3)  # complain of the split before the data are read
+    split_bounds(split, 3)  # refuse an unknown split before reading the data
     catalogue = load_catalogue(data)
-    found = list_goals(catalogue, goals)
-    _tell_of_shares(catalogue, goals)
+    all_goals = list_goals(catalogue, goals)
+    _warn_of_small_splits(catalogue, goals)
     return tuple(
-        Task(NAME, split, f"{number}-{found[number].asin}", found[number].category)
-        for number in split_bounds(split, len(found))
+        Task(NAME, split, f"{index}-{all_goals[index].asin}", all_goals[index].category)
+        for index in split_bounds(split, len(all_goals))
     )
 
 
 def prepare(data: str | os.PathLike[str] | None = None, goals: str = "human", **_: Any) -> None:
-    """Read catalogue and goals, which episodes of this process share; a large catalogue is prepared where it is not."""
+    """Load catalogue and goals, which episodes of a process share; build the cache of a large catalogue if needed."""
     list_goals(load_catalogue(data), goals)
 
 
 def goal_of(task: Task, goals: tuple[Goal, ...]) -> Goal:
-    """The goal that `task` plays. Raises `EnvError` where it is not a task of these goals."""
-    number, _, asin = task.task_id.partition("-")
-    if task.env != NAME or task.split not in SPLITS or not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise EnvError(f"{task}: is not a WebShop task. Ids are like '17-B0FVH4CJRR', splits {', '.join(SPLITS)}.")
-    if int(number) not in split_bounds(task.split, len(goals)) or goals[int(number)].asin != asin:
+    """Return the goal of `task`. Raises `EnvError` if it is not a task of these goals."""
+    index, _, asin = task.task_id.partition("-")
+    if task.env != NAME or task.split not in SPLITS or not (index.isascii() and index.isdigit() and len(index) < 10):
+        raise EnvError(f"{task}: not a WebShop task. Ids are like '17-B0FVH4CJRR', splits {', '.join(SPLITS)}.")
+    if int(index) not in split_bounds(task.split, len(goals)) or goals[int(index)].asin != asin:
         raise EnvError(
-            f"{task}: this catalogue has another goal there, or none in {task.split}. Play it with the settings "
-            "(`data`, `goals`) that it was listed with."
+            f"{task}: this catalogue has another goal at this index, or none in {task.split}. Play it with the "
+            "settings (`data`, `goals`) that it was listed with."
         )
-    return goals[int(number)]
+    return goals[int(index)]

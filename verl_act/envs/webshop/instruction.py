@@ -1,4 +1,4 @@
-"""An instruction read for what it asks: the words that matter, and the price limit."""
+"""Parse an instruction: its content words and its price limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 LONGEST_SEARCH = 1000
-"""Characters of the searches that are suggested; an agent's own may be longer."""
+"""In characters, for suggested searches; an agent's searches may be longer."""
 
 _LIMIT = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars\s*$")
 _WORD = re.compile(r"\w+(?:[.'’-]\w+)*")
@@ -20,30 +20,30 @@ _ASKING_WORDS = """
     priced color colored size sized flavor flavored scent scented style option
 """
 _ASKING = frozenset(_ASKING_WORDS.split())
-"""Words that say only that something is asked for; an option's name is left out, its value is not."""
+"""Words without content: words of asking, and names of options (but not their values)."""
 
 
 def price_limit(instruction: str) -> float | None:
-    """The limit in US dollars that WebShop wrote at the end of the instruction, if any."""
-    found = _LIMIT.search(instruction)
-    return float(found[1]) if found else None
+    """Return the limit in US dollars that WebShop appended to the instruction, if any."""
+    match = _LIMIT.search(instruction)
+    return float(match[1]) if match else None
 
 
 def without_limit(instruction: str) -> str:
-    """The instruction as it was before WebShop wrote a price limit at its end."""
+    """Return the instruction without the price limit that WebShop appended."""
     return _LIMIT.sub("", instruction)
 
 
 @lru_cache(maxsize=4096)
-def asked_words(instruction: str) -> tuple[str, ...]:
-    """The words of the instruction that say what is asked for, in lower case and in order, each once."""
+def content_words(instruction: str) -> tuple[str, ...]:
+    """Return the content words of the instruction, in lower case and in order, each once."""
     words = _WORD.findall(without_limit(instruction).lower())
     return tuple(dict.fromkeys(word for word in words if word not in _ASKING))
 
 
 def likely_search(instruction: str) -> str:
-    """The search that suggests itself: all words that matter. Never empty, never longer than `LONGEST_SEARCH`."""
-    words = asked_words(instruction) or tuple(_WORD.findall(instruction.lower())) or ("products",)
+    """Return the search for all content words. Never empty, never longer than `LONGEST_SEARCH`."""
+    words = content_words(instruction) or tuple(_WORD.findall(instruction.lower())) or ("products",)
     text = words[0][:LONGEST_SEARCH]
     for word in words[1:]:
         if len(text) + 1 + len(word) > LONGEST_SEARCH:

@@ -1,5 +1,5 @@
-"""A WebShop catalogue of our own making, with goals, in WebShop's file format: for where the official files cannot be
-had, or another size or draw than the embedded catalogue is wanted. The same arguments give the same bytes.
+"""Generate a WebShop catalogue with goals, in WebShop's file format: for use without the official files, or with
+another size or seed than the embedded catalogue. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from verl_act.output_folder import atomic_folder, writes_folder
 def make_catalogue(
     out: str | os.PathLike[str], *, products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED
 ) -> Manifest:
-    """Write `products` products with `instructions` goals each to `out`, and return the manifest written beside them.
+    """Write `products` products with `instructions` goals each to `out`, with a manifest; return the manifest.
 
-    The defaults give the embedded catalogue. Raises `ConfigError` for numbers below 1, or for fewer than three goals.
+    The defaults give the embedded catalogue. Raises `ConfigError` for counts below 1, or for fewer than three goals.
     """
     _check(products=products, instructions=instructions, seed=seed)
     started = time.monotonic()
-    made = embedded_records(products, instructions, seed)
+    records = embedded_records(products, instructions, seed)
     with atomic_folder(out) as folder:
-        _write_lines(folder / PRODUCT_FILE, "[]", map(_json, made.products))
+        _write_lines(folder / PRODUCT_FILE, "[]", map(_json, records.products))
         _write_lines(
-            folder / ATTRIBUTE_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in made.attributes.items())
+            folder / ATTRIBUTE_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in records.attributes.items())
         )
-        _write_lines(folder / HUMAN_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in made.human.items()))
+        _write_lines(folder / HUMAN_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in records.human.items()))
         manifest = make_manifest(
             "make_catalogue",
             settings={"products": products, "instructions": instructions},
             counts={
                 "products": products,
-                "by_category": dict(sorted(Counter(product["category"] for product in made.products).items())),
+                "by_category": dict(sorted(Counter(product["category"] for product in records.products).items())),
                 "goals": {split: len(split_bounds(split, products * instructions)) for split in SPLITS},
             },
             seed=seed,
@@ -55,7 +55,9 @@ def make_catalogue(
 def _check(*, products: Positive, instructions: Positive, seed: Seed) -> None:
     check_options(_check, {"products": products, "instructions": instructions, "seed": seed})
     if products * instructions < 3:
-        raise OptionError("products", f"is {products} of {instructions} goals; each of three splits needs a goal.")
+        raise OptionError(
+            "products", f"is {products} with {instructions} goals each; each of three splits needs a goal."
+        )
 
 
 def _json(value: object) -> str:
@@ -63,9 +65,9 @@ def _json(value: object) -> str:
 
 
 def _write_lines(path: Path, brackets: str, lines: Iterable[str]) -> None:
-    """One entry a line."""
+    """Write one entry per line."""
     with path.open("w", encoding="utf-8") as file:
         file.write(brackets[0])
-        for number, line in enumerate(lines):
-            file.write(f",\n{line}" if number else f"\n{line}")
+        for index, line in enumerate(lines):
+            file.write(f",\n{line}" if index else f"\n{line}")
         file.write(f"\n{brackets[1]}\n")

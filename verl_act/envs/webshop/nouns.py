@@ -1,11 +1,11 @@
 """The nouns of a product name, which decide whether a purchase is of the right type.
 
-WebShop has spaCy tag the name (its models are not on PyPI) and keeps what is tagged NOUN or PROPN. The embedded tagger
-is the only deviation from WebShop's reward: it takes every word of letters for a noun, unless it is a function word, a
-number or a measure, or one of some hundred adjectives, verbs and adverbs that product names use. So it misses nouns of
-that list where spaCy takes them for names, as capitalised words often, and takes rarer adjectives and verbs for nouns.
-That changes the type factor of some purchases: results to be compared with published ones need spaCy's tagging. Whoever
-buys the product that the goal was written for gets the same reward with either tagger.
+WebShop tags the name with spaCy (whose models are not on PyPI) and keeps the words tagged NOUN or PROPN. The embedded
+tagger is the only deviation from WebShop's reward: it takes every word of letters as a noun, unless it is a function
+word, a number, a measure, or one of a few hundred adjectives, verbs and adverbs that are common in product names. So it
+misses listed words that spaCy tags as names, often because they are capitalised, and takes rarer adjectives and verbs
+as nouns. That changes the type factor of some purchases: use spaCy's tagging to compare with published results. Buying
+the product that the goal was written for gives the same reward with either tagger.
 
 spaCy comes with the extra `webshop-spacy`: pass the name of its model, `en_core_web_sm` or `en_core_web_lg`. WebShop's
 code has loaded both, in different versions.
@@ -22,7 +22,7 @@ from verl_act.errors import ConfigError
 EMBEDDED = "embedded"
 
 Nouns = Callable[[str], tuple[str, ...]]
-"""Name -> its nouns in lower case, repeats included."""
+"""Maps a name to its nouns in lower case, with repeats."""
 
 # spaCy splits words at slashes and at hyphens between letters, and keeps abbreviations with dots whole.
 _TOKEN = re.compile(r"[^\W\d_](?:\.[^\W\d_])+\.?|[^\W_]+(?:(?:['’]|(?<=\d)-|-(?=\d))[^\W_]+)*")
@@ -54,16 +54,16 @@ _OTHER = frozenset((_FUNCTION_WORDS + _ADJECTIVES).split())
 
 
 def embedded_nouns(name: str) -> tuple[str, ...]:
-    """The nouns by the embedded word list. Of a possessive the noun counts, as with spaCy: `men` of `men's`."""
-    words = (_POSSESSIVE.sub("", found.lower()) for found in _TOKEN.findall(name))
+    """Return the nouns by the embedded word list. A possessive counts as its noun, as with spaCy: `men` for `men's`."""
+    words = (_POSSESSIVE.sub("", token.lower()) for token in _TOKEN.findall(name))
     return tuple(word for word in words if word not in _OTHER and not _MEASURE.fullmatch(word))
 
 
 @lru_cache(maxsize=2)
 def noun_tagger(model: str = EMBEDDED) -> Nouns:
-    """The embedded tagger, or that of an installed spaCy model (its name, or its folder).
+    """Return the embedded tagger, or that of an installed spaCy model (its name or folder).
 
-    Raises `ConfigError` where spaCy or the model is not installed.
+    Raises `ConfigError` if spaCy or the model is not installed.
     """
     if model == EMBEDDED:
         return lru_cache(maxsize=65536)(embedded_nouns)

@@ -1,10 +1,10 @@
-"""The fewest actions to a purchase of reward 1.0 (privileged): what tells a good action from a bad one.
+"""Find the fewest actions to a purchase of reward 1.0 (privileged), which tells good actions from bad ones.
 
-Any product that earns 1.0 counts, not only the one that the instruction was written for. A search is possible on every
-page, so the shortest way is one of a handful: from here, or by the search that the instruction suggests, or by the name
-of a winning product. In a catalogue of more than `SCANNED` products the winners are looked for among the hits of likely
-searches only; a plan may then be longer than the shortest, by the option clicks that another product would save, and
-there may be none although a search that nobody thought of would lead to a winner.
+Any product that earns 1.0 counts, not only the one that the instruction was written for. Every page allows a search, so
+there are few candidates for the shortest way: from the current page, by the search that the instruction suggests, or by
+the name of a winning product. In a catalogue of more than `SCANNED` products, winners are searched only among the hits
+of likely searches. A plan may then have more option clicks than the shortest one, and there may be no plan although
+another search would lead to a winner.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from verl_act.envs.webshop.instruction import LONGEST_SEARCH, likely_search
 from verl_act.envs.webshop.nouns import Nouns
 from verl_act.envs.webshop.product import Product
 from verl_act.envs.webshop.reward import attributes_met, options_alike, type_factor
-from verl_act.envs.webshop.session import ON_A_PAGE, SUB_PAGES, Page, State
+from verl_act.envs.webshop.session import ON_A_PAGE, SUB_PAGES, Page, ShopState
 
 SCANNED = 5000
-"""Products of which each is examined, 50 microseconds each and goal."""
+"""Up to this many products, all are examined, which takes 50 microseconds per product and goal."""
 
 Actions = tuple[str, ...]
 
 
 class Planner:
-    """Plans for one goal. Remembers what it has found out about products."""
+    """Plans for one goal. Caches which products fit."""
 
     def __init__(self, catalogue: Catalogue, goal: Goal, nouns: Nouns) -> None:
         self._catalogue = catalogue
@@ -36,45 +36,45 @@ class Planner:
         self._nouns = nouns
         self._fits: dict[int, bool] = {}
 
-    def plan(self, state: State) -> Actions | None:
-        """The shortest sequence of actions from `state`, of equal ones the one nearest by. None if none is found."""
+    def plan(self, state: ShopState) -> Actions | None:
+        """Return the shortest action sequence from `state`, preferring one without a search; None if there is none."""
         plans = [plan for plan in (*self._from_here(state), self._from_a_search) if plan is not None]
         return min(plans, key=len, default=None)
 
-    def _from_here(self, state: State) -> Iterator[Actions | None]:
+    def _from_here(self, state: ShopState) -> Iterator[Actions | None]:
         if state.page in SUB_PAGES:
             yield from (_after(PREVIOUS, plan) for plan in self._from_item(state))
         elif state.page is Page.ITEM:
             yield from self._from_item(state)
         elif state.page is Page.RESULTS:
-            yield self._from_results(state.hits, state.number)
+            yield self._from_results(state.hits, state.page_number)
 
-    def _from_item(self, state: State) -> Iterator[Actions | None]:
+    def _from_item(self, state: ShopState) -> Iterator[Actions | None]:
         yield self._purchase(state.row, dict(state.options))
-        yield _after(PREVIOUS, self._from_results(state.hits, state.number))
+        yield _after(PREVIOUS, self._from_results(state.hits, state.page_number))
 
-    def _from_results(self, hits: tuple[int, ...], number: int) -> Actions | None:
-        """Turn to a winning product among `hits`, open it and buy it."""
+    def _from_results(self, hits: tuple[int, ...], page_number: int) -> Actions | None:
+        """Return the actions to page to a winning product among `hits`, open it and buy it."""
         plans = []
-        for place, row in enumerate(hits):
+        for index, row in enumerate(hits):
             purchase = self._purchase(row, {})
             if purchase is not None:
-                turns = place // ON_A_PAGE + 1 - number
+                turns = index // ON_A_PAGE + 1 - page_number
                 turning = (_click(NEXT if turns > 0 else PREVIOUS),) * abs(turns)
                 plans.append((*turning, _click(self._catalogue.product(row).asin), *purchase))
         return min(plans, key=len, default=None)
 
     @cached_property
     def _from_a_search(self) -> Actions | None:
-        """The same from every page. No way is shorter than searching, opening, choosing options and buying."""
+        """The best plan that begins with a search; it needs at least a search, a click and the purchase."""
         best = self._by_searching(likely_search(self._goal.instruction))
         priced = [(len(purchase), row) for row in self._likely_rows() if (purchase := self._purchase(row, {}))]
         for length, row in sorted(priced):
             if best is not None and len(best) <= 2 + length:
                 break
-            found = self._by_searching(self._catalogue.product(row).name)
-            if found is not None and (best is None or len(found) < len(best)):
-                best = found
+            plan = self._by_searching(self._catalogue.product(row).name)
+            if plan is not None and (best is None or len(plan) < len(best)):
+                best = plan
         return best
 
     def _by_searching(self, text: str) -> Actions | None:
@@ -91,7 +91,7 @@ class Planner:
         return dict.fromkeys((self._goal.row, *named, *self._catalogue.search(likely_search(self._goal.instruction))))
 
     def _purchase(self, row: int, chosen: Mapping[str, str]) -> Actions | None:
-        """The clicks on the page of `row` that choose what is missing and buy; None where they cannot earn 1.0."""
+        """Return the clicks on the page of `row` that choose missing options and buy; None if they cannot earn 1.0."""
         product = self._catalogue.product(row)
         if row not in self._fits:
             self._fits[row] = fits(product, self._goal, self._nouns)
@@ -102,7 +102,7 @@ class Planner:
 
 
 def fits(product: Product, goal: Goal, nouns: Nouns) -> bool:
-    """Whether the product meets all of the goal that does not depend on its options."""
+    """Whether the product meets the goal, apart from its options."""
     return (
         product.price <= goal.price_upper
         and attributes_met(product, goal.attributes) == len(goal.attributes)
@@ -110,17 +110,17 @@ def fits(product: Product, goal: Goal, nouns: Nouns) -> bool:
     )
 
 
-def missing_options(product: Product, asked: tuple[AskedOption, ...], chosen: Mapping[str, str]) -> Actions | None:
-    """The fewest option values to click so that every option in `asked` is met; None where it cannot be.
+def missing_options(product: Product, requested: tuple[AskedOption, ...], chosen: Mapping[str, str]) -> Actions | None:
+    """Return the fewest option values to click so that all `requested` options are met; None if that is impossible.
 
-    `chosen` are the values chosen already, by option; a click replaces the value of its option.
+    `chosen` maps options to their chosen values; a click replaces the value of its option.
     """
-    everything = (1 << len(asked)) - 1
-    # What is met (a bit an asked option) by the options gone through so far -> the fewest clicks for it.
+    everything = (1 << len(requested)) - 1
+    # Maps the requested options met by the product's options so far (a bitmask) to the fewest clicks for them.
     ways: dict[int, Actions] = {0: ()}
     for name in dict(product.options):
-        met_by = {value: _met(value, asked) for value, of in product.option_of.items() if of == name}
-        kept = _met(chosen[name], asked) if name in chosen else 0
+        met_by = {value: _met(value, requested) for value, of in product.option_of.items() if of == name}
+        kept = _met(chosen[name], requested) if name in chosen else 0
         useful = {met: value for value, met in reversed(met_by.items()) if met}
         extended: dict[int, Actions] = {}
         for met, clicks in ways.items():
@@ -132,8 +132,8 @@ def missing_options(product: Product, asked: tuple[AskedOption, ...], chosen: Ma
     return ways.get(everything)
 
 
-def _met(value: str, asked: tuple[AskedOption, ...]) -> int:
-    return sum(1 << at for at, wanted in enumerate(asked) if options_alike(value, wanted))
+def _met(value: str, requested: tuple[AskedOption, ...]) -> int:
+    return sum(1 << bit for bit, option in enumerate(requested) if options_alike(value, option))
 
 
 def _after(target: str, plan: Actions | None) -> Actions | None:

@@ -1,4 +1,4 @@
-"""A product: what WebShop's product file says of it, in the form that pages, search and reward need."""
+"""A product of WebShop's product file, in the form that pages, search and reward need."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from verl_act.envs.webshop.actions import can_choose
 
 _NO_PRICE = 100.0
-"""US dollars where the file gives no price."""
+"""US dollars, if the file has no price."""
 _NO_ATTRIBUTES = ("DUMMY_ATTR",)
-"""What WebShop gives a product that its attribute file does not know."""
+"""WebShop's attributes of a product that its attribute file lacks."""
 _LONGEST_ASIN = 10
 
 
@@ -36,7 +36,7 @@ class Product:
     attributes: tuple[str, ...]
 
     def to_json(self) -> bytes:
-        """A compact record, for `from_json`."""
+        """Encode as a compact record, for `from_json`."""
         values = [getattr(self, name) for name in self.__dataclass_fields__]
         return json.dumps(values, separators=(",", ":")).encode()
 
@@ -48,40 +48,40 @@ class Product:
 
     @cached_property
     def texts(self) -> tuple[str, str, str]:
-        """Title, bullet points and description in lower case: where the reward looks for a goal's attributes."""
+        """Title, bullet points and description in lower case; the reward searches them for a goal's attributes."""
         return self.name.lower(), " ".join(self.bullets).lower(), self.description.lower()
 
     @cached_property
     def option_of(self) -> dict[str, str]:
-        """Option value -> the option it belongs to; of two options with one value the later one, as in WebShop.
+        """Maps an option value to its option; if two options share a value, to the later one, as in WebShop.
 
-        Values that no click chooses, in WebShop neither, are left out: empty ones, those with an opening bracket or a
+        Values that no click can choose, as in WebShop, are left out: empty ones, those with an opening bracket or a
         line break, and names of buttons.
         """
         return {value: name for name, values in self.options for value in values if can_choose(value)}
 
     def indexed_text(self) -> str:
-        """What WebShop's search index holds of a product."""
+        """Return the text of the product in WebShop's search index."""
         options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options)
         return " ".join((self.name, self.description, self.bullets[0] if self.bullets else "", options)).lower()
 
 
 def is_listed(record: Any) -> bool:
-    """Whether WebShop takes the entry: some of the official ones have no usable id.
+    """Whether WebShop uses the entry: some of the official ones have no usable id.
 
-    Raises `ValueError` where it is no product, or has no id at all.
+    Raises `ValueError` if it is not a product or has no id.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{_shown(record)} is not a product; it must be an object with 'asin', 'name' and so on")
+        raise ValueError(f"{_shortened(record)} is not a product; it must be an object with 'asin', 'name' and so on")
     asin = _text(record, "asin")
     return asin != "nan" and len(asin) <= _LONGEST_ASIN
 
 
 def product_from(record: Mapping[str, Any], attributes: Sequence[str] | None) -> Product:
-    """The product of an entry of `items_shuffle.json`; `attributes` come from `items_ins_v2.json`.
+    """Make a product from an entry of `items_shuffle.json`; `attributes` come from `items_ins_v2.json`.
 
-    Where the entry gives a range of prices, WebShop draws one at every start; here it is drawn by the product's id,
-    once and for all. Raises `ValueError` naming the field where one is missing or of another form.
+    For a price range, WebShop samples a price at every start; here the product's id is the seed, so the price is fixed.
+    Raises `ValueError`, naming the field, if one is missing or invalid.
     """
     asin = _text(record, "asin")
     prices = _prices(record.get("pricing"))
@@ -95,7 +95,7 @@ def product_from(record: Mapping[str, Any], attributes: Sequence[str] | None) ->
         description=_text(record, "full_description", optional=True),
         bullets=_bullets(record.get("small_description")),
         price=price,
-        price_tag=" to ".join(f"${shown}" for shown in prices),
+        price_tag=" to ".join(f"${price}" for price in prices),
         options=_options(record.get("customization_options")),
         attributes=tuple(attributes or _NO_ATTRIBUTES),
     )
@@ -106,24 +106,24 @@ def _text(record: Mapping[str, Any], field: str, *, optional: bool = False) -> s
     if value is None and optional:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} is {_shown(value)}; it must be a text")
+        raise ValueError(f"field {field!r} is {_shortened(value)}; it must be a text")
     return valid_text(value)
 
 
 def valid_text(text: str) -> str:
-    """`text` with question marks for halves of characters, which JSON can hold but no other file of ours."""
+    """Replace lone surrogates, which JSON can hold but UTF-8 files cannot, by question marks."""
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _prices(pricing: Any) -> list[float]:
-    """One price or two, from `$34.00`, `$10.99$25.00`, or nothing."""
+    """Parse one or two prices: `$34.00`, `$10.99$25.00`, or nothing."""
     if not pricing:
         return [_NO_PRICE]
     if isinstance(pricing, str):
-        numbers = [re.sub(r"[^\d.]", "", part) for part in pricing.split("$")[1:3]]
-        if numbers and all(re.fullmatch(r"\d+\.?\d*|\.\d+", number) for number in numbers):
-            return [float(number) for number in numbers]
-    raise ValueError(f"field 'pricing' is {_shown(pricing)}; it must be like '$34.00', '$10.99$25.00' or empty")
+        numbers = [re.sub(r"[^\d.]", "", text) for text in pricing.split("$")[1:3]]
+        if numbers and all(re.fullmatch(r"\d+\.?\d*|\.\d+", digits) for digits in numbers):
+            return [float(digits) for digits in numbers]
+    raise ValueError(f"field 'pricing' is {_shortened(pricing)}; it must be like '$34.00', '$10.99$25.00' or empty")
 
 
 def _bullets(value: Any) -> tuple[str, ...]:
@@ -131,11 +131,11 @@ def _bullets(value: Any) -> tuple[str, ...]:
         return (valid_text(value or ""),)
     if isinstance(value, list) and all(isinstance(bullet, str) for bullet in value):
         return tuple(map(valid_text, value))
-    raise ValueError(f"field 'small_description' is {_shown(value)}; it must be a list of texts")
+    raise ValueError(f"field 'small_description' is {_shortened(value)}; it must be a list of texts")
 
 
 def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Of names that differ in case alone, the later one's values stand in the place of the first, as in WebShop."""
+    """Parse the options. If names differ only in case, the values of the last replace the others, as in WebShop."""
     if not value:
         return ()
     try:
@@ -147,7 +147,7 @@ def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return tuple(options.items())
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"field 'customization_options' is {_shown(value)}; it must be like "
+            f"field 'customization_options' is {_shortened(value)}; it must be like "
             '{"color": [{"value": "red"}]}, with null for an option without values'
         ) from error
 
@@ -156,6 +156,6 @@ def _option_value(text: str) -> str:
     return valid_text(text.strip().replace("/", " | ").lower())
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""What a reader can take from a page's text, in whatever style it is shown."""
+"""Parse the text of a page, in any style."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRICE = re.compile(r"(?:Price: )?\$(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A product among the results; `price` is the lower one where there are two, in US dollars."""
+    """A product among the results; `price` is in US dollars, the lower one of a range."""
 
     asin: str
     title: str
@@ -26,59 +26,60 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A page that has been read. Fields that such a page does not have are empty.
+    """A parsed page. Fields that the page does not have are empty.
 
-    `between` holds, on an item's page, option names and values in turn, which only the clickables tell apart.
+    `between` holds the option names and values of an item page, in order; only the clickables tell them apart.
     """
 
     page: Page
     listed: tuple[Listed, ...] = ()
     more: bool = False
-    """Whether there are results behind this page of them."""
+    """Whether there is another page of results."""
     title: str = ""
     between: tuple[str, ...] = ()
     text: str = ""
 
 
 def read_page(observation: str) -> Reading:
-    """Read an observation of any style. A page of a product's details counts as `Page.DESCRIPTION`."""
-    parts = _split(observation)
-    if total := next((found for part in parts if (found := _TOTAL.fullmatch(part))), None):
-        rest = parts[parts.index(NEXT) + 1 :] if NEXT in parts else []
+    """Parse an observation of any style. All detail pages of a product count as `Page.DESCRIPTION`."""
+    texts = _split(observation)
+    if total := next((match for text in texts if (match := _TOTAL.fullmatch(text))), None):
+        rest = texts[texts.index(NEXT) + 1 :] if NEXT in texts else []
         listed = tuple(
             Listed(asin.lower(), title, float(price[1]))
             for asin, title, tag in zip(rest[::3], rest[1::3], rest[2::3], strict=False)
             if (price := _PRICE.match(tag))
         )
         return Reading(Page.RESULTS, listed, int(total[1]) * 10 < int(total[2]))
-    if parts and parts[-1] == BUY:
-        price_at = next((at for at, part in enumerate(parts) if _PRICE.match(part) and part.startswith("Price")), 0)
+    if texts and texts[-1] == BUY:
+        prices = (index for index, text in enumerate(texts) if _PRICE.match(text) and text.startswith("Price"))
+        price_index = next(prices, 0)
         return Reading(
-            Page.ITEM, title=parts[price_at - 1], between=tuple(parts[_behind(PREVIOUS, parts) : price_at - 1])
+            Page.ITEM, title=texts[price_index - 1], between=tuple(texts[_behind(PREVIOUS, texts) : price_index - 1])
         )
-    if BACK in parts:
-        return Reading(Page.DESCRIPTION, text=" ".join(parts[_behind(PREVIOUS, parts) :]))
+    if BACK in texts:
+        return Reading(Page.DESCRIPTION, text=" ".join(texts[_behind(PREVIOUS, texts) :]))
     return Reading(Page.SEARCH)
 
 
 def _split(observation: str) -> list[str]:
     if SEPARATOR in observation:
-        return [part.strip() for part in observation.split(SEPARATOR)]
+        return [text.strip() for text in observation.split(SEPARATOR)]
     lines = (line.strip() for line in observation.splitlines())
-    return [found[1] if (found := _MARKED.fullmatch(line)) else line for line in lines if line]
+    return [match[1] if (match := _MARKED.fullmatch(line)) else line for line in lines if line]
 
 
-def _behind(mark: str, parts: Sequence[str]) -> int:
-    return parts.index(mark) + 1 if mark in parts else len(parts)
+def _behind(button: str, texts: Sequence[str]) -> int:
+    return texts.index(button) + 1 if button in texts else len(texts)
 
 
 def options_on(reading: Reading, admissible: Sequence[str]) -> dict[str, list[str]]:
-    """The options of an item's page with their values; `admissible` are the actions that the page offers."""
+    """Return the options of an item page with their values; `admissible` are the actions that the page offers."""
     options: dict[str, list[str]] = {}
     name = ""
-    for part in reading.between:
-        if f"click[{part}]" in admissible:
-            options.setdefault(name, []).append(part)
+    for text in reading.between:
+        if f"click[{text}]" in admissible:
+            options.setdefault(name, []).append(text)
         else:
-            name = part
+            name = text
     return options

@@ -1,9 +1,9 @@
 """WebShop's reward for a purchase (paper section 3, `web_agent_site/engine/goal.py`), as a pure function.
 
-    reward = type * (attributes met + options met + price met) / (attributes asked + options asked + 1)
+    reward = type * (attributes met + options met + price met) / (attributes requested + options requested + 1)
 
-Exact but for the nouns in the type term (see `nouns`). Texts are compared by thefuzz's `token_set_ratio`, here by the
-library under it.
+Exact except for the nouns in the type term (see `nouns`). WebShop compares texts with thefuzz's `token_set_ratio`; this
+module uses rapidfuzz, the library below it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from verl_act.envs.webshop.nouns import Nouns, embedded_nouns
 from verl_act.envs.webshop.product import Product
 
 _ALIKE = 85
-"""Percent of similarity that a match must exceed."""
+"""Similarity, in percent, that a match must exceed."""
 _DROPPED = dict.fromkeys(range(0x80, 0x100))
 
 _COLOR_WORDS = """
@@ -44,30 +44,30 @@ class Score:
     attributes: int
     options: int
     price: bool
-    asked: int
-    """Attributes and options of the goal."""
+    requested: int
+    """How many attributes and options the goal has."""
 
     @property
     def reward(self) -> float:
-        """Within 0 and 1; exactly 1.0 where everything asked for is met."""
-        return self.type_factor * (self.attributes + self.options + self.price) / (self.asked + 1)
+        """Within 0 and 1; exactly 1.0 if the whole goal is met."""
+        return self.type_factor * (self.attributes + self.options + self.price) / (self.requested + 1)
 
 
 def score_purchase(product: Product, options: Mapping[str, str], goal: Goal, nouns: Nouns = embedded_nouns) -> Score:
-    """`options` are the chosen values by option name."""
+    """Score a purchase; `options` maps option names to the chosen values."""
     return Score(
         type_factor=type_factor(product, goal, nouns),
         attributes=attributes_met(product, goal.attributes),
-        options=sum(any(options_alike(chosen, asked) for chosen in options.values()) for asked in goal.options),
+        options=sum(any(options_alike(chosen, option) for chosen in options.values()) for option in goal.options),
         price=product.price <= goal.price_upper,
-        asked=len(goal.attributes) + len(goal.options),
+        requested=len(goal.attributes) + len(goal.options),
     )
 
 
 def type_factor(product: Product, goal: Goal, nouns: Nouns = embedded_nouns) -> float:
-    """1.0 for a product of the goal's type: of the same query, two common categories, or over a fifth common nouns.
+    """Return 1.0 for a product of the goal's type: same query, two common categories, or over a fifth common nouns.
 
-    0.5 otherwise; but 0.1 below a tenth of the goal's nouns in common, and 0.0 for none.
+    Otherwise 0.5, but 0.1 if less than a tenth of the goal's nouns are common, and 0.0 if none are.
     """
     shared = common_nouns(product.name, goal.name, nouns)
     if shared == 0:
@@ -78,46 +78,47 @@ def type_factor(product: Product, goal: Goal, nouns: Nouns = embedded_nouns) -> 
     return 1.0 if product.query == goal.query or len(categories) >= 2 or shared > 0.2 else 0.5
 
 
-def common_nouns(bought: str, wanted: str, nouns: Nouns = embedded_nouns) -> float:
-    """The share of the nouns in `wanted`, each counted as often as it comes, that are in `bought`; 0.2 without any.
+def common_nouns(name: str, goal_name: str, nouns: Nouns = embedded_nouns) -> float:
+    """Return the share of the nouns of `goal_name` that `name` has too; 0.2 if `goal_name` has no nouns.
 
-    A noun that comes twice counts twice among those wanted but once among those found, as in WebShop.
+    A noun that occurs twice counts twice in the denominator but once in the numerator, as in WebShop.
     """
-    asked = nouns(wanted)
-    return len({*asked} & {*nouns(bought)}) / len(asked) if asked else 0.2
+    goal_nouns = nouns(goal_name)
+    return len({*goal_nouns} & {*nouns(name)}) / len(goal_nouns) if goal_nouns else 0.2
 
 
 def _categories(path: str) -> set[str]:
-    return {part.strip() for part in path.split("›")}
+    return {category.strip() for category in path.split("›")}
 
 
 def attributes_met(product: Product, attributes: Iterable[str]) -> int:
-    """How many of `attributes` the product has: similar to one of its own, or literally in one of its texts."""
+    """Count the `attributes` that the product meets: similar to one that it has, or literally in one of its texts."""
     return sum(
-        any(similar(own, asked) for own in product.attributes) or any(asked in text for text in product.texts)
-        for asked in attributes
+        any(similar(other, attribute) for other in product.attributes)
+        or any(attribute in text for text in product.texts)
+        for attribute in attributes
     )
 
 
-def options_alike(chosen: str, asked: AskedOption) -> bool:
-    """Whether a chosen option value meets an asked one.
+def options_alike(chosen: str, requested: AskedOption) -> bool:
+    """Whether a chosen option value meets a requested option.
 
-    Generated goals ask for a name with a value, and WebShop compares the chosen value with the text of that pair:
+    Synthetic goals have pairs of name and value, and WebShop compares the chosen value with the text of the pair:
     `x-large` meets `large`, but not `('size', 'large')`.
     """
-    return similar(color_of(chosen), color_of(asked))
+    return similar(color_of(chosen), color_of(requested))
 
 
 @lru_cache(maxsize=1 << 16)
 def color_of(value: AskedOption) -> str:
-    """The color that stands for an option value that contains it, or for a pair of which it is one; else the value, or
-    the text of the pair, as WebShop's matching makes it of what is no text.
+    """Return the color that an option value contains or a pair has as an element; otherwise the value, or the pair as
+    text, since WebShop's matching converts it.
     """
     return next((color for color in COLORS if color in value), str(value))
 
 
 @lru_cache(maxsize=1 << 16)
 def similar(first: str, second: str) -> bool:
-    """Whether thefuzz finds the texts similar: it drops U+0080 to U+00FF alone, and rounds to whole percents."""
+    """Whether thefuzz rates the texts as similar: it drops only U+0080 to U+00FF, and rounds to whole percents."""
     texts = (text.translate(_DROPPED) for text in (first, second))
     return round(fuzz.token_set_ratio(*texts, processor=default_process)) > _ALIKE

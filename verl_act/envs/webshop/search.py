@@ -1,8 +1,8 @@
-"""Product search with the results of WebShop's, which is Lucene 8 by Pyserini: BM25 with k1 = 0.9 and b = 0.4.
+"""Product search with the same results as WebShop's, which is Lucene 8 through Pyserini: BM25, k1 = 0.9, b = 0.4.
 
-Three things decide the order of hits next to the formula, and are Lucene's here too: the length of a document counts as
-one byte holds it (exact up to 40 terms, then to about a tenth), scores are summed as 64-bit numbers and compared as
-32-bit ones, and equal scores go by product id. `benchmarks/webshop_search.py` compares with Lucene itself.
+Besides the formula, three details decide the order of hits, as in Lucene: document lengths are rounded to one byte
+(exact up to 40 terms, then to about a tenth), scores are summed in 64 bits and compared in 32 bits, and ties are broken
+by product id. `benchmarks/webshop_search.py` compares with Lucene itself.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from scipy.sparse import csr_array
 from verl_act.envs.webshop.analysis import Analyzer
 
 MOST_HITS = 50
-"""Products that a search returns at most."""
+"""Maximum count of products that a search returns."""
 MOST_TERMS = 1024
-"""Different terms that Lucene's queries take at most."""
+"""Maximum count of different terms in a query of Lucene."""
 
-_K1, _B = np.float32(0.9), np.float32(0.4)  # the defaults of Pyserini, which WebShop searches with
+_K1, _B = np.float32(0.9), np.float32(0.4)  # defaults of Pyserini, which WebShop uses
 _CHUNK = 1 << 22
-"""Scores computed at a time."""
+"""Scores computed at once."""
 
 
 def _byte_lengths() -> np.ndarray:
-    """The lengths that a byte stands for (Lucene's `SmallFloat.byte4ToInt`): 0 to 23, then 24 and a number of four bits
-    with an exponent.
+    """Return the lengths that the 256 bytes encode (Lucene's `SmallFloat.byte4ToInt`): 0 to 23, then 24 plus a 4-bit
+    float.
     """
     floats = [(8 + mantissa) << exponent for exponent in range(28) for mantissa in range(8)]
-    return np.array([*range(24), *(24 + number for number in (*range(8), *floats))][:256], dtype=np.int64)
+    return np.array([*range(24), *(24 + value for value in (*range(8), *floats))][:256], dtype=np.int64)
 
 
 _LENGTHS = _byte_lengths()
 
 
 def _length_bytes(lengths: np.ndarray) -> np.ndarray:
-    """The byte that Lucene stores for each length (`SmallFloat.intToByte4`): that of the next lower one that it has."""
+    """Return the byte that Lucene stores for each length (`SmallFloat.intToByte4`), rounding down."""
     return np.searchsorted(_LENGTHS, lengths, side="right") - 1
 
 
 class _Arrays(NamedTuple):
-    """What an index holds, and the names of its files. The scores of term t are those at ends[t] to ends[t + 1]."""
+    """The arrays of an index; their names are its file names. The scores of term t are at ends[t] to ends[t + 1]."""
 
     ends: np.ndarray  # int64, one more than there are terms
     documents: np.ndarray  # int32
     scores: np.ndarray  # float32
-    ranks: np.ndarray  # int32: the place of each document in the order of ids
+    ranks: np.ndarray  # int32: the rank of each document in the order of ids
 
 
 _VOCABULARY = "terms.txt"
 
 
 def is_searchable(text: str) -> bool:
-    """Whether WebShop's search takes the text: up to `MOST_TERMS` different terms, and no halves of characters."""
+    """Whether WebShop's search accepts the text: at most `MOST_TERMS` different terms, and no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -66,7 +66,7 @@ def is_searchable(text: str) -> bool:
 
 
 class SearchIndex:
-    """Finds documents, known by their row. About 8 bytes a document and distinct term."""
+    """Searches documents and returns their rows. Takes about 8 bytes per document and distinct term."""
 
     def __init__(self, vocabulary: dict[str, int], arrays: _Arrays) -> None:
         self._vocabulary = vocabulary
@@ -75,7 +75,7 @@ class SearchIndex:
 
     @classmethod
     def build(cls, documents: Iterable[tuple[str, str]]) -> SearchIndex:
-        """Index `documents`, ids with texts, which are read once."""
+        """Index `documents`, pairs of id and text, which are read once."""
         analyzer = Analyzer()
         vocabulary: dict[str, int] = {}
         ids: list[str] = []
@@ -99,9 +99,9 @@ class SearchIndex:
         return cls(vocabulary, arrays)
 
     def search(self, text: str) -> tuple[int, ...]:
-        """The rows of the best documents, best first: at most `MOST_HITS`, and only such as hold a term of `text`.
+        """Return the rows of the best documents, best first: at most `MOST_HITS`, all with at least one term of `text`.
 
-        Equal scores fall in the order of ids.
+        Ties are in the order of ids.
         """
         query = Counter(term for term in self._analyzer.terms(text) if term in self._vocabulary)
         if not query:
@@ -109,8 +109,8 @@ class SearchIndex:
         ends, documents, scores, ranks = self._arrays
         sums = np.zeros(len(ranks))
         for term, count in query.items():
-            number = self._vocabulary[term]
-            of_term = slice(ends[number], ends[number + 1])
+            index = self._vocabulary[term]
+            of_term = slice(ends[index], ends[index + 1])
             sums[documents[of_term]] += scores[of_term] * np.float32(count)
         total = sums.astype(np.float32)
         most = min(MOST_HITS, len(total))
@@ -127,17 +127,17 @@ class SearchIndex:
 
     @classmethod
     def load(cls, folder: Path) -> SearchIndex:
-        """An index that `save` wrote. Its large arrays stay on disk and are shared by all processes that read them."""
+        """Load an index written by `save`. Its large arrays stay on disk, shared by all processes that map them."""
         terms = (folder / _VOCABULARY).read_text(encoding="utf-8").split("\n")[:-1]
         arrays = _Arrays(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _Arrays._fields))
-        return cls({term: number for number, term in enumerate(terms)}, arrays)
+        return cls({term: index for index, term in enumerate(terms)}, arrays)
 
 
 def _scores(frequencies: np.ndarray, documents: np.ndarray, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The score of each term in each document that has it, in the steps and the precision of Lucene's `BM25Similarity`.
+    """Return the score of each term in each of its documents, in the steps and precision of Lucene's `BM25Similarity`.
 
-    `frequencies` and `documents` are in the order of terms, those of term t at ends[t] to ends[t + 1]. Documents
-    without terms do not count.
+    `frequencies` and `documents` are sorted by term, those of term t at ends[t] to ends[t + 1]; the result has the same
+    shape. Documents without terms do not count.
     """
     not_empty = max(1, np.count_nonzero(lengths))
     mean = np.float32(max(1, lengths.sum() / not_empty))

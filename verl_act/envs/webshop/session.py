@@ -1,4 +1,4 @@
-"""Where a shopper is, and where an action leads: WebShop's pages as states, free of text and of side effects."""
+"""WebShop's pages as states, and the transitions between them; no text and no side effects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from verl_act.envs.webshop.catalogue import Catalogue
 from verl_act.envs.webshop.search import is_searchable
 
 ON_A_PAGE = 10
-"""Products on a page of results."""
+"""Products per page of results."""
 
 
 class Page(StrEnum):
-    """The kinds of page; those below an item are named like the buttons that open them."""
+    """The kinds of page; detail pages of an item are named like the buttons that open them."""
 
     SEARCH = "Search"
     RESULTS = "Results"
@@ -29,33 +29,33 @@ SUB_PAGES = (Page.DESCRIPTION, Page.FEATURES, Page.REVIEWS)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """A page with all that led to it. The state after an action is a new one, so a state can be kept and returned to.
+class ShopState:
+    """The state of a session. States are immutable, so one can be kept and restored.
 
-    `hits` are the rows that the last search, `query`, found, `number` is the page of them (from 1), `row` the product
-    looked at, `options` its chosen values in the order of choosing, `visited` the rows opened since the start page.
+    `hits` are the rows that the last search, `query`, returned, `page_number` is their page (from 1), `row` the current
+    product, `options` its chosen values in the order of choosing, `visited` the rows opened since the start page.
     """
 
     page: Page = Page.SEARCH
     hits: tuple[int, ...] = ()
-    number: int = 1
+    page_number: int = 1
     row: int = -1
     options: tuple[tuple[str, str], ...] = ()
     visited: frozenset[int] = frozenset()
     query: str = ""
 
     def listed(self) -> tuple[int, ...]:
-        """The rows that this page of results shows."""
-        return self.hits[(self.number - 1) * ON_A_PAGE : self.number * ON_A_PAGE]
+        """Return the rows that this page of results shows."""
+        return self.hits[(self.page_number - 1) * ON_A_PAGE : self.page_number * ON_A_PAGE]
 
 
-START = State()
+START = ShopState()
 
 
-def clickables(state: State, catalogue: Catalogue) -> tuple[str, ...]:
-    """What can be clicked, in lower case and in WebShop's order: buttons, then products or option values."""
+def clickables(state: ShopState, catalogue: Catalogue) -> tuple[str, ...]:
+    """Return what can be clicked, in lower case and in WebShop's order: buttons, then products or option values."""
     if state.page is Page.RESULTS:
-        turn = (PREVIOUS, NEXT) if state.number > 1 else (NEXT,)
+        turn = (PREVIOUS, NEXT) if state.page_number > 1 else (NEXT,)
         names = (BACK, *turn, *(catalogue.product(row).asin for row in state.listed()))
     elif state.page is Page.ITEM:
         names = (BACK, PREVIOUS, *SUB_PAGES, BUY, *catalogue.product(state.row).option_of)
@@ -66,11 +66,11 @@ def clickables(state: State, catalogue: Catalogue) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.lower() for name in names))
 
 
-def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
-    """The state after `action`, or None where it is not admissible and leads nowhere.
+def follow(state: ShopState, action: str, catalogue: Catalogue) -> ShopState | None:
+    """Return the state after `action`; None if it is not admissible.
 
-    `search[...]` works on every page, as in WebShop's text environment. `click[...]` takes what the page offers,
-    whatever the case. For the form of actions see `parse_action`.
+    `search[...]` works on every page, as in WebShop's text environment. `click[...]` accepts what the page offers, in
+    upper or lower case. For the syntax of actions see `parse_action`.
     """
     parsed = parse_action(action)
     if parsed is None or state.page is Page.DONE:
@@ -85,21 +85,21 @@ def follow(state: State, action: str, catalogue: Catalogue) -> State | None:
 
 
 def is_search(action: str) -> bool:
-    """Whether `action` is a search, which every page takes."""
+    """Whether `action` is a search, which every page accepts."""
     parsed = parse_action(action)
     return parsed is not None and parsed[0] == "search" and is_searchable(parsed[1])
 
 
-def search(state: State, text: str, catalogue: Catalogue) -> State:
-    """The first page of results. What was chosen before is forgotten.
+def search(state: ShopState, text: str, catalogue: Catalogue) -> ShopState:
+    """Return the first page of results; chosen options are reset.
 
-    WebShop's shortcuts for debugging (`<r>` for random products, and the like) are plain words here.
+    WebShop's debugging shortcuts (such as `<r>` for random products) are plain words here.
     """
     query = text.lower()
-    return State(Page.RESULTS, catalogue.search(query), visited=state.visited, query=query)
+    return ShopState(Page.RESULTS, catalogue.search(query), visited=state.visited, query=query)
 
 
-def _click(state: State, target: str, catalogue: Catalogue) -> State:
+def _click(state: ShopState, target: str, catalogue: Catalogue) -> ShopState:
     """Click on `target`, which the page offers."""
     if target == BACK.lower():
         return START
@@ -110,7 +110,7 @@ def _click(state: State, target: str, catalogue: Catalogue) -> State:
     if target == BUY.lower():
         return replace(state, page=Page.DONE)
     if target == PREVIOUS.lower():
-        return _results(state, state.number)
+        return _results(state, state.page_number)
     for page in SUB_PAGES:
         if target == page.lower():
             return replace(state, page=page)
@@ -118,13 +118,13 @@ def _click(state: State, target: str, catalogue: Catalogue) -> State:
     return replace(state, options=tuple({**dict(state.options), name: target}.items()))
 
 
-def _click_result(state: State, target: str, catalogue: Catalogue) -> State:
+def _click_result(state: ShopState, target: str, catalogue: Catalogue) -> ShopState:
     if target in (NEXT.lower(), PREVIOUS.lower()):
-        return _results(state, state.number + (1 if target == NEXT.lower() else -1))
+        return _results(state, state.page_number + (1 if target == NEXT.lower() else -1))
     row = next(row for row in state.listed() if catalogue.product(row).asin.lower() == target)
     return replace(state, page=Page.ITEM, row=row, options=(), visited=state.visited | {row})
 
 
-def _results(state: State, number: int) -> State:
-    """Results do not remember what was chosen on an item's page."""
-    return replace(state, page=Page.RESULTS, number=number, row=-1, options=())
+def _results(state: ShopState, page_number: int) -> ShopState:
+    """Return a page of results; options chosen on an item page are reset."""
+    return replace(state, page=Page.RESULTS, page_number=page_number, row=-1, options=())

@@ -1,6 +1,6 @@
-"""The expert that shops like a person: it searches, opens what looks best, reads, chooses, and buys.
+"""The expert that shops like a person: it searches, opens the best-looking product, reads, chooses options, and buys.
 
-It acts on the transcript alone, so its actions can be judged from the transcript.
+It sees only the transcript, so its actions can be inferred from the transcript.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ from dataclasses import dataclass, field
 
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
-from verl_act.envs.webshop.instruction import asked_words, likely_search, price_limit
+from verl_act.envs.webshop.analysis import Analyzer
+from verl_act.envs.webshop.instruction import content_words, likely_search, price_limit
 from verl_act.envs.webshop.reading import Listed, Reading, options_on, read_page
 from verl_act.envs.webshop.reward import COLORS
-from verl_act.envs.webshop.search import Analyzer
 from verl_act.envs.webshop.session import SUB_PAGES, Page
 from verl_act.schema import Context
 
 _STEPS = 15
-"""Actions that the shopper allows itself: WebShop's usual limit."""
+"""The shopper's step limit: WebShop's usual one."""
 _TO_READ = (Page.FEATURES, Page.DESCRIPTION)
 
 _TERMS = Analyzer().terms
 _ONLY_OPTIONS = frozenset(_TERMS(" ".join((*COLORS, "x", "xx", "3x", "small", "medium", "large", "pack"))))
-"""Terms that come as option values; so do numbers."""
+"""Terms that occur as option values; numbers do too."""
 _TOKEN = re.compile(r"\w+(?:[.'’-]\w+)*")
 
 
 class ShopperExpert:
     """Wins most goals without knowing more than the agent.
 
-    An action is *inferable* when the context decides it: the search with the instruction's words; opening the first
-    affordable product not opened yet, unless another title says more of what is asked for; reading about a product
-    that leaves some of it open, and leaving it when it stays open; choosing the option values that are asked for;
-    buying what leaves nothing open. Opening against the titles, or buying for want of steps, is a guess.
+    An action is *inferable* if the context determines it: searching for the instruction's words; opening the first
+    affordable unopened product, unless another title matches more requested terms; reading the details of a product
+    that does not show all requested terms yet, and leaving it if they stay missing; choosing the requested options;
+    buying a product that shows all requested terms. Opening a product against the titles, or buying because steps run
+    out, is a guess.
     """
 
     def reset(self, task: Task) -> None:
-        """Nothing to prepare: everything is in the context."""
+        """Does nothing: the context holds everything."""
 
     def act(self, context: Context, environment: Environment | None = None) -> tuple[str, bool]:
-        """The next action and whether it is inferable; `environment` is not asked."""
+        """Return the next action and whether it is inferable; `environment` is not used."""
         trip = _Trip.from_context(context)
         if trip.now.page is Page.RESULTS:
             return _choose_product(trip)
@@ -54,35 +55,35 @@ class ShopperExpert:
 
 @dataclass(slots=True)
 class _Visit:
-    """What has been seen of one product."""
+    """The pages of one product that were seen so far."""
 
     times: int = 0
-    """How often its page has been opened."""
+    """How often its page was opened."""
     read: set[str] = field(default_factory=set)
-    """Its detail pages that have been read, by the actions that open them."""
+    """The actions of the detail pages that were read."""
     terms: set[str] = field(default_factory=set)
     """The terms of its title, options and read pages."""
     chosen: list[str] = field(default_factory=list)
-    """Values clicked since it was opened last."""
+    """Option values clicked since it was last opened."""
 
 
 @dataclass(slots=True)
 class _Trip:
-    """The episode so far, as the transcript tells it."""
+    """The episode so far, reconstructed from the transcript."""
 
     goal: str
     now: Reading
     steps: int
-    wanted: tuple[str, ...]
-    """The terms of what is asked for."""
+    requested: tuple[str, ...]
+    """The terms of the instruction."""
     visits: dict[str, _Visit] = field(default_factory=dict)
     current: str = ""
-    """The product looked at."""
+    """The asin of the current product."""
 
     @classmethod
     def from_context(cls, context: Context) -> _Trip:
-        wanted = tuple(dict.fromkeys(_TERMS(" ".join(asked_words(context.goal)))))
-        trip = cls(context.goal, Reading(Page.SEARCH), len(context.history), wanted)
+        requested = tuple(dict.fromkeys(_TERMS(" ".join(content_words(context.goal)))))
+        trip = cls(context.goal, Reading(Page.SEARCH), len(context.history), requested)
         for turn in context.history:
             trip._see(turn.observation)
             trip._do(turn.action)
@@ -112,22 +113,22 @@ class _Trip:
         return _STEPS - self.steps
 
     def open_terms(self, visit: _Visit) -> list[str]:
-        """What is asked for and not seen at the product."""
-        return [term for term in self.wanted if term not in visit.terms]
+        """Return the requested terms that were not seen at the product."""
+        return [term for term in self.requested if term not in visit.terms]
 
 
 def _choose_product(trip: _Trip) -> tuple[str, bool]:
-    """Open the first affordable product not opened yet; else turn the page; else go back to the best that was opened.
+    """Open the first affordable unopened product; else turn the page; else go back to the best opened product.
 
-    The order of the results says more than their titles do: the search reads descriptions and options, too.
+    The order of results is more informative than their titles: the search also covers descriptions and options.
     """
     limit = price_limit(trip.goal)
     fresh = [
         listed for listed in trip.now.listed if listed.asin not in trip.visits and (not limit or listed.price <= limit)
     ]
     if fresh and (trip.steps_left() >= 3 or not trip.visits):
-        said = [_title_says(listed, trip.wanted) for listed in fresh]
-        return _click(fresh[0].asin), said[0] == max(said)
+        matches = [_matching_terms(listed, trip.requested) for listed in fresh]
+        return _click(fresh[0].asin), matches[0] == max(matches)
     if trip.now.more and trip.steps_left() >= 5:
         return _click(NEXT), True
     known = [listed.asin for listed in trip.now.listed if listed.asin in trip.visits]
@@ -136,18 +137,17 @@ def _choose_product(trip: _Trip) -> tuple[str, bool]:
     return f"search[{likely_search(trip.goal)}]", False
 
 
-def _title_says(listed: Listed, wanted: Iterable[str]) -> int:
-    """How many of the wanted terms."""
-    return len({*wanted} & {*_TERMS(listed.title)})
+def _matching_terms(listed: Listed, requested: Iterable[str]) -> int:
+    """Count the requested terms in the title."""
+    return len({*requested} & {*_TERMS(listed.title)})
 
 
 def _examine_product(trip: _Trip, admissible: Sequence[str]) -> tuple[str, bool]:
-    """Read on while something asked for is open; then choose and buy, or leave."""
+    """Read the details while requested terms are missing; then choose options and buy, or leave."""
     visit = trip.visits.setdefault(trip.current, _Visit(times=2))
-    asked = [
-        value for values in options_on(trip.now, admissible).values() if (value := _asked_value(values, trip.goal))
-    ]
-    to_click = [value for value in asked if value not in visit.chosen]
+    options = options_on(trip.now, admissible).values()
+    requested = [value for values in options if (value := _requested_value(values, trip.goal))]
+    to_click = [value for value in requested if value not in visit.chosen]
     left = trip.steps_left() - len(to_click) - 1
     missing = trip.open_terms(visit)
     if missing and visit.times < 2 and not visit.chosen:
@@ -161,15 +161,15 @@ def _examine_product(trip: _Trip, admissible: Sequence[str]) -> tuple[str, bool]
 
 
 def _only_an_option(term: str) -> bool:
-    """Whether reading on would not help: a number, a size or a color."""
+    """Whether only options show the term, so reading details does not help: a number, a size or a color."""
     return term[0].isdigit() or term in _ONLY_OPTIONS
 
 
-def _asked_value(values: Sequence[str], goal: str) -> str | None:
-    """The value that the instruction names: of several, the one of most words."""
-    said = f" {' '.join(_TOKEN.findall(goal.lower()))} "
+def _requested_value(values: Sequence[str], goal: str) -> str | None:
+    """Return the value that the instruction names; of several, the one with the most words."""
+    text = f" {' '.join(_TOKEN.findall(goal.lower()))} "
     named = [
-        (len(words), value) for value in values if (words := _TOKEN.findall(value)) and f" {' '.join(words)} " in said
+        (len(words), value) for value in values if (words := _TOKEN.findall(value)) and f" {' '.join(words)} " in text
     ]
     return max(named, key=lambda pair: pair[0])[1] if named else None
 

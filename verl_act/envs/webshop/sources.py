@@ -1,4 +1,4 @@
-"""What a catalogue is made from: product entries, the attributes of each product, and what people asked for."""
+"""The sources of a catalogue: product entries, the attributes of each product, and instructions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from verl_act.errors import DataError
 
 
 class Instruction(NamedTuple):
-    """A sentence asking for a product, with the attributes and option values that it is about."""
+    """A sentence that asks for a product, with the attributes and option values that it mentions."""
 
     text: str
     attributes: tuple[str, ...]
@@ -26,14 +26,14 @@ KINDS = ("human", "synthetic")
 """Instructions written by people (the benchmark's), or generated from the attributes of a product."""
 
 
-class Asked(NamedTuple):
-    """The instructions of one kind for the product in `row`; of generated ones there is one."""
+class ProductInstructions(NamedTuple):
+    """The instructions of one kind for the product in `row`; there is exactly one generated instruction."""
 
     row: int
     instructions: tuple[Instruction, ...]
 
     @classmethod
-    def from_json(cls, value: Any) -> Asked:
+    def from_json(cls, value: Any) -> ProductInstructions:
         row, instructions = value
         return cls(row, tuple(map(_restored, instructions)))
 
@@ -44,7 +44,7 @@ def _restored(value: Any) -> Instruction:
 
 
 class Described(NamedTuple):
-    """What the attribute file says of a product."""
+    """A product's entry in the attribute file."""
 
     attributes: tuple[str, ...]
     synthetic: Instruction | None
@@ -52,7 +52,7 @@ class Described(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """`products` are the entries with their names for messages; the mappings go by product id."""
+    """`products` are the entries with their names for error messages; the mappings are keyed by product id."""
 
     name: str
     products: Iterator[tuple[str, Any]]
@@ -65,16 +65,16 @@ def embedded_sources() -> Sources:
     made = embedded_records()
     return Sources(
         name="the embedded catalogue",
-        products=((f"entry {number}", record) for number, record in enumerate(made.products)),
+        products=((f"entry {index}", record) for index, record in enumerate(made.products)),
         described={asin: _described(entry) for asin, entry in made.attributes.items()},
         human={asin: _human(entry) for asin, entry in made.human.items()},
     )
 
 
 def read_sources(files: DataFiles) -> Sources:
-    """The catalogue in `files`: attributes and instructions are read at once, product entries as they are asked for.
+    """Open the catalogue in `files`: attributes and instructions are read now, product entries on demand.
 
-    Raises `DataError` naming the file and the entry where one is damaged.
+    Raises `DataError`, naming the file and the entry, if one is damaged.
     """
     described, human = {}, {}
     for asin, entry in map_entries(files.attributes):
@@ -89,7 +89,7 @@ def _checked(path: Path | None, asin: str, read: Any, entry: Any) -> Any:
         return read(entry)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: key {asin!r}: is not as in WebShop's file: {error!r}. Download or make the file again."
+            f"{path}: key {asin!r}: not in the format of WebShop's file: {error!r}. Download or generate it again."
         ) from error
 
 
@@ -100,14 +100,16 @@ def _described(entry: Mapping[str, Any]) -> Described:
 
 
 def _human(entry: Sequence[Mapping[str, Any]]) -> tuple[Instruction, ...]:
-    """Instructions without attributes are left out, as in WebShop."""
-    found = []
+    """Return the instructions; those without attributes are skipped, as in WebShop."""
+    instructions = []
     for one in entry:
         options = one["instruction_options"]
         values = list(options.values()) if isinstance(options, dict) else options
         if one["instruction_attributes"]:
-            found.append(Instruction(_text(one["instruction"]), _texts(one["instruction_attributes"]), _texts(values)))
-    return tuple(found)
+            instructions.append(
+                Instruction(_text(one["instruction"]), _texts(one["instruction_attributes"]), _texts(values))
+            )
+    return tuple(instructions)
 
 
 def _text(value: Any) -> str:
@@ -117,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    """Interned: a million products share some thousand attributes."""
+    """Return interned texts: a million products share a few thousand attributes."""
     if not isinstance(values, list | tuple):
         raise TypeError(f"{values!r} is not a list")
     return tuple(sys.intern(_text(value)) for value in values)

@@ -1,8 +1,8 @@
-"""Porter's stemmer as Lucene has it (`PorterStemFilter`): Porter's own program, with the changes he published later.
+"""Porter's stemmer as in Lucene (`PorterStemFilter`): Porter's program with his later changes.
 
-It differs from Snowball's `porter`, which PyStemmer has, in four rules:
+It differs from Snowball's `porter`, which PyStemmer implements, in four rules:
 
-* words of one or two letters stay: `as`, not `a`;
+* words of one or two letters are unchanged: `as`, not `a`;
 * step 2 turns `bli` into `ble`, not only `abli` into `able`: `possibl`, not `possibli`;
 * step 2 turns `logi` into `log`: `technolog`, not `technologi`;
 * step 1b undoubles any consonant but l, s and z, not only b, d, f, g, m, n, p, r and t: `trek`, not `trekk`.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 _Rules = tuple[tuple[str, str], ...]
-"""Suffixes, of which the first that fits counts, and what takes its place."""
+"""Suffixes and their replacements; the first matching suffix applies."""
 
 _STEP_2: _Rules = (
     *(("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"), ("bli", "ble")),
@@ -31,7 +31,7 @@ _DOUBLE = re.compile(r"([^aeioulsz])\1$")
 
 
 def stem(word: str) -> str:
-    """The stem of `word`, which is in lower case."""
+    """Return the stem of `word`, which must be in lower case."""
     if len(word) <= 2:
         return word
     word = _ending_y(_ed_and_ing(_plural(word)))
@@ -83,7 +83,7 @@ def _final_e_and_l(word: str) -> str:
 
 
 def _form(word: str) -> str:
-    """`word` with V for each vowel and C for each consonant; y is a vowel behind a consonant."""
+    """Return `word` with V for each vowel and C for each consonant; y is a vowel after a consonant."""
     form = _CONSONANT.sub("C", word.translate(_VOWELS))
     while (y := form.find("y")) >= 0:
         form = f"{form[:y]}{'V' if form[y - 1 : y] == 'C' else 'C'}{form[y + 1 :]}"
@@ -91,7 +91,7 @@ def _form(word: str) -> str:
 
 
 def _measure(word: str) -> int:
-    """How often consonants follow vowels: Porter's m."""
+    """Count how often consonants follow vowels: Porter's m."""
     return _form(word).count("VC")
 
 
