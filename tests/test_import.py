@@ -450,7 +450,7 @@ def test_rows_that_are_all_rejected_are_listed_beside_the_folder(games: Path, tm
         import_trajectories(tmp_path / "deep" / "out", [path], "alfworld", env_settings=settings, progress=False)
 
     with pytest.raises(
-        DataError, match=r"none of 3 rows.*\(2 does not reach the goal, 1 not in this format\)"
+        DataError, match=r"none of the 3 rows.*\(2 does not reach the goal, 1 not in this format\)"
     ) as caught:
         run()
     assert str(listed) in str(caught.value)
