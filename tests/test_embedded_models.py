@@ -181,7 +181,7 @@ def test_a_thought_is_the_subgoal_that_the_action_serves() -> None:
     goals = [context.goal, "dance with a mug", "put some pen on desk."]
     assert wrong_thought(think, context, goals, right.action) == Thought(*["take pen 1 from shelf 1"] * 2)
     assert wrong_thought(think, context, goals[:2], right.action) is None
-    with pytest.raises(ConfigError, match="thoughts .*'webshop', only for 'alfworld'"):
+    with pytest.raises(ConfigError, match=r"thoughts .*'webshop', only for 'alfworld'"):
         thinker_of("webshop")
 
 
