@@ -27,7 +27,7 @@ import psutil
 import ray
 
 from verl_act.data_prep.expert.collect_expert import play
-from verl_act.data_prep.pairs.probe import State
+from verl_act.data_prep.pairs.probe import ReplayedState
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, StepResult, Task
 from verl_act.envs.pool import EnvPool
@@ -227,7 +227,7 @@ def probe(environment: Environment, task: Task, steps: Sequence[Step]) -> list[b
     environment.reset(task)
     judged = []
     for step in steps:
-        state = State(environment, task, step)
+        state = ReplayedState(environment, task, step)
         offered = step.context.admissible_actions
         judged += [state.judge(offered[at % len(offered)]).admissible for at in range(ALTERNATIVES)]
         state.leave()

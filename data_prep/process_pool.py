@@ -1,9 +1,9 @@
-"""Jobs on environments, in worker processes that may hang or die: each costs its own job and no other.
+"""A pool of worker processes for environments, which may hang or crash: only the job at hand is lost.
 
-A worker is a process with a pipe of its own, so that none can block another. One that exceeds the time limit of a job,
-or dies, is killed with all that it started, and replaced. Where it was killed from outside, as the kernel does when
-memory runs out, its job is tried once more with no other worker running. All workers end with this process, however it
-ends, and do not react to Ctrl-C themselves: this process ends them.
+Each worker is a process with its own pipe, so no worker can block another. A worker that exceeds the time limit of a
+job, or dies, is killed together with its child processes and replaced. If it was killed from outside (for example by
+the kernel, out of memory), its job is retried once while no other worker runs. All workers end when this process ends.
+They ignore Ctrl-C; this process stops them.
 """
 
 from __future__ import annotations
@@ -47,35 +47,35 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 def check_workers(workers: Count, task_timeout: Above0 = TASK_TIMEOUT) -> None:
-    """Raise `OptionError` for a number of processes or a time limit with which no work can be done."""
+    """Raise `OptionError` if the number of workers or the time limit is invalid."""
     check_options(check_workers, {"workers": workers, "task_timeout": task_timeout})
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job has no result. `kind` is counted: "error", "timeout" or "process died"."""
+    """Why a job has no result. `kind` is "error", "timeout" or "process died"; the kinds are counted."""
 
     kind: str
     reason: str
 
 
 class Worker(Protocol[Job_contra, Result_co]):
-    """What does the jobs of one process. It is pickled and sent there before it has made an environment."""
+    """Runs the jobs of one process. It is pickled and sent to that process before it creates an environment."""
 
     def prepare(self) -> None:
-        """What may take minutes before the first job; the time limit of a job does not count it."""
+        """Slow set-up before the first job (minutes). It does not count towards the time limit of a job."""
 
     def __call__(self, job: Job_contra, /) -> Result_co:
-        """The result of a job. Raises `EnvError`, or an error not of ours, where the environment fails at it."""
+        """Return the result of `job`. Raises `EnvError`, or a third-party error, if the environment fails."""
         ...
 
     def close(self) -> None:
-        """End its environments, if there are any; the next job makes others."""
+        """Close the environments, if any; the next job creates new ones."""
 
 
 @dataclass
 class Player(Generic[Job, Result]):
-    """A worker that plays tasks with an environment, and with a fresh one for the proof that it replays."""
+    """A worker with two environments: one plays the task, a fresh one checks that the episode replays."""
 
     env: str
     settings: Mapping[str, Any]
@@ -97,13 +97,13 @@ class Player(Generic[Job, Result]):
 
 
 def prepare_env(env: str, settings: Mapping[str, Any]) -> None:
-    """What `env` does in each process before its first episode (`EnvSpec.prepare`)."""
+    """Run the set-up that `env` needs in each process before its first episode (`EnvSpec.prepare`)."""
     if (prepare := get_env(env).prepare) is not None:
         prepare(**settings)
 
 
 def close_env(environment: Environment) -> None:
-    """Close it; what it raises is logged, for its episodes are over."""
+    """Close `environment`. Errors are only logged: its episodes are already finished."""
     try:
         environment.close()
     except (Exception, SystemExit) as error:
@@ -111,24 +111,26 @@ def close_env(environment: Environment) -> None:
 
 
 def failed(worker: Worker[Job, Result], error: BaseException) -> Failure:
-    """`failure_of` an error at which `worker` has to begin anew, unless it is an `EnvError`."""
+    """The `Failure` for `error`. Closes `worker` unless it is an `EnvError`, since its state is unknown."""
     failure = failure_of(error)
-    if not isinstance(error, EnvError):  # a bug, so its author wants to know where; the state is unknown
+    if not isinstance(error, EnvError):  # a bug in the environment: log where
         *_, last = traceback.extract_tb(error.__traceback__)
         where = f"{last.filename}, line {last.lineno}, in {last.name}"
-        logger.warning("A task is left out: %s (%s)", failure.reason, where)
+        logger.warning("Skipped a task: %s (%s)", failure.reason, where)
         worker.close()
     return failure
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure of an environment or expert that has raised `error`, of whatever type: a `PermissionError` is
-    somebody's code too, for nothing of ours is written in a job. Raises `error` itself where it is a mistake of the
-    user's (an `ActError`, but for `EnvError`), and `DataError` where a disk is full: all further tasks would fail.
+    """The `Failure` for an `error` of any type that an environment or expert raised.
+
+    This includes `PermissionError` and the like, because jobs write no files of verl_act. Raises `error` itself if the
+    user has to fix it (an `ActError` other than `EnvError`), and `DataError` if the disk is full, since all further
+    tasks would fail too.
     """
     if isinstance(error, OSError) and error.errno in _FULL:
         raise DataError(
-            f"{error.filename or tempfile.gettempdir()}: could not be written: {error.strerror}. Free space there, and "
+            f"{error.filename or tempfile.gettempdir()}: could not be written: {error.strerror}. Free disk space and "
             "run the command again."
         ) from error
     if isinstance(error, EnvError):
@@ -139,9 +141,9 @@ def failure_of(error: BaseException) -> Failure:
 
 
 class RunJobs(Protocol[Job_contra, Result]):
-    """A `map` over jobs, in order. It may be called again while an earlier call is not used up: new jobs come first.
+    """An ordered `map` over jobs. It may be called again before an earlier call is exhausted: new jobs run first.
 
-    Results that are `saved` are not computed again, and new ones are saved as they come; failures are not.
+    Results in `saved` are not computed again. New results are added to it as they arrive; failures are not.
     """
 
     def __call__(
@@ -153,13 +155,13 @@ class RunJobs(Protocol[Job_contra, Result]):
 def process_pool(
     worker: Worker[Job, Result], workers: int, timeout: float = TASK_TIMEOUT
 ) -> Iterator[RunJobs[Job, Result]]:
-    """A `map` of `worker` over that many processes; the results do not depend on how many there are.
+    """Yield a `map` that runs `worker` in `workers` processes. The results do not depend on the number of processes.
 
-    With 0 workers it runs in this process, where nothing can stop an environment that hangs: for environments that only
-    this process knows (`register_env`), and to debug one. `timeout` is the seconds of each job.
+    With 0 workers, jobs run in this process, and an environment that hangs is not stopped. Use this for debugging and
+    for environments that only this process knows (`register_env`). `timeout` is the time limit of one job in seconds.
 
-    The map raises what a worker raises on purpose (an `ActError`, but for `EnvError`), and `EnvError` where no worker
-    process starts.
+    The map raises errors that the user has to fix (an `ActError` other than `EnvError`), and `EnvError` if a worker
+    process does not start.
     """
     check_workers(workers, timeout)
     if workers == 0:
@@ -178,20 +180,20 @@ def process_pool(
 def _in_this_process(worker: Worker[Job, Result]) -> Iterator[RunJobs[Job, Result]]:
     prepared = False
 
-    def result_of(number: int, job: Job, saved: SavedResults[Result] | None) -> Result | Failure:
+    def result_of(index: int, job: Job, saved: SavedResults[Result] | None) -> Result | Failure:
         nonlocal prepared
-        if saved is not None and (known := saved.get(number)) is not None:
+        if saved is not None and (known := saved.get(index)) is not None:
             return known
         if not prepared:
             worker.prepare()
             prepared = True
         result = _attempt(worker, job)
         if saved is not None and not isinstance(result, Failure):
-            saved.add(number, result)
+            saved.add(index, result)
         return result
 
     def run(jobs: Iterable[Job], saved: SavedResults[Result] | None = None, /) -> Iterator[Result | Failure]:
-        return (result_of(number, job, saved) for number, job in enumerate(jobs))
+        return (result_of(index, job, saved) for index, job in enumerate(jobs))
 
     try:
         yield run
@@ -200,7 +202,7 @@ def _in_this_process(worker: Worker[Job, Result]) -> Iterator[RunJobs[Job, Resul
 
 
 def _attempt(worker: Worker[Job, Result], job: Job) -> Result | Failure:
-    """The result; what an environment raises is its failure, `SystemExit` too."""
+    """Run `job`. Everything that the environment raises, even `SystemExit`, becomes a `Failure`."""
     try:
         return worker(job)
     except (Exception, SystemExit) as error:
@@ -208,23 +210,25 @@ def _attempt(worker: Worker[Job, Result], job: Job) -> Result | Failure:
 
 
 class _Ready:
-    """A worker process has prepared."""
+    """Message: the worker process has finished its set-up."""
 
 
 class _Ended:
-    """The pipe of a worker process has ended: it died."""
+    """Message: the pipe of a worker process was closed, because the process died."""
 
 
 @dataclass(slots=True)
 class _Ticket(Generic[Job]):
-    """A job on its way."""
+    """A submitted job."""
 
-    number: int
+    ticket_id: int
+    """Unique in the pool."""
     job: Job
     index: int
+    """Position of the job in its call of `map`."""
     saved: SavedResults[Any] | None
     alone: bool = False
-    """Its worker was killed; it is tried again with no other running."""
+    """Its worker was killed from outside, so it is retried while no other worker runs."""
 
 
 class _Pool(Generic[Job, Result]):
@@ -247,76 +251,76 @@ class _Pool(Generic[Job, Result]):
                 self._tickets += 1
         self._waiting.extendleft(reversed(tickets))
         waiting = iter(tickets)
-        return (self._result(next(waiting).number) if result is None else result for result in known)
+        return (self._result(next(waiting).ticket_id) if result is None else result for result in known)
 
     def close(self) -> None:
-        """Let the workers close their environments, in a few seconds; `kill` ends those that do not."""
-        until = time.monotonic() + _CLOSE_SECONDS
+        """Give the workers a few seconds to close their environments; `kill` stops those that do not."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for process in self._processes:
             if process.ticket is None:
                 process.close()
         for process in self._processes:
             if process.ticket is None:
-                process.child.join(max(0.0, until - time.monotonic()))
+                process.child.join(max(0.0, deadline - time.monotonic()))
 
     def kill(self) -> None:
         while self._processes:
             self._processes.pop().kill()
 
-    def _result(self, number: int) -> Result | Failure:
-        while number not in self._results:
+    def _result(self, ticket_id: int) -> Result | Failure:
+        while ticket_id not in self._results:
             self._dispatch()
             self._wait()
-        return self._results.pop(number)
+        return self._results.pop(ticket_id)
 
     def _dispatch(self) -> None:
-        """Give waiting jobs to workers; one that must be alone when all others have ended."""
+        """Assign waiting jobs to workers. A job that must run alone starts when no other job is running."""
         if self._alone:
             if not any(process.ticket for process in self._processes):
-                self.kill()  # idle ones hold memory too
-                self._give(self._alone.popleft())
+                self.kill()  # idle workers use memory too
+                self._assign(self._alone.popleft())
             return
         while self._waiting and sum(process.ticket is not None for process in self._processes) < self._workers:
-            self._give(self._waiting.popleft())
+            self._assign(self._waiting.popleft())
 
-    def _give(self, ticket: _Ticket[Job]) -> None:
+    def _assign(self, ticket: _Ticket[Job]) -> None:
         process = next((process for process in self._processes if process.ticket is None), None)
         if process is None:
             process = _Process(self._worker, self._events, self._processes)
-        process.give(ticket)
+        process.assign(ticket)
 
     def _wait(self) -> None:
-        """Until a worker has something to say, or for a tick, after which time limits are looked at."""
-        began = time.monotonic()
+        """Handle messages from workers, waiting one tick for the first; then check the time limits."""
+        start = time.monotonic()
         with suppress(Empty):
-            self._take(*self._events.get(timeout=_TICK))
+            self._handle(*self._events.get(timeout=_TICK))
             while True:
-                self._take(*self._events.get_nowait())
-        # Where this process was stopped meanwhile (Ctrl-Z), its workers were too: that is no time of theirs.
-        passed = min(time.monotonic() - began, 2 * _TICK)
+                self._handle(*self._events.get_nowait())
+        # If this process was suspended meanwhile (Ctrl-Z), so were its workers: do not count that time.
+        elapsed = min(time.monotonic() - start, 2 * _TICK)
         for process in list(self._processes):
-            process.seconds += passed
+            process.seconds += elapsed
             if process.ticket is not None and process.seconds > (self._timeout if process.ready else PREPARE_SECONDS):
                 self._lose(process, process.ticket, self._too_late(process))
 
-    def _take(self, process: _Process, said: Any) -> None:
+    def _handle(self, process: _Process, message: Any) -> None:
         ticket = process.ticket
         if process not in self._processes or ticket is None:
-            return  # it was given up a moment ago
-        if isinstance(said, Exception):  # on purpose, or a job cannot be pickled
-            raise said
-        if isinstance(said, _Ready):
+            return  # this worker has just been replaced
+        if isinstance(message, Exception):  # an error for the user, or a job that cannot be pickled
+            raise message
+        if isinstance(message, _Ready):
             process.start_job()
-        elif isinstance(said, _Ended):
+        elif isinstance(message, _Ended):
             self._lose(process, ticket, self._death(process))
         else:
             process.ticket = None
-            self._results[ticket.number] = said
-            if ticket.saved is not None and not isinstance(said, Failure):
-                ticket.saved.add(ticket.index, said)
+            self._results[ticket.ticket_id] = message
+            if ticket.saved is not None and not isinstance(message, Failure):
+                ticket.saved.add(ticket.index, message)
 
     def _lose(self, process: _Process, ticket: _Ticket[Job], failure: Failure) -> None:
-        """Replace a worker. Its job is retried where it was killed from outside, or else has failed."""
+        """Remove a worker. Its job is retried if the worker was killed from outside; otherwise the job has failed."""
         killed = process.exit_code == -signal.SIGKILL
         self._processes.remove(process)
         process.kill()
@@ -325,12 +329,12 @@ class _Pool(Generic[Job, Result]):
             self._alone.append(ticket)
             return
         if not process.ready and not killed:
-            raise EnvError(f"A worker process did not start: {failure.reason}. What it printed says why.")
-        logger.warning("A task is left out: %s", failure.reason)
-        self._results[ticket.number] = failure
+            raise EnvError(f"A worker process did not start: {failure.reason}. See its output above.")
+        logger.warning("Skipped a task: %s", failure.reason)
+        self._results[ticket.ticket_id] = failure
 
     def _too_late(self, process: _Process) -> Failure:
-        if process.exit_code is not None:  # a child of its own holds the pipe
+        if process.exit_code is not None:  # a child process still holds the pipe
             return self._death(process)
         if not process.ready:
             return Failure("timeout", f"not ready for its first task within {PREPARE_SECONDS:g} s")
@@ -341,8 +345,8 @@ class _Pool(Generic[Job, Result]):
         code = process.exit_code
         if code == -signal.SIGKILL:
             reason = (
-                "its process was killed, and again with no other running. Most often memory has run out: it alone "
-                "needs more than there is"
+                "its process was killed, and again with no other worker running. Most likely this task needs more "
+                "memory than the machine has"
             )
         elif code is not None and code < 0:
             reason = f"its process crashed ({signal.Signals(-code).name})"
@@ -352,16 +356,16 @@ class _Pool(Generic[Job, Result]):
 
 
 class _Process:
-    """A worker process, seen from this one. A thread of its own talks to it, which a stopped process may block."""
+    """The parent's handle of a worker process. A thread talks to it, because a suspended process blocks the pipe."""
 
     def __init__(
         self, worker: Worker[Any, Any], events: SimpleQueue[tuple[_Process, Any]], processes: list[_Process]
     ) -> None:
-        """Start it and add it to `processes`."""
+        """Start the process and add it to `processes`."""
         self.ticket: _Ticket[Any] | None = None
         self.ready = False
         self.seconds = 0.0
-        """Of its present job, or of its preparation."""
+        """Time spent on the current job, or on the set-up."""
         self._jobs: SimpleQueue[_Ticket[Any] | None] = SimpleQueue()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -376,8 +380,8 @@ class _Process:
     def exit_code(self) -> int | None:
         return self.child.exitcode
 
-    def give(self, ticket: _Ticket[Any]) -> None:
-        """Its next job, which it begins when it is ready."""
+    def assign(self, ticket: _Ticket[Any]) -> None:
+        """Set the next job, which starts once the process is ready."""
         self.ticket = ticket
         self.seconds = 0.0
         if self.ready:
@@ -386,10 +390,10 @@ class _Process:
     def start_job(self) -> None:
         assert self.ticket is not None
         self.ready = True
-        self.give(self.ticket)
+        self.assign(self.ticket)
 
     def close(self) -> None:
-        """Tell it to end."""
+        """Ask the process to exit."""
         self._jobs.put(None)
 
     def kill(self) -> None:
@@ -414,8 +418,8 @@ class _Process:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process that is started meanwhile begins with Ctrl-C blocked, until it ignores it."""
-    resource_tracker.ensure_running()  # or the first process starts it, which unblocks them
+    """Processes started in this context begin with Ctrl-C blocked, so it cannot hit them before they ignore it."""
+    resource_tracker.ensure_running()  # otherwise the first process starts it, which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -424,7 +428,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _serve(worker: Worker[Job, Result], connection: Connection, parent: int) -> None:
-    """What a worker process does."""
+    """The main loop of a worker process."""
     dies_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

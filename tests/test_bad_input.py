@@ -143,7 +143,7 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
         *("--env-settings", json.dumps({"data": str(games)})),
         *("--settings", json.dumps({"source": "admissible", "inferable_only": True})),
     )
-    refused(result, "unknowable.parquet", "no pair is left")
+    refused(result, "unknowable.parquet", "states_not_inferable 40")
     assert not (tmp_path / "out").exists()
 
 

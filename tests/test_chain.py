@@ -382,7 +382,7 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
             check_chain(load_recipe("alfworld/quickstart", [*changes, change]), tmp_path)
     shown = capfd.readouterr().out
     assert "nowhere.jsonl: no such file of trajectories. (expert train)" in shown
-    assert "expert.name is 'gold', which webshop has not; it has shopper, goal." in shown
+    assert "expert.name is 'gold'" in shown
 
 
 @pytest.mark.parametrize(

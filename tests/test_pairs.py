@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from verl_act.__main__ import app
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES, drawn_trajectories, sample_alternatives
+from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES, sample_alternatives, sampled_trajectories
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
@@ -94,13 +94,13 @@ def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
     games: Path, trajectories: Path, tmp_path: Path
 ) -> None:
     steps = read_steps([trajectories])
-    sampled = drawn_trajectories(steps, 20, seed=3)
+    sampled = sampled_trajectories(steps, 20, seed=3)
     names = {step.trajectory_id for step in sampled}
     assert sampled == [step for step in steps if step.trajectory_id in names], "whole trajectories, in their order"
     shortest = min(Counter(step.trajectory_id for step in sampled).values())
     assert len(sampled) >= 20 and len(sampled) - shortest < len(steps) and len(names) < 12
-    assert drawn_trajectories(steps, None, seed=3) == steps
-    assert {step.trajectory_id for step in drawn_trajectories(steps, 20, seed=4)} != names
+    assert sampled_trajectories(steps, None, seed=3) == steps
+    assert {step.trajectory_id for step in sampled_trajectories(steps, 20, seed=4)} != names
     settings = {"env_settings": _settings(games), "source": "admissible", "seed": 3, "limit": 10}
     build_pairs(tmp_path / "pairs", [trajectories], **settings)
     states = {step.state_id for step in sampled}
@@ -280,7 +280,7 @@ def test_no_action_is_judged_in_another_state_than_its_own(games: Path, steps: l
     one = [replace(step, env="drifting") for step in steps if step.trajectory_id == steps[0].trajectory_id]
     state = next(Prober("drifting", _settings(games)).replay(one))
     state.judge(one[0].action)  # in the state itself
-    with pytest.raises(ReplayError, match="#0: the environment shows"):
+    with pytest.raises(ReplayError, match="#0"):
         state.judge(one[0].action)
 
 
@@ -358,17 +358,17 @@ def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, rep
         build_pairs(out, [trajectories])
     with pytest.raises(ConfigError, match="source is 'expert'"):
         build_pairs(out, [trajectories], source="expert")
-    with pytest.raises(DataError, match="none of the states"):
+    with pytest.raises(DataError, match=r"stray\.parquet"):
         build_pairs(out, [trajectories], [tmp_path / "stray.parquet"])
     for files in ([tmp_path / "stray.parquet", replies], [replies, tmp_path / "stray.parquet"]):
         counts = build_pairs(tmp_path / "both", [trajectories], files, _settings(games)).counts
         assert counts["states_of_other_trajectories"] == 1, "in whichever order"
-    with pytest.raises(DataError, match="comes twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         build_pairs(out, [trajectories], [replies, replies])
     with pytest.raises(DataError, match="holds alternatives/1 rows where trajectory/1"):
         build_pairs(out, [replies], source="admissible")
     write_rows(tmp_path / "lonely.parquet", [_lonely(trajectories).to_row()], TRAJECTORY)
-    with pytest.raises(DataError, match="no pair is left of 1 states"):
+    with pytest.raises(DataError, match="from 1 states"):
         build_pairs(out, [tmp_path / "lonely.parquet"], source="admissible", margins=False)
     assert not out.exists()
 

@@ -24,7 +24,7 @@ from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, _Dro
 from verl_act.data_prep.imports.replay_published import Outcome, Refusal, Replayed
 from verl_act.data_prep.pairs.pairing import _Paired
 from verl_act.data_prep.process_pool import Failure, process_pool
-from verl_act.data_prep.sft.reflect import _Executed
+from verl_act.data_prep.sft.reflect import _TrajectoryOutcomes
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.errors import DataError, EnvError
 from verl_act.journal import Journal, SavedResults
@@ -245,7 +245,7 @@ def test_saved_results_come_back_as_they_were(tmp_path: Path) -> None:
         "trajectory": (_Played, [step, replace(step, step=3)]),
         "dropped": (_Played, _Dropped("not won", "it gave up")),
         "pairs": (_Paired, ([pair], Counter(states=3, replies=0))),
-        "outcomes": (_Executed, ([(step, Turn("seen", "go"), [Turn("", "wait")])], Counter(states=1))),
+        "outcomes": (_TrajectoryOutcomes, ([(step, Turn("seen", "go"), [Turn("", "wait")])], Counter(states=1))),
         "replayed": (Outcome, Replayed([step], 2)),
         "refused": (Outcome, Refusal("does not win", "at all")),
     }

@@ -211,7 +211,7 @@ def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path, ca
     steps = read_steps([tmp_path / "expert" / TRAJECTORIES])
     assert manifest.counts["dropped"]["not won"] > 0
     assert manifest.counts["trajectories"] + manifest.counts["dropped"]["not won"] == 6
-    assert f"dev: {manifest.counts['dropped']['not won']} of 6 tasks give no trajectory: not won" in caplog.text
+    assert f"dev: {manifest.counts['dropped']['not won']} of 6 tasks have no trajectory: not won" in caplog.text
     assert all(step.verified and step.success and step.env == "scienceworld" for step in steps)
     counts = build_pairs(
         tmp_path / "pairs", [tmp_path / "expert" / TRAJECTORIES], env_settings=settings, source="admissible"

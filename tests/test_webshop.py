@@ -28,7 +28,7 @@ from verl_act.__main__ import app
 from verl_act.data_prep.expert.collect_expert import collect_expert, play
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import check_pairs
-from verl_act.data_prep.pairs.probe import NO_WAY, Prober
+from verl_act.data_prep.pairs.probe import UNREACHABLE, Prober
 from verl_act.envs.base import StepResult, Task
 from verl_act.envs.contract import NONSENSE, check_environment
 from verl_act.envs.registry import get_env
@@ -1240,7 +1240,7 @@ def test_a_margin_is_unknown_where_the_planner_has_not_looked_everywhere(
         states[state.step.action] = [state.judge(action).margin for action in alternatives]
     assert states["search[heirloom]"] == [None, None]
     assert states["click[b00teapot1]"] == [None, 1]
-    assert states["click[green]"] == [None, NO_WAY], "nothing undoes a wrong purchase"
+    assert states["click[green]"] == [None, UNREACHABLE], "nothing undoes a wrong purchase"
 
 
 @pytest.mark.slow

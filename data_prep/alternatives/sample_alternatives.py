@@ -1,8 +1,8 @@
 """Sample alternative actions from the initial policy at every expert state (paper section 3).
 
-Replies are stored as they came; `build_pairs` reads actions from them. States are sampled a shard at a time, each
-shard a file: a killed run goes on where it stopped and samples nothing twice. One machine runs one vLLM engine;
-with `workers`, Ray Data spreads the shards over as many engines of a cluster.
+Raw replies are stored; `build_pairs` parses actions from them. States are sampled in shards, one file each, so a killed
+run resumes after the last finished shard. By default one vLLM engine runs in this process; with `workers`, Ray Data
+distributes the shards over that many engines on a cluster.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_t
 FILE_NAME = "alternatives.parquet"
 SHARD_STATES = 256
 
+_Job = tuple[EngineSettings, Sampling, str, dict[str, Any], int]
+"""The arguments of `Sampler`."""
+
 
 @writes_folder("sample_alternatives")
 def sample_alternatives(
@@ -50,14 +53,13 @@ def sample_alternatives(
     gpus_per_worker: float = 1,
     allow_degenerate: bool = False,
 ) -> None:
-    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in the trajectories' order) and a
-    manifest.
+    """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in trajectory order) and a manifest.
 
-    `limit` bounds the states of each split: whole trajectories are drawn, first those that `build_pairs` with a limit
-    and the same seed takes first, until there are so many. `workers` engines on a Ray cluster (0: one, in this
-    process). The same seed and engine give the same replies, however often the run was interrupted.
+    `limit` bounds the states per split: whole trajectories are sampled until the limit is reached, in the order in
+    which `build_pairs` with a limit and the same seed uses them. `workers` is the number of engines on a Ray cluster
+    (0: one engine in this process). The same seed and engine give the same replies, even if the run is interrupted.
 
-    Raises `DataError` after the first shards where none of their replies has an action, unless `allow_degenerate`.
+    Raises `DataError` after the first shard if no reply has an action, unless `allow_degenerate`.
     """
     check_settings(
         engine,
@@ -70,7 +72,7 @@ def sample_alternatives(
         gpus_per_worker=gpus_per_worker,
     )
     started = time.monotonic()
-    known = drawn_trajectories(read_steps(trajectories), limit, seed)
+    known = sampled_trajectories(read_steps(trajectories), limit, seed)
     steps = steps_to_learn(known)
     if not steps:
         raise DataError(
@@ -88,22 +90,22 @@ def sample_alternatives(
     }
     shards_folder = _open_shards(out, settings)
     shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
-    missing = [number for number in range(len(shards)) if not _shard(shards_folder, number).exists()]
+    missing = [index for index in range(len(shards)) if not _shard(shards_folder, index).exists()]
     job = (engine, sampling, template, template_options or {}, seed)
-    run = _on_ray(shards, missing, job, workers, gpus_per_worker) if workers else _here(shards, missing, job)
-    done = len(steps) - sum(len(shards[number]) for number in missing)
-    sampled = [row for number in range(len(shards)) if number not in missing for row in _read(shards_folder, number)]
+    run = _on_ray(shards, missing, job, workers, gpus_per_worker) if workers else _in_this_process(shards, missing, job)
+    done = len(steps) - sum(len(shards[index]) for index in missing)
+    sampled = [row for index in range(len(shards)) if index not in missing for row in _read(shards_folder, index)]
     usable = allow_degenerate or _has_action(sampled)
     if sampled and not usable:
         raise _no_action(sampled, engine.model, template)
     with closing(run), tqdm(total=len(steps), initial=done, desc="sampling alternatives", unit="state") as progress:
-        for number, rows in run:
-            write_rows(_shard(shards_folder, number), rows, ALTERNATIVES)
+        for index, rows in run:
+            write_rows(_shard(shards_folder, index), rows, ALTERNATIVES)
             progress.update(len(rows))
             usable = usable or _has_action(rows)
             if not usable:
                 raise _no_action(rows, engine.model, template)
-    rows = [row for number in range(len(shards)) for row in _read(shards_folder, number)]
+    rows = [row for index in range(len(shards)) for row in _read(shards_folder, index)]
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
         replies = [reply for row in rows for reply in row["replies"]]
@@ -136,7 +138,7 @@ def check_settings(
     workers: Count = 0,
     gpus_per_worker: NotNegative = 1,
 ) -> None:
-    """Raise `ConfigError` for a setting that cannot work."""
+    """Raise `ConfigError` for an invalid setting."""
     check_engine(engine, sampling)
     options = {"seed": seed, "limit": limit, "workers": workers, "gpus_per_worker": gpus_per_worker}
     check_options(check_settings, options)
@@ -152,28 +154,28 @@ def _no_action(rows: Sequence[dict[str, Any]], model: str, template: str) -> Dat
     reasons = Counter(str(parse_action(reply).malformed) for reply in replies)
     listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     return DataError(
-        f"{model}: not one of {len(replies)} replies at the first {len(rows)} states has an action ({listed}), so no "
-        f"alternative would come from the model; a reply: {replies[0][:200]!r}. Raise --max-tokens where they are cut "
-        f"(unclosed_think, unclosed), or give a model that follows the template {template!r}. To sample on, add "
-        "--allow-degenerate (in a recipe: allow_degenerate: true); random admissible actions then become the pairs."
+        f"{model}: none of the {len(replies)} replies for the first {len(rows)} states has an action ({listed}), so "
+        f"the model would give no alternatives. First reply: {replies[0][:200]!r}. If replies are cut (unclosed_think, "
+        f"unclosed), raise --max-tokens; otherwise use a model that follows the template {template!r}. To continue "
+        "anyway, add --allow-degenerate (in a recipe: allow_degenerate: true); pairs then use random actions."
     )
 
 
-def drawn_trajectories(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:
-    """The steps of so many trajectories that each split has `limit` states, or all that it has; in their order."""
+def sampled_trajectories(steps: Sequence[Step], limit: int | None, seed: int) -> list[Step]:
+    """Sample trajectories until each split has `limit` states, or all of its states; return their steps in order."""
     if limit is None:
         return list(steps)
     counts = Counter((step.split, step.trajectory_id) for step in steps)
-    drawn, states = set(), Counter[str]()
-    for split, name in sorted(counts, key=lambda found: sampling_key(seed, found[1])):
+    sampled, states = set[tuple[str, str]](), Counter[str]()
+    for split, name in sorted(counts, key=lambda trajectory: sampling_key(seed, trajectory[1])):
         if states[split] < limit:
-            drawn.add((split, name))
+            sampled.add((split, name))
             states[split] += counts[split, name]
-    return [step for step in steps if (step.split, step.trajectory_id) in drawn]
+    return [step for step in steps if (step.split, step.trajectory_id) in sampled]
 
 
 class Sampler:
-    """One engine and what to ask it; also the actor that Ray Data runs."""
+    """Samples replies from one engine. Ray Data runs it as an actor."""
 
     def __init__(
         self, engine: EngineSettings, sampling: Sampling, template: str, template_options: dict[str, Any], seed: int
@@ -203,34 +205,34 @@ class Sampler:
         return record.to_row()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data's interface: a batch of shards in, the same shards sampled out."""
+        """Ray Data's interface: takes a batch of shards and returns their rows."""
         steps = [[Step.from_row(row) for row in json.loads(shard)] for shard in batch["steps"]]
-        return {"number": batch["number"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
+        return {"index": batch["index"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
 
 
-def _here(
-    shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple
-) -> Generator[tuple[int, list[dict]], None, None]:
-    if not numbers:
+def _in_this_process(
+    shards: Sequence[Sequence[Step]], indices: Sequence[int], job: _Job
+) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
+    if not indices:
         return
     sampler = Sampler(*job)
     try:
-        for number in numbers:
-            yield number, sampler.sample(shards[number])
+        for index in indices:
+            yield index, sampler.sample(shards[index])
     finally:
         sampler.engine.close()
 
 
 def _on_ray(
-    shards: Sequence[Sequence[Step]], numbers: Sequence[int], job: tuple, workers: int, gpus_per_worker: float
-) -> Generator[tuple[int, list[dict]], None, None]:
-    if not numbers:
+    shards: Sequence[Sequence[Step]], indices: Sequence[int], job: _Job, workers: int, gpus_per_worker: float
+) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
+    if not indices:
         return
     import ray
 
-    items = [{"number": number, "steps": json.dumps([step.to_row() for step in shards[number]])} for number in numbers]
+    items = [{"index": index, "steps": json.dumps([step.to_row() for step in shards[index]])} for index in indices]
     with ray_session():
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts states
+        ray.data.DataContext.get_current().enable_progress_bars = False  # the progress bar of this module counts states
         sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Sampler,
             fn_constructor_args=job,
@@ -239,27 +241,27 @@ def _on_ray(
             compute=ray.data.ActorPoolStrategy(size=workers),
         )
         for row in sampled.iter_rows():
-            yield int(row["number"]), json.loads(row["rows"])
+            yield int(row["index"]), json.loads(row["rows"])
 
 
 def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
-    """The folder of finished shards. One left by a run with other settings is refused, not mixed in and not deleted."""
+    """Open the folder of finished shards. Raises `ConfigError` if it holds shards of a run with other settings."""
     folder = work_path(out, "shards")
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "settings.json"
-    wanted = json.dumps(settings, sort_keys=True, default=str)
-    if stamp.exists() and stamp.read_text(encoding="utf-8") != wanted and any(folder.glob("*.parquet")):
+    expected = json.dumps(settings, sort_keys=True, default=str)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") != expected and any(folder.glob("*.parquet")):
         raise ConfigError(
             f"{folder}: holds shards sampled with other settings or trajectories. "
-            "Repeat that command to finish them, or remove the folder to start anew."
+            "Repeat that command to finish them, or delete the folder to start over."
         )
-    stamp.write_text(wanted, encoding="utf-8")
+    stamp.write_text(expected, encoding="utf-8")
     return folder
 
 
-def _read(folder: Path, number: int) -> list[dict[str, Any]]:
-    return read_table(_shard(folder, number), ALTERNATIVES).to_pylist()
+def _read(folder: Path, index: int) -> list[dict[str, Any]]:
+    return read_table(_shard(folder, index), ALTERNATIVES).to_pylist()
 
 
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.parquet"
+def _shard(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.parquet"

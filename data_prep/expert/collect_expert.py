@@ -1,7 +1,7 @@
-"""Expert trajectories: an environment's expert plays its tasks, and every game is played again to prove that it holds.
+"""Collect expert trajectories: an environment's expert plays its tasks, and every episode is replayed to verify it.
 
-The search expert's trajectories (the default) say at each step whether its action can be judged from the context,
-and the environment's planner says how far the goal still is; both decide later which pairs are worth training on.
+The default expert (search) records at each step whether its action can be inferred from the context, and the
+environment's planner records the distance to the goal. Both decide later which pairs are used for training.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _NOT_WON, _REPLAY_DIFFERS = "not won", "replay differs"
 
 @dataclass(frozen=True, slots=True)
 class _Dropped:
-    """Why a task gives no trajectory: `kind` is counted, `details` say more, where there is more to say."""
+    """Why a task has no trajectory. The kinds are counted in the manifest; `details` may be empty."""
 
     kind: str
     details: str = ""
 
 
 _Played = list[Step] | _Dropped
-"""A verified trajectory, or the reason why there is none."""
+"""A verified trajectory, or why there is none."""
 
 
 @writes_folder("collect_expert", "import_trajectories")
@@ -68,15 +68,15 @@ def collect_expert(
     progress: bool = True,
 ) -> Manifest:
     """Play the tasks of `split` with `expert` and write `out/trajectories.parquet` (schema TRAJECTORY),
-    `out/dropped.jsonl` (the tasks left out, with the reasons) and a manifest.
+    `out/dropped.jsonl` (the tasks without a trajectory, with reasons) and a manifest.
 
-    `expert` is one of the environment's (default: its first). `limit` draws that many tasks by `seed`. Trajectories
-    that do not win, at the step limit or because the expert gives up, or that do not come out the same when replayed
-    on a fresh environment, are left out, counted by kind and told.
-    `workers` processes share the tasks and do not change the result; a task that takes one of them more than
-    `task_timeout` seconds, or ends it, is left out too (see `process_pool`, also for 0). Returns the manifest.
+    `expert` is one of the environment's experts (default: the first). `limit` samples that many tasks with `seed`.
+    Dropped, logged and counted by kind are trajectories that do not win (step limit reached, or the expert gave up) and
+    those that differ when replayed on a fresh environment.
+    `workers` is the number of processes and does not change the result. A task that takes more than `task_timeout`
+    seconds, or crashes its process, is dropped too (see `process_pool`, also for 0). Returns the manifest.
 
-    Raises `ConfigError` for an unknown environment, split or expert, and `DataError` where no trajectory succeeds.
+    Raises `ConfigError` for an unknown environment, split or expert, and `DataError` if no trajectory succeeds.
     """
     settings = dict(env_settings or {})
     spec = check_settings(env, split, expert=expert, limit=limit, seed=seed, workers=workers, env_settings=settings)
@@ -107,31 +107,37 @@ def _write(
     saved: Journal,
     started: float,
 ) -> Manifest:
-    """Write what was played. Raises `DataError` where nothing was won."""
+    """Write the results. Raises `DataError` if no task was won."""
     env, split, name = (manifest.settings[key] for key in ("env", "split", "expert"))
     steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
-    lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)]
-    dropped = Counter(reason.kind for _, reason in lost)
+    without_trajectory = [
+        (task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)
+    ]
+    dropped = Counter(reason.kind for _, reason in without_trajectory)
     if not steps:
-        failed = (reason.details for _, reason in lost if reason.kind not in (_NOT_WON, _REPLAY_DIFFERS))
-        told = "".join(f" The first error: {details}" for details in islice(failed, 1))
+        failed = (reason.details for _, reason in without_trajectory if reason.kind not in (_NOT_WON, _REPLAY_DIFFERS))
+        first_error = "".join(f" The first error: {details}" for details in islice(failed, 1))
         saved.clear()
-        raise DataError(f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{told}")
+        raise DataError(
+            f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{first_error}"
+        )
     seconds = round(time.monotonic() - started, 1)
     manifest = replace(manifest, counts=_counts(tasks, steps, dropped), seconds=seconds)
     with atomic_folder(out) as folder:
         write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-        lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in lost)
+        lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in without_trajectory)
         (folder / DROPPED).write_text("".join(lines), encoding="utf-8")
         write_manifest(folder, manifest)
-    if lost:
+    if without_trajectory:
         counted = ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items()))
-        logger.warning("%s/%s: %d of %d tasks give no trajectory: %s.", env, split, len(lost), len(tasks), counted)
+        logger.warning(
+            "%s/%s: %d of %d tasks have no trajectory: %s.", env, split, len(without_trajectory), len(tasks), counted
+        )
     return manifest
 
 
 def play(environment: Environment, expert: Expert, task: Task, *, source: str) -> list[Step]:
-    """One episode of `expert`, won or not; `success` of every step is the outcome, and `verified` is still false."""
+    """Play one episode with `expert`. Every step gets the `success` of the episode; `verified` is still false."""
     first = environment.reset(task)
     expert.reset(task)
     history: list[Turn] = []
@@ -168,9 +174,9 @@ def play(environment: Environment, expert: Expert, task: Task, *, source: str) -
 
 
 def replays(environment: Environment, task: Task, steps: Sequence[Step]) -> bool:
-    """Whether the actions of `steps` give the same observations, rewards and outcome on `environment`."""
-    seen = environment.reset(task)
-    observation, admissible = seen.observation, seen.admissible_actions
+    """Whether the actions of `steps` give the same observations, rewards and success on `environment`."""
+    first = environment.reset(task)
+    observation, admissible = first.observation, first.admissible_actions
     for step in steps:
         if (observation, admissible) != (step.context.observation, step.context.admissible_actions):
             return False
@@ -200,22 +206,24 @@ class _Player(Player[Task, _Played]):
             if not replays(fresh, task, steps):
                 return _Dropped(_REPLAY_DIFFERS)
             return [replace(step, verified=True) for step in steps]
-        except ExpertGaveUp as error:  # nothing has failed: a gold path that ends before the goal, for one
+        except ExpertGaveUp as error:  # not a fault: for example a gold path that ends before the goal
             return _Dropped(_NOT_WON, str(error))
         except Exception:
-            self.__dict__.pop("_expert", None)  # in a state that nobody knows
+            self.__dict__.pop("_expert", None)  # its state is unknown
             raise
 
 
 def check_expert(spec: EnvSpec, expert: str | None) -> None:
-    """Raises `ConfigError` where `spec` has no such expert; None asks for any."""
+    """Raise `ConfigError` if `spec` has no such expert. None means any expert."""
     if not spec.experts:
         raise ConfigError(
-            f"{spec.name} has no expert. Name one in its EnvSpec; or bring trajectories that were played already: "
-            "import-trajectories replays them, as a recipe does with those that expert.files names."
+            f"{spec.name} has no expert. Add one to its EnvSpec, or import recorded trajectories: "
+            "use import-trajectories, or expert.files in a recipe."
         )
     if expert is not None and expert not in spec.experts:
-        raise OptionError("expert", f"is {expert!r}, which {spec.name} has not; it has {', '.join(spec.experts)}.")
+        raise OptionError(
+            "expert", f"is {expert!r}, which {spec.name} does not have; choose from {', '.join(spec.experts)}."
+        )
 
 
 def check_settings(
@@ -228,7 +236,7 @@ def check_settings(
     workers: Count = 1,
     env_settings: Mapping[str, Any] | None = None,
 ) -> EnvSpec:
-    """The environment. Raises `ConfigError` for a setting that cannot work."""
+    """Return the environment. Raises `ConfigError` for an invalid setting."""
     check_options(check_settings, {"limit": limit, "seed": seed, "workers": workers})
     spec = check_env(env, env_settings or {}, [split])
     check_expert(spec, expert)
@@ -236,14 +244,14 @@ def check_settings(
 
 
 def _sample(tasks: Sequence[Task], limit: int | None, seed: int) -> Sequence[Task]:
-    """`limit` tasks drawn by `seed`, in the split's order."""
+    """Sample `limit` tasks with `seed`, in the order of the split."""
     if limit is None or limit >= len(tasks):
         return tasks
-    return [tasks[at] for at in sorted(random.Random(seed).sample(range(len(tasks)), limit))]
+    return [tasks[index] for index in sorted(random.Random(seed).sample(range(len(tasks)), limit))]
 
 
 def input_folders(settings: Mapping[str, Any]) -> list[Path]:
-    """The folders among an environment's settings that an earlier stage has written."""
+    """The folders in an environment's settings that an earlier stage has written."""
     paths = [str(value) for value in settings.values() if isinstance(value, str | os.PathLike)]
     return [Path(path) for path in paths if (Path(path) / FILE_NAME).is_file()]
 

@@ -1,4 +1,4 @@
-"""A file of tasks to play (schema TASK): the rows of multi-turn RL, and the panels of an evaluation."""
+"""Write a file of tasks (schema TASK), for multi-turn RL or as an eval set."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def make_tasks(
     seed: int = 0,
     env_settings: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the tasks of `splits`, each once, in the environment's order, and a manifest; returns their number.
+    """Write the tasks of `splits` (in the environment's order) and a manifest. Returns the number of tasks.
 
-    `limit` draws that many a split, by `seed`.
+    `limit` samples at most that many tasks per split, with `seed`.
     """
     settings = dict(env_settings or {})
     spec = check_settings(env, splits, limit=limit, seed=seed, env_settings=settings)
@@ -40,7 +40,7 @@ def make_tasks(
         tasks = list(spec.tasks(split, **settings))
         if limit is not None and limit < len(tasks):
             chosen = sorted(random.Random(f"{seed}/{split}").sample(range(len(tasks)), limit))
-            tasks = [tasks[number] for number in chosen]
+            tasks = [tasks[index] for index in chosen]
         rows += [asdict(task) for task in tasks]
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, TASK)
@@ -62,8 +62,8 @@ def check_settings(
     seed: Seed = 0,
     env_settings: Mapping[str, Any] | None = None,
 ) -> EnvSpec:
-    """The environment. Raises `ConfigError` for a setting that cannot work."""
+    """Return the environment. Raises `ConfigError` for an invalid setting."""
     check_options(check_settings, {"limit": limit, "seed": seed})
     if not splits:
-        raise OptionError("splits", "names no split; give one at least.")
+        raise OptionError("splits", "is empty; give at least one split.")
     return check_env(env, env_settings or {}, splits, option="splits")

@@ -1,7 +1,7 @@
-"""Expert states and sampled replies in, pairs out (paper section 3, D_critic): the data of the critic stage.
+"""Build pairs, the data of the critic stage, from expert states and sampled replies (paper section 3, D_critic).
 
-An alternative is left out where it equals the expert's action, comes twice, or is no worse than the expert's by the
-margin that a probe of the real environment measures. Everything left out is counted in the manifest.
+An alternative is dropped if it equals the expert's action, is a duplicate, or is no worse than the expert's action by
+the margin measured in the real environment. Everything dropped is counted in the manifest.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def build_pairs(
     seed: int = 0,
     limit: int | None = None,
 ) -> Manifest:
-    """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was left out.
+    """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was dropped.
 
-    `alternatives` are the files of `sample_alternatives`; `env_settings` are the environment's own (for ALFWorld:
-    `data`), as for collecting the trajectories; `workers` processes share the trajectories, and one that takes more
-    than `task_timeout` seconds, or ends its process, is left out (see `process_pool`, also for 0); the further
-    arguments are the fields of `PairSettings`.
+    `alternatives` are files written by `sample_alternatives`. `env_settings` are the settings of the environment (for
+    ALFWorld: `data`) with which the trajectories were collected. `workers` is the number of processes; a trajectory
+    that takes more than `task_timeout` seconds, or crashes its process, is dropped (see `process_pool`, also for 0).
+    The other arguments are the fields of `PairSettings`.
 
-    The same inputs and seed give the same bytes. Raises `DataError` where the inputs do not fit or no pair is left, and
-    `ConfigError` on impossible settings.
+    The same inputs and seed give the same bytes. Raises `DataError` if the inputs do not match or no pair remains, and
+    `ConfigError` for invalid settings.
     """
-    chosen = PairSettings(
+    settings = PairSettings(
         max_alternatives_per_state=max_alternatives_per_state,
         candidates=candidates,
         source=source,
@@ -75,35 +75,33 @@ def build_pairs(
     )
     check_workers(workers)
     started = time.monotonic()
-    if chosen.source == POLICY and not alternatives:
+    if settings.source == POLICY and not alternatives:
         raise ConfigError(
-            "no file of sampled replies was given: run sample_alternatives first and pass its file as `alternatives`, "
-            "or draw alternatives from the admissible actions with source=admissible."
+            "no file of sampled replies is given: run sample_alternatives and pass its file as `alternatives`, "
+            "or sample alternatives from the admissible actions with source=admissible."
         )
     counts: Counter[str] = Counter()
     steps = read_steps(trajectories)
-    sampled = _sampled(alternatives, steps, counts)
+    sampled = _read_replies(alternatives, steps, counts)
     manifest = make_manifest(
         "build_pairs",
-        settings={**asdict(chosen), "env_settings": dict(env_settings or {})},
+        settings={**asdict(settings), "env_settings": dict(env_settings or {})},
         inputs=[*trajectories, *alternatives],
         seed=seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
-        # With a limit, probing ends with the pairs that are wanted; of several processes, soon after.
+        # With a limit, probing stops once there are enough pairs; with several processes, soon after.
         pairs = list(
             islice(
-                make_pairs(steps, sampled, env_settings or {}, chosen, counts, workers, task_timeout, saved),
-                chosen.limit,
+                make_pairs(steps, sampled, env_settings or {}, settings, counts, workers, task_timeout, saved),
+                settings.limit,
             )
         )
-        pairs = _bound_inadmissible(pairs, chosen, counts)
+        pairs = _bound_inadmissible(pairs, settings, counts)
         if not pairs:
             saved.clear()
             names = ", ".join(map(str, trajectories))
-            raise DataError(
-                f"{names}: no pair is left of {counts['states']} states. Left out: {_listed(counts, chosen)}."
-            )
+            raise DataError(f"{names}: no pairs from {counts['states']} states. Dropped: {_dropped(counts, settings)}.")
         counts.update(
             pairs=len(pairs),
             pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
@@ -116,48 +114,50 @@ def build_pairs(
         with atomic_folder(out) as folder:
             write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
             write_manifest(folder, manifest)
-        logger.info("%s: %d pairs. Left out: %s.", Path(out) / FILE_NAME, len(pairs), _listed(counts, chosen))
+        logger.info("%s: %d pairs. Dropped: %s.", Path(out) / FILE_NAME, len(pairs), _dropped(counts, settings))
         return manifest
 
 
-def _sampled(
+def _read_replies(
     paths: Sequence[str | PathLike[str]], steps: Sequence[Step], counts: Counter[str]
 ) -> dict[str, Alternatives]:
-    """Replies by state. Raises `DataError` where they belong to other trajectories, or a state is in them twice."""
+    """State id -> replies. Raises `DataError` if a state occurs twice, or no state is in the trajectories."""
     known = {step.state_id for step in steps}
-    found: dict[str, Alternatives] = {}
+    by_state: dict[str, Alternatives] = {}
     for path in paths:
         for row in read_table(path, ALTERNATIVES).to_pylist():
             replies = Alternatives.from_row(row)
-            if replies.state_id in found:
-                raise DataError(f"{path}: state {replies.state_id} comes twice. Pass the replies of one sampling run.")
+            if replies.state_id in by_state:
+                raise DataError(f"{path}: state {replies.state_id} occurs twice. Pass the replies of one sampling run.")
             if replies.state_id in known:
-                found[replies.state_id] = replies
+                by_state[replies.state_id] = replies
             else:
                 counts["states_of_other_trajectories"] += 1
-    if counts["states_of_other_trajectories"] and not found:
+    if counts["states_of_other_trajectories"] and not by_state:
         names = ", ".join(map(str, paths))
-        raise DataError(f"{names}: none of the states is in the trajectories; pass those that were sampled at.")
-    return found
+        raise DataError(
+            f"{names}: none of its states is in the trajectories; pass the trajectories that were sampled from."
+        )
+    return by_state
 
 
 def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Counter[str]) -> list[Pair]:
-    """Leave out inadmissible alternatives at random until their share of the pairs is within the bound."""
-    refused = sorted(
+    """Drop random pairs with inadmissible alternatives until their share is within the bound."""
+    inadmissible = sorted(
         (pair for pair in pairs if not pair.alternative_admissible),
         key=lambda pair: sampling_key(settings.seed, pair.pair_id),
     )
     share = settings.max_inadmissible_share
     if share == 1:
         return pairs
-    room = math.floor((len(pairs) - len(refused)) * share / (1 - share))
-    dropped = {pair.pair_id for pair in refused[room:]}
+    most = math.floor((len(pairs) - len(inadmissible)) * share / (1 - share))
+    dropped = {pair.pair_id for pair in inadmissible[most:]}
     counts["alternatives_inadmissible_beyond_the_share"] += len(dropped)
     return [pair for pair in pairs if pair.pair_id not in dropped]
 
 
-def _listed(counts: Mapping[str, int], settings: PairSettings) -> str:
-    """The counts of what was left out, for people."""
-    kept = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
-    left_out = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}
-    return ", ".join(f"{name} {left_out[name]}" for name in sorted(left_out.keys() - kept)) or "nothing"
+def _dropped(counts: Mapping[str, int], settings: PairSettings) -> str:
+    """The counts of everything dropped, as text."""
+    totals = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
+    dropped = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}
+    return ", ".join(f"{name} {dropped[name]}" for name in sorted(dropped.keys() - totals)) or "nothing"

@@ -1,7 +1,7 @@
-"""The audit of pair files: can a model learn the labels from anything but the actions themselves?
+"""Audit pair files: can a model predict the label from anything other than the quality of the actions?
 
-Every check gives findings: an error fails the audit, a warning is for people to weigh. Pairs are judged as they will be
-shown, with the template and in the order that training would use.
+Each check gives a finding. An error fails the audit; a warning needs a human decision. Pairs are checked as the model
+will see them, with the template and the order of candidates used in training.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditBounds:
-    """How well a classifier may do that sees only something a label should not depend on (0.5 is guessing)."""
+    """Highest accuracy allowed for a classifier that sees only a feature unrelated to the label (0.5 is chance)."""
 
     length: Share = 0.75
-    """Choosing the longer, or always the shorter, action. Beyond it: an error."""
+    """Accuracy of always choosing the longer, or the shorter, action. Above the bound: an error."""
     verb: Share = 0.65
-    """Choosing by a preference for one verb. Beyond it: a warning, since experts do prefer some verbs."""
+    """Accuracy of preferring one verb. Above the bound: a warning, because experts do prefer some verbs."""
     imbalance: Share = 0.01
-    """Distance of the share of rows with the expert's action first from one half."""
+    """Distance from one half of the share of rows with the expert's action first. Above the bound: an error."""
 
     def __post_init__(self) -> None:
         check_options(type(self), asdict(self), "bounds")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One check's result: `level` is `ok`, `warning`, `error`, or `skipped` where the pairs have nothing to check."""
+class AuditFinding:
+    """The result of one check. `level` is `ok`, `warning`, `error`, or `skipped` if there was nothing to check."""
 
     check: str
     level: str
@@ -50,17 +50,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """All findings about `pairs` pairs."""
+    """All findings for a number of pairs."""
 
     pairs: int
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
-    def errors(self) -> tuple[Finding, ...]:
+    def errors(self) -> tuple[AuditFinding, ...]:
         return tuple(finding for finding in self.findings if finding.level == "error")
 
     def table(self) -> str:
-        """The findings as lines of text, worst first."""
+        """The findings as text, one line each, worst first."""
         worst_first = sorted(
             self.findings, key=lambda finding: ("error", "warning", "skipped", "ok").index(finding.level)
         )
@@ -69,7 +69,7 @@ class AuditReport:
         return "\n".join([f"{self.pairs} pairs checked", *rows])
 
     def raise_for_errors(self) -> None:
-        """Raise `DataError` with the table where a check failed."""
+        """Raise `DataError` with the table if a check failed."""
         if self.errors:
             raise DataError(f"the pairs failed {len(self.errors)} of {len(self.findings)} checks.\n{self.table()}")
 
@@ -83,9 +83,9 @@ def check_pairs(
     seed: int = 0,
     bounds: AuditBounds | None = None,
 ) -> AuditReport:
-    """Audit pair files that are trained on together; none of their tasks may be in `held_out`, other files of pairs.
+    """Audit pair files that are used together for training. Their tasks must not occur in the `held_out` pair files.
 
-    `template`, its options and `seed` are those of `data.act`. Raises `DataError` where a file cannot be read or holds
+    `template`, its options and `seed` are those of `data.act`. Raises `DataError` if a file cannot be read or there are
     no pairs.
     """
     if isinstance(files, str | PathLike):
@@ -108,60 +108,62 @@ def check_pairs(
 
 
 def check_settings(*, template: str, template_options: Mapping[str, Any], seed: Seed = 0) -> None:
-    """Raise `ConfigError` for a setting that cannot work."""
+    """Raise `ConfigError` for an invalid setting."""
     check_options(check_settings, {"seed": seed})
     get_template(template, **template_options)
 
 
-def _skipped(check: str, what: str, pairs: Sequence[Pair]) -> Finding:
-    """No pair has what the check looks at."""
-    return Finding(check, "skipped", f"{what} for 0 of {len(pairs)} pairs")
+def _skipped(check: str, feature: str, pairs: Sequence[Pair]) -> AuditFinding:
+    """The finding if no pair has the feature that is checked."""
+    return AuditFinding(check, "skipped", f"{feature} for 0 of {len(pairs)} pairs")
 
 
-def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> Finding:
-    """`ok` where nothing is bad, else `level` with the count and the first examples."""
+def _finding(check: str, bad: Sequence[str], ok: str, level: str = "error") -> AuditFinding:
+    """`ok` if nothing is bad, otherwise `level` with the count and the first examples."""
     if not bad:
-        return Finding(check, "ok", ok)
+        return AuditFinding(check, "ok", ok)
     examples = "; ".join(bad[:_EXAMPLES])
-    return Finding(check, level, f"{len(bad)}: {examples}{'; ...' if len(bad) > _EXAMPLES else ''}")
+    return AuditFinding(check, level, f"{len(bad)}: {examples}{'; ...' if len(bad) > _EXAMPLES else ''}")
 
 
-def _leakage(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> Finding:
+def _leakage(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> AuditFinding:
     splits: dict[tuple[str, str], set[str]] = {}
     for pair in pairs:
         splits.setdefault((pair.env, pair.task_id), set()).add(pair.split)
     leaked = [
         f"task {task} is in splits {', '.join(sorted(names))}" for (_, task), names in splits.items() if len(names) > 1
     ]
-    kept_back = {(pair.env, pair.task_id) for pair in held_out}
-    leaked += [f"task {task} is held out" for env, task in splits if (env, task) in kept_back]
+    held_out_tasks = {(pair.env, pair.task_id) for pair in held_out}
+    leaked += [f"task {task} is held out" for env, task in splits if (env, task) in held_out_tasks]
     if not held_out and len(set().union(*splits.values())) == 1:
-        return Finding("task leakage", "skipped", "the pairs are of one split, and no held-out pairs were given")
-    held = f"none among {len(held_out)} held-out pairs" if held_out else "no held-out pairs were given"
-    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split, {held}")
+        return AuditFinding("task leakage", "skipped", "all pairs are of one split, and no held-out pairs are given")
+    overlap = f"none in the {len(held_out)} held-out pairs" if held_out else "no held-out pairs are given"
+    return _finding("task leakage", leaked, f"{len(splits)} tasks, each in one split, {overlap}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """`breaks` tells a bad pair; `ok` says what holds where there is none. Only pairs that `applies` are looked at, and
-    `measured` says what those have.
-    """
+    """A check of each pair by itself."""
 
     check: str
-    breaks: Callable[[Pair], bool]
+    """The name of the check."""
+    is_bad: Callable[[Pair], bool]
     ok: str
+    """The text of the finding if no pair is bad."""
     applies: Callable[[Pair], bool] = lambda pair: True
-    measured: str = "texts compared"
+    """Which pairs are checked."""
+    feature: str = "texts compared"
+    """What the checked pairs have."""
     level: str = "error"
 
 
 def _has_list(pair: Pair) -> bool:
-    """Where nothing is admissible, the list is not known."""
+    """An empty list of admissible actions means that the list is unknown."""
     return bool(pair.context.admissible_actions)
 
 
 def _unlisted(action: str, pair: Pair) -> bool:
-    """Whether the list of the pair's state is of all actions, and this one is not in it."""
+    """Whether the environment lists all admissible actions, and `action` is not in the list of the pair's state."""
     spec = installed_env(pair.env)
     lists_all = spec is None or spec.lists_all_actions
     return lists_all and match_action(action, pair.context.admissible_actions) is None
@@ -207,24 +209,24 @@ _RULES = (
 )
 
 
-def _each(pairs: Sequence[Pair]) -> list[Finding]:
+def _each(pairs: Sequence[Pair]) -> list[AuditFinding]:
     return [_by_rule(rule, pairs) for rule in _RULES]
 
 
-def _by_rule(rule: _Rule, pairs: Sequence[Pair]) -> Finding:
-    looked_at = [pair for pair in pairs if rule.applies(pair)]
-    if not looked_at:
-        return _skipped(rule.check, rule.measured, pairs)
-    share = "" if len(looked_at) == len(pairs) else f" ({rule.measured} for {len(looked_at)} of {len(pairs)} pairs)"
+def _by_rule(rule: _Rule, pairs: Sequence[Pair]) -> AuditFinding:
+    checked = [pair for pair in pairs if rule.applies(pair)]
+    if not checked:
+        return _skipped(rule.check, rule.feature, pairs)
+    share = "" if len(checked) == len(pairs) else f" ({rule.feature} for {len(checked)} of {len(pairs)} pairs)"
     bad = [
         f"pair {pair.pair_id} ({pair.expert_action!r}, {pair.alternative_action!r})"
-        for pair in looked_at
-        if rule.breaks(pair)
+        for pair in checked
+        if rule.is_bad(pair)
     ]
     return _finding(rule.check, bad, f"{rule.ok}{share}", rule.level)
 
 
-def _repeats(pairs: Iterable[Pair]) -> Finding:
+def _repeats(pairs: Iterable[Pair]) -> AuditFinding:
     seen: set[tuple[str, ...]] = set()
     repeated = []
     for pair in pairs:
@@ -232,37 +234,37 @@ def _repeats(pairs: Iterable[Pair]) -> Finding:
         if key in seen:
             repeated.append(f"{pair.alternative_action!r} at state {pair.state_id}")
         seen.add(key)
-    return _finding("duplicates", repeated, "no alternative comes twice at a state")
+    return _finding("duplicates", repeated, "no alternative occurs twice at a state")
 
 
-def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditBounds) -> Finding:
-    """The share of `order: hash`. One pair more or less, of each number of candidates, is no imbalance."""
+def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditBounds) -> AuditFinding:
+    """Check how often `order: hash` puts the expert first. One pair more or less per candidate count is fine."""
     counts = [1 + len(pair.alternatives) for pair in pairs]
     share = float((expert_positions([pair.pair_id for pair in pairs], counts, seed) == 0).mean())
     fair = sum(1 / count for count in counts) / len(pairs)
     text = f"the expert's action is shown first in {share:.1%} of rows"
     one_more = sum(1 - 1 / count for count in set(counts)) / len(pairs)
-    off = abs(share - fair) > max(bounds.imbalance, one_more) + 1e-9  # what is exactly the bound is within it
-    return Finding("position", "error" if off else "ok", text)
+    off = abs(share - fair) > max(bounds.imbalance, one_more) + 1e-9  # a share exactly on the bound passes
+    return AuditFinding("position", "error" if off else "ok", text)
 
 
-def _label_words(pairs: Sequence[Pair], template: Template) -> Finding:
+def _label_words(pairs: Sequence[Pair], template: Template) -> AuditFinding:
     leaks = [f"{word!r} at pair {pair.pair_id}" for pair in pairs if (word := giveaways.label_word(pair, template))]
     return _finding("label words", leaks, "prompts and actions name no label")
 
 
-def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> AuditFinding:
     if all(len(pair.expert_action) == len(other) for pair in pairs for other in pair.alternatives):
         return _skipped("length", "actions of different length", pairs)
     longer = giveaways.accuracy(pairs, lambda action: len(action))
     which, accuracy = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
     text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.length:.0%})"
-    return Finding("length", "error" if accuracy > bounds.length else "ok", text)
+    return AuditFinding("length", "error" if accuracy > bounds.length else "ok", text)
 
 
-def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> Finding:
+def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> AuditFinding:
     if all(verb(pair.expert_action) == verb(other) for pair in pairs for other in pair.alternatives):
         return _skipped("verb", "actions with different verbs", pairs)
     preferred, accuracy = giveaways.best_verb(pairs)
     text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
-    return Finding("verb", "warning" if accuracy > bounds.verb else "ok", text)
+    return AuditFinding("verb", "warning" if accuracy > bounds.verb else "ok", text)

@@ -1,4 +1,4 @@
-"""What a shortcut learner could go by: the length of an action, its verb, or a word that names the label."""
+"""Shortcuts that reveal the label: the length of an action, its verb, or a word that names the label."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def accuracy(pairs: Sequence[Pair], value: Callable[[str], float]) -> float:
 
 
 def best_verb(pairs: Sequence[Pair]) -> tuple[str, float]:
-    """The verb that tells most if one always prefers, or always avoids, actions that begin with it; its accuracy."""
+    """The verb whose actions are best always preferred, or always avoided, and the accuracy of that rule."""
     lead: Counter[str] = Counter()
     compared = [(pair.expert_action, other) for pair in pairs for other in pair.alternatives]
     for expert, other in compared:
@@ -33,12 +33,12 @@ def best_verb(pairs: Sequence[Pair]) -> tuple[str, float]:
 
 
 def label_word(pair: Pair, template: Template) -> str | None:
-    """A word naming the label that the template brings in, or that one action has and the state does not."""
+    """A word that names the label: one in the template, or one in some but not all actions and not in the state."""
     introduced = _template_words(template) & set(LABEL_WORDS)
     if introduced:
         return min(introduced)
     spoken: list[set[str]] = [set(_words(action)) for action in (pair.expert_action, *pair.alternatives)]
-    # A word that every candidate has tells nothing.
+    # A word in every candidate reveals nothing.
     named = (spoken[0].union(*spoken) - spoken[0].intersection(*spoken)) & set(LABEL_WORDS)
     if not named:
         return None
@@ -54,7 +54,7 @@ def label_word(pair: Pair, template: Template) -> str | None:
 
 @lru_cache(maxsize=8)
 def _template_words(template: Template) -> frozenset[str]:
-    """The words that a template itself contributes to a choice prompt."""
+    """The words of a choice prompt that come from the template."""
     empty = Context(goal="", history=(), observation="", admissible_actions=())
     return frozenset(
         word for message in template.choice_messages(empty, ["", ""]) for word in _words(message["content"])

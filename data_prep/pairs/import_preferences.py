@@ -1,8 +1,9 @@
-"""Public preference data as pairs: the chosen reply stands as the expert's action, a rejected one as the alternative.
+"""Import public preference data as pairs: the chosen reply becomes the expert's action, rejected ones alternatives.
 
 Rows may have `chosen` and `rejected` (TRL, LLaMA-Factory, UltraFeedback binarized: texts, messages, ShareGPT's
-messages, or HH-RLHF's dialogues in one text), scored `completions` (UltraFeedback), or one reply and its score, where
-the rows of a request make its pair (HelpSteer). Files are Parquet, or JSON Lines or a JSON array, plain or gzip.
+messages, or HH-RLHF's dialogues in one text), scored `completions` (UltraFeedback), or one reply with its score, where
+all rows of a request form one pair (HelpSteer). Files are Parquet, JSON Lines or a JSON array, the latter two plain or
+gzip.
 """
 
 from __future__ import annotations
@@ -47,35 +48,33 @@ def import_preferences(
 ) -> Manifest:
     """Write `out/pairs.parquet` (schema PAIR), `out/sources.jsonl`, `out/rejected.jsonl` and the manifest; return it.
 
-    Rows of rejected.jsonl say file, row (from 0) and reason; those of sources.jsonl from which file and row a pair is
-    and, where replies are scored, which of them it has, by which score. `env` names the data source
-    (`act/<env>/choice`). Of more than two replies, a pair gets up to `candidates`: the best, and the worst ones first.
-    Rows that label the same two replies in opposite ways are all rejected. A task is a prompt:
-    the same prompt has the same `task_id` in every file. Which actions are admissible is not known; the list is empty.
+    rejected.jsonl gives the file, row (from 0) and reason of each rejected row. sources.jsonl gives the file and row of
+    each pair and, for scored replies, which replies it uses and by which score. `env` names the data source
+    (`act/<env>/choice`). If there are more than two replies, a pair gets up to `candidates`: the best reply and the
+    worst ones. Rows that label the same two replies in opposite ways are all rejected. A task is a prompt, so the same
+    prompt has the same `task_id` in every file. The list of admissible actions is empty, because it is unknown.
 
-    Raises `DataError` where a file cannot be read or no pair is left, `ConfigError` for less than two candidates.
+    Raises `DataError` if a file cannot be read or no pair remains, `ConfigError` for fewer than two candidates.
     """
     if candidates < 2:
-        raise ConfigError(f"candidates is {candidates}; a choice needs 2 at least.")
+        raise ConfigError(f"candidates is {candidates}; a choice needs at least 2.")
     if not is_env_name(env):
         raise ConfigError(f"--env is {env!r}; give {ENV_NAME}.")
-    read = _Read(candidates - 1)
+    reader = _Reader(candidates - 1)
     for path in files:
-        read.add_file(Path(path))
+        reader.add_file(Path(path))
     pairs: dict[str, tuple[Pair, _Labelled]] = {}
-    for labelled in read.consistent():
+    for labelled in reader.consistent():
         pair = _pair(labelled.preference, split, env)
         if pair.pair_id in pairs:
-            read.reject(labelled.file, labelled.row, "the same pair came before")
+            reader.reject(labelled.file, labelled.row, "the same pair came before")
         else:
             pairs[pair.pair_id] = pair, labelled
-    rejected = read.rejected()
+    rejected = reader.rejected()
     reasons = Counter(row["reason"] for row in rejected)
     scores = Counter(labelled.preference.origin.get("scored_by") for _, labelled in pairs.values())
     if not pairs:
-        raise DataError(
-            f"{', '.join(map(str, files))}: no pair is left. Rejected: {dict(reasons) or 'no rows at all'}."
-        )
+        raise DataError(f"{', '.join(map(str, files))}: no pairs. Rejected: {dict(reasons) or 'no rows at all'}.")
     manifest = make_manifest(
         "import_preferences",
         settings={"split": split, "env": env, "candidates": candidates},
@@ -98,7 +97,7 @@ def import_preferences(
 
 @dataclass(frozen=True, slots=True)
 class _Labelled:
-    """A preference and the row that it is from; that of the chosen reply where several rows make it."""
+    """A preference and its row; if several rows form it, the row of the chosen reply."""
 
     file: str
     row: int
@@ -108,14 +107,14 @@ class _Labelled:
         return {"file": self.file, "row": self.row, **self.preference.origin}
 
     def comparisons(self) -> Iterator[tuple[Request, str, str]]:
-        """What was request, the better reply and the worse one, of each rejected reply."""
+        """The request, the better reply and the worse reply, for each rejected reply."""
         better = normalise(self.preference.chosen)
         for reply in self.preference.rejected:
             yield self.preference.request, better, normalise(reply)
 
 
-class _Read:
-    """What the rows of all files say, and what was wrong with the others."""
+class _Reader:
+    """Collects the preferences of all files, and the reasons why rows were rejected."""
 
     def __init__(self, most_rejected: int) -> None:
         self._most_rejected = most_rejected
@@ -123,31 +122,33 @@ class _Read:
         self._rejected: dict[tuple[str, int], str] = {}
 
     def add_file(self, path: Path) -> None:
-        """Rows with one scored reply each make pairs with the others of the same file and request."""
+        """Read all rows. Rows with one scored reply each are grouped by request; a group gives one pair."""
         groups: dict[Request, list[ScoredReply]] = {}
-        for number, row in enumerate(_rows(path)):
-            self._rejected[str(path), number] = ""  # keeps the order of the rows
+        for index, row in enumerate(_rows(path)):
+            self._rejected[str(path), index] = ""  # keeps the order of the rows
             try:
-                read = read_preference(row, self._most_rejected, number)
+                result = read_preference(row, self._most_rejected, index)
             except Unusable as unusable:
-                self.reject(str(path), number, str(unusable))
+                self.reject(str(path), index, str(unusable))
                 continue
-            if isinstance(read, Preference):
-                self._labelled.append(_Labelled(str(path), number, read))
+            if isinstance(result, Preference):
+                self._labelled.append(_Labelled(str(path), index, result))
             else:
-                groups.setdefault(read.request, []).append(read)
+                groups.setdefault(result.request, []).append(result)
         for request, scored in groups.items():
             self._add_group(str(path), request, scored)
 
     def _add_group(self, file: str, request: Request, scored: Sequence[ScoredReply]) -> None:
-        by = {entry.scored_by for entry in scored}
+        score_names = {entry.scored_by for entry in scored}
         try:
             if len(scored) == 1:
                 raise Unusable("is the only reply to its request")
-            if len(by) > 1:
-                raise Unusable(f"replies to its request are scored by different columns ({', '.join(sorted(by))})")
+            if len(score_names) > 1:
+                raise Unusable(
+                    f"replies to its request are scored by different columns ({', '.join(sorted(score_names))})"
+                )
             replies = [entry.reply for entry in scored]
-            preference = best_and_worst(request, replies, self._most_rejected, by.pop())
+            preference = best_and_worst(request, replies, self._most_rejected, score_names.pop())
         except Unusable as unusable:
             for entry in scored:
                 self.reject(file, entry.reply.index, str(unusable))
@@ -160,7 +161,7 @@ class _Read:
         self._labelled.append(_Labelled(file, chosen, preference))
 
     def consistent(self) -> Iterator[_Labelled]:
-        """The preferences that no other row contradicts; the others are rejected."""
+        """The preferences that no other row contradicts. Contradicting rows are rejected."""
         known = {comparison for labelled in self._labelled for comparison in labelled.comparisons()}
         for labelled in self._labelled:
             if any((request, worse, better) in known for request, better, worse in labelled.comparisons()):
@@ -172,7 +173,7 @@ class _Read:
         self._rejected[file, row] = reason
 
     def rejected(self) -> list[dict[str, Any]]:
-        """In the order of the rows."""
+        """The rejected rows with reasons, in the order of the rows."""
         return [{"file": file, "row": row, "reason": why} for (file, row), why in self._rejected.items() if why]
 
 
@@ -183,8 +184,8 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _pair(preference: Preference, split: str, env: str) -> Pair:
     request = preference.request
     context = Context(request.goal, request.history, request.message, ())
-    shown = json.dumps(context.to_row(), sort_keys=True, ensure_ascii=False)
-    task = hashlib.sha256(shown.encode()).hexdigest()[:16]
+    prompt = json.dumps(context.to_row(), sort_keys=True, ensure_ascii=False)
+    task = hashlib.sha256(prompt.encode()).hexdigest()[:16]
     alternative, *further = preference.rejected
     return Pair(
         context=context,
@@ -208,7 +209,7 @@ def _pair(preference: Preference, split: str, env: str) -> Pair:
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of one file. Raises `DataError` naming the file, and the line at fault."""
+    """Read the rows of one file. Raises `DataError` naming the file and the invalid line."""
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     if path.suffix == ".parquet":
@@ -218,5 +219,5 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from read_rows(path)
     else:
         raise DataError(
-            f"{path}: is neither .parquet nor .jsonl nor .json (nor one of the last two with .gz). Save it as one."
+            f"{path}: is neither .parquet nor .jsonl, .json, .jsonl.gz or .json.gz. Convert it to one of these."
         )

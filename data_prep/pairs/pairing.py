@@ -1,4 +1,4 @@
-"""From expert steps and proposals to pairs, trajectory by trajectory."""
+"""Make pairs from expert steps and proposed alternatives, one trajectory at a time."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _Paired = tuple[list[Pair], Counter[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairSettings:
-    """What becomes a pair.
+    """Which pairs are made.
 
-    `source` is `policy` (replies sampled from the initial policy; where a state has no usable one, a random admissible
-    action stands in and is marked so) or `admissible` (random admissible actions throughout). `candidates` is the most
-    actions that one pair shows, the expert's among them: with more than two, a state's alternatives stand together.
-    `margins` probes the environment; without it, margins are unknown and nothing is left out for them.
-    `max_inadmissible_share` bounds the share of pairs whose alternative the environment would refuse. `limit` bounds
-    the number of pairs: trajectories are then taken in a random order.
+    `source` is `policy` (replies sampled from the initial policy; a state without a usable reply gets a random
+    admissible action, marked as such) or `admissible` (only random admissible actions). `candidates` is the maximum
+    number of actions in a pair, including the expert's; with more than two, a pair groups several alternatives of its
+    state. `margins` measures margins in the environment; without it they are unknown, and no alternative is dropped for
+    its margin. `max_inadmissible_share` bounds the share of pairs whose alternative the environment would refuse.
+    `limit` bounds the number of pairs; trajectories are then processed in a random order.
     """
 
     max_alternatives_per_state: Positive = 1
@@ -54,8 +54,8 @@ class PairSettings:
         if not 2 <= self.candidates <= 1 + self.max_alternatives_per_state:
             raise OptionError(
                 "settings.candidates",
-                f"is {self.candidates}; it must be 2 at least, and max_alternatives_per_state "
-                f"({self.max_alternatives_per_state}) must give the others.",
+                f"is {self.candidates}; it must be at least 2, and at most 1 + max_alternatives_per_state "
+                f"({1 + self.max_alternatives_per_state}).",
             )
 
 
@@ -69,11 +69,11 @@ def make_pairs(
     task_timeout: float = TASK_TIMEOUT,
     journal: Journal | None = None,
 ) -> Iterator[Pair]:
-    """All pairs, lazily, one trajectory after another; `counts` takes note of what is left out, and why.
+    """Yield all pairs, one trajectory after another. Everything dropped is added to `counts`, by reason.
 
-    A trajectory that does not replay is left out from the step on where it departs. `workers` processes share the
-    trajectories and do not change the result; one that takes more than `task_timeout` seconds, or ends its process, is
-    left out as a whole. Those that `journal` has are not paired again.
+    A trajectory that does not replay is dropped from the first differing step on. `workers` is the number of processes
+    and does not change the result. A trajectory that takes more than `task_timeout` seconds, or crashes its process, is
+    dropped as a whole. Trajectories that are already in `journal` are not processed again.
     """
     trajectories: dict[str, list[Step]] = {}
     for step in steps:
@@ -91,14 +91,14 @@ def make_pairs(
                 counts["states"] += len(trajectories[name])
                 leave_out(name, result.reason, counts)
                 continue
-            pairs, found = result
-            counts.update(found)
+            pairs, trajectory_counts = result
+            counts.update(trajectory_counts)
             yield from pairs
 
 
 @dataclass
 class _Pairer:
-    """Makes the pairs of one trajectory after another, and counts what it leaves out."""
+    """Makes the pairs of a trajectory and counts everything it drops."""
 
     probers: Probers
     settings: PairSettings
@@ -106,11 +106,11 @@ class _Pairer:
     def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> _Paired:
         settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
         sampled = {step.state_id: replies for step, replies in trajectory}
-        wanted = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
+        usable = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
         counts["states"] += len(trajectory)
         counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
         try:
-            for step, judge in self._states(wanted):
+            for step, judge in self._states(usable):
                 if _does_nothing(step, judge):
                     counts["states_expert_inadmissible"] += 1
                     continue
@@ -120,11 +120,11 @@ class _Pairer:
         return pairs, counts
 
     def _states(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Judge]]:
-        """The steps of one trajectory, each with what judges an action there."""
+        """The steps of one trajectory, each with a function that judges an action at that step."""
         if not self.settings.margins:
             yield from ((step, _unprobed(step)) for step in steps)
         elif steps:
-            yield from ((state.step, state.judge) for state in self.probers.of(steps[0].env).replay(steps))
+            yield from ((state.step, state.judge) for state in self.probers.get(steps[0].env).replay(steps))
 
     def prepare(self) -> None:
         self.probers.prepare()
@@ -134,11 +134,11 @@ class _Pairer:
 
 
 def _does_nothing(step: Step, judge: Judge) -> bool:
-    """Whether the environment refuses the expert's own action: ScienceWorld's gold paths open doors that are open."""
+    """Whether the environment refuses the expert's action; ScienceWorld's gold paths open doors that are open."""
     if step.admissible is not None:
         return not step.admissible
     admissible = step.context.admissible_actions
-    # Asked of the environment only where the list does not tell: WebShop takes searches that no list has.
+    # Probe only if the action is not listed: WebShop accepts any search, and none is in the list.
     return bool(admissible) and match_action(step.action, admissible) is None and not judge(step.action).admissible
 
 
@@ -149,7 +149,7 @@ def _unprobed(step: Step) -> Judge:
 def _pairs_at(
     step: Step, sampled: Alternatives | None, judge: Judge, settings: PairSettings, counts: Counter[str]
 ) -> Iterator[Pair]:
-    """At most `max_alternatives_per_state` pairs; one from the admissible actions where the policy gave none."""
+    """The pairs of one state. If the policy gave no usable alternative, one admissible action is used."""
     most = settings.max_alternatives_per_state
     if settings.source == ADMISSIBLE:
         kept = _usable(from_admissible(step, settings.seed), judge, most, settings, counts)
@@ -159,14 +159,14 @@ def _pairs_at(
         if not kept:
             kept = _usable(from_admissible(step, settings.seed, sampled_actions), judge, 1, settings, counts)
     counts["states_without_alternative"] += not kept
-    shown = settings.candidates - 1
-    yield from (_pair(step, kept[start : start + shown], sampled) for start in range(0, len(kept), shown))
+    size = settings.candidates - 1
+    yield from (_pair(step, kept[start : start + size], sampled) for start in range(0, len(kept), size))
 
 
 def _usable(
     proposals: Iterable[Proposal], judge: Judge, most: int, settings: PairSettings, counts: Counter[str]
 ) -> list[tuple[Proposal, Judgement]]:
-    """The first `most` proposals that are worse than the expert's action, as far as can be told."""
+    """The first `most` proposals that are worse than the expert's action, or whose margin is unknown."""
     kept: list[tuple[Proposal, Judgement]] = []
     for proposal in proposals:
         if len(kept) == most:
@@ -181,7 +181,7 @@ def _usable(
 
 
 def _pair(step: Step, kept: Sequence[tuple[Proposal, Judgement]], sampled: Alternatives | None) -> Pair:
-    """One row of all the alternatives that are `kept`; they have one source."""
+    """One pair with all alternatives in `kept`, which have the same source."""
     proposal, judgement = kept[0]
     actions = [proposal.action for proposal, _ in kept]
     margins = [judgement.margin for _, judgement in kept if judgement.margin is not None]

@@ -1,8 +1,8 @@
-"""Conversations of preference data, in every common notation, as messages of a role and a text.
+"""Read conversations of preference data, in all common formats, as messages with a role and a text.
 
-Read are texts, lists of messages (`role` and `content`, or ShareGPT's `from` and `value`), either of them as JSON text,
-and dialogues in one text (HH-RLHF's `Human:` and `Assistant:`, HelpSteer's `<extra_id_1>`). Nothing of a message is
-dropped: one that holds more than text (an image, a tool call, a thought of its own) is refused.
+Supported are texts, lists of messages (`role` and `content`, or ShareGPT's `from` and `value`), both also as JSON text,
+and dialogues in one text (HH-RLHF's `Human:` and `Assistant:`, HelpSteer's `<extra_id_1>`). No content is dropped: a
+message with more than text (an image, a tool call, separate reasoning) is refused.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ _PYTHON_LIST = re.compile(r"\[\s*\{\s*'")
 
 
 class Unusable(ValueError):
-    """Why a row gives no pair."""
+    """A row gives no pair. The message is the reason."""
 
 
 class Message(NamedTuple):
-    """`role` is `SYSTEM`, `USER` or `ASSISTANT`."""
+    """One message; `role` is `SYSTEM`, `USER` or `ASSISTANT`."""
 
     role: str
     text: str
 
     @property
     def key(self) -> tuple[str, str]:
-        """The form in which two messages are compared: data sets strip some copies of a text and not others."""
+        """Key for comparing two messages. Whitespace is stripped, as data sets strip only some copies of a text."""
         return self.role, self.text.strip()
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a column of a row holds nothing: null, NaN, no text, an empty list, or one of these as JSON text."""
+    """Whether a value is empty: null, NaN, an empty text or list, or one of these as JSON text."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     return value is None or value != value or (isinstance(value, Sequence | Mapping) and not value)
 
 
 def read_messages(value: Any, field: str, role: str) -> list[Message]:
-    """The messages of a column; a plain text is one message of `role`. Raises `Unusable` naming the `field`."""
+    """Read the messages of a column. A plain text is one message of `role`. Raises `Unusable` naming the `field`."""
     if isinstance(value, str):
         stored = _stored(value, field)
         if stored is None:
@@ -74,9 +74,9 @@ def read_messages(value: Any, field: str, role: str) -> list[Message]:
 
 
 def _stored(text: str, field: str) -> Any:
-    """The messages that a text holds as JSON; None where it is any other text."""
-    begin = text.lstrip()[:1]
-    if begin not in ("[", "{"):
+    """The messages in a JSON text; None for any other text."""
+    first = text.lstrip()[:1]
+    if first not in ("[", "{"):
         return None
     try:
         value = json.loads(text)
@@ -92,43 +92,43 @@ def _stored(text: str, field: str) -> Any:
 
 
 def _dialogue(text: str) -> list[Message]:
-    """The turns of a dialogue in one text; none where it is any other text."""
+    """The turns of a dialogue in one text; an empty list for any other text."""
     if _HH_TURN.match(text) and (text.startswith("\n\n") or "\n\nAssistant:" in text):
-        _, *parts = _HH_TURN.split(text)
-        speakers, texts = parts[::2], parts[1::2]
+        _, *fields = _HH_TURN.split(text)
+        speakers, texts = fields[::2], fields[1::2]
     elif _HELPSTEER_TURN.search(text):
-        first, *parts = _HELPSTEER_TURN.split(text)
-        speakers, texts = ["User", *parts[::2]], [first, *parts[1::2]]
+        first, *fields = _HELPSTEER_TURN.split(text)
+        speakers, texts = ["User", *fields[::2]], [first, *fields[1::2]]
     else:
         return []
     roles = (ASSISTANT if speaker == "Assistant" else USER for speaker in speakers)
-    turns = [Message(role, said.strip()) for role, said in zip(roles, texts, strict=True)]
-    return turns[:-1] if turns[-1] == (ASSISTANT, "") else turns  # `\n\nAssistant:` that the reply follows
+    turns = [Message(role, text.strip()) for role, text in zip(roles, texts, strict=True)]
+    return turns[:-1] if turns[-1] == (ASSISTANT, "") else turns  # an open `\n\nAssistant:` before the reply
 
 
 def _message(message: Any, field: str) -> Message:
     if not isinstance(message, Mapping):
         raise Unusable(f"{field} has a message that is no object")
-    for name, what in _MORE_THAN_TEXT.items():
-        if not is_empty(message.get(name)):
-            raise Unusable(f"{field} has a message with {name!r}: {what} cannot be shown in a pair")
-    given = message.get("role", message.get("from"))
-    role = given.lower() if isinstance(given, str) else ""
+    for column, content in _MORE_THAN_TEXT.items():
+        if not is_empty(message.get(column)):
+            raise Unusable(f"{field} has a message with {column!r}: {content} cannot be shown in a pair")
+    name = message.get("role", message.get("from"))
+    role = name.lower() if isinstance(name, str) else ""
     if role in _TOOL_ROLES:
-        raise Unusable(f"{field} has a message of the role {given!r}: tools cannot be shown in a pair")
+        raise Unusable(f"{field} has a message of the role {name!r}: tools cannot be shown in a pair")
     if role not in _ROLES:
-        raise Unusable(f"{field} has a message of the role {given!r:.30}; known are {', '.join(_ROLES)}")
+        raise Unusable(f"{field} has a message of the role {name!r:.30}; known are {', '.join(_ROLES)}")
     return Message(_ROLES[role], _text(message.get("content", message.get("value")), field))
 
 
 def _text(content: Any, field: str) -> str:
     if isinstance(content, Sequence) and not isinstance(content, str):
-        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
-        for part in parts:
-            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        chunks = [{"type": "text", "text": chunk} if isinstance(chunk, str) else chunk for chunk in content]
+        for chunk in chunks:
+            if not isinstance(chunk, Mapping) or not isinstance(chunk.get("text"), str):
+                kind = chunk.get("type") if isinstance(chunk, Mapping) else type(chunk).__name__
                 raise Unusable(f"{field} has a message with a part {kind!r:.30}: only text can be shown in a pair")
-        return "".join(part["text"] for part in parts)
+        return "".join(chunk["text"] for chunk in chunks)
     if not isinstance(content, str):
         raise Unusable(f"{field} has a message without text")
     return content

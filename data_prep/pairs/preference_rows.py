@@ -1,7 +1,7 @@
-"""One row of preference data, of any common form, as a request with a chosen and rejected replies.
+"""Read one row of preference data, in any common format, as a request with one chosen and some rejected replies.
 
-The request is all that the row says was labelled: a system message, earlier turns, the last request. A column that is
-known to hold context and cannot be shown in a pair makes the row unusable; none is dropped.
+The request is the whole context of the replies: a system message, earlier turns, the last request. A row with context
+that a pair cannot show (such as an image) is unusable; context is never dropped.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from verl_act.prompts.plain_text import OWN_TAGS
 from verl_act.schema import Turn
 
 GOAL = "Give the user the best reply."
-"""The task where the conversation has no system message."""
+"""The task if the conversation has no system message."""
 
 _PROMPTS = ("prompt", "instruction", "question", "query", "conversations", "messages")
-"""Columns that hold the request, with or without what came before it."""
+"""Columns that hold the request, with or without earlier turns."""
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _NOT_SHOWN = ("tools", "functions", "images", "image", "videos", "video", "audios", "audio", "documents", "context")
-"""Columns of context that a pair cannot show."""
+"""Columns with context that a pair cannot show."""
 
 _SCORES = ("overall_score", "fine-grained_score", "score", "rating")
-"""Where UltraFeedback and its derivatives keep a reply's score, in this order."""
+"""Fields with the score of a reply in UltraFeedback and its derivatives, in order of precedence."""
 _ROW_SCORES = ("overall_score", "score", "rating", "reward", "helpfulness")
-"""Where data with one reply a row keep its score, in this order; the last one as HelpSteer."""
+"""Columns with the score in data with one reply per row, in order of precedence; the last is HelpSteer's."""
 _REPLY = ("response", "completion", "output", "answer")
 _PAIR_SCORES = (
     ("score_chosen", "score_rejected"),
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply of scored data. `index` is its place in the row, or its row; `model` is who wrote it, if known."""
+    """A scored reply. `index` is its position in the row, or its row. `model` is the model that wrote it, if known."""
 
     text: str
     score: float
@@ -72,9 +72,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A request, the reply that people or a judge chose, and those they did not, worst first.
+    """A request, the chosen reply, and the rejected replies, worst first.
 
-    `origin` says which replies of scored data these are and by which score; empty where the row has just these.
+    For scored data, `origin` names the replies used and the score; otherwise it is empty.
     """
 
     request: Request
@@ -85,7 +85,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class ScoredReply:
-    """A row with one reply and its score, which makes pairs with the other replies to its request."""
+    """A row with one scored reply. It forms a pair with the other replies to its request."""
 
     request: Request
     reply: Reply
@@ -93,7 +93,7 @@ class ScoredReply:
 
 
 def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Preference | ScoredReply:
-    """Read the row number `index`; at most `most_rejected` replies are kept. Raises `Unusable` with the reason."""
+    """Read row `index`, keeping at most `most_rejected` rejected replies. Raises `Unusable` with the reason."""
     if not isinstance(row, Mapping):
         raise Unusable("not an object with named fields")
     for name in _NOT_SHOWN:
@@ -107,7 +107,7 @@ def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Prefere
 
 
 def best_and_worst(request: Request, replies: Sequence[Reply], most_rejected: int, scored_by: str) -> Preference:
-    """The reply with the best score against those with lower ones, worst first. Raises `Unusable` on a tie."""
+    """Pair the best reply with up to `most_rejected` of the worst. Raises `Unusable` if several replies are best."""
     best = max((reply.score for reply in replies), default=0.0)
     chosen = [reply for reply in replies if reply.score == best]
     if len({normalise(reply.text) for reply in chosen}) != 1:
@@ -115,18 +115,18 @@ def best_and_worst(request: Request, replies: Sequence[Reply], most_rejected: in
     worse = sorted((reply for reply in replies if reply.score < best), key=lambda reply: reply.score)
     if any(normalise(reply.text) == normalise(chosen[0].text) for reply in worse):
         raise Unusable("the same reply has two scores, one of them the best")
-    each_once: dict[str, Reply] = {}
+    unique: dict[str, Reply] = {}
     for reply in worse:
-        each_once.setdefault(normalise(reply.text), reply)
-    different = list(each_once.values())[:most_rejected]
-    if not different:
+        unique.setdefault(normalise(reply.text), reply)
+    rejected = list(unique.values())[:most_rejected]
+    if not rejected:
         raise Unusable("no reply is better than all others")
     origin = {
         "scored_by": scored_by,
         "chosen": chosen[0].origin(),
-        "rejected": [reply.origin() for reply in different],
+        "rejected": [reply.origin() for reply in rejected],
     }
-    return _preference(request, chosen[0].text, [reply.text for reply in different], origin)
+    return _preference(request, chosen[0].text, [reply.text for reply in rejected], origin)
 
 
 def _preference(request: Request, chosen: str, rejected: Sequence[str], origin: Mapping[str, Any]) -> Preference:
@@ -136,7 +136,7 @@ def _preference(request: Request, chosen: str, rejected: Sequence[str], origin: 
     if not all(reply.strip() for reply in texts):
         raise Unusable("a reply is empty")
     if tags := [tag for tag in OWN_TAGS if any(tag in reply for reply in texts)]:
-        raise Unusable(f"a reply holds {tags[0]}, a tag of our own answers, so that it cannot be chosen by its text")
+        raise Unusable(f"a reply holds {tags[0]}, a tag of the answer format, so it cannot be chosen by its text")
     try:
         "".join((request.goal, *(text for turn in request.history for text in turn), request.message, *texts)).encode()
     except UnicodeEncodeError:
@@ -156,7 +156,7 @@ def _chosen_and_rejected(row: Mapping[str, Any]) -> Preference:
 
 
 def _check_scores(row: Mapping[str, Any]) -> None:
-    """Raises `Unusable` where the scores of a pair are equal, or say the opposite of its labels."""
+    """Raise `Unusable` if the scores of a pair are equal or contradict its labels."""
     for better, worse in _PAIR_SCORES:
         high, low = _number(row.get(better)), _number(row.get(worse))
         if high is not None and low is not None and high <= low:
@@ -183,8 +183,9 @@ def _completions(row: Mapping[str, Any], most_rejected: int) -> Preference:
 
 
 def _check_agreement(preference: Preference, completions: Sequence[Mapping[str, Any]]) -> None:
-    """UltraFeedback has overall scores of 10 where the judge wrote 1, and the judge saw another note with each
-    completion. The other score, of the instruction alone, must not say the opposite.
+    """Raise `Unusable` if the two scores of UltraFeedback disagree on the better completion.
+
+    Some of its overall scores are 10 where the judge wrote 1, and the judge saw a different note with each completion.
     """
     if preference.origin["scored_by"] != _SCORES[0]:
         return
@@ -197,7 +198,7 @@ def _check_agreement(preference: Preference, completions: Sequence[Mapping[str, 
 
 
 def _one_reply(row: Mapping[str, Any], index: int) -> ScoredReply:
-    """A row with one reply. Raises `Unusable` where nothing compares it with others."""
+    """Read a row with one reply. Raises `Unusable` if it has no score to compare it by."""
     name = next((name for name in _REPLY if not is_empty(row.get(name))), None)
     has_label = any(row.get(label) is not None for label in _UNPAIRED)
     if has_label and (name or not is_empty(row.get("messages")) or not is_empty(row.get("conversations"))):
@@ -235,18 +236,18 @@ def _model(reply: Mapping[str, Any]) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, also one written as text; None for anything else."""
+    """Convert a number, also one stored as text; None if it is not a finite number."""
     try:
-        number = float(value)
+        result = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and not isinstance(value, bool) else None
+    return result if math.isfinite(result) and not isinstance(value, bool) else None
 
 
 def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | None) -> Request:
-    """What the replies answer, from all columns with a part of it and the `beginning` of the labelled conversations.
+    """The request, combined from all prompt columns and the `beginning` that the labelled conversations share.
 
-    `reply` is the chosen one, which some data sets also give as the end of `messages`.
+    `reply` is the chosen reply, which some data sets repeat at the end of `messages`.
     """
     systems, beginning = _split_systems(beginning)
     systems += [_system(row[name], name) for name in _SYSTEMS if not is_empty(row.get(name))]
@@ -277,7 +278,7 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
 
 
 def _prompts(row: Mapping[str, Any], reply: Message | None) -> dict[str, list[Message]]:
-    """Each column that holds the request, as messages."""
+    """Prompt column -> its messages."""
     columns = {name: read_messages(row[name], name, USER) for name in _PROMPTS if not is_empty(row.get(name))}
     if reply is not None and len(messages := columns.get("messages", [])) > 1 and messages[-1].key == reply.key:
         columns["messages"] = messages[:-1]
@@ -286,7 +287,7 @@ def _prompts(row: Mapping[str, Any], reply: Message | None) -> dict[str, list[Me
     if columns:
         if list(columns) != ["instruction"] or len(columns["instruction"]) > 1 or not isinstance(row["input"], str):
             raise Unusable(f"has 'input' next to {next(iter(columns))!r}: how they make the request is not known")
-        # As LLaMA-Factory puts them.
+        # the same format as LLaMA-Factory's
         columns["instruction"] = [Message(USER, f"{columns['instruction'][0].text}\n{row['input']}")]
     else:
         columns["input"] = read_messages(row["input"], "input", USER)
@@ -294,7 +295,7 @@ def _prompts(row: Mapping[str, Any], reply: Message | None) -> dict[str, list[Me
 
 
 def _joined(name: str, prompt: list[Message], beginning: list[Message]) -> list[Message]:
-    """A prompt column and the beginning of the conversations, of which either may hold more turns."""
+    """Combine a prompt column with the beginning of the conversations. Either may hold more turns."""
     prompt_keys, beginning_keys = _keys(prompt), _keys(beginning)
     if any(
         beginning_keys[start : start + len(prompt_keys)] == prompt_keys
@@ -309,7 +310,7 @@ def _joined(name: str, prompt: list[Message], beginning: list[Message]) -> list[
 
 
 def _after_history(history: Any, messages: list[Message]) -> list[Message]:
-    """The messages after LLaMA-Factory's `history`, a list of pairs of request and reply."""
+    """Prepend LLaMA-Factory's `history`, a list of pairs of request and reply."""
     if is_empty(history):
         return messages
     earlier: list[Message] = []
@@ -329,7 +330,7 @@ def _system(value: Any, name: str) -> str:
 
 
 def _split_systems(messages: list[Message]) -> tuple[list[str], list[Message]]:
-    """The text of a system message that comes first, unless it is empty; and the other messages."""
+    """Split off a leading system message: its text (if not empty), and the other messages."""
     if messages and messages[0].role == SYSTEM:
         return ([messages[0].text] if messages[0].text.strip() else []), messages[1:]
     return [], messages
@@ -340,4 +341,4 @@ def _keys(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 def _alternating(count: int) -> list[str]:
-    return [(USER, ASSISTANT)[number % 2] for number in range(count)]
+    return [(USER, ASSISTANT)[index % 2] for index in range(count)]

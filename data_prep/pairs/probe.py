@@ -1,8 +1,8 @@
-"""What an action would have done: expert trajectories are replayed in the real environment and left at every state.
+"""Probe what an action would have done: replay expert trajectories in the real environment and branch at every state.
 
-Each trajectory is replayed once. An environment that can return to a snapshot is probed with one action a candidate;
-any other is played again from the start. A replay that does not show what the trajectory recorded is refused, so a
-probe never judges an action in another state than its own.
+Each trajectory is replayed once. With snapshots, a probe costs one action per candidate; without them, the episode is
+replayed from the start. A replay that differs from the recorded trajectory raises an error, so an action is never
+judged in the wrong state.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from verl_act.schema import Step
 
 logger = logging.getLogger(__name__)
 
-NO_WAY = 1000
-"""The margin of an alternative that ends the episode, with the goal out of reach."""
+UNREACHABLE = 1000
+"""The margin of an alternative that ends the episode without reaching the goal."""
 
 
 class ReplayError(EnvError):
@@ -30,11 +30,9 @@ class ReplayError(EnvError):
 
 
 def leave_out(trajectory_id: str, reason: str, counts: Counter[str], error: Exception | None = None) -> None:
-    """Take note of a trajectory whose rest cannot be probed, by the `error` that was raised if there was one: one that
-    fails costs no other.
-    """
+    """Log and count a trajectory whose remaining steps cannot be probed. `error` is what was raised, if anything."""
     counts["trajectories_not_replayed" if isinstance(error, ReplayError) else "trajectories_failed"] += 1
-    logger.warning("Left out the rest of trajectory %s: %s", trajectory_id, reason)
+    logger.warning("Dropped the rest of trajectory %s: %s", trajectory_id, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +45,12 @@ class Judgement:
 
 @dataclass
 class Prober:
-    """One environment and the trajectory it is replaying. Close it when done."""
+    """Replays trajectories in one environment. Close it when done."""
 
     env: str
     settings: Mapping[str, Any]
     _environment: Environment = field(init=False)
-    _shown: Observation | StepResult = field(init=False)
+    _observed: Observation | StepResult = field(init=False)
     _tasks: dict[tuple[str, str], Task] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,33 +61,33 @@ class Prober:
     def close(self) -> None:
         close_env(self._environment)
 
-    def replay(self, steps: Sequence[Step]) -> Iterator[State]:
-        """The states of one trajectory, in order; judge at each before asking for the next.
+    def replay(self, steps: Sequence[Step]) -> Iterator[ReplayedState]:
+        """Yield the states of one trajectory in order. Judge actions at a state before advancing to the next.
 
-        Raises `ReplayError` where the environment shows something else than was recorded.
+        Raises `ReplayError` if the environment differs from the recording.
         """
         task = self._task(steps[0])
         played: list[str] | None = None
         for step in steps:
-            wanted = [turn.action for turn in step.context.history]
-            if played is None or wanted[: len(played)] != played:
-                self._shown = self._environment.reset(task)
+            actions = [turn.action for turn in step.context.history]
+            if played is None or actions[: len(played)] != played:
+                self._observed = self._environment.reset(task)
                 played = []
-            for action in wanted[len(played) :]:
-                self._take(action, step)
-            played = wanted
-            _check_shown(step, self._shown)
-            state = State(self._environment, task, step)
+            for action in actions[len(played) :]:
+                self._step(action, step)
+            played = actions
+            _check_recorded(step, self._observed)
+            state = ReplayedState(self._environment, task, step)
             yield state
             state.leave()
 
-    def _take(self, action: str, step: Step) -> None:
-        if isinstance(self._shown, StepResult) and self._shown.done:
+    def _step(self, action: str, step: Step) -> None:
+        if isinstance(self._observed, StepResult) and self._observed.done:
             raise ReplayError(f"{step.state_id}: the episode ends before this state.")
-        self._shown = self._environment.step(action)
+        self._observed = self._environment.step(action)
 
     def _task(self, step: Step) -> Task:
-        """The task of a step: its seed is the environment's to know."""
+        """The task of a step, from the environment's list, which also has its seed."""
         if (step.split, step.task_id) not in self._tasks:
             listed = get_env(self.env).tasks(step.split, **self.settings)
             self._tasks |= {(task.split, task.task_id): task for task in listed}
@@ -98,36 +96,36 @@ class Prober:
         except KeyError:
             raise DataError(
                 f"{step.state_id}: {self.env} has no task {step.task_id!r} in split {step.split!r} with "
-                f"{dict(self.settings)}. Pass the settings that the trajectories were collected with."
+                f"{dict(self.settings)}. Pass the settings with which the trajectories were collected."
             ) from None
 
 
 @dataclass
 class Probers:
-    """A process's probers, each made when first asked for. Close them when done."""
+    """The probers of a process, one per environment, created on first use. Close them when done."""
 
     settings: Mapping[str, Any]
     envs: Sequence[str] = ()
-    """Those that `prepare` is for."""
-    _made: dict[str, Prober] = field(init=False, default_factory=dict)
+    """The environments that `prepare` sets up."""
+    _probers: dict[str, Prober] = field(init=False, default_factory=dict)
 
-    def of(self, env: str) -> Prober:
-        if env not in self._made:
-            self._made[env] = Prober(env, self.settings)
-        return self._made[env]
+    def get(self, env: str) -> Prober:
+        if env not in self._probers:
+            self._probers[env] = Prober(env, self.settings)
+        return self._probers[env]
 
     def prepare(self) -> None:
         for env in self.envs:
             prepare_env(env, self.settings)
 
     def close(self) -> None:
-        for prober in self._made.values():
+        for prober in self._probers.values():
             prober.close()
-        self._made.clear()
+        self._probers.clear()
 
 
-class State:
-    """One state of a replayed trajectory, from which any number of actions can be tried."""
+class ReplayedState:
+    """One state of a replayed trajectory. Any number of actions can be tried from it."""
 
     def __init__(self, environment: Environment, task: Task, step: Step) -> None:
         self.step = step
@@ -139,24 +137,24 @@ class State:
         self._expert_tried = False
 
     def judge(self, action: str) -> Judgement:
-        """Try `action` and come back."""
+        """Try `action`, starting from this state."""
         if not isinstance(self._environment, PlanningEnvironment):
             return Judgement(self._try(action).admissible, None)
         if not self._expert_tried:
             self._expert_plan = self._plan_after(self.step.action)[1]
             self._expert_tried = True
         result, plan = self._plan_after(action)
-        # Where the episode goes on, a planner that finds no way has not looked everywhere: nobody knows the margin.
+        # If the episode continues and the planner finds no plan, its search was incomplete: the margin is unknown.
         if self._expert_plan is None or (plan is None and not result.done):
             return Judgement(result.admissible, None)
-        return Judgement(result.admissible, NO_WAY if plan is None else plan - self._expert_plan)
+        return Judgement(result.admissible, UNREACHABLE if plan is None else plan - self._expert_plan)
 
     def outcome(self, action: str) -> str:
-        """What the environment shows after `action`; the state itself is returned to before the next one."""
+        """The observation after `action`, starting from this state."""
         return self._try(action).observation
 
     def leave(self) -> None:
-        """Return to the state itself, for the trajectory to go on."""
+        """Return to this state, so that the trajectory can continue."""
         if self._moved:
             self._return()
 
@@ -175,14 +173,16 @@ class State:
         if isinstance(self._environment, SnapshotEnvironment):
             self._environment.restore(self._snapshot)
             return
-        shown: Observation | StepResult = self._environment.reset(self._task)
+        observed: Observation | StepResult = self._environment.reset(self._task)
         for turn in self.step.context.history:
-            shown = self._environment.step(turn.action)
-        _check_shown(self.step, shown)
+            observed = self._environment.step(turn.action)
+        _check_recorded(self.step, observed)
 
 
-def _check_shown(step: Step, shown: Observation | StepResult) -> None:
+def _check_recorded(step: Step, observed: Observation | StepResult) -> None:
     """Raise `ReplayError` unless the environment shows what was recorded at `step`."""
     context = step.context
-    if (shown.observation, shown.admissible_actions) != (context.observation, context.admissible_actions):
-        raise ReplayError(f"{step.state_id}: the environment shows {shown.observation!r} there.")
+    if (observed.observation, observed.admissible_actions) != (context.observation, context.admissible_actions):
+        raise ReplayError(
+            f"{step.state_id}: the environment shows {observed.observation!r} instead of the recorded observation."
+        )

@@ -1,4 +1,4 @@
-"""Which actions stand against the expert's at a state: read from sampled replies, or drawn from the admissible list."""
+"""Propose alternatives to the expert's action: parsed from sampled replies, or sampled from the admissible actions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ POLICY, ADMISSIBLE = "policy", "admissible"
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An alternative action, before anything is known of what it does. `source` is `POLICY` or `ADMISSIBLE`."""
+    """An alternative action that has not been probed yet. `source` is `POLICY` or `ADMISSIBLE`."""
 
     action: str
     source: str
 
 
 def from_policy(step: Step, sampled: Alternatives | None, counts: Counter[str]) -> list[Proposal]:
-    """The different readable answers that are not the expert's, in the order they were sampled.
+    """The distinct actions in the replies that differ from the expert's, in sampling order.
 
-    An answer that equals an admissible action after normalisation is that action. Every reply left out is counted.
+    An action that matches an admissible action after normalisation becomes that action. Dropped replies are counted.
     """
     if sampled is None:
         counts["states_without_replies"] += 1
         return []
-    found: dict[str, str] = {}
+    actions: dict[str, str] = {}
     expert = normalise(step.action)
     for reply in sampled.replies:
         counts["replies"] += 1
@@ -40,17 +40,17 @@ def from_policy(step: Step, sampled: Alternatives | None, counts: Counter[str]) 
         key = normalise(parsed.action)
         if key == expert:
             counts["replies_equal_to_expert"] += 1
-        elif key in found:
+        elif key in actions:
             counts["replies_duplicate"] += 1
         else:
-            found[key] = match_action(parsed.action, step.context.admissible_actions) or parsed.action
-    return [Proposal(action, POLICY) for action in found.values()]
+            actions[key] = match_action(parsed.action, step.context.admissible_actions) or parsed.action
+    return [Proposal(action, POLICY) for action in actions.values()]
 
 
 def from_admissible(step: Step, seed: int, tried: Iterable[Proposal] = ()) -> Iterator[Proposal]:
-    """The admissible actions other than the expert's and those `tried`, in a random order.
+    """The admissible actions other than the expert's and those in `tried`, in random order.
 
-    The order depends on nothing but `seed` and the state.
+    The order depends only on `seed` and the state.
     """
     known = {normalise(step.action), *(normalise(proposal.action) for proposal in tried)}
     others = sorted(action for action in step.context.admissible_actions if normalise(action) not in known)

@@ -1,7 +1,7 @@
-"""Rows for verl's SFT trainer: the action prompt of an expert state, and the reply that a model is to imitate.
+"""Make rows for verl's SFT trainer: the action prompt of an expert state, and the reply to imitate.
 
-Imitation learning takes the expert's actions; self-reflection (arXiv 2510.08558) adds, for every state that a model
-has reflected on, a row whose reply gives that reflection before the action.
+Imitation learning uses the expert's actions. Self-reflection (arXiv 2510.08558) adds a row for every state with a
+reflection; its reply has the reflection before the action.
 """
 
 from __future__ import annotations
@@ -41,12 +41,11 @@ def make_sft(
 ) -> Manifest:
     """Write `out/sft.parquet` (schema SFT, the columns that verl's `MultiTurnSFTDataset` reads) and its manifest.
 
-    `model` gives the tokenizer, whose control tokens are kept out of the text. Rows of more than `max_length` tokens
-    are left out and counted: verl's SFT trainer would end at the first of them, which encodes with
-    `chat_template_kwargs`. Rows are in an order drawn by `seed`: that trainer shuffles by a fixed seed of its own, so
-    this is what makes two runs differ.
+    `model` gives the tokenizer, whose control tokens are removed from the text. Rows of more than `max_length` tokens,
+    encoded with `chat_template_kwargs`, are dropped and counted: verl's SFT trainer stops at the first such row. Rows
+    are shuffled with `seed`; the trainer itself uses a fixed seed, so only this makes two runs differ.
 
-    Raises `DataError` where there is no row, or a reflection is of a state that is not in the trajectories.
+    Raises `DataError` if there are no rows, or a reflection belongs to a state that is not in the trajectories.
     """
     check_settings(
         template=template,
@@ -56,24 +55,24 @@ def make_sft(
         seed=seed,
     )
     tokenizer = load_tokenizer(model, trust_remote_code)
-    asked = get_template(template, **(template_options or {}))
+    prompts = get_template(template, **(template_options or {}))
     require_usable(tokenizer, chat_template_kwargs)
-    require_prompts(tokenizer, asked, chat_template_kwargs)
+    require_prompts(tokenizer, prompts, chat_template_kwargs)
     steps = {step.state_id: step for step in read_steps(trajectories)}
-    taught = steps_to_learn(steps.values())
-    rows = [*_expert_rows(taught, asked), *_reflection_rows(reflections, steps, asked)]  # type: ignore[arg-type]
+    expert_steps = steps_to_learn(steps.values())
+    rows = [*_expert_rows(expert_steps, prompts), *_reflection_rows(reflections, steps, prompts)]  # type: ignore[arg-type]
     if not rows:
         raise DataError(
             f"{', '.join(map(str, trajectories))}: no expert states to imitate; collect trajectories first."
         )
     for row in rows:
         row["messages"] = as_plain_text(row["messages"], tokenizer)
-    asked_for = len(rows)
+    total = len(rows)
     if max_length is not None:
         kwargs = chat_template_kwargs or {}
         rows = [row for row in rows if _tokens(row["messages"], tokenizer, kwargs) <= max_length]
         if not rows:
-            raise DataError(f"not one of {asked_for} rows has at most {max_length} tokens. Raise --max-length.")
+            raise DataError(f"none of {total} rows has at most {max_length} tokens. Raise --max-length.")
     random.Random(seed).shuffle(rows)
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, SFT)
@@ -87,8 +86,8 @@ def make_sft(
             inputs=[*trajectories, *reflections],
             counts={
                 "rows": len(rows),
-                "too_long": asked_for - len(rows),
-                "states_expert_inadmissible": len(steps) - len(taught),
+                "too_long": total - len(rows),
+                "states_expert_inadmissible": len(steps) - len(expert_steps),
                 **Counter(row["source"] for row in rows),
             },
             seed=seed,
@@ -105,17 +104,17 @@ def check_settings(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Raise `ConfigError` for a setting that cannot work."""
+    """Raise `ConfigError` for an invalid setting."""
     options = {"max_length": max_length, "chat_template_kwargs": chat_template_kwargs, "seed": seed}
     check_options(check_settings, options)
     get_template(template, **(template_options or {}))
 
 
 def _tokens(messages: Sequence[Message], tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> int:
-    """Of a row as `verl_act.data.sft_dataset` encodes it."""
+    """The number of tokens of a row, as `verl_act.data.sft_dataset` encodes it."""
     prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, tokenize=False, **chat_template_kwargs)
     reply = continued(messages[-1]["content"], reply_prefix(tokenizer, chat_template_kwargs))
-    return len(tokenizer.encode(prompt + reply, add_special_tokens=False)) + 1  # its end
+    return len(tokenizer.encode(prompt + reply, add_special_tokens=False)) + 1  # end of the reply
 
 
 def _expert_rows(steps: Sequence[Step], template: Template) -> Iterator[dict[str, Any]]:
@@ -129,7 +128,9 @@ def _reflection_rows(
     for path in paths:
         for row in read_table(path, REFLECTION).to_pylist():
             if row["state_id"] not in steps:
-                raise DataError(f"{path}: state {row['state_id']} is not in the trajectories; pass those it is about.")
+                raise DataError(
+                    f"{path}: state {row['state_id']} is not in the trajectories; pass those that `reflect` has used."
+                )
             if steps_to_learn([step := steps[row["state_id"]]]):
                 yield _row(step, "reflection", template, row["reflection"])
 

@@ -1,8 +1,7 @@
-"""Self-reflection (Early Experience, arXiv 2510.08558): the model explains, from what really happened, why the expert
-acts as it does.
+"""Self-reflection (Early Experience, arXiv 2510.08558): the model explains the expert's choice from real outcomes.
 
-At every state that has pairs, the expert's action and its alternatives are executed from that same state in the real
-environment. The model is shown all outcomes and writes the reasoning, which `make_sft` puts before the expert's action.
+At every state with pairs, the expert's action and its alternatives are executed from that state in the real
+environment. The model sees all outcomes and writes the reasoning, which `make_sft` puts before the expert's action.
 """
 
 from __future__ import annotations
@@ -49,18 +48,18 @@ _TAGS = re.compile(r"</?(?:think|action)>")
 _ACTION = re.compile(r"<action>.*?</action>", re.DOTALL)
 
 PathName = str | PathLike[str]
-Tried = tuple[Step, Turn, list[Turn]]
-"""A state, and what its own action and each alternative led to."""
-_Executed = tuple[list[Tried], Counter[str]]
+Executed = tuple[Step, Turn, list[Turn]]
+"""A state, and the outcome of the expert's action and of each alternative."""
+_TrajectoryOutcomes = tuple[list[Executed], Counter[str]]
 
 
 class Unusable(StrEnum):
-    """Why a reply is no reflection. Its value is the name under which the manifest counts it."""
+    """Why a reply cannot be used as a reflection. The value is its key in the manifest's counts."""
 
     CUT = "cut"
-    """It reached `max_tokens`, or the end of the context."""
+    """The reply was cut off at `max_tokens`, or at the end of the context."""
     OTHER_ACTION = "other_action"
-    """It ends in another action than the expert's, so that it argues for that one; or in none where it should."""
+    """It concludes with a different action than the expert's, or with none although the template requires one."""
     EMPTY = "empty"
 
 
@@ -81,10 +80,9 @@ def reflect(
 ) -> Manifest:
     """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
-    States whose reply is `Unusable` are left out and counted. One that was killed goes on with what the model has not
-    written. `workers` processes share the environment's part; a trajectory that takes one of them more than
-    `task_timeout` seconds, or ends it, is left out (see `process_pool`, also for 0). Raises `DataError` where no
-    reflection is left.
+    States whose reply is `Unusable` are dropped and counted. A killed run resumes with the missing reflections.
+    `workers` is the number of processes for the environment; a trajectory that takes more than `task_timeout` seconds,
+    or crashes its process, is dropped (see `process_pool`, also for 0). Raises `DataError` if no reflection remains.
     """
     check_settings(
         engine,
@@ -97,7 +95,7 @@ def reflect(
     )
     started = time.monotonic()
     counts: Counter[str] = Counter()
-    usable_tokenizer(engine)  # says at once, not after the actions were tried, that it cannot be used
+    usable_tokenizer(engine)  # fail early: before the actions are executed
     known = read_steps(trajectories)
     steps = steps_to_learn(known)
     counts["states_expert_inadmissible"] = len(known) - len(steps)
@@ -114,24 +112,24 @@ def reflect(
         inputs=[*trajectories, *pairs],
         seed=seed,
     )
-    with journal(Path(out), key_of(manifest)) as written:
-        tried = list(
-            outcomes(steps, alternatives_at(pairs), env_settings or {}, counts, workers, task_timeout, written)
+    with journal(Path(out), key_of(manifest)) as saved:
+        executed = list(
+            outcomes(steps, alternatives_by_state(pairs), env_settings or {}, counts, workers, task_timeout, saved)
         )
-        if not tried:
-            written.clear()
-            left_out = (
-                ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "no state of theirs has pairs"
+        if not executed:
+            saved.clear()
+            reasons = (
+                ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "none of their states has pairs"
             )
             raise DataError(
-                f"{', '.join(map(str, trajectories))}: nothing to reflect on ({left_out}). Pass the pairs that were "
-                "built from these trajectories, with the environment's settings."
+                f"{', '.join(map(str, trajectories))}: nothing to reflect on ({reasons}). Pass the pairs that were "
+                "built from these trajectories, and the settings of the environment."
             )
         with Engine(engine) as running:
-            asked = get_template(template, **(template_options or {}))
-            replies = running.run(_replies(running, asked, tried, sampling, seed, written))
-            rows = list(_rows(tried, replies, engine.model, asked.reflections_conclude, counts))
-            _enough(rows, counts, engine.model)
+            prompts = get_template(template, **(template_options or {}))
+            replies = running.run(_replies(running, prompts, executed, sampling, seed, saved))
+            rows = list(_rows(executed, replies, engine.model, prompts.reflections_conclude, counts))
+            _check_usable(rows, counts, engine.model)
             with atomic_folder(out) as folder:
                 write_rows(folder / FILE_NAME, rows, REFLECTION)
                 manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
@@ -149,36 +147,36 @@ def check_settings(
     seed: Seed = 0,
     workers: Count = 1,
 ) -> None:
-    """Raise `ConfigError` for a setting that cannot work."""
+    """Raise `ConfigError` for an invalid setting."""
     check_options(check_settings, {"seed": seed, "workers": workers})
     check_engine(engine, sampling)
     get_template(template, **(template_options or {}))
 
 
 async def _replies(
-    engine: Engine, template: Template, tried: Sequence[Tried], sampling: Sampling, seed: int, written: Journal
+    engine: Engine, template: Template, executed: Sequence[Executed], sampling: Sampling, seed: int, saved: Journal
 ) -> list[Record]:
-    """`{"text", "cut"}` of each state, in order."""
+    """One `{"text", "cut"}` per state, in order."""
 
     async def write(step: Step, expert: Turn, others: list[Turn]) -> Record:
-        if (known := written.get(f"reflection {step.state_id}", 0)) is not None:
+        if (known := saved.get(f"reflection {step.state_id}", 0)) is not None:
             return known
         messages = template.reflection_messages(step.context, expert, others)
-        own_seed = request_seed(seed, f"reflection {step.state_id}")
-        (reply,) = await engine.scored_reply(messages, sampling, seed=own_seed)
+        state_seed = request_seed(seed, f"reflection {step.state_id}")
+        (reply,) = await engine.scored_reply(messages, sampling, seed=state_seed)
         record = {"text": reply.text, "cut": reply.cut}
-        written.add(f"reflection {step.state_id}", 0, record)
+        saved.add(f"reflection {step.state_id}", 0, record)
         return record
 
-    tasks = [write(*entry) for entry in tried]
+    tasks = [write(*entry) for entry in executed]
     return list(await tqdm_asyncio.gather(*tasks, desc="reflections", unit="state"))
 
 
 def _rows(
-    tried: Sequence[Tried], replies: Sequence[Record], model: str, concludes: bool, counts: Counter[str]
+    executed: Sequence[Executed], replies: Sequence[Record], model: str, concludes: bool, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of schema REFLECTION; what is not usable is counted."""
-    for (step, expert, alternatives), reply in zip(tried, replies, strict=True):
+    """Rows of schema REFLECTION. Unusable replies are counted and dropped."""
+    for (step, expert, alternatives), reply in zip(executed, replies, strict=True):
         text = reflection_text(reply["text"], expert.action, reply["cut"], concludes)
         counts["reflections" if not isinstance(text, Unusable) else text.value] += 1
         if not isinstance(text, Unusable):
@@ -193,13 +191,13 @@ def _rows(
             }
 
 
-def _enough(rows: Sequence[dict[str, Any]], counts: Counter[str], model: str) -> None:
-    """Raises `DataError` where there is no reflection; warns where most states have none."""
+def _check_usable(rows: Sequence[dict[str, Any]], counts: Counter[str], model: str) -> None:
+    """Raise `DataError` if there are no reflections; warn if most states have none."""
     unusable = ", ".join(f"{reason.value} {counts[reason.value]}" for reason in Unusable)
     if not rows:
         raise DataError(
-            f"{model}: not one of {counts['states']} replies is a reflection ({unusable}). Where they are cut, raise "
-            "max_tokens; otherwise the model does not follow the template's reflection prompt."
+            f"{model}: none of {counts['states']} replies is a usable reflection ({unusable}). If they are cut, raise "
+            "max_tokens; otherwise the model does not follow the reflection prompt of the template."
         )
     if 2 * len(rows) < counts["states"]:
         logger.warning("Only %d of %d states have a reflection (%s).", len(rows), counts["states"], unusable)
@@ -213,44 +211,44 @@ def outcomes(
     workers: int = 0,
     task_timeout: float = TASK_TIMEOUT,
     journal: Journal | None = None,
-) -> Iterator[Tried]:
-    """Each step that has alternatives, with what its own action and each of them led to in the real environment."""
+) -> Iterator[Executed]:
+    """Each step with alternatives, and the outcomes of all its actions in the real environment."""
     jobs: dict[str, list[tuple[Step, Sequence[str]]]] = {}
     for step in steps:
         if step.state_id in alternatives:
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
     probers = Probers(env_settings, sorted({step.env for step in steps}))
     with process_pool(_Executor(probers), workers, task_timeout) as execute_all:
-        saved = SavedResults[_Executed](journal, "outcomes", _Executed) if journal else None
+        saved = SavedResults[_TrajectoryOutcomes](journal, "outcomes", _TrajectoryOutcomes) if journal else None
         done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
         for name, result in zip(jobs, done, strict=True):
             if isinstance(result, Failure):
                 leave_out(name, result.reason, counts)
                 continue
-            tried, found = result
-            counts.update(found)
-            yield from tried
+            executed, trajectory_counts = result
+            counts.update(trajectory_counts)
+            yield from executed
 
 
 @dataclass
 class _Executor:
-    """Executes what is known at the states of one trajectory after another, and counts it."""
+    """Executes the expert's action and the alternatives at each state of a trajectory."""
 
     probers: Probers
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> _Executed:
-        tried, counts = list[Tried](), Counter[str]()
+    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> _TrajectoryOutcomes:
+        executed, counts = list[Executed](), Counter[str]()
         steps = [step for step, _ in trajectory]
         alternatives = {step.state_id: actions for step, actions in trajectory}
         try:
-            for state in self.probers.of(steps[0].env).replay(steps):
+            for state in self.probers.get(steps[0].env).replay(steps):
                 step = state.step
                 others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
-                tried.append((step, Turn(state.outcome(step.action), step.action), others))
+                executed.append((step, Turn(state.outcome(step.action), step.action), others))
                 counts.update(states=1, alternatives=len(others))
         except Exception as error:
             leave_out(steps[0].trajectory_id, failed(self, error).reason, counts, error)
-        return tried, counts
+        return executed, counts
 
     def prepare(self) -> None:
         self.probers.prepare()
@@ -260,11 +258,10 @@ class _Executor:
 
 
 def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | Unusable:
-    """A reply as one paragraph of reasoning for `action`, the expert's: without tags, which would end it early.
+    """The reasoning in a reply, as one paragraph without tags (which would end the thought early), or why it has none.
 
-    `concludes`: one that names no action is none. What a reasoning model has thought before it wrote the reflection is
-    no part of it. Only where it wrote nothing but the action after its thought, in the format of every other reply, the
-    thought is taken.
+    `action` is the expert's. With `concludes`, a reply must name it; without, it may name no action. The thought of a
+    reasoning model is not part of the reflection, unless the reply has nothing but an action after the thought.
     """
     if cut:
         return Unusable.CUT
@@ -279,9 +276,9 @@ def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool 
     return next(filter(None, texts), Unusable.EMPTY)
 
 
-def alternatives_at(pairs: Sequence[PathName]) -> dict[str, list[str]]:
-    """State -> all that stands against the expert's action there, each once."""
-    found: dict[str, dict[str, None]] = {}
+def alternatives_by_state(pairs: Sequence[PathName]) -> dict[str, list[str]]:
+    """State id -> the distinct alternatives of all its pairs."""
+    by_state: dict[str, dict[str, None]] = {}
     for pair in read_pairs(pairs):
-        found.setdefault(pair.state_id, {}).update(dict.fromkeys(pair.alternatives))
-    return {state: list(actions) for state, actions in found.items()}
+        by_state.setdefault(pair.state_id, {}).update(dict.fromkeys(pair.alternatives))
+    return {state: list(actions) for state, actions in by_state.items()}

@@ -1,4 +1,4 @@
-"""ALFWorld's own file format: a layout written as `game.tw-pddl`, `traj_data.json` and `initial_state.pddl`."""
+"""Write a layout in ALFWorld's file format: `game.tw-pddl`, `traj_data.json` and `initial_state.pddl`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ABILITIES = ("Cleanable", "Heatable", "Coolable", "Toggleable", "Sliceable")
 
 
 def folder_name(layout: Layout) -> str:
-    """The task's folder, named as ALFRED names them: `<task>-<object>-None-<target>-<room>`."""
-    return f"{layout.task_type}-{layout.object_type}-None-{layout.target_type}-{layout.room.number}"
+    """The name of the task's folder, as in ALFRED: `<task>-<object>-None-<target>-<room>`."""
+    return f"{layout.task_type}-{layout.object_type}-None-{layout.target_type}-{layout.room.floor_plan}"
 
 
 def game_content(layout: Layout, trial: str) -> dict[str, Any]:
-    """The content of `game.tw-pddl`, but for `solvable` and `walkthrough`."""
+    """The content of `game.tw-pddl`, except `solvable` and `walkthrough`."""
     return {
         "pddl_domain": _text(ALFRED_PDDL_PATH),
         "grammar": _text(ALFRED_TWL2_PATH).replace("UNKNOWN GOAL", layout.sentence),
@@ -29,7 +29,7 @@ def game_content(layout: Layout, trial: str) -> dict[str, Any]:
 
 
 def traj_data(layout: Layout, trial: str) -> dict[str, Any]:
-    """The content of `traj_data.json`, as far as text games need it."""
+    """The fields of `traj_data.json` that text games need."""
     return {
         "task_id": trial,
         "task_type": layout.task_type,
@@ -40,7 +40,7 @@ def traj_data(layout: Layout, trial: str) -> dict[str, Any]:
             "mrecep_target": "",
             "object_sliced": False,
         },
-        "scene": {"floor_plan": f"FloorPlan{layout.room.number}", "scene_num": layout.room.number},
+        "scene": {"floor_plan": f"FloorPlan{layout.room.floor_plan}", "scene_num": layout.room.floor_plan},
         "plan": {"high_pddl": [], "low_actions": []},
         "images": [],
         "turk_annotations": {"anns": [{"task_desc": layout.sentence, "high_descs": [], "votes": [1, 1, 1]}]},
@@ -53,7 +53,7 @@ def problem(layout: Layout, trial: str) -> str:
     names = {"obj": layout.object_type, "recep": layout.target_type, "toggle": layout.target_type, "mrecep": ""}
     declared, facts = _declare(layout), _facts(layout)
     return (
-        f"\n(define (problem plan_{trial}_room_{room.number})\n(:domain alfred)\n"
+        f"\n(define (problem plan_{trial}_room_{room.floor_plan})\n(:domain alfred)\n"
         f"(:objects\n{_lines(declared)}\n)\n(:init\n{_lines(facts)}\n)\n{goal.format(**names).replace('#', '-')}"
     )
 
@@ -108,8 +108,8 @@ def _escape(name: str) -> str:
     return name
 
 
-def _lines(parts: list[str]) -> str:
-    return "\n".join(f"    {part}" for part in parts)
+def _lines(entries: list[str]) -> str:
+    return "\n".join(f"    {entry}" for entry in entries)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Laying out one ALFWorld game: a task that a room allows, and where every object lies."""
+"""Random layouts of ALFWorld games: a task that is possible in a room, and the position of every object."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _TREATMENT = {
     "pick_cool_then_place_in_recep": ("Coolable", "Fridge"),
 }
 _SMALL_DISTRACTORS = 6
-"""Objects beside the wanted ones in a small game."""
+"""Types of distractor objects in a small game."""
 
 
 @dataclass(slots=True)
 class Layout:
-    """A room with its objects, the agent's place and what is asked."""
+    """A room with its objects, the start location of the agent and the task."""
 
     room: Room
     task_type: str
     object_type: str
     target_type: str
-    """The destination's type, or the lamp's where an object is to be looked at."""
+    """The type of the destination, or of the lamp if the task is to examine an object in light."""
     sentence: str = ""
     start: str = ""
     inside: dict[str, str] = field(default_factory=dict)
@@ -44,23 +44,24 @@ class Layout:
         return self.task_type == "look_at_obj_in_light"
 
     def signature(self) -> tuple[object, ...]:
-        """Equal for games that differ in nothing an agent could see."""
+        """Equal for games that an agent cannot tell apart."""
         placed = sorted((thing.partition("|")[0], receptacle) for thing, receptacle in self.inside.items())
-        return self.room.number, self.task_type, self.object_type, self.target_type, tuple(placed)
+        return self.room.floor_plan, self.task_type, self.object_type, self.target_type, tuple(placed)
 
 
 def lay_out(rng: random.Random, room: Room, task_type: str, size: Size, *, held_out: bool) -> Layout | None:
-    """A random game of `task_type` in `room`, over held-out combinations or over the others; None where there is none.
+    """A random game of `task_type` in `room`, or None if the room allows none.
 
-    No wanted object starts in a receptacle of the destination's type, so the task is never done from the start.
+    `held_out` selects the held-out object-destination combinations, otherwise the training ones. No target object
+    starts in a receptacle of the destination's type, so the task is never solved at the start.
     """
     choices = [choice for choice in _combinations(room, task_type) if is_held_out(*choice) == held_out]
     if not choices:
         return None
     layout = Layout(room, task_type, *rng.choice(choices))
-    wanted = (2 if task_type == "pick_two_obj_and_place" else 1) + rng.choice((0, 0, 1))
+    object_count = (2 if task_type == "pick_two_obj_and_place" else 1) + rng.choice((0, 0, 1))
     homes = [r for r in room.homes(layout.object_type) if layout.looks or receptacle_type(r) != layout.target_type]
-    for _ in range(wanted):
+    for _ in range(object_count):
         _put(rng, layout, layout.object_type, homes)
     if layout.looks:
         _put(rng, layout, layout.target_type, _lamp_stands(room))
@@ -81,7 +82,7 @@ def lay_out(rng: random.Random, room: Room, task_type: str, size: Size, *, held_
 
 
 def _combinations(room: Room, task_type: str) -> list[tuple[str, str]]:
-    """The object and target types with which `task_type` can be done in `room`."""
+    """The object and target types for which `task_type` is possible in `room`."""
     if room.kind not in constants.GOALS_VALID[task_type]:
         return []
     objects = [t for t in room.object_types if room.homes(t)]
@@ -100,9 +101,9 @@ def _lamp_stands(room: Room) -> list[str]:
 
 
 def _start(rng: random.Random, room: Room) -> str:
-    """A place away from all receptacles: only from the middle of the room does the agent see them listed."""
-    taken = set(room.receptacles.values())
-    while (start := f"loc|{rng.randrange(-8, 9)}|{rng.randrange(-8, 9)}|{rng.randrange(4)}|30") in taken:
+    """A location away from all receptacles: only there does the first observation list them."""
+    occupied = set(room.receptacles.values())
+    while (start := f"loc|{rng.randrange(-8, 9)}|{rng.randrange(-8, 9)}|{rng.randrange(4)}|30") in occupied:
         continue
     return start
 

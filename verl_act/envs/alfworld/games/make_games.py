@@ -1,7 +1,7 @@
-"""Generated ALFWorld games, for where the official ones cannot be downloaded: small rooms to learn in, full ones to
-measure.
+"""Generate ALFWorld games, for machines that cannot download the official ones: small rooms for learning, full rooms
+for measuring.
 
-Every game is played to its end on the engine before it is written. The same seed gives the same bytes.
+Every game is won on the engine before it is written. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
 from verl_act.envs.alfworld.games.game_file import folder_name, game_content, traj_data
 from verl_act.envs.alfworld.games.layout import Layout, lay_out
-from verl_act.envs.alfworld.games.rooms import Size, read_room, room_numbers
+from verl_act.envs.alfworld.games.rooms import Size, floor_plans, read_room
 from verl_act.envs.alfworld.package import constants
 from verl_act.errors import EngineError, OptionError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
@@ -37,12 +37,12 @@ from verl_act.process import TASK_TIMEOUT
 _ATTEMPTS = 1000
 _STEP_LIMIT = 50
 _FAILURES = 5
-"""Layouts of one game at which the engine fails, in a row: more say that something else is wrong."""
+"""Failed layouts of one game after which generation stops: so many failures have another cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One game to make. `rooms` are the floor plans it may play in."""
+    """One game to generate. `rooms` are the floor plans it may use."""
 
     split: str
     index: int
@@ -54,7 +54,7 @@ class _Order:
 
 @dataclass(frozen=True, slots=True)
 class _Game:
-    """A verified game: the files of its folder, and what it looks like to an agent."""
+    """A verified game: the files of its folder, and what an agent sees of it (`signature`)."""
 
     folder: str
     files: dict[str, str]
@@ -75,14 +75,14 @@ def make_games(
     task_timeout: float = TASK_TIMEOUT,
     progress: bool = True,
 ) -> Manifest:
-    """Write `counts[split]` verified games a split to `out/json_2.1.1`, and return the manifest written beside them.
+    """Write `counts[split]` verified games per split to `out/json_2.1.1`, and a manifest next to them; return it.
 
-    The six task types take turns. `valid_seen` plays in rooms of the training games, with new layouts;
-    `valid_unseen` in rooms and with object-destination combinations that no training game has. `size` is `small`
-    (nine receptacles, about eight objects) or `full` (the whole floor plan). `workers` processes share the work and
-    do not change the result; a layout that takes one of them more than `task_timeout` seconds, or ends it, is replaced
-    by another (see `process_pool`, also for 0). Raises `ConfigError` for an unknown split or size, and `EngineError`
-    where a game cannot be made.
+    The six task types alternate. `valid_seen` uses the rooms of the training games with new layouts; `valid_unseen`
+    uses rooms and object-destination combinations that no training game has. `size` is `small` (nine receptacles, about
+    eight objects) or `full` (the whole floor plan). `workers` is the number of processes and does not change the
+    result. A layout that takes more than `task_timeout` seconds, or crashes its process, is replaced by another (see
+    `process_pool`, also for 0). Raises `ConfigError` for an unknown split or size, and `EngineError` if a game cannot
+    be generated.
     """
     check_settings(counts=counts, size=size, seed=seed, workers=workers)
     started = time.monotonic()
@@ -114,15 +114,18 @@ def make_games(
 
 
 def check_settings(*, counts: Mapping[str, Count], size: Size = "small", seed: Seed = 0, workers: Count = 1) -> None:
-    """Raise `ConfigError` for a setting that cannot work."""
+    """Raise `ConfigError` for an invalid setting."""
     check_options(check_settings, {"counts": counts, "size": size, "seed": seed, "workers": workers})
     if set(counts) - set(SPLITS) or not any(counts.values()):
-        raise OptionError("counts", f"is {dict(counts)}; give a number of games for some of {', '.join(SPLITS)}.")
+        raise OptionError(
+            "counts", f"is {dict(counts)}; give the number of games for at least one of {', '.join(SPLITS)}."
+        )
 
 
 def _new_game(order: _Order, result: _Game | Failure, seen: Set[object], run: RunJobs[_Order, _Game]) -> _Game:
-    """The game, or another of its order where the engine fails at it, or where it is a twin of an earlier game or has
-    its name: its task would seem to be in two splits.
+    """The game, or a replacement if it failed on the engine, or if it equals an earlier game or has the same name.
+
+    Such a duplicate would put one task into two splits.
     """
     failures = 0
     while isinstance(result, Failure) or result.signature in seen or result.folder in seen:
@@ -136,7 +139,7 @@ def _new_game(order: _Order, result: _Game | Failure, seen: Set[object], run: Ru
 
 
 class _Maker:
-    """Makes one game after another on one engine."""
+    """Generates games on one engine."""
 
     @cached_property
     def _environment(self) -> AlfworldEnvironment:
@@ -154,16 +157,16 @@ class _Maker:
 
 
 def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:
-    """The rooms where game `index` may play; those of `valid_seen` have been trained in, on the same task type."""
+    """The rooms for game `index`. `valid_seen` uses the rooms of training games of the same task type."""
     task_type = TASK_TYPES[index % len(TASK_TYPES)]
     if split == "valid_seen" and (known := sorted({game.room for game in trained if game.task_type == task_type})):
         return tuple(known)
     kinds = sorted(constants.GOALS_VALID[task_type])
-    return tuple(number for kind in kinds for number in room_numbers(kind, held_out=split == "valid_unseen"))
+    return tuple(plan for kind in kinds for plan in floor_plans(kind, held_out=split == "valid_unseen"))
 
 
 def _make(order: _Order, environment: AlfworldEnvironment) -> _Game:
-    """Draw layouts until one is feasible, and prove that it can be won within the step limit."""
+    """Sample layouts until one is feasible, and verify that it can be won within the step limit."""
     rng = random.Random(f"{order.seed}/{order.split}/{order.index}/{order.salt}")
     task_type = TASK_TYPES[order.index % len(TASK_TYPES)]
     trial = f"trial_T{order.seed:08d}_{order.index:06d}_{order.salt:06d}"
@@ -172,7 +175,7 @@ def _make(order: _Order, environment: AlfworldEnvironment) -> _Game:
         layout = lay_out(rng, room, task_type, order.size, held_out=order.split == "valid_unseen")
         if layout is not None:
             return _verified(layout, trial, environment)
-    raise EngineError(f"No game of type {task_type} fits the rooms {order.rooms}. Ask for more training games.")
+    raise EngineError(f"No game of type {task_type} fits the rooms {order.rooms}. Generate more training games.")
 
 
 def _verified(layout: Layout, trial: str, environment: AlfworldEnvironment) -> _Game:
@@ -188,7 +191,7 @@ def _verified(layout: Layout, trial: str, environment: AlfworldEnvironment) -> _
         "traj_data.json": json.dumps(traj_data(layout, trial), indent=1),
         "initial_state.pddl": content["pddl_problem"],
     }
-    return _Game(folder, files, layout.room.number, layout.task_type, len(plan), repr(layout.signature()))
+    return _Game(folder, files, layout.room.floor_plan, layout.task_type, len(plan), repr(layout.signature()))
 
 
 def _write(folder: Path, game: _Game) -> None:

@@ -1,9 +1,7 @@
-"""The rooms that generated ALFWorld games play in: AI2-THOR's 120 floor plans, as far as the alfworld package ships
-them.
+"""The rooms of generated ALFWorld games: those of AI2-THOR's 120 floor plans that the alfworld package ships.
 
-A room is the same in every game that plays in it; only the objects move. Rooms and object-receptacle combinations
-are each divided once into those for training and those held out, so that out-of-distribution games share neither
-with training.
+A room is the same in all its games; only the objects move. Rooms and object-receptacle combinations have a fixed
+split into training and held out, so that out-of-distribution games share neither with training.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ HELD_OUT_ROOMS = frozenset({10, 28, 29, 30, 219, 228, 229, 230, 308, 328, 329, 3
 LAMPS = ("DeskLamp", "FloorLamp")
 LAMP_STANDS = ("Desk", "SideTable", "Dresser", "CoffeeTable", "DiningTable", "Shelf", "TVStand")
 _SMALL = 9
-"""Receptacles in a small room."""
+"""Number of receptacles in a small room."""
 _ESSENTIAL = {"Kitchen": ("Microwave", "Fridge", "SinkBasin"), "Bathroom": ("SinkBasin",)}
 
-# The floor plans list these types among their objects but give no position to stand at.
+# Type -> count. The floor plans list these types among their objects, but without a position for the agent.
 _UNPLACED = {
     "StoveBurner": 4,
     "CoffeeMachine": 1,
@@ -46,18 +44,19 @@ _MOVABLE = frozenset(constants.MOVABLE_RECEPTACLES)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A floor plan: its receptacles, where the agent stands before each, and what objects belong in it."""
+    """A floor plan: its receptacles, the agent's location at each, and the object types that belong in it."""
 
-    number: int
+    floor_plan: int
+    """AI2-THOR's number."""
     kind: str
     """`Kitchen`, `LivingRoom`, `Bedroom` or `Bathroom`."""
     receptacles: dict[str, str]
     """Receptacle id -> location id."""
     object_types: tuple[str, ...]
-    """Types that can be picked up."""
+    """Types of objects that can be picked up."""
 
     def receptacle_types(self) -> set[str]:
-        """The types of the receptacles present."""
+        """The types of the receptacles in the room."""
         return {receptacle_type(receptacle) for receptacle in self.receptacles}
 
     def homes(self, object_type: str) -> list[str]:
@@ -73,28 +72,28 @@ def receptacle_type(receptacle: str) -> str:
 
 @cache
 def contents_of(receptacle: str) -> frozenset[str]:
-    """The object types that a receptacle type may hold, by ALFWorld's own table."""
+    """The object types that a receptacle type may hold, according to ALFWorld's table."""
     return frozenset(constants.VAL_RECEPTACLE_OBJECTS.get(receptacle, ())) & frozenset(constants.OBJECTS_SET)
 
 
 def is_held_out(object_type: str, target_type: str) -> bool:
-    """Whether an object and a destination (or lamp) type meet only out of distribution: one pair in five."""
+    """Whether a combination of object and destination (or lamp) type is held out: one in five is."""
     return hashlib.sha256(f"{object_type}|{target_type}".encode()).digest()[0] % 5 == 0
 
 
-def room_numbers(kind: str, *, held_out: bool) -> list[int]:
-    """The floor plans of a kind of room, in order."""
-    return [number for number in constants.SCENE_TYPE[kind] if (number in HELD_OUT_ROOMS) == held_out]
+def floor_plans(kind: str, *, held_out: bool) -> list[int]:
+    """The numbers of the floor plans of a kind of room, in order."""
+    return [plan for plan in constants.SCENE_TYPE[kind] if (plan in HELD_OUT_ROOMS) == held_out]
 
 
 @cache
-def read_room(number: int, size: Size) -> Room:
-    """The floor plan `number`; a small room keeps nine receptacles, of as many types as possible."""
+def read_room(floor_plan: int, size: Size) -> Room:
+    """Read a floor plan. A small room keeps nine receptacles, of as many types as possible."""
     layouts = Path(next(iter(alfworld.gen.__path__))) / "layouts"
-    rng = random.Random(f"room {number}")
-    kind = next(kind for kind, numbers in constants.SCENE_TYPE.items() if number in numbers)
-    types = sorted(set(json.loads((layouts / f"FloorPlan{number}-objects.json").read_text(encoding="utf-8"))))
-    poses = json.loads((layouts / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
+    rng = random.Random(f"room {floor_plan}")
+    kind = next(kind for kind, plans in constants.SCENE_TYPE.items() if floor_plan in plans)
+    types = sorted(set(json.loads((layouts / f"FloorPlan{floor_plan}-objects.json").read_text(encoding="utf-8"))))
+    poses = json.loads((layouts / f"FloorPlan{floor_plan}-openable.json").read_text(encoding="utf-8"))
     known = set(constants.RECEPTACLES) - _MOVABLE
     receptacles = {
         name: _location(x, z, rotation // 90, horizon)
@@ -112,11 +111,11 @@ def read_room(number: int, size: Size) -> Room:
         t for t in types if t in constants.OBJECTS_SET and t not in constants.RECEPTACLES and t not in _FIXED
     )
     movable = tuple(t for t in types if t in _MOVABLE)
-    return Room(number, kind, dict(sorted(receptacles.items())), tuple(sorted(objects + movable)))
+    return Room(floor_plan, kind, dict(sorted(receptacles.items())), tuple(sorted(objects + movable)))
 
 
 def _choose(rng: random.Random, kind: str, names: list[str]) -> list[str]:
-    """Nine receptacles: what the room's tasks need, then one of each type, then further ones."""
+    """Choose nine receptacles: those that the room's tasks need, then one of each type, then others."""
     rng.shuffle(names)
     essential = _ESSENTIAL.get(kind, LAMP_STANDS)
     seen: set[str] = set()
