@@ -22,15 +22,15 @@ def compute_score(
     """Score a reply to an action prompt; signature as verl calls it (`reward.custom_reward_function`).
 
     `ground_truth` is the expert's action; `extra_info` needs `admissible_actions`. The tiers and the returned keys are
-    those of `choice.compute_score`. The action must be written as the environment takes it: one in quotes, or with
-    a full stop at its end, is another. Raises `DataError` where `extra_info` lacks the field.
+    those of `choice.compute_score`. The action must be written as the environment accepts it: quotes or a final full
+    stop make it another action. Raises `DataError` if `extra_info` lacks the field.
     """
-    reply = tiers.whole(solution_str, extra_info)
+    reply = tiers.full_reply(solution_str, extra_info)
     action, thought = parse_action(reply).action, has_thought(reply)
     if action is None:
         return tiers.malformed(fmt, thought)
     if normalise(action) == normalise(ground_truth):
         return tiers.accurate(acc, thought)
-    if tiers.takes(action, extra_info, data_source):
+    if tiers.is_admissible(action, extra_info, data_source):
         return tiers.admissible(adm, thought)
     return tiers.neither(thought)

@@ -1,6 +1,6 @@
 """The critic stage's reward: did the reply choose the expert's action? (Paper section 3, Agentic Critical Training.)
 
-The default values are from third-party notes on the paper; see `tiers`.
+The default values come from third-party notes on the paper; see `tiers`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def compute_score(
     """Score a reply to a choice prompt; signature as verl calls it (`reward.custom_reward_function`).
 
     `ground_truth` is the expert's action; `extra_info` needs `candidates`, as displayed, and `admissible_actions`.
-    `candidates_admissible`, a flag for each candidate, says of which the environment takes them; without it the list
-    of admissible actions does. The reward is `acc` for the expert's action, `adm` for any other admissible action, a
-    candidate or not, `fmt` for a malformed reply, else 0: an alternative that the environment would refuse earns 0.
-    Returns the keys of `tiers.KEYS`. Raises `DataError` where `extra_info` lacks a field.
+    `candidates_admissible` flags the candidates that the environment accepts; without it, the list of admissible
+    actions decides. The reward is `acc` for the expert's action, `adm` for any other admissible action, a
+    candidate or not, `fmt` for a malformed reply, and else 0, also for a candidate that the environment would refuse.
+    Returns the keys of `tiers.KEYS`. Raises `DataError` if `extra_info` lacks a field.
     """
-    candidates = tiers.texts(extra_info, "candidates", data_source)
-    reply = tiers.whole(solution_str, extra_info)
+    candidates = tiers.as_list(extra_info, "candidates", data_source)
+    reply = tiers.full_reply(solution_str, extra_info)
     choice, thought = parse_choice(reply, candidates), has_thought(reply)
     if choice.text is None:
         return tiers.malformed(fmt, thought)
@@ -40,7 +40,7 @@ def compute_score(
         return tiers.accurate(acc, thought)
     flags = (extra_info or {}).get("candidates_admissible")
     if choice.index is None or flags is None:
-        takes = tiers.takes(chosen, extra_info, data_source)
+        admissible = tiers.is_admissible(chosen, extra_info, data_source)
     else:
-        takes = bool(flags[choice.index])
-    return tiers.admissible(adm, thought) if takes else tiers.neither(thought)
+        admissible = bool(flags[choice.index])
+    return tiers.admissible(adm, thought) if admissible else tiers.neither(thought)

@@ -3,9 +3,9 @@
     reward.custom_reward_function.path=pkg://verl_act.reward_fns.route
     reward.custom_reward_function.name=compute_score
 
-`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours; on held-out rows `/<split>` follows, and
-`/not_inferable` where the label does not follow from the prompt. Every other source goes to verl's
-`default_compute_score`, or to a reward function of yours, so that batches can mix our rows with any others:
+`act/<env>/choice`, `act/<env>/action` and `act/<env>/episode` are ours. Held-out rows add `/<split>`, and
+`/not_inferable` if the label does not follow from the prompt. Every other source goes to verl's
+`default_compute_score` or to your own reward function, so that batches can mix our rows with any others:
 
     +reward.custom_reward_function.reward_kwargs.other={path:my_reward.py,name:compute_score}
 """
@@ -34,11 +34,11 @@ def compute_score(
     other: Mapping[str, str] | None = None,
     **options: Any,
 ) -> dict[str, float]:
-    """Score one reply; returns the keys of `tiers.KEYS`, and for an episode its figures too.
+    """Score one reply; returns the keys of `tiers.KEYS`, and for an episode its metrics too.
 
     `acc`, `adm`, `fmt` and `other` are set by `reward.custom_reward_function.reward_kwargs`. `other` is the `path` and
-    `name` of the reward function of all rows that are not ours, as verl's own configuration would give them. It, or
-    verl's, gets the further `options` (with a custom function verl does not pass its sandbox settings: name them in
+    `name` of the reward function for all rows that are not ours, as in verl's own configuration. It, or verl's default,
+    receives the further `options` (verl does not pass its sandbox settings to a custom function: add them to
     `reward_kwargs` too). Raises `ConfigError` on an `act/` source of unknown kind, and on an `other` that cannot be
     called.
     """
@@ -63,9 +63,9 @@ def compute_score(
 
 
 def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str, float]:
-    """The outcome of a whole episode, which the agent loop `act_env` puts into `extra_info`.
+    """The score of a whole episode, which the agent loop `act_env` stores in `extra_info`.
 
-    The episode's figures (`success`, `steps`, ...) come along, since verl logs what a reward function returns.
+    It includes the episode's metrics (`success`, `steps`, ...), since verl logs what a reward function returns.
     """
     outcome = extra_info or {}
     if "episode_reward" not in outcome or "episode" not in outcome:
@@ -73,9 +73,9 @@ def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str
             f"a row of {data_source!r} has no episode outcome (extra_info['episode_reward'] and ['episode']); "
             "its agent_name must be act_env."
         )
-    figures = {name: float(figure) for name, figure in outcome["episode"].items()}
-    score, thought = float(outcome["episode_reward"]), figures.get("thought_share", 0.0)
-    return {**figures, **tiers.neither(), "score": score, "acc": figures["success"], "thought": thought}
+    metrics = {name: float(value) for name, value in outcome["episode"].items()}
+    score, thought = float(outcome["episode_reward"]), metrics.get("thought_share", 0.0)
+    return {**metrics, **tiers.neither(), "score": score, "acc": metrics["success"], "thought": thought}
 
 
 def _verl() -> Callable[..., Any]:
@@ -99,9 +99,9 @@ def _other(path: str = "", name: str = "compute_score") -> Callable[..., Any]:
 
 
 def _as_ours(result: Any, thought: bool) -> dict[str, float]:
-    """A foreign reward with our keys."""
+    """Convert the result of another reward function to our keys."""
     if not isinstance(result, Mapping):
         return {**tiers.neither(thought), "score": float(result), "acc": float(result)}
-    # Some functions add keys, strings among them (`pred`), which other rows of the batch would not have.
+    # Drop further keys, some of them strings (`pred`): the other rows of the batch do not have them.
     score = float(result["score"])
     return {**tiers.neither(thought), "score": score, "acc": float(result.get("acc", score))}

@@ -1,10 +1,10 @@
 """The three reward tiers and the dictionary that carries them.
 
-The tiers and their default values (`acc` 1.0, `adm` 0.1, `fmt` -0.5) are from third-party notes on the paper (arXiv
-2603.08706); we do not know that it prints them. All can be changed (`reward_kwargs`).
+The tiers and their default values (`acc` 1.0, `adm` 0.1, `fmt` -0.5) come from third-party notes on the paper (arXiv
+2603.08706) and may not be the paper's. All can be changed (`reward_kwargs`).
 
-Every reward function returns the same numeric keys for every row, because parts of verl stack the values of a
-batch by the keys of its first row.
+Every reward function returns the same numeric keys for every row, because parts of verl stack the values of a batch by
+the keys of its first row.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from verl_act.envs.registry import is_admissible
+from verl_act.envs import registry
 from verl_act.errors import DataError
 
 KEYS = ("score", "acc", "adm", "fmt", "thought")
-"""`score` is the reward; `acc`, `adm` and `fmt` are 1.0 where that tier applied (`fmt`: the reply was malformed), and
-`thought` where the reply reasons before its answer (`parse.has_thought`), whatever it earns."""
+"""`score` is the reward; `acc`, `adm` and `fmt` are 1.0 if that tier applied (`fmt`: the reply was malformed);
+`thought` is 1.0 if the reply reasons before its answer (`parse.has_thought`), whatever it earns."""
 
 
 def accurate(reward: float, thought: bool = False) -> dict[str, float]:
@@ -26,7 +26,7 @@ def accurate(reward: float, thought: bool = False) -> dict[str, float]:
 
 
 def admissible(reward: float, thought: bool = False) -> dict[str, float]:
-    """Not the expert's action, but one the environment would accept (R_adm)."""
+    """Another action that the environment would accept (R_adm)."""
     return {"score": reward, "acc": 0.0, "adm": 1.0, "fmt": 0.0, "thought": float(thought)}
 
 
@@ -36,27 +36,27 @@ def malformed(reward: float, thought: bool = False) -> dict[str, float]:
 
 
 def neither(thought: bool = False) -> dict[str, float]:
-    """A readable answer that is no action of this state."""
+    """A readable answer that is not an admissible action."""
     return {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0, "thought": float(thought)}
 
 
-def whole(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:
-    """The reply with what the prompt had already written of it (`extra_info["reply_prefix"]`, where there is one)."""
+def full_reply(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:
+    """The reply, preceded by the part that the prompt already wrote (`extra_info["reply_prefix"]`, if any)."""
     return (extra_info or {}).get("reply_prefix", "") + solution_str
 
 
-def takes(action: str, extra_info: Mapping[str, Any] | None, data_source: str) -> bool:
-    """Whether the row's state takes `action`: one of `extra_info["admissible_actions"]`, or such as every state takes.
+def is_admissible(action: str, extra_info: Mapping[str, Any] | None, data_source: str) -> bool:
+    """Whether `action` is admissible: in `extra_info["admissible_actions"]`, or accepted in every state.
 
     `data_source` names the environment, `act/<env>/...`. Raises `DataError` where the list is missing.
     """
     env = data_source.removeprefix("act/").partition("/")[0]
-    return is_admissible(env, action, texts(extra_info, "admissible_actions", data_source))
+    return registry.is_admissible(env, action, as_list(extra_info, "admissible_actions", data_source))
 
 
-def texts(extra_info: Mapping[str, Any] | None, key: str, data_source: str) -> list[str]:
-    """`extra_info[key]`, a list, a tuple or a numpy array, as a list. Raises `DataError` where it is missing."""
-    found: Iterable[str] | None = (extra_info or {}).get(key)
-    if found is None:
+def as_list(extra_info: Mapping[str, Any] | None, key: str, data_source: str) -> list[str]:
+    """`extra_info[key]`, a list, a tuple or a numpy array, as a list. Raises `DataError` if it is missing."""
+    values: Iterable[str] | None = (extra_info or {}).get(key)
+    if values is None:
         raise DataError(f"a row of {data_source!r} has no extra_info[{key!r}]; load its file with ActDataset.")
-    return [str(text) for text in found]
+    return [str(text) for text in values]

@@ -253,11 +253,11 @@ class Engine:
     ) -> list[Reply]:
         """As `reply`, with the log-probability of each, and whether it was cut."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
-        found = [
+        replies = [
             Reply(self.reply_prefix + one.text, _finite(one.cumulative_logprob), one.finish_reason == "length")
             for one in completions
         ]
-        return found or [Reply("", None, cut=True)] * sampling.n
+        return replies or [Reply("", None, cut=True)] * sampling.n
 
     def sequence(self, messages: Sequence[Message]) -> GrowingSequence:
         """An episode as one growing sequence, as verl's agent loops build it for this model."""
@@ -306,8 +306,8 @@ class Engine:
         room = self.max_model_len - len(prompt_ids)
         if room < 1:
             return []
-        drawn = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room), **options}
-        parameters = SamplingParams(**drawn, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+        sampling_options = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room), **options}
+        parameters = SamplingParams(**sampling_options, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
         final = None
         async for output in self._llm.generate({"prompt_token_ids": list(prompt_ids)}, parameters, uuid4().hex):
             final = output
@@ -347,9 +347,9 @@ def _exit_in_order_when_terminated() -> None:
         signal.signal(signal.SIGTERM, _exit)
 
 
-def _exit(number: int, _frame: Any) -> None:
+def _exit(signal_number: int, _frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut the end of vLLM's processes short
-    sys.exit(128 + number)
+    sys.exit(128 + signal_number)
 
 
 def usable_tokenizer(settings: EngineSettings) -> Any:

@@ -1,4 +1,4 @@
-"""Results as they come, a JSON line each: a command that was killed resumes where it stopped."""
+"""Saves each result as a JSON line when it is ready, so that a killed command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Result = TypeVar("Result")
 
 
 class Journal:
-    """The results so far of the command that will write `out`, in a folder next to it.
+    """The results so far of the command that writes `out`, in a folder next to it.
 
-    Results belong to a `key` (`key_of`): what a command with other settings has left there is not read. `tally`
-    is a count that records do not have (of prompts without room); `counted` is what it came to before this process.
+    Results belong to a `key` (`key_of`): results of other settings are ignored. `tally` returns a count that records do
+    not contain (prompts without room for a reply); `counted` is the count of earlier processes.
     """
 
     seconds_before = 0.0
-    """What earlier processes took, up to their last record."""
+    """Run time of earlier processes up to their last record."""
 
     def __init__(self, out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> None:
         self._folder = work_path(out, "journal")
@@ -45,7 +45,7 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """What all processes took so far, those that were killed too."""
+        """Run time of all processes so far, including killed ones."""
         return self.seconds_before + time.monotonic() - self._started
 
     def _read(self) -> None:
@@ -57,26 +57,26 @@ class Journal:
                 self._known[entry["what"], entry["number"]] = entry["record"]
                 self.counted = max(self.counted, entry["tally"])
                 self.seconds_before = max(self.seconds_before, entry["seconds"])
-            except (ValueError, LookupError, TypeError):  # it was being written; asked again, as what comes after it
+            except (ValueError, LookupError, TypeError):  # cut short by a kill: it is computed again
                 break
             whole += len(line)
         self._file.truncate(whole)
 
-    def get(self, what: str, number: int) -> Record | None:
-        """The record of item `number` of the kind `what`, if there is one."""
-        return self._known.get((what, number))
+    def get(self, what: str, index: int) -> Record | None:
+        """The record of item `index` of the kind `what`, or None."""
+        return self._known.get((what, index))
 
-    def add(self, what: str, number: int, record: Mapping[str, Any]) -> None:
-        """Keep a record. An episode that failed is not kept: its environment may work the next time."""
+    def add(self, what: str, index: int, record: Mapping[str, Any]) -> None:
+        """Save a record. A failed episode is not saved, since its environment may work the next time."""
         if "error" in record:
             return
         so_far = {"tally": self.counted + self._tally(), "seconds": round(self.seconds, 1)}
-        entry = {"what": what, "number": number, **so_far, "record": record}
+        entry = {"what": what, "number": index, **so_far, "record": record}
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
     def clear(self) -> None:
-        """Forget all records, of a command whose results are of no use: the next one begins anew."""
+        """Delete all records, so that the next run starts from scratch."""
         self._known.clear()
         self.remove()
 
@@ -84,44 +84,44 @@ class Journal:
         self._file.close()
 
     def remove(self) -> None:
-        """When the output is written: what other settings have left there goes too."""
+        """Delete the folder, including results of other settings, once the output is written."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def key_of(manifest: Manifest) -> str:
-    """What records belong to. They are kept by their index, and the same files in another order have other indices."""
+    """The key of a command's records. It includes the order of the inputs, since records are stored by index."""
     decides = f"{manifest.key()} {list(manifest.inputs.items())} {sorted(manifest.versions.items())}"
     return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def hash_of(jobs: Sequence[Any]) -> str:
-    """A name for the results of these jobs, which are known by their `repr`."""
+    """A hash of jobs, by their `repr`."""
     return hashlib.sha256(repr(jobs).encode(errors="replace")).hexdigest()[:16]
 
 
 class SavedResults(Generic[Result]):
-    """Results of one kind of jobs in a journal, as objects of the type `kind`, such as `list[Step] | str`."""
+    """Results of one kind of job in a journal, as objects of the type `kind`, such as `list[Step] | str`."""
 
     def __init__(self, journal: Journal, what: str, kind: Any) -> None:
         self._journal, self._what = journal, what
         self._adapter: TypeAdapter[Result] = TypeAdapter(kind)
 
-    def get(self, number: int) -> Result | None:
-        """The result of job `number`, if it is saved."""
-        record = self._journal.get(self._what, number)
-        # Compressed: every step of a trajectory holds those before it.
+    def get(self, index: int) -> Result | None:
+        """The result of job `index`, or None."""
+        record = self._journal.get(self._what, index)
+        # Compressed, since every step of a trajectory repeats its history.
         return None if record is None else self._adapter.validate_json(zlib.decompress(b64decode(record["zlib"])))
 
-    def add(self, number: int, result: Result) -> None:
-        """Save it. One that an environment has filled with objects of its own is not saved, and computed again."""
+    def add(self, index: int, result: Result) -> None:
+        """Save a result. One with objects that JSON cannot hold is skipped and computed again on resume."""
         with suppress(PydanticSerializationError, UnicodeEncodeError):
             text = self._adapter.dump_json(result, warnings="error")
-            self._journal.add(self._what, number, {"zlib": b64encode(zlib.compress(text)).decode()})
+            self._journal.add(self._what, index, {"zlib": b64encode(zlib.compress(text)).decode()})
 
 
 @contextmanager
 def journal(out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> Iterator[Journal]:
-    """A journal that is closed when the block ends, and removed when it ends without an error."""
+    """A journal that is closed at the end of the block, and removed if there was no error."""
     kept = Journal(out, key, tally)
     try:
         yield kept

@@ -1,4 +1,4 @@
-"""The files below a folder, through links to other folders: data sets are often linked together from several disks."""
+"""The files below a folder, following links to folders: data sets are often spread over several disks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from verl_act.errors import DataError
 
 
 class Files(NamedTuple):
-    """What lies below a folder, each in sorted order."""
+    """The content of a folder, each list sorted."""
 
     files: tuple[Path, ...]
-    """Each once: of a folder that can be reached in several ways, by the way with the fewest links."""
+    """Each listed once, by the path with the fewest links."""
     broken: tuple[Path, ...]
-    """Links that lead nowhere."""
+    """Links whose target does not exist."""
     repeated: tuple[Path, ...]
-    """Links to a folder whose files are listed already, or to one that this folder lies in."""
+    """Links to a folder that is listed already, or to a parent of this folder."""
 
 
 def files_below(folder: str | os.PathLike[str]) -> Files:
-    """Every file below `folder`. Raises `DataError` naming the folder where one cannot be read."""
+    """Every file below `folder`. Raises `DataError` naming the folder if one cannot be read."""
     try:
         return _files_below(Path(folder))
     except OSError as error:
@@ -38,18 +38,18 @@ def _files_below(top: Path) -> Files:
     broken: list[Path] = []
     repeated: list[Path] = []
     starts = [top]
-    for start in starts:  # grows: real folders come first, then those behind a link, and those behind two
+    for start in starts:  # grows in the loop: real folders first, then those behind one link, then behind two
         if _identity(start) in seen | outer:
             repeated.append(start)
             continue
-        for name, folders, names in os.walk(start, onerror=_fail):
-            here = Path(name)
+        for directory, folders, names in os.walk(start, onerror=_fail):
+            here = Path(directory)
             if _identity(here) in seen:
                 folders.clear()
                 continue
             seen.add(_identity(here))
-            starts += sorted(here / found for found in folders if (here / found).is_symlink())
-            for path in (here / found for found in names):
+            starts += sorted(here / entry for entry in folders if (here / entry).is_symlink())
+            for path in (here / entry for entry in names):
                 if path.is_file():
                     files.append(path)
                 elif path.is_symlink():

@@ -1,4 +1,4 @@
-"""Names that others have chosen, of models, environments, splits and methods, where they are shown: as text."""
+"""Display names chosen by users (of models, environments, splits, methods) as plain text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _SPACES = re.compile(r"\s+")
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, with control characters as escapes: a terminal would obey them."""
+    """`text` on one line, with control characters escaped, so that a terminal does not interpret them."""
     if text.isprintable():
         return text
-    shown = (
+    escaped = (
         letter if letter.isprintable() else " " if letter.isspace() else letter.encode("unicode_escape").decode()
         for letter in text
     )
-    return _SPACES.sub(" ", "".join(shown))
+    return _SPACES.sub(" ", "".join(escaped))
 
 
 def markdown_text(text: str) -> str:
-    """`text` in a cell or a line of Markdown, where nothing of it is markup."""
+    """`text` for a cell or a line of Markdown, with all markup escaped."""
     return _MARKDOWN_MARKS.sub(r"\\\1", _SPACES.sub(" ", one_line(text)))

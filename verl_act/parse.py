@@ -132,14 +132,14 @@ def match_action(text: str, actions: Iterable[str]) -> str | None:
     actions = list(actions)
     if text in actions:  # the usual case, without normalising the whole list
         return text
-    wanted = normalise(text)
-    return next((action for action in actions if normalise(action) == wanted), None)
+    normalised = normalise(text)
+    return next((action for action in actions if normalise(action) == normalised), None)
 
 
 def verb(action: str) -> str:
     """The word an action begins with, case folded: "go" of "go to desk 1", "search" of "search[red shoes]"."""
-    found = _WORD.search(action)
-    return found.group().casefold() if found else ""
+    match = _WORD.search(action)
+    return match.group().casefold() if match else ""
 
 
 def _answers(reply: str) -> dict[str, str] | Malformed:
@@ -147,7 +147,7 @@ def _answers(reply: str) -> dict[str, str] | Malformed:
     reply = reply[reply.rfind(_THINK_CLOSE) + len(_THINK_CLOSE) :] if _THINK_CLOSE in reply else reply
     if _THINK_OPEN in reply:
         return Malformed.UNCLOSED_THINK
-    found: dict[str, str] = {}
+    answers: dict[str, str] = {}
     start: int | None = None
     for tag in _ACTION_TAG.finditer(reply):
         opens = tag.group() == _ACTION_OPEN
@@ -157,15 +157,15 @@ def _answers(reply: str) -> dict[str, str] | Malformed:
             start = tag.end()
             continue
         text = reply[start : tag.start()].strip()
-        found.setdefault(normalise(text), text)
+        answers.setdefault(normalise(text), text)
         start = None
     if start is not None:
         return Malformed.UNCLOSED
-    if not found:
+    if not answers:
         return Malformed.NO_TAG
-    if "" in found:
-        return Malformed.EMPTY if len(found) == 1 else Malformed.SEVERAL
-    return found
+    if "" in answers:
+        return Malformed.EMPTY if len(answers) == 1 else Malformed.SEVERAL
+    return answers
 
 
 def _named(answer: str, names: Sequence[str]) -> set[int]:

@@ -26,9 +26,9 @@ def register() -> None:
 
     activate()
     wrapt.when_imported(AGENT_LOOP_MODULE)(_register_agent_loop)
-    wrapt.when_imported(TRAINER_MODULE)(_mend_trainer)
-    wrapt.when_imported(REWARD_MODULE)(_mend_rewards)
-    wrapt.when_imported(SFT_CHECKPOINT_MODULE)(_mend_sft_checkpoints)
+    wrapt.when_imported(TRAINER_MODULE)(_patch_trainer)
+    wrapt.when_imported(REWARD_MODULE)(_patch_rewards)
+    wrapt.when_imported(SFT_CHECKPOINT_MODULE)(_patch_sft_checkpoints)
 
 
 def _register_agent_loop(module: object) -> None:
@@ -36,8 +36,8 @@ def _register_agent_loop(module: object) -> None:
     import verl_act.rollout.agent_loop  # noqa: F401
 
 
-def _mend_trainer(module: ModuleType) -> None:
-    from verl_act.reward_fns import reward_guard as in_place
+def _patch_trainer(module: ModuleType) -> None:
+    from verl_act.reward_fns import reward_guard
     from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
     from verl_act.upstream_gaps import failed_rollouts as failures
     from verl_act.upstream_gaps import training_metrics
@@ -45,16 +45,16 @@ def _mend_trainer(module: ModuleType) -> None:
     training_metrics.close_gap(module)
     checkpoints.close_gap(module)
     failures.close_gap(module)
-    in_place.warn_when_replaced(module)
+    reward_guard.warn_when_replaced(module)
 
 
-def _mend_rewards(module: ModuleType) -> None:
+def _patch_rewards(module: ModuleType) -> None:
     from verl_act.upstream_gaps import trusted_code
 
     trusted_code.close_gap(module)
 
 
-def _mend_sft_checkpoints(module: ModuleType) -> None:
+def _patch_sft_checkpoints(module: ModuleType) -> None:
     from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
 
     checkpoints.close_gap_of_sft(module)

@@ -1,12 +1,11 @@
-"""The records that travel between the stages, and the parquet columns that hold them.
+"""The records that stages exchange, and the parquet columns that store them.
 
-Column names live here and nowhere else. Every file carries its schema name and version in the parquet metadata;
+Column names are defined only here. Every file carries its schema name and version in the parquet metadata;
 reading a file of another schema, or a damaged one, raises `DataError` naming the file and the column.
 
-Trajectories are stored one row per step, with the history repeated in each row: every later stage works on single
-states, so a row must be complete without its neighbours, and parquet's dictionary encoding makes the repetition nearly
-free.
-Pairs store data, never prompts: rendering and candidate order happen in the dataset.
+Trajectories are stored one row per step, and each row repeats the history: later stages work on single states, so every
+row must be self-contained. Parquet's dictionary encoding makes the repetition nearly free.
+Pairs store data, not prompts: the dataset renders them and orders the candidates.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Turn(NamedTuple):
-    """One earlier exchange: what the agent saw, and what it then did."""
+    """One earlier turn: what the agent saw, and the action it took."""
 
     observation: str
     action: str
@@ -38,9 +37,9 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """All that an agent may know at one state; the only thing a prompt is rendered from.
+    """Everything an agent may know at one state, and the only input of a prompt.
 
-    `history` is complete, oldest first; how much of it a prompt shows is the template's business.
+    `history` is complete, oldest first; the template decides how much of it a prompt shows.
     """
 
     goal: str
@@ -53,7 +52,7 @@ class Context:
         """Build from a mapping with the four columns; lists may be lists, tuples or numpy arrays."""
         return cls(
             goal=row["goal"],
-            # Files repeat the same texts in row after row: in memory each stands once.
+            # Rows repeat the same texts; interning keeps one copy of each in memory.
             history=tuple(Turn(intern(turn["observation"]), intern(turn["action"])) for turn in row["history"]),
             observation=row["observation"],
             admissible_actions=tuple(map(intern, row["admissible_actions"])),
@@ -71,7 +70,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ContextRecord:
-    """A record that is a `Context` and further flat columns."""
+    """A record with a `Context` and further flat columns."""
 
     context: Context
 
@@ -90,11 +89,10 @@ class Step(_ContextRecord):
     """One step of an expert trajectory.
 
     `plan_length` is the number of actions that the environment's planner still needs at this state, before `action`;
-    None where the environment cannot tell. `inferable` says whether `action` follows from the context alone.
-    `success` is the outcome of the whole trajectory; `reward` and `done` are this step's.
-    `verified` means that a replay on the real environment gave the same observations and outcome. `admissible` says
-    whether the environment took `action`, which its list need not hold word for word; None where nobody asked it, as in
-    files from before this column.
+    None without a planner. `inferable` says whether `action` follows from the context alone. `success` is the outcome
+    of the whole trajectory; `reward` and `done` belong to this step. `verified` means that a replay in the real
+    environment gave the same observations and outcome. `admissible` says whether the environment accepted `action`,
+    even if its list words it differently; None if this was not checked.
     """
 
     env: str
@@ -116,13 +114,13 @@ class Step(_ContextRecord):
 
     @property
     def state_id(self) -> str:
-        """Names this state in every later file."""
+        """The id of this state in all later files."""
         return f"{self.trajectory_id}#{self.step}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternatives:
-    """What the initial policy replied at one expert state, unparsed, so that a better parser needs no new sampling."""
+    """The initial policy's replies at one expert state, unparsed, so that a better parser needs no new sampling."""
 
     state_id: str
     replies: tuple[str, ...]
@@ -140,10 +138,10 @@ class Alternatives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(_ContextRecord):
-    """An expert action and an alternative at the same state (paper section 3, D_critic), or several alternatives.
+    """An expert action and one or more alternatives at the same state (paper section 3, D_critic).
 
-    `margin` is the remaining plan length after the alternative minus that after the expert's action: positive means
-    that the expert's is better; the smallest, where there are several. None where the environment has no planner.
+    `margin` is the remaining plan length after the alternative minus that after the expert's action (with several
+    alternatives, the smallest). Positive means that the expert's action is better. None without a planner.
     """
 
     pair_id: str
@@ -156,12 +154,12 @@ class Pair(_ContextRecord):
     expert_action: str
     alternative_action: str
     further_alternatives: tuple[str, ...] = ()
-    """Shown in the same question. Files from before this column have none."""
+    """Further alternatives in the same question; usually empty."""
     alternative_source: str
     """`policy` (sampled from `model`), `admissible` (a random admissible action) or `preference` (preference data)."""
     alternative_admissible: bool
     further_admissible: tuple[bool, ...] = ()
-    """The same of each of `further_alternatives`; empty in files from before this column."""
+    """`alternative_admissible` for each of `further_alternatives`; empty if unknown."""
     model: str
     sampling: str
     margin: int | None
@@ -169,17 +167,17 @@ class Pair(_ContextRecord):
 
     @property
     def alternatives(self) -> tuple[str, ...]:
-        """All that stand against the expert's action: one in a pair, more in a choice of several."""
+        """All alternatives to the expert's action, at least one."""
         return (self.alternative_action, *self.further_alternatives)
 
     @property
     def judged_admissible(self) -> dict[str, bool]:
-        """Alternative -> whether its state takes it, for those of which the file says so."""
+        """Alternative -> whether it is admissible, for those whose file records it."""
         further = dict(zip(self.further_alternatives, self.further_admissible, strict=False))
         return {**further, self.alternative_action: self.alternative_admissible}
 
     def to_row(self) -> dict[str, Any]:
-        row = super(Pair, self).to_row()  # the class with slots is not the one that `super()` would look in
+        row = super(Pair, self).to_row()  # a dataclass with slots is a new class, which bare `super()` does not know
         lists = {name: list(getattr(self, name)) for name in _FURTHER}
         return {**row, **lists}
 
@@ -215,12 +213,12 @@ _CONTEXT_COLUMNS = [
 
 
 def is_env_name(name: str) -> bool:
-    """Whether rewards and metrics can name an environment so: `name` is a part of `act/<env>/choice`."""
+    """Whether `name` can stand in the keys of rewards and metrics, such as `act/<env>/choice`."""
     return bool(name) and name.isprintable() and not any(character.isspace() or character == "/" for character in name)
 
 
 ENV_NAME = "a name without '/', spaces or line breaks, since rewards and metrics call its rows act/<env>/choice"
-"""What an environment's name must be, for the messages that refuse one."""
+"""What an environment's name must look like, for error messages."""
 
 
 def _columns(name: str, version: int, *columns: pa.Field) -> pa.Schema:
@@ -289,7 +287,7 @@ REFLECTION = _columns(
     _required("reflection", pa.string()),
     _required("model", pa.string()),
 )
-"""What a model wrote about an expert action and the alternatives, all tried; `reflection` is `reply` without tags."""
+"""A model's thoughts on an expert action and its alternatives, all tried; `reflection` is `reply` without tags."""
 
 ALTERNATIVES = _columns(
     "alternatives",
@@ -326,7 +324,7 @@ TASK = _columns(
     *_TASK_COLUMNS,
     _required("seed", pa.int64()),
 )
-"""Tasks to play in the live environment: the rows of the multi-turn stages and of the evaluation panels."""
+"""Tasks to play in the live environment: rows of the multi-turn stages and of eval sets."""
 
 
 _WRITTEN_BY = {
@@ -351,15 +349,15 @@ def written_by(schema: pa.Schema) -> str:
 
 
 def missing_columns(names: Iterable[str], schema: pa.Schema) -> list[str]:
-    """The columns of `schema` that a file with the columns `names` lacks and must have."""
-    there = set(names)
-    return [column.name for column in schema if not column.metadata and column.name not in there]
+    """The required columns of `schema` that are not among `names`."""
+    present = set(names)
+    return [column.name for column in schema if not column.metadata and column.name not in present]
 
 
 def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write `rows` to `path` (parquet), aside first and then renamed: a killed writer leaves no half file.
+    """Write `rows` to `path` (parquet) atomically: a killed writer leaves no partial file.
 
-    Raises `DataError` where a row does not fit the schema, or the disk is full.
+    Raises `DataError` if a row does not fit the schema or the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -370,8 +368,8 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
         os.replace(partial, path)
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{path}: {_unwritable(rows)} holds half a surrogate pair, which is no text ({error}). Mend or leave out "
-            "that row; nothing was written."
+            f"{path}: {_unwritable(rows)} holds half a surrogate pair, which is not valid text ({error}). Fix or "
+            "leave out that row; nothing was written."
         ) from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(
@@ -386,20 +384,20 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
 
 
 def _unwritable(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The first row and column that cannot be encoded."""
-    for number, row in enumerate(rows):
+    """Name the first row and column that cannot be encoded."""
+    for index, row in enumerate(rows):
         for name, value in row.items():
             try:
                 json.dumps(value, ensure_ascii=False, default=str).encode()
             except UnicodeEncodeError:
-                return f"row {number}, column {name!r}"
+                return f"row {index}, column {name!r}"
     return "a row"
 
 
 def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
     """Read a parquet file that must hold `schema` (further columns are ignored).
 
-    Raises `DataError` naming the file, and the first column or row at fault.
+    Raises `DataError` naming the file and the first bad column or row.
     """
     path = Path(path)
     name = schema_name(schema)
@@ -407,25 +405,25 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
         raise DataError(f"{path}: no such file. It should hold {name} rows; {written_by(schema)}")
     if not is_parquet(path):
         raise DataError(f"{path}: is not a parquet file, as {name} rows are stored. {written_by(schema)}")
-    found = read_parquet_schema(path)
-    if schema_name(found) not in (name, "none"):
+    stored = read_parquet_schema(path)
+    if schema_name(stored) not in (name, "none"):
         raise DataError(
-            f"{path}: holds {schema_name(found)} rows where {name} is needed. "
-            "Pass the file that the stage before this one wrote, or write it again with this version."
+            f"{path}: holds {schema_name(stored)} rows where {name} is needed. "
+            "Pass the output of the previous stage, or write the file again with this version."
         )
-    if lost := missing_columns(found.names, schema):
+    if lost := missing_columns(stored.names, schema):
         raise DataError(
-            f"{path}: lacks the columns {', '.join(lost)} of {name} (it has {', '.join(found.names)}). "
+            f"{path}: lacks the columns {', '.join(lost)} of {name} (it has {', '.join(stored.names)}). "
             f"{written_by(schema)}"
         )
-    missing = [column for column in schema if column.name not in found.names]
-    table = read_parquet(path, columns=[name for name in schema.names if name in found.names])
+    missing = [column for column in schema if column.name not in stored.names]
+    table = read_parquet(path, columns=[name for name in schema.names if name in stored.names])
     try:
         for column in missing:
             nulls = pa.nulls(table.num_rows, column.type)
             table = table.add_column(schema.get_field_index(column.name), column, nulls)
         for column in schema:
-            # Without rows first: types that can never become the column's.
+            # First without rows: refuses types that can never be cast.
             _cast(path, table[column.name].slice(0, 0), column)
         _refuse_nulls(path, table, schema)
         if "env" in schema.names:
@@ -446,12 +444,12 @@ def _cast(path: Path, values: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedAr
 
 
 def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
-    """Before the cast, which would refuse them too, but without naming the row."""
+    """Refuse nulls and name the row; the cast would refuse them without naming it."""
     for column in schema:
         if not column.nullable and table[column.name].null_count:
             row = table[column.name].is_null().to_pylist().index(True)
             raise DataError(f"{path}: row {row}, column {column.name!r} is null, but every row needs it.")
-        # Chunk by chunk: all the texts of a column may be too many bytes for one.
+        # Chunk by chunk: the texts of a column may exceed the size limit of one chunk.
         chunks = table[column.name].chunks if column.type == pa.list_(pa.string()) else []
         if any(chunk.flatten().null_count for chunk in chunks):
             row = next(row for row, texts in enumerate(table[column.name].to_pylist()) if None in (texts or ()))
@@ -466,30 +464,31 @@ def _refuse_env_names(path: Path, envs: pa.ChunkedArray) -> None:
 
 
 def read_steps(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
-    """All steps of the trajectory files, in file and row order; one that comes again is left out and logged.
+    """All steps of the trajectory files, in file and row order; repeated steps are left out and logged.
 
-    Raises `DataError` where two differ that have one `state_id`: stages know a state by it.
+    Raises `DataError` if two different steps have the same `state_id`, which identifies a state.
     """
-    found: dict[str, tuple[Step, str | os.PathLike[str]]] = {}
+    steps: dict[str, tuple[Step, str | os.PathLike[str]]] = {}
     again = 0
     for path in paths:
         for row in _rows(path, TRAJECTORY):
             step = Step.from_row(row)
-            known, first = found.setdefault(step.state_id, (step, path))
+            known, first = steps.setdefault(step.state_id, (step, path))
             again += known is not step
             if known != step:
                 raise DataError(
-                    f"{path}: state {step.state_id} is another one in {first}. They are of different experts' runs or "
-                    "environment settings: use one of them, or give the trajectories of one another `trajectory_id`."
+                    f"{path}: state {step.state_id} differs from the one in {first}. The files come from different "
+                    "expert runs or environment settings: use one of them, or give one file other `trajectory_id`s."
                 )
     if again:
-        logger.warning("%s: left out %d steps that come twice.", ", ".join(map(str, paths)), again)
-    return [step for step, _ in found.values()]
+        logger.warning("%s: left out %d repeated steps.", ", ".join(map(str, paths)), again)
+    return [step for step, _ in steps.values()]
 
 
 def steps_to_learn(steps: Iterable[Step]) -> list[Step]:
-    """The steps whose action the environment did not refuse. A published trajectory may win in spite of refused ones,
-    such as `think: ...`: they are not the expert's answer to their state.
+    """The steps whose action the environment did not refuse.
+
+    A published trajectory may succeed despite refused actions such as `think: ...`; these are no examples to learn.
     """
     return [step for step in steps if step.admissible is not False]
 
@@ -500,6 +499,6 @@ def read_pairs(paths: Iterable[str | os.PathLike[str]]) -> list[Pair]:
 
 
 def _rows(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
-    """The rows of a file, few at a time: a state of ScienceWorld is thousands of Python objects."""
+    """Yield the rows of a file in small batches: one ScienceWorld state is thousands of Python objects."""
     for batch in read_table(path, schema).to_batches(max_chunksize=_ROWS_AT_ONCE):
         yield from batch.to_pylist()

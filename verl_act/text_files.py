@@ -1,7 +1,7 @@
 """Text files that users give: UTF-8 with or without a byte order mark, LF or CRLF line ends, plain or gzip.
 
-Whether a file is compressed is read from its first bytes, never from its name. What cannot be read is a `DataError`
-that names the file, the line where there is one, and the fix.
+Compression is detected from the first bytes, not from the name. A file that cannot be read raises `DataError`, which
+names the file, the line if known, and the fix.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _NOT_TEXT = {
     b"\xfd7zXZ": "is compressed with xz. Unpack it",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd. Unpack it",
 }
-"""First bytes -> what the file is instead, and the fix."""
+"""First bytes -> the actual format, and the fix."""
 
 
 def text_suffix(path: str | PathLike[str]) -> str:
-    """The suffix that names the format, in lower case: `.jsonl` of `rows.jsonl` and of `rows.JSONL.gz`."""
+    """The suffix of the format in lower case: `.jsonl` for `rows.jsonl` and for `rows.JSONL.gz`."""
     path = Path(path)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 @contextmanager
 def open_bytes(path: str | PathLike[str]) -> Iterator[BinaryIO]:
-    """The decompressed bytes without byte order mark. `DataError` also where reading fails inside the `with` block."""
+    """The decompressed bytes without byte order mark. Raises `DataError`, also if reading fails in the `with` block."""
     try:
         with Path(path).open("rb") as stored:
             unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if stored.peek(2)[:2] == _GZIP else stored
@@ -84,7 +84,7 @@ def _read(path: str | PathLike[str]) -> str:
 
 
 def read_json(path: str | PathLike[str]) -> Any:
-    """The value of a file that is one JSON document."""
+    """The value of a file with one JSON document."""
     try:
         return _parsed(_read(path))
     except _NotJson as error:
@@ -92,14 +92,14 @@ def read_json(path: str | PathLike[str]) -> Any:
 
 
 def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | None = None) -> Iterator[Any]:
-    """The rows of a JSON list, of a JSON object of lists (columns of one length), or of JSON Lines, whatever its name.
+    """The rows of a JSON list, of a JSON object of lists (columns of one length), or of JSON Lines, whatever the name.
 
-    JSON Lines are read one line at a time and may hold any value; empty lines are skipped. A line that cannot be read
-    raises `DataError` naming it or, with `bad_line`, gives the row that this makes of the error. A single object whose
-    lists hold objects (messages) is one row, not columns.
+    JSON Lines are read one line at a time and may hold any value; empty lines are skipped. A bad line raises a
+    `DataError` that names it or, with `bad_line`, yields `bad_line(error)` as its row. A single object
+    whose lists hold objects (messages) is one row, not columns.
     """
     with open_bytes(path) as stream:
-        lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
+        lines = ((line_number, line) for line_number, line in enumerate(stream, 1) if line.strip())
         first, second = next(lines, None), next(lines, None)
         if first is None:
             return
@@ -114,11 +114,11 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
             else:
                 yield from _rows_of_columns(whole)
                 return
-        for number, line in chain((first,), (second,) if second else (), lines):
+        for line_number, line in chain((first,), (second,) if second else (), lines):
             try:
-                yield _parsed(_decoded(path, line, number))
+                yield _parsed(_decoded(path, line, line_number))
             except _NotJson as error:
-                problem = DataError(f"{path}, line {number}: is not JSON ({error}). Download or write it again.")
+                problem = DataError(f"{path}, line {line_number}: is not JSON ({error}). Download or write it again.")
                 if bad_line is None:
                     raise problem from error
                 yield bad_line(problem)
@@ -129,7 +129,7 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
 
 
 class _NotJson(ValueError):
-    """Why a text is no JSON, and in which of its lines."""
+    """Why a text is not JSON, and the line of the error."""
 
     def __init__(self, problem: str, line: int = 1) -> None:
         super().__init__(problem)

@@ -47,7 +47,7 @@ COLUMNS = (
 )
 """The keys of every row, whatever its file: verl collates the rows of a batch key by key."""
 
-_ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("position", np.int64), ("order_is_drawn", np.bool_)])
+_ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("position", np.int64), ("order_by_hash", np.bool_)])
 # verl wants at least one tensor in a batch.
 _DUMMY = torch.zeros(1, dtype=torch.uint8)
 
@@ -94,7 +94,7 @@ class ActDataset(Dataset):
                     source.require_mixable(COLUMNS)
         self._entries = self._all_entries()
         if 0 < max_samples < len(self):
-            self._entries = self._entries[_drawn(len(self), max_samples, config)]
+            self._entries = self._entries[_kept_rows(len(self), max_samples, config)]
         self._limit_prompts(config)
         if not len(self):
             raise DataError(f"{', '.join(files)}: no row is left; the log above says what was left out.")
@@ -109,14 +109,14 @@ class ActDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A row with the keys `COLUMNS`. Where no file is ours, rows are exactly those of `RLHFDataset`."""
-        number = int(index)
-        entry = self._entries[number]
+        index = int(index)
+        entry = self._entries[index]
         source = self._sources[entry["source"]]
         row = source.row(int(entry["row"]), int(entry["position"]))
         if isinstance(source, Source):
             row["raw_prompt"] = as_plain_text(row["raw_prompt"], self._tokenizer)
-            row["extra_info"] |= {"index": number, "reply_prefix": self._reply_prefix}
-            return {**row, "index": number, "tools_kwargs": {}, "interaction_kwargs": {}, "dummy_tensor": _DUMMY}
+            row["extra_info"] |= {"index": index, "reply_prefix": self._reply_prefix}
+            return {**row, "index": index, "tools_kwargs": {}, "interaction_kwargs": {}, "dummy_tensor": _DUMMY}
         if not self._has_ours:
             return row
         row["agent_name"] = row.get("agent_name") or self.settings.default_agent
@@ -125,14 +125,14 @@ class ActDataset(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Show each pair's expert action in the next place with every epoch (`order: hash`); the first epoch is 0."""
         known = {
-            place: (source.pair_ids, source.candidates)
-            for place, source in enumerate(self._sources)
+            source_index: (source.pair_ids, source.candidates)
+            for source_index, source in enumerate(self._sources)
             if isinstance(source, PairSource)
         }
-        drawn = np.flatnonzero(self._entries["order_is_drawn"])
-        rows = [(known[entry["source"]], entry["row"]) for entry in self._entries[drawn]]
+        by_hash = np.flatnonzero(self._entries["order_by_hash"])
+        rows = [(known[entry["source"]], entry["row"]) for entry in self._entries[by_hash]]
         ids, candidates = [pairs[0][row] for pairs, row in rows], [pairs[1][row] for pairs, row in rows]
-        self._entries["position"][drawn] = expert_positions(ids, candidates, self.settings.seed, epoch)
+        self._entries["position"][by_hash] = expert_positions(ids, candidates, self.settings.seed, epoch)
 
     @classmethod
     async def process_multi_modal_info(cls, messages: list[dict], image_patch_size: int, config: Any) -> Any:
@@ -152,13 +152,13 @@ class ActDataset(Dataset):
 
     def _all_entries(self) -> np.ndarray:
         tables = []
-        for place, source in enumerate(self._sources):
+        for source_index, source in enumerate(self._sources):
             both = source.is_pairs and self.settings.order is Order.BOTH
             table = np.zeros(len(source), dtype=_ENTRY)
-            table["source"], table["row"] = place, np.arange(len(source))
+            table["source"], table["row"] = source_index, np.arange(len(source))
             if isinstance(source, PairSource):
                 table = table.repeat(source.repeats())
-            table["order_is_drawn"] = source.is_pairs and not both
+            table["order_by_hash"] = source.is_pairs and not both
             if both and isinstance(source, PairSource) and len(table):
                 counts = source.candidates[table["row"]]
                 table = table.repeat(counts)
@@ -177,12 +177,14 @@ class ActDataset(Dataset):
 
     def _mixed(self, files: list[str], config: Any) -> np.ndarray:
         """The entries in the ratio of `data.act.mix`."""
-        rows = [np.flatnonzero(self._entries["source"] == place) for place in range(len(files))]
-        empty = [path for path, found in zip(files, rows, strict=True) if not len(found)]
+        rows = [np.flatnonzero(self._entries["source"] == source_index) for source_index in range(len(files))]
+        empty = [path for path, file_rows in zip(files, rows, strict=True) if not len(file_rows)]
         if empty:
             raise DataError(f"{empty[0]}: no row is left to mix; the log above says what was left out.")
-        places = mix([len(found) for found in rows], self.settings.mix, config["train_batch_size"], self.settings.seed)
-        return self._entries[[rows[file][row] for file, row in places]]
+        order = mix(
+            [len(file_rows) for file_rows in rows], self.settings.mix, config["train_batch_size"], self.settings.seed
+        )
+        return self._entries[[rows[file][row] for file, row in order]]
 
     def _limit_prompts(self, config: Any) -> None:
         """Leave overlong prompts out, or raise `DataError` for the first, as the configuration says."""
@@ -192,14 +194,14 @@ class ActDataset(Dataset):
         options = config.get("apply_chat_template_kwargs") or {}
         limit = PromptLimit(config.get("max_prompt_length", 1024), self._tokenizer, options)
         fits = np.ones(len(self), dtype=bool)
-        for place, source in enumerate(self._sources):
+        for source_index, source in enumerate(self._sources):
             if not isinstance(source, Source) or isinstance(source, TaskSource):
                 continue  # verl's own dataset filters its rows; the prompts of tasks are not known yet
-            here = self._entries["source"] == place
+            here = self._entries["source"] == source_index
             rows = np.unique(self._entries["row"][here])
-            shown = (_shown(source, int(row), self._tokenizer) for row in rows)
+            variants = (_prompt_variants(source, int(row), self._tokenizer) for row in rows)
             overlong_token_counts = tqdm(
-                limit.overlong_token_counts(shown), "Measuring prompts", len(rows), leave=False, mininterval=1.0
+                limit.overlong_token_counts(variants), "Measuring prompts", len(rows), leave=False, mininterval=1.0
             )
             overlong = {int(row): tokens for row, tokens in zip(rows, overlong_token_counts, strict=True) if tokens}
             if overlong and not leave_out:
@@ -220,15 +222,15 @@ class ActDataset(Dataset):
         )
 
 
-def _shown(source: Source, number: int, tokenizer: Any) -> PromptVariants:
+def _prompt_variants(source: Source, row: int, tokenizer: Any) -> PromptVariants:
     """The prompts that a row can show: every order of a pair."""
 
     def prompt(position: int) -> list[Message]:
-        return as_plain_text(source.row(number, position)["raw_prompt"], tokenizer)
+        return as_plain_text(source.row(row, position)["raw_prompt"], tokenizer)
 
     if not isinstance(source, PairSource):
         return PromptVariants(prompt(0))
-    candidates = source.row(number, 0)["extra_info"]["candidates"]
+    candidates = source.row(row, 0)["extra_info"]["candidates"]
     return PromptVariants(prompt(0), candidates, lambda: [prompt(position) for position in range(1, len(candidates))])
 
 
@@ -238,7 +240,7 @@ def _train_files(config: Any) -> list[str]:
     return [files] if isinstance(files, str) else list(files)
 
 
-def _drawn(total: int, kept: int, config: Any) -> np.ndarray:
+def _kept_rows(total: int, kept: int, config: Any) -> np.ndarray:
     """Which rows `max_samples` keeps, in file order."""
     if not config.get("shuffle", False):
         return np.arange(kept)

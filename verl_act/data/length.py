@@ -73,19 +73,19 @@ class PromptLimit:
             yield from self._overlong_token_counts(batch)
 
     def _overlong_token_counts(self, rows: Sequence[PromptVariants]) -> list[int]:
-        found = [0] * len(rows)
-        unsure = [place for place, row in enumerate(rows) if not self._fits_by_bytes(row.messages)]
+        overlong = [0] * len(rows)
+        unsure = [index for index, row in enumerate(rows) if not self._fits_by_bytes(row.messages)]
         near = []
-        for place, tokens in zip(unsure, self.count([rows[place].messages for place in unsure]), strict=True):
+        for index, tokens in zip(unsure, self.count([rows[index].messages for index in unsure]), strict=True):
             if tokens > self.limit:
-                found[place] = tokens
-            elif rows[place].candidates and tokens + rows[place].spread() > self.limit:
-                near.append(place)
-        others = [(place, messages) for place in near for messages in rows[place].other_orders()]
-        for (place, _), tokens in zip(others, self.count([messages for _, messages in others]), strict=True):
+                overlong[index] = tokens
+            elif rows[index].candidates and tokens + rows[index].spread() > self.limit:
+                near.append(index)
+        others = [(index, messages) for index in near for messages in rows[index].other_orders()]
+        for (index, _), tokens in zip(others, self.count([messages for _, messages in others]), strict=True):
             if tokens > self.limit:
-                found[place] = max(found[place], tokens)
-        return found
+                overlong[index] = max(overlong[index], tokens)
+        return overlong
 
     def _fits_by_bytes(self, messages: Sequence[Message]) -> bool:
         return len(messages) == 1 and self._overhead + len(messages[0]["content"].encode()) <= self.limit

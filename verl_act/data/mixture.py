@@ -53,7 +53,7 @@ class MixtureSettings:
         """The weights as the smallest whole numbers in their ratio."""
         exact = [Fraction(str(weight)) for weight in self.weights]
         whole = [int(weight * math.lcm(*(other.denominator for other in exact))) for weight in exact]
-        return [number // math.gcd(*whole) for number in whole]
+        return [count // math.gcd(*whole) for count in whole]
 
 
 def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: int) -> list[tuple[int, int]]:
@@ -73,23 +73,25 @@ def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: 
         )
     # The shortest epoch in this ratio and in whole batches, and how many of it each file asks for.
     shortest = math.lcm(sum(units), batch_size) // sum(units)
-    wanted = [Fraction(size, unit * shortest) for size, unit in zip(sizes, units, strict=True)]
+    epochs = [Fraction(size, unit * shortest) for size, unit in zip(sizes, units, strict=True)]
     all_rows = settings.stopping_strategy is StoppingStrategy.ALL_EXHAUSTED
-    times = math.ceil(max(wanted)) if all_rows else math.floor(min(wanted))
+    times = math.ceil(max(epochs)) if all_rows else math.floor(min(epochs))
     if not times:
         needed = [unit * shortest for unit in units]
         raise ConfigError(
             f"data.act.mix: batches of {batch_size} in the ratio {units} need at least {needed} rows of the files, "
             f"which have {list(sizes)}. Use stopping_strategy=all_exhausted, a smaller batch or rounder weights."
         )
-    places: list[tuple[float, int, int]] = []
+    positions: list[tuple[float, int, int]] = []
     for file, (size, unit) in enumerate(zip(sizes, units, strict=True)):
         count = unit * shortest * times
-        places += (((place + 0.5) / count, file, row) for place, row in enumerate(_drawn(size, count, seed, file)))
-    return [(file, row) for _, file, row in sorted(places)]
+        positions += (
+            ((index + 0.5) / count, file, row) for index, row in enumerate(_sampled_rows(size, count, seed, file))
+        )
+    return [(file, row) for _, file, row in sorted(positions)]
 
 
-def _drawn(size: int, count: int, seed: int, file: int) -> list[int]:
+def _sampled_rows(size: int, count: int, seed: int, file: int) -> list[int]:
     """`count` of `size` rows: shuffled again and again, the last time cut."""
     generator = np.random.default_rng((seed, file))
     rounds = [generator.permutation(size) for _ in range(math.ceil(count / size))]

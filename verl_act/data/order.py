@@ -25,11 +25,11 @@ def expert_positions(
     """
     keys = [hashlib.blake2b(f"{seed}:{pair_id}".encode(), digest_size=8).digest() for pair_id in pair_ids]
     ranked: defaultdict[tuple[Hashable, int], list[int]] = defaultdict(list)
-    for place in sorted(range(len(keys)), key=keys.__getitem__):
-        ranked[groups[place] if groups else None, candidates[place]].append(place)
+    for index in sorted(range(len(keys)), key=keys.__getitem__):
+        ranked[groups[index] if groups else None, candidates[index]].append(index)
     positions = np.empty(len(keys), dtype=np.int64)
-    for (_, count), places in ranked.items():
-        positions[places] = (np.arange(len(places)) + epoch) % count
+    for (_, count), indices in ranked.items():
+        positions[indices] = (np.arange(len(indices)) + epoch) % count
     return positions
 
 

@@ -62,9 +62,9 @@ class Source(ABC):
     def __len__(self) -> int:
         return self._length
 
-    def row(self, number: int, position: int) -> Row:
+    def row(self, index: int, position: int) -> Row:
         """The row as verl's reward and agent loops want it, less what `ActDataset` adds to rows of every kind."""
-        return self._build({name: column[number].as_py() for name, column in self._columns.items()}, position)
+        return self._build({name: column[index].as_py() for name, column in self._columns.items()}, position)
 
     def _usable(self, table: pa.Table) -> pa.Table:
         """The rows that can be trained on at all."""
@@ -203,11 +203,11 @@ def open_source(path: str, settings: ActSettings) -> Source | None:
         return None
     if not Path(path).exists():
         raise DataError(f"{path}: no such file. It is listed in data.train_files or data.val_files.")
-    found = read_parquet_schema(path)
-    kind = schema_name(found).split("/")[0]
+    stored = read_parquet_schema(path)
+    kind = schema_name(stored).split("/")[0]
     if kind == "none":
-        has_all = (source for source in _KINDS.values() if not missing_columns(found.names, source.schema))
-        unnamed = None if "prompt" in found.names else next(has_all, None)  # verl's rows have a prompt
+        has_all = (source for source in _KINDS.values() if not missing_columns(stored.names, source.schema))
+        unnamed = None if "prompt" in stored.names else next(has_all, None)  # verl's rows have a prompt
         return unnamed(path, settings) if unnamed else None
     if kind not in _KINDS:
         raise DataError(f"{path}: holds {kind} rows; a stage can train on {', '.join(_KINDS)} files.")

@@ -50,9 +50,9 @@ class VerlRows:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def row(self, number: int, position: int = 0) -> Row:
+    def row(self, index: int, position: int = 0) -> Row:
         """The row exactly as verl returns it."""
-        return self._dataset[number]
+        return self._dataset[index]
 
     def require_mixable(self, kept: Collection[str]) -> None:
         """Prepare to give the columns `kept` only, and log the others.

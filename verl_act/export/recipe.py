@@ -64,5 +64,7 @@ def _render(folder: Path, template: str, name: str | None = None, **values: obje
 
 def _requirements() -> list[str]:
     """What this package needs beside verl, sorted."""
-    asked = (Requirement(text) for text in requires("verl-act") or ())
-    return sorted(str(requirement) for requirement in asked if not requirement.marker and requirement.name != "verl")
+    requirements = (Requirement(text) for text in requires("verl-act") or ())
+    return sorted(
+        str(requirement) for requirement in requirements if not requirement.marker and requirement.name != "verl"
+    )

@@ -20,8 +20,8 @@ class ChatTemplate(Template):
     """`reasoning` asks for `<think>…</think>` first; `admissible_in_action` and `admissible_in_choice` list the
     admissible actions.
 
-    `instructions` stand before the task: what a list cannot say, such as how actions are worded where none is shown.
-    `choose_by_number` asks for the number of a candidate instead of its text: for candidates of many words.
+    `instructions` come before the task and say what a list cannot, such as how to word actions when no list is shown.
+    `choose_by_number` asks for a candidate's number instead of its text, which suits long candidates.
     """
 
     reasoning: bool = True
@@ -31,11 +31,11 @@ class ChatTemplate(Template):
     choose_by_number: bool = False
 
     def action_messages(self, context: Context) -> list[Message]:
-        return _user(self._context(context), *self._asked_action(context.admissible_actions))
+        return _user(self._context(context), *self._action_request(context.admissible_actions))
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
         admissible = self._list(context.admissible_actions, candidates) if self.admissible_in_choice else ""
-        proposed = "\n".join(f"Action {number}: {candidate}" for number, candidate in enumerate(candidates, 1))
+        proposed = "\n".join(f"Action {label}: {candidate}" for label, candidate in enumerate(candidates, 1))
         question = (
             f"These {len(candidates)} actions are proposed for the next step:\n{proposed}\n\n"
             f"{self._reasoning('Compare what each would achieve and which brings you closer to completing the task')}"
@@ -46,7 +46,7 @@ class ChatTemplate(Template):
         return _user(self._context(context), admissible, question)
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
-        return _paragraphs(f"Observation: {observation}", *self._asked_action(admissible_actions))
+        return _paragraphs(f"Observation: {observation}", *self._action_request(admissible_actions))
 
     def _context(self, context: Context) -> str:
         turns = self.shown_history(context)
@@ -57,21 +57,21 @@ class ChatTemplate(Template):
         goal, now = f"Your task: {context.goal}", f"Current observation: {context.observation}"
         return _paragraphs(_ROLE, self.instructions, goal, history, now)
 
-    def _asked_action(self, actions: Sequence[str]) -> tuple[str, str]:
-        """The admissible actions, and what is asked about them."""
+    def _action_request(self, actions: Sequence[str]) -> tuple[str, str]:
+        """The list of admissible actions, and the request for one of them."""
         listed = self._list(actions) if self.admissible_in_action else ""
         wording = "copied word for word" if self.max_listed is None else "listed or worded like the listed ones"
-        wanted = f"exactly one of the admissible actions, {wording}," if listed else "exactly one action"
+        answer = f"exactly one of the admissible actions, {wording}," if listed else "exactly one action"
         reasoning = self._reasoning("Reason step by step about what to do next")
-        return listed, f"{reasoning}give {wanted} inside one <action> </action>."
+        return listed, f"{reasoning}give {answer} inside one <action> </action>."
 
     def _list(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> str:
-        """The list with its heading; nothing where the environment gives none."""
+        """The list with its heading; empty if the environment gives no list."""
         if not actions:
             return ""
-        shown = self.shown_actions(actions, candidates)
-        share = "" if len(shown) == len(actions) else f" ({len(shown)} of {len(actions)})"
-        return "\n".join([f"Admissible actions{share}:", *(f"- {action}" for action in shown)])
+        listed = self.shown_actions(actions, candidates)
+        share = "" if len(listed) == len(actions) else f" ({len(listed)} of {len(actions)})"
+        return "\n".join([f"Admissible actions{share}:", *(f"- {action}" for action in listed)])
 
     def _reasoning(self, what: str) -> str:
         return f"{what}, inside <think> </think>. Then " if self.reasoning else "Without any reasoning, "

@@ -42,12 +42,12 @@ def turn_markers(tokenizer: Any) -> frozenset[str]:
     """The tags that the chat template writes between messages of any role, control tokens or not."""
     if not getattr(tokenizer, "chat_template", None):
         return frozenset()
-    found = set(_TAG.findall(_rendered(tokenizer, "user", "assistant", "user")))
+    tags = set(_TAG.findall(_rendered(tokenizer, "user", "assistant", "user")))
     for roles in (("system", "user"), ("user", "assistant", "tool")):
         # A template without the role refuses it, in an error of its own choice; then it writes no tag for it either.
         with suppress(Exception):
-            found.update(_TAG.findall(_rendered(tokenizer, *roles)))
-    return frozenset(found) - set(OWN_TAGS)
+            tags.update(_TAG.findall(_rendered(tokenizer, *roles)))
+    return frozenset(tags) - set(OWN_TAGS)
 
 
 def reply_prefix(tokenizer: Any, options: Mapping[str, Any] | None = None) -> str:
@@ -89,7 +89,7 @@ def _turn_ending(tokenizer: Any) -> tuple[int, ...]:
     rendered = _rendered(tokenizer, "user", "assistant", add_generation_prompt=False)
     after = tokenizer.encode(rendered[rendered.rindex(_PROBE) + len(_PROBE) :], add_special_tokens=False)
     control = control_tokens(tokenizer)
-    ends = (place for place, token in enumerate(after) if tokenizer.convert_ids_to_tokens(token) in control)
+    ends = (index for index, token in enumerate(after) if tokenizer.convert_ids_to_tokens(token) in control)
     return tuple(after[next(ends, len(after)) :])
 
 

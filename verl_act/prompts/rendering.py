@@ -1,6 +1,6 @@
-"""What a tokenizer and its chat template must be able to do; refused before anything is sampled or trained.
+"""Checks that a tokenizer and its chat template can do what prompts need, before anything is sampled or trained.
 
-A template refuses a conversation in an error of its own choice, so any error of one is told as `ConfigError`.
+Chat templates raise errors of any type, so every error of one becomes a `ConfigError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STATE = Context("a goal", (Turn("a room", "look"),), "a desk", ("look", "wait")
 
 
 def require_usable(tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
-    """Raise `ConfigError` where prompts cannot be rendered with this Hugging Face tokenizer, or replies not be read.
+    """Raise `ConfigError` if this Hugging Face tokenizer cannot render prompts, or its replies cannot be read.
 
     `options` are those of the chat template (`data.apply_chat_template_kwargs`).
     """
@@ -31,26 +31,26 @@ def require_usable(tokenizer: Any, options: Mapping[str, Any] | None = None) -> 
         )
     if special := [tag for tag in OWN_TAGS if tag in control_tokens(tokenizer)]:
         raise ConfigError(
-            f"{name}: its tokenizer holds {special[0]!r} as a special token, which is cut out of a reply before it is "
-            "read, and out of texts to learn from. Add it as an ordinary token (special=False in "
+            f"{name}: its tokenizer has {special[0]!r} as a special token, which is removed from replies before they "
+            "are parsed, and from training texts. Add it as an ordinary token (special=False in "
             "tokenizer_config.json and tokenizer.json)."
         )
     if not _shows_texts(tokenizer, options or {}):
         raise ConfigError(
-            f"{name}: its chat template leaves out a message whose content is text; it may want a list of parts "
+            f"{name}: its chat template leaves out a message whose content is text; it may expect a list of parts "
             '({"type": "text", "text": ...}), as templates for images do. Give it a chat_template.jinja that writes '
             "message.content where that is a string."
         )
 
 
 def render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
-    """As the tokenizer's `apply_chat_template`. Raises `ConfigError` where the chat template refuses `messages`."""
+    """The tokenizer's `apply_chat_template`. Raises `ConfigError` if the chat template refuses `messages`."""
     try:
         return tokenizer.apply_chat_template(list(messages), **options)
     except Exception as error:
         roles = ", ".join(message["role"] for message in messages)
-        given = {name: value for name, value in options.items() if name not in _OWN_OPTIONS}
-        with_options = f" with chat_template_kwargs={given}" if given else ""
+        template_options = {name: value for name, value in options.items() if name not in _OWN_OPTIONS}
+        with_options = f" with chat_template_kwargs={template_options}" if template_options else ""
         raise ConfigError(
             f"{_name(tokenizer)}: its chat template refuses a conversation of the roles {roles}{with_options}: {error}."
             " Correct chat_template_kwargs, or use a prompt template or a chat_template.jinja that fits the other."
@@ -60,8 +60,10 @@ def render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
 def require_prompts(
     tokenizer: Any, template: Template, options: Mapping[str, Any] | None = None, *, one_sequence: bool = False
 ) -> None:
-    """Raise `ConfigError` where the chat template refuses a prompt of `template`; with `one_sequence`, also where it
-    refuses an episode that is one conversation (mode `concat`)."""
+    """Raise `ConfigError` if the chat template refuses a prompt of `template`.
+
+    With `one_sequence`, also if it refuses an episode as one conversation (mode `concat`).
+    """
     options = {**(options or {}), "tokenize": False}
     prompt = template.action_messages(_STATE)
     render(tokenizer, prompt, add_generation_prompt=True, **options)

@@ -32,7 +32,7 @@ from verl_act.upstream_gaps.failed_rollouts import FAILURES
 
 Result = TypeVar("Result")
 
-_UNHEARD = ("dapo", "gdpo")
+_WITHOUT_EXTRA_FIELDS = ("dapo", "gdpo")
 """verl's reward managers that give the reward function nothing of what the agent loop adds to a row."""
 
 
@@ -54,7 +54,7 @@ class ActEnvAgentLoop(AgentLoopBase):
 
     async def _play(self, task: Task, sampling_params: dict[str, Any]) -> list[AgentLoopOutput]:
         settings = ActSettings.from_config(self.data_config)
-        if (manager := self.config.reward.reward_manager.name) in _UNHEARD:
+        if (manager := self.config.reward.reward_manager.name) in _WITHOUT_EXTRA_FIELDS:
             raise ConfigError(
                 f"verl's reward manager {manager!r} does not pass on the outcome of an episode. Set "
                 "reward.reward_manager.name=naive where tasks are among the rows."
@@ -196,8 +196,8 @@ class _TokenPolicy(ABC):
 
     def _weight_versions(self) -> dict[str, Any]:
         """The oldest and newest weights that took part, which verl's off-policy control needs."""
-        oldest = [found for fields in self.server_fields if (found := fields.get("min_global_steps")) is not None]
-        newest = [found for fields in self.server_fields if (found := fields.get("max_global_steps")) is not None]
+        oldest = [version for fields in self.server_fields if (version := fields.get("min_global_steps")) is not None]
+        newest = [version for fields in self.server_fields if (version := fields.get("max_global_steps")) is not None]
         return {
             "min_global_steps": min(oldest) if oldest else None,
             "max_global_steps": max(newest) if newest else None,

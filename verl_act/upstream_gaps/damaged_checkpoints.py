@@ -36,7 +36,7 @@ _SHARDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
 
 def step_of(path: Path) -> int:
     """The step of a checkpoint, or of something below its `global_step_` folder."""
-    return next(int(part.removeprefix(_STEP)) for part in path.parts[::-1] if part.startswith(_STEP))
+    return next(int(name.removeprefix(_STEP)) for name in path.parts[::-1] if name.startswith(_STEP))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -163,10 +163,12 @@ def _contents(config: Any) -> list[str]:
 def close_gap(module: ModuleType) -> None:
     """`module` is verl.trainer.ppo.v1.trainer_base, just imported."""
 
-    def load(wrapped: Callable[[], None], trainer: Any, args: tuple, kwargs: dict) -> None:
-        own = trainer.config.trainer
-        if own.resume_mode == "auto":
-            resume_from_whole(Path(own.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint))
+    def load(wrapped: Callable[[], None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        settings = trainer.config.trainer
+        if settings.resume_mode == "auto":
+            resume_from_whole(
+                Path(settings.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint)
+            )
         wrapped(*args, **kwargs)
 
     wrapt.wrap_function_wrapper(module, "PPOTrainer._load_checkpoint", load)
@@ -175,7 +177,9 @@ def close_gap(module: ModuleType) -> None:
 def close_gap_of_sft(module: ModuleType) -> None:
     """`module` is verl.utils.checkpoint.checkpoint_handler, just imported."""
 
-    def find(wrapped: Callable[[], str | None], handler: Any, args: tuple, kwargs: dict) -> str | None:
+    def find(
+        wrapped: Callable[[], str | None], handler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
         if handler.rank == 0:
             config = getattr(handler.engine, "checkpoint_config", None)
             resume_from_whole(Path(handler.default_local_dir), _contents(config))

@@ -36,11 +36,13 @@ _NOTHING_FINISHED = "empty list as keys"
 def close_gap(module: ModuleType) -> None:
     """Let the trainer look at the board; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
 
-    def unless_given_up(wrapped: Callable[..., int], trainer: Any, args: tuple, kwargs: dict) -> int:
+    def unless_given_up(
+        wrapped: Callable[..., int], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> int:
         raise_notice()
         return wrapped(*args, **kwargs)
 
-    def or_say_why(wrapped: Callable[..., Any], trainer: Any, args: tuple, kwargs: dict) -> Any:
+    def or_say_why(wrapped: Callable[..., Any], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             result = wrapped(*args, **kwargs)
         except ValueError as error:
@@ -95,17 +97,17 @@ class Failures:
     def watch(self, group: str) -> Iterator[None]:
         """Around one episode of `group`."""
         self._begun += 1
-        number = self._begun
-        self._playing.add(number)
+        episode = self._begun
+        self._playing.add(episode)
         try:
             yield
             self._succeeded()
         except Exception as error:
-            self._playing.remove(number)
+            self._playing.remove(episode)
             self._failed(group, error)
             raise
         finally:
-            self._playing.discard(number)
+            self._playing.discard(episode)
 
     def _succeeded(self) -> None:
         self._groups.clear()
@@ -119,7 +121,7 @@ class Failures:
         self._groups.add(group)
         failure, notice = f"{type(error).__name__}: {error}", None
         # Failing is quicker than playing: what was under way at the first failure may still come to its end.
-        waiting = any(number <= self._first for number in self._playing)
+        waiting = any(episode <= self._first for episode in self._playing)
         if len(self._groups) >= GROUPS and not waiting:
             notice = (
                 f"{len(self._groups)} groups of episodes in a row have failed, and no episode has come to its end "

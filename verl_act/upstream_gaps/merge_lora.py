@@ -92,12 +92,12 @@ def _settings(meta: Path, rank: int) -> dict[str, int]:
         "(actor_rollout_ref.model.lora_alpha, for SFT model.lora_alpha)."
     )
     try:
-        found = json.loads(meta.read_text(encoding="utf-8"))
+        content = json.loads(meta.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{meta}: missing, and without it the adapters cannot be merged. {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{meta}: cannot be read as JSON ({error}). {remedy}") from error
-    values = found if isinstance(found, dict) else {}
+    values = content if isinstance(content, dict) else {}
     for key in ("r", "lora_alpha"):
         if type(values.get(key)) is not int or values[key] < 1:
             raise DataError(f"{meta}: {key!r} is {values.get(key)!r}; it must be a positive whole number. {remedy}")

@@ -29,18 +29,20 @@ _SIGNAL = "act_learning_signal"
 def close_gap(module: ModuleType) -> None:
     """Wrap the trainer's metrics; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
 
-    def with_extra_info(wrapped: Callable[..., None], trainer: Any, args: tuple, kwargs: dict) -> None:
+    def with_extra_info(
+        wrapped: Callable[..., None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         wrapped(*args, **kwargs)
         if trainer.config.data.get("custom_cls", {}).get("name") != "ActDataset":
             return
-        given = signature(wrapped).bind(*args, **kwargs).arguments
-        batch = given["batch"]
+        arguments = signature(wrapped).bind(*args, **kwargs).arguments
+        batch = arguments["batch"]
         rows = module.tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["data_source", "extra_fields"]
         )
         kept = last_outputs(batch.keys, [tag.get("is_padding", False) for tag in batch.tags])
         sources, fields = (rows.pop(name).tolist() for name in ("data_source", "extra_fields"))
-        given["metrics"].update(means([sources[row] for row in kept], [fields[row] for row in kept]))
+        arguments["metrics"].update(means([sources[row] for row in kept], [fields[row] for row in kept]))
         scored = [row for row in kept if "score" in (fields[row].get("reward_extra_info") or {})]
         if not hasattr(trainer, _SIGNAL):
             allowed = bool((trainer.config.data.get("act") or {}).get(SWITCH, False))
@@ -51,7 +53,7 @@ def close_gap(module: ModuleType) -> None:
             [float(fields[row]["reward_extra_info"]["score"]) for row in scored],
         )
         if share is not None:
-            given["metrics"]["train/equal_reward_groups"] = share
+            arguments["metrics"]["train/equal_reward_groups"] = share
 
     wrapt.wrap_function_wrapper(module, "PPOTrainer._compute_metrics", with_extra_info)
 
@@ -79,4 +81,4 @@ def means(data_sources: Sequence[str], extra_fields: Sequence[Mapping[str, Any]]
         for key, value in (fields.get("reward_extra_info") or {}).items():
             if isinstance(value, Real):
                 values[f"train/{source}/{key}/mean"].append(float(value))
-    return {name: sum(found) / len(found) for name, found in values.items()}
+    return {name: sum(entries) / len(entries) for name, entries in values.items()}

@@ -20,7 +20,7 @@ import wrapt
 def close_gap(module: ModuleType) -> None:
     """Pass the configured value on; `module` is verl.experimental.reward_loop.reward_loop, just imported."""
 
-    def as_configured(wrapped: Callable[[], None], worker: Any, args: tuple, kwargs: dict) -> None:
+    def as_configured(wrapped: Callable[[], None], worker: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         load = module.hf_tokenizer
         trusted = bool(worker.config.actor_rollout_ref.model.get("trust_remote_code", False))
 

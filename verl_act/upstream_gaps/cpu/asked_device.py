@@ -1,6 +1,6 @@
-"""Gap: where verl has found an accelerator, it trains on that, though `trainer.device=cpu` asked for the CPU.
+"""Gap: verl trains on an accelerator if it finds one, even with `trainer.device=cpu`.
 
-With the settings of `+act/device=cpu` such a run would fail much later, or be slow without a reason. It is refused.
+With the settings of `+act/device=cpu`, such a run would fail much later or be slow for no clear reason. It is refused.
 
 Upstream change it waits for: an error in `auto_set_device` (verl/utils/device.py) instead of another device.
 """
@@ -15,22 +15,24 @@ MODULE = "verl.utils.device"
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported."""
+    """Patch the module when it is imported."""
     wrapt.when_imported(MODULE)(_patch)
 
 
 def _patch(module: ModuleType) -> None:
-    def unless_cpu_was_asked_for(wrapped: Callable[..., None], _instance: Any, args: tuple, kwargs: dict) -> None:
+    def unless_cpu_was_requested(
+        wrapped: Callable[..., None], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         config = args[0] if args else kwargs["config"]
-        asked = getattr(getattr(config, "trainer", None), "device", None)
-        found = module.get_platform().device_name
-        if asked == "cpu" and found != "cpu":
+        requested = getattr(getattr(config, "trainer", None), "device", None)
+        device = module.get_platform().device_name
+        if requested == "cpu" and device != "cpu":
             from verl_act.errors import ConfigError  # not with every import of verl
 
             raise ConfigError(
-                f"trainer.device=cpu, but verl has found a platform of device {found!r} and would train on that. Set "
+                f"trainer.device=cpu, but verl has found a platform of device {device!r} and would train on that. Set "
                 "VERL_PLATFORM=cpu in the environment, or leave out +act/device=cpu."
             )
         wrapped(*args, **kwargs)
 
-    wrapt.wrap_function_wrapper(module, "auto_set_device", unless_cpu_was_asked_for)
+    wrapt.wrap_function_wrapper(module, "auto_set_device", unless_cpu_was_requested)

@@ -21,8 +21,8 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 def is_cpu_platform() -> bool:
     """Whether this process is to use the CPU platform: by `VERL_PLATFORM`, or because torch is a CPU build."""
-    asked = os.environ.get("VERL_PLATFORM", "").strip().lower()
-    return asked == "cpu" if asked else _torch_is_cpu_build()
+    requested = os.environ.get("VERL_PLATFORM", "").strip().lower()
+    return requested == "cpu" if requested else _torch_is_cpu_build()
 
 
 def register_cpu_platform() -> None:

@@ -19,7 +19,7 @@ VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported, and for the processes that this one starts."""
+    """Patch the module when it is imported, and for the processes that this one starts."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_this_machine = address.startswith(("local", "127.", "[::1]"))
     if on_this_machine and os.environ.setdefault(VARIABLE, "0") == "0":

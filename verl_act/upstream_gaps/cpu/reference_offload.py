@@ -16,7 +16,7 @@ MODULE = "verl.workers.engine.fsdp.transformer_impl"
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported."""
+    """Patch the module when it is imported."""
     wrapt.when_imported(MODULE)(_patch)
 
 

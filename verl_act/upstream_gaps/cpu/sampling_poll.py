@@ -18,7 +18,7 @@ POLL_SECONDS = 0.1
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported."""
+    """Patch the module when it is imported."""
     wrapt.when_imported(MODULE)(_patch)
 
 
@@ -26,6 +26,8 @@ def _patch(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, "ReplayBuffer.__init__", _with_short_interval)
 
 
-def _with_short_interval(wrapped: Callable[..., None], _instance: Any, args: tuple, kwargs: dict) -> None:
-    given = signature(wrapped).bind_partial(*args, **kwargs).arguments
-    wrapped(*args, **kwargs, **({} if "poll_interval" in given else {"poll_interval": POLL_SECONDS}))
+def _with_short_interval(
+    wrapped: Callable[..., None], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    arguments = signature(wrapped).bind_partial(*args, **kwargs).arguments
+    wrapped(*args, **kwargs, **({} if "poll_interval" in arguments else {"poll_interval": POLL_SECONDS}))

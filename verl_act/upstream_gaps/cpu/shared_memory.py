@@ -17,7 +17,7 @@ MODULE = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported."""
+    """Patch the module when it is imported."""
     wrapt.when_imported(MODULE)(_patch)
 
 
@@ -25,7 +25,7 @@ def _patch(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, "BucketedWeightReceiver.receive_weights", _receive_copies)
 
 
-def _receive_copies(wrapped: Callable[..., Any], receiver: Any, args: tuple, kwargs: dict) -> Any:
+def _receive_copies(wrapped: Callable[..., Any], receiver: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def bucket_of(on_bucket_received: Callable[[list, bool], None]) -> Any:
         def deliver(weights: list, is_last: bool) -> None:
             on_bucket_received([(name, weight.clone()) for name, weight in weights], is_last)

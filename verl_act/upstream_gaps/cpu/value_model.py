@@ -17,7 +17,7 @@ MODULE = "verl.utils.model"
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported."""
+    """Patch the module when it is imported."""
     wrapt.when_imported(MODULE)(_patch)
 
 
@@ -25,7 +25,7 @@ def _patch(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, "load_valuehead_model", _load_with_sdpa)
 
 
-def _load_with_sdpa(wrapped: Callable[..., Any], _instance: Any, args: tuple, kwargs: dict) -> Any:
+def _load_with_sdpa(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from transformers import PreTrainedModel
 
     load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]

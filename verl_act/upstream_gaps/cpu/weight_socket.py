@@ -21,7 +21,7 @@ NODE = "RAY_RAYLET_PID"
 
 
 def close_gap() -> None:
-    """Arrange for the change when (or if) the module is imported."""
+    """Patch the module when it is imported."""
     wrapt.when_imported(MODULE)(_patch)
 
 
@@ -30,7 +30,7 @@ def _patch(module: ModuleType) -> None:
         wrapt.wrap_function_wrapper(module, f"BucketedWeight{end}.__init__", _at_this_node)
 
 
-def _at_this_node(wrapped: Callable[..., Any], end: Any, args: tuple, kwargs: dict) -> None:
+def _at_this_node(wrapped: Callable[..., Any], end: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     wrapped(*args, **kwargs)
     if NODE in os.environ and end.zmq_handle.startswith("ipc://"):
         end.zmq_handle += f".{os.environ[NODE]}"
