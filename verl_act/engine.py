@@ -1,7 +1,7 @@
-"""vLLM outside verl: the one place that starts an engine, for sampling alternatives and for evaluation.
+"""vLLM outside verl, for sampling alternatives and for evaluation. No other module starts an engine.
 
 Asynchronous, so that episodes of different lengths share one engine without waiting for each other. On a CPU build of
-vLLM the engine runs in fp32 on the cores there are; on a GPU, vLLM's own defaults hold.
+vLLM the engine runs in fp32 on the available cores; on a GPU, vLLM's defaults apply.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 TopK = Annotated[int, Field(ge=-1)]
-"""Tokens to draw from; 0 and -1: all."""
+"""Tokens to sample from; 0 and -1: all."""
 
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # vLLM 0.28 rewinds the generator of a seeded request after a partial prefill, which a CPU generator cannot do
-# ("CPU Generator does not use offset"): prompts are prefilled whole.
-# One process schedules and runs the model. Under the name "uni" vLLM would start a second one for the model, to set its
-# OpenMP variables: a process more to start and to talk to for every token. Threads are those that the caller's
-# environment, or else torch, asks for (`nobind`).
+# ("CPU Generator does not use offset"), so prompts are prefilled whole.
+# One process schedules and runs the model. As "uni", vLLM would start a second one for the model to set its OpenMP
+# variables: one more process to start, and to talk to for every token. The caller's environment, or else torch, sets
+# the number of threads (`nobind`).
 _CPU_ENGINE = {
     "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     "dtype": "float32",
@@ -57,7 +57,7 @@ _CPU_ENGINE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How replies are drawn; temperature 0 is greedy. `max_tokens` bounds one reply."""
+    """How replies are sampled; temperature 0 is greedy. `max_tokens` limits one reply."""
 
     n: Positive = 1
     temperature: NotNegative = 1.0
@@ -75,9 +75,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`log_probability` is the sum over the reply's tokens, as the model has them before temperature and top-p; None
-    where it said nothing because the prompt left no room, or where it is not finite. `cut`: the room ended before the
-    reply did."""
+    """A reply and its log-probability.
+
+    `log_probability` sums over the reply's tokens, before temperature and top-p; None if the prompt left no room for a
+    reply, or if it is not finite. `cut`: the reply was truncated.
+    """
 
     text: str
     log_probability: float | None
@@ -85,7 +87,7 @@ class Reply:
 
 
 class _OurEngineOptions(TypedDict):
-    """Keys of `--engine-options` whose values decide more than vLLM's engine."""
+    """Keys of `--engine-options` that this package reads too."""
 
     max_model_len: Positive
     trust_remote_code: bool
@@ -94,9 +96,9 @@ class _OurEngineOptions(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Where the model is and what vLLM is told beyond our defaults.
+    """The model, and vLLM's engine arguments beyond our defaults.
 
-    `extra` may hold any of its engine arguments, and `chat_template_kwargs` for prompts.
+    `extra` may hold any engine argument, and `chat_template_kwargs` for prompts.
     """
 
     model: Text
@@ -107,16 +109,16 @@ class EngineSettings:
         check_options(type(self), {"model": self.model, "max_model_len": self.max_model_len})
         check_options(_OurEngineOptions, self.extra, "engine_options")
         if "model" in self.extra:
-            raise OptionError("engine_options", "has a key 'model', which is an option of its own.")
+            raise OptionError("engine_options", "has a key 'model'; give it as --model instead.")
 
     @property
     def context_length(self) -> int:
-        """Tokens that a prompt and its reply may have together."""
+        """Maximum tokens of a prompt and its reply together."""
         return self.extra.get("max_model_len") or self.max_model_len
 
 
 def check_engine(settings: EngineSettings, sampling: Sampling) -> None:
-    """Raise `ConfigError` where the engine has no such option, or a long reply would leave no room for a prompt."""
+    """Raise `ConfigError` if the engine has no such option, or a long reply would leave no room for a prompt."""
     require_room(settings, sampling.max_tokens)
     if not settings.extra.keys() - _OurEngineOptions.__annotations__.keys():
         return  # vLLM takes seconds to import
@@ -129,17 +131,17 @@ def check_engine(settings: EngineSettings, sampling: Sampling) -> None:
 
 
 def require_room(settings: EngineSettings, max_tokens: int, option: str = "max_tokens") -> None:
-    """Raise `OptionError`, about `option`, where a reply of `max_tokens` fills the model's context."""
+    """Raise `OptionError` about `option` if a reply of `max_tokens` fills the model's context."""
     if max_tokens >= settings.context_length:
         raise OptionError(
             option,
             f"is {max_tokens}, which leaves no room for a prompt: the model's context has {settings.context_length} "
-            "tokens (max_model_len). Lower the one or raise the other.",
+            "tokens (max_model_len). Lower the first or raise the second.",
         )
 
 
 def _engine_arguments() -> Any:
-    """vLLM's class of engine arguments. Raises `EngineError` where vLLM is missing."""
+    """vLLM's class of engine arguments. Raises `EngineError` if vLLM cannot be imported."""
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
     except ImportError as error:
@@ -148,28 +150,27 @@ def _engine_arguments() -> Any:
 
 
 def _finite(log_probability: float | None) -> float | None:
-    """None instead of what a model that has diverged computes, which no JSON file can hold."""
+    """None instead of NaN and infinities of a diverged model, which JSON cannot hold."""
     return log_probability if log_probability is not None and math.isfinite(log_probability) else None
 
 
 def request_seed(seed: int, item: str) -> int:
-    """The seed for the replies to one item. With one seed for all, vLLM would draw the same noise for every item."""
+    """The seed for one item's replies. With a shared seed, vLLM would draw the same noise for every item."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{item}".encode()).digest()[:4])
 
 
 def model_digest(model: str) -> str | None:
-    """The hash of a model's folder, whose content may change under one name; None for a model that a hub has."""
+    """The hash of a model's folder, whose content may change under the same name; None for a model on a hub."""
     return digest(model) if Path(model).is_dir() else None
 
 
 class Engine:
     """A running vLLM engine and its tokenizer. Use as a context manager; leaving it stops the engine's processes.
 
-    A start that takes longer than `start_seconds` has failed; where none are given, vLLM's own variable
-    `VLLM_ENGINE_READY_TIMEOUT_S` says how many, or else half an hour. `without_room` counts the prompts so far that
-    left no room for a reply.
+    A start that takes longer than `start_seconds` fails; the default is vLLM's `VLLM_ENGINE_READY_TIMEOUT_S`, or else
+    half an hour. `without_room` counts the prompts so far that left no room for a reply.
 
-    Raises `ConfigError` where the model folder is unusable and `EngineError` where vLLM does not start.
+    Raises `ConfigError` if the model folder is unusable, and `EngineError` if vLLM does not start.
     """
 
     def __init__(self, settings: EngineSettings, start_seconds: float | None = None) -> None:
@@ -209,8 +210,8 @@ class Engine:
             if overdue.is_set():
                 raise EngineError(
                     f"vLLM has not started within {start_seconds:.0f} s with model {settings.model} and "
-                    f"{arguments}. Its own messages above say why; where it only needs longer, set "
-                    "VLLM_ENGINE_READY_TIMEOUT_S to more seconds."
+                    f"{arguments}. Its own messages above say why; if it only needs more time, raise "
+                    "VLLM_ENGINE_READY_TIMEOUT_S (seconds)."
                 ) from error
             raise EngineError(
                 f"vLLM did not start with model {settings.model} and {arguments}: {error}. "
@@ -231,19 +232,19 @@ class Engine:
         self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run what awaits replies to its end."""
+        """Run a coroutine that awaits replies, and return its result."""
         return self._loop.run(coroutine)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, with the control tokens in its text made harmless."""
+        """Token ids of a prompt, with control tokens in its text neutralised."""
         plain = as_plain_text(messages, self.tokenizer)
         return render(self.tokenizer, plain, add_generation_prompt=True, return_dict=False, **self.chat_template_kwargs)
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
-        """`sampling.n` replies to a prompt, as text, with what the prompt had already written of them (`<think>`).
+        """`sampling.n` replies to a prompt, each preceded by what the prompt already wrote of it (`<think>`).
 
-        They are cut where the model's context ends. A prompt that leaves no room for a reply gets empty replies: to the
-        caller they are malformed, like any other.
+        They are truncated at the end of the model's context. A prompt that leaves no room gets empty replies, which
+        then count as malformed.
         """
         completions = await self._complete(messages, sampling, seed)
         return [self.reply_prefix + completion.text for completion in completions] or [""] * sampling.n
@@ -251,7 +252,7 @@ class Engine:
     async def scored_reply(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
     ) -> list[Reply]:
-        """As `reply`, with the log-probability of each, and whether it was cut."""
+        """As `reply`, with each reply's log-probability and whether it was truncated."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
         replies = [
             Reply(self.reply_prefix + one.text, _finite(one.cumulative_logprob), one.finish_reason == "length")
@@ -267,7 +268,7 @@ class Engine:
 
     @cached_property
     def _token_builder(self) -> Any:
-        """The one that verl chooses for the model's family."""
+        """The token builder that verl chooses for the model's family."""
         from verl.utils.tokenizer import hf_processor
         from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
@@ -291,7 +292,7 @@ class Engine:
     async def _complete(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, **options: Any
     ) -> list[Any]:
-        """vLLM's completions; none, and counted, where the prompt leaves no room."""
+        """vLLM's completions; none if the prompt leaves no room, which is counted."""
         completions = await self._generate(self.encode(messages), sampling, seed, **options)
         self.without_room += not completions
         return completions
@@ -299,7 +300,7 @@ class Engine:
     async def _generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None, **options: Any
     ) -> list[Any]:
-        """vLLM's completions; none where the prompt leaves no room. `options` are further sampling parameters."""
+        """vLLM's completions; none if the prompt leaves no room. `options` are further sampling parameters."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -312,16 +313,16 @@ class Engine:
         async for output in self._llm.generate({"prompt_token_ids": list(prompt_ids)}, parameters, uuid4().hex):
             final = output
         if final is None:
-            raise EngineError("vLLM ended a request without an answer; its own messages above say why.")
+            raise EngineError("vLLM ended a request without a reply; its messages above say why.")
         return list(final.outputs)
 
 
 @contextmanager
 def _processes_end_after(seconds: float) -> Iterator[threading.Event]:
-    """Kill the processes started in this block that still run after `seconds`; the event says whether it came to that.
+    """Kill processes that were started in this block and still run after `seconds`; the event is set if so.
 
-    vLLM's engine process may hang at the end of a failed start, where Python collects its ZeroMQ context before the
-    sockets, and vLLM waits for its message or its end without a limit.
+    vLLM's engine process may hang after a failed start, because Python collects its ZeroMQ context before the sockets,
+    and vLLM waits without limit for its message or its exit.
     """
     before = set(multiprocessing.active_children())
     overdue = threading.Event()
@@ -341,14 +342,14 @@ def _processes_end_after(seconds: float) -> Iterator[threading.Event]:
 
 
 def _exit_in_order_when_terminated() -> None:
-    """Let SIGTERM end this process as an exception would: vLLM's processes do not notice when it is simply gone."""
+    """Let SIGTERM end this process like an exception: vLLM's processes do not notice if it just disappears."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _exit)
 
 
 def _exit(signal_number: int, _frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut the end of vLLM's processes short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the shutdown of vLLM
     sys.exit(128 + signal_number)
 
 
@@ -360,9 +361,9 @@ def usable_tokenizer(settings: EngineSettings) -> Any:
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer; code that comes with the model is run only where the caller says so.
+    """The model's tokenizer; code that comes with the model only runs with `trust_remote_code`.
 
-    Raises `ConfigError` where the folder has none, or one that cannot render our prompts.
+    Raises `ConfigError` if the folder has none, or one that cannot render our prompts.
     """
     from transformers import AutoTokenizer
 
@@ -370,7 +371,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
         raise ConfigError(f"{model}: no model here (config.json is missing). Give a Hugging Face folder or model id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # on a damaged file it raises errors of many kinds
+    except Exception as error:  # damaged files raise errors of many types
         raise ConfigError(
             f"{model}: has no tokenizer that can be read ({type(error).__name__}: {error}). Copy tokenizer.json, "
             "tokenizer_config.json and config.json into the folder, from the model it was trained from."

@@ -1,4 +1,4 @@
-"""What other packages add by entry points: environments and prompt templates."""
+"""Environments and prompt templates that other packages add by entry points."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from verl_act.errors import ConfigError
 
 
 def entry_point_names(group: str) -> set[str]:
-    """The names that installed packages give in `group`."""
+    """The names that installed packages register in `group`."""
     return {point.name for point in entry_points(group=group)}
 
 
 def load_entry_point(group: str, name: str) -> Any | None:
-    """What `name` of `group` points at, None where no package has it.
+    """Load the entry point `name` of `group`; None if no package has it.
 
-    Raises `ConfigError` where it cannot be loaded.
+    Raises `ConfigError` if it cannot be loaded.
     """
     for point in entry_points(group=group, name=name):
         try:
@@ -25,6 +25,6 @@ def load_entry_point(group: str, name: str) -> Any | None:
             package = f"of package {point.dist.name!r} " if point.dist else ""
             raise ConfigError(
                 f"Entry point {name!r} ({point.value!r}, group {group}) {package}cannot be loaded: "
-                f"{type(error).__name__}: {error}. Mend that package, or uninstall it."
+                f"{type(error).__name__}: {error}. Fix that package, or uninstall it."
             ) from error
     return None

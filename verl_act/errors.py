@@ -1,8 +1,8 @@
-"""Every error a user can meet, in one hierarchy.
+"""All errors that users can meet.
 
-Each class is also the standard-library class a caller would expect, so `except ValueError` keeps working. A message
-says what was wrong (value, file, row), why, and how to mend it; the command line prints it as one sentence and
-exits with 2. A malformed *model reply* is never an error: it is data, scored and counted (see `parse.py`).
+Each class also derives from the standard-library class that a caller would expect, so `except ValueError` works. A
+message says what was wrong (value, file, row), why, and how to fix it; the command line prints it and exits with 2.
+A malformed *model reply* is never an error: it is data, scored and counted (see `parse.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ConfigError(ActError, ValueError):
 class OptionError(ConfigError):
     """An option of a command has a value that cannot work.
 
-    `option` is its name in Python (`max_tokens`), of a key inside a JSON option with that option in front
-    (`settings.candidates`); `problem` completes the sentence.
+    `option` is its name in Python (`max_tokens`), or `option.key` for a key of a JSON option (`settings.candidates`).
+    `problem` completes the sentence.
     """
 
     def __init__(self, option: str, problem: str) -> None:
@@ -43,7 +43,7 @@ class DataError(ActError, ValueError):
 
 
 class EmptySplitError(DataError):
-    """The data hold no task of this split; they may of others."""
+    """The data have no task of this split, but may have tasks of others."""
 
 
 class EnvError(ActError, RuntimeError):
@@ -55,7 +55,7 @@ class EngineError(ActError, RuntimeError):
 
 
 def describe(error: OSError) -> str | None:
-    """An error of a file, folder or disk as a sentence with the remedy; None where it is about none."""
+    """Describe an error of a file, folder or disk and its fix; None for other errors."""
     file, reason = error.filename2 or error.filename, error.strerror
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{reason}: raise the limit of open files (ulimit -n), or pass fewer --workers."
@@ -83,7 +83,7 @@ def describe(error: OSError) -> str | None:
 
 
 def _existing(file: str) -> str:
-    """The lowest folder above `file` that exists, as far as can be seen."""
+    """The closest parent folder of `file` that exists."""
     folder = os.path.dirname(os.path.abspath(file))
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
@@ -91,5 +91,5 @@ def _existing(file: str) -> str:
 
 
 def cannot_write(error: BaseException) -> bool:
-    """Whether a disk or a folder takes no more: a matter of the machine, whatever was being done."""
+    """Whether writing failed because of the disk or a folder's permissions."""
     return isinstance(error, OSError) and error.errno in _CANNOT_WRITE

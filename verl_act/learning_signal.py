@@ -1,6 +1,4 @@
-"""Does a run have anything to learn from? Where every group of replies earns one reward, all advantages are zero, and
-training moves nothing however long it lasts.
-"""
+"""Detects runs without a learning signal: all advantages are zero if all replies of each group earn the same reward."""
 
 from __future__ import annotations
 
@@ -13,16 +11,16 @@ from verl_act.errors import DataError
 logger = logging.getLogger(__name__)
 
 STEPS = 5
-"""A run stops after so many steps, from its first on, in which no group had two different rewards."""
+"""A run stops if none of its first `STEPS` steps has a group with two different rewards."""
 SWITCH = "allow_degenerate"
-"""The switch that lets a run, or the sampling of alternatives, continue: the same name in `data.act`, in a recipe, and
-as an option of our commands."""
+"""The setting that lets a run, or the sampling of alternatives, continue: the same name in `data.act`, in recipes and
+in the options of commands."""
 
 
 def equal_groups(keys: Sequence[str], rewards: Sequence[float]) -> tuple[int, int]:
-    """How many groups have one reward only, and how many there are; `keys` are `<prompt>_<session>_<output>`.
+    """(groups with equal rewards, all groups); `keys` are `<prompt>_<session>_<output>`.
 
-    Where every prompt has one reply, as with PPO, the whole batch is the group: a value model tells its rows apart.
+    If every prompt has one reply, as with PPO, the whole batch is one group: its rows differ for the value model.
     """
     groups: dict[str, set[float]] = {}
     sizes = Counter[str]()
@@ -32,7 +30,7 @@ def equal_groups(keys: Sequence[str], rewards: Sequence[float]) -> tuple[int, in
         sizes[prompt] += 1
     if max(sizes.values(), default=0) < 2:
         return (int(len(set(rewards)) == 1), 1) if rewards else (0, 0)
-    # A prompt of which only one reply is left says nothing.
+    # A prompt with only one remaining reply says nothing.
     several = [prompt for prompt, size in sizes.items() if size > 1]
     return sum(len(groups[prompt]) == 1 for prompt in several), len(several)
 
@@ -47,10 +45,10 @@ class LearningSignal:
         self._seen = False
 
     def after_step(self, step: int, keys: Sequence[str], rewards: Sequence[float]) -> float | None:
-        """The share of groups with equal rewards in this step; None where there is no group.
+        """The share of groups with equal rewards in this step; None without groups.
 
-        Raises `DataError` after `STEPS` steps from the run's first on without any difference, unless that is allowed.
-        A run that was resumed, or that has had a difference before, is only warned of once.
+        Raises `DataError` if the first `STEPS` steps of the run had no difference, unless that is allowed. For a run
+        that was resumed, or that had a difference before, it logs a warning instead.
         """
         equal, groups = equal_groups(keys, rewards)
         if equal < groups or not groups:
@@ -77,6 +75,6 @@ class LearningSignal:
 
 _REMEDY = (
     "Read some replies (trainer.rollout_data_dir), then check the template (data.act.template), the length of replies "
-    "(data.max_response_length) and the temperature (actor_rollout_ref.rollout.temperature). To train all the same, "
+    "(data.max_response_length) and the temperature (actor_rollout_ref.rollout.temperature). To train anyway, "
     f"set data.act.{SWITCH}=true, or {SWITCH}: true in a recipe."
 )

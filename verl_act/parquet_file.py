@@ -1,8 +1,8 @@
-"""Parquet files in which damage is noticed: what is read is what was written, or a `DataError` names the file.
+"""Parquet files that detect damage: reading returns exactly what was written, or raises `DataError` naming the file.
 
-Pages have parquet's own checksums, which any reader can verify. They cover neither the pages' headers nor the footer,
-so a digest of the whole file stands before the footer, where parquet readers never look: they go by the footer's
-offsets. A file without either, as other programs write it, is read too, and its texts are validated.
+Pages have parquet's own checksums, which any reader can verify. These cover neither page headers nor the footer, so a
+digest of the whole file is stored before the footer. Parquet readers ignore it, since they follow the footer's offsets.
+Files of other programs, without checksums or digest, are read too; their texts are validated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROW_GROUP = 16_384
 
 
 def write_parquet(path: str | os.PathLike[str], table: pa.Table) -> None:
-    """Write `table` with checksums and a digest. Raises what pyarrow and the file system raise."""
+    """Write `table` with checksums and a digest. Raises the errors of pyarrow and the file system."""
     pq.write_table(table, path, row_group_size=_ROW_GROUP, write_page_checksum=True)
     with open(path, "r+b") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
@@ -41,7 +41,7 @@ def write_parquet(path: str | os.PathLike[str], table: pa.Table) -> None:
 
 
 def is_parquet(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as parquet files do."""
+    """Whether a file starts with parquet's magic number."""
     with _as_data_errors(path), open(path, "rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
@@ -49,7 +49,7 @@ def is_parquet(path: str | os.PathLike[str]) -> bool:
 def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
     """The table in a file, or some of its columns.
 
-    Raises `DataError` where there is no such file, or it is damaged; it names the column and row where they are known.
+    Raises `DataError` if the file is missing or damaged; it names the column and row if known.
     """
     with _as_data_errors(path):
         content = _undamaged(Path(path))
@@ -65,7 +65,7 @@ def read_parquet_schema(path: str | os.PathLike[str]) -> pa.Schema:
 
 
 def _undamaged(path: Path) -> pa.BufferReader:
-    """The file's bytes, which its digest fits where it has one."""
+    """The file's bytes, verified against its digest if it has one."""
     content = path.read_bytes()
     start = content.rfind(_MARK)
     if start >= 0:
@@ -78,7 +78,7 @@ def _undamaged(path: Path) -> pa.BufferReader:
 
 
 def _damaged_column(content: bytes) -> str:
-    """The first column whose page checksums do not fit; nothing where it cannot be known."""
+    """Describe the first column with a wrong page checksum; empty if unknown."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         names = file.schema_arrow.names
@@ -97,7 +97,7 @@ def _damaged_column(content: bytes) -> str:
 
 
 def _validate(path: str | os.PathLike[str], table: pa.Table) -> None:
-    """Refuse bytes that are no UTF-8, and offsets that lead out of a column."""
+    """Raise `DataError` on invalid UTF-8 and on offsets outside a column."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
             column.validate(full=True)
@@ -116,7 +116,7 @@ def _is_valid(values: pa.ChunkedArray) -> bool:
 
 @contextmanager
 def _as_data_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What pyarrow raises on a damaged file is of many kinds: a footer alone can ask for any length and type."""
+    """Convert errors of damaged files, which pyarrow raises with many types."""
     try:
         yield
     except DataError:

@@ -1,10 +1,10 @@
-"""From a model's reply to an action or a choice: the one parser of rewards, rollout and evaluation.
+"""Parses a model's reply into an action or a choice, for rewards, rollout and evaluation alike.
 
-A reply ends its reasoning with one `<action>…</action>`. An action is matched exactly after `normalise`, since an
-environment takes nothing else. A choice is read more freely, since only its candidate counts: see `parse_choice`.
-A reply that cannot be read is data, not an error: the answer is then a `Malformed` reason. Where the prompt itself has
-opened `<think>`, callers put that before the reply (`prompts.plain_text.reply_prefix`). Every function takes linear
-time, whatever a policy under training comes up with.
+A reply reasons and then gives one `<action>…</action>`. An action must match exactly after `normalise`, since an
+environment accepts nothing else. A choice is parsed more leniently, since only the candidate counts: see
+`parse_choice`. A malformed reply is data, not an error: the result holds a `Malformed` reason. If the prompt itself
+opened `<think>`, callers prepend that to the reply (`prompts.plain_text.reply_prefix`). Every function takes linear
+time, whatever a policy in training produces.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ACTION_OPEN = "<action>"
 _WORD = re.compile(r"\w+")
 _LONGEST_WORD = 256
 _THOUGHT_LETTERS = 10
-"""Fewer letters and digits between the think tags are no thought."""
+"""Fewer letters and digits between the think tags do not count as a thought."""
 
 _LABEL = (
     r"(?<!\w)(?:action|option|choice|candidate|answer)s?(?:[-_]|[ :#*]{0,4})[(\[]?"
@@ -34,23 +34,23 @@ _CONNECTIVE = re.compile(r"\b(?:or|and|either|both|versus|vs)\b")
 
 
 class Malformed(StrEnum):
-    """Why a reply holds no answer."""
+    """Why a reply has no answer."""
 
     NO_TAG = "no_tag"
     """No action tag at all."""
     UNCLOSED = "unclosed"
-    """Action tags do not pair up: opened and never closed, nested, or closed and never opened."""
+    """Action tags do not pair up: unclosed, nested, or closed without being opened."""
     SEVERAL = "several"
     """Two different answers."""
     EMPTY = "empty"
     """Nothing between the tags."""
     UNCLOSED_THINK = "unclosed_think"
-    """The reasoning never ends, so whatever looks like an answer may be part of it."""
+    """The reasoning never ends, so anything that looks like an answer may be part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
-    """Either the action's text, as the model wrote it less surrounding white space, or the reason why there is none."""
+    """Either the action's text, stripped of white space, or the reason why there is none."""
 
     action: str | None
     malformed: Malformed | None = None
@@ -60,7 +60,7 @@ class ParsedReply:
 class ParsedChoice:
     """Which candidate a reply chose.
 
-    `index` is None where the text names no candidate; `text` and `index` are both None where the reply is malformed.
+    `index` is None if the text names no candidate; `text` and `index` are both None if the reply is malformed.
     """
 
     text: str | None
@@ -71,12 +71,12 @@ class ParsedChoice:
 def normalise(text: str) -> str:
     """The form in which two actions are compared: Unicode NFKC, case folded, white space collapsed.
 
-    Normalising twice changes nothing. Words of more than 256 characters keep their Unicode form: NFKC needs quadratic
-    time on a long run of combining marks, and no action holds such a word.
+    Idempotent. Words of more than 256 characters keep their Unicode form: NFKC takes quadratic time on long runs of
+    combining marks, and no action has such a word.
     """
     if text.isascii():  # NFKC leaves ASCII as it is
         return " ".join(text.casefold().split())
-    # Case folding can undo NFKC, and NFKC can bring out white space: hence each of them twice.
+    # Case folding can undo NFKC, and NFKC can produce white space, so each is applied twice.
     return " ".join(" ".join(map(_compatible, text.split())).split())
 
 
@@ -100,10 +100,10 @@ def parse_action(reply: str) -> ParsedReply:
 def parse_choice(reply: str, candidates: Sequence[str]) -> ParsedChoice:
     """Which of `candidates` (in displayed order) `reply` chose: by its text, or by its label `Action 1`, `1` or `A`.
 
-    The text decides first, so that a candidate whose text is "2" can be chosen. What else names one candidate and
-    nothing besides is that candidate: `Action 1: go to shelf 1`, `1.`, `(A)`, quotes, bold, a full stop at the end. An
-    answer that names two candidates, as `1 or 2` does and a label with the other's text, is malformed. One that names
-    none, as a label with a text that is no candidate's, is well-formed, with `index` None.
+    The text is compared first, so that a candidate with the text "2" can be chosen. Otherwise an answer that names one
+    candidate and nothing else chooses it: `Action 1: go to shelf 1`, `1.`, `(A)`, quotes, bold, a final full stop. An
+    answer that names two candidates, such as `1 or 2` or one's label with the other's text, is malformed. An answer
+    that names none, such as a label with another text, is well-formed, with `index` None.
     """
     answers = _answers(reply)
     if isinstance(answers, Malformed):
@@ -117,10 +117,10 @@ def parse_choice(reply: str, candidates: Sequence[str]) -> ParsedChoice:
 
 
 def has_thought(reply: str) -> bool:
-    """Whether `reply` reasons inside `<think>…</think>` before its answer; a few letters there are no reasoning, and
-    neither is a thought that never ends.
+    """Whether `reply` reasons inside `<think>…</think>` before its answer; a few letters do not
+    count, and neither does a thought that never ends.
 
-    Where the prompt has opened `<think>`, it must stand before the reply, as in `parse_action`.
+    If the prompt opened `<think>`, the caller must prepend it to the reply, as in `parse_action`.
     """
     thought, end, _ = reply.rpartition(_THINK_CLOSE)
     thought = _ACTION_TAG.sub(" ", thought.replace(_THINK_OPEN, " ").replace(_THINK_CLOSE, " "))
@@ -128,7 +128,7 @@ def has_thought(reply: str) -> bool:
 
 
 def match_action(text: str, actions: Iterable[str]) -> str | None:
-    """The member of `actions` that equals `text` after normalisation, in its own spelling; None where none does."""
+    """The member of `actions` that equals `text` after normalisation, as spelled there, or None."""
     actions = list(actions)
     if text in actions:  # the usual case, without normalising the whole list
         return text
@@ -169,7 +169,7 @@ def _answers(reply: str) -> dict[str, str] | Malformed:
 
 
 def _named(answer: str, names: Sequence[str]) -> set[int]:
-    """The candidates that a normalised answer names: one where it chooses, none where it says something else."""
+    """The candidates that a normalised answer names: one if it chooses, none if it says something else."""
     if answer in names:
         return {names.index(answer)}
     if (index := _labelled(answer.removeprefix("action "), len(names))) is not None:
@@ -181,7 +181,7 @@ def _named(answer: str, names: Sequence[str]) -> set[int]:
         gap = answer[end : match.start()]
         label = match["labelled"] or match["bare"]
         index = texts[match.group()] if label is None else _labelled(label, len(names))
-        if index is None:  # the label of no candidate: a word like others
+        if index is None:  # not a label of any candidate, so an ordinary word
             continue
         if label is None and gap == " " and previous not in (None, index):
             gap = "article or number"  # "a mug" and "2 mugs" do not mean candidates A and 2
@@ -189,13 +189,13 @@ def _named(answer: str, names: Sequence[str]) -> set[int]:
         end, previous = match.end(), index if match["bare"] else None
         gaps.append(gap)
     rest = _CONNECTIVE.sub(" ", " ".join([*gaps, answer[end:]]))
-    if rest.strip(_PUNCTUATION):  # where there are other words, a number or a letter among them is no label
+    if rest.strip(_PUNCTUATION):  # a number or a letter among other words is not a label
         return named if len(named) > 1 else set()
     return named | bare
 
 
 def _labelled(label: str, candidates: int) -> int | None:
-    """The candidate with this label, a number from 1 or a letter from a; None where there is none."""
+    """The candidate with this label, a number from 1 or a letter from a, or None."""
     if label.isascii() and label.isdigit() and len(label) < 4:
         index = int(label) - 1 if str(int(label)) == label else -1
     elif len(label) == 1 and "a" <= label <= "z":
@@ -206,7 +206,7 @@ def _labelled(label: str, candidates: int) -> int | None:
 
 
 def _texts(answer: str, names: Sequence[str]) -> dict[str, int]:
-    """The candidates' texts that stand in `answer`, with or without the punctuation around them -> candidate."""
+    """Texts of candidates in `answer`, with or without surrounding punctuation -> candidate index."""
     bare = [name.strip(_AROUND_TEXT) for name in names]
     texts = {text: index for index, text in enumerate(bare) if bare.count(text) == 1}
     texts |= {name: index for index, name in enumerate(names)}
@@ -214,6 +214,6 @@ def _texts(answer: str, names: Sequence[str]) -> dict[str, int]:
 
 
 def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds a text or a label. Longer texts first, so that "go to desk 10" does not also count as "go to desk 1"."""
+    """Matches a text or a label. Longer texts come first, so that "go to desk 10" is not read as "go to desk 1"."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join([*(rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first), _LABEL, _BARE_LABEL]))

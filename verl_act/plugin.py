@@ -1,7 +1,7 @@
 """The `verl.plugins` entry point: importing this module registers everything with verl.
 
-verl imports it in every process that imports verl, so it stays light: what needs heavy verl modules is hooked to their
-import. verl swallows a plugin's exceptions at DEBUG level; here they are shown before they are raised.
+Every process that imports verl imports it too, so it stays light: code that needs heavy verl modules is hooked to their
+import. verl hides a plugin's exceptions at DEBUG level; here they are logged before they are raised.
 """
 
 import logging
@@ -18,9 +18,9 @@ REWARD_MODULE = "verl.experimental.reward_loop.reward_loop"
 
 
 def register() -> None:
-    """Register the CPU platform and its patches; and, once verl imports their places, the `act_env` agent loop, the
-    training metrics, the end of runs that only fail, the warning of a reward that is not in its place, the trust in a
-    model's code that a run is set to, and the choice of the checkpoint that a run resumes from.
+    """Register the CPU platform and its patches, and hook the rest to the import of the verl modules that they extend.
+
+    These are the `act_env` agent loop, the reward guard, and the fixes in `upstream_gaps`.
     """
     from verl_act.upstream_gaps.cpu import activate
 
@@ -32,19 +32,17 @@ def register() -> None:
 
 
 def _register_agent_loop(module: object) -> None:
-    """verl's registry lives in the module whose import brought us here; ours fills it by its own import."""
+    """Importing our agent loop registers it in verl's registry."""
     import verl_act.rollout.agent_loop  # noqa: F401
 
 
 def _patch_trainer(module: ModuleType) -> None:
     from verl_act.reward_fns import reward_guard
-    from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
-    from verl_act.upstream_gaps import failed_rollouts as failures
-    from verl_act.upstream_gaps import training_metrics
+    from verl_act.upstream_gaps import damaged_checkpoints, failed_rollouts, training_metrics
 
     training_metrics.close_gap(module)
-    checkpoints.close_gap(module)
-    failures.close_gap(module)
+    damaged_checkpoints.close_gap(module)
+    failed_rollouts.close_gap(module)
     reward_guard.warn_when_replaced(module)
 
 
@@ -55,16 +53,16 @@ def _patch_rewards(module: ModuleType) -> None:
 
 
 def _patch_sft_checkpoints(module: ModuleType) -> None:
-    from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
+    from verl_act.upstream_gaps import damaged_checkpoints
 
-    checkpoints.close_gap_of_sft(module)
+    damaged_checkpoints.close_gap_of_sft(module)
 
 
 try:
     register()
 except Exception:
     logger.exception(
-        "verl_act could not register with verl, which would now go on without it. "
+        "verl_act could not register with verl, which would now run without it. "
         "Check that verl is a version this package supports (see pyproject.toml)."
     )
     raise

@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, even when the parent is killed, or in time."""
+"""Child processes that end with their parent, even if it is killed, and helpers that kill processes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import suppress
 import psutil
 
 TASK_TIMEOUT = 900.0
-"""Seconds of a worker process's job by default: a trajectory of a hundred steps, each probed by replays from the start,
-takes half."""
+"""Default time limit in seconds for one job of a worker process. A trajectory of 100 steps, each probed by replays from
+the start, takes half."""
 _PR_SET_PDEATHSIG = 1
 
 
 def dies_with_parent(by: int = signal.SIGTERM) -> None:
-    """For `preexec_fn`: Linux sends the child the signal `by` when the parent is gone. Elsewhere it does nothing.
+    """For `preexec_fn`: Linux sends the child the signal `by` when its parent exits. No effect on other systems.
 
-    A verl run then takes its Ray cluster and its engines with it: Ray's processes watch their driver in turn. The
-    parent is the *thread* that started the child; start children from one that lives as long as they shall.
+    A verl run then also stops its Ray cluster and engines, since Ray's processes watch their driver. The parent is the
+    *thread* that started the child; start children from a thread that lives as long as they should.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
@@ -27,14 +27,14 @@ def dies_with_parent(by: int = signal.SIGTERM) -> None:
 
 
 def dies_with(parent: int) -> None:
-    """In a child that has begun: it is killed when the process `parent` is gone, also where that is so already."""
+    """Called in a running child: it is killed when the process `parent` exits, or at once if it has exited."""
     dies_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_if_stopped(pid: int) -> bool:
-    """Kill a process that is stopped (SIGSTOP), with those that it started; whether it was."""
+    """Kill a process and its children if it is stopped (SIGSTOP); return whether it was."""
     with suppress(psutil.NoSuchProcess):
         if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
             kill_tree(pid)
@@ -43,7 +43,7 @@ def kill_if_stopped(pid: int) -> bool:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and those that it started, such as a JVM; a stopped one too."""
+    """Kill a process and its children, such as a JVM, even if it is stopped."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         for one in (process, *process.children(recursive=True)):

@@ -1,4 +1,4 @@
-"""Ray for our own commands; verl starts its own."""
+"""Ray for this package's commands; verl starts its own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray for the time of the block: the cluster at $RAY_ADDRESS, or else one of our own.
+    """Ray for the duration of the block: the cluster at $RAY_ADDRESS, or else a new local one.
 
-    A cluster that runs on this machine without being named is left alone: it may be of other users or packages. A
-    session that the caller has begun is used, and goes on.
+    Other clusters on this machine are ignored: they may belong to other users or packages. A session that the caller
+    has started is reused and kept alive.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Drawing some of many by their names: the same ones on every machine, whatever file or order they come in."""
+"""Deterministic sampling by name: the same on every machine, whatever the file or order."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def sampling_key(seed: int, name: str) -> bytes:
-    """Sorted by it, names stand in a random order that depends on nothing but `seed`."""
+    """A sort key that gives names a random order, which depends only on `seed`."""
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
