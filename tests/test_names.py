@@ -80,11 +80,11 @@ def test_what_a_chain_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
-def test_figures_that_are_no_numbers_are_named(value: str, tmp_path: Path) -> None:
+def test_metrics_that_are_not_numbers_are_refused(value: str, tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "one", "one", value)
-    with pytest.raises(DataError, match=rf"figures\.json.*{value}"):
+    with pytest.raises(DataError, match=rf"metrics\.json.*{value}"):
         compare([folder])
-    with pytest.raises(DataError, match=rf"figures\.json.*{value}"):
+    with pytest.raises(DataError, match=rf"metrics\.json.*{value}"):
         write_report(tmp_path / "page.html", [folder])
 
 

@@ -1,4 +1,4 @@
-"""How often a training pair is shown, so that its verbs alone do not tell the better action."""
+"""How often to show each training pair, so that verbs alone do not reveal the better action."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 def repeats(verbs: Sequence[tuple[str, str]], most: int) -> np.ndarray:
-    """Times to show each pair; int64, shape [pairs]. `verbs` are those of (expert's action, alternative).
+    """Times to show each pair; int64, shape [pairs]. `verbs`: those of (expert's action, alternative).
 
-    Among the pairs of two verbs, one is usually the expert's: "move" beats "go" five times in six. A policy learns that
-    rule first, is then sure of it, and GRPO has nothing to go by where the rule is wrong. Pairs of the rarer direction
-    are therefore repeated until both are about as frequent, but never more than `most` times.
+    Of two verbs, one is usually the expert's: "move" beats "go" five times in six. A policy learns that rule first and
+    becomes certain, which leaves GRPO no signal where the rule is wrong. Pairs of the rarer direction are therefore
+    repeated until both are about equally frequent, at most `most` times.
     """
     counts = Counter(verbs)
     times = {

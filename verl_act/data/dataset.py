@@ -1,10 +1,10 @@
-"""`ActDataset`, verl's `data.custom_cls`: one class for every kind of file, in any mixture.
+"""`ActDataset`, verl's `data.custom_cls`: reads every kind of file, in any mixture.
 
     data.custom_cls.path=pkg://verl_act.data.dataset
     data.custom_cls.name=ActDataset
 
-A file's schema, in its parquet metadata, says what its rows become: pairs become choices, expert steps single actions,
-tasks live episodes. Any other file is read by verl's `RLHFDataset`. Prompts are rendered when a row is asked for.
+The schema in a file's parquet metadata decides what its rows become: pairs become choices, expert steps become single
+actions, tasks become live episodes. verl's `RLHFDataset` reads any other file. Prompts are rendered on access.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ COLUMNS = (
     "interaction_kwargs",
     "dummy_tensor",
 )
-"""The keys of every row, whatever its file: verl collates the rows of a batch key by key."""
+"""The keys of every row, whatever its file: verl collates batches key by key."""
 
 _ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("position", np.int64), ("order_by_hash", np.bool_)])
-# verl wants at least one tensor in a batch.
+# verl requires at least one tensor in a batch.
 _DUMMY = torch.zeros(1, dtype=torch.uint8)
 
 
 class ActDataset(Dataset):
-    """Rows for verl's trainer; the constructor is the one that `data.custom_cls` asks for.
+    """Rows for verl's trainer; `data.custom_cls` prescribes the constructor.
 
     `data_files` is a path or a list of them; `config` is verl's `data` block, with ours as `config.act`.
-    `max_samples` > 0 keeps that many rows: the first, or with `config.shuffle` those drawn with `config.seed`.
+    `max_samples` > 0 keeps that many rows: the first, or with `config.shuffle` a sample with seed `config.seed`.
 
-    Beside a file of ours, rows of verl's own layout have the keys `COLUMNS` too; their further columns are named in
-    the log and left out.
+    Next to a file of ours, rows of verl's own layout have the keys `COLUMNS` too; their further columns are logged and
+    left out.
 
-    Rows depend on nothing but the files and the settings, so a resumed data loader goes on where it stopped. verl does
-    not tell a dataset the epoch: the order of the candidates stays the same unless `set_epoch` is called.
+    Rows depend only on the files and the settings, so a resumed data loader continues where it stopped. verl does not
+    pass the epoch to a dataset: the order of the candidates stays the same unless `set_epoch` is called.
 
-    Raises `ConfigError` for settings that cannot work, `DataError` naming the file and row for bad data and, unless
+    Raises `ConfigError` for settings that cannot work, and `DataError` naming the file and row for bad data and, unless
     `config.filter_overlong_prompts` drops them, for prompts longer than `config.max_prompt_length`.
     """
 
@@ -97,7 +97,7 @@ class ActDataset(Dataset):
             self._entries = self._entries[_kept_rows(len(self), max_samples, config)]
         self._limit_prompts(config)
         if not len(self):
-            raise DataError(f"{', '.join(files)}: no row is left; the log above says what was left out.")
+            raise DataError(f"{', '.join(files)}: no rows are left; the log above says what was left out.")
         if files == _train_files(config) and max_samples == config.get("train_max_samples", -1):
             if self.settings.mix.weights:
                 self._entries = self._mixed(files, config)
@@ -108,7 +108,7 @@ class ActDataset(Dataset):
         return len(self._entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A row with the keys `COLUMNS`. Where no file is ours, rows are exactly those of `RLHFDataset`."""
+        """A row with the keys `COLUMNS`. If no file is ours, exactly the row of `RLHFDataset`."""
         index = int(index)
         entry = self._entries[index]
         source = self._sources[entry["source"]]
@@ -123,7 +123,7 @@ class ActDataset(Dataset):
         return {name: row[name] for name in COLUMNS}
 
     def set_epoch(self, epoch: int) -> None:
-        """Show each pair's expert action in the next place with every epoch (`order: hash`); the first epoch is 0."""
+        """Move each pair's expert action to the next position every epoch (`order: hash`); the first epoch is 0."""
         known = {
             source_index: (source.pair_ids, source.candidates)
             for source_index, source in enumerate(self._sources)
@@ -135,8 +135,8 @@ class ActDataset(Dataset):
         self._entries["position"][by_hash] = expert_positions(ids, candidates, self.settings.seed, epoch)
 
     @classmethod
-    async def process_multi_modal_info(cls, messages: list[dict], image_patch_size: int, config: Any) -> Any:
-        """What verl's agent loops ask the dataset class for when the model has a processor: as in `RLHFDataset`."""
+    async def process_multi_modal_info(cls, messages: list[dict[str, Any]], image_patch_size: int, config: Any) -> Any:
+        """Called by verl's agent loops if the model has a processor; as in `RLHFDataset`."""
         return await RLHFDataset.process_multi_modal_info(messages, image_patch_size=image_patch_size, config=config)
 
     def _open(self, path: str, config: Any, processor: Any) -> Source | VerlRows:
@@ -167,7 +167,7 @@ class ActDataset(Dataset):
         return np.concatenate(tables)
 
     def _require_a_batch(self, files: list[str], config: Any) -> None:
-        """verl leaves out a batch that is not full, and then divides by the number of those that are."""
+        """Raise `ConfigError` if there is no full batch: verl drops partial ones and would divide by zero."""
         batch = config.get("train_batch_size") or 1
         if len(self) < batch:
             raise ConfigError(
@@ -180,14 +180,14 @@ class ActDataset(Dataset):
         rows = [np.flatnonzero(self._entries["source"] == source_index) for source_index in range(len(files))]
         empty = [path for path, file_rows in zip(files, rows, strict=True) if not len(file_rows)]
         if empty:
-            raise DataError(f"{empty[0]}: no row is left to mix; the log above says what was left out.")
+            raise DataError(f"{empty[0]}: no rows are left to mix; the log above says what was left out.")
         order = mix(
             [len(file_rows) for file_rows in rows], self.settings.mix, config["train_batch_size"], self.settings.seed
         )
         return self._entries[[rows[file][row] for file, row in order]]
 
     def _limit_prompts(self, config: Any) -> None:
-        """Leave overlong prompts out, or raise `DataError` for the first, as the configuration says."""
+        """Leave out overlong prompts, or raise `DataError` for the first, depending on the configuration."""
         leave_out = config.get("filter_overlong_prompts", False)
         if not leave_out and config.get("truncation", "error") != "error":
             return
@@ -196,7 +196,7 @@ class ActDataset(Dataset):
         fits = np.ones(len(self), dtype=bool)
         for source_index, source in enumerate(self._sources):
             if not isinstance(source, Source) or isinstance(source, TaskSource):
-                continue  # verl's own dataset filters its rows; the prompts of tasks are not known yet
+                continue  # verl's dataset filters its own rows; prompts of tasks are not known yet
             here = self._entries["source"] == source_index
             rows = np.unique(self._entries["row"][here])
             variants = (_prompt_variants(source, int(row), self._tokenizer) for row in rows)
@@ -213,8 +213,8 @@ class ActDataset(Dataset):
         self._entries = self._entries[fits]
 
     def _too_long(self, source: Source, row: int, tokens: int, limit: int) -> str:
-        facts = source.row(row, 0)["extra_info"]
-        name = f"pair {facts['pair_id']}" if "pair_id" in facts else facts["state_id"]
+        info = source.row(row, 0)["extra_info"]
+        name = f"pair {info['pair_id']}" if "pair_id" in info else info["state_id"]
         return (
             f"{source.path}: {name} takes {tokens} prompt tokens with template {self.settings.template!r}, more than "
             f"data.max_prompt_length={limit}. Raise the limit, set data.act.history_length, or leave such rows out "
@@ -223,7 +223,7 @@ class ActDataset(Dataset):
 
 
 def _prompt_variants(source: Source, row: int, tokenizer: Any) -> PromptVariants:
-    """The prompts that a row can show: every order of a pair."""
+    """The prompts of a row: one for each order of a pair."""
 
     def prompt(position: int) -> list[Message]:
         return as_plain_text(source.row(row, position)["raw_prompt"], tokenizer)
@@ -235,7 +235,7 @@ def _prompt_variants(source: Source, row: int, tokenizer: Any) -> PromptVariants
 
 
 def _train_files(config: Any) -> list[str]:
-    """verl gives a dataset its files, but not whether they are those to train on."""
+    """The training files. verl does not tell a dataset whether its files are for training or validation."""
     files = config.get("train_files") or []
     return [files] if isinstance(files, str) else list(files)
 

@@ -1,8 +1,8 @@
-"""How many tokens a prompt takes, and whether that is too many.
+"""Counts the tokens of prompts and detects overlong ones.
 
-verl's agent loop cuts an overlong prompt from the left with no more than a warning, and the goal stands on the left: so
-overlong prompts are filtered, or refused, before training starts. Those of live episodes are not known by then: our
-agent loop measures them, refuses a first one and ends the episode at a later one.
+verl's agent loop truncates overlong prompts on the left, where the goal is, with only a warning. Overlong prompts are
+therefore dropped or refused before training starts. Prompts of live episodes are not known by then: our agent loop
+measures them, refuses an overlong first prompt, and ends the episode at a later one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from verl_act.prompts import Message
 _OWN_OPTIONS = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors")
 _BATCH = 512
 _BOUNDARY = 32
-"""Bytes around each place of a candidate (its label, and what a tokenizer may join it with) that count as changed."""
+"""Bytes around each candidate (its label, and what a tokenizer may merge with it) that count as changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptVariants:
-    """What a row can show: its prompt with the `candidates` in one order, and those in all `other_orders`."""
+    """The prompts of a row: `messages` with the `candidates` in one order, and prompts with all `other_orders`."""
 
     messages: list[Message]
     candidates: Sequence[str] = ()
     other_orders: Callable[[], list[list[Message]]] = list
 
     def spread(self) -> int:
-        """Tokens by which another order can be longer: no more than there are bytes in all that changes its place."""
+        """Upper bound of extra tokens in another order: the bytes of everything that moves."""
         text = "\n".join(message["content"] for message in self.messages)
         return sum(text.count(action) * (len(action.encode()) + _BOUNDARY) for action in self.candidates)
 
@@ -43,13 +43,13 @@ class PromptLimit:
         self._options = {
             name: chat_template_options[name] for name in chat_template_options if name not in _OWN_OPTIONS
         }
-        # What the chat template adds; a content of n UTF-8 bytes itself takes n tokens at most.
+        # Tokens of the chat template. A content of n UTF-8 bytes takes at most n tokens.
         self._overhead = self.count([[{"role": "user", "content": ""}]])[0]
 
     def count(self, prompts: Sequence[Sequence[Message]]) -> list[int]:
         """Tokens of prompts as verl's rollout encodes them: with the chat template and its generation prompt.
 
-        All at once, which a fast tokenizer does on all cores.
+        Encoded in one batch, which a fast tokenizer does on all cores.
         """
         if not prompts:
             return []
@@ -63,10 +63,9 @@ class PromptLimit:
         return [len(ids) for ids in encoded["input_ids"]]
 
     def overlong_token_counts(self, rows: Iterable[PromptVariants]) -> Iterator[int]:
-        """For each row the tokens of a prompt that it can show where they are too many, else 0.
+        """For each row, the token count of an overlong prompt, or 0 if all its prompts fit.
 
-        Prompts too short in bytes to have so many tokens are not tokenised, and of a pair one order is, unless another
-        might be over the limit.
+        Prompts with few bytes are not tokenised. Of a pair, one order is, unless another might exceed the limit.
         """
         rows = iter(rows)
         while batch := list(islice(rows, _BATCH)):

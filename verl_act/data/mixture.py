@@ -1,8 +1,8 @@
-"""Files in a fixed ratio: which row stands at which place of an epoch.
+"""Mixes files in a fixed ratio: which row comes at which position of an epoch.
 
-Seam: verl 0.9 has no `data.sampler` any more; its own samplers draw every place once an epoch, and are saved with
-every checkpoint. So the ratio lies in the dataset: it holds exactly over an epoch, resumed or not, and no last batch is
-cut off.
+Seam: verl 0.9 no longer has `data.sampler`; its own samplers use every position once an epoch and are saved with every
+checkpoint. The dataset therefore implements the ratio: it holds exactly over an epoch, resumed or not, and no partial
+batch is lost.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class StoppingStrategy(StrEnum):
     """When an epoch ends; the names are those of `datasets.interleave_datasets`."""
 
     ALL_EXHAUSTED = "all_exhausted"
-    """Every row has been shown; rows of the files that are short for their weight come several times."""
+    """Every row has been shown; files that are short for their weight repeat rows."""
     FIRST_EXHAUSTED = "first_exhausted"
-    """The first file is used up; no row comes twice, and some rows of the others not at all."""
+    """One file is used up; no row comes twice, and some rows of other files never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureSettings:
-    """The block `data.act.mix`. Without weights, files are strung together as they are."""
+    """The block `data.act.mix`. Without weights, files are concatenated."""
 
     weights: tuple[float, ...] = ()
-    """Rows of each file of `data.train_files`, in their order, against those of the others: [1, 3] is a quarter."""
+    """Relative number of rows of each file of `data.train_files`, in their order: [1, 3] is a quarter of the first."""
     stopping_strategy: StoppingStrategy = StoppingStrategy.ALL_EXHAUSTED
 
     def __post_init__(self) -> None:
@@ -57,13 +57,13 @@ class MixtureSettings:
 
 
 def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: int) -> list[tuple[int, int]]:
-    """(file, row) at each place of an epoch, for files of `sizes` rows.
+    """(file index, row index) at each position of an epoch, for files of `sizes` rows.
 
-    The files' counts are exactly in the ratio of the weights, and their sum is a multiple of `batch_size`. Read in
-    order, every batch holds the ratio too, where whole numbers allow. Rows are drawn with `seed`; where rows must come
-    again, none comes twice more often than another of its file.
+    The counts of the files are exactly in the ratio of the weights, and their sum is a multiple of `batch_size`. In
+    order, every batch has that ratio too, up to rounding. Rows are shuffled with `seed`; if a file repeats rows, their
+    counts differ by one at most.
 
-    Raises `ConfigError` where the weights are not one per file, or a file is used up before the first batch.
+    Raises `ConfigError` without one weight per file, or if a file is used up before the first batch.
     """
     units = settings.units()
     if len(units) != len(sizes):
@@ -71,7 +71,7 @@ def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: 
             f"data.act.mix.weights has {len(units)} numbers for the {len(sizes)} files of data.train_files; "
             "give one for each."
         )
-    # The shortest epoch in this ratio and in whole batches, and how many of it each file asks for.
+    # The shortest epoch in this ratio and in whole batches, and for how many of these each file lasts.
     shortest = math.lcm(sum(units), batch_size) // sum(units)
     epochs = [Fraction(size, unit * shortest) for size, unit in zip(sizes, units, strict=True)]
     all_rows = settings.stopping_strategy is StoppingStrategy.ALL_EXHAUSTED
@@ -92,7 +92,8 @@ def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: 
 
 
 def _sampled_rows(size: int, count: int, seed: int, file: int) -> list[int]:
-    """`count` of `size` rows: shuffled again and again, the last time cut."""
+    """`count` of `size` rows, from repeated shuffles; the last one is truncated."""
     generator = np.random.default_rng((seed, file))
     rounds = [generator.permutation(size) for _ in range(math.ceil(count / size))]
-    return np.concatenate(rounds)[:count].tolist()
+    rows: list[int] = np.concatenate(rounds)[:count].tolist()
+    return rows

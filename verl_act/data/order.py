@@ -1,4 +1,4 @@
-"""In which order a pair's actions are shown: balanced exactly, and the same on every machine."""
+"""The order of a pair's candidates: exactly balanced, and the same on every machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def expert_positions(
     epoch: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> np.ndarray:
-    """Where each pair shows the expert's action among its `candidates` (2 or more), from 0; int64, shape [pairs].
+    """The position of the expert's action in each pair, from 0; int64, shape [pairs]. `candidates`: 2 or more a pair.
 
-    The pairs of one group (`groups` names that of each pair; without it they are all one) and one number of candidates
-    are ranked by a hash of (seed, pair id), and their positions go round with the rank: each comes equally often (give
-    or take one), and nothing depends on the order of files or rows. Among some of a group it comes as chance has it. In
-    the next epoch every pair shows the next position, so as many epochs as candidates show all of them.
+    Pairs of the same group (`groups`, one a pair; default: all in one) and the same number of candidates are ranked by
+    a hash of (seed, pair id), and positions cycle with the rank. Each position is thus equally frequent (give or take
+    one), whatever the order of files and rows; within a subset of a group it is random. Every epoch moves each pair to
+    the next position, so all positions are seen in as many epochs as there are candidates.
     """
     keys = [hashlib.blake2b(f"{seed}:{pair_id}".encode(), digest_size=8).digest() for pair_id in pair_ids]
     ranked: defaultdict[tuple[Hashable, int], list[int]] = defaultdict(list)
@@ -34,6 +34,6 @@ def expert_positions(
 
 
 def candidate_order(pair_id: str, expert_action: str, alternatives: Sequence[str], position: int) -> list[str]:
-    """The candidates as they are shown, the expert's action at `position`; the others in an order that says nothing."""
+    """The candidates as shown: the expert's action at `position`, the others in an order given by a hash."""
     others = sorted(alternatives, key=lambda action: hashlib.sha256(f"{pair_id}:{action}".encode()).digest())
     return [*others[:position], expert_action, *others[position:]]

@@ -16,12 +16,12 @@ from verl_act.rollout.settings import EpisodeSettings
 
 
 class Order(StrEnum):
-    """In which order a pair's actions are shown."""
+    """The order of a pair's actions."""
 
     HASH = "hash"
-    """One row per pair; the expert's action comes first in exactly half of them (of three candidates, in a third)."""
+    """One row per pair; the expert's action comes first in exactly half of them (with three candidates, in a third)."""
     BOTH = "both"
-    """A row for each place that the expert's action can have: two of an ordinary pair."""
+    """One row for each position of the expert's action: two for an ordinary pair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,20 +30,20 @@ class ActSettings:
 
     template: str = "cot"
     history_length: int | None = None
-    """Turns of history that a prompt shows; null for all."""
+    """Turns of history in a prompt; null for all."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the template."""
     order: Order = Order.HASH
     seed: int = 0
-    """Draws the order; any other seed shows every pair afresh."""
+    """Random seed of the order of candidates and of `mix`."""
     verb_balance: int = 1
-    """Most times that a training pair is shown in an epoch, so that its verbs alone do not tell the better action."""
+    """Maximum repeats of a training pair in an epoch, so that verbs alone do not reveal the better action."""
     inferable_only: bool = False
-    """Leave out pairs and steps whose label cannot be told from the prompt."""
+    """Leave out pairs and steps whose label does not follow from the prompt."""
     allow_degenerate: bool = False
-    """Train on although the first steps have had no learning signal: all rewards of each group are equal."""
+    """Keep training if the first steps had no learning signal (all rewards of each group are equal)."""
     default_agent: str = "single_turn_agent"
-    """The agent loop of rows from verl's own data sets that name none."""
+    """The agent loop of rows in verl's own layout that name none."""
     mix: MixtureSettings = field(default_factory=MixtureSettings)
     """The training files in a fixed ratio; validation is never mixed."""
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -53,7 +53,7 @@ class ActSettings:
         self.make_template()
         if self.verb_balance < 1:
             raise ConfigError(
-                f"data.act.verb_balance is {self.verb_balance}; 1 shows every pair once, and is the least."
+                f"data.act.verb_balance is {self.verb_balance}; it must be at least 1, which shows every pair once."
             )
 
     @classmethod
@@ -80,7 +80,7 @@ class ActSettings:
         return cls(**keys)
 
     def make_template(self) -> Template:
-        """The template with its options. Raises `ConfigError` where it is unknown."""
+        """The template with its options. Raises `ConfigError` if it is unknown."""
         options = dict(self.template_options or {})
         return get_template(self.template, **{"history_length": self.history_length, **options})
 

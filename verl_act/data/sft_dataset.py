@@ -1,4 +1,4 @@
-"""Rows for verl's SFT trainer, encoded as the model is asked and answers: verl's `data.custom_cls` seam."""
+"""Rows for verl's SFT trainer, encoded as at inference time (verl's `data.custom_cls` seam)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from verl_act.upstream_gaps.alternating_roles import system_prompt_and_generatio
 
 
 class ActSFTDataset(MultiTurnSFTDataset):
-    """verl's dataset, but for the prompt, which is rendered as a whole, and the reply, whose text follows the
-    generation prompt token by token.
+    """verl's dataset, but the prompt is rendered as a whole, and the reply's tokens follow the generation prompt.
 
-    verl renders every message on its own. A chat template that takes the thoughts out of earlier turns, as Qwen3's
-    does, then takes them out of what is to be learnt; what a generation prompt writes of the reply
-    (`enable_thinking: false`) is missing before it; and a template may refuse a lone system message.
+    verl renders every message separately. A chat template that removes thoughts from earlier turns, such as Qwen3's,
+    then removes them from the training text; the part of the reply that a generation prompt writes
+    (`enable_thinking: false`) is missing; and a template may refuse a lone system message.
     """
 
     def _download(self) -> None:
@@ -71,11 +70,11 @@ class ActSFTDataset(MultiTurnSFTDataset):
         raise ConfigError(f"{self.tokenizer.name_or_path}: the tokenizer has no token that ends a reply (eos_token).")
 
     def sanity_check(self, *_: Any) -> None:
-        """verl's compares with the whole conversation as the chat template renders it, which is not what is wanted."""
+        """Disabled: verl's compares with the whole conversation as the chat template renders it, which differs here."""
 
 
 def _message(ids: Sequence[int], learnt_from: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """What verl wants of a message: its tokens, the loss mask, the attention mask, and what is not text."""
+    """A message as verl expects it: tokens, loss mask, attention mask (each of shape [tokens]), multi-modal inputs."""
     tokens = torch.tensor(ids, dtype=torch.long)
     learnt = torch.ones_like(tokens)
     learnt[:learnt_from] = 0

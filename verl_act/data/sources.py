@@ -1,7 +1,7 @@
 """One file of ours as rows for verl: pairs become choices, expert steps become single actions, tasks become episodes.
 
-A source keeps its file as an Arrow table and builds a row when asked, so that opening a large file is quick and worker
-processes share its memory. Nothing here knows verl or torch.
+A source keeps its file as an Arrow table and builds rows on access, so that large files open quickly and worker
+processes share memory. This module does not depend on verl or torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 
 class Source(ABC):
-    """The rows of one file. `row` is deterministic; what differs between the kinds is in the subclasses."""
+    """The rows of one file; a subclass for each schema. `row` is deterministic."""
 
     schema: ClassVar[pa.Schema]
     columns: ClassVar[Sequence[str]]
@@ -63,11 +63,11 @@ class Source(ABC):
         return self._length
 
     def row(self, index: int, position: int) -> Row:
-        """The row as verl's reward and agent loops want it, less what `ActDataset` adds to rows of every kind."""
+        """The row for verl's reward and agent loops, without the keys that `ActDataset` adds to every row."""
         return self._build({name: column[index].as_py() for name, column in self._columns.items()}, position)
 
     def _usable(self, table: pa.Table) -> pa.Table:
-        """The rows that can be trained on at all."""
+        """The rows that can be trained on."""
         return table
 
     @abstractmethod
@@ -75,12 +75,12 @@ class Source(ABC):
 
 
 def _joined(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """In one chunk, so that a row is found without a search; Arrow's 32-bit offsets allow that up to 2 GiB."""
+    """The column in one chunk, for fast access to rows; Arrow's 32-bit offsets allow up to 2 GiB."""
     return column.combine_chunks() if column.nbytes < _LARGEST_CHUNK else column
 
 
 class PairSource(Source):
-    """`act/<env>/choice`: which of two or more actions is best? `position` is the place of the expert's, from 0."""
+    """`act/<env>/choice`: which of two or more actions is best? `position` is the index of the expert's action."""
 
     schema = PAIR
     columns = tuple(name for name in PAIR.names if name not in ("model", "sampling"))
@@ -92,12 +92,12 @@ class PairSource(Source):
 
     @cached_property
     def candidates(self) -> np.ndarray:
-        """How many actions each pair has, the expert's among them; int64, shape [pairs]."""
+        """Number of actions of each pair, including the expert's; int64, shape [pairs]."""
         further = pc.list_value_length(self._columns["further_alternatives"])
         return 2 + pc.fill_null(further, 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def repeats(self) -> np.ndarray:
-        """Times to show each pair, int64; held-out pairs are always shown once."""
+        """Times to show each pair; int64, shape [pairs]. Held-out pairs are shown once."""
         actions = zip(
             *(self._columns[f"{whose}_action"].to_pylist() for whose in ("expert", "alternative")), strict=True
         )
@@ -109,7 +109,7 @@ class PairSource(Source):
         pair = Pair.from_row({**stored, "model": "", "sampling": "{}"})
         candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position)
         listed = pair.context.admissible_actions
-        facts = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
+        copied = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
         return _row(
             stored,
             "choice",
@@ -119,7 +119,7 @@ class PairSource(Source):
             candidates_admissible=admissible_candidates(pair.env, candidates, listed, pair.judged_admissible),
             expert_position=position,
             admissible_actions=stored["admissible_actions"],
-            **{name: stored[name] for name in facts},
+            **{name: stored[name] for name in copied},
         )
 
 
@@ -157,7 +157,7 @@ class TaskSource(Source):
 
     def __init__(self, path: str, settings: ActSettings) -> None:
         super().__init__(path, settings)
-        read_tasks(path)  # says at the start, not in an episode, that a row is no task
+        read_tasks(path)  # refuses bad tasks now, not in an episode
 
     def _build(self, stored: Row, position: int) -> Row:
         placeholder = [{"role": "user", "content": f"{stored['env']} {stored['task_id']}"}]
@@ -172,8 +172,8 @@ class TaskSource(Source):
 
 
 def _row(stored: Row, kind: str, messages: list[Message], *, ground_truth: str, **extra: Any) -> Row:
-    # verl reports validation by data source: each held-out split is one of its own, and so are its labels that no
-    # reader of the prompt could know.
+    # verl reports validation metrics by data source: each held-out split gets its own, and so do labels that do not
+    # follow from the prompt.
     held_out = "" if stored["split"] == TRAIN_SPLIT else f"/{stored['split']}"
     if held_out and not extra.get("inferable", True):
         held_out += "/not_inferable"
@@ -195,9 +195,9 @@ _KINDS: dict[str, type[Source]] = {
 def open_source(path: str, settings: ActSettings) -> Source | None:
     """The source for a parquet file of this package's schemas; None for any other file.
 
-    A file that has lost the schema's name, as pandas writes it, is known by its columns.
+    A file without schema metadata, such as pandas writes, is recognised by its columns.
 
-    Raises `DataError` for a missing or damaged file, and for one of ours that no stage trains on.
+    Raises `DataError` for a missing or damaged file, and for one of our schemas that no stage trains on.
     """
     if not path.endswith(".parquet"):
         return None

@@ -1,4 +1,4 @@
-"""Files of verl's own layout, read by verl's own dataset, so that they can stand beside ours in one list of files."""
+"""Files of verl's own layout, read by verl's dataset, so that they can be mixed with ours."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class VerlRows:
             self._dataset = RLHFDataset(data_files=[path], tokenizer=tokenizer, processor=processor, config=config)
         except DatasetGenerationError as error:
             raise DataError(f"{path}: the rows cannot be read ({error.__cause__}). Write the file again.") from error
-        # Otherwise RLHFDataset leaves its rows out when it is pickled, as a spawned data worker needs it to be.
+        # Otherwise RLHFDataset drops its rows when it is pickled for a spawned data worker.
         self._dataset.serialize_dataset = True
 
     def _require_prompts(self, prompt_key: str) -> None:
-        """Raise `DataError` where the file has no prompts, or is none that verl reads."""
+        """Raise `DataError` if the file has no prompts, or verl cannot read it."""
         columns = _columns(self.path)
         if prompt_key not in columns:
             ours = (PAIR, TRAJECTORY, TASK)
@@ -43,7 +43,7 @@ class VerlRows:
             lost = missing_columns(columns, nearest)
             reason = f"but lacks {', '.join(lost)}" if lost else "but is no parquet file"
             raise DataError(
-                f"{self.path}: has no column {prompt_key!r} (data.prompt_key), as rows of verl's layout have; it has "
+                f"{self.path}: has no column {prompt_key!r} (data.prompt_key), which verl's rows need; it has "
                 f"{', '.join(columns)}. It may be meant as {schema_name(nearest)} rows, {reason}; {written_by(nearest)}"
             )
 
@@ -55,16 +55,16 @@ class VerlRows:
         return self._dataset[index]
 
     def require_mixable(self, kept: Collection[str]) -> None:
-        """Prepare to give the columns `kept` only, and log the others.
+        """Log the columns that are not in `kept`.
 
-        Raises `ConfigError` where the file has a column that every row of a batch would need, `DataError` where it
-        lacks one that rewards need.
+        Raises `ConfigError` if the file has a column that every row of a batch would need, and `DataError` if it lacks
+        one that rewards need.
         """
         columns = self._dataset.dataframe.column_names
         for needed in ("data_source", "reward_model"):
             if needed not in columns:
                 raise DataError(
-                    f"{self.path}: has no column {needed!r}, by which a row is scored; it has {', '.join(columns)}. "
+                    f"{self.path}: has no column {needed!r}, which rewards need; it has {', '.join(columns)}. "
                     "Add the column, or train on this file alone."
                 )
         if "__rollout_n__" in columns:
