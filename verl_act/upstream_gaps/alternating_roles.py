@@ -1,8 +1,8 @@
-"""Gap: verl reads chat templates by conversations that some refuse: a system message, or two of the user in a row.
+"""Gap: verl probes chat templates with conversations that some refuse: a system message, or two user messages in a row.
 
-Gemma's and Mistral's templates demand that user and assistant take turns, and some know no system message. With such a
-model, verl's SFT dataset cannot open its files (two user messages tell it how a template begins), and its token builder
-cannot append an observation to an episode (it renders one after a system and a user message).
+Gemma's and Mistral's templates require user and assistant to alternate, and some have no system message. With such a
+model, verl's SFT dataset cannot open its files (it probes with two user messages), and its token builder cannot append
+an observation to an episode (it renders one after a system and a user message).
 
 Upstream change it waits for: a user message rendered after an assistant's in `extract_system_prompt_and_generation`
 (verl/utils/tokenizer/chat_template.py) and `ContinuousTokenBuilder._tokenize_single_non_tool`
@@ -19,8 +19,8 @@ _REPLY = {"role": "assistant", "content": "an answer"}
 
 
 def system_prompt_and_generation(tokenizer: Any, **options: Any) -> tuple[list[int], list[int]]:
-    """As verl's `extract_system_prompt_and_generation`: the token ids before a first user message, and those that ask
-    for a reply. `options` are those of the chat template."""
+    """As verl's `extract_system_prompt_and_generation`: the token ids before a first user message, and those of
+    the generation prompt. `options` are those of the chat template."""
 
     def tokens(*messages: dict[str, str], add_generation_prompt: bool = False) -> list[int]:
         return tokenizer.apply_chat_template(
@@ -33,10 +33,10 @@ def system_prompt_and_generation(tokenizer: Any, **options: Any) -> tuple[list[i
 
 
 def close_gap(builder: Any) -> None:
-    """Have verl's token builder render a message after a reply, where the template refuses it after a user's."""
+    """Make verl's token builder render messages after a reply, if the template refuses them after a user message."""
     try:
         builder._tokenize_single_non_tool(_USER)
-    except Exception:  # a template refuses in an error of its own choice
+    except Exception:  # templates raise errors of any type
         builder._tokenize_single_non_tool = partial(_after_a_reply, builder)
 
 

@@ -1,9 +1,9 @@
-"""Gap: verl resumes from the checkpoint that its tracker file names, whole or not.
+"""Gap: verl resumes from the checkpoint that its tracker file names, complete or not.
 
-A run that is killed while it saves leaves a checkpoint that is cut, or a whole one that the tracker does not name yet;
-disks lose files as well. Before verl loads a checkpoint, the newest whole one is looked up here, and the tracker names
-it. With `trainer.max_actor_ckpt_to_keep: 2` (for SFT `max_ckpt_to_keep`), as in our configurations, there is always one
-while the next is written.
+A run that is killed while it saves leaves a truncated checkpoint, or a complete one that the tracker does not name yet;
+disks lose files too. Before verl loads a checkpoint, this module finds the newest complete one and updates the tracker.
+With `trainer.max_actor_ckpt_to_keep: 2` (for SFT `max_ckpt_to_keep`), as in our configurations, there is always a
+complete one while the next is written.
 
 Upstream change it waits for: `find_latest_ckpt_path` validating what it returns
 (verl/utils/checkpoint/checkpoint_manager.py).
@@ -27,42 +27,43 @@ logger = logging.getLogger(__name__)
 
 TRACKER = "latest_checkpointed_iteration.txt"
 CONTENTS = ("model", "optimizer", "extra", "hf_model")
-"""What a checkpoint of our configurations holds, in the words of verl's `checkpoint.save_contents`."""
+"""Contents of a checkpoint in our configurations, as named in verl's `checkpoint.save_contents`."""
 DAMAGED = "damaged_step_"
 _STEP = "global_step_"
 _SHARDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
-"""Content -> how verl begins the name of its file of each rank."""
+"""Content -> prefix of verl's file for each rank."""
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, or of something below its `global_step_` folder."""
+    """The step of a checkpoint, or of a path below its `global_step_` folder."""
     return next(int(name.removeprefix(_STEP)) for name in path.parts[::-1] if name.startswith(_STEP))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """The checkpoints in `folder`, oldest first."""
     named = [path for path in folder.glob(f"{_STEP}*") if path.name.removeprefix(_STEP).isdecimal()]
     return sorted(named, key=step_of)
 
 
 def resume_from_whole(folder: Path, contents: Collection[str] = CONTENTS) -> Path | None:
-    """Have verl's tracker in `folder` name the newest whole checkpoint, which is returned; None where there is none.
+    """Point verl's tracker in `folder` to the newest complete checkpoint and return it; None if there is none.
 
-    `contents` is what a checkpoint must hold. A damaged one that is newer is named in a warning, and left alone.
+    `contents` is what a checkpoint must hold. Newer damaged checkpoints are logged and left alone.
     """
     for checkpoint in reversed(checkpoints_in(folder)):
         fault = fault_of(checkpoint, contents)
         if not fault:
             _track(folder, str(step_of(checkpoint)))
             return checkpoint
-        logger.warning("%s is not whole (%s), so it is not resumed from.", checkpoint, fault)
+        logger.warning("%s is incomplete (%s); the run does not resume from it.", checkpoint, fault)
     (folder / TRACKER).unlink(missing_ok=True)
     return None
 
 
 def tidy(folder: Path, contents: Collection[str] = CONTENTS, keep: int | None = None) -> Path | None:
-    """As `resume_from_whole`; damaged checkpoints are moved aside, to `damaged_step_<step>`, and of the whole ones the
-    newest `keep` stay (None: all). verl does not delete those of an attempt that was killed.
+    """As `resume_from_whole`, but also clean up, since verl does not delete checkpoints of a killed attempt.
+
+    Damaged checkpoints are renamed to `damaged_step_<step>`; the newest `keep` complete ones stay (None: all).
     """
     whole = resume_from_whole(folder, contents)
     for path in folder.glob(f"{DAMAGED}*"):
@@ -79,9 +80,9 @@ def tidy(folder: Path, contents: Collection[str] = CONTENTS, keep: int | None = 
 
 
 def fault_of(checkpoint: Path, contents: Collection[str] = CONTENTS) -> str:
-    """Why verl could not resume from a checkpoint, or from its files alone; empty where it is whole.
+    """Why verl could not resume from a checkpoint; empty if it is complete.
 
-    Files are not read to their end: it is what a kill, a full disk or a deleted file leaves that is noticed.
+    Files are not read completely: this detects what a kill, a full disk or a deleted file leaves behind.
     """
     actor, critic = checkpoint / "actor", checkpoint / "critic"
     trains_critic = any((other / "critic").is_dir() for other in checkpoints_in(checkpoint.parent))
@@ -96,7 +97,7 @@ def fault_of(checkpoint: Path, contents: Collection[str] = CONTENTS) -> str:
 
 
 def _fault_of_model(folder: Path, contents: Collection[str]) -> str:
-    if (folder / "dist_ckpt").is_dir():  # Megatron's own layout, which is complete once the tracker names it
+    if (folder / "dist_ckpt").is_dir():  # Megatron's layout, complete once the tracker names it
         tracker = folder.parents[folder.name in ("actor", "critic")] / TRACKER
         complete = tracker.is_file() and tracker.read_text(encoding="utf-8").strip()
         return "" if complete and complete.isdecimal() and step_of(folder) <= int(complete) else f"{TRACKER} is older"
@@ -113,7 +114,7 @@ def _fault_of_model(folder: Path, contents: Collection[str]) -> str:
 
 
 def _fault_of_archive(path: Path) -> str:
-    """Of a file of `torch.save`: a zip archive, whose directory is written last."""
+    """The fault of a `torch.save` file, a zip archive whose directory is written last; empty if there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             whole = any(name.endswith("data.pkl") for name in archive.namelist())
@@ -154,7 +155,7 @@ def _track(folder: Path, step: str) -> None:
 
 
 def _contents(config: Any) -> list[str]:
-    """What is loaded of a checkpoint, and the export where one is asked for."""
+    """What verl loads of a checkpoint, and the export if it is saved."""
     config = config or {}
     loaded = list(config.get("load_contents") or _SHARDS)
     return [*loaded, *(["hf_model"] if "hf_model" in (config.get("save_contents") or ()) else [])]

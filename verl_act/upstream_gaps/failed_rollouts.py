@@ -1,9 +1,9 @@
-"""Gap: verl does not end a run on a broken set-up with its cause. It replaces failed rollouts for as long as they fail,
-and dies in a validation without a result of "Received an empty list as keys."
+"""Gap: verl does not stop a run on a broken set-up. It replaces failed rollouts forever, and a validation without
+results dies with "Received an empty list as keys."
 
-The processes that play post what fails on a board. When nothing else has happened for a while, they leave a notice
-there, which the trainer, about to ask for the next replacement, raises as an error. An episode that comes to its end,
-or a validation, withdraws it.
+The rollout processes post failures on a board. If only failures happen for a while, they leave a notice there, which
+the trainer raises as an error before it requests the next replacement. A finished episode or a validation withdraws the
+notice.
 
 Upstream change it waits for: a bound on refills without a finished group (verl/trainer/ppo/v1/replay_buffer.py), and an
 error of its own for a validation without a finished group (`PPOTrainer._validate`).
@@ -26,15 +26,15 @@ from verl_act.errors import EnvError
 logger = logging.getLogger(__name__)
 
 GROUPS = 16
-"""So many groups of one task must fail in a row: a few broken games do not end a run."""
+"""Number of groups in a row that must fail, so that a few broken games do not stop a run."""
 
 _NAME = "verl_act-failures"
 _NOTHING_FINISHED = "empty list as keys"
-"""What TransferQueue says when verl's validation asks it for the outputs of no episode."""
+"""TransferQueue's message if verl's validation requests the outputs of no episode."""
 
 
 def close_gap(module: ModuleType) -> None:
-    """Let the trainer look at the board; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
+    """Make the trainer check the board; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
 
     def unless_given_up(
         wrapped: Callable[..., int], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -57,24 +57,24 @@ def close_gap(module: ModuleType) -> None:
 
 
 def raise_notice() -> None:
-    """Raise `EnvError` where a process of this Ray job has given up."""
+    """Raise `EnvError` if a process of this Ray job has given up."""
     notice = JOB_BOARD.read()[1]
     if notice:
         raise EnvError(notice)
 
 
 def raise_last_failure() -> None:
-    """Raise `EnvError` where an episode of this Ray job has failed."""
+    """Raise `EnvError` if an episode of this Ray job has failed."""
     failure = JOB_BOARD.read()[0]
     if failure:
         raise EnvError(
-            "No episode of a validation batch has come to its end, so there is nothing to report. Mend the cause and "
-            f"start again; the last failed with {failure}"
+            "No episode of a validation batch finished, so there is nothing to report. Fix the cause and start again; "
+            f"the last episode failed with {failure}"
         )
 
 
 class Board(Protocol):
-    """Where a process says what fails, and takes its notice back."""
+    """Where a process posts failures and notices, and withdraws its notice."""
 
     def post(self, process: str, failure: str, notice: str | None) -> None: ...
 
@@ -82,7 +82,7 @@ class Board(Protocol):
 
 
 class Failures:
-    """The groups that have failed in this process since an episode last came to its end."""
+    """The groups that have failed in this process since an episode last finished."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -120,21 +120,21 @@ class Failures:
             self._first = self._begun
         self._groups.add(group)
         failure, notice = f"{type(error).__name__}: {error}", None
-        # Failing is quicker than playing: what was under way at the first failure may still come to its end.
+        # Failing is quicker than playing: episodes in progress at the first failure may still finish.
         waiting = any(episode <= self._first for episode in self._playing)
         if len(self._groups) >= GROUPS and not waiting:
             notice = (
-                f"{len(self._groups)} groups of episodes in a row have failed, and no episode has come to its end "
-                f"meanwhile. Mend the cause and start again; the last failed with {failure}"
+                f"{len(self._groups)} groups of episodes in a row have failed, and no episode has finished "
+                f"meanwhile. Fix the cause and start again; the last failed with {failure}"
             )
             logger.error("%s", notice)
             self._has_notice = True
-            self._groups.clear()  # should the notice be withdrawn, so many must fail anew
+            self._groups.clear()  # if the notice is withdrawn, the count starts anew
         self._board.post(self._process, failure, notice)
 
 
 class LocalBoard:
-    """The board itself: the last failure, and the notices that stand, by process."""
+    """The board itself: the last failure, and the current notices by process."""
 
     def __init__(self, failure: str = "") -> None:
         self._failure = failure
@@ -146,12 +146,12 @@ class LocalBoard:
             self._notices[process] = notice
 
     def withdraw(self, process: str | None = None) -> None:
-        """Take back the notice of `process`, or of all; the failure stays what it is."""
+        """Withdraw the notice of `process`, or of all; the last failure stays."""
         for name in [process] if process else list(self._notices):
             self._notices.pop(name, None)
 
     def read(self) -> tuple[str, str]:
-        """The last failure and the first notice, each empty where there is none."""
+        """The last failure and the first notice, each empty if there is none."""
         return self._failure, next(iter(self._notices.values()), "")
 
 
@@ -159,8 +159,9 @@ _BoardActor: Any = ray.remote(LocalBoard)
 
 
 class JobBoard:
-    """The one board of a Ray job, an actor. It comes with the first failure and lasts as long as who made it. No agent
-    loop waits for it.
+    """The board of a Ray job, an actor. The first failure creates it, and it lives as long as its creator.
+
+    No agent loop waits for it.
     """
 
     def __init__(self) -> None:
@@ -169,7 +170,7 @@ class JobBoard:
     def post(self, process: str, failure: str, notice: str | None) -> None:
         board = self._find()
         if board is None:
-            # With the failure from its start: the trainer, which hears of it another way, may read before the message.
+            # Created with the failure: the trainer may read the board before the message below arrives.
             board = _BoardActor.options(name=_NAME, get_if_exists=True, num_cpus=0).remote(failure)
             self._made.append(board)
         board.post.remote(process, failure, notice)

@@ -1,6 +1,6 @@
 """Gap: the Hugging Face export of a LoRA run has PEFT's names and unmerged adapters, and loads as random weights.
 
-`merge_lora` merges the adapters, with PEFT itself, so that the export is the model that was trained. The chain calls it
+`merge_lora` merges the adapters with PEFT, so that the export is the trained model. The chain calls it
 after every training stage; by hand: `python -m verl_act merge-lora CHECKPOINT/actor`.
 
 Upstream change it waits for: `FSDPCheckpointManager.save_checkpoint` merging adapters into `hf_model`
@@ -25,11 +25,11 @@ _ADAPTER = ".lora_A."
 
 
 def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
-    """Merge the adapters in `checkpoint/huggingface`; False where there are none, or they are merged already.
+    """Merge the adapters in `checkpoint/huggingface`; False if there are none, or they are merged already.
 
     `checkpoint` is the `actor` folder of a verl checkpoint, with `hf_model` among its contents. The model folder is
-    replaced as a whole, and found again where that was cut short. Raises `DataError` where it, or what verl wrote about
-    the adapters next to it, is missing or damaged.
+    replaced atomically, also after an interrupted attempt. Raises `DataError` if it, or verl's description of the
+    adapters next to it, is missing or damaged.
     """
     folder = Path(checkpoint) / "huggingface"
     if folder.parent.is_dir():
@@ -40,7 +40,7 @@ def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
 
 
 def _where_else(checkpoint: Path) -> str:
-    """What to do about a folder that is not the `actor` folder of a checkpoint with an export."""
+    """Advice if the folder is not the `actor` folder of a checkpoint with an export."""
     if checkpoint.name == "huggingface" or any(checkpoint.glob("*.safetensors")):
         return f"pass the folder that holds it as `huggingface`, next to {_META}: {checkpoint.absolute().parent}."
     if below := sorted(checkpoint.glob("**/huggingface")):
@@ -68,7 +68,7 @@ def _merge(folder: Path, meta: Path) -> bool:
 
 
 def _weights(files: Sequence[Path]) -> dict[str, Any]:
-    """All weights where some are adapters; without any, none is loaded."""
+    """All weights if some are adapters; else their names only, without loading."""
     from safetensors import SafetensorError, safe_open
 
     weights: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def _weights(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _settings(meta: Path, rank: int) -> dict[str, int]:
-    """The rank and alpha of the adapters, which verl writes next to the export; the weights tell only the rank."""
+    """Rank and alpha of the adapters, which verl writes next to the export; the weights only have the rank."""
     remedy = (
         f'Copy it from the checkpoint, or write {{"r": {rank}, "lora_alpha": ALPHA}} with the alpha of the run '
         "(actor_rollout_ref.model.lora_alpha, for SFT model.lora_alpha)."
@@ -112,7 +112,7 @@ def _merged(folder: Path, weights: dict[str, Any], targets: list[str], meta: dic
 
     try:
         config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # on a damaged file it raises errors of many kinds
+    except Exception as error:  # damaged files raise errors of many types
         raise DataError(f"{folder / 'config.json'}: cannot be read ({error}). Save the checkpoint again.") from error
     base = AutoModelForCausalLM.from_config(config, dtype=next(iter(weights.values())).dtype)
     tied = {f"{_PREFIX}{name}" for name in getattr(base, "_tied_weights_keys", None) or ()}

@@ -1,9 +1,9 @@
-"""Gap: verl shows what a reward function returns beside the score in validation, but not while it trains.
+"""Gap: verl logs the further values of a reward function (besides the score) in validation, but not in training.
 
-In runs on `ActDataset`, every step also logs the mean of each such value, for each data source apart: the reward tiers
-as `train/act/alfworld/choice/acc/mean` and so on, and for live episodes their metrics, each episode once; and the share
-of groups whose replies all earn the same reward, `train/equal_reward_groups`. A run in which all groups do so stops
-(`learning_signal`). Other runs are left alone.
+In runs on `ActDataset`, every step also logs the mean of each such value for each data source: the reward tiers as
+`train/act/alfworld/choice/acc/mean` and so on, and the metrics of live episodes, each episode once. It also logs the
+share of groups whose replies all earn the same reward, `train/equal_reward_groups`. If this holds for all groups, the
+run stops (`learning_signal`). Other runs are unchanged.
 
 Upstream change it waits for: `reward_extra_info` in the training metrics (verl/trainer/ppo/v1/trainer_base.py,
 `PPOTrainer._compute_metrics`).
@@ -23,7 +23,7 @@ import wrapt
 from verl_act.learning_signal import SWITCH, LearningSignal
 
 _SIGNAL = "act_learning_signal"
-"""The attribute of a trainer that watches its steps."""
+"""The attribute of a trainer that holds its `LearningSignal`."""
 
 
 def close_gap(module: ModuleType) -> None:
@@ -59,7 +59,7 @@ def close_gap(module: ModuleType) -> None:
 
 
 def last_outputs(keys: Sequence[str], padding: Sequence[bool]) -> list[int]:
-    """The rows of a batch that stand for an episode each; padding stands for none.
+    """The indices of rows that represent an episode each, without padding.
 
     A key is `<prompt>_<session>_<output>`. verl copies the last output's `reward_extra_info` to all outputs of a
     session, so that a mean over rows would count an episode once per turn.
@@ -68,14 +68,14 @@ def last_outputs(keys: Sequence[str], padding: Sequence[bool]) -> list[int]:
     for row, key in enumerate(keys):
         if not padding[row]:
             session, _, output = key.rpartition("_")
-            if not output.isdigit():  # the key of an agent loop manager that is not verl's
+            if not output.isdigit():  # a key of another agent loop manager than verl's
                 session, output = key, "0"
             last[session] = max(last.get(session, (-1, -1)), (int(output), row))
     return sorted(row for _, row in last.values())
 
 
 def means(data_sources: Sequence[str], extra_fields: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`train/<data source>/<key>/mean` over the rows that have the key in their `reward_extra_info`, if a number."""
+    """`train/<data source>/<key>/mean` over the rows with a number under that key in `reward_extra_info`."""
     values: defaultdict[str, list[float]] = defaultdict(list)
     for source, fields in zip(data_sources, extra_fields, strict=True):
         for key, value in (fields.get("reward_extra_info") or {}).items():

@@ -1,7 +1,7 @@
-"""Gap: verl's reward workers load the policy's tokenizer with `trust_remote_code=True`, whatever the run is set to.
+"""Gap: verl's reward workers load the policy's tokenizer with `trust_remote_code=True`, whatever the run's setting.
 
-So a model's own code runs in them, though `actor_rollout_ref.model.trust_remote_code` is false, as it is by default.
-Here that key decides, for the tokenizer of a reward model too, which has none of its own.
+A model's own code then runs in them even with `actor_rollout_ref.model.trust_remote_code=false`, the default. Here that
+key decides, also for the tokenizer of a reward model, which has no such key.
 
 Upstream change it waits for: the configured value in `RewardLoopWorker._init_reward_fn`
 (verl/experimental/reward_loop/reward_loop.py).

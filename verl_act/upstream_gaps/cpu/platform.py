@@ -1,7 +1,7 @@
 """A `cpu` platform for verl's registry.
 
-Upstream change it waits for: a `PlatformCPU` in verl/plugin/platform. It is taken only where torch itself cannot drive
-an accelerator (a CPU build), or where `VERL_PLATFORM=cpu` asks for it, so it never takes over a machine with a GPU.
+Upstream change it waits for: a `PlatformCPU` in verl/plugin/platform. It is used only if torch itself cannot drive an
+accelerator (a CPU build), or with `VERL_PLATFORM=cpu`, so it never takes over a machine with a GPU.
 
 Devices are *logical*: Ray is told how many "GPU" resources there are (`ray_kwargs.ray_init.num_gpus`), because verl's
 resource check counts only GPU and NPU resources; a process group of n such devices is n processes on the CPU.
@@ -20,20 +20,20 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 
 def is_cpu_platform() -> bool:
-    """Whether this process is to use the CPU platform: by `VERL_PLATFORM`, or because torch is a CPU build."""
+    """Whether this process uses the CPU platform: by `VERL_PLATFORM`, or because torch is a CPU build."""
     requested = os.environ.get("VERL_PLATFORM", "").strip().lower()
     return requested == "cpu" if requested else _torch_is_cpu_build()
 
 
 def register_cpu_platform() -> None:
-    """Add `cpu` to verl's platforms. It stands last, so that verl's own detection prefers any accelerator."""
+    """Add `cpu` to verl's platforms. It comes last, so that verl's detection prefers any accelerator."""
     if PlatformRegistry.get("cpu") is None:
         PlatformRegistry.register(platform="cpu")(PlatformCPU)
 
 
 def _torch_is_cpu_build() -> bool:
     backends = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
-    # Extensions bring others (HPU, PrivateUse1), which are no part of the build.
+    # Extensions add other backends (HPU, PrivateUse1), which are not part of the build.
     return not any(backends) and not hasattr(torch, "npu") and not torch.accelerator.is_available()
 
 
@@ -64,7 +64,7 @@ def _device_module() -> types.ModuleType:
         "verl_act.upstream_gaps.cpu.platform.device_module", "torch.cpu with the calls verl makes on torch.cuda"
     )
     vars(module).update(
-        # verl takes "available" to mean that device memory is apart from the host's.
+        # verl takes "available" to mean that the device has its own memory.
         is_available=lambda: False,
         device_count=lambda: 1,
         current_device=lambda: 0,

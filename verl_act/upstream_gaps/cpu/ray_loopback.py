@@ -1,9 +1,8 @@
-"""Gap: a Ray that a run starts for itself listens on every network interface of the machine.
+"""Gap: a Ray that a run starts listens on every network interface of the machine.
 
-Ray binds to the loopback interface only where that is the node's own address, and `ray.init` replaces a
-`_node_ip_address` of 127.0.0.1 by the machine's address in the network. One variable changes the latter. Ray has it for
-macOS and Windows, where it is the default, and reads it when it is imported. Where
-`$RAY_ADDRESS` names a cluster in the network, nothing changes.
+Ray binds to the loopback interface only if that is the node's address, and `ray.init` replaces a `_node_ip_address` of
+127.0.0.1 by the machine's network address. One variable, the default on macOS and Windows, prevents that; Ray reads it
+on import. If `$RAY_ADDRESS` names a cluster in the network, nothing changes.
 
 Upstream change it waits for: `ray.init(_node_ip_address="127.0.0.1")` taken as it stands where it starts a cluster
 (`resolve_ip_for_localhost` in ray/_private/worker.py). `act/device=cpu` then sets `_node_ip_address`.

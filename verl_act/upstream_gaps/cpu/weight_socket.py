@@ -1,10 +1,9 @@
-"""Gap: two runs on one machine, each with a Ray of its own, send their weights through the same socket.
+"""Gap: two runs on one machine, each with its own Ray, send their weights through the same socket.
 
-verl names it after Ray's job id, which in every new Ray is 01000000, and removes the file of that name before it binds:
-the other run's engine then waits for ever. `act/device=cpu` starts a Ray for each run, so its node's process id is
-added.
+verl names it after Ray's job id, which is 01000000 in every new Ray, and removes an existing file before it binds: the
+other run's engine then waits forever. `act/device=cpu` starts a Ray for each run, so its node's process id is added.
 
-Upstream change it waits for: Ray's session name beside the job id in `ServerAdapter` (vllm_rollout.py) and
+Upstream change it waits for: Ray's session name next to the job id in `ServerAdapter` (vllm_rollout.py) and
 `_get_zmq_handle` (utils.py) of verl/workers/rollout/vllm_rollout.
 """
 
@@ -17,7 +16,7 @@ import wrapt
 
 MODULE = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 NODE = "RAY_RAYLET_PID"
-"""What Ray sets in its workers, and these pass on to the engine's processes."""
+"""A variable that Ray sets in its workers; the engine's processes inherit it."""
 
 
 def close_gap() -> None:
