@@ -287,7 +287,7 @@ class Engine:
             return None
         (completion,) = completions
         sequence.reply(completion.token_ids, completion.text)
-        return self.reply_prefix + completion.text
+        return f"{self.reply_prefix}{completion.text}"
 
     async def _complete(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, **options: Any

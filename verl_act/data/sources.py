@@ -88,7 +88,8 @@ class PairSource(Source):
 
     @property
     def pair_ids(self) -> list[str]:
-        return self._columns["pair_id"].to_pylist()
+        ids: list[str] = self._columns["pair_id"].to_pylist()
+        return ids
 
     @cached_property
     def candidates(self) -> np.ndarray:

@@ -52,7 +52,8 @@ class VerlRows:
 
     def row(self, index: int, position: int = 0) -> Row:
         """The row exactly as verl returns it."""
-        return self._dataset[index]
+        row: Row = self._dataset[index]
+        return row
 
     def require_mixable(self, kept: Collection[str]) -> None:
         """Log the columns that are not in `kept`.
@@ -79,11 +80,11 @@ class VerlRows:
 
 def _columns(path: str) -> list[str]:
     if path.endswith(".parquet"):
-        return read_parquet_schema(path).names
+        return list(read_parquet_schema(path).names)
     if not path.endswith((".json", ".jsonl")):
         raise DataError(f"{path}: is neither .parquet nor .json nor .jsonl. Save it as one of them.")
     try:
-        return datasets.load_dataset("json", data_files=path, split="train").column_names
+        return list(datasets.load_dataset("json", data_files=path, split="train").column_names)
     except (DatasetGenerationError, ValueError, FileNotFoundError) as error:
         reason = error.__cause__ or error
         raise DataError(f"{path}: cannot be read as rows in JSON ({reason}). Write one JSON object a line.") from error

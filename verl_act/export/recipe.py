@@ -1,8 +1,8 @@
 """`python -m verl_act export-recipe`: the package, its configurations and run scripts as a folder of verl-recipe.
 
-Such a folder is used from a checkout, so nothing in it may need an installation: the run scripts put it on PYTHONPATH,
-verl loads the plugin by VERL_USE_EXTERNAL_MODULES, and each configuration names its own search path. What stays out is
-the embedded model: verl-recipe holds no weights.
+Such a folder is used from a checkout, without installation: the run scripts put it on PYTHONPATH, verl loads the plugin
+by VERL_USE_EXTERNAL_MODULES, and each configuration names its own search path. The embedded models are left out, since
+verl-recipe holds no weights.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from verl_act.output_folder import atomic_folder, content, reserved
 PACKAGE = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).with_name("templates")
 VERL = "0.9.1"
-"""The release that all tests are run against."""
+"""The verl release that the tests run against."""
 STAGES = {
     "critic": "critic stage: GRPO on choices between the expert's action and an alternative",
     "action": "action stage: GRPO on actions, from the critic stage's model",
     "action_ppo": "action stage with PPO and a value model",
 }
-"""Hydra group below `act` -> what it is."""
+"""Hydra group below `act` -> description."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "assets", "*.partial")
 _EXECUTABLE = 0o755
 
 
 def export_recipe(out: Path) -> Path:
-    """Write the folder `out`, in place of an earlier export. Raises `ConfigError` where `out` holds anything else."""
+    """Write the folder `out`, replacing an earlier export. Raises `ConfigError` if `out` holds anything else."""
     with reserved(out, replace_any=True), atomic_folder(out, replace_any=True) as folder:
         if content(out) and not (out / "REQUIRED_VERL.txt").is_file():
             raise ConfigError(
@@ -51,7 +51,7 @@ def export_recipe(out: Path) -> Path:
 
 
 def _render(folder: Path, template: str, name: str | None = None, **values: object) -> Path:
-    """`templates/<template>.jinja` as the file `name` (default: the same) in `folder`."""
+    """Render `templates/<template>.jinja` to the file `name` (default: the template's) in `folder`."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
     )
@@ -63,7 +63,7 @@ def _render(folder: Path, template: str, name: str | None = None, **values: obje
 
 
 def _requirements() -> list[str]:
-    """What this package needs beside verl, sorted."""
+    """The requirements of this package except verl, sorted."""
     requirements = (Requirement(text) for text in requires("verl-act") or ())
     return sorted(
         str(requirement) for requirement in requirements if not requirement.marker and requirement.name != "verl"

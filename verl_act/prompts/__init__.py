@@ -1,4 +1,4 @@
-"""Every prompt this package shows a model: `get_template(name)` and the means to register another."""
+"""All prompts of this package: `get_template(name)`, and `register_template` for further ones."""
 
 from verl_act.prompts.registry import get_template, register_template, template_names
 from verl_act.prompts.template import Message, Template

@@ -1,7 +1,8 @@
-"""The template `compact`, for models so small that every prompt token and every new word counts.
+"""The template `compact`, for models so small that every prompt token counts.
 
 Few fixed words, no instructions: the model learns the format in its warm-up. Action and choice prompts render the
-context alike and are answered alike, `<action>the action's own text</action>`, so that judging can serve acting.
+context in the same way and expect the same kind of reply, `<action>text of the action</action>`, so that judging
+transfers to acting.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from verl_act.schema import Context, Turn
 class CompactTemplate(Template):
     """Each option leaves out a part of the context, to save tokens.
 
-    `admissible_in_action` and `admissible_in_choice` list the admissible actions. A small model learns to act by
-    looking through that list, and judges far better with it than without; environments that offer hundreds, or whose
-    observations name them all, do without. `observations_in_history`: whether earlier turns show what the agent saw, or
-    only what it did.
+    `admissible_in_action` and `admissible_in_choice` list the admissible actions. A small model learns to act
+    from that list, and judges far better with it; it is not needed in environments with hundreds of actions, or whose
+    observations name them all. `observations_in_history`: whether earlier turns show observations, or only actions.
     """
 
     reflections_conclude: ClassVar[bool] = True
@@ -38,8 +38,10 @@ class CompactTemplate(Template):
         return _user(*self._context(context), *can, f"pick : {' | '.join(candidates)}")
 
     def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
-        """What was tried, then the state again and the question that such a model knows: the thought before its answer
-        is the reflection, where the answer is the expert's action."""
+        """The tried actions, then the state again and the usual question.
+
+        The thought before the answer is the reflection, if the answer is the expert's action.
+        """
         tried = [f"do : {turn.action}\nsee : {turn.observation}" for turn in (*alternatives, expert)]
         again = (f"see : {context.observation}", *self._can(context.admissible_actions), "act :")
         return _user(*self._context(context), *tried, *again)

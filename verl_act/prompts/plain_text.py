@@ -17,14 +17,14 @@ from verl_act.prompts.template import Message
 
 _THINK, _END_OF_THINK = "<think>", "</think>"
 OWN_TAGS = ("<action>", "</action>", _THINK, _END_OF_THINK)
-"""Tags that belong to prompts and replies of this package: ordinary text under every tokenizer."""
+"""Tags of this package's prompts and replies, which must be ordinary text for every tokenizer."""
 
 _PROBE = "some text"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 
 def as_plain_text(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
-    """`messages` with every control token and turn marker in their contents broken up (Hugging Face tokenizer)."""
+    """`messages` with all control tokens and turn markers in their contents broken up (Hugging Face tokenizer)."""
     pattern = _pattern(tokenizer)
     return [{**message, "content": pattern.sub(r"\g<0> ", message["content"])} for message in messages]
 
@@ -44,16 +44,16 @@ def turn_markers(tokenizer: Any) -> frozenset[str]:
         return frozenset()
     tags = set(_TAG.findall(_rendered(tokenizer, "user", "assistant", "user")))
     for roles in (("system", "user"), ("user", "assistant", "tool")):
-        # A template without the role refuses it, in an error of its own choice; then it writes no tag for it either.
+        # A template without the role raises an error of any type; it then writes no tag for that role either.
         with suppress(Exception):
             tags.update(_TAG.findall(_rendered(tokenizer, *roles)))
     return frozenset(tags) - set(OWN_TAGS)
 
 
 def reply_prefix(tokenizer: Any, options: Mapping[str, Any] | None = None) -> str:
-    """What the generation prompt has already written of a reply: `<think>` where it opens the thought, else nothing.
+    """The part of a reply that the generation prompt already wrote: `<think>` if it opens the thought, else empty.
 
-    A reply must be read together with it, or a thought that was cut would pass for an answer. `options` are those of
+    A reply must be parsed together with it, or a truncated thought would pass for an answer. `options` are those of
     the chat template (`data.apply_chat_template_kwargs`).
     """
     rendered = _rendered(tokenizer, "user", **(options or {}))
@@ -62,30 +62,32 @@ def reply_prefix(tokenizer: Any, options: Mapping[str, Any] | None = None) -> st
 
 
 def continued(reply: str, prefix: str) -> str:
-    """What follows the `reply_prefix` of a reply that was written without regard to it; a thought that it opened is
-    ended."""
+    """The continuation of `prefix` (`reply_prefix`) for a reply that was written without it.
+
+    If `reply` does not start with the prefix, the thought that the prefix opened is closed first.
+    """
     if not prefix:
         return reply
     return reply.removeprefix(prefix) if reply.startswith(prefix) else f"{_END_OF_THINK}{reply}"
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
-    """The id of the control token with which the chat template ends a reply; None where it writes none."""
+    """The id of the control token with which the chat template ends a reply; None if it writes none."""
     return next(iter(_turn_ending(tokenizer)), None)
 
 
 def turn_separator(tokenizer: Any) -> tuple[int, ...]:
-    """The ids that the chat template writes between that token and the next message: a newline, as a rule, or none.
+    """The ids that the chat template writes between that token and the next message: usually a newline, or none.
 
-    verl's `initialize_turn_separator` asks the same of a user's message, and where no control token ends that (as in
-    Llama 2's template) takes the rest of `[/INST]` for it.
+    verl's `initialize_turn_separator` derives them from a user message. If no control token ends that (as in Llama 2's
+    template), it returns the rest of `[/INST]`.
     """
     return _turn_ending(tokenizer)[1:]
 
 
 @lru_cache(maxsize=8)
 def _turn_ending(tokenizer: Any) -> tuple[int, ...]:
-    """What follows the text of a reply, from the first control token on."""
+    """The token ids after the text of a reply, from the first control token on."""
     rendered = _rendered(tokenizer, "user", "assistant", add_generation_prompt=False)
     after = tokenizer.encode(rendered[rendered.rindex(_PROBE) + len(_PROBE) :], add_special_tokens=False)
     control = control_tokens(tokenizer)
@@ -97,14 +99,15 @@ def _rendered(tokenizer: Any, *roles: str, add_generation_prompt: bool = True, *
     """A conversation of these roles, each saying `_PROBE`."""
     conversation = [{"role": role, "content": _PROBE} for role in roles]
     options = {**options, "add_generation_prompt": add_generation_prompt, "tokenize": False}
-    return tokenizer.apply_chat_template(conversation, **options)
+    text: str = tokenizer.apply_chat_template(conversation, **options)
+    return text
 
 
 @lru_cache(maxsize=8)
 def _pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Each character at which one of them begins, so that none is missed where two of them overlap.
+    """Matches the first character of each control token or turn marker, so that overlapping ones are found too.
 
-    Kept for each tokenizer: gathering its tokens takes longer than breaking up a prompt.
+    Cached per tokenizer: collecting its tokens takes longer than breaking up a prompt.
     """
     names = sorted(name for name in control_tokens(tokenizer) | turn_markers(tokenizer) if name)
     return re.compile(rf"(?=(?:{'|'.join(map(re.escape, names))})).", re.DOTALL) if names else re.compile(r"(?!)")

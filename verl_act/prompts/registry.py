@@ -1,8 +1,8 @@
 """Templates by name.
 
-A package of yours adds its own by an entry point of group `verl_act.templates`, named like the template and pointing at
-its class (`my_package.prompts:MyTemplate`), which every process then finds. `register_template` makes one known to the
-process that calls it.
+Other packages add templates by entry points of the group `verl_act.templates`, named like the template and pointing at
+its class (`my_package.prompts:MyTemplate`); every process then finds them. `register_template` registers one in the
+calling process only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _templates: dict[str, Callable[..., Template]] = {}
 
 
 def register_template(name: str, make: Callable[..., Template]) -> None:
-    """Let `get_template(name, **options)` return `make(**options)`. Raises `ConfigError` where `name` is taken."""
+    """Let `get_template(name, **options)` return `make(**options)`. Raises `ConfigError` if `name` is taken."""
     if _templates.get(name, make) is not make:
         raise ConfigError(f"template {name!r} is registered already; choose another name.")
     _templates[name] = make

@@ -1,7 +1,7 @@
-"""What a template is: it turns a `Context` into chat messages, and does nothing else.
+"""The base class of templates, which turn a `Context` into chat messages.
 
-Templates are pure: the same arguments give the same text. A prompt never says which candidate is whose, and never
-contains more about the state than its `Context`.
+Templates are pure: the same arguments give the same text. A prompt never reveals which candidate is the expert's, and
+never contains more about the state than its `Context`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Message = dict[str, str]
 class Template(ABC):
     """Base of all templates; a template's options are its fields.
 
-    `history_length` is how many of the last turns a prompt shows; None shows all. `max_listed` is how many admissible
-    actions a list shows of those that the environment gives; None shows all.
+    `history_length` is the number of last turns in a prompt; None for all. `max_listed` is the maximum number of
+    admissible actions in a list; None for all.
     """
 
     reflections_conclude: ClassVar[bool] = False
-    """Whether a reply to `reflection_messages` is a reflection only if it ends in the expert's action."""
+    """Whether a reply to `reflection_messages` only counts if it ends with the expert's action."""
     history_length: Count | None = None
     max_listed: Positive | None = None
 
@@ -49,9 +49,9 @@ class Template(ABC):
         """The user turn that answers an action in a conversation begun with `action_messages`."""
 
     def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
-        """The prompt that asks why the expert's action is the better one, once all were tried (arXiv 2510.08558).
+        """The prompt that asks why the expert's action is better, after all were tried (arXiv 2510.08558).
 
-        `expert` and `alternatives` are what each action, taken from this state, made the environment show.
+        `expert` and `alternatives` are the actions with the observations that followed them from this state.
         """
         (question,) = self.action_messages(context)
         tried = "\n".join(f"- {turn.action}\n  leads to: {turn.observation}" for turn in (*alternatives, expert))
@@ -66,7 +66,7 @@ class Template(ABC):
     def shown_actions(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> tuple[str, ...]:
         """The admissible actions that a prompt lists.
 
-        `candidates` are listed wherever they are admissible: a list that left one of them out might tell whose it is.
+        Admissible `candidates` are always listed: leaving one out might reveal the expert's action.
         """
         return tuple(actions) if self.max_listed is None else shortened(actions, self.max_listed, candidates)
 

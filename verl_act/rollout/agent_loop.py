@@ -1,8 +1,7 @@
 """`act_env`, verl's agent loop for live episodes: tokens in, tokens out, around `episode.play`.
 
-Seam: `verl.experimental.agent_loop`. verl makes one instance a rollout and passes the dataset's columns to `run`.
-Prompts are encoded once and replies are kept as the server sampled them, so what is trained is exactly what was
-generated.
+Seam: `verl.experimental.agent_loop`. verl creates one instance per rollout and passes the dataset's columns to `run`.
+Prompts are encoded once and replies keep their sampled tokens, so training uses exactly what was generated.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from verl_act.upstream_gaps.failed_rollouts import FAILURES
 Result = TypeVar("Result")
 
 _WITHOUT_EXTRA_FIELDS = ("dapo", "gdpo")
-"""verl's reward managers that give the reward function nothing of what the agent loop adds to a row."""
+"""verl's reward managers that do not pass the agent loop's extra fields to the reward function."""
 
 
 @register("act_env")
 class ActEnvAgentLoop(AgentLoopBase):
     """Plays the row's task and returns one output per episode (`concat`) or per turn (`stepwise`).
 
-    A broken environment raises `EnvError`. verl trains on the other episodes of the row's group; where none came to its
-    end, it drops the group, or draws another with `trainer.v1.sampler.sync_refill_failed_groups`. `failures.py` ends a
-    run in which nothing but that happens.
+    A broken environment raises `EnvError`. verl trains on the other episodes of the row's group; if none finished, it
+    drops the group, or samples another with `trainer.v1.sampler.sync_refill_failed_groups`. `failed_rollouts.py` stops
+    a run in which only that happens.
     """
 
-    async def run(  # type: ignore[override]  # verl takes a list too
+    async def run(  # type: ignore[override]  # verl accepts a list too
         self, sampling_params: dict[str, Any], **row: Any
     ) -> list[AgentLoopOutput]:
         task = Task(**row["extra_info"]["task"])
@@ -57,7 +56,7 @@ class ActEnvAgentLoop(AgentLoopBase):
         if (manager := self.config.reward.reward_manager.name) in _WITHOUT_EXTRA_FIELDS:
             raise ConfigError(
                 f"verl's reward manager {manager!r} does not pass on the outcome of an episode. Set "
-                "reward.reward_manager.name=naive where tasks are among the rows."
+                "reward.reward_manager.name=naive to train or validate on tasks."
             )
         self._require_room_for_turns(settings.episode)
         pool = EnvPool.shared(task.env, settings.episode)
@@ -71,7 +70,7 @@ class ActEnvAgentLoop(AgentLoopBase):
         return policy.outputs(episode, env_memory_mb=session.memory_mb)
 
     def _require_room_for_turns(self, settings: EpisodeSettings) -> None:
-        """Raises `ConfigError` where one reply may take the room of a whole episode."""
+        """Raise `ConfigError` if one reply may use up the tokens of a whole episode."""
         room, reply = self.rollout_config.response_length, settings.max_tokens_per_turn
         if settings.mode is Mode.CONCAT and settings.max_turns > 1 and reply is not None and reply >= room:
             raise ConfigError(
@@ -82,7 +81,7 @@ class ActEnvAgentLoop(AgentLoopBase):
 
 
 class _TokenPolicy(ABC):
-    """Asks verl's server for replies and keeps every token for training."""
+    """Requests replies from verl's server and keeps every token for training."""
 
     def __init__(
         self,
@@ -99,33 +98,34 @@ class _TokenPolicy(ABC):
         options = agent_loop.data_config.get("apply_chat_template_kwargs")
         self.reply_prefix = reply_prefix(agent_loop.tokenizer, options)
         self.seconds = 0.0
-        self.preempted = -1  # verl's way to say that the server does not tell
+        self.preempted = -1  # verl's value for "unknown"
         self.routed_experts: list[Any] = []
-        """One a sample: (prompt + response - 1, layers, experts a token), or None where the server does not tell."""
+        """One array per sample, of shape [prompt + response - 1, layers, experts per token]; None if unknown."""
         self.server_fields: list[dict[str, Any]] = []
-        # One id an episode keeps it on one server, whose prefix cache then holds its earlier turns.
+        # One id per episode keeps it on one server, whose prefix cache then has its earlier turns.
         self.request_id = uuid4().hex
 
     async def reply(self, context: Context) -> str | None:
-        """The reply with what the prompt had already written of it; None where no room for one is left."""
-        text = await self.written(context)
+        """The reply, preceded by the part that the prompt already wrote; None if there is no room for one."""
+        text = await self.generated_text(context)
         return None if text is None else self.reply_prefix + text
 
     @abstractmethod
-    async def written(self, context: Context) -> str | None:
-        """What the model has written."""
+    async def generated_text(self, context: Context) -> str | None:
+        """The text that the model generates; None if there is no room for a reply."""
 
     def turn_limit(self, room: int) -> int:
-        """The tokens of one reply where there is room for so many."""
+        """The maximum tokens of one reply if `room` tokens are left."""
         limit = self.settings.max_tokens_per_turn
         return room if limit is None else min(limit, room)
 
-    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What tokenizes, beside the event loop of all episodes."""
-        return await self.agent_loop.loop.run_in_executor(None, work, *arguments)
+    async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run `work` (tokenizing) in a thread, to keep the event loop of all episodes free."""
+        result: Result = await self.agent_loop.loop.run_in_executor(None, work, *arguments)
+        return result
 
     def fits(self, prompt_ids: list[int], context: Context) -> bool:
-        """Whether a prompt is within the limit. Raises `ConfigError` where it is an episode's first."""
+        """Whether a prompt is within the limit. Raises `ConfigError` if an episode's first prompt is not."""
         limit = self.agent_loop.rollout_config.prompt_length
         if len(prompt_ids) > limit and not context.history:
             raise ConfigError(
@@ -136,7 +136,7 @@ class _TokenPolicy(ABC):
         return len(prompt_ids) <= limit
 
     async def generate(self, prompt_ids: list[int], max_tokens: int) -> TokenOutput:
-        """Sampled token ids, their log-probabilities and their routed experts (None where the server gives none)."""
+        """Sampled token ids, their log-probabilities and their routed experts (None if the server returns none)."""
         started = perf_counter()
         output = await self.agent_loop.server_manager.generate(
             request_id=self.request_id,
@@ -151,21 +151,21 @@ class _TokenPolicy(ABC):
 
     async def text(self, token_ids: list[int]) -> str:
         tokenizer: Any = self.agent_loop.tokenizer
-        return await self.aside(partial(tokenizer.decode, token_ids, skip_special_tokens=True))
+        return await self.in_thread(partial(tokenizer.decode, token_ids, skip_special_tokens=True))
 
-    def outputs(self, episode: Episode, **figures: float) -> list[AgentLoopOutput]:
-        """What verl trains on; `figures` are logged beside the episode's own. Every output carries the same fields, as
-        TransferQueue needs.
+    def outputs(self, episode: Episode, **metrics: float) -> list[AgentLoopOutput]:
+        """The samples that verl trains on. `metrics` are logged with those of the episode.
+
+        Every output has the same extra fields, as TransferQueue requires.
         """
-        figures = {**episode.metrics(), **figures}
         fields = {
             **self._weight_versions(),
-            "episode": figures,
+            "episode": {**episode.metrics(), **metrics},
             "episode_reward": self._reward(episode),
             "turn_scores": [],
             "tool_rewards": [],
         }
-        metrics = AgentLoopMetrics(
+        loop_metrics = AgentLoopMetrics(
             generate_sequences=self.seconds, tool_calls=episode.env_seconds, num_preempted=self.preempted
         )
         return [
@@ -176,7 +176,7 @@ class _TokenPolicy(ABC):
                 response_logprobs=sample.response_logprobs or None,
                 routed_experts=routed_experts,
                 num_turns=2 * len(episode.turns),
-                metrics=metrics,
+                metrics=loop_metrics,
                 multi_modal_data={},
                 extra_fields=dict(fields),
             )
@@ -195,7 +195,7 @@ class _TokenPolicy(ABC):
         )
 
     def _weight_versions(self) -> dict[str, Any]:
-        """The oldest and newest weights that took part, which verl's off-policy control needs."""
+        """The oldest and newest weight versions of the episode, for verl's off-policy control."""
         oldest = [version for fields in self.server_fields if (version := fields.get("min_global_steps")) is not None]
         newest = [version for fields in self.server_fields if (version := fields.get("max_global_steps")) is not None]
         return {
@@ -205,10 +205,10 @@ class _TokenPolicy(ABC):
 
 
 class StepwisePolicy(_TokenPolicy):
-    """Each turn is a sample: a fresh prompt with the last turns of the history, and the reply."""
+    """Each turn is a sample: a new prompt with the last turns of the history, and the reply."""
 
-    async def written(self, context: Context) -> str | None:
-        prompt_ids = await self.aside(self._prompt, self.template.action_messages(context))
+    async def generated_text(self, context: Context) -> str | None:
+        prompt_ids = await self.in_thread(self._prompt, self.template.action_messages(context))
         if not self.fits(prompt_ids, context):
             return None
         reply = await self.generate(prompt_ids, self.turn_limit(self.agent_loop.rollout_config.response_length))
@@ -218,7 +218,7 @@ class StepwisePolicy(_TokenPolicy):
         return await self.text(reply.token_ids)
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        """Token ids of a prompt, however many: verl's own method would cut the left off, where the goal stands."""
+        """All token ids of a prompt: verl's own method would truncate the left, where the goal is."""
         messages = as_plain_text(messages, self.agent_loop.tokenizer)
         return self.agent_loop.continuous_token_builder.build_initial_tokens(messages)
 
@@ -228,31 +228,31 @@ class ConcatPolicy(_TokenPolicy):
 
     sequence: GrowingSequence | None = None
 
-    async def written(self, context: Context) -> str | None:
+    async def generated_text(self, context: Context) -> str | None:
         if self.sequence is None:
             self.sequence = await self._begin(context)
         else:
             content = self.template.followup(context.observation, context.admissible_actions)
-            if not await self.aside(self.sequence.observe, content, self._limit(self.sequence.sample)):
+            if not await self.in_thread(self.sequence.observe, content, self._limit(self.sequence.sample)):
                 return None
         sample = self.sequence.sample
         reply = await self.generate(sample.token_ids, self.turn_limit(self._limit(sample) - len(sample.response_ids)))
         text = await self.text(reply.token_ids)
         self.sequence.reply(reply.token_ids, text, reply.log_probs)
-        # The server says it of all tokens so far.
+        # The server returns them for all tokens so far.
         self.routed_experts = [reply.routed_experts]
         return text
 
     async def _begin(self, context: Context) -> GrowingSequence:
         loop = self.agent_loop
         messages = self.template.action_messages(context)
-        sequence = await self.aside(GrowingSequence, messages, loop.tokenizer, loop.continuous_token_builder)
+        sequence = await self.in_thread(GrowingSequence, messages, loop.tokenizer, loop.continuous_token_builder)
         self.fits(sequence.sample.prompt_ids, context)
         self.samples.append(sequence.sample)
         return sequence
 
     def _limit(self, sample: Sample) -> int:
-        """Tokens that may follow the first prompt: within the response, and within the server's context."""
+        """Tokens that may follow the first prompt: limited by the response length and the server's context."""
         rollout = self.agent_loop.rollout_config
         context = rollout.max_model_len or math.inf
         return int(min(rollout.response_length, context - len(sample.prompt_ids)))

@@ -1,6 +1,6 @@
-"""One episode: a policy replies, the reply is parsed, the environment answers, until something ends it.
+"""One episode: a policy replies, the reply is parsed, the environment takes a step, until the episode ends.
 
-The one loop of training and evaluation. It knows nothing of tokens or of verl: a `Policy` turns a context into a reply.
+Training and evaluation share this loop. It is independent of tokens and verl: a `Policy` turns a context into a reply.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from verl_act.parse import Malformed, has_thought, match_action, parse_action
 from verl_act.schema import Context, Turn
 
 NO_ACTION = "(no readable action)"
-"""What the history says the agent did, where its reply was malformed. The environment does not move then."""
+"""The action in the history after a malformed reply. The environment takes no step then."""
 NOT_UNDERSTOOD = "Nothing happens."
-"""What the agent then sees."""
+"""The observation after a malformed reply."""
 
 
 class Session(Protocol):
@@ -33,10 +33,10 @@ class Session(Protocol):
 
 
 class Policy(Protocol):
-    """What plays; one instance an episode."""
+    """The agent; one instance per episode."""
 
     async def reply(self, context: Context) -> str | None:
-        """The model's reply, or None where its token budget is spent."""
+        """The model's reply, or None if its token budget is used up."""
         ...
 
 
@@ -50,12 +50,12 @@ class End(StrEnum):
     """`max_turns`."""
     TOKEN_BUDGET = "token_budget"
     ERROR = "error"
-    """The environment failed. `play` raises then; an evaluation records it and leaves it out of its shares."""
+    """The environment failed. `play` raises an error; an evaluation records it and leaves it out of its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeTurn:
-    """One exchange: what was shown, the reply, what was read from it and what came of it."""
+    """One turn: the context, the reply, the parsed action and its result."""
 
     context: Context
     reply: str
@@ -67,7 +67,7 @@ class EpisodeTurn:
 
 @dataclass(slots=True)
 class Episode:
-    """A finished episode and its figures."""
+    """A finished episode and its metrics."""
 
     task: Task
     turns: list[EpisodeTurn] = field(default_factory=list)
@@ -84,10 +84,10 @@ class Episode:
         return sum(turn.reward for turn in self.turns)
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a log: shares are of all turns, `longest_failed_repeat` counts turns, `env_seconds` seconds.
+        """Metrics for a log: shares are of all turns, `longest_failed_repeat` counts turns, `env_seconds` seconds.
 
-        A failed repeat is one action taken again and again although it was not admissible (the loops of paper
-        section 5), or one malformed reply given again and again, word for word.
+        A failed repeat is one inadmissible action taken several times in a row (the loops of paper section 5), or one
+        malformed reply repeated word for word.
         """
         count = max(1, len(self.turns))
         failed = [turn.action for turn in self.turns if turn.action is not None and not turn.admissible]
@@ -104,23 +104,22 @@ class Episode:
 
 
 def longest_failed_repeat(turns: Sequence[EpisodeTurn]) -> int:
-    """The longest run of one failed action: 0 where every action was admissible."""
+    """The longest run of one failed action; 0 if every action was admissible."""
     return max(failed_repeats([(turn.admissible, turn.action, turn.reply) for turn in turns]), default=0)
 
 
 def failed_repeats(turns: Iterable[tuple[bool, str | None, str]]) -> list[int]:
-    """For every turn, given as (admissible, action, reply), the length of the run of one failed action that it belongs
-    to; 0 where the action was admissible.
+    """For every turn (admissible, action, reply), the length of its run of one failed action; 0 if admissible.
 
-    A malformed reply (action None) is no action: it goes on with a run of the very same reply only.
+    A malformed reply (action None) only extends a run of the same reply.
     """
     failed = [None if admissible else (action, "" if action else reply) for admissible, action, reply in turns]
-    runs = ((what, len(list(run))) for what, run in groupby(failed))
-    return [length if what else 0 for what, length in runs for _ in range(length)]
+    runs = ((failure, len(list(run))) for failure, run in groupby(failed))
+    return [length if failure else 0 for failure, length in runs for _ in range(length)]
 
 
 async def play(task: Task, session: Session, policy: Policy, max_turns: int) -> Episode:
-    """Play one episode. Raises what the environment raises (`EnvError`); the caller closes the session."""
+    """Play one episode. Raises the environment's errors (`EnvError`); the caller closes the session."""
     episode = Episode(task)
     first = session.first
     context = Context(first.goal, (), first.observation, first.admissible_actions)
@@ -134,7 +133,7 @@ async def play(task: Task, session: Session, policy: Policy, max_turns: int) -> 
             result = StepResult(NOT_UNDERSTOOD, context.admissible_actions, 0.0, False, False, False)
         else:
             started = time.perf_counter()
-            # Environments match exactly; a reply is forgiven its case and spacing, as in the rewards.
+            # Environments match exactly; case and spacing of a reply are ignored, as in the rewards.
             action = match_action(parsed.action, context.admissible_actions) or parsed.action
             result = await session.step(action)
             episode.env_seconds += time.perf_counter() - started

@@ -1,7 +1,7 @@
-"""What verl trains on: the tokens of a prompt and a reply, or of a whole episode as one growing sequence.
+"""Training samples for verl: the tokens of a prompt and a reply, or of a whole episode as one growing sequence.
 
-A reply stays as it was sampled, never decoded and encoded again, so that what is trained, and what is asked next, is
-exactly what was generated.
+Replies keep their sampled tokens and are never re-encoded, so that training and later prompts use exactly what was
+generated.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from verl_act.upstream_gaps.alternating_roles import close_gap
 
 @dataclass
 class Sample:
-    """One training sample under construction; the mask is 1 on the model's own tokens."""
+    """One training sample under construction; the mask is 1 on the model's tokens."""
 
     prompt_ids: list[int]
     response_ids: list[int] = field(default_factory=list)
     response_mask: list[int] = field(default_factory=list)
     response_logprobs: list[float] = field(default_factory=list)
-    """Empty where the server gives none."""
+    """Empty if the server returns none."""
 
     @property
     def token_ids(self) -> list[int]:
         return self.prompt_ids + self.response_ids
 
     def take(self, token_ids: Sequence[int], log_probs: Sequence[float] | None) -> None:
-        """Append the model's own tokens."""
+        """Append tokens that the model generated."""
         self.response_ids += token_ids
         self.response_mask += [1] * len(token_ids)
         self.response_logprobs += log_probs or []
@@ -52,13 +52,16 @@ class GrowingSequence:
         self.sample = Sample(builder.build_initial_tokens(self.messages))
 
     def reply(self, token_ids: Sequence[int], text: str, log_probs: Sequence[float] | None = None) -> None:
-        """Append what the model has written."""
+        """Append a reply of the model."""
         self.sample.take(token_ids, log_probs)
         self.messages = [*self.messages, {"role": "assistant", "content": text}]
 
     def observe(self, content: str, limit: int) -> bool:
-        """Append the user's message `content`; False, with nothing appended, where then no token of a reply would fit
-        in the `limit` of those after the first prompt."""
+        """Append the user message `content`.
+
+        Returns False, and appends nothing, if no token of a reply would then fit in the `limit` of tokens after the
+        first prompt.
+        """
         sample = self.sample
         messages = [*self.messages, *as_plain_text([{"role": "user", "content": content}], self.tokenizer)]
         closing = self._closing()
@@ -76,13 +79,13 @@ class GrowingSequence:
         return True
 
     def _closing(self) -> list[int]:
-        """What the chat template writes after a reply and neither the model nor verl's builder adds."""
+        """Tokens that the chat template writes after a reply, and neither the model nor verl's builder adds."""
         end = end_of_turn(self.tokenizer)
         closing: list[int] = []
-        # A reply that was cut does not end its turn by itself; an open turn would garble all that follows.
+        # A truncated reply does not end its turn; an open turn would garble everything after it.
         if end is not None and self.sample.response_ids[-1:] not in ([end], [self.tokenizer.eos_token_id]):
             closing.append(end)
-        # Only the builders that verl has for certain model families know what stands between their turns.
+        # Only verl's builders for certain model families add the separator between turns.
         if type(self.builder) is ContinuousTokenBuilder:
             closing += turn_separator(self.tokenizer)
         return closing

@@ -15,17 +15,17 @@ class Mode(StrEnum):
     CONCAT = "concat"
     """One growing token sequence; the loss covers only the model's tokens."""
     STEPWISE = "stepwise"
-    """Each turn a sample of its own, its prompt showing the last turns of the history."""
+    """Each turn is a sample, whose prompt shows the last turns of the history."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeSettings:
     """Limits and reward of an episode, and the size of the environment pool.
 
-    `data.max_response_length` bounds a reply in stepwise mode and the whole episode in concat mode, where
-    `max_tokens_per_turn` keeps one reply from taking all of it; `data.max_prompt_length` bounds each prompt. Timeouts
-    are in seconds. An actor that has grown beyond `max_memory_mb` is replaced, and its episodes are replayed. The
-    reward of an episode is `success_reward` where the goal was met, plus `score_reward` times the environment's own
+    `data.max_response_length` limits a reply in stepwise mode and the whole episode in concat mode, where
+    `max_tokens_per_turn` keeps one reply from using all of it; `data.max_prompt_length` limits each prompt. Timeouts
+    are in seconds. An actor that exceeds `max_memory_mb` is replaced, and its episodes are replayed. The reward of an
+    episode is `success_reward` if the goal was met, plus `score_reward` times the environment's own
     score, the sum of its rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and
     `malformed_penalty` (both usually negative or zero) for each such turn.
     """
