@@ -37,7 +37,7 @@ class ActSettings:
     seed: int = 0
     """Random seed of the order of candidates and of `mix`."""
     verb_balance: int = 1
-    """Maximum repeats of a training pair in an epoch, so that verbs alone do not reveal the better action."""
+    """Maximum times to show a training pair in an epoch, so that verbs alone do not reveal the better action."""
     inferable_only: bool = False
     """Leave out pairs and steps whose label does not follow from the prompt."""
     allow_degenerate: bool = False
