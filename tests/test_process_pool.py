@@ -21,7 +21,7 @@ from installed_env import install
 from samples import make_pair, make_step
 
 from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, _Dropped, _Played
-from verl_act.data_prep.imports.replay_published import Outcome, Refusal, Replayed
+from verl_act.data_prep.imports.replay_published import Refusal, Replayed, ReplayResult
 from verl_act.data_prep.pairs.pairing import _Paired
 from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.data_prep.sft.reflect import _TrajectoryOutcomes
@@ -246,8 +246,8 @@ def test_saved_results_come_back_as_they_were(tmp_path: Path) -> None:
         "dropped": (_Played, _Dropped("not won", "it gave up")),
         "pairs": (_Paired, ([pair], Counter(states=3, replies=0))),
         "outcomes": (_TrajectoryOutcomes, ([(step, Turn("seen", "go"), [Turn("", "wait")])], Counter(states=1))),
-        "replayed": (Outcome, Replayed([step], 2)),
-        "refused": (Outcome, Refusal("does not win", "at all")),
+        "replayed": (ReplayResult, Replayed([step], 2)),
+        "refused": (ReplayResult, Refusal("does not win", "at all")),
     }
     kept = Journal(tmp_path / "out", "key")
     for what, (kind, result) in results.items():
