@@ -123,7 +123,7 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ({"A": {"stages": ["imitation"]}}, "stage 'imitation'.*there are il, reflection, critic, action"),
+        ({"A": {"stages": ["imitation"]}}, "stage 'imitation'.*the stages are il, reflection, critic, action"),
         ({"A": {"stages": ["action:many"]}}, "stage 'action:many'"),
         ({"A": {"stages": ["action:0"]}}, "at least one"),
         ({"A": {"stages": ["action: 5"]}}, "stage 'action: 5'"),
@@ -143,7 +143,7 @@ def test_a_bad_method_is_refused(methods: dict[str, Any], message: str, tmp_path
 def test_seeds_are_given_each_once(tmp_path: Path) -> None:
     recipe = load_recipe("alfworld/methods")
     for seeds in ([], [1, 1]):
-        with pytest.raises(ConfigError, match="each once"):
+        with pytest.raises(ConfigError, match="--seeds"):
             method_stages(recipe, tmp_path, seeds)
     with pytest.raises(ConfigError, match="lists no methods"):
         method_stages(load_recipe("alfworld/quickstart"), tmp_path, [0])
@@ -156,7 +156,7 @@ def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
     trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if stage.trains]
     assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
     with pytest.raises(
-        ConfigError, match="'IL, more' is no method of the recipe; there are 'Prompting', 'IL', 'IL, as"
+        ConfigError, match="'IL, more' is not a method of the recipe; choose from 'Prompting', 'IL', 'IL, as"
     ):
         only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
     assert len(chosen.methods) == 9
@@ -248,7 +248,7 @@ def test_the_last_of_several_processes_has_all_seeds(
     with alone(tmp_path, "table", "the first one's table"):
         last.start()
         shown = ""
-        while "table of the methods: waits for process" not in shown:
+        while "table of the methods: waiting, process" not in shown:
             shown += capsys.readouterr().out.replace("\n", " ")
             time.sleep(0.01)
         run_stages(method_stages(recipe, tmp_path, [1])[:-2], tmp_path)

@@ -106,7 +106,7 @@ def test_the_output_of_another_stage_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(ConfigError, match=f"{tmp_path / 'file'}: is a file"):
+        with pytest.raises(ConfigError, match=f"{tmp_path / 'file'} is a file"):
             write(out, "")
 
 

@@ -445,7 +445,7 @@ def test_what_the_audit_allows_is_an_option(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, [*command, "--template", "compact", "--template-options", '{"colour": 1}'])
     assert isinstance(told.exception, ConfigError) and "colour" in str(told.exception)
     unknown = CliRunner().invoke(app, [*command, "--bounds", '{"lenght": 1.0}'])
-    assert "there are length, verb, imbalance" in str(unknown.exception)
+    assert "length, verb, imbalance" in str(unknown.exception)
 
 
 SKIPPED: dict[str, tuple[dict[str, object], str]] = {

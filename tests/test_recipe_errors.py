@@ -40,8 +40,8 @@ MALFORMED = [
     (b"base: 5\n", "base is 5"),
     (b"base: {a: 1}\n", "base is"),
     (b"base: [alfworld/quickstart, 3]\n", "base is"),
-    (b"base: mine.yaml\n", "circle"),
-    (b"base: " + b"x" * 300 + b"\n", "no recipe is called"),
+    (b"base: mine.yaml\n", "cycle"),
+    (b"base: " + b"x" * 300 + b"\n", "there is no recipe or file"),
     (b"base: alfworld/quickstart\ncritic: []\n", "critic"),
     (b"base: alfworld/quickstart\ncritic: 5\n", "critic"),
     (b"base: alfworld/quickstart\ncritic: {overrides: [a]}\n", "overrides"),
@@ -85,7 +85,7 @@ def test_a_folder_or_a_long_name_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load_recipe(str(tmp_path))
     for name in ("x" * 5000, "a\0b", ""):
-        with pytest.raises(ConfigError, match=r"no recipe is called|is a folder"):
+        with pytest.raises(ConfigError, match=r"there is no recipe|is a folder"):
             load_recipe(name)
 
 

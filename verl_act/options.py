@@ -1,7 +1,7 @@
-"""What options may hold, as annotations (`Positive`, `Share` and so on), and the check of values against them.
+"""Types with ranges for options (`Positive`, `Share` and so on), and validation of values against them.
 
-A command's `check_settings` states the range of each option in its signature, a settings class in its fields. They are
-checked before any work: by the command itself, and by `chain --check` for every stage.
+A command's `check_settings` declares the type of each option in its signature, a settings class in its fields. Values
+are validated before any work: by the command itself, and by `chain --check` for every stage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST = 2**31 - 1
 Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-"""What torch takes."""
+"""The range of torch's seeds."""
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -29,14 +29,14 @@ Above0 = Annotated[float, Field(gt=0)]
 """A finite number above 0, such as seconds or megabytes."""
 Text = Annotated[str, Field(min_length=1)]
 
-# Strict: neither "3" nor true nor 3.0 is the whole number 3.
+# Strict: "3", true and 3.0 are not accepted as the whole number 3.
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: str = "") -> None:
-    """Raise `OptionError` for the first of `values` that the annotations of `owner`, a function or a class, exclude.
+    """Raise `OptionError` for the first of `values` that does not match its annotation in `owner`, a function or class.
 
-    `inside` is the JSON option that `values` are keys of, where they are. Without an annotation, any value will do.
+    `inside` is the JSON option that has `values` as keys, if any. A name without an annotation accepts any value.
     """
     for name, value in values.items():
         if name not in _hints(owner):
@@ -45,27 +45,27 @@ def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: 
             _adapter(owner, name).validate_python(_valid_unicode(value))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            keys = [part for part in (inside, name, *_keys(value, first["loc"])) if part]
+            keys = [segment for segment in (inside, name, *_keys(value, first["loc"])) if segment]
             message = first["msg"].replace("Input", "it", 1)
             raise OptionError(".".join(keys), f"is {brief(first['input'])}: {message}.") from error
 
 
 def check_keys(known: Callable[..., Any] | list[str], values: Mapping[str, Any], option: str) -> None:
-    """Raise `OptionError` for a key of the JSON option `option` that is not in `known`, or none of its annotations."""
+    """Raise `OptionError` for a key of the JSON option `option` that is not in `known` (a list, or annotations)."""
     names = known if isinstance(known, list) else list(_hints(known))
     for key in values:
         if key not in names:
-            raise OptionError(option, f"has no key {key!r}; there are {', '.join(names)}.")
+            raise OptionError(option, f"has no key {key!r}; its keys are {', '.join(names)}.")
 
 
 def _valid_unicode(value: Any) -> Any:
-    """Under an ASCII locale, Python reads other bytes of an argument as lone surrogates, which pydantic refuses."""
+    """Replace lone surrogates, which pydantic refuses: Python decodes other bytes so under an ASCII locale."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 @cache
 def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
-    """Name -> annotation; nothing where a user's class has annotations that only a type checker can import."""
+    """Name -> annotation; empty if a user's class has annotations that only a type checker can resolve."""
     with suppress(NameError):
         return {name: hint for name, hint in get_type_hints(owner, include_extras=True).items() if name != "return"}
     return {}
@@ -77,10 +77,10 @@ def _adapter(owner: Callable[..., Any], name: str) -> TypeAdapter[Any]:
 
 
 def _keys(value: Any, location: tuple[int | str, ...]) -> list[str]:
-    """Those parts of where an error is that are keys of the value; others name branches of a union."""
+    """The keys of the value in an error's location, whose other entries name branches of a union."""
     keys = []
-    for part in location:
-        if isinstance(value, Mapping) and part in value:
-            keys.append(str(part))
-            value = value[part]
+    for segment in location:
+        if isinstance(value, Mapping) and segment in value:
+            keys.append(str(segment))
+            value = value[segment]
     return keys

@@ -1,9 +1,9 @@
-"""The folder that a command writes: reserved when the command starts, put in place as a whole when it ends.
+"""The output folder of a command: locked when the command starts, replaced as a whole when it ends.
 
-A command holds the folder's lock while it runs, so that two processes never write one folder. It writes aside and
-renames: a folder with a manifest is whole. The folder that is replaced is moved aside first, so that a kill at any
-moment leaves one of the two to be restored (`finish_replacement`). A folder that cannot be renamed, such as the mount
-point of a container's volume, is filled from within instead, its manifest last.
+A command holds the folder's lock while it runs, so that two processes never write one folder. It writes to a temporary
+folder and renames it: a folder with a manifest is complete. The old folder is moved aside first, so that after a kill
+one of the two can be restored (`finish_replacement`). A folder that cannot be renamed, such as the mount point of a
+container's volume, has its content replaced instead, the manifest last.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _INTERNAL = ".verl_act"
-"""Subfolder of a folder that cannot be renamed, for what otherwise lies next to the folder."""
+"""Subfolder for temporary files, used where a folder cannot be renamed; otherwise they are next to the folder."""
 _NOT_CONTENT = (_INTERNAL, "lost+found")
-"""What an empty folder may hold: ext4 creates the second one at the root of each file system."""
+"""Ignored entries of an empty folder: ext4 creates the second one at the root of each file system."""
 _NOT_RENAMED = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Answers to a rename of mount points, of folders of a container's image, and where the parent is not writable."""
+"""Errors when renaming mount points, folders of a container's image, and folders whose parent is not writable."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""Answers of file systems without locks."""
+"""Errors of file systems without locks."""
 _NO_SPACE = re.compile(r"No space left|StorageFull|FileTooLarge|File too large|quota exceeded", re.IGNORECASE)
-"""In the errors of libraries that do not raise `OSError`, such as safetensors and `shutil.Error`."""
+"""Messages of a full disk in errors that are not `OSError`, such as those of safetensors, and `shutil.Error`."""
 
 _reserved: dict[Path, tuple[str, ...]] = {}
-"""Folder reserved by this process -> the stages whose output may be replaced there."""
+"""Folder reserved by this process -> stages whose output it may replace."""
 _without_lock: set[Path] = set()
 
 
 def writes_folder(*stages: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """For a function whose argument `out` is the folder it writes: reserves the folder while it runs (`reserved`).
+    """Decorator that reserves the folder in the function's argument `out` while it runs (see `reserved`).
 
-    `stages` is the stage of its manifest, followed by others whose output it may replace.
+    `stages` is the stage in its manifest, followed by others whose output it may replace.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -68,17 +68,17 @@ def writes_folder(*stages: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]
 
 @contextmanager
 def reserved(folder: str | os.PathLike[str], *stages: str, replace_any: bool = False) -> Iterator[Path]:
-    """Keep other processes from writing `folder`, and yield its absolute path. This process may reserve it repeatedly.
+    """Lock `folder` against other processes, and yield its absolute path. This process may reserve it repeatedly.
 
-    `stages` are those whose output may be replaced (none: any of ours); `replace_any` allows foreign files too.
-    Raises `ConfigError` where another process has reserved it, or it holds anything else.
+    `stages` may have their output replaced (none: every stage of this package); `replace_any` allows other files too.
+    Raises `ConfigError` if another process has reserved it, or it holds anything else.
     """
     folder = Path(folder).resolve()
     _require_folder(folder)
 
     def refuse(holder: str) -> None:
         raise ConfigError(
-            f"{folder}: {holder} is writing this folder. Wait until it has ended, or give another folder."
+            f"{folder}: {holder} is writing this folder. Wait until it has ended, or choose another folder."
         )
 
     outer = _reserved.get(folder)
@@ -93,14 +93,14 @@ def reserved(folder: str | os.PathLike[str], *stages: str, replace_any: bool = F
         _reserved.pop(folder, None)
         if outer is not None:
             _reserved[folder] = outer
-        with suppress(OSError):  # not empty, or not there
+        with suppress(OSError):  # not empty, or missing
             (folder / _INTERNAL).rmdir()
 
 
 def work_path(folder: str | os.PathLike[str], name: str) -> Path:
-    """Where a command that writes `folder` keeps something named `name` until it is done, such as work to resume.
+    """Path for temporary data named `name` of the command that writes `folder`, such as work to resume.
 
-    It lies next to the folder, or within one that cannot be renamed.
+    It is next to the folder, or inside one that cannot be renamed.
     """
     folder = Path(folder).resolve()
     return folder / _INTERNAL / name if _cannot_be_renamed(folder) else folder.with_name(f".{folder.name}.{name}")
@@ -108,10 +108,10 @@ def work_path(folder: str | os.PathLike[str], name: str) -> Path:
 
 @contextmanager
 def atomic_folder(folder: str | os.PathLike[str], replace_any: bool = False) -> Iterator[Path]:
-    """A fresh folder to write into; it takes the place of `folder` only when the block ends without an error.
+    """Yield an empty folder to write to; it replaces `folder` when the block ends without an error.
 
-    What is there already must be replaceable, unless the caller knows it and sets `replace_any`. Raises `DataError`
-    where the disk takes no more; what was there before is unchanged then.
+    Existing content must be replaceable (see `reserved`), unless `replace_any` is set. Raises `DataError` if the disk
+    is full; existing content is then unchanged.
     """
     with reserved(folder, replace_any=replace_any) as folder:
         partial = work_path(folder, "partial")
@@ -125,18 +125,18 @@ def atomic_folder(folder: str | os.PathLike[str], replace_any: bool = False) -> 
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, Exception) and _is_full(error, partial):
                 raise DataError(
-                    f"{folder}: could not be written: {error}. Free space, or choose another folder; what was there "
-                    "before is unchanged."
+                    f"{folder}: could not be written: {error}. Free space, or choose another folder; its previous "
+                    "content is unchanged."
                 ) from error
             raise
-        _put_in_place(folder, partial)
+        _replace_with(folder, partial)
 
 
 def finish_replacement(folder: str | os.PathLike[str]) -> None:
-    """Restore `folder` where a process was killed while `atomic_folder` replaced it: its new one was whole then."""
+    """Complete the replacement of `folder` if a process was killed while `atomic_folder` replaced it."""
     folder = Path(folder).resolve()
     if _is_half_replaced(folder):
-        with suppress(ConfigError), reserved(folder, replace_any=True):  # otherwise that process is at work
+        with suppress(ConfigError), reserved(folder, replace_any=True):  # the process that replaces it is still running
             pass
 
 
@@ -144,8 +144,8 @@ def finish_replacement(folder: str | os.PathLike[str]) -> None:
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock file `path`, which the kernel releases when this process dies.
 
-    `busy` is called with a description of the process that holds it: it may raise; otherwise this waits. On a file
-    system without locks there is a warning, and no lock.
+    If another process holds it, `busy` is called with a description of that process, and may raise; otherwise this
+    waits. A file system without locks causes a warning, and no lock is held.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True, fallback_to_soft=False, on_acquired=_sign)
@@ -166,26 +166,27 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     finally:
         if lock.is_locked:
             if lock.lock_counter == 1:
-                path.unlink(missing_ok=True)  # while it is held; who waits for it notices
+                path.unlink(missing_ok=True)  # before it is released; waiting processes notice
             lock.release()
 
 
 @contextmanager
 def reserved_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes from writing the file `path`. Raises `ConfigError` where one has reserved it."""
+    """Lock the file `path` against other processes. Raises `ConfigError` if one has reserved it."""
     path = Path(path).resolve()
     _require_folder(path.parent)
 
     def refuse(holder: str) -> None:
-        raise ConfigError(f"{path}: {holder} is writing this file. Wait until it has ended, or give another name.")
+        raise ConfigError(f"{path}: {holder} is writing this file. Wait until it has ended, or choose another name.")
 
     with locked(path.with_name(f".{path.name}.lock"), refuse):
         yield
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write `text`, aside first and then renamed. A lone surrogate, which a damaged reply may hold, becomes a question
-    mark. Raises `DataError` where it cannot be written; what was there before is unchanged then."""
+    """Write `text` to a temporary file and rename it to `path`. Lone surrogates, as in a malformed reply, become
+    question marks. Raises `DataError` if it cannot be written; an existing file is then unchanged.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def replace_file(path: Path, text: str) -> None:
 def _require_folder(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise ConfigError(f"{existing}: is a file, and a folder is to be written. Give another name.")
+        raise ConfigError(f"{existing} is a file, but a folder is needed here. Choose another name.")
 
 
 def _sign(lock_file: int) -> None:
@@ -216,30 +217,30 @@ def _holder(lock_file: Path) -> str:
 
 
 def _require_replaceable(folder: Path, stages: tuple[str, ...]) -> None:
-    """Raise `ConfigError` where `folder` holds what none of `stages` has written: replacing it would lose it."""
+    """Raise `ConfigError` if `folder` holds anything that none of `stages` has written: it would be lost."""
     if not content(folder):
         return
     manifest = own_manifest(folder)
     if manifest is None:
         raise ConfigError(
-            f"{folder}: holds files that this package has not written (it has no {FILE_NAME} of ours), and would be "
-            "replaced as a whole. Give a new folder, or empty this one."
+            f"{folder}: holds files that this package has not written (it has no valid {FILE_NAME}), and they would be "
+            "deleted. Choose a new folder, or empty this one."
         )
     if stages and manifest.stage not in stages:
         raise ConfigError(
-            f"{folder}: holds the output of stage {manifest.stage!r}, which {stages[0]!r} would replace. Give another "
-            "folder, or delete this one."
+            f"{folder}: holds the output of stage {manifest.stage!r}, which {stages[0]!r} would replace. "
+            "Choose another folder, or delete this one."
         )
 
 
 def _check_stage(folder: Path, partial: Path) -> None:
-    """A command that did not find its own name in the manifest could not be repeated."""
+    """Check that the new manifest is of the reserved stage; otherwise the command could not be repeated."""
     stages, manifest = _reserved[folder], own_manifest(partial)
     assert not stages or manifest is None or manifest.stage == stages[0], (manifest, stages)
 
 
 def content(folder: Path) -> list[Path]:
-    """What replacing the folder would remove; nothing where there is no folder."""
+    """Entries of the folder that replacing it would delete; empty if it does not exist."""
     return [path for path in folder.iterdir() if path.name not in _NOT_CONTENT] if folder.is_dir() else []
 
 
@@ -248,11 +249,11 @@ def _cannot_be_renamed(folder: Path) -> bool:
         return False
     if os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK, effective_ids=True):
         return True
-    # Bind mounts of the same file system, too.
+    # Bind mounts of the same file system too, which `ismount` does not report.
     return any(Path(partition.mountpoint) == folder for partition in psutil.disk_partitions(all=True))
 
 
-def _put_in_place(folder: Path, partial: Path) -> None:
+def _replace_with(folder: Path, partial: Path) -> None:
     if partial.parent == folder / _INTERNAL:
         _fill(folder, partial)
         return
@@ -271,7 +272,7 @@ def _put_in_place(folder: Path, partial: Path) -> None:
 
 
 def _fill(folder: Path, partial: Path) -> None:
-    """Replace the content of `folder`, which stays where it is. A kill at any moment is made good by `_finish_fill`."""
+    """Replace the content of `folder` without renaming it. After a kill, `_finish_fill` completes it."""
     new = folder / _INTERNAL / "new"
     if partial.parent != new.parent:
         inner = new.with_name("partial")
@@ -284,10 +285,10 @@ def _fill(folder: Path, partial: Path) -> None:
 
 
 def _finish_fill(folder: Path) -> None:
-    """From `new`, which is whole, through `moving`, when the former content is gone, to the new content."""
+    """Complete a replacement from `new` (complete, old content present) or `moving` (old content deleted)."""
     new, moving = folder / _INTERNAL / "new", folder / _INTERNAL / "moving"
     if new.exists():
-        # The manifest first: without one, the folder is not whole.
+        # The manifest first: without one, the folder counts as incomplete.
         for path in sorted(content(folder), key=lambda path: path.name != FILE_NAME):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         os.replace(new, moving)
@@ -303,7 +304,7 @@ def _is_half_replaced(folder: Path) -> bool:
 
 
 def _finish_replacement(folder: Path) -> None:
-    """As `finish_replacement`, in a folder that is reserved."""
+    """Like `finish_replacement`, for a folder that is already reserved."""
     partial, old = folder.with_name(f".{folder.name}.partial"), _old(folder)
     if old.exists():
         if not folder.exists():
@@ -314,12 +315,12 @@ def _finish_replacement(folder: Path) -> None:
 
 
 def _old(folder: Path) -> Path:
-    """Where the folder that is replaced lies until the new one is in its place."""
+    """Path of the old folder while it is being replaced."""
     return folder.with_name(f".{folder.name}.old")
 
 
 def _is_full(error: Exception, partial: Path) -> bool:
-    """Whether the disk below `partial` takes no more: not so where a file elsewhere could not be read."""
+    """Whether `error` says that `partial` could not be written, and not that another file could not be read."""
     if cannot_write(error):
         name = getattr(error, "filename", None)
         return name is None or partial in Path(os.fsdecode(name)).parents or partial == Path(os.fsdecode(name))

@@ -1,4 +1,4 @@
-"""All of ACT by one command: a recipe becomes a list of stages, each stage one command that can be run by hand."""
+"""Run all of ACT from a recipe: a list of stages, each a command that can also be run by hand."""
 
 from verl_act.chain.check import check_chain
 from verl_act.chain.recipe import Recipe, load_recipe

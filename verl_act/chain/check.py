@@ -1,4 +1,4 @@
-"""`chain --check`: find in seconds what would stop a chain after an hour."""
+"""`chain --check`: find in seconds the faults that would stop a chain after an hour."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from verl_act.rollout.settings import Mode
 
 _FREE_GIB = 2
 _CHECKPOINT_BYTES = 8
-"""For a byte of 16-bit weights: the same and Adam's two moments in 32 bits, and the exported model."""
+"""Checkpoint bytes per byte of 16-bit weights: weights and Adam's two moments in 32 bits, and the exported model."""
 _MODEL_BYTES = 2
-"""Likewise of an exported model, whose weights have 32 bits as in training (verl's default)."""
+"""Bytes of an exported model per byte of 16-bit weights: verl exports 32 bits by default, as in training."""
 _CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
 
 
-class _Doubt(str):
-    """What a check could not find out."""
+class _Warning(str):
+    """The message of a check that could not decide."""
 
 
 def check_chain(recipe: Recipe, out: Path, seeds: Sequence[int] = ()) -> None:
     """Check versions, device, model, prompts, data, disk and the configuration of every verl run; print a line each.
 
-    `seeds` are those of a comparison of methods; without any, it is the recipe's own. What cannot be found out is a
-    warning. Raises `ConfigError` with all that is wrong, where anything is.
+    `seeds` are those of a comparison of methods; default: the recipe's seed. A check that cannot decide prints a
+    warning. Raises `ConfigError` naming the checks that failed.
     """
     console = Console(highlight=False, markup=False, emoji=False)
     wrong = []
     for name, check in _checks(recipe, out, seeds or [recipe.seed]):
         try:
-            found = check()
-            console.print(f"{'warn' if isinstance(found, _Doubt) else 'ok':5} {name}: {found}", soft_wrap=True)
+            result = check()
+            console.print(f"{'warn' if isinstance(result, _Warning) else 'ok':5} {name}: {result}", soft_wrap=True)
         except ActError as error:
             console.print(f"wrong {name}: {error}", soft_wrap=True)
             wrong.append(name)
@@ -72,7 +72,7 @@ def _checks(recipe: Recipe, out: Path, seeds: Sequence[int]) -> Iterator[tuple[s
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
     yield "disk", lambda: _disk(recipe, out, planned)
-    # One seed's stand for all: they differ in the seed alone.
+    # The stages of one seed are enough: those of the others differ in the seed alone.
     for stage in method_stages(recipe, out, seeds[:1]) if recipe.methods else planned:
         if stage.trains:
             yield f"{stage.name} configuration", partial(compose, stage)
@@ -111,7 +111,7 @@ def _tokenizer(recipe: Recipe) -> Any:
 
 
 def _prompt(recipe: Recipe) -> str:
-    """The template, with its options; and whether the model's chat template takes what it writes."""
+    """Check the prompt template with its options, and that the model's chat template accepts its messages."""
     template = get_template(recipe.prompt.template, **recipe.prompt.options)
     options = recipe.engine_options.get("chat_template_kwargs")
     try:
@@ -136,12 +136,12 @@ def _data(recipe: Recipe) -> str:
 
 def _reasoning(recipe: Recipe) -> str:
     questions = read_questions(recipe.evaluate.reasoning)
-    is_right(questions[0], "")  # finds out whether math-verify is there
+    is_right(questions[0], "")  # raises if math-verify is not installed
     return f"{len(questions)} questions"
 
 
 def _disk(recipe: Recipe, out: Path, planned: Sequence[Stage]) -> str:
-    """Room for the checkpoints of a training stage and the models of all that have yet to run, as these are kept."""
+    """Check the disk space for one stage's checkpoints and for the models of all stages that have yet to be trained."""
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 2**30
     models = sum(stage.trains and not stage.output.exists() for stage in planned)
@@ -150,61 +150,61 @@ def _disk(recipe: Recipe, out: Path, planned: Sequence[Stage]) -> str:
     needed = max(_FREE_GIB, (weights or 0) * times)
     if free < needed:
         raise ConfigError(
-            f"{folder} has {free:.1f} GiB free; at least {needed:.0f} are needed, for the checkpoints of a stage while "
-            f"it trains and for {models} trained models, which are kept. Free space, choose another --out, keep fewer "
+            f"{folder} has {free:.1f} GiB free and needs at least {needed:.0f}: for the checkpoints of the stage in "
+            f"training, and for {models} trained models, which are kept. Free space, choose another --out, keep fewer "
             "checkpoints (trainer.max_actor_ckpt_to_keep, for SFT max_ckpt_to_keep), or run some methods and seeds "
-            "first and delete their `model` folders: what is evaluated stands without them."
+            "first and delete their `model` folders: finished evaluations do not need them."
         )
     if weights is None and models:
-        return _Doubt(
-            f"{free:.0f} GiB free; how much is needed is not known, because the weights of {recipe.model_path} are not "
-            f"on this machine. It is {times} times what they take in 16 bits, for the checkpoints of a stage while it "
-            f"trains and for {models} trained models. Download the model to have this checked."
+        return _Warning(
+            f"{free:.0f} GiB free; unknown how much is needed, because the weights of {recipe.model_path} are not on "
+            f"this machine: {times} times their size in 16 bits, for the checkpoints of the stage in training and for "
+            f"{models} trained models. Download the model to have this checked."
         )
     return f"{free:.0f} GiB free, {needed:.0f} needed"
 
 
 def _weights_gib(model: str) -> float | None:
-    """What the model's weights take, in its folder or the hub's cache; None where they are in neither."""
+    """Size of the model's weights (GiB) in its folder or in the hub's cache; None if they are in neither."""
     from huggingface_hub import snapshot_download
 
     folder = Path(model)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(model, local_files_only=True))
-        except (OSError, ValueError):  # not in the cache, or no hub id at all
+        except (OSError, ValueError):  # not in the cache, or not a hub id
             return None
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30 or None
 
 
 def _checkpoints(recipe: Recipe) -> int:
-    """How many a training stage keeps at most, and one more while it is written."""
+    """Largest number of checkpoints on disk at once: those that a training stage keeps, and the one being written."""
     overrides = [flat(getattr(recipe, kind).overrides) for kind in TRAINING]
     keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
-    return 1 + max(int(found.get(key) or 2) for found in overrides for key in keys)
+    return 1 + max(int(values.get(key) or 2) for values in overrides for key in keys)
 
 
 def _accelerators(stage: Stage) -> str:
-    """Whether this machine has the devices that a stage asks for; verl would say so when the stage begins."""
+    """Check that this machine has the devices that a stage requests; verl itself checks only when the stage starts."""
     import torch
 
-    config, have = _composed(stage), torch.accelerator.device_count()
-    wanted, rollout = int(config.trainer.n_gpus_per_node), config.get("actor_rollout_ref", {}).get("rollout")
-    if config.trainer.nnodes == 1 and wanted > have:
+    config, available = _composed(stage), torch.accelerator.device_count()
+    requested, rollout = int(config.trainer.n_gpus_per_node), config.get("actor_rollout_ref", {}).get("rollout")
+    if config.trainer.nnodes == 1 and requested > available:
         raise ConfigError(
-            f"{wanted} devices are asked for, and this machine has {have}. Set trainer.n_gpus_per_node among the "
+            f"{requested} devices are requested, and this machine has {available}. Set trainer.n_gpus_per_node in the "
             "stage's overrides, or name a Ray cluster by $RAY_ADDRESS."
         )
-    if rollout and wanted * config.trainer.nnodes % rollout.tensor_model_parallel_size:
+    if rollout and requested * config.trainer.nnodes % rollout.tensor_model_parallel_size:
         raise ConfigError(
-            f"{wanted * config.trainer.nnodes} devices cannot be shared by engines of "
+            f"{requested * config.trainer.nnodes} devices cannot be divided into engines of "
             f"{rollout.tensor_model_parallel_size} (actor_rollout_ref.rollout.tensor_model_parallel_size)."
         )
-    return f"{wanted} of {have}"
+    return f"{requested} of {available}"
 
 
 def compose(stage: Stage) -> str:
-    """Compose the verl configuration of a training stage, without running it, and have verl look at it."""
+    """Compose and validate the verl configuration of a training stage, without running it."""
     from verl_act.data.settings import ActSettings
 
     config = _composed(stage)
@@ -215,13 +215,13 @@ def compose(stage: Stage) -> str:
 
 
 def _composed(stage: Stage) -> Any:
-    """The verl configuration of a training stage. Raises `ConfigError` on a key or value that cannot be."""
+    """The verl configuration of a training stage. Raises `ConfigError` on an invalid key or value."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    trainer = next(number for number, word in enumerate(stage.command) if word.startswith("verl.trainer."))
+    trainer = next(index for index, word in enumerate(stage.command) if word.startswith("verl.trainer."))
     config_name = _CONFIG_NAMES[stage.command[trainer]]
     overrides = list(stage.command[trainer + 1 :])
     GlobalHydra.instance().clear()
@@ -235,13 +235,13 @@ def _composed(stage: Stage) -> Any:
 
 
 def _validate(config: Any, stage: str) -> None:
-    """What verl checks before it starts, such as batches that do not divide."""
+    """Run verl's own validation, which finds batch sizes that do not divide, for example."""
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
     try:
         with redirect_stdout(io.StringIO()):
-            # Not the value model's part, for which verl reads the model: a stage before this one has yet to make it.
+            # Without the value model's checks: they read a model that an earlier stage has yet to write.
             validate_config(config, need_reference_policy(config), use_critic=False)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"verl refuses the configuration: {error} Correct the recipe's {stage}.overrides.") from error

@@ -1,4 +1,4 @@
-"""Settings as words of a command line: ours, and Hydra's overrides."""
+"""Format settings as command-line arguments: options of this package, and Hydra overrides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BEFORE_QUOTE = re.compile(r'(\\+)("|$)')
 
 
 def act_command(name: str, out: Path | None, options: Mapping[str, Any]) -> list[str]:
-    """`python -m verl_act NAME` with its options; a list gives its option several times, true stands by itself."""
+    """`python -m verl_act NAME` with its options. A list repeats its option; true becomes a flag."""
     words = [sys.executable, "-m", "verl_act", name]
     if out is not None:
         words += ["--out", str(out)]
@@ -31,17 +31,15 @@ def act_command(name: str, out: Path | None, options: Mapping[str, Any]) -> list
 
 
 def flat(overrides: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested override keys as dotted ones."""
-    found: dict[str, Any] = {}
+    """Nested override keys as dotted keys."""
+    dotted: dict[str, Any] = {}
     for key, value in overrides.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        dotted |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return dotted
 
 
 def hydra_value(value: Any) -> str:
-    """A value in Hydra's override grammar: keys of a mapping stand without quotes, and a backslash is itself, except
-    before a quote.
-    """
+    """A value in Hydra's override grammar, where keys have no quotes and a backslash escapes only a quote."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{hydra_value(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""A recipe: what `chain` runs, as YAML in `verl_act/recipes` or in a file of your own.
+"""Recipes: the YAML files that `chain` and `methods` run, in `verl_act/recipes` or your own.
 
-A recipe names another as its `base`, or several, laid one over the other, and states only what differs. Unknown keys
-are refused, with the key's name.
+A recipe may name one or more others as its `base` (later ones override earlier ones) and states only what differs.
+Unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _EMBEDDED_MODELS = {
     "webshop": _ASSETS / "embedded_model_webshop",
 }
 _THINKING_MODELS = {"alfworld": _ASSETS / "embedded_model_thinking"}
-"""Those that think before they answer."""
+"""Models that think before they answer."""
 
 
 def embedded_models() -> dict[str, Path]:
-    """The models that come with the package, by environment; the others are made by `make embedded-model-<env>`."""
+    """Environment -> folder of its embedded model; missing ones are made by `make embedded-model-<env>`."""
     return {env: folder for env, folder in _EMBEDDED_MODELS.items() if folder.is_dir()}
 
 
@@ -59,9 +59,9 @@ class GamesRecipe:
 
 @dataclass
 class ExpertRecipe:
-    """`name` null is the environment's first; `limits` draws so many tasks of a split.
+    """`name` null is the environment's first expert; `limits` samples that many tasks of a split.
 
-    A split with `files` has no expert play: the trajectories in them, in a `format` that `import-trajectories` knows,
+    In a split with `files`, no expert plays: the trajectories in these files, in a `format` of `import-trajectories`,
     are replayed instead.
     """
 
@@ -80,9 +80,9 @@ class SamplingRecipe:
 
 @dataclass
 class AlternativesRecipe(SamplingRecipe):
-    """`workers` engines of `gpus_per_worker` on a Ray cluster or on this machine's Ray; 0: one engine, without Ray.
+    """`workers` engines of `gpus_per_worker` GPUs on Ray, or 0 for one engine without Ray.
 
-    `limit` draws trajectories until a split has so many states; null takes all.
+    `limit` samples trajectories until a split has that many states; null uses all.
     """
 
     workers: int = 0
@@ -92,7 +92,7 @@ class AlternativesRecipe(SamplingRecipe):
 
 @dataclass
 class TrainRecipe:
-    """One training stage on verl. `config` are our Hydra groups; `overrides` any keys of verl's configuration.
+    """One training stage on verl. `config` lists Hydra groups of this package; `overrides` sets any key of verl.
 
     YAML may write override keys dotted (`data.train_batch_size`) or nested; here they are nested.
 
@@ -106,14 +106,14 @@ class TrainRecipe:
 
 @dataclass
 class EvaluateRecipe:
-    """`limit` draws so many expert states and pairs of each split, `tasks` draws so many episodes; null takes all.
-    Questions are never left out.
+    """`limit` samples that many expert states and pairs of each split, `tasks` that many episodes; null uses all.
+    Reasoning questions are always used in full.
 
-    `mode` is how live episodes are put, in the action stage too: `stepwise` or `concat` (`data.act.episode.mode`).
-    `max_tokens` null takes that of the alternatives. `engine_options` are laid over the recipe's. `actors` is the
-    number of processes that play the environment, `pool` what else `EnvPool` takes (`step_timeout`, `max_memory_mb`).
-    `reasoning` are files of questions as in MATH-500 or GPQA-Diamond; a reply to one may have `reasoning_max_tokens`
-    (null: `max_tokens`).
+    `mode` is the format of live episodes, in the action stage too: `stepwise` or `concat` (`data.act.episode.mode`).
+    `max_tokens` null uses that of the alternatives. `engine_options` override the recipe's. `actors` is the number of
+    environment processes, `pool` has further options of `EnvPool` (`step_timeout`, `max_memory_mb`). `reasoning` lists
+    files of questions as in MATH-500 or GPQA-Diamond; `reasoning_max_tokens` limits a reply to one (null:
+    `max_tokens`).
     """
 
     temperature: float = 0.0
@@ -131,7 +131,7 @@ class EvaluateRecipe:
 
 @dataclass
 class MethodPromptRecipe:
-    """How a method is asked in its evaluation; what is not given here is the recipe's."""
+    """The prompt of a method in its evaluation; the recipe's settings apply where this has none."""
 
     template: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -140,10 +140,10 @@ class MethodPromptRecipe:
 
 @dataclass
 class MethodRecipe:
-    """One row of a comparison: training stages in order, from the initial model; none evaluates that model as it is.
+    """One row of a comparison: training stages in order, from the initial model; without any, that model is evaluated.
 
-    A stage is `il`, `reflection`, `critic` or `action`, or with its own number of steps `action:80`. `against` are the
-    methods that it is tested against on the same items (default: the first); one may stand without a list.
+    A stage is `il`, `reflection`, `critic` or `action`, optionally with a number of steps: `action:80`. `against` lists
+    methods for paired tests on the same items (default: the first method); a single one needs no list.
     """
 
     stages: list[str] = field(default_factory=list)
@@ -153,12 +153,12 @@ class MethodRecipe:
 
 @dataclass
 class Recipe:
-    """Every key of a recipe, with its default. `device` is one of `act/device`, or null for verl's own settings.
+    """Every key of a recipe, with its default. `device` is a Hydra config of `act/device`, or null for verl's settings.
 
-    `workers` processes make games, play the expert and probe alternatives. `chat_template_kwargs` are for prompts in
-    sampling, training and evaluation alike: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`,
-    `audit` the bounds of `check-pairs`. `allow_degenerate` continues where no sampled reply has an action, or where all
-    rewards of a training stage are equal.
+    `workers` processes make games, play the expert and test alternatives. `chat_template_kwargs` apply to prompts in
+    sampling, training and evaluation: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`, `audit`
+    the bounds of `check-pairs`. `allow_degenerate` continues if no sampled reply has an action, or if all rewards of a
+    training stage are equal.
     """
 
     env: str = "alfworld"
@@ -190,43 +190,45 @@ class Recipe:
 
     @property
     def model_path(self) -> str:
-        """The initial policy: a folder, a hub id, or the model that comes with the package for the environment
-        (`embedded`; `embedded_thinking` is one that thinks before it answers).
+        """The initial policy: a folder, a hub id, or the environment's model in this package (`embedded`, or
+        `embedded_thinking`, which thinks before it answers).
 
-        Raises `ConfigError` where none comes with it.
+        Raises `ConfigError` if the package has none for the environment.
         """
         models = {"embedded": _EMBEDDED_MODELS, "embedded_thinking": _THINKING_MODELS}.get(self.model)
         if models is None:
             return self.model
         if self.env not in models:
             raise ConfigError(
-                f"no model {self.model!r} for {self.env!r} comes with the package (there are {', '.join(models)}). Set "
+                f"the package has no model {self.model!r} for env {self.env!r} (only for {', '.join(models)}). Set "
                 "model to a model folder or a hub id."
             )
         return str(models[self.env])
 
 
 def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
-    """The recipe `name` (below `verl_act/recipes`, or a file), with `KEY=VALUE` changes and a bound on RL steps.
+    """Load the recipe `name` (below `verl_act/recipes`, or a file) with `KEY=VALUE` changes; `steps` bounds each stage.
 
-    Interpolations in `overrides` are of verl's own keys and stay as they are. Raises `ConfigError` naming the file or
-    change, and the key.
+    Interpolations in `overrides` refer to verl's keys and are kept. Raises `ConfigError` naming the file or change, and
+    the key.
     """
-    layers = [(str(path), _read(path)) for path in _layers(_find(name))]
+    layers = [(str(path), _own_keys(path)) for path in _layers(_recipe_path(name))]
     layers += [(change, _change(change)) for change in changes]
     if steps is not None and steps < 1:
-        raise ConfigError(f"--steps {steps}: a stage has at least one step.")
+        raise ConfigError(f"--steps {steps}: give at least 1.")
     recipe = _merged(name, layers)
     if recipe.reflect.n != 1:
-        raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; a state has one reflection.")
+        raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; it must be 1: a state has one reflection.")
     if recipe.action.data not in ("steps", "episodes"):
-        raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it can be steps or episodes.")
+        raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it must be steps or episodes.")
     if recipe.evaluate.mode not in list(Mode):
-        raise ConfigError(f"recipe {name}: evaluate.mode is {recipe.evaluate.mode!r}; it can be {' or '.join(Mode)}.")
+        raise ConfigError(f"recipe {name}: evaluate.mode is {recipe.evaluate.mode!r}; it must be {' or '.join(Mode)}.")
     if not recipe.model:
         raise ConfigError(f"recipe {name}: model is empty; set it to a model folder, a hub id, or embedded.")
     if recipe.games.counts and recipe.env != "alfworld":
-        raise ConfigError(f"recipe {name}: games are ALFWorld's, and env is {recipe.env!r}; set games.counts=null.")
+        raise ConfigError(
+            f"recipe {name}: games.counts is for alfworld, and env is {recipe.env!r}; set games.counts=null."
+        )
     _check_splits(name, recipe)
     _check_methods(name, recipe)
     for stage in TRAINING:
@@ -240,8 +242,8 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     if steps is not None:
         for stage in filter(lambda stage: getattr(recipe, stage).config, TRAINING):
             trainer = getattr(recipe, stage).overrides.setdefault("trainer", {})
-            own = whole_override(recipe, stage, "trainer.total_training_steps")
-            trainer["total_training_steps"] = min(own or steps, steps)
+            configured = whole_override(recipe, stage, "trainer.total_training_steps")
+            trainer["total_training_steps"] = min(configured or steps, steps)
         for method in recipe.methods.values():
             method.stages = [bounded_stage(stage, steps) for stage in method.stages]
     return recipe
@@ -258,15 +260,17 @@ _WHOLE_NUMBERS = (
 
 
 def whole_override(recipe: Recipe, stage: str, key: str) -> int | None:
-    """The value of verl's `key` in the overrides of a training stage; None where it has none there.
+    """The value of verl's `key` in the overrides of a training stage; None if it is not set there.
 
-    Raises `ConfigError` where it is no whole number above 0.
+    Raises `ConfigError` if it is not a whole number above 0.
     """
     value: Any = getattr(recipe, stage).overrides
-    for part in key.split("."):
+    for segment in key.split("."):
         if not isinstance(value, dict):
-            raise ConfigError(f"{stage}.overrides.{key.split('.')[0]} is {value!r}; it is a mapping of verl's keys.")
-        value = value.get(part)
+            raise ConfigError(
+                f"{stage}.overrides.{key.split('.')[0]} is {value!r}; it must be a mapping of verl's keys."
+            )
+        value = value.get(segment)
         if value is None:
             return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -275,22 +279,22 @@ def whole_override(recipe: Recipe, stage: str, key: str) -> int | None:
 
 
 def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
-    """The layers, one laid over the other. Errors name the layer and the key."""
-    for at, layer in layers:
-        _check_shape(f"recipe {at}", Recipe, layer)
+    """Merge the layers, later ones override earlier ones. Errors name the layer and the key."""
+    for layer_name, layer in layers:
+        _check_shape(f"recipe {layer_name}", Recipe, layer)
     missing: dict[str, str] = {}
-    for at, layer in layers:
+    for layer_name, layer in layers:
         for key, value in _leaves(layer):
             missing.pop(key, None)
-            if value == "???":  # OmegaConf would leave what a lower layer states
-                missing[key] = at
-    for key, at in missing.items():
-        raise ConfigError(f"recipe {at}: {key} is ???, which stands for a value to be given: {key}=VALUE.")
+            if value == "???":  # OmegaConf would keep a lower layer's value
+                missing[key] = layer_name
+    for key, layer_name in missing.items():
+        raise ConfigError(f"recipe {layer_name}: {key} is ???, a placeholder for a required value: set {key}=VALUE.")
     merged = OmegaConf.structured(Recipe)
     source = name
     try:
-        for at, layer in layers:
-            source = at
+        for layer_name, layer in layers:
+            source = layer_name
             merged = OmegaConf.merge(merged, layer)
         source = name
         overrides = {stage: OmegaConf.to_container(merged[stage].overrides, resolve=False) for stage in TRAINING}
@@ -299,21 +303,23 @@ def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"recipe {source}: {_wrong_key(error)}") from error
-    except (ValueError, TypeError, AttributeError, AssertionError) as error:  # of OmegaConf, on what it did not expect
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:  # raised by OmegaConf on unexpected input
         raise ConfigError(f"recipe {source}: {first_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"recipe {source}: is nested too deeply.") from error
     assert isinstance(recipe, Recipe)
     for stage in TRAINING:
         getattr(recipe, stage).overrides = overrides[stage]
-    for text in _texts(asdict(recipe)):
+    for text in _strings(asdict(recipe)):
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ConfigError(f"recipe {name}: {text!r} holds a character that is no text; write it as UTF-8.")
+            raise ConfigError(
+                f"recipe {name}: {text!r} holds an invalid character (NUL or a lone surrogate); write it as UTF-8."
+            )
     return recipe
 
 
 def _check_shape(source: str, settings: type, layer: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises `ConfigError` where a mapping, a list or a single value stands for another of these."""
+    """Raise `ConfigError` where a value is not of the kind (mapping, list, single value) that its key expects."""
     hints = get_type_hints(settings)
     for name, value in layer.items():
         key = f"{prefix}{name}"
@@ -323,73 +329,73 @@ def _check_shape(source: str, settings: type, layer: Mapping[str, Any], prefix: 
         kinds = {get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
         if is_dataclass(hint) or dict in kinds:
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{source}: {key} is {brief(value)}; it is a mapping: {name}: {{key: value}}.")
+                raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a mapping: {name}: {{key: value}}.")
             if is_dataclass(hint):
                 _check_shape(source, hint, value, f"{key}.")  # type: ignore[arg-type]
             elif name == "methods":
                 for title, method in value.items():
                     if not isinstance(method, Mapping):
-                        raise ConfigError(f"{source}: {key}.{title} is {brief(method)}; it is a mapping.")
+                        raise ConfigError(f"{source}: {key}.{title} is {brief(method)}; it must be a mapping.")
                     _check_shape(source, MethodRecipe, method, f"{key}.{title}.")
         elif list in kinds and not isinstance(value, list):
-            raise ConfigError(f"{source}: {key} is {brief(value)}; it is a list, such as {name}: [a, b].")
+            raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a list, such as {name}: [a, b].")
         elif list in kinds and any(entry is None or isinstance(entry, Mapping | list) for entry in value):
-            raise ConfigError(f"{source}: {key} is {brief(value)}; it is a list of single values.")
+            raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a list of single values.")
         elif list not in kinds and isinstance(value, Mapping | list):
-            raise ConfigError(f"{source}: {key} is {brief(value)}; it is a single value.")
+            raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a single value.")
 
 
 def _leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All values with their dotted keys, those of mappings too."""
+    """All values with their dotted keys, including nested mappings."""
     for key, value in layer.items():
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in nested mappings and lists, keys too."""
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in nested mappings and lists, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, entry in value.items():
             yield str(key)
-            yield from _texts(entry)
+            yield from _strings(entry)
     elif isinstance(value, list):
         for entry in value:
-            yield from _texts(entry)
+            yield from _strings(entry)
 
 
 def _check_splits(name: str, recipe: Recipe) -> None:
-    """Raises `ConfigError` where splits overlap, or something is stated of a split that is not used."""
+    """Raise `ConfigError` where splits overlap, or settings name a split that is not used."""
     splits = [recipe.train_split, *recipe.valid_splits]
     if not recipe.valid_splits:
-        raise ConfigError(f"recipe {name}: valid_splits is empty; name one split at least, to measure on.")
+        raise ConfigError(f"recipe {name}: valid_splits is empty; name at least one split for evaluation.")
     if twice := [split for split in splits if splits.count(split) > 1]:
         raise ConfigError(
-            f"recipe {name}: split {twice[0]!r} comes twice in train_split and valid_splits; name it once. What "
-            "is trained on is not measured on."
+            f"recipe {name}: split {twice[0]!r} appears twice in train_split and valid_splits; name it once, so "
+            "that training and evaluation use different splits."
         )
     if unused := [split for split in recipe.expert.files if split not in splits]:
         raise ConfigError(f"recipe {name}: expert.files has {', '.join(unused)}; the splits are {', '.join(splits)}.")
     counts = recipe.games.counts
     if counts is not None and (without := [split for split in splits if not counts.get(split)]):
         raise ConfigError(
-            f"recipe {name}: games.counts has no games of {', '.join(without)}; give a number for every split."
+            f"recipe {name}: games.counts has no games for {', '.join(without)}; give a count for every split."
         )
 
 
 def _wrong_key(error: OmegaConfBaseException) -> str:
-    """What is wrong with which key. One that does not exist is named with those that do."""
+    """The key and its fault as a sentence; an unknown key is listed with the known ones."""
     known = error.object_type
     if isinstance(error, ConfigKeyError) and is_dataclass(known):
         where = str(error.full_key).rpartition(".")[0] or "a recipe"
-        return f"{where} has no key {error.key!r}; there are {', '.join(entry.name for entry in fields(known))}."
+        return f"{where} has no key {error.key!r}; its keys are {', '.join(entry.name for entry in fields(known))}."
     return f"{first_line(error)} (key {str(error.full_key)!r})."
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the lines that follow it."""
+    """The first line of an error's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -397,58 +403,58 @@ def parse_stage(text: str) -> tuple[str, int | None]:
     """`action:80` is ("action", 80), `action` is ("action", None). Raises `ValueError` on anything else."""
     kind, colon, steps = text.partition(":")
     if kind not in TRAINING:
-        raise ValueError(f"there are {', '.join(TRAINING)}")
+        raise ValueError(f"the stages are {', '.join(TRAINING)}")
     if colon and not (steps.isdecimal() and int(steps) > 0):
-        raise ValueError("after the colon stands its number of steps, at least one")
+        raise ValueError("the number of steps after the colon must be at least 1")
     return kind, int(steps) if colon else None
 
 
 def bounded_stage(text: str, most: int) -> str:
-    """The stage with at most so many steps, where it has a number of its own."""
+    """The stage with its number of steps, if it has one, limited to `most`."""
     kind, steps = parse_stage(text)
     return text if steps is None else f"{kind}:{min(steps, most)}"
 
 
 def _check_methods(name: str, recipe: Recipe) -> None:
-    """Raises `ConfigError` on a method whose stages do not exist or are not configured."""
+    """Raise `ConfigError` on a method whose stages are unknown or not configured."""
     for title, method in recipe.methods.items():
         for other in method.against:
             if other not in recipe.methods or other == title:
-                raise ConfigError(f"recipe {name}: method {title!r} is against {other!r}, which is no other method.")
+                raise ConfigError(f"recipe {name}: method {title!r} is against {other!r}, which is not another method.")
         for stage in method.stages:
             try:
                 kind, _ = parse_stage(stage)
             except ValueError as error:
-                raise ConfigError(f"recipe {name}: method {title!r} has a stage {stage!r}: {error}.") from error
+                raise ConfigError(f"recipe {name}: method {title!r} has stage {stage!r}: {error}.") from error
             if not getattr(recipe, kind).config:
-                raise ConfigError(f"recipe {name}: method {title!r} needs {kind}.config; state it in the recipe.")
+                raise ConfigError(f"recipe {name}: method {title!r} needs {kind}.config; set it in the recipe.")
 
 
-def _find(name: str) -> Path:
+def _recipe_path(name: str) -> Path:
     for path in (Path(name), RECIPES / f"{name}.yaml"):
-        if os.path.isfile(path):  # false as well for a name that no file can have
+        if os.path.isfile(path):  # false for an invalid file name too
             return path
     if os.path.isdir(name):
-        raise ConfigError(f"{name}: is a folder; name the recipe's file in it.")
+        raise ConfigError(f"{name} is a folder; name a recipe file in it.")
     known = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
-    raise ConfigError(f"no recipe is called {brief(name)} and no such file exists; there are {', '.join(known)}.")
+    raise ConfigError(f"there is no recipe or file named {brief(name)}; the recipes are {', '.join(known)}.")
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """`path` and the recipes below it, the lowest first. One that several of them build on counts once."""
+    """`path` and its bases, the lowest first, each once."""
     if path.resolve() in above:
-        raise ConfigError(f"{above[0]}: its bases form a circle at {path}.")
+        raise ConfigError(f"{above[0]}: its bases form a cycle at {path}.")
     base = _load(path).get("base") or []
     names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(entry, str) and entry for entry in names):
         raise ConfigError(f"{path}: base is {base!r}; name a recipe or a file, or a list of them.")
-    below = (_layers(_find(entry), (*above, path.resolve())) for entry in names)
+    below = (_layers(_recipe_path(entry), (*above, path.resolve())) for entry in names)
     return list(dict.fromkeys((*chain.from_iterable(below), path)))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The recipe's own part, without its base."""
-    return _in_one_form(str(path), {key: value for key, value in _load(path).items() if key != "base"})
+def _own_keys(path: Path) -> dict[str, Any]:
+    """The recipe's keys without its base."""
+    return _normalized(str(path), {key: value for key, value in _load(path).items() if key != "base"})
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -460,13 +466,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _mapping(source: str, text: str) -> dict[str, Any]:
-    """A YAML mapping as it stands: interpolations are text. Raises `ConfigError`."""
+    """Parse a YAML mapping; interpolations are kept as text. Raises `ConfigError`."""
     try:
         config = OmegaConf.load(StringIO(text))
         plain = OmegaConf.to_container(config, resolve=False)
     except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{source}: is not YAML that a recipe can have: {' '.join(str(error).split())}") from error
-    except (OSError, TypeError, AttributeError) as error:  # OmegaConf, on a number or the like
+        raise ConfigError(f"{source}: is not valid YAML for a recipe: {' '.join(str(error).split())}") from error
+    except (OSError, TypeError, AttributeError) as error:  # raised by OmegaConf where the file is a single value
         raise ConfigError(f"{source}: is not a mapping of recipe keys.") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: is nested too deeply.") from error
@@ -476,10 +482,10 @@ def _mapping(source: str, text: str) -> dict[str, Any]:
 
 
 def _change(change: str) -> dict[str, Any]:
-    """`KEY=VALUE` as nested mappings. The value is YAML, or of Hydra's grammar: `{train:24}` is no key `train:24`."""
+    """`KEY=VALUE` as nested mappings. The value is YAML, or Hydra's grammar, in which `{train:24}` has key `train`."""
     key, equals, text = change.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{change!r} is not a change of the form KEY=VALUE.")
+        raise ConfigError(f"{change!r} is not of the form KEY=VALUE.")
     value = _mapping(change, f"value: {text}" if "\n" not in text else f"value:\n  {text}").get("value")
     if _has_keys_of_hydra(value):
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -488,12 +494,12 @@ def _change(change: str) -> dict[str, Any]:
         try:
             value = OverridesParser.create().parse_override(f"key={text}").value()
         except HydraException as error:
-            raise ConfigError(f"{change}: write a space after the colon, as YAML has it: {{key: value}}.") from error
-    return _in_one_form(change, nested(change, {key: value}))
+            raise ConfigError(f"{change}: write a space after the colon, as in YAML: {{key: value}}.") from error
+    return _normalized(change, nested(change, {key: value}))
 
 
 def _has_keys_of_hydra(value: Any) -> bool:
-    """Whether YAML has read `{key:value}` as a key without a value."""
+    """Whether YAML has parsed `{key:value}` as a key without a value."""
     if isinstance(value, dict):
         return any(
             (isinstance(key, str) and ":" in key and entry is None) or _has_keys_of_hydra(entry)
@@ -502,8 +508,8 @@ def _has_keys_of_hydra(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_keys_of_hydra, value))
 
 
-def _in_one_form(source: str, layer: dict[str, Any]) -> dict[str, Any]:
-    """The layer with nested keys in `overrides`, and lists of the methods that stand without one."""
+def _normalized(source: str, layer: dict[str, Any]) -> dict[str, Any]:
+    """The layer with nested keys in `overrides`, and with lists for single `against` methods."""
     for stage in TRAINING:
         block = layer.get(stage)
         if isinstance(block, dict) and isinstance(block.get("overrides"), dict):
@@ -516,28 +522,28 @@ def _in_one_form(source: str, layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def nested(source: str, values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings. Raises `ConfigError` where a key is empty between dots, or is also a value."""
-    found: dict[str, Any] = {}
+    """Dotted keys as nested mappings. Raises `ConfigError` if a key is empty between dots, or is also a value."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
         *folders, last = str(key).split(".")
         if not all((*folders, last)):
-            raise ConfigError(f"{source}: {key!r} is no key; name one between the dots.")
-        block = found
+            raise ConfigError(f"{source}: {key!r} is not a valid key; write a name between the dots.")
+        block = result
         for folder in folders:
             block = block.setdefault(folder, {})
             if not isinstance(block, dict):
-                raise ConfigError(f"{source}: {key!r} is below {folder!r}, which has a value of its own.")
+                raise ConfigError(f"{source}: {key!r} is below {folder!r}, which already has a value.")
         if isinstance(value, Mapping):
             value = nested(source, value)
             if isinstance(block.get(last), dict):
-                value = _laid_over(block[last], value)
+                value = _overlaid(block[last], value)
         block[last] = value
-    return found
+    return result
 
 
-def _laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+def _overlaid(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     both = {
-        key: _laid_over(lower[key], upper[key])
+        key: _overlaid(lower[key], upper[key])
         for key in lower.keys() & upper.keys()
         if isinstance(lower[key], dict) and isinstance(upper[key], dict)
     }

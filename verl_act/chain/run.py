@@ -1,4 +1,4 @@
-"""Run the stages of a recipe: skip what is up to date, go on where a killed chain stopped."""
+"""Run the stages of a recipe: skip those that are up to date, and resume after a kill."""
 
 from __future__ import annotations
 
@@ -33,83 +33,86 @@ def run_chain(recipe: Recipe, out: Path) -> None:
 def run_stages(planned: Sequence[Stage], out: Path) -> None:
     """Run every stage that is not up to date; each writes `out/.done/<stage>/manifest.json` when it is.
 
-    Several processes may share `out`: one of them runs a stage, the others wait and then find it up to date.
-    Raises `EngineError` naming the stage, its command and its log where a stage fails; what was finished stays.
+    Several processes may share `out`: one runs a stage, the others wait and then skip it.
+    Raises `EngineError` naming the stage if one fails; finished stages are kept.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(planned, 1):
-        title = f"[{number}/{len(planned)}] {one_line(stage.name)}"
+    for index, stage in enumerate(planned, 1):
+        title = f"[{index}/{len(planned)}] {one_line(stage.name)}"
         with alone(out, stage.name, title):
-            if not _stands(stage, planned, out):
+            if not _is_up_to_date(stage, planned, out):
                 _run_stage(stage, out, title)
                 continue
             console.print(f"{title}: up to date")
             if stage.trains:
-                discard_work(stage)  # killed while it was doing so
+                discard_work(stage)  # an earlier process may have been killed before it had deleted everything
 
 
 @contextmanager
 def alone(out: Path, name: str, title: str) -> Iterator[None]:
-    """Hold `out/.done/<name>.lock`, as one process at a time can. The kernel lets go of it when the process dies."""
+    """Hold the lock `out/.done/<name>.lock`, which the kernel releases when this process dies."""
 
     def wait(holder: str) -> None:
-        console.print(f"{title}: waits for {holder}, which is running it", markup=False)
+        console.print(f"{title}: waiting, {holder} is running it", markup=False)
 
     with locked(out / ".done" / f"{name.replace(' ', '-')}.lock", wait):
         yield
 
 
 def is_done(stage: Stage, out: Path, as_recorded: Collection[Path] = ()) -> bool:
-    """Whether the stage has been run as it would be now, and its output is there.
+    """Whether the stage was run with the current settings and inputs, and its output exists.
 
-    Of the inputs `as_recorded` it counts what they were then; they are not looked at. Nor is the output of a
-    training stage: see `_stands`.
+    Inputs in `as_recorded` are not read: the hashes recorded by that run are used. The files of a training stage's
+    output are not checked either (see `_is_up_to_date`).
     """
     finish_replacement(stage.output)
-    found = own_manifest(_mark(out, stage))
-    looked_at = [path for path in stage.inputs if path not in as_recorded]
-    if found is None or found.settings != _settings(stage) or not stage.output.exists():
+    recorded = own_manifest(_record_folder(out, stage))
+    checked = [path for path in stage.inputs if path not in as_recorded]
+    if recorded is None or recorded.settings != _settings(stage) or not stage.output.exists():
         return False
-    if not stage.trains and damaged_outputs(stage, _mark(out, stage)):
+    if not stage.trains and damaged_outputs(stage, _record_folder(out, stage)):
         return False
-    if not all(path.exists() for path in looked_at):
+    if not all(path.exists() for path in checked):
         return False
-    wanted = make_manifest(stage.name, settings=_settings(stage), inputs=list(looked_at))
-    recorded = {str(path): found.inputs.get(str(path), "") for path in stage.inputs if path in as_recorded}
-    return up_to_date(_mark(out, stage), replace(wanted, inputs=wanted.inputs | recorded))
+    expected = make_manifest(stage.name, settings=_settings(stage), inputs=list(checked))
+    recorded_inputs = {str(path): recorded.inputs.get(str(path), "") for path in stage.inputs if path in as_recorded}
+    return up_to_date(_record_folder(out, stage), replace(expected, inputs=expected.inputs | recorded_inputs))
 
 
-def _stands(stage: Stage, planned: Sequence[Stage], out: Path) -> bool:
-    """Whether the stage need not be run. A model may have been deleted to free space: it is missed only where a stage
-    that begins with it has yet to be run.
+def _is_up_to_date(stage: Stage, planned: Sequence[Stage], out: Path) -> bool:
+    """Whether the stage can be skipped.
+
+    A trained model may have been deleted to free space; it is needed only if a stage that starts from it must run.
     """
     deleted = {other.output / "model" for other in planned if other.trains and not _has_model(other, out)}
     if not is_done(stage, out, deleted):
         return False
     model = stage.output / "model"
-    return model not in deleted or all(_stands(later, planned, out) for later in planned if model in later.inputs)
+    return model not in deleted or all(
+        _is_up_to_date(later, planned, out) for later in planned if model in later.inputs
+    )
 
 
 def _has_model(stage: Stage, out: Path) -> bool:
-    """Whether the model of a training stage is there as it was exported."""
-    damaged = damaged_outputs(stage, _mark(out, stage))
+    """Whether the exported model of a training stage exists and is unchanged."""
+    damaged = damaged_outputs(stage, _record_folder(out, stage))
     return (stage.output / "model").exists() and not any(name.startswith("model/") for name in damaged)
 
 
 def _run_stage(stage: Stage, out: Path, title: str) -> None:
-    """Run the stage and mark it as done."""
+    """Run the stage and record that it is done."""
     console.rule(title, align="left")
-    mark = _mark(out, stage)
+    record = _record_folder(out, stage)
     if stage.trains and stage.output.exists() and not _has_model(stage, out):
-        console.print("Its model was deleted, and is needed: it is trained again, and what began with it is run again.")
-    elif damaged := damaged_outputs(stage, mark):
+        console.print("The model was deleted but is needed: training again, and then the stages that start from it.")
+    elif damaged := damaged_outputs(stage, record):
         name, *others = damaged
         more = f" (and {len(others)} more)" if others else ""
-        console.print(f"{name}{more} of its output is missing or has changed: it is run again.", markup=False)
-    discard_damaged(stage, mark)
+        console.print(f"output file {name}{more} is missing or has changed: running the stage again.", markup=False)
+    discard_damaged(stage, record)
     console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
     started = time.monotonic()
-    # Hashed before, so that an input that changes meanwhile is not taken for the one that was used.
+    # Inputs are hashed first: one that changes during the run then makes the stage out of date.
     manifest = make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
     if stage.trains:
         seconds = train(stage, manifest)
@@ -117,8 +120,8 @@ def _run_stage(stage: Stage, out: Path, title: str) -> None:
         _run(stage)
         seconds = time.monotonic() - started
     manifest = replace(manifest, seconds=round(seconds, 1))
-    record_outputs(stage, mark)
-    write_manifest(mark, manifest)
+    record_outputs(stage, record)
+    write_manifest(record, manifest)
     if stage.trains:
         discard_work(stage)
     console.print(f"{title}: done in {seconds:.0f} s")
@@ -128,8 +131,8 @@ def _run(stage: Stage) -> None:
     finished = subprocess.run(stage.command, preexec_fn=dies_with_parent, check=False)
     if finished.returncode:
         raise EngineError(
-            f"stage {stage.name!r} failed with status {finished.returncode}; its messages are above. Mend the cause "
-            "and run the same chain again: finished stages are skipped."
+            f"stage {stage.name!r} failed with status {finished.returncode}; see its messages above. Fix the cause "
+            "and run the same command again: finished stages are skipped."
         )
 
 
@@ -137,5 +140,5 @@ def _settings(stage: Stage) -> dict[str, object]:
     return {"command": list(map(str, stage.command[1:]))}
 
 
-def _mark(out: Path, stage: Stage) -> Path:
+def _record_folder(out: Path, stage: Stage) -> Path:
     return out / ".done" / stage.name.replace(" ", "-")

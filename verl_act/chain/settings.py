@@ -1,7 +1,7 @@
-"""The settings of planned stages, validated by the commands themselves before any of them runs.
+"""Validate the settings of all planned stages before any of them runs.
 
-Each command has a `check_settings` next to its code, which it calls first. Here are the calls of it with what a stage
-passes, and the recipe's key of each option, by which an error is told.
+Each command has a `check_settings`. This module calls it with the options of a stage, and maps each option to its key
+in the recipe for error messages.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Options = dict[str, Any]
 def check_stages(planned: Sequence[Stage]) -> str:
     """Validate the settings of all stages that are commands of this package.
 
-    Raises `ConfigError` with all that is wrong: each as a key of the recipe, with the stages that would refuse it.
+    Raises `ConfigError` listing every invalid key of the recipe, with the stages that would refuse it.
     """
     wrong: dict[str, list[str]] = {}
     calls = [(stage.name, stage.call) for stage in planned if stage.call and stage.call.command in _CHECKS]
     for name, call in calls:
         try:
-            _CHECKS[call.command](_given(call.options))
+            _CHECKS[call.command](_drop_unset(call.options))
         except OptionError as error:
             wrong.setdefault(f"{recipe_key(call, error.option)} {error.problem}", []).append(name)
         except ActError as error:
@@ -46,24 +46,24 @@ def check_stages(planned: Sequence[Stage]) -> str:
 
 
 def recipe_key(call: Call, option: str) -> str:
-    """Where a recipe states the option of a stage's command."""
+    """The recipe's key for an option of a stage's command."""
     name, dot, rest = option.partition(".")
     key = _KEYS.get(call.command, {}).get(name) or _KEYS_OF_ALL.get(name, name)
     return key.format(**call.options) + dot + rest
 
 
-def _given(options: Mapping[str, Any]) -> Options:
-    """The options that are on the command line."""
+def _drop_unset(options: Mapping[str, Any]) -> Options:
+    """The options that are set: those that are None are not passed."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _taken(check: Callable[..., Any], options: Options) -> Options:
-    """Those that have a range to be checked: neither files nor switches."""
+def _checked_options(check: Callable[..., Any], options: Options) -> Options:
+    """The options that `check` accepts: neither files nor flags."""
     return {name: value for name, value in options.items() if name in signature(check).parameters}
 
 
 def _engine(options: Options, *sampling: str) -> tuple[EngineSettings, Sampling]:
-    """Take the options of the engine and of `sampling` out of `options`."""
+    """Remove the engine's options and those named in `sampling` from `options`, and return them as settings."""
     engine = EngineSettings(
         model=options.pop("model"),
         max_model_len=options.pop("max_model_len"),
@@ -89,7 +89,9 @@ def _import_trajectories(options: Options) -> None:
 
 def _sample_alternatives(options: Options) -> None:
     engine, sampling = _engine(options, "n", "temperature", "top_p", "max_tokens")
-    sample_alternatives.check_settings(engine, sampling, **_taken(sample_alternatives.check_settings, options))
+    sample_alternatives.check_settings(
+        engine, sampling, **_checked_options(sample_alternatives.check_settings, options)
+    )
 
 
 def _build_pairs(options: Options) -> None:
@@ -101,7 +103,7 @@ def _build_pairs(options: Options) -> None:
 def _check_pairs(options: Options) -> None:
     check_keys(check_pairs.AuditBounds, options["bounds"], "bounds")
     check_pairs.AuditBounds(**options["bounds"])
-    check_pairs.check_settings(**_taken(check_pairs.check_settings, options))
+    check_pairs.check_settings(**_checked_options(check_pairs.check_settings, options))
 
 
 def _make_tasks(options: Options) -> None:
@@ -110,16 +112,16 @@ def _make_tasks(options: Options) -> None:
 
 def _reflect(options: Options) -> None:
     engine, sampling = _engine(options, "temperature", "max_tokens")
-    reflect.check_settings(engine, sampling, **_taken(reflect.check_settings, options))
+    reflect.check_settings(engine, sampling, **_checked_options(reflect.check_settings, options))
 
 
 def _make_sft(options: Options) -> None:
-    make_sft.check_settings(**_taken(make_sft.check_settings, options))
+    make_sft.check_settings(**_checked_options(make_sft.check_settings, options))
 
 
 def _evaluate(options: Options) -> None:
     engine, sampling = _engine(options, "temperature", "max_tokens")
-    evaluate.check_settings(engine, sampling, **_taken(evaluate.check_settings, options))
+    evaluate.check_settings(engine, sampling, **_checked_options(evaluate.check_settings, options))
 
 
 _CHECKS: Mapping[str, Callable[[Options], None]] = {
@@ -162,4 +164,4 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         )
     },
 }
-"""Command -> option -> key of the recipe; an option that is not in it is a key of the same name."""
+"""Command -> option -> key of the recipe; for other options, the key has the option's name."""

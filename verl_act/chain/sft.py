@@ -1,4 +1,4 @@
-"""Imitation learning and self-reflection as stages: their data, and verl's SFT trainer on them."""
+"""Stages of imitation learning and self-reflection: their data, and verl's SFT trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from verl_act.errors import ConfigError
 
 
 def reflections_stage(recipe: Recipe, out: Path) -> Stage:
-    """The initial model's reflections on the training pairs; made once, for all seeds."""
+    """The initial model's reflections on the training pairs; all seeds share them."""
     inputs = [trajectories_file(out, recipe.train_split), pairs_file(out, recipe.train_split)]
     options = {
         "model": recipe.model_path,
@@ -42,7 +42,7 @@ def reflections_stage(recipe: Recipe, out: Path) -> Stage:
 
 
 def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
-    """The rows of an `il` or a `reflection` stage, in an order drawn by the recipe's seed."""
+    """The rows of an `il` or a `reflection` stage, shuffled with the recipe's seed."""
     trajectories = [trajectories_file(out, recipe.train_split)]
     reflections = [out / "reflections" / "reflections.parquet"] if kind == "reflection" else []
     options = {
@@ -60,7 +60,10 @@ def rows_stage(recipe: Recipe, out: Path, kind: str, folder: Path) -> Stage:
 
 
 def sft_stage(recipe: Recipe, stage: TrainRecipe, rows: Path, model: str, folder: Path) -> Stage:
-    """verl's SFT trainer from `model` on the rows in the folder `rows`, one process a device of this machine."""
+    """Train `model` with verl's SFT trainer on the rows in the folder `rows`, one process per device.
+
+    Raises `ConfigError` where the overrides request more than one node.
+    """
     file = rows / "sft.parquet"
     device = [f"act/device={recipe.device}_sft"] if recipe.device else []
     settings: dict[str, Any] = {

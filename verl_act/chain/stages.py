@@ -1,4 +1,4 @@
-"""From a recipe to its stages: which command, reading what, writing where."""
+"""The stages of a recipe: command, inputs and output of each."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from verl_act.learning_signal import SWITCH
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One command. `inputs` are hashed to tell whether the stage is up to date; `output` must exist once it is done.
+    """One command. `inputs` are hashed to decide whether the stage is up to date; `output` must exist when it is done.
 
-    `trains` marks a verl run, which leaves a model at `output / "model"` and can go on from its checkpoints. `call` is
-    the command as data, where it is one of this package: with it, its settings are validated before anything runs.
+    `trains` marks a verl run, which writes a model to `output / "model"` and resumes from its checkpoints. `call` holds
+    the options of a command of this package, so that they can be validated before anything runs.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A command of this package with the values of its options and arguments, by their names (`max_tokens`)."""
+    """A command of this package, with its options and arguments by name (`max_tokens`)."""
 
     command: str
     options: Mapping[str, Any]
@@ -49,7 +49,7 @@ def act_stage(
     inputs: Sequence[Path] = (),
     out: Path | None = None,
 ) -> Stage:
-    """`python -m verl_act COMMAND` as a stage. `arguments` have no option; `out` is what `--out` says, if anything."""
+    """`python -m verl_act COMMAND` as a stage. `arguments` are positional; `out` is the value of `--out`, if any."""
     arguments = arguments or {}
     words = act_command(command, out, options)
     for value in arguments.values():
@@ -58,23 +58,25 @@ def act_stage(
 
 
 def stages(recipe: Recipe, out: Path) -> list[Stage]:
-    """All stages in the order they run: the initial model is evaluated before the training, so that an evaluation that
-    cannot work shows in minutes."""
+    """All stages in execution order.
+
+    The initial model is evaluated before training, so that a broken evaluation shows within minutes.
+    """
     initial, *trained = _evaluation(recipe, out)
     return [*data_stages(recipe, out), initial, *_training(recipe, out), *trained]
 
 
 def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
-    """Games, expert trajectories, alternatives, pairs and tasks: all that does not depend on training."""
-    found = []
+    """Games, expert trajectories, alternatives, pairs and tasks: everything that does not depend on training."""
+    planned = []
     sources = input_folders(env_settings(recipe, out))
     if recipe.games.counts is not None:
         games = out / "games"
         made: dict[str, Any] = asdict(recipe.games)
         options = {**made, "workers": recipe.workers}
-        found.append(act_stage("games", "make-games", games, options, out=games))
+        planned.append(act_stage("games", "make-games", games, options, out=games))
         sources = [games]
-    found += [_expert_stage(recipe, out, split, sources) for split in all_splits(recipe)]
+    planned += [_expert_stage(recipe, out, split, sources) for split in all_splits(recipe)]
     trajectories = [trajectories_file(out, split) for split in all_splits(recipe)]
     options = {
         "model": recipe.model_path,
@@ -93,7 +95,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
     }
     sampled = out / "alternatives"
     inputs = [*trajectories, *model_input(recipe, recipe.model_path)]
-    found.append(act_stage("alternatives", "sample-alternatives", sampled, options, inputs=inputs, out=sampled))
+    planned.append(act_stage("alternatives", "sample-alternatives", sampled, options, inputs=inputs, out=sampled))
     for split in all_splits(recipe):
         files = [trajectories_file(out, split), sampled / "alternatives.parquet"]
         options = {
@@ -105,7 +107,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         }
         folder = out / "pairs" / split
         inputs = [*files, *sources]
-        found.append(act_stage(f"pairs {split}", "build-pairs", folder, options, inputs=inputs, out=folder))
+        planned.append(act_stage(f"pairs {split}", "build-pairs", folder, options, inputs=inputs, out=folder))
     audited = [pairs_file(out, split) for split in all_splits(recipe)]
     options = {
         "pairs": audited[:1],
@@ -114,7 +116,7 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         "bounds": recipe.audit,
         **prompt_options(recipe),
     }
-    found.append(act_stage("audit", "check-pairs", audited[0], options, inputs=audited))
+    planned.append(act_stage("audit", "check-pairs", audited[0], options, inputs=audited))
     for name, splits, limit in (
         ("train", [recipe.train_split], None),
         ("panel", recipe.valid_splits, recipe.evaluate.tasks),
@@ -122,22 +124,22 @@ def data_stages(recipe: Recipe, out: Path) -> list[Stage]:
         options = {"splits": splits, "limit": limit, "seed": recipe.seed, "env_settings": env_settings(recipe, out)}
         folder = out / "tasks" / name
         arguments = {"env": recipe.env}
-        found.append(act_stage(f"tasks {name}", "make-tasks", folder, options, arguments, sources, out=folder))
-    return found
+        planned.append(act_stage(f"tasks {name}", "make-tasks", folder, options, arguments, sources, out=folder))
+    return planned
 
 
 def _expert_stage(recipe: Recipe, out: Path, split: str, sources: Sequence[Path]) -> Stage:
-    """The expert plays the tasks of `split`, or replays the recipe's own files of it."""
+    """The expert plays the tasks of `split`; or the trajectories in the recipe's files for that split are replayed."""
     folder, settings = out / "expert" / split, env_settings(recipe, out)
-    if own := [Path(file).absolute() for file in recipe.expert.files.get(split, ())]:
+    if files := [Path(file).absolute() for file in recipe.expert.files.get(split, ())]:
         options: dict[str, Any] = {
             "format": recipe.expert.format,
             "split": split,
             "workers": recipe.workers,
             "env_settings": settings,
         }
-        arguments: dict[str, Any] = {"env": recipe.env, "files": own}
-        inputs = [*own, *sources]
+        arguments: dict[str, Any] = {"env": recipe.env, "files": files}
+        inputs = [*files, *sources]
         return act_stage(f"expert {split}", "import-trajectories", folder, options, arguments, inputs, out=folder)
     options = {
         "expert": recipe.expert.name,
@@ -159,12 +161,15 @@ def _training(recipe: Recipe, out: Path) -> list[Stage]:
 
 
 def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: str, folder: Path) -> Stage:
-    """A verl run of `kind` critic or action, from `model`, on the data in `out`, into `folder`."""
+    """A verl RL run of `kind` (critic or action) that starts from `model`, reads data in `out` and writes `folder`.
+
+    Raises `ConfigError` where a Hydra group of the stage would change the prompts of training alone.
+    """
     train, valid = _training_files(recipe, out, kind)
     if groups := [group for group in stage.config if group.startswith("act/env=")]:
         raise ConfigError(
-            f"{kind}.config has {groups[0]!r}, whose prompts only training would have. Set prompt.options of the "
-            "recipe, which all stages share."
+            f"{kind}.config has {groups[0]!r}, which would change the prompts of training alone. Set the recipe's "
+            "prompt.options, which all stages share."
         )
     device = [f"act/device={recipe.device}"] if recipe.device else []
     settings = {
@@ -195,7 +200,7 @@ def rl_stage(recipe: Recipe, out: Path, kind: str, stage: TrainRecipe, model: st
 
 
 def _episode_settings(recipe: Recipe) -> dict[str, Any]:
-    """Those of the evaluation, so that a policy is trained to do what it is measured on."""
+    """The evaluation's episode settings, so that training and evaluation agree."""
     return {
         "data.act.episode.mode": recipe.evaluate.mode,
         "data.act.episode.max_turns": recipe.evaluate.max_turns,
@@ -204,13 +209,13 @@ def _episode_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def max_tokens(recipe: Recipe) -> int:
-    """What a reply may take in an evaluation."""
-    own = recipe.evaluate.max_tokens
-    return recipe.alternatives.max_tokens if own is None else own
+    """Most tokens of a reply in an evaluation."""
+    limit = recipe.evaluate.max_tokens
+    return recipe.alternatives.max_tokens if limit is None else limit
 
 
 def model_input(recipe: Recipe, model: str) -> list[Path]:
-    """The model's folder, to be hashed; nothing for an initial model that a hub has."""
+    """The model's folder as an input to hash; empty for an initial model from a hub."""
     return [Path(model)] if model != recipe.model_path or Path(model).is_dir() else []
 
 
@@ -229,26 +234,26 @@ def _evaluation(recipe: Recipe, out: Path) -> list[Stage]:
         "critic": str(out / "critic" / "model"),
         "action": str(out / "action" / "model"),
     }
-    found = [evaluation_stage(recipe, out, name, model, out / "evaluation" / name) for name, model in models.items()]
-    folders = [stage.output for stage in found]
+    planned = [evaluation_stage(recipe, out, name, model, out / "evaluation" / name) for name, model in models.items()]
+    folders = [stage.output for stage in planned]
     answers = [file for folder in folders for file in answer_files(folder)]
     table = out / "comparison"
-    found.append(act_stage("comparison", "compare", table, {}, {"evaluations": folders}, answers, out=table))
+    planned.append(act_stage("comparison", "compare", table, {}, {"evaluations": folders}, answers, out=table))
     page = out / "report.html"
-    found.append(act_stage("report", "report", page, {}, {"runs": [out]}, [*answers, table], out=page))
-    return found
+    planned.append(act_stage("report", "report", page, {}, {"runs": [out]}, [*answers, table], out=page))
+    return planned
 
 
 def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: Path) -> Stage:
-    """Measure `model` under `name`, on the held-out data in `out`, into `folder`."""
-    panel = out / "tasks" / "panel" / "tasks.parquet"
+    """Evaluate `model` as `name` on the held-out data in `out`, and write `folder`."""
+    eval_tasks = out / "tasks" / "panel" / "tasks.parquet"
     trajectories = [trajectories_file(out, split) for split in recipe.valid_splits]
     pairs = [pairs_file(out, split) for split in recipe.valid_splits]
     reasoning = list(map(Path, recipe.evaluate.reasoning))
     options = {
         "model": model,
         "name": name,
-        "tasks": [panel],
+        "tasks": [eval_tasks],
         "trajectories": trajectories,
         "pairs": pairs,
         "reasoning": reasoning,
@@ -266,7 +271,7 @@ def evaluation_stage(recipe: Recipe, out: Path, name: str, model: str, folder: P
         "seed": recipe.seed,
         **prompt_options(recipe),
     }
-    inputs = [panel, *trajectories, *pairs, *reasoning, *model_input(recipe, model)]
+    inputs = [eval_tasks, *trajectories, *pairs, *reasoning, *model_input(recipe, model)]
     return act_stage(f"evaluate {name}", "evaluate", folder, options, inputs=inputs, out=folder)
 
 
@@ -283,7 +288,7 @@ def pairs_file(out: Path, split: str) -> Path:
 
 
 def answer_files(evaluation: Path) -> list[Path]:
-    """What an evaluation says. As an input its folder would not do, which is hashed by what it was made from."""
+    """The files of an evaluation, as inputs to hash. The folder's own hash covers only its settings and inputs."""
     return [evaluation / name for name in FILES]
 
 

@@ -1,11 +1,11 @@
-"""A verl run as one stage: progress on the terminal, checkpoints to go on from, and at the end a model folder.
+"""Run verl as one stage: progress on the terminal, checkpoints to resume from, and finally a model folder.
 
-verl works in `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the
-metrics of all attempts as one file, and the log; a killed run leaves the work folder, from whose newest whole
-checkpoint the next attempt resumes. `discard_work` deletes it once the stage is marked as done.
+verl writes to `<output>.work` (checkpoints, log, metrics). When it is done, `output` gets the exported model, the
+metrics of all attempts in one file, and the log. After a kill, the next attempt resumes from the newest complete
+checkpoint in the work folder, which `discard_work` deletes once the stage is recorded as done.
 
-Steps are read from verl's metrics file. Nothing is concluded from text of the log that a model's reply may contain: an
-event is a line of Ray's or vLLM's own, with the prefix that Ray gives to each line of a process.
+Steps are read from verl's metrics file. The log may contain a model's replies, so only lines that start with the prefix
+that Ray gives to a process count as events of Ray or vLLM.
 """
 
 from __future__ import annotations
@@ -40,65 +40,66 @@ from verl_act.upstream_gaps.merge_lora import merge_lora
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = {
+_PROGRESS_METRICS = {
     "critic/score/mean": "score",
     "actor/entropy": "entropy",
     "response_length/mean": "response_length",
     "train/loss": "loss",
 }
-_HOW = re.compile(
+_MAY_CHANGE_ON_RESUME = re.compile(
     r"(gpu_memory_utilization|micro_batch_size_per_gpu|max_token_len_per_gpu|max_num_seqs|max_num_batched_tokens"
     r"|\w+_offload|enforce_eager|free_cache_engine|save_freq|test_freq|logger)="
 )
-"""Settings that decide what a run takes or tells, not what it learns: it may go on with others after it was killed."""
-_CHANGES = 5
-_TAIL = 40
+"""Settings that may change on resume: they affect memory, speed and logging, not what is learned."""
+_MAX_CHANGES = 5
+_LOG_TAIL_LINES = 40
 _COLOR = r"(?:\x1b\[[\d;]*m)?"
 
 
-def _of(process: str) -> str:
-    """A pattern of the prefix that Ray gives to each line of a process."""
+def _ray_prefix(process: str) -> str:
+    """Pattern of the prefix that Ray puts before each line of a process."""
     return rf"{_COLOR}\({process}(?: pid=\d+)?(?:, ip=[\w.:]+)?\){_COLOR} "
 
 
-_LOST = re.compile(
-    rf"{_of('vLLMHttpServer')}(?:{_of('EngineCore')})?{_COLOR}(?:ERROR [\d-]+ [\d:]+ \[[\w./]+:\d+\]{_COLOR} )?"
+_ENGINE_DIED = re.compile(
+    rf"{_ray_prefix('vLLMHttpServer')}(?:{_ray_prefix('EngineCore')})?"
+    rf"{_COLOR}(?:ERROR [\d-]+ [\d:]+ \[[\w./]+:\d+\]{_COLOR} )?"
     r"(?:[\w.]+\.)?EngineDeadError: EngineCore encountered an issue"
-    rf"|{_of('AgentLoopWorker[A-Za-z]*')}(?:[\w.]+\.)?RayTaskError\(EngineDeadError\): ray::vLLMHttpServer\."
+    rf"|{_ray_prefix('AgentLoopWorker[A-Za-z]*')}(?:[\w.]+\.)?RayTaskError\(EngineDeadError\): ray::vLLMHttpServer\."
 )
-"""After this a run takes no step any more and does not end: verl replaces failed rollouts for ever. These processes
-print no replies, as those of the reward and the trainer do."""
-_KILLED = re.compile(rf"{_of('raylet')}.*killed due to memory pressure \(OOM\)")
-"""Ray's word of processes on one of its nodes, of this run or of another job. Where it was one that others of this run
-wait for, they do so for ever; an environment's is replaced."""
-_STEP = re.compile(rf"(?:{_of('TaskRunner[A-Za-z0-9]*')})?step:(\d{{1,9}}) - ")
-"""Read only where verl's metrics file is on another machine."""
-_TOTAL = re.compile(rf"{_of('TaskRunner[A-Za-z0-9]*')}(?:INFO:\S+ \S+:)?Total training steps: (\d{{1,9}})$")
+"""After this line a run makes no more steps but does not end, because verl retries failed rollouts forever. These
+processes print no replies, unlike those of the reward and the trainer."""
+_OUT_OF_MEMORY = re.compile(rf"{_ray_prefix('raylet')}.*killed due to memory pressure \(OOM\)")
+"""Ray has killed processes on one of its nodes, of this run or of another job. The run may then wait for one of them
+forever; an environment's process is restarted."""
+_STEP = re.compile(rf"(?:{_ray_prefix('TaskRunner[A-Za-z0-9]*')})?step:(\d{{1,9}}) - ")
+"""Used only if verl writes its metrics file on another machine."""
+_TOTAL = re.compile(rf"{_ray_prefix('TaskRunner[A-Za-z0-9]*')}(?:INFO:\S+ \S+:)?Total training steps: (\d{{1,9}})$")
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 30.0
-_RAYS_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-"""They take a minute to notice that their node is gone, and hold nothing that anybody waits for."""
+_RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+"""They take a minute to notice that their node has gone, and hold no resources."""
 _STANDSTILL_SECONDS = 900.0
-"""From a killed process on; a step that comes in this time shows that the run goes on."""
+"""Time after a killed process in which the run must complete a step; otherwise it is stopped."""
 
 
 def train(stage: Stage, manifest: Manifest | None = None) -> float:
-    """Run verl to its last step and export the model; the seconds that this took, those of killed attempts with them.
+    """Run verl to its last step and export the model. Returns the seconds of all attempts, including killed ones.
 
-    `manifest` is that of the stage; the output gets it, with the seconds. Raises `EngineError` with the end of the log
-    where it fails, and `ConfigError` where the output is not of this stage, or another process is writing it.
+    `manifest` is the stage's; it is written to the output, with the seconds. Raises `EngineError` with the end of the
+    log if verl fails, and `ConfigError` if the output is not from this stage or another process is writing it.
     """
     work = stage.output.with_name(f"{stage.output.name}.work")
     with reserved(stage.output, stage.name):
         _prepare(work, stage)
-        tidy(work / "checkpoints", _contents(stage.command), _kept(stage.command))
-        if not _last_step_saved(work, stage.command):  # resumed there, verl would take one step more
+        tidy(work / "checkpoints", _contents(stage.command), _max_checkpoints(stage.command))
+        if not _last_step_saved(work, stage.command):  # resumed from it, verl would train one step more
             _run(work, stage)
         return _export(work, stage, manifest or make_manifest(stage.name, settings={}))
 
 
 def _run(work: Path, stage: Stage) -> None:
-    """One attempt of verl, in `work`: from its last checkpoint, if there is one, to the end."""
+    """Run verl once in `work`, from the last checkpoint if there is one. Raises `EngineError` if it fails."""
     attempt = _attempts(work)
     (work / f"started-{attempt}").touch()
     environment = {
@@ -113,46 +114,47 @@ def _run(work: Path, stage: Stage) -> None:
         f"trainer.default_local_dir={hydra_value(str(work / 'checkpoints'))}",
         f"hydra.run.dir={hydra_value(str(work / 'hydra'))}",
     ]
-    if "verl.trainer.main_ppo" in command:  # on a Ray cluster that runs already, its workers have another environment
+    if "verl.trainer.main_ppo" in command:  # workers of an existing Ray cluster do not inherit the environment
         path = hydra_value(environment["VERL_FILE_LOGGER_PATH"])
         command.append(f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={path}")
     log = work / f"log-{attempt}.txt"
     status = _watch(command, environment, log, stage.name)
     if status or not _exported_models(work / "checkpoints"):
-        tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_TAIL:])
+        tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_LOG_TAIL_LINES:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
 
 
 def _contents(command: Sequence[str]) -> list[str]:
-    """What a checkpoint of this run holds: as the command says, or our configurations."""
-    own = _values(command, "actor_rollout_ref.actor.checkpoint.save_contents", "checkpoint.save_contents")
-    return list(OmegaConf.create(own[-1])) if own and own[-1].startswith("[") else list(CONTENTS)
+    """Contents of this run's checkpoints: as in the command, or the default of this package's configurations."""
+    configured = _values(command, "actor_rollout_ref.actor.checkpoint.save_contents", "checkpoint.save_contents")
+    return list(OmegaConf.create(configured[-1])) if configured and configured[-1].startswith("[") else list(CONTENTS)
 
 
-def _kept(command: Sequence[str]) -> int | None:
-    """How many checkpoints verl keeps; None for all."""
+def _max_checkpoints(command: Sequence[str]) -> int | None:
+    """Number of checkpoints that verl keeps; None for all."""
     kept = ["2", *_values(command, "trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")][-1]
     return max(1, int(kept)) if kept.isdecimal() else None
 
 
 def _values(command: Sequence[str], *keys: str) -> list[str]:
-    """What the words KEY=VALUE of the command say for these keys."""
+    """Values of these keys among the command's KEY=VALUE arguments."""
     split = (word.lstrip("+").partition("=") for word in command)
     return [value for key, _, value in split if key in keys]
 
 
 def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
-    """Put the last model, the metrics of all attempts and the last one's log into the stage's output; the seconds of
-    all attempts.
+    """Write the last model, the metrics of all attempts and the last log to the stage's output.
+
+    Returns the seconds of all attempts. Raises `DataError` where the disk is full.
     """
     attempts = _attempts(work)
-    seconds = sum(_lasted(work, number) for number in range(attempts))
+    seconds = sum(_duration(work, attempt) for attempt in range(attempts))
     model = _exported_models(work / "checkpoints")[-1]
     metrics = _merged_metrics(work)
     if not metrics:
         logger.warning(
-            "%s: the run left no metrics in %s, and the report will have no curves. Did it run on a machine that does "
+            "%s: the run left no metrics in %s, so the report will have no curves. Did it run on a machine that does "
             "not share this folder?",
             stage.name,
             work,
@@ -169,8 +171,8 @@ def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
     exported, logged = step_of(model), max((line["step"] for line in map(json.loads, metrics.splitlines())), default=0)
     if exported < logged:
         logger.warning(
-            "%s: the model is that of step %d, and verl trained to step %d without saving it, as it does where "
-            "trainer.total_training_steps asks for more than trainer.total_epochs give. Raise the epochs.",
+            "%s: the exported model is from step %d, but verl trained to step %d without saving. This happens if "
+            "trainer.total_training_steps exceeds what trainer.total_epochs provides. Raise the epochs.",
             stage.name,
             exported,
             logged,
@@ -179,7 +181,7 @@ def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
 
 
 def discard_work(stage: Stage) -> None:
-    """Delete what is left of a finished stage's run. Half deleted, it must not be taken for one to go on from."""
+    """Delete the work folder of a finished stage. It is renamed first, so that a half deleted one is never resumed."""
     work = stage.output.with_name(f"{stage.output.name}.work")
     trash = work.with_name(f"{work.name}.deleted")
     shutil.rmtree(trash, ignore_errors=True)
@@ -189,135 +191,144 @@ def discard_work(stage: Stage) -> None:
 
 
 def _loggers(command: Sequence[str]) -> list[str]:
-    """Those that the command asks for, and the two that the chain reads."""
-    asked = _values(command, "trainer.logger")
-    wanted = OmegaConf.to_container(OmegaConf.create(asked[-1])) if asked else []
-    own = list(wanted) if isinstance(wanted, list) else [str(wanted)]
-    return [*own, *(name for name in ("console", "file") if name not in own)]
+    """The loggers in the command, and the two that the chain reads."""
+    configured = _values(command, "trainer.logger")
+    parsed = OmegaConf.to_container(OmegaConf.create(configured[-1])) if configured else []
+    loggers = list(parsed) if isinstance(parsed, list) else [str(parsed)]
+    return [*loggers, *(name for name in ("console", "file") if name not in loggers)]
 
 
 def _attempts(work: Path) -> int:
     return len(list(work.glob("started-*")))
 
 
-def _lasted(work: Path, attempt: int) -> float:
-    """Seconds from an attempt's start to the last line of its log: a killed one could not write them down."""
+def _duration(work: Path, attempt: int) -> float:
+    """Seconds from an attempt's start to the last line of its log, which exist for a killed attempt too."""
     log = work / f"log-{attempt}.txt"
     return log.stat().st_mtime - (work / f"started-{attempt}").stat().st_mtime if log.exists() else 0.0
 
 
 def _last_step_saved(work: Path, command: Sequence[str]) -> bool:
-    """Whether a killed attempt had saved the last step that the command asks for, and its model."""
-    wanted = _values(command, "trainer.total_training_steps")
+    """Whether an earlier attempt has saved the command's last step, and its model."""
+    total = _values(command, "trainer.total_training_steps")
     saved = work / "checkpoints" / TRACKER
-    done = bool(wanted) and saved.is_file() and saved.read_text(encoding="utf-8").strip() == wanted[-1]
-    return done and any(f"global_step_{wanted[-1]}" in path.parts for path in _exported_models(work / "checkpoints"))
+    done = bool(total) and saved.is_file() and saved.read_text(encoding="utf-8").strip() == total[-1]
+    return done and any(f"global_step_{total[-1]}" in path.parts for path in _exported_models(work / "checkpoints"))
 
 
 def _prepare(work: Path, stage: Stage) -> None:
-    """Leave in `work` only what an attempt with these arguments and these contents of its inputs has left there.
+    """Create `work`, or clear it if it is from other arguments or other input contents.
 
-    Raises `ConfigError` where checkpoints of another attempt would be lost.
+    Raises `ConfigError` if that would delete checkpoints.
     """
-    # A missing input is verl's to report: the command need not read it.
+    # A missing input is left for verl to report: the command may not read it.
     inputs = {str(path): digest(path) for path in stage.inputs if path.exists()}
-    wanted = {"arguments": [word for word in stage.command[1:] if not _HOW.search(word)], "inputs": inputs}
+    current = {
+        "arguments": [word for word in stage.command[1:] if not _MAY_CHANGE_ON_RESUME.search(word)],
+        "inputs": inputs,
+    }
     stamp = work / "stage.json"
     try:
-        found = read_json(stamp) if stamp.exists() else {}
-        if not isinstance(found, dict):
-            raise DataError(f"{stamp}: is {type(found).__name__}, not an object.")
+        previous = read_json(stamp) if stamp.exists() else {}
+        if not isinstance(previous, dict):
+            raise DataError(f"{stamp}: is {type(previous).__name__}, not an object.")
     except DataError as error:
-        raise DataError(f"{error} What is in {work} cannot be resumed; delete that folder to start anew.") from error
-    if found != wanted and work.exists():
+        raise DataError(f"{error} {work} cannot be resumed; delete that folder to start over.") from error
+    if previous != current and work.exists():
         if saved := sorted((work / "checkpoints").glob("global_step_*"), key=step_of):
             raise ConfigError(
                 f"stage {stage.name!r} has checkpoints up to {saved[-1]} from another configuration or other data "
-                f"({_changes(found, wanted)}). Give the former settings to go on from there, or delete {work} to start "
-                "anew, or choose another --out."
+                f"({_changes(previous, current)}). Restore the earlier settings to resume, delete {work} to start "
+                "over, or choose another --out."
             )
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(wanted), encoding="utf-8")
+    stamp.write_text(json.dumps(current), encoding="utf-8")
 
 
-def _changes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs between two stamps."""
-    before, now = found.get("arguments", []), wanted["arguments"]
-    inputs = found.get("inputs", {})
+def _changes(previous: dict[str, Any], current: dict[str, Any]) -> str:
+    """The differences between two stamps, as text."""
+    before, now = previous.get("arguments", []), current["arguments"]
+    inputs = previous.get("inputs", {})
     changes = [
         *(f"now {word}" for word in now if word not in before),
         *(f"then {word}" for word in before if word not in now),
-        *(f"{path} has changed" for path, digest_then in inputs.items() if wanted["inputs"].get(path) != digest_then),
+        *(f"{path} has changed" for path, digest_then in inputs.items() if current["inputs"].get(path) != digest_then),
     ]
-    return "; ".join([*changes[:_CHANGES], *(["..."] if len(changes) > _CHANGES else [])]) or "their order"
+    return "; ".join([*changes[:_MAX_CHANGES], *(["..."] if len(changes) > _MAX_CHANGES else [])]) or "their order"
 
 
 def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
-    """Run `command` into `log`; the exit status. One bar shows the steps, the time left and the figures to watch."""
+    """Run `command` with its output in `log` and a progress bar of steps, time and metrics; return its exit status."""
     total = _values(command, "trainer.total_training_steps")[-1:]
     with (
         log.open("wb") as stream,
-        tqdm(desc=f"{one_line(name)} (starting)", unit="step", total=_number(*total)) as progress,
+        tqdm(desc=f"{one_line(name)} (starting)", unit="step", total=_step_count(*total)) as progress,
         subprocess.Popen(
             command, env=environment, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=dies_with_parent
         ) as process,
     ):
-        run = _Run(process, log, Path(environment["VERL_FILE_LOGGER_PATH"]), progress, name)
+        run = _RunMonitor(process, log, Path(environment["VERL_FILE_LOGGER_PATH"]), progress, name)
         try:
             while (status := process.poll()) is None:
-                run.look()
+                run.update()
                 time.sleep(_POLL_SECONDS)
-            run.look()
-        except Exception:  # such as a disk that takes no more; verl would train on, unwatched
+            run.update()
+        except Exception:  # such as a full disk; otherwise verl would continue unmonitored
             process.terminate()
             raise
-    _end(run.seen)
+    _wait_and_kill(run.processes)
     return status
 
 
-class _Run:
-    """What is seen of a running verl: its steps, on the bar, and events after which it would wait for ever."""
+class _RunMonitor:
+    """Follows a running verl: shows its steps on the progress bar, and stops it after events that make it hang."""
 
-    def __init__(self, process: subprocess.Popen, log: Path, metrics: Path, progress: tqdm, name: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Path, metrics: Path, progress: tqdm[Any], name: str
+    ) -> None:
         self._process, self._progress, self._name = process, progress, name
         self._log, self._metrics = _Tail(log), _Tail(metrics)
         self._step: int | None = None
         self._killed: float | None = None
-        """When Ray said that it has killed a process; None once a step came after it."""
-        self.seen: set[psutil.Process] = set()
+        """When Ray reported a killed process; None once a step was completed after it."""
+        self.processes: set[psutil.Process] = set()
 
-    def look(self) -> None:
+    def update(self) -> None:
         for line in self._log.lines():
-            if _LOST.match(line):
+            if _ENGINE_DIED.match(line):
                 self._process.terminate()
-            elif _KILLED.match(line):
+            elif _OUT_OF_MEMORY.match(line):
                 self._killed = self._killed or time.monotonic()
-            elif self._step is None and (told := _TOTAL.match(line)):
-                self._progress.total = self._progress.total or int(told[1])
+            elif self._step is None and (match := _TOTAL.match(line)):
+                self._progress.total = self._progress.total or int(match[1])
             elif not self._metrics.path.exists() and (step := _STEP.match(line)):
                 self._advance(int(step[1]), {})
         for line in self._metrics.lines():
-            with suppress(ValueError, KeyError, TypeError):  # not a line of verl's
+            with suppress(ValueError, KeyError, TypeError):  # not a line of verl
                 entry = json.loads(line)
                 self._advance(int(entry["step"]), dict(entry["data"]))
         if self._killed is not None and time.monotonic() > self._killed + _STANDSTILL_SECONDS:
             self._process.terminate()
 
-    def _advance(self, step: int, figures: dict[str, Any]) -> None:
+    def _advance(self, step: int, metrics: dict[str, Any]) -> None:
         with suppress(psutil.NoSuchProcess):
-            self.seen |= {*psutil.Process(self._process.pid).children(recursive=True)}
+            self.processes |= {*psutil.Process(self._process.pid).children(recursive=True)}
         self._killed = None
-        if self._step is None:  # the time left is reckoned from here, not from the start of engines
+        if self._step is None:  # estimate the time left from here, without the start of the engines
             self._progress.set_description(one_line(self._name))
             self._progress.initial, self._progress.start_t = step, time.time()
         self._step = self._progress.n = step
-        shown = {short: figures[name] for name, short in _SHOWN.items() if isinstance(figures.get(name), int | float)}
-        self._progress.set_postfix({short: f"{value:.3f}" for short, value in shown.items()})
+        postfix = {
+            short: metrics[name]
+            for name, short in _PROGRESS_METRICS.items()
+            if isinstance(metrics.get(name), int | float)
+        }
+        self._progress.set_postfix({short: f"{value:.3f}" for short, value in postfix.items()})
 
 
 class _Tail:
-    """What a file has got since it was last read, in whole lines. Only a newline ends one: a reply may hold others."""
+    """Reads complete lines added to a file since the last read. Only a newline ends one: replies may hold others."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -335,18 +346,18 @@ class _Tail:
         return [line.decode(errors="replace") for line in whole]
 
 
-def _number(text: str = "") -> int | None:
+def _step_count(text: str = "") -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _end(processes: set[psutil.Process]) -> None:
-    """Wait for what a run has started to end, and then kill it: the next stage wants the memory of its accelerators.
+def _wait_and_kill(processes: set[psutil.Process]) -> None:
+    """Wait for a run's processes to end, then kill those left: the next stage needs the accelerators' memory.
 
-    Ray does not wait for its workers, and vLLM's engine does not notice that they are gone.
+    Ray does not wait for its workers, and vLLM's engine does not notice that they have gone.
     """
     deadline = time.monotonic() + _GRACE_SECONDS
-    while (alive := list(filter(_runs, processes))) and time.monotonic() < deadline:
-        if {_name(process) for process in alive} <= _RAYS_AGENTS:
+    while (alive := list(filter(_is_running, processes))) and time.monotonic() < deadline:
+        if {_name(process) for process in alive} <= _RAY_AGENTS:
             break
         time.sleep(0.2)
     for process in alive:
@@ -360,26 +371,26 @@ def _name(process: psutil.Process) -> str:
     return ""
 
 
-def _runs(process: psutil.Process) -> bool:
-    """Not so a process that has ended and that nobody has asked about, as in a container without an init."""
+def _is_running(process: psutil.Process) -> bool:
+    """False for a zombie too, as it remains in a container without an init process."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def _merged_metrics(work: Path) -> str:
-    """The metrics of all attempts, one line a step; of a step done again each figure is the last one."""
+    """The metrics of all attempts, one line per step. If a step was repeated, its last values count."""
     by_step: dict[int, dict[str, Any]] = {}
     for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
         for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # the line that a killed attempt was writing
+            with suppress(ValueError, KeyError, TypeError):  # a line cut off by a kill
                 entry = json.loads(line)
-                # verl logs what validation finds after a resume, and after an SFT step, in a line of its own.
+                # Validation after a resume and after an SFT step is a separate line of the same step.
                 by_step.setdefault(int(entry["step"]), {}).update(entry["data"])
     return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))
 
 
 def _exported_models(checkpoints: Path) -> list[Path]:
-    """Oldest first. The RL trainer keeps a folder for each of its models, the SFT trainer has one model."""
-    found = [*checkpoints.glob("global_step_*/actor/huggingface"), *checkpoints.glob("global_step_*/huggingface")]
-    return sorted(found, key=step_of)
+    """Exported model folders, oldest first. The RL trainer exports below `actor/`, the SFT trainer does not."""
+    folders = [*checkpoints.glob("global_step_*/actor/huggingface"), *checkpoints.glob("global_step_*/huggingface")]
+    return sorted(folders, key=step_of)
