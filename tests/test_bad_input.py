@@ -201,7 +201,7 @@ def test_a_folder_that_may_not_be_written_is_named(games: Path, tmp_path: Path) 
 def test_a_folder_with_somebodys_files_is_refused_before_the_work(games: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     result = collect(games, tmp_path)
-    refused(result, str(tmp_path), "holds files that this package has not written", "Give a new folder")
+    refused(result, str(tmp_path), "holds files that this package has not written", "Choose a new folder")
     assert "task" not in result.stderr, "no game has been played"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -180,7 +180,7 @@ def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None
         ),
         ("base: alfworld/quickstart\nalternatives: {n: several}\n", "alternatives.n"),
         ("base: alfworld/quickstart\naction: {data: pairs}\n", "action.data is 'pairs'"),
-        ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*there are.*alfworld/quickstart"),
+        ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*the recipes are.*alfworld/quickstart"),
         ("- a\n- b\n", "not a mapping"),
     ],
 )
@@ -203,17 +203,17 @@ def test_a_recipe_on_two_bases_has_what_both_state() -> None:
 def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
     first = write_recipe(tmp_path, f"base: {tmp_path}/b.yaml\n", "a.yaml")
     write_recipe(tmp_path, f"base: {first}\n", "b.yaml")
-    with pytest.raises(ConfigError, match="circle"):
+    with pytest.raises(ConfigError, match="cycle"):
         load_recipe(first)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("seed", "'seed' is not a change"),
+        ("seed", "'seed' is not of the form KEY=VALUE"),
         ("sede=1", "sede"),
         ("games.sise=small", "games has no key 'sise'"),
-        ("evaluate.mode=whole", "evaluate.mode is 'whole'; it can be concat or stepwise"),
+        ("evaluate.mode=whole", "evaluate.mode is 'whole'; it must be concat or stepwise"),
         ("seed=x", "seed"),
         ("expert.files={dev: [a.jsonl]}", "expert.files has dev; the splits are train, valid_seen, valid_unseen"),
     ],
@@ -290,7 +290,7 @@ def test_a_model_whose_size_is_not_known_is_a_doubt(
     recipe = load_recipe("alfworld/quickstart", ["model=organisation/model"])
     found = disk(recipe, tmp_path, 50, monkeypatch)
     assert isinstance(found, _Warning) and "weights of organisation/model are not on" in found
-    assert "It is 28 times what they take in 16 bits" in found and "2 trained models" in found
+    assert "28 times their size in 16 bits" in found and "2 trained models" in found
     monkeypatch.setattr("verl_act.chain.check._checks", lambda *_: [("disk", lambda: found)])
     check_chain(recipe, tmp_path)
     assert capsys.readouterr().out.startswith("warn  disk: 50 GiB free; unknown how much")
@@ -554,7 +554,7 @@ def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: P
 
     assert [attempt(), attempt()] == [1, 2], "it goes on"
     data.write_text("other")
-    with pytest.raises(ConfigError, match=rf"checkpoints up to .*global_step_2 .*{data} has changed.*delete .*work to"):
+    with pytest.raises(ConfigError, match=rf"checkpoints up to .*global_step_2 .*{data} has changed.*delete .*work"):
         train(stage)
     data.write_text("first")
     less = "actor_rollout_ref.rollout.gpu_memory_utilization=0.4"
@@ -916,7 +916,7 @@ def test_a_model_older_than_the_last_step_is_told(
     verl_runs(tmp_path / "whole", monkeypatch, '{"step": 1, "data": {}}\n')
     assert not caplog.text
     verl_runs(tmp_path / "short", monkeypatch, '{"step": 1, "data": {}}\n{"step": 3, "data": {}}\n')
-    assert "the model is that of step 1, and verl trained to step 3" in caplog.text
+    assert "the exported model is from step 1, but verl trained to step 3" in caplog.text
 
 
 def test_figures_of_one_step_in_several_lines_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -929,7 +929,7 @@ def test_figures_of_one_step_in_several_lines_are_put_together(tmp_path: Path, m
 def test_a_group_that_only_training_would_have_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe("alfworld/quickstart")
     recipe.critic.config.append("act/env=alfworld")
-    with pytest.raises(ConfigError, match="'act/env=alfworld', whose prompts only training would have"):
+    with pytest.raises(ConfigError, match="'act/env=alfworld'"):
         stages(recipe, tmp_path)
 
 
@@ -945,7 +945,7 @@ def test_full_recipes_evaluate_what_the_paper_does(name: str, tasks: int | None,
 
 
 def test_a_state_has_one_reflection() -> None:
-    with pytest.raises(ConfigError, match=r"reflect\.n is 4; a state has one reflection"):
+    with pytest.raises(ConfigError, match=r"reflect\.n is 4"):
         load_recipe("alfworld/methods", ["reflect.n=4"])
 
 

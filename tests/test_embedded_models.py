@@ -205,7 +205,7 @@ def test_answers_of_a_model_that_thinks_follow_from_their_thoughts() -> None:
 
 
 def test_what_is_not_there_is_told() -> None:
-    with pytest.raises(ConfigError, match="no model 'embedded' for 'mygame' comes with the package"):
+    with pytest.raises(ConfigError, match="no model 'embedded' for env 'mygame'"):
         _ = load_recipe("alfworld/quickstart", ["env=mygame", "games.counts=null"]).model_path
     with pytest.raises(ConfigError, match="storage is 'int8'; it must be one of float32, bfloat16"):
         EmbeddedModelSettings(storage="int8")
