@@ -49,9 +49,11 @@ print(json.dumps({
 
 
 WRAPPED = [
+    "CheckpointHandler._find_latest_checkpoint",
     "PPOTrainer.__init__",
     "PPOTrainer._add_prompts_to_generate",
     "PPOTrainer._compute_metrics",
+    "PPOTrainer._load_checkpoint",
     "PPOTrainer._validate",
     "RewardLoopWorker._init_reward_fn",
     "auto_set_device",
