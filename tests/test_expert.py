@@ -16,7 +16,7 @@ from verl_act.envs.alfworld.data import list_tasks
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.search import SearchExpert
-from verl_act.envs.alfworld.task_sentence import Wanted, parse_sentence
+from verl_act.envs.alfworld.task_sentence import TaskGoal, parse_sentence
 from verl_act.envs.base import StepResult
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EnvError
@@ -93,19 +93,19 @@ def test_beliefs_follow_the_transcript() -> None:
         beliefs.observe(text)
     assert beliefs.receptacles == ["desk 1", "drawer 2", "drawer 1", "shelf 1"]
     assert beliefs.contents == {"drawer 2": ["pen 1"], "desk 1": ["mug 1"]}
-    assert (beliefs.place, beliefs.held, beliefs.treated) == ("drawer 2", None, {"mug 1": {"cool"}})
+    assert (beliefs.position, beliefs.held, beliefs.treated) == ("drawer 2", None, {"mug 1": {"cool"}})
 
 
 def test_every_template_of_alfworld_is_read() -> None:
     from alfworld.gen.goal_library import gdict
 
     expected = {
-        "pick_and_place_simple": Wanted("mug", "desk"),
-        "look_at_obj_in_light": Wanted("mug", "desklamp", look=True),
-        "pick_clean_then_place_in_recep": Wanted("mug", "desk", "clean"),
-        "pick_heat_then_place_in_recep": Wanted("mug", "desk", "heat"),
-        "pick_cool_then_place_in_recep": Wanted("mug", "desk", "cool"),
-        "pick_two_obj_and_place": Wanted("mug", "desk", count=2),
+        "pick_and_place_simple": TaskGoal("mug", "desk"),
+        "look_at_obj_in_light": TaskGoal("mug", "desklamp", look=True),
+        "pick_clean_then_place_in_recep": TaskGoal("mug", "desk", "clean"),
+        "pick_heat_then_place_in_recep": TaskGoal("mug", "desk", "heat"),
+        "pick_cool_then_place_in_recep": TaskGoal("mug", "desk", "cool"),
+        "pick_two_obj_and_place": TaskGoal("mug", "desk", count=2),
     }
     for task_type, wanted in expected.items():
         for template in gdict[task_type]["templates"]:

@@ -1,4 +1,4 @@
-"""What a check finds. A check returns one line on what is there, or raises one of these two."""
+"""The result of a check. A check returns one line of detail, or raises `Fault` or `NotThere`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from enum import StrEnum
 from verl_act.errors import ConfigError
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     OK = "ok"
     ABSENT = "absent"
-    """Not there, and nothing asked for it."""
+    """Not installed, and not required."""
     WRONG = "wrong"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor's report; `remedy` is empty where there is nothing to mend."""
+class CheckResult:
+    """One line of the doctor's report; `remedy` is empty where there is nothing to fix."""
 
     name: str
-    state: State
+    state: CheckState
     detail: str
     remedy: str = ""
 
 
 class Fault(ConfigError):
-    """Something is wrong; `remedy` says in one sentence how to mend it."""
+    """Something is wrong; `remedy` is one sentence on how to fix it."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(f"{detail} {remedy}")
@@ -35,4 +35,4 @@ class Fault(ConfigError):
 
 
 class NotThere(Fault):
-    """Something that only some users need is not there; `remedy` says how to get it."""
+    """Something optional is missing; `remedy` says how to get it."""

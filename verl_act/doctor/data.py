@@ -1,4 +1,4 @@
-"""What there is to play: ALFWorld's official games, ScienceWorld with its Java, WebShop's catalogue."""
+"""Checks of the environments: ALFWorld's official games, ScienceWorld with its Java, WebShop's catalogue."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _DOWNLOAD = "Run alfworld-download again, or set ALFWORLD_DATA to the folder tha
 
 def alfworld_data() -> str:
     """The games in $ALFWORLD_DATA, or where `alfworld-download` puts them."""
-    asked = os.environ.get("ALFWORLD_DATA")  # the package sets it when it is imported
+    configured = os.environ.get("ALFWORLD_DATA")  # the package sets it when it is imported
     spec = _installed("alfworld", "textworld")
     from verl_act.envs.alfworld.data import VERSION_FOLDER, list_games
 
-    folder = asked or str(Path.home() / ".cache" / "alfworld")
-    if not asked and not Path(folder, VERSION_FOLDER).is_dir():
+    folder = configured or str(Path.home() / ".cache" / "alfworld")
+    if not configured and not Path(folder, VERSION_FOLDER).is_dir():
         raise NotThere(
             "$ALFWORLD_DATA is not set; recipes that generate their games need nothing.",
             "For the official games: alfworld-download, then set ALFWORLD_DATA to their folder.",
@@ -41,7 +41,7 @@ def alfworld_data() -> str:
 
 
 def scienceworld_engine() -> str:
-    """Its tasks, and whether its Java machine starts."""
+    """The number of its tasks, and whether its Java engine starts."""
     spec = _installed("scienceworld", "scienceworld")
     from verl_act.envs.scienceworld.server import Engine
 
@@ -55,7 +55,7 @@ def scienceworld_engine() -> str:
 
 
 def webshop_catalogue() -> str:
-    """The goals of the catalogue that comes with the package, made at its first use."""
+    """The number of goals in the catalogue that comes with the package (built on first use)."""
     spec = _installed("webshop", "rapidfuzz")
     return f"{_list({split: len(spec.tasks(split)) for split in spec.splits})} (the embedded catalogue)"
 

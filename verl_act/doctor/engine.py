@@ -1,4 +1,4 @@
-"""Whether a vLLM engine starts on this machine, and answers."""
+"""Checks that a vLLM engine starts on this machine and answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _REMEDY = "vLLM's messages on stderr say why; free memory, or lower VLLM_CPU_KVC
 
 
 def engine_start(seconds: float = 180) -> str:
-    """Start one with the embedded model and take one reply; in a process of its own, for vLLM writes to stdout.
+    """Start a vLLM engine with the embedded model and get one reply, in a subprocess because vLLM writes to stdout.
 
-    A start that takes longer than `seconds` has failed: on two busy cores it is ready within one minute.
+    Fails after `seconds`; on two busy cores the engine is ready within a minute.
     """
     code = f"from verl_act.doctor.engine import report_start; report_start({seconds})"
     command = [sys.executable, "-c", code]
@@ -25,19 +25,19 @@ def engine_start(seconds: float = 180) -> str:
     lines = process.stdout.splitlines()
     if not lines or not lines[-1].startswith("{"):
         raise Fault(f"the process of a vLLM engine ended with status {process.returncode}.", _REMEDY)
-    outcome = json.loads(lines[-1])
-    if "error" in outcome:
-        raise Fault(outcome["error"], _REMEDY)
-    return outcome["detail"]
+    result = json.loads(lines[-1])
+    if "error" in result:
+        raise Fault(result["error"], _REMEDY)
+    return result["detail"]
 
 
 def report_start(seconds: float) -> None:
-    """What `engine_start` asks for; the last line on stdout says how it went."""
+    """Run in the subprocess of `engine_start`; the last line on stdout is the result as JSON."""
     try:
-        outcome = {"detail": _start(seconds)}
+        result = {"detail": _start(seconds)}
     except EngineError as error:
-        outcome = {"error": str(error).partition(". ")[0] + "."}
-    print(json.dumps(outcome), flush=True)
+        result = {"error": str(error).partition(". ")[0] + "."}
+    print(json.dumps(result), flush=True)
 
 
 def _start(seconds: float) -> str:

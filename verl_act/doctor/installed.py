@@ -1,4 +1,4 @@
-"""What is installed, against what this package asks for and what it was tested with."""
+"""Compares the installed packages with this package's requirements and its tested versions."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ TESTED = (
     "transformers>=5.10,<5.11",
     "tensordict>=0.10,<0.11",
 )
-"""Where every test of this package passes. Others may work: the check names them and finds no fault."""
+"""Versions with which all tests pass. Others may work: the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
 
 def requirements() -> str:
-    """What `pip install verl-act` asks for."""
+    """Check the requirements of `pip install verl-act`."""
     try:
-        asked = [Requirement(text) for text in requires(_DISTRIBUTION) or ()]
+        declared = [Requirement(text) for text in requires(_DISTRIBUTION) or ()]
     except PackageNotFoundError as error:
         raise Fault(
             f"{_DISTRIBUTION} itself is not installed, only its folder is on the path.",
             "Install it, so that verl, vLLM and Hydra find it: pip install .",
         ) from error
-    plain = [requirement for requirement in asked if not requirement.marker or requirement.marker.evaluate()]
+    plain = [requirement for requirement in declared if not requirement.marker or requirement.marker.evaluate()]
     wrong = []
     for requirement in plain:
-        found = _installed(requirement.name)
-        if found is None or found not in requirement.specifier:
-            wrong.append(f"{requirement.name} {found or 'is missing'} (needed: {requirement.specifier})")
+        installed = _installed(requirement.name)
+        if installed is None or installed not in requirement.specifier:
+            wrong.append(f"{requirement.name} {installed or 'is missing'} (needed: {requirement.specifier})")
     if wrong:
-        asked_for = " ".join(f"'{requirement}'" for requirement in plain if _is_in(requirement, wrong))
-        raise Fault(", ".join(wrong), f"Install what is needed: pip install {asked_for}")
+        packages = " ".join(f"'{requirement}'" for requirement in plain if _is_in(requirement, wrong))
+        raise Fault(", ".join(wrong), f"Install what is needed: pip install {packages}")
     return f"verl {version('verl')} and {len(plain) - 1} others, all within their ranges"
 
 
 def tested_versions() -> str:
-    """The engines: verl's own requirements allow more versions than anybody has tried together."""
+    """Report the versions of the engines: verl's own requirements allow untested combinations."""
     return ", ".join(_described(Requirement(text)) for text in TESTED)
 
 
 def model_libraries() -> str:
-    """transformers imports torchvision where there is one, and fails with one that was built for another torch."""
+    """Check that transformers imports: it fails if torchvision is installed but built for another torch."""
     import torch
 
     try:
         from transformers import PreTrainedModel  # noqa: F401
     except Exception as error:
         raise Fault(
-            f"transformers cannot be imported beside torch {torch.__version__} ({_root(error)}).",
+            f"transformers cannot be imported with torch {torch.__version__} ({_root(error)}).",
             "Where torchvision, torchaudio or torchcodec were built for another torch, remove them: "
             "pip uninstall torchvision torchaudio torchcodec",
         ) from error
-    return f"transformers {version('transformers')} imports beside torch {torch.__version__}"
+    return f"transformers {version('transformers')} imports with torch {torch.__version__}"
 
 
 def _described(requirement: Requirement) -> str:
-    found = _installed(requirement.name)
-    if found is None:
+    installed = _installed(requirement.name)
+    if installed is None:
         raise Fault(
             f"{requirement.name} is not installed.",
             f"Install it: pip install '{requirement.name}{requirement.specifier}'",
         )
-    untested = "" if found in requirement.specifier else f" (tested: {requirement.specifier})"
-    return f"{requirement.name} {found}{untested}"
+    untested = "" if installed in requirement.specifier else f" (tested: {requirement.specifier})"
+    return f"{requirement.name} {installed}{untested}"
 
 
 def _installed(name: str) -> str | None:
-    """The installed version; vLLM's CPU build goes by another name."""
+    """The installed version, or None. vLLM's CPU build is a package of another name."""
     for candidate in (name, f"{name}-cpu"):
         try:
             return version(candidate).partition("+")[0]

@@ -1,4 +1,4 @@
-"""Whether verl knows this package: in this process, in Ray's workers, and in its configuration."""
+"""Checks that verl has loaded this package: in this process, in Ray workers, and in its configuration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LOOP = "act_env"
 
 
 def in_driver() -> str:
-    """What verl has loaded by itself when it was imported here."""
+    """Check what verl registers on import in this process."""
     return _complete(registrations(), "in this process")
 
 
 def registrations() -> dict[str, Any]:
-    """What a process that imports verl knows of us; also run by Ray's workers."""
+    """What is registered in a process that imports verl. Also runs in Ray workers."""
     from verl_act import __version__
 
     facts = {"version": __version__, "host": socket.gethostname(), "switch": os.environ.get(_SWITCH, "auto")}
@@ -29,7 +29,7 @@ def registrations() -> dict[str, Any]:
         from verl.plugin.platform import get_platform
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     except ValueError:
-        # $VERL_PLATFORM asks for our platform, and nothing has registered it, as where plugins are switched off.
+        # $VERL_PLATFORM names our platform but nothing has registered it: plugins are switched off.
         if facts["switch"] in _ON:
             raise
         return {**facts, "agent loop": False, "training metrics": False, "platform": None}
@@ -41,40 +41,40 @@ def registrations() -> dict[str, Any]:
     }
 
 
-def _complete(found: dict[str, Any], where: str) -> str:
-    missing = [name for name in ("agent loop", "training metrics") if not found[name]]
+def _complete(facts: dict[str, Any], where: str) -> str:
+    missing = [name for name in ("agent loop", "training metrics") if not facts[name]]
     if not missing:
-        return f"agent loop {_LOOP}, training metrics, platform {found['platform']}"
+        return f"agent loop {_LOOP}, training metrics, platform {facts['platform']}"
     detail = f"{' and '.join(missing)} not registered {where}."
-    if found["switch"] not in _ON:
-        raise Fault(f"{detail} {_SWITCH}={found['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
+    if facts["switch"] not in _ON:
+        raise Fault(f"{detail} {_SWITCH}={facts['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
     raise Fault(
         detail, "Install the package itself (pip install verl-act), not only its folder on PYTHONPATH, and see stderr."
     )
 
 
 def platform() -> str:
-    """The device that verl trains on, and why."""
+    """Report the device that verl trains on, and why it was chosen."""
     import torch
     import verl  # noqa: F401
     from verl.plugin.platform import get_platform
 
     name = get_platform().device_name
     build = "a CPU build" if not any((torch.version.cuda, torch.version.hip)) else "an accelerator build"
-    asked = os.environ.get("VERL_PLATFORM")
+    requested = os.environ.get("VERL_PLATFORM")
     if name != "cpu" and not torch.accelerator.is_available():
-        reason = f"VERL_PLATFORM={asked}" if asked else "verl's own detection"
+        reason = f"VERL_PLATFORM={requested}" if requested else "verl's own detection"
         raise Fault(
             f"{name} (by {reason}), but torch {torch.__version__}, {build}, finds no accelerator.",
             "Unset VERL_PLATFORM, or set it to cpu; or install the driver and a torch for the accelerator.",
         )
     if name == "cpu" and build == "a CPU build":
         return f"cpu, because torch {torch.__version__} is a CPU build"
-    return f"{name}, because {f'VERL_PLATFORM={asked}' if asked else 'verl found it'}"
+    return f"{name}, because {f'VERL_PLATFORM={requested}' if requested else 'verl found it'}"
 
 
 def hydra_groups() -> str:
-    """Compose verl's configuration with ours, as `verl.trainer.main_ppo +act=critic` does."""
+    """Compose verl's configuration with each of our groups, as `verl.trainer.main_ppo +act=critic` does."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -94,9 +94,9 @@ def hydra_groups() -> str:
 
 
 def in_ray_workers() -> str:
-    """The same as in the driver, on every node of the cluster at $RAY_ADDRESS, or else of one started for it.
+    """Check the registrations on every node of the cluster at $RAY_ADDRESS, or else of a new local one.
 
-    A cluster that runs here without being named is left alone: Ray would find it by itself, and refuse the options.
+    A local cluster that $RAY_ADDRESS does not name is not used: Ray would connect to it and reject the options.
     """
     import ray
     from ray.exceptions import RayError
@@ -111,13 +111,13 @@ def in_ray_workers() -> str:
         ray.init(log_to_driver=False, **local)
     except ConnectionError as error:
         raise Fault(
-            f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} does not take this process in ({_reason(error)}).",
-            "A cluster that `ray start` made wants its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
+            f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} refuses the connection ({_reason(error)}).",
+            "A cluster started with `ray start` needs its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
             "from the head node.",
         ) from error
     try:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        found = ray.get([_on_node(node) for node in nodes], timeout=300)
+        registered = ray.get([_on_node(node) for node in nodes], timeout=300)
     except RayError as error:
         raise Fault(
             f"a Ray worker cannot import verl and this package ({str(error).strip().splitlines()[-1]}).",
@@ -125,25 +125,25 @@ def in_ray_workers() -> str:
         ) from error
     finally:
         ray.shutdown()
-    for one in found:
-        _complete(one, f"in a Ray worker on {one['host']}")
-        if one["version"] != __version__:
+    for facts in registered:
+        _complete(facts, f"in a Ray worker on {facts['host']}")
+        if facts["version"] != __version__:
             raise Fault(
-                f"{one['host']} has verl_act {one['version']}, this process {__version__}.",
+                f"{facts['host']} has verl_act {facts['version']}, this process {__version__}.",
                 "Install the same environment on every node of the cluster.",
             )
-    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {_complete(found[0], '')}"
+    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {_complete(registered[0], '')}"
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what Ray was told, at the end of its chain of errors."""
+    """The first line of the error at the root of the chain."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _answers(address: str) -> None:
-    """Whether anything does. Ray itself would go on trying for minutes."""
+    """Check that something listens at `address`. Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:  # such as "auto"
         return

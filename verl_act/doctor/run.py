@@ -1,10 +1,10 @@
-"""Run the checks one after the other; none of them changes anything."""
+"""Runs the checks one after another. No check changes anything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from verl_act.doctor.check_result import Fault, Finding, NotThere, State
+from verl_act.doctor.check_result import CheckResult, CheckState, Fault, NotThere
 from verl_act.doctor.data import alfworld_data, scienceworld_engine, webshop_catalogue
 from verl_act.doctor.engine import engine_start
 from verl_act.doctor.installed import model_libraries, requirements, tested_versions
@@ -13,7 +13,7 @@ from verl_act.errors import ActError
 
 Check = tuple[str, Callable[[], str]]
 
-# The driver's registration comes before whatever else imports verl: it must see what verl does by itself.
+# The driver's registration runs before anything else imports verl, to see what verl loads without help.
 CHECKS: tuple[Check, ...] = (
     ("requirements", requirements),
     ("tested versions", tested_versions),
@@ -29,26 +29,26 @@ ENGINE_CHECKS: tuple[Check, ...] = (
     ("registered in Ray workers", in_ray_workers),
     ("vLLM engine", engine_start),
 )
-"""Those that start engines, which takes about a minute."""
+"""Checks that start engines; they take about a minute."""
 
 
-def examine(checks: Sequence[Check]) -> Iterator[Finding]:
-    """What each check finds, as it is found."""
+def examine(checks: Sequence[Check]) -> Iterator[CheckResult]:
+    """Yield the result of each check as soon as it is known."""
     for name, check in checks:
-        yield _finding(name, check)
+        yield _run_check(name, check)
 
 
-def _finding(name: str, check: Callable[[], str]) -> Finding:
+def _run_check(name: str, check: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(name, State.OK, check())
+        return CheckResult(name, CheckState.OK, check())
     except NotThere as error:
-        return Finding(name, State.ABSENT, error.detail, error.remedy)
+        return CheckResult(name, CheckState.ABSENT, error.detail, error.remedy)
     except Fault as error:
-        return Finding(name, State.WRONG, error.detail, error.remedy)
+        return CheckResult(name, CheckState.WRONG, error.detail, error.remedy)
     except ActError as error:
         detail, _, remedy = str(error).partition(". ")
-        return Finding(name, State.WRONG, detail, remedy)
-    # A broken installation fails in any way there is, and to say so is what the command is for.
+        return CheckResult(name, CheckState.WRONG, detail, remedy)
+    # A broken installation can fail in any way; reporting that is the purpose of this command.
     except Exception as error:
         detail = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        return Finding(name, State.WRONG, detail, "Install the pinned versions: see the README's set-up.")
+        return CheckResult(name, CheckState.WRONG, detail, "Install the pinned versions: see the README's set-up.")

@@ -1,4 +1,4 @@
-"""The doctor's report: lines for people or JSON on stdout, whatever the engines print on stderr."""
+"""Prints the doctor's report on stdout, as text or JSON; the engines' own output goes to stderr."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TextIO
 
-from verl_act.doctor.check_result import Finding, State
+from verl_act.doctor.check_result import CheckResult, CheckState
 from verl_act.doctor.run import CHECKS, ENGINE_CHECKS, examine
 
 
 def doctor(*, as_json: bool = False, engine: bool = True) -> int:
-    """Run the checks and print what they find. The exit status: 1 where something is wrong, else 0."""
-    findings = []
+    """Run the checks and print their results. Returns the exit status: 1 if something is wrong, else 0."""
+    results = []
     with _stdout_apart() as report:
-        for finding in examine(CHECKS + (ENGINE_CHECKS if engine else ())):
-            findings.append(finding)
+        for result in examine(CHECKS + (ENGINE_CHECKS if engine else ())):
+            results.append(result)
             if not as_json:
-                print(_line(finding), file=report, flush=True)
+                print(_line(result), file=report, flush=True)
         if as_json:
-            print(json.dumps([asdict(finding) for finding in findings], indent=2), file=report, flush=True)
-    return int(any(finding.state is State.WRONG for finding in findings))
+            print(json.dumps([asdict(result) for result in results], indent=2), file=report, flush=True)
+    return int(any(result.state is CheckState.WRONG for result in results))
 
 
-def _line(finding: Finding) -> str:
-    remedy = f"\n       {finding.remedy}" if finding.remedy else ""
-    return f"{finding.state:<6} {finding.name}: {finding.detail}{remedy}"
+def _line(result: CheckResult) -> str:
+    remedy = f"\n       {result.remedy}" if result.remedy else ""
+    return f"{result.state:<6} {result.name}: {result.detail}{remedy}"
 
 
 @contextmanager
 def _stdout_apart() -> Iterator[TextIO]:
-    """The real stdout; meanwhile file descriptor 1, which engines and their processes print to, is stderr."""
+    """Yield the real stdout, and redirect file descriptor 1, which engines and subprocesses print to, to stderr."""
     sys.stdout.flush()
-    own = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(own), "w") as report:
+        with os.fdopen(os.dup(stdout), "w") as report:
             yield report
     finally:
         sys.stdout.flush()
-        os.dup2(own, 1)
-        os.close(own)
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -1,4 +1,4 @@
-"""What runs in an actor of a pool: the environments of many episodes in one process, each call within its time."""
+"""The Ray actor of an environment pool: hosts many episodes in one process, with a time limit for each call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from verl_act.errors import ActError, EnvError
 
 
 class EnvActor:
-    """Hosts the environments of many episodes in one process. Each call says how many seconds it may take."""
+    """Hosts the environments of many episodes in one process. `limit` is the time limit of a call in seconds."""
 
     def __init__(self, env: str, env_settings: dict[str, Any]) -> None:
         self._env, self._settings = env, env_settings
@@ -26,11 +26,11 @@ class EnvActor:
         self._idle: list[Environment] = []
 
     def process(self, limit: float) -> tuple[str, int]:
-        """The node that it runs on, and its process id."""
+        """The actor's node id and process id."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def prepare(self, limit: float) -> None:
-        """Called by each caller before its first episode, and done once; see `EnvSpec.prepare`."""
+        """Run `EnvSpec.prepare` once. Each caller calls this before its first episode."""
         prepare = get_env(self._env).prepare
         if prepare is not None and not self._prepared:
             with _limited(limit):
@@ -40,45 +40,45 @@ class EnvActor:
     def play(
         self, limit: float, step_limit: float, episode: str, task: Task, actions: list[str]
     ) -> Observation | StepResult:
-        """Start `episode` (again) and take `actions`; what the last of them, or else the reset, shows.
+        """Start `episode` (again) and take `actions`. Returns the result of the last action, or else of the reset.
 
-        `limit` is for the reset, `step_limit` for each action.
+        `limit` applies to the reset, `step_limit` to each action.
         """
         with _limited(limit):
             environment = self._playing.pop(episode, None) or (self._idle.pop() if self._idle else self._make())
         try:
             with _limited(limit):
-                shown: Observation | StepResult = environment.reset(task)
+                result: Observation | StepResult = environment.reset(task)
             for action in actions:
                 with _limited(step_limit):
-                    shown = environment.step(action)
+                    result = environment.step(action)
         except (Exception, SystemExit):
-            _throw_away(environment)
+            _discard(environment)
             raise
         self._playing[episode] = environment
-        return shown
+        return result
 
     def step(self, limit: float, episode: str, action: str) -> StepResult:
-        """Take one action. An environment that fails is thrown away: its state can no longer be trusted."""
+        """Take one action. An environment that fails is discarded: its state can no longer be trusted."""
         with _limited(limit):
             try:
                 return self._playing[episode].step(action)
             except (Exception, SystemExit):
-                _throw_away(self._playing.pop(episode))
+                _discard(self._playing.pop(episode))
                 raise
 
-    def steps(self, limit: float, asked: list[tuple[str, str]]) -> list[StepResult | EnvError]:
-        """One action of each of several episodes, each within the limit; for one that fails, its error."""
-        said: list[StepResult | EnvError] = []
-        for episode, action in asked:
+    def steps(self, limit: float, actions: list[tuple[str, str]]) -> list[StepResult | EnvError]:
+        """Take (episode id, action) pairs, each within the limit. Returns a result or the error for each."""
+        results: list[StepResult | EnvError] = []
+        for episode, action in actions:
             try:
-                said.append(self.step(limit, episode, action))
+                results.append(self.step(limit, episode, action))
             except ActError as error:
-                said.append(portable(error))
-        return said
+                results.append(portable(error))
+        return results
 
     def memory_mb(self, limit: float) -> float:
-        """Of this process and those that it started, pages that they share counted once in each."""
+        """Resident memory of this process and its children in MiB; shared pages count in each process."""
         with _limited(limit):
             me = psutil.Process()
             held = 0
@@ -88,7 +88,7 @@ class EnvActor:
             return held / 2**20
 
     def close(self, limit: float, episode: str) -> None:
-        """Keep the environment, if it has not failed, for another episode."""
+        """End the episode and keep its environment, unless it has failed, for another episode."""
         environment = self._playing.pop(episode, None)
         if environment is None:
             return
@@ -96,8 +96,8 @@ class EnvActor:
             try:
                 if isinstance(environment, ReleasingEnvironment):
                     environment.release()
-            except (Exception, SystemExit):  # the episode is over already: only this environment is not used again
-                _throw_away(environment)
+            except (Exception, SystemExit):  # the episode is over: only do not reuse this environment
+                _discard(environment)
                 return
         self._idle.append(environment)
 
@@ -106,27 +106,27 @@ class EnvActor:
 
 
 def portable(error: BaseException) -> EnvError:
-    """What `error` is to a caller: an `EnvError` of a class that every process knows."""
+    """`error` as an `EnvError` of a class that every process can unpickle."""
     return NoRoom(str(error)) if isinstance(error, NoRoom) else EnvError(str(error))
 
 
-def _throw_away(environment: Environment) -> None:
-    with suppress(Exception, SystemExit):  # why it failed is being told already
+def _discard(environment: Environment) -> None:
+    with suppress(Exception, SystemExit):  # the failure is already being raised
         environment.close()
 
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """End this process where the block takes longer: nothing else stops an engine that hangs in native code.
+    """Kill this process if the block takes longer: nothing else stops an engine that hangs in native code.
 
-    What it raises is told as an `EnvError`, which every caller can unpickle.
+    Converts other exceptions to `EnvError`, which every caller can unpickle.
     """
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
     except ActError:
         raise
-    except (Exception, SystemExit) as error:  # the latter would end the actor, and others' episodes with it
+    except (Exception, SystemExit) as error:  # SystemExit would end the actor and its other episodes
         raise EnvError(f"{type(error).__name__}: {error}") from error
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,4 @@
-"""A caller's view of one actor of a pool: its turns, the steps that go together in one call, its size and its end."""
+"""A caller's handle of one pool actor: serializes calls, batches steps, watches memory, and replaces a lost actor."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from verl_act.process import kill_if_stopped
 logger = logging.getLogger(__name__)
 
 _GROWN_AFTER = 16
-"""Episodes that an actor has served before its size says that it grows: what is large at once will be so again."""
+"""Episodes after which more memory counts as growth. What earlier ones need, a replacement would need as well."""
 _GROWTH = 1.5
-"""So many times what it held with its first episodes an actor holds when another in its place would be smaller."""
-_TOGETHER = 8
-"""Steps in one call, at most: its answers come with the last of them."""
+"""Memory, relative to that of the first episodes, from which a replacement actor would be smaller."""
+_BATCH_SIZE = 8
+"""Most steps in one call. The results of a call arrive together, after its last step."""
 _MEMORY_SECONDS = 60.0
 _MEMORY_EVERY = 5.0
-"""Seconds: an actor reads the whole process table to know what it holds."""
-_OTHERS_SECONDS = 3600.0
-"""What a caller waits beyond a time-out: its call may stand behind those of other processes, or while they prepare."""
-_LOOK_SECONDS = 5.0
-"""How often it looks meanwhile whether the actor's process is stopped, which no time-out within the process ends."""
+"""Seconds between two readings: an actor scans the whole process table for one."""
+_QUEUE_SECONDS = 3600.0
+"""Extra seconds beyond a time-out: a call may queue behind those of other processes, or behind `prepare`."""
+_STOPPED_EVERY = 5.0
+"""Seconds between checks for a stopped (SIGSTOP) actor process, which its own time-outs cannot end."""
 
 
 class ActorLost(Exception):
@@ -40,11 +40,11 @@ class ActorLost(Exception):
 
 
 class UnknownOutcome(Exception):
-    """What became of a step is not known: others were in the call that was lost, or the actor was before."""
+    """Unknown whether the step was applied: the lost call held other steps, or the actor was lost before."""
 
 
-class _Waiting(NamedTuple):
-    """A step that waits for its turn."""
+class _PendingStep(NamedTuple):
+    """A step that waits to be sent."""
 
     generation: int | None
     episode: str
@@ -53,71 +53,71 @@ class _Waiting(NamedTuple):
 
 
 class PooledActor:
-    """A caller's view of one actor: started (and prepared) when first needed, replaced when lost."""
+    """Handle of one actor: started (and prepared) on first use, replaced when lost."""
 
     def __init__(self, start: Callable[[int], ActorHandle], prepares: bool = False) -> None:
         self._start = start
         self._prepares = prepares
         self._actor: ActorHandle | None = None
         self._process: tuple[str, int] | None = None
-        """Its node and process id."""
+        """Node id and process id."""
         self.generation = 0
         self.turn = asyncio.Lock()
         self.episodes = 0
-        """This caller's, open on it."""
+        """This caller's open episodes on the actor."""
         self.memory_mb = 0.0
-        """As last read; 0 before it was."""
+        """As last read; 0 before the first reading."""
         self.most_mb = 0.0
-        """Of all that was read, whichever actor held it."""
+        """The highest reading, over all replacements of the actor."""
         self._fresh_mb = 0.0
-        """What the actor holds with its first episodes."""
-        self._asked_at = 0.0
+        """Memory that the actor uses with its first episodes."""
+        self._read_at = 0.0
         self._served = 0
         self._settled = False
-        """Whether `_fresh_mb` stands: what comes later is growth."""
-        self._told = False
-        self._waiting: list[_Waiting] = []
+        """Whether `_fresh_mb` is final: later increases are growth."""
+        self._warned = False
+        self._waiting: list[_PendingStep] = []
 
     async def step(self, timeout: float, generation: int | None, episode: str, action: str) -> StepResult:
-        """Take a step of an episode that was last replayed in `generation`, in one call with others that wait.
+        """Step an episode that was last replayed in `generation`, batched with other waiting steps.
 
-        Raises the environment's `EnvError`; `ActorLost` where the actor was lost on this step
-        alone; `UnknownOutcome` otherwise.
+        Raises the environment's `EnvError`; `ActorLost` if the actor was lost on this step alone; `UnknownOutcome` if
+        it was lost otherwise.
         """
         answer: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(generation, episode, action, answer))
+        self._waiting.append(_PendingStep(generation, episode, action, answer))
         try:
-            async with self.turn:  # whoever has it first sends the steps of all
+            async with self.turn:  # the first to acquire it sends everybody's steps
                 while not answer.done():
                     await self._send(timeout)
             return answer.result()
         finally:
-            answer.cancel()  # nobody waits for it any more
+            answer.cancel()  # no longer awaited
 
     async def _send(self, timeout: float) -> None:
         waiting = [step for step in self._waiting if not step.answer.done()]
-        sent, self._waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
-        going = [step for step in sent if step.generation == self.generation]
+        sent, self._waiting = waiting[:_BATCH_SIZE], waiting[_BATCH_SIZE:]
+        current = [step for step in sent if step.generation == self.generation]
         for step in sent:
-            if step not in going:
-                _tell(step, UnknownOutcome())
-        if not going:
+            if step not in current:
+                _resolve(step, UnknownOutcome())
+        if not current:
             return
         try:
-            said = await self.call(timeout, "steps", [(step.episode, step.action) for step in going])
+            results = await self.call(timeout, "steps", [(step.episode, step.action) for step in current])
         except (EnvError, ActorLost) as error:
-            for step in going:
-                _tell(step, error if len(going) == 1 else UnknownOutcome())
-        except BaseException:  # this caller is cancelled; the others are not
-            for step in going:
-                _tell(step, UnknownOutcome())
+            for step in current:
+                _resolve(step, error if len(current) == 1 else UnknownOutcome())
+        except BaseException:  # only this caller is cancelled
+            for step in current:
+                _resolve(step, UnknownOutcome())
             raise
         else:
-            for step, result in zip(going, said, strict=True):
-                _tell(step, result)
+            for step, result in zip(current, results, strict=True):
+                _resolve(step, result)
 
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
-        """Call the actor. Raises the environment's `EnvError`, or `ActorLost`, after which the actor is replaced."""
+        """Call the actor. Raises the environment's `EnvError`, or `ActorLost`; the next call replaces a lost actor."""
         if self._actor is None:
             self._actor, self._process = self._start(self.generation), None
             self._process = await self._ask(PREPARE_SECONDS, "process")
@@ -126,7 +126,7 @@ class PooledActor:
         return await self._ask(timeout, method, *arguments)
 
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:
-        actor, asked = self._actor, time.monotonic()
+        actor, sent_at = self._actor, time.monotonic()
         try:
             return await self._answer(getattr(actor, method).remote(timeout, *arguments), timeout)
         except RayTaskError as error:
@@ -136,22 +136,24 @@ class PooledActor:
             RayError,
         ) as error:  # Ray has many: a dead actor or node, its memory monitor, a lost reply
             reason = f"its process died ({type(error).__name__})"
-            if time.monotonic() - asked >= timeout:
+            if time.monotonic() - sent_at >= timeout:
                 reason = f"no answer within {timeout:g} s"
         if actor is self._actor:
             self.discard()
         raise ActorLost(reason)
 
     async def _answer(self, reference: Awaitable[Any], timeout: float) -> Any:
-        """What the actor answers. One that is stopped is killed soon after the time-out, and answers with its death."""
+        """Await the actor's answer. After the time-out, kills an actor whose process is stopped."""
         answer = asyncio.ensure_future(reference)
-        until = time.monotonic() + timeout + _OTHERS_SECONDS
+        until = time.monotonic() + timeout + _QUEUE_SECONDS
         try:
             await asyncio.wait({answer}, timeout=timeout)
             while not answer.done() and time.monotonic() < until:
                 if self._process is not None and await _kill_if_stopped(*self._process):
-                    logger.warning("An environment process was stopped. It is killed, and its episodes are replayed.")
-                await asyncio.wait({answer}, timeout=_LOOK_SECONDS)
+                    logger.warning(
+                        "An environment process was stopped. It has been killed, and its episodes will be replayed."
+                    )
+                await asyncio.wait({answer}, timeout=_STOPPED_EVERY)
             if not answer.done():
                 raise TimeoutError
             return await answer
@@ -159,7 +161,7 @@ class PooledActor:
             answer.cancel()
 
     async def keep_within(self, limit_mb: float) -> None:
-        """Leave an actor that has grown beyond the limit; the next call starts another, and episodes are replayed."""
+        """Replace an actor that has grown beyond the limit; its episodes are replayed on the next one."""
         async with self.turn:
             if self._actor is None:
                 return
@@ -167,26 +169,26 @@ class PooledActor:
             if not await self.read_memory() or self.memory_mb <= limit_mb:
                 return
             if self.memory_mb > _GROWTH * self._fresh_mb:
-                logger.warning("An environment process holds %.0f MB and is replaced.", self.memory_mb)
-                # Not killed, for other callers may be waiting for an answer. Where this one started it, Ray ends it all
-                # the same, and their episodes are replayed.
+                logger.warning("An environment process uses %.0f MB and will be replaced.", self.memory_mb)
+                # Not killed: other callers may be waiting for its answers. If this caller started it, Ray ends it
+                # anyway, and their episodes are replayed.
                 self._leave()
-            elif self._fresh_mb > limit_mb and not self._told:
-                self._told = True
+            elif self._fresh_mb > limit_mb and not self._warned:
+                self._warned = True
                 logger.warning(
-                    "An environment process holds %.0f MB, more than max_memory_mb=%.0f, with its first episodes "
-                    "already. Another would too, so it is replaced only where it grows to %.1f times that. Play fewer "
-                    "at a time in one process, with more `actors`, or raise the limit.",
+                    "An environment process uses %.0f MB, more than max_memory_mb=%.0f, from its first episodes on. "
+                    "A new process would too, so it is replaced only if it grows to %.1f times that. Play fewer "
+                    "episodes in one process, with more `actors`, or raise the limit.",
                     self._fresh_mb,
                     limit_mb,
                     _GROWTH,
                 )
 
     async def read_memory(self) -> bool:
-        """Ask what the actor holds, if that was not done a moment ago; whether it has answered."""
-        if self._actor is None or (self.memory_mb and time.monotonic() - self._asked_at < _MEMORY_EVERY):
+        """Read the actor's memory unless that was done a moment ago. Returns whether there is a new reading."""
+        if self._actor is None or (self.memory_mb and time.monotonic() - self._read_at < _MEMORY_EVERY):
             return False
-        self._asked_at = time.monotonic()
+        self._read_at = time.monotonic()
         try:
             self.memory_mb = await self._ask(_MEMORY_SECONDS, "memory_mb")
         except (ActorLost, EnvError):
@@ -198,12 +200,12 @@ class PooledActor:
         return True
 
     def forget(self, timeout: float, episode: str) -> None:
-        """Close an episode once the actor has done what it was asked before; nobody waits for it."""
+        """Close an episode without waiting, after the calls that are already queued."""
         if self._actor is not None:
             self._actor.close.remote(timeout, episode)
 
     def discard(self) -> None:
-        """End the actor; the next call starts another."""
+        """Kill the actor; the next call starts another."""
         if self._actor is not None:
             ray.kill(self._actor)
             self._leave()
@@ -216,18 +218,18 @@ class PooledActor:
 
 
 async def _kill_if_stopped(node: str, pid: int) -> bool:
-    """On the actor's node; False where that cannot be said."""
+    """Runs on the actor's node. Returns False if the state of the process cannot be determined."""
     if node == ray.get_runtime_context().get_node_id():
         return kill_if_stopped(pid)
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    look = ray.remote(num_cpus=0)(kill_if_stopped).options(scheduling_strategy=there)
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    look = ray.remote(num_cpus=0)(kill_if_stopped).options(scheduling_strategy=strategy)
     try:
         return await asyncio.wait_for(look.remote(pid), _MEMORY_SECONDS)
     except (TimeoutError, RayError):
         return False
 
 
-def _tell(step: _Waiting, result: StepResult | Exception) -> None:
+def _resolve(step: _PendingStep, result: StepResult | Exception) -> None:
     if step.answer.done():
         return
     if isinstance(result, Exception):

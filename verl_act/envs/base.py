@@ -1,8 +1,8 @@
-"""What an environment is: the protocol that rollouts, probing and evaluation speak.
+"""The environment protocol that rollouts, probing and evaluation use.
 
-An environment plays text. It is deterministic given its task: the same task and the same actions give the same
-transcript on every machine. It says truthfully whether an action was admissible and whether the goal was met;
-running out of steps ends an episode without success.
+An environment is text in, text out. It is deterministic: the same task and actions give the same transcript on every
+machine. It reports whether an action was admissible and whether the goal was met. Reaching the step limit ends an
+episode without success.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ _SEPARATORS = ("/", "\\")
 _PARTS = re.compile(r"[/\\]")
 
 PREPARE_SECONDS = 3600.0
-"""What `EnvSpec.prepare` may take: WebShop's full catalogue takes minutes; on a slow disk, or waiting for another
-process, more."""
+"""Time limit of `EnvSpec.prepare`. WebShop's full catalogue takes minutes, more on a slow disk or when waiting for
+another process."""
 
 
 class NoRoom(EnvError):
-    """The process has no room for this episode beside its others; one that plays fewer may have.
+    """The process has no capacity for another episode; a process that plays fewer may have.
 
-    To try again in the same process would cost the others what this one gains, so nobody does.
+    Callers do not retry in the same process: that would take memory from its other episodes.
     """
 
 
 class ExpertGaveUp(EnvError):
-    """An expert knows no further action, so its episode is lost; nothing has failed."""
+    """The expert has no further action, so it loses the episode. This is not a failure of the environment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing to play: a game or a variation, with the seed of whatever the engine draws.
+    """One game or variation to play, with the seed of the engine's random choices.
 
-    Environments make file names of `split` and `task_id`, and tasks come from files that anybody may have written: a
-    name that leads out of the data's folder raises `EnvError`.
+    Environments build file names from `split` and `task_id`, and task files are untrusted input: a name that leads out
+    of the data folder raises `EnvError`.
     """
 
     env: str
@@ -63,19 +63,19 @@ class Task:
 
 
 def read_tasks(path: str | os.PathLike[str]) -> list[Task]:
-    """The tasks in a file of schema TASK. Raises `DataError` naming the file, and the row that is no task."""
+    """Read the tasks in a file of schema TASK. Raises `DataError` that names the file and the invalid row."""
     tasks = []
-    for number, row in enumerate(read_table(path, TASK).to_pylist()):
+    for index, row in enumerate(read_table(path, TASK).to_pylist()):
         try:
             tasks.append(Task(**row))
         except EnvError as error:
-            raise DataError(f"{path}: row {number}: {error}") from error
+            raise DataError(f"{path}: row {index}: {error}") from error
     return tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What `reset` shows."""
+    """The result of `reset`."""
 
     goal: str
     observation: str
@@ -84,10 +84,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What `step` answers.
+    """The result of `step`.
 
-    `admissible` is about the action just taken. `success` is true only when the goal is met; at the step limit
-    `done` is true and `success` is false.
+    `admissible` refers to the action just taken. `success` is true only if the goal is met; at the step limit `done` is
+    true and `success` is false.
     """
 
     observation: str
@@ -102,34 +102,34 @@ class Environment(Protocol):
     """One episode at a time; `reset` starts the next. Not thread-safe unless an environment says so."""
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` when the task cannot be loaded, `NoRoom` when others leave no room for it."""
+        """Start `task`. Raises `EnvError` if it cannot be loaded, `NoRoom` if the process has no capacity for it."""
         ...
 
     def step(self, action: str) -> StepResult:
-        """Take `action` (any text; an inadmissible one is answered and flagged, never raised)."""
+        """Take `action` (any text). An inadmissible action gets an answer and a flag, never an exception."""
         ...
 
     def close(self) -> None:
-        """Free what the engine holds. Calling it twice is harmless."""
+        """Free the engine's resources. Calling it twice is harmless."""
         ...
 
 
 @runtime_checkable
 class PlanningEnvironment(Environment, Protocol):
-    """An environment whose engine knows how far the goal is (privileged: never shown to a model)."""
+    """An environment whose engine knows the distance to the goal (privileged: never shown to a model)."""
 
     def plan_length(self) -> int | None:
-        """Actions that the planner needs from the current state; None where it finds no way to the goal.
+        """Number of actions that the planner needs from the current state; None if it finds no way to the goal.
 
-        In an episode that is over, None means that there is no way; in one that goes on, that the planner has not
-        looked everywhere.
+        After the end of an episode, None means that there is no way. Before, it means that the planner has not searched
+        everything.
         """
         ...
 
 
 @runtime_checkable
 class SnapshotEnvironment(Environment, Protocol):
-    """An environment that can return to an earlier state of its current episode for less than a replay costs."""
+    """An environment that can return to an earlier state of its episode at a lower cost than a replay."""
 
     def snapshot(self) -> Any:
         """The current state; valid until the next `reset`."""
@@ -142,10 +142,10 @@ class SnapshotEnvironment(Environment, Protocol):
 
 @runtime_checkable
 class ReleasingEnvironment(Environment, Protocol):
-    """An environment whose episode holds what another need not wait for, such as a game in another process."""
+    """An environment whose episode holds resources to free between episodes, such as a game in another process."""
 
     def release(self) -> None:
-        """Free what the episode holds. The pool calls it between two episodes; `reset` or `close` follows."""
+        """Free the episode's resources. The pool calls it between two episodes; `reset` or `close` follows."""
         ...
 
 
@@ -157,25 +157,24 @@ class Expert(Protocol):
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
         """The action, and whether it is inferable (follows from `context` alone).
 
-        A non-privileged expert looks at `context` only; a privileged one may ask `environment`. Raises `ExpertGaveUp`
-        where it knows no further action.
+        A non-privileged expert uses `context` only; a privileged one may query `environment`. Raises `ExpertGaveUp` if
+        it has no further action.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EnvSpec:
-    """How to get at one environment; what a module hands to `registry.register_env`.
+    """Describes one environment; registered with `registry.register_env`.
 
-    `make` and `tasks` take the environment's own settings as keywords (for ALFWorld: `data`, `max_steps`). `tasks`
-    lists a split in a fixed order, every task once. `experts` maps a name to a factory; the first is the default.
-    `lists_all_actions` is false where more is admissible than an observation lists: any words can be searched, or a
-    listed action can be said in other words. `always_admissible` tells the actions that every state takes, listed or
-    not, by their text alone, so that rewards and figures know them without an episode. `prepare` does, with the
-    settings, what a process needs before its first episode and what may take minutes: the pool waits for it before the
-    time-out of a reset begins.
+    `make` and `tasks` take the environment's settings as keywords (for ALFWorld: `data`, `max_steps`). `tasks` lists a
+    split in a fixed order, every task once. `experts` maps a name to a factory; the first is the default.
+    `lists_all_actions` is false if more actions are admissible than an observation lists, such as free-text searches or
+    paraphrases. `always_admissible` says from the text alone whether an action is admissible in every state, so that
+    rewards and metrics need no episode. `prepare` takes the settings and does the slow set-up that a process needs
+    before its first episode; the pool waits for it before the time-out of a reset begins.
 
-    What `make` of a spec returns checks the environment's answers (see `checked`).
+    `make` of a spec returns an environment whose answers are checked (see `checked`).
     """
 
     name: str
@@ -197,12 +196,12 @@ class EnvSpec:
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for a setting that `make` does not take."""
-        taken = inspect.signature(self.make).parameters
-        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+        parameters = inspect.signature(self.make).parameters
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             return
         for name in settings:
-            if name not in taken:
-                raise ConfigError(f"{self.name} has no setting {name!r}; it has {', '.join(taken)}.")
+            if name not in parameters:
+                raise ConfigError(f"{self.name} has no setting {name!r}; it has {', '.join(parameters)}.")
 
 
 __all__ = [

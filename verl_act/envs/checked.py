@@ -1,8 +1,8 @@
-"""Where environments are called: what somebody's code answers becomes what the protocol says, or an `EnvError`.
+"""Checks environments at the boundary: results of third-party code become what the protocol says, or an `EnvError`.
 
-`EnvSpec.make` puts every environment into a `CheckedEnvironment`. What has one meaning is converted, such as the
-scalars and arrays of NumPy that Gymnasium's environments answer with; anything else is refused with the task, the
-promise that is broken and the value. What lies behind (rewards, journals, tables) gets plain Python values.
+`EnvSpec.make` wraps every environment in a `CheckedEnvironment`. Unambiguous values are converted, such as the NumPy
+scalars and arrays of Gymnasium environments. Anything else is refused with the task, the broken rule and the value.
+Rewards, journals and tables therefore get plain Python values.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LARGEST = 1e100
 
 
 class CheckedEnvironment:
-    """Passes every call on to `environment` and checks the answers.
+    """Forwards every call to `environment` and checks the results.
 
-    It passes for the environment, as proxies do: `isinstance` sees the class behind it, and attributes are that one's.
+    A transparent proxy: `isinstance` sees the wrapped class, and attributes are those of the wrapped object.
     """
 
     def __init__(self, environment: Environment, name: str) -> None:
-        """`name`: of the environment, for messages. Raises `EnvError` where a method is missing."""
+        """`name`: the environment's name, for messages. Raises `EnvError` if a method is missing."""
         for method in ("reset", "step", "close"):
             if not callable(getattr(environment, method, None)):
                 raise EnvError(
@@ -45,7 +45,7 @@ class CheckedEnvironment:
         return self._unchecked.__class__
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_unchecked":  # asked for before `__init__`
+        if name == "_unchecked":  # read before `__init__`
             raise AttributeError(name)
         value = getattr(self._unchecked, name)
         if name == "plan_length":
@@ -53,22 +53,22 @@ class CheckedEnvironment:
         return partial(self._call, name) if name in ("snapshot", "restore", "release") else value
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where the answer is no `Observation` of texts."""
+        """Start `task`. Raises `EnvError` if the result is not an `Observation` of strings."""
         self._task_played = task
-        shown = self._call("reset", task)
+        observation = self._call("reset", task)
         try:
-            if not isinstance(shown, Observation):
-                raise BrokenPromise("reset must return an Observation", shown)
+            if not isinstance(observation, Observation):
+                raise BrokenPromise("reset must return an Observation", observation)
             return Observation(
-                as_text(shown.goal, "goal"),
-                as_text(shown.observation, "observation"),
-                as_texts(shown.admissible_actions, "admissible_actions"),
+                as_text(observation.goal, "goal"),
+                as_text(observation.observation, "observation"),
+                as_texts(observation.admissible_actions, "admissible_actions"),
             )
         except BrokenPromise as error:
             raise self._named(error) from None
 
     def step(self, action: str) -> StepResult:
-        """Take `action`. Raises `EnvError` where the answer is no `StepResult` of texts, flags and a finite reward."""
+        """Take `action`. Raises `EnvError` if the result is not a valid `StepResult`."""
         result = self._call("step", action)
         try:
             if not isinstance(result, StepResult):
@@ -85,7 +85,7 @@ class CheckedEnvironment:
             raise self._named(error) from None
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
         self._call("close")
 
     def _plan_length(self) -> int | None:
@@ -107,7 +107,7 @@ class CheckedEnvironment:
 
 @dataclass(frozen=True)
 class CheckedMake:
-    """The `make` of an environment, with its signature, that puts what is made into a `CheckedEnvironment`."""
+    """Wraps the `make` of an environment, keeping its signature, to return a `CheckedEnvironment`."""
 
     name: str
     make: Callable[..., Environment]
@@ -121,15 +121,15 @@ class CheckedMake:
 
 
 class BrokenPromise(EnvError):
-    """A value that is not what the protocol says."""
+    """A value that breaks the protocol."""
 
     def __init__(self, promise: str, value: Any) -> None:
         super().__init__(f"{promise}, not {brief(value)} of type {type(value).__name__}")
 
 
 def as_text(value: Any, name: str) -> str:
-    """`value` as a plain text. Half a surrogate pair, as of an action that is quoted, is none to tokenizers and files:
-    it becomes U+FFFD. Raises `BrokenPromise`, with `name`, for a value that is no text.
+    """`value` as a plain string. Lone surrogates, such as of a quoted action, become U+FFFD, because tokenizers and
+    files cannot encode them. Raises `BrokenPromise`, with `name`, for a value that is not a string.
     """
     if type(value) is not str:
         plain = _plain(value)
@@ -142,7 +142,7 @@ def as_text(value: Any, name: str) -> str:
 
 
 def as_texts(values: Any, name: str) -> tuple[str, ...]:
-    """`values`, a sequence or a one-dimensional array, as a tuple of plain texts. Raises as `as_text` does."""
+    """`values`, a sequence or a one-dimensional array, as a tuple of plain strings. Raises as `as_text` does."""
     if type(values) is not tuple:
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str | bytes | bytearray):
@@ -152,14 +152,14 @@ def as_texts(values: Any, name: str) -> tuple[str, ...]:
         values = tuple([as_text(value, f"each of {name}") for value in values])
     whole = "".join(values)
     if not whole.isascii() and not _is_unicode(whole):
-        # Not replaced: in other words the environment would not know its action.
+        # Not replaced: the environment would not recognize its own action in another spelling.
         raise BrokenPromise(f"each of {name} must be Unicode", next(text for text in values if not _is_unicode(text)))
     return values
 
 
 def as_number(value: Any, name: str) -> float:
-    """`value` as a float. Raises `BrokenPromise` for a text, for what is not one finite number, and for one that sums
-    and squares would make infinite.
+    """`value` as a float. Raises `BrokenPromise` unless it is one finite number, small enough that sums and squares
+    stay finite.
     """
     promise = f"{name} must be a finite number, below {_LARGEST:g}"
     if type(value) is not float:
@@ -167,10 +167,10 @@ def as_number(value: Any, name: str) -> float:
         if plain is None or isinstance(plain, str | bytes | bytearray):
             raise BrokenPromise(promise, value)
         try:
-            number = float(plain)
+            converted = float(plain)
         except Exception:  # whatever that object's conversion raises
             raise BrokenPromise(promise, value) from None
-        value = number
+        value = converted
     if not abs(value) < _LARGEST:  # nor NaN
         raise BrokenPromise(promise, value)
     return value
@@ -187,11 +187,11 @@ def as_flag(value: Any, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The Python value of a scalar of NumPy or of a tensor of one value; any other value as it is."""
+    """The Python value of a NumPy scalar or one-element tensor; any other value unchanged."""
     item = getattr(value, "item", None)
     try:
         return item() if callable(item) else value
-    except Exception:  # of several values, or another thing of that name
+    except Exception:  # several values, or an unrelated `item`
         return value
 
 

@@ -1,10 +1,10 @@
-"""What every environment must do, as checks that anybody can run on theirs.
+"""Checks of the contract of every environment, to run on your own.
 
     from verl_act.envs.contract import check_environment
     check_environment(get_env("mine"), split="train", env_settings={...})
 
-A check raises `EnvError` saying what went wrong, with the task and the step. So do the environment, its expert and its
-tasks: whatever they raise, and whatever they return that is not what the protocol says.
+A check raises `EnvError` with what went wrong, the task and the step. Exceptions and invalid results of the
+environment, its expert and its task list also become `EnvError`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from verl_act.errors import ActError, EnvError
 from verl_act.schema import Context, Turn
 
 NONSENSE = ("", " ", "fly to the moon", "\x00\x1b[31m\x7f", "<|im_end|>", "go to " * 200_000, "\ud83e\udd16 \u202e")
-"""Actions that no environment knows, some of them hostile; the long one is more than 1 MB."""
+"""Actions that no environment accepts, some of them hostile; the long one has more than 1 MB."""
 
 _HORIZON = 2000
-"""Steps after which a game that is still going on is taken to have no step limit."""
+"""Steps after which an unfinished game counts as having no step limit."""
 _WALK = 200
 """Steps of a random game."""
 
@@ -44,18 +44,18 @@ Transcript = list[Observation | StepResult]
 def check_environment(
     spec: EnvSpec, split: str, env_settings: Mapping[str, Any] | None = None, *, tasks: int = 6, seed: int = 0
 ) -> None:
-    """Run every check on `tasks` tasks of `split`. Raises `EnvError` at the first one that fails."""
+    """Run every check on `tasks` tasks of `split`. Raises `EnvError` at the first failure."""
     settings = dict(env_settings or {})
     listed = _tasks(spec, split, settings)
     _require(len(set(listed)) == len(listed), f"{spec.name}/{split} lists a task twice")
     _require(len(listed) > 0, f"{spec.name}/{split} lists no task")
     _require(listed == _tasks(spec, split, settings), f"{spec.name}/{split} lists its tasks in a changing order")
-    drawn = random.Random(seed).sample(listed, min(tasks, len(listed)))
+    sampled = random.Random(seed).sample(listed, min(tasks, len(listed)))
     with _called(f"{spec.name}: make"):
         environment, other = (_Guarded(spec.make(**settings), spec.name) for _ in range(2))
     try:
-        check_expert(spec, environment, drawn, seed)
-        for task in drawn:
+        check_expert(spec, environment, sampled, seed)
+        for task in sampled:
             check_repeatable(environment, other, task, seed)
             check_nonsense(environment, task)
             check_step_limit(environment, task)
@@ -63,7 +63,7 @@ def check_environment(
                 check_snapshots(environment, task, seed)
             if isinstance(environment, PlanningEnvironment):
                 check_plan_length(environment, task, seed)
-        check_independence(environment, other, drawn, seed)
+        check_independence(environment, other, sampled, seed)
     finally:
         for used in (environment, other):
             used.close()
@@ -71,11 +71,11 @@ def check_environment(
 
 
 class _Guarded(CheckedEnvironment):
-    """An environment of which any exception is a breach of the contract."""
+    """An environment for which every unexpected exception breaks the contract."""
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        given = ", ".join(brief(argument) for argument in arguments if not isinstance(argument, Task))
-        with _called(f"{self._task_played}: {method}({given})"):
+        rendered = ", ".join(brief(argument) for argument in arguments if not isinstance(argument, Task))
+        with _called(f"{self._task_played}: {method}({rendered})"):
             return super()._call(method, *arguments)
 
 
@@ -104,9 +104,9 @@ def _tasks(spec: EnvSpec, split: str, settings: Mapping[str, Any]) -> list[Task]
 
 
 def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task], seed: int) -> None:
-    """The default expert succeeds; what it calls inferable is admissible; a random player does not do better.
+    """The default expert wins, its inferable actions are admissible, and a random player is not better.
 
-    An environment whose spec has no expert passes.
+    A spec without an expert passes.
     """
     if not spec.experts:
         return
@@ -131,15 +131,15 @@ def _play(expert: Expert, environment: Environment, task: Task) -> bool:
     for _ in range(_HORIZON):
         try:
             with _called(f"{task}, step {len(history)}: the expert"):
-                said = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
+                answer = expert.act(Context(first.goal, tuple(history), observation, admissible), environment)
         except ExpertGaveUp:
             return False
         _require(
-            isinstance(said, tuple) and [type(value) for value in said] == [str, bool],
+            isinstance(answer, tuple) and [type(value) for value in answer] == [str, bool],
             f"{task}, step {len(history)}: the expert must say its action, a text, and whether that is inferable, a "
-            f"bool; it says {brief(said)}",
+            f"bool; it says {brief(answer)}",
         )
-        action, inferable = said
+        action, inferable = answer
         result = environment.step(action)
         _require(
             result.admissible or not inferable,
@@ -153,16 +153,16 @@ def _play(expert: Expert, environment: Environment, task: Task) -> bool:
 
 
 def check_repeatable(environment: Environment, other: Environment, task: Task, seed: int) -> None:
-    """The same task and actions give the same transcript, on the same instance and on another one."""
+    """The same task and actions give the same transcript, on the same instance and on another."""
     once = walk(environment, task, seed)
     _require(once == walk(environment, task, seed), f"{task}: the same actions gave another transcript after a reset")
     _require(once == walk(other, task, seed), f"{task}: the same actions gave another transcript on another instance")
 
 
 def check_nonsense(environment: Environment, task: Task) -> None:
-    """Any text is answered. What is not admissible is flagged and earns nothing; what is admissible is not flagged.
+    """Any text gets a result. Inadmissible actions are flagged and earn nothing; admissible ones are not flagged.
 
-    With the first step an environment may give what the start is worth, whatever is done.
+    The first step may include a reward for the start, whatever the action.
     """
     worth = []
     for action in NONSENSE[:2]:
@@ -185,7 +185,7 @@ def check_nonsense(environment: Environment, task: Task) -> None:
 
 
 def check_step_limit(environment: Environment, task: Task) -> None:
-    """An agent that does nothing comes to an end, without success."""
+    """An episode of an agent that does nothing ends, without success."""
     environment.reset(task)
     for _ in range(_HORIZON):
         result = environment.step(NONSENSE[2])
@@ -198,7 +198,7 @@ def check_step_limit(environment: Environment, task: Task) -> None:
 
 
 def check_independence(environment: Environment, other: Environment, tasks: Sequence[Task], seed: int) -> None:
-    """Two instances played in turns give the transcripts that each gives alone."""
+    """Two instances played alternately give the same transcripts as alone."""
     first, second = tasks[0], tasks[-1]
     alone = walk(environment, first, seed), walk(environment, second, seed + 1)
     players = [_Walker(environment, first, seed), _Walker(other, second, seed + 1)]
@@ -209,27 +209,27 @@ def check_independence(environment: Environment, other: Environment, tasks: Sequ
 
 
 def check_snapshots(environment: SnapshotEnvironment, task: Task, seed: int) -> None:
-    """Going back to a snapshot gives the same continuation, again and again."""
+    """Restoring a snapshot gives the same continuation every time."""
     walker = _Walker(environment, task, seed)
     for _ in range(5):
         walker.advance()
-    shown, snapshot = walker.transcript[-1], environment.snapshot()
-    if isinstance(shown, StepResult) and shown.done:
+    latest, snapshot = walker.transcript[-1], environment.snapshot()
+    if isinstance(latest, StepResult) and latest.done:
         return
-    once = {action: environment.step(action) for action in shown.admissible_actions[:1]}
-    for action in (*shown.admissible_actions, *once):
+    once = {action: environment.step(action) for action in latest.admissible_actions[:1]}
+    for action in (*latest.admissible_actions, *once):
         environment.restore(snapshot)
         result = environment.step(action)
         _require(result == once.setdefault(action, result), f"{task}: {action!r} gave another result after a restore")
     environment.restore(snapshot)
     continued = walk(environment, task, seed, start=walker)
-    _require(continued == walk(environment, task, seed), f"{task}: a restored episode goes on differently")
+    _require(continued == walk(environment, task, seed), f"{task}: a restored episode continues differently")
 
 
 def check_plan_length(environment: PlanningEnvironment, task: Task, seed: int) -> None:
-    """No action brings the goal nearer by more than one step, and at the goal nothing is left.
+    """No action shortens the plan by more than one step, and the plan is empty at the goal.
 
-    Out of reach it may only be where the episode is over.
+    A plan length of None is allowed only after the end of the episode.
     """
     walker = _Walker(environment, task, seed)
     before = environment.plan_length()
@@ -248,7 +248,7 @@ def check_plan_length(environment: PlanningEnvironment, task: Task, seed: int) -
 
 
 def walk(environment: Environment, task: Task, seed: int, start: _Walker | None = None) -> Transcript:
-    """A random game: everything that the environment said. With `start`, that walker's game is finished instead."""
+    """The transcript of a random game. With `start`, finishes that walker's game instead."""
     walker = start or _Walker(environment, task, seed)
     while walker.advance():
         continue
@@ -256,7 +256,7 @@ def walk(environment: Environment, task: Task, seed: int, start: _Walker | None 
 
 
 class _Walker:
-    """Plays random actions, one in ten of them nonsense, one step at a time."""
+    """Plays random actions step by step; one in ten is nonsense."""
 
     def __init__(self, environment: Environment, task: Task, seed: int) -> None:
         self._environment = environment
@@ -264,11 +264,11 @@ class _Walker:
         self.transcript: Transcript = [environment.reset(task)]
 
     def advance(self) -> bool:
-        """Take a step; false where the game is over (or goes on for longer than any game should)."""
-        shown = self.transcript[-1]
-        if len(self.transcript) > _WALK or (isinstance(shown, StepResult) and shown.done):
+        """Take a step. Returns False if the game is over or too long."""
+        latest = self.transcript[-1]
+        if len(self.transcript) > _WALK or (isinstance(latest, StepResult) and latest.done):
             return False
-        offered = shown.admissible_actions
+        offered = latest.admissible_actions
         action = self._random.choice(offered) if offered and self._random.random() > 0.1 else NONSENSE[2]
         self.transcript.append(self._environment.step(action))
         return True

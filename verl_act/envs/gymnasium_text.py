@@ -1,7 +1,6 @@
-"""A Gymnasium environment whose observations and actions are texts, as an `Environment`.
+"""Adapts a Gymnasium environment with text observations and actions to `Environment`.
 
-It is spoken to through Gymnasium's own interface and never imported: whatever has `reset`, `step` and `close` with
-Gymnasium's signatures will do.
+Gymnasium is not imported: any object with `reset`, `step` and `close` of Gymnasium's signatures works.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class GymnasiumEnv(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfoKeys:
-    """Where `info` says what Gymnasium has no place for.
+    """The keys of `info` for what Gymnasium's interface does not cover.
 
-    `goal` (a text) is read after `reset`; `admissible` (texts) after every call; `success` (true or false) when an
-    episode has terminated.
+    `goal` (a string) is read after `reset`, `admissible` (strings) after every call, `success` (a bool) when an episode
+    terminates.
     """
 
     goal: str = "goal"
@@ -44,17 +43,17 @@ class InfoKeys:
 
 
 class GymnasiumTextEnvironment:
-    """Plays `environment`. `reset` hands it the task's seed, and `task_id` and `split` as options.
+    """Plays `environment`. `reset` passes it the task's seed, and `task_id` and `split` as options.
 
-    The admissible actions are the listed ones, and only they reach the environment, in the spelling of the list: other
-    texts, which many environments answer with an exception, are answered with `unknown_action` and cost a step.
-    Subclass and override `accepts` where the list is not complete, or `show` where observations are no texts.
+    The admissible actions are the listed ones. Only these reach the environment, in the spelling of the list. For any
+    other text, on which many environments raise, the observation is `unknown_action` and the step counts.
+    Subclass and override `accepts` if the list is incomplete, or `show` if observations are not strings.
     """
 
     unknown_action = "Nothing happens."
 
     def __init__(self, environment: GymnasiumEnv, *, max_steps: int = 50, keys: InfoKeys | None = None) -> None:
-        """`max_steps` ends an episode without success, beside whatever limit the environment has itself."""
+        """`max_steps` ends an episode without success, in addition to the environment's own limit."""
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
         self._environment = environment
@@ -63,25 +62,25 @@ class GymnasiumTextEnvironment:
         self._task: Task | None = None
         self._steps = 0
         self._admissible: tuple[str, ...] = ()
-        self._shown = ""
+        self._observation = ""
         self._done = self._success = self._closed = False
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where the environment fails, or leaves something out."""
+        """Start `task`. Raises `EnvError` if the environment fails or `info` lacks a key."""
         self._task, self._steps, self._done, self._success, self._closed = task, 0, False, False, False
         options = {"task_id": task.task_id, "split": task.split}
         try:
             observation, info = self._environment.reset(seed=task.seed, options=options)
             self._see(observation, info)
-            return Observation(str(self._told(info, self._keys.goal)), self._shown, self._admissible)
+            return Observation(str(self._read_info(info, self._keys.goal)), self._observation, self._admissible)
         except Exception as error:
-            self._task = None  # no episode must go on
+            self._task = None  # the previous episode must not continue
             if isinstance(error, EnvError):
                 raise
             raise EnvError(f"{task}: cannot be reset: {type(error).__name__}: {error}") from error
 
     def step(self, action: str) -> StepResult:
-        """Take `action`. After the end of an episode nothing happens any more. Raises `EnvError` as `reset` does."""
+        """Take `action`. After the end of an episode it has no effect. Raises `EnvError` as `reset` does."""
         if self._task is None:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         if self._done:
@@ -94,9 +93,9 @@ class GymnasiumTextEnvironment:
         try:
             observation, reward, terminated, truncated, info = self._environment.step(known)
             self._see(observation, info)
-            self._success = bool(terminated and self._told(info, self._keys.success))
+            self._success = bool(terminated and self._read_info(info, self._keys.success))
             self._done = bool(terminated or truncated or self._steps >= self._max_steps)
-            return self._result(self._shown, as_number(reward, "the reward"), True)
+            return self._result(self._observation, as_number(reward, "the reward"), True)
         except BrokenPromise as error:
             raise EnvError(f"{self._task}: at {known!r}: {error}.") from None
         except EnvError:
@@ -112,11 +111,11 @@ class GymnasiumTextEnvironment:
             self._environment.close()
 
     def accepts(self, action: str, admissible: tuple[str, ...]) -> str | None:
-        """What to tell the environment, or None where the action is not admissible."""
+        """The action to pass to the environment, or None if `action` is not admissible."""
         return match_action(action, admissible)
 
     def show(self, observation: Any, info: Mapping[str, Any]) -> str:
-        """An observation as the agent reads it."""
+        """The observation as text for the agent."""
         if not isinstance(observation, str):
             raise EnvError(
                 f"{self._task}: the observation is of type {type(observation).__name__}, not a text. Override `show`."
@@ -124,13 +123,15 @@ class GymnasiumTextEnvironment:
         return observation
 
     def _see(self, observation: Any, info: Mapping[str, Any]) -> None:
-        self._shown = self.show(observation, info)
+        self._observation = self.show(observation, info)
         try:
-            self._admissible = as_texts(self._told(info, self._keys.admissible), f"info[{self._keys.admissible!r}]")
+            self._admissible = as_texts(
+                self._read_info(info, self._keys.admissible), f"info[{self._keys.admissible!r}]"
+            )
         except BrokenPromise as error:
             raise EnvError(f"{self._task}: {error}.") from None
 
-    def _told(self, info: Mapping[str, Any], key: str) -> Any:
+    def _read_info(self, info: Mapping[str, Any], key: str) -> Any:
         if key not in info:
             raise EnvError(
                 f"{self._task}: `info` has no {key!r} (it has {', '.join(map(str, info)) or 'nothing'}). Name the keys "

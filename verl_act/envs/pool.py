@@ -1,17 +1,20 @@
-"""Environments in Ray actors: many episodes a process, no episode waiting for another, and none lost with its process.
+"""Environments in Ray actors: many episodes a process, and no episode is lost with its process.
 
-An actor that dies, hangs or has grown too large is replaced, and its episodes are replayed to where they were:
-environments are deterministic. A caller's calls to one actor take turns; steps that wait for theirs go together in one
-call, which costs more than a step of most environments does. When an actor is lost, the steps of the call that its
-caller was waiting for are retried one by one on the replacement. One that was alone in its call is a suspect: it is
-retried once, on an actor of its own, where it can hurt no other episode; the next step is among the others again. A
-step whose caller is cancelled may have been taken or not: the next one replays the episode without it. Time-outs are
-the actor's own: they begin when a step does, not while those of other episodes come first, and one that passes ends the
-actor, with the stack of what hung in its log. An environment that fails at a step is thrown away, and the step is
-retried once on a fresh one in the same actor, replayed to the same state; not so one that has no room there (`NoRoom`),
-which would take it from the others.
+- An actor that dies, hangs or grows too large is replaced, and its episodes are replayed: environments are
+  deterministic.
+- A caller's calls to one actor are serialized. Waiting steps are batched into one call, because a call costs more than
+  a step of most environments.
+- When an actor is lost, the steps of the lost call are retried one by one on the replacement. A step that was alone in
+  its call is a suspect: it is retried once on a separate actor, where it can harm no other episode. The next step goes
+  to the shared actor again.
+- If the caller of a step is cancelled, it is unknown whether the step was applied: the next step replays the episode
+  without it.
+- Time-outs are measured in the actor: they start when a step starts, not when it is queued. A time-out ends the actor
+  and logs the stack of what hung.
+- An environment that fails at a step is discarded, and the step is retried once on a fresh one in the same actor,
+  replayed to the same state. After `NoRoom` it is not retried: that would take memory from other episodes.
 
-Here is what callers use; `host.py` is a caller's view of one actor, `actor.py` what runs in it.
+This module is what callers use; `actor_handle.py` is a caller's handle of one actor, `actor.py` is the actor.
 """
 
 from __future__ import annotations
@@ -37,18 +40,18 @@ from verl_act.envs.settings import check_pool
 from verl_act.errors import EnvError
 
 _ALONE = 4
-"""Actors of a pool, at most, that retry a suspect."""
+"""Most actors of a pool that retry suspects at the same time."""
 _SUSPECTED = 3
-"""Times that an episode was a suspect, after which none of its steps is taken among others."""
+"""An episode that was a suspect this many times stays on separate actors."""
 _PREFERENCE = 8
-"""So many more episodes than on the other of its two actors, and a task goes there."""
+"""A task goes to its second actor when its first has this many more episodes."""
 
 
 _RemoteActor: Any = ray.remote(EnvActor)  # Ray types a decorated class in a way that hides `options`
 
 
 class PoolSettings(Protocol):
-    """The part of a rollout's settings that a pool needs; time-outs in seconds."""
+    """The rollout settings that a pool needs; time-outs in seconds."""
 
     @property
     def actors(self) -> int: ...
@@ -63,11 +66,11 @@ class PoolSettings(Protocol):
 
 
 class EnvPool:
-    """Opens episodes of one environment on shared actors. Belongs to the event loop that uses it.
+    """Opens episodes of one environment on shared actors. Bound to the event loop that uses it.
 
-    All callers of a Ray job that ask for the same environment and settings share the actors, which are started when
-    first needed and end with the job. A task goes to the same actor, which then loads its game once for a whole group,
-    or to a second one where the first has many more episodes of this caller's.
+    All callers of a Ray job with the same environment and settings share the actors, which start on first use and end
+    with the job. A task always goes to the same actor, which loads its game once for a whole group, or to a second
+    one if the first has many more episodes of this caller.
     """
 
     def __init__(
@@ -81,12 +84,11 @@ class EnvPool:
         max_memory_mb: float = 8192.0,
         num_cpus: float = 0.0,
     ) -> None:
-        """Time-outs in seconds of a step and of a reset; neither starting an actor nor what the environment prepares
-        (`EnvSpec.prepare`) counts. An actor that has grown beyond `max_memory_mb`, with the processes that it started,
-        is replaced when the next episode begins; one that held about as much from the start is not, for another would
-        too. `num_cpus` is what Ray reserves.
+        """`step_timeout` and `reset_timeout` are in seconds, without the start of an actor and `EnvSpec.prepare`. An
+        actor that grows beyond `max_memory_mb`, child processes included, is replaced when the next episode begins,
+        unless it used about as much from the start. `num_cpus` is what Ray reserves for an actor.
 
-        Raises `ConfigError` for an unknown environment, or without actors, time or memory.
+        Raises `ConfigError` for an unknown environment or invalid settings.
         """
         check_pool(
             actors=actors,
@@ -104,9 +106,11 @@ class EnvPool:
         self._num_cpus = num_cpus
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
         self._prepares = get_env(env).prepare is not None
-        self._hosts = [PooledActor(self._starter(f"verl_act-env-{key}-{at}"), self._prepares) for at in range(actors)]
+        self._hosts = [
+            PooledActor(self._starter(f"verl_act-env-{key}-{index}"), self._prepares) for index in range(actors)
+        ]
         self.alone = asyncio.Semaphore(_ALONE)
-        """Held by an episode that has a `lone_host`."""
+        """Held by an episode that uses a `lone_host`."""
 
     @classmethod
     def shared(cls, env: str, settings: PoolSettings) -> EnvPool:
@@ -125,18 +129,18 @@ class EnvPool:
 
     @property
     def memory_mb(self) -> float:
-        """The most that one of its actors was seen to hold, with the processes it started; 0 before any has begun.
+        """The highest memory reading of an actor in MiB, child processes included; 0 before any has started.
 
-        Read where an episode begins or ends, every few seconds at most.
+        Read when an episode begins or ends, at most every few seconds.
         """
         return max(host.most_mb for host in self._hosts)
 
     async def open(self, task: Task) -> EnvSession:
-        """Start an episode of `task`. Raises `EnvError` where it cannot be loaded, or is not within the time-out;
-        `NoRoom` where none of the actors has room for it.
+        """Start an episode of `task`. Raises `EnvError` if it cannot be loaded within the time-out, `NoRoom` if no
+        actor has capacity for it.
         """
-        own = self._host_of(task)
-        hosts = sorted(self._hosts, key=lambda host: (host is not own, host.episodes))
+        preferred = self._host_of(task)
+        hosts = sorted(self._hosts, key=lambda host: (host is not preferred, host.episodes))
         for host in hosts[:-1]:
             with suppress(NoRoom):
                 return await self._open_on(host, task)
@@ -161,12 +165,12 @@ class EnvPool:
         return second if first.episodes > second.episodes + _PREFERENCE else first
 
     def lone_host(self) -> PooledActor:
-        """A host that no other episode uses."""
+        """The handle of a new actor that no other episode uses."""
         return PooledActor(self._starter(None), self._prepares)
 
     def _starter(self, name: str | None) -> Callable[[int], ActorHandle]:
         def start(generation: int) -> ActorHandle:
-            # A lost actor's name may linger, so each replacement has its own; all callers count the same way.
+            # A lost actor's name may persist, so each replacement has a new one. All callers count the same way.
             options = {"name": f"{name}-{generation}", "get_if_exists": True} if name else {}
             return _RemoteActor.options(num_cpus=self._num_cpus, **options).remote(*self._arguments)
 
@@ -177,16 +181,14 @@ _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EnvPool]] = Weak
 
 
 class EnvSession:
-    """One episode. Its calls are made one after another."""
+    """One episode. Make its calls one after another."""
 
     first: Observation
-    """What the reset showed."""
+    """The result of the reset."""
 
     @property
     def memory_mb(self) -> float:
-        """Held by the actor that plays it, as last read there, with the processes it started; see
-        `EnvPool.memory_mb`.
-        """
+        """Last memory reading of this episode's actor in MiB; see `EnvPool.memory_mb`."""
         return self._host.memory_mb
 
     def __init__(self, pool: EnvPool, host: PooledActor, task: Task) -> None:
@@ -197,28 +199,28 @@ class EnvSession:
         self._generation: int | None = None
         self._suspected = 0
         self._actions: list[str] = []
-        self._shown: Observation | StepResult | None = None
+        self._last_result: Observation | StepResult | None = None
         self._counted_on: PooledActor | None = host
         host.episodes += 1
 
     async def start(self) -> None:
         """Reset the environment; called by `EnvPool.open`."""
-        self.first = self._shown = await self._safely(self._replay, "its reset")
+        self.first = self._last_result = await self._safely(self._replay, "its reset")
 
     async def step(self, action: str) -> StepResult:
-        """Take `action`. Raises `EnvError` where the environment fails, dies or hangs on it twice, and `NoRoom` where
-        there is none for the episode any more. If cancelled, the action is no part of the episode, which can go on.
+        """Take `action`. Raises `EnvError` if the environment fails, dies or hangs on it twice, and `NoRoom` if the
+        actor has no more capacity for the episode. If cancelled, the episode can continue without the action.
         """
         try:
             result = await self._take(action, f"action {brief(action)} at step {len(self._actions)}")
         except EnvError:
             raise
-        except BaseException:  # cancelled: whether the actor takes the step is not known
+        except BaseException:  # cancelled: unknown whether the step was applied
             self._generation = None
             self._host.forget(self._pool.step_timeout, self._episode)
             raise
         self._actions.append(action)
-        self._shown = result
+        self._last_result = result
         return result
 
     async def _take(self, action: str, what: str) -> StepResult:
@@ -227,7 +229,7 @@ class EnvSession:
         try:
             return await self._host.step(self._pool.step_timeout, self._generation, self._episode, action)
         except NoRoom:
-            self._generation = None  # the actor has thrown the environment away
+            self._generation = None  # the actor has discarded the environment
             raise
         except EnvError:
             self._generation = None
@@ -239,14 +241,14 @@ class EnvSession:
             return await self._safely(lambda: self._step(action), what)
 
     async def close(self) -> None:
-        """Free the environment for the next episode; never raises for an actor that is gone."""
+        """Free the environment for the next episode. Never raises for a lost actor."""
         self._uncount()
         async with self._host.turn:
             await self._leave()
             await self._host.read_memory()
 
     def abandon(self) -> None:
-        """As `close`, without waiting: a reset whose caller was cancelled goes on, and would never be closed."""
+        """As `close`, without waiting. For a cancelled caller, whose reset continues and would never be closed."""
         self._uncount()
         self._host.forget(self._pool.step_timeout, self._episode)
 
@@ -269,8 +271,8 @@ class EnvSession:
             return await self._alone(attempt, what)
 
     async def _alone(self, attempt: Callable[[], Any], what: str) -> Any:
-        """Attempt it on an actor that no other episode uses, and that ends with it: the next step is replayed to among
-        the others again, unless this episode was alone too often.
+        """Run `attempt` on a temporary actor that no other episode uses. The next step goes to the shared actor again,
+        unless this episode was a suspect too often.
         """
         self._suspected += 1
         shared = self._host
@@ -297,9 +299,9 @@ class EnvSession:
 
     async def _try(self, action: str) -> StepResult:
         if self._generation != self._host.generation:
-            shown = await self._replay()
-            if shown != self._shown:
-                await self._leave()  # nobody may step in that state
+            result = await self._replay()
+            if result != self._last_result:
+                await self._leave()  # that state must not be used
                 raise _Diverged(
                     f"{self._task}: replaying {brief(self._actions)} gave another state; the environment is not "
                     "deterministic."
@@ -307,16 +309,16 @@ class EnvSession:
         try:
             return await self._host.call(self._pool.step_timeout, "step", self._episode, action)
         except EnvError:
-            self._generation = None  # the actor has thrown the environment away
+            self._generation = None  # the actor has discarded the environment
             raise
 
     async def _replay(self) -> Observation | StepResult:
-        shown = await self._host.call(
+        result = await self._host.call(
             self._pool.reset_timeout, "play", self._pool.step_timeout, self._episode, self._task, self._actions
         )
         self._generation = self._host.generation
-        return shown
+        return result
 
 
 class _Diverged(EnvError):
-    """A replay came to another state; another replay would prove nothing."""
+    """A replay reached a different state. Another replay would not help."""

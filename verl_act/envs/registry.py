@@ -1,7 +1,7 @@
-"""Environments by name. Importing this module imports no engine: a built-in is loaded when it is first asked for.
+"""Environments by name. Importing this module imports no engine: a built-in is loaded on first use.
 
-A package of yours adds its own by an entry point of group `verl_act.envs`, named like the environment and pointing
-at an `EnvSpec` (`my_package.my_env:SPEC`); a script may call `register_env` instead.
+Another package adds its environment with an entry point of group `verl_act.envs` that has the environment's name and
+points to an `EnvSpec` (`my_package.my_env:SPEC`). A script may call `register_env` instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REGISTERED: dict[str, EnvSpec] = {}
 
 
 def register_env(spec: EnvSpec) -> EnvSpec:
-    """Make `spec` known to this process under its name. Raises `ConfigError` where another has that name."""
+    """Register `spec` under its name in this process. Raises `ConfigError` if another spec has that name."""
     installed_env.cache_clear()
     known = _REGISTERED.setdefault(spec.name, spec)
     if known is not spec and known != spec:
@@ -39,12 +39,12 @@ def register_env(spec: EnvSpec) -> EnvSpec:
 
 
 def known_envs() -> list[str]:
-    """The names that `get_env` understands, sorted."""
+    """The names that `get_env` accepts, sorted."""
     return sorted({*_BUILT_IN, *_REGISTERED, *entry_point_names(ENTRY_POINT_GROUP)})
 
 
 def get_env(name: str) -> EnvSpec:
-    """The environment called `name`. Raises `ConfigError` where there is none, or its package is not installed."""
+    """The spec of environment `name`. Raises `ConfigError` if it is unknown or its package is not installed."""
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name in _BUILT_IN:
@@ -66,7 +66,7 @@ def get_env(name: str) -> EnvSpec:
 
 @cache
 def installed_env(name: str) -> EnvSpec | None:
-    """As `get_env`, and None where there is none: training on pairs does not need their environment."""
+    """As `get_env`, but None if it is not available: training on pairs does not need their environment."""
     try:
         return get_env(name)
     except ConfigError:
@@ -74,9 +74,9 @@ def installed_env(name: str) -> EnvSpec | None:
 
 
 def is_admissible(env: str, action: str, listed: Sequence[str]) -> bool:
-    """Whether a state that lists these actions takes `action`, as far as can be told without an episode.
+    """Whether `action` is admissible in a state that lists these actions, as far as is known without an episode.
 
-    Where the environment is not installed, the list alone decides.
+    If the environment is not installed, the list alone decides.
     """
     if match_action(action, listed) is not None:
         return True
@@ -87,8 +87,8 @@ def is_admissible(env: str, action: str, listed: Sequence[str]) -> bool:
 def admissible_candidates(
     env: str, candidates: Sequence[str], listed: Sequence[str], judged: Mapping[str, bool | None]
 ) -> list[bool]:
-    """Whether the state takes each of `candidates`: as the pair file says in `judged` (action -> flag), or else as
-    `is_admissible` tells from the list.
+    """Whether each of `candidates` is admissible: the flag in `judged` (action -> flag, from the pair file), or else
+    `is_admissible` on the list.
     """
     flags = (judged.get(action) for action in candidates)
     return [

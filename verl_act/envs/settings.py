@@ -1,4 +1,4 @@
-"""The settings of a command about its environment, validated before any work."""
+"""Validates a command's environment settings before any work starts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from verl_act.options import Above0, NotNegative, Positive, check_options
 
 
 def check_env(env: str, env_settings: Mapping[str, Any], splits: Iterable[str] = (), option: str = "split") -> EnvSpec:
-    """The environment. Raises `ConfigError` where it does not exist, or not with these settings or splits.
+    """The spec of `env`. Raises `ConfigError` for an unknown environment, or for settings or splits it does not have.
 
-    An environment is made for it, which costs little: data are read at the first reset.
+    Makes an environment to check the settings, which is cheap: data are read at the first reset.
     """
     spec = get_env(env)
     make = inspect.unwrap(spec.make)
@@ -27,13 +27,13 @@ def check_env(env: str, env_settings: Mapping[str, Any], splits: Iterable[str] =
         raise OptionError("env_settings", f"cannot work: {error}") from error
     except ActError:
         raise
-    except Exception as error:  # of somebody's class
+    except Exception as error:  # raised by a third-party class
         raise EnvError(f"{env} cannot be made with {dict(env_settings)}: {type(error).__name__}: {error}") from error
-    given = list(splits)
-    for split in given:
+    requested = list(splits)
+    for split in requested:
         if split not in spec.splits:
             raise OptionError(option, f"is {split!r}; the splits of {spec.name} are {', '.join(spec.splits)}.")
-        if given.count(split) > 1:
+        if requested.count(split) > 1:
             raise OptionError(option, f"has {split!r} twice; give each split once.")
     return spec
 
@@ -46,7 +46,7 @@ def check_pool(
     max_memory_mb: Above0 = 8192.0,
     num_cpus: NotNegative = 0.0,
 ) -> None:
-    """Raise `OptionError` for a setting with which no pool of environments works. Time-outs are in seconds."""
+    """Raise `OptionError` for invalid settings of an environment pool. Time-outs are in seconds."""
     check_options(check_pool, {"actors": actors})
     limits = {
         "step_timeout": step_timeout,

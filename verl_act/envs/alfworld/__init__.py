@@ -1,7 +1,7 @@
 """ALFWorld: household tasks in text, with its own engine wrapper, planner and experts.
 
-`data` finds games, `game` and `grammar` compile them, `engine` plays them, `planner` knows the shortest way,
-`beliefs` and `search` make the expert that looks for things.
+`data` lists games, `game` and `grammar` compile them, `engine` plays them, `planner` finds shortest plans, `beliefs`
+and `search` are the non-privileged expert.
 """
 
 from verl_act.envs.alfworld.data import NAME, SPLITS, list_tasks

@@ -1,4 +1,4 @@
-"""Where ALFWorld's games lie and which of them are played: official data and generated games alike.
+"""Finds and lists ALFWorld games, official data and generated games alike.
 
 Both have the layout `<data>/json_2.1.1/<split>/<task>/<trial>/{game.tw-pddl, traj_data.json}`.
 """
@@ -34,7 +34,7 @@ TASK_TYPES = (
     "pick_two_obj_and_place",
 )
 _UNSUPPORTED = ("movable", "Sliced")
-"""Parts of a game's path that ALFWorld's own loader excludes: such tasks cannot be done in the text engine."""
+"""Words in a game's path that ALFWorld's own loader excludes: the text engine cannot play such tasks."""
 
 _REMEDY = "Generate games (`make-games`) or download ALFWorld's own (`alfworld-download`); pass their folder as `data`."
 
@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GameList:
-    """The playable games of a split in sorted order, and how many were left out, by reason.
+    """The playable games of a split in sorted order, and the number of skipped games by reason.
 
-    `damaged` says what is wrong with each game that is damaged.
+    `damaged` says what is wrong with each damaged game.
     """
 
     tasks: tuple[Task, ...]
@@ -56,22 +56,22 @@ class GameList:
 def data_root(data: str | os.PathLike[str] | None = None) -> Path:
     """The folder that holds `json_2.1.1`: `data`, or else `$ALFWORLD_DATA`.
 
-    Raises `DataError` where it does not hold one.
+    Raises `DataError` if there is none.
     """
-    given = data or os.environ.get("ALFWORLD_DATA")
-    if not given:
+    folder = data or os.environ.get("ALFWORLD_DATA")
+    if not folder:
         raise DataError(f"No ALFWorld games: neither the setting `data` nor $ALFWORLD_DATA names a folder. {_REMEDY}")
-    root = Path(given).expanduser()
+    root = Path(folder).expanduser()
     root = root.parent if root.name == VERSION_FOLDER else root
     with _reading():
-        there = (root / VERSION_FOLDER).is_dir()
-    if not there:
+        has_games = (root / VERSION_FOLDER).is_dir()
+    if not has_games:
         raise DataError(f"{root}: holds no ALFWorld games (no folder {VERSION_FOLDER!r}). {_REMEDY}")
     return root
 
 
 def game_path(task: Task, data: str | os.PathLike[str] | None = None) -> Path:
-    """The file that `task` plays. Raises `EnvError` where the task is not one of ALFWorld's."""
+    """The game file of `task`. Raises `EnvError` if it is not an ALFWorld task."""
     if task.env != NAME or task.split not in SPLITS:
         raise EnvError(f"{task}: is not an ALFWorld task; its splits are {', '.join(SPLITS)}.")
     return data_root(data) / VERSION_FOLDER / task.split / task.task_id / FILE_NAME
@@ -80,9 +80,9 @@ def game_path(task: Task, data: str | os.PathLike[str] | None = None) -> Path:
 def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameList:
     """Every playable game of `split` once, sorted by task id, which is the path below the split's folder.
 
-    Folders may be linked. A game that is damaged, or not known to be solvable, is left out, as by ALFWorld's own
-    loader; a warning says how many are damaged. Raises `EmptySplitError` where the split is missing or holds no
-    playable game, `DataError` where a folder or a file cannot be read.
+    Follows links. Skips games that are damaged or not known to be solvable, as ALFWorld's own loader does, and logs the
+    number of damaged games. Raises `EmptySplitError` if the split is missing or holds no playable game, `DataError` if
+    a folder or file cannot be read.
     """
     if split not in SPLITS:
         raise DataError(f"ALFWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -112,7 +112,7 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
 
 
 def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any) -> tuple[Task, ...]:
-    """The tasks of `list_games`; further settings of the environment are accepted and mean nothing here."""
+    """The tasks of `list_games`; other environment settings are accepted and ignored."""
     return list_games(split, data).tasks
 
 
@@ -128,13 +128,13 @@ def _reading() -> Iterator[None]:
 
 
 class _DamagedGame(Exception):
-    """A game whose files are not as they should be; one that was written or downloaded in part, as a rule."""
+    """A game with invalid files, usually because it was written or downloaded only in part."""
 
 
 def _task_or_reason(traj_path: Path, folder: Path, split: str) -> Task | str:
-    """The task of a game, or why it is left out."""
+    """The task of a game, or the reason to skip it."""
     task_id = traj_path.parent.relative_to(folder).as_posix()
-    if any(part in task_id for part in _UNSUPPORTED):
+    if any(word in task_id for word in _UNSUPPORTED):
         return "movable receptacle or sliced object"
     if not (game_path := traj_path.with_name(FILE_NAME)).is_file():
         return "no game file"
@@ -147,7 +147,7 @@ def _task_or_reason(traj_path: Path, folder: Path, split: str) -> Task | str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Raises `_DamagedGame` where the file holds something else, `DataError` where it cannot be read."""
+    """Raises `_DamagedGame` if the file is not a JSON object, `DataError` if it cannot be read."""
     try:
         content = read_json(path)
     except DataError as error:

@@ -1,8 +1,8 @@
-"""One loaded game on Fast Downward's library: ALFWorld's own rules and texts at a hundredth of the stock engine's time.
+"""Plays a game on Fast Downward's library: ALFWorld's own rules and texts, about 100 times as fast as the stock engine.
 
-Speaks the transcript of `textworld.envs.PddlEnv` under ALFWorld's wrappers, word for word. The rules stay in Fast
-Downward and the texts in TextWorld's grammar; what is left out is the work that the stock engine repeats at every
-step (see `grammar` and `game`). A reset is a return to the first state, and a state can be kept and returned to.
+Gives the transcript of `textworld.envs.PddlEnv` under ALFWorld's wrappers, word for word. Fast Downward still applies
+the rules and TextWorld's grammar still defines the texts; only the work that the stock engine repeats at every step is
+gone (see `grammar` and `game`). States can be saved and restored; a reset restores the first state.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from verl_act.envs.alfworld.planner_library import load_library
 
 _NOTHING = "Nothing happens."
 _MENU_LIMIT = 4096
-"""Menus kept a game (some kilobytes each); a random walk seldom sees more."""
+"""Menus cached per game (some kilobytes each); a random walk rarely sees more."""
 
 
 class Frame(NamedTuple):
-    """What the engine answers."""
+    """The engine's response."""
 
     feedback: str
     commands: tuple[str, ...]
@@ -37,7 +37,7 @@ class Frame(NamedTuple):
 class EngineState:
     """A state to return to. Valid until the next `load`."""
 
-    number: int
+    state_id: int
     facts: Facts
     menu: Menu
     won: bool
@@ -46,8 +46,7 @@ class EngineState:
 class Engine:
     """Plays one game at a time. Not thread-safe.
 
-    Each engine loads its own copy of the planner library (1 MB of temporary disk until the process ends, and of
-    memory), so engines are to be reused.
+    Each engine loads a separate copy of the planner library (1 MB of memory until the process ends), so reuse engines.
     """
 
     def __init__(self) -> None:
@@ -76,12 +75,12 @@ class Engine:
         return self._facts
 
     def load(self, game: GameFile) -> None:
-        """Load `game` and go to its first state. Raises `EnvError` where it is malformed."""
+        """Load `game` and go to its first state. Raises `EnvError` if it is malformed."""
         compiled = compile_game(game)
         if compiled is self._game:
             self.reset()
             return
-        self._game = self._first = None  # until all is loaded: half a game must not pass for a whole one
+        self._game = self._first = None  # until loaded: a partly loaded game must not be played
         self._library.load_sas(compiled.sas)
         self._game, self._can_replan = compiled, False
         try:
@@ -93,19 +92,19 @@ class Engine:
         self._first = self.state()
 
     def reset(self) -> Frame:
-        """Go back to the first state."""
+        """Restore the first state."""
         assert self._first is not None, "load a game first"
         self.return_to(self._first)
         return Frame(self.game.intro(), self._menu.commands, self._won)
 
     def step(self, command: str) -> Frame:
-        """Type `command`. One that is not among the current commands changes nothing."""
-        number = self._menu.operators.get(command.strip())
-        if number is None:
+        """Execute `command`. A command that is not in the current menu changes nothing."""
+        index = self._menu.operators.get(command.strip())
+        if index is None:
             return Frame(_NOTHING, self._menu.commands, self._won)
-        operator = self.game.operators[number]
+        operator = self.game.operators[index]
         effects = (fast_downward.Atom * operator.effects)()
-        self._library.apply_operator(number, effects)
+        self._library.apply_operator(index, effects)
         self._facts = dict(self._facts)
         for effect in effects:
             assign(self._facts, self._literal(effect))
@@ -119,12 +118,12 @@ class Engine:
         return EngineState(self._library.get_state_id(), self._facts, self._menu, self._won)
 
     def return_to(self, state: EngineState) -> None:
-        """Make `state`, taken from this engine since its last `load`, the current one."""
-        self._library.set_state_id(state.number)
+        """Restore `state`, which must come from this engine since its last `load`."""
+        self._library.set_state_id(state.state_id)
         self._facts, self._menu, self._won = state.facts, state.menu, state.won
 
     def replan(self) -> list[str] | None:
-        """Commands to the goal by Fast Downward's search (tens of milliseconds, not always the fewest), if any."""
+        """A plan by Fast Downward's search (tens of milliseconds, not always the shortest); None if there is none."""
         if not self._can_replan:
             self._library.load_sas_replan(translate_for_planner(self.game.file))
             self._can_replan = True
@@ -132,7 +131,7 @@ class Engine:
             return None
         operators = (fast_downward.Operator * self._library.get_last_plan_length())()
         self._library.get_last_plan(operators)
-        return [self.game.operator_from(found.name, 0).command for found in operators]
+        return [self.game.operator_from(operator.name, 0).command for operator in operators]
 
     def _literal(self, atom: fast_downward.Atom) -> Literal:
         text: bytes = atom._name
@@ -142,31 +141,31 @@ class Engine:
         return literal
 
     def _read_menu(self) -> Menu:
-        numbers = self._operators.read(self._library)
-        key = numbers.tobytes()
+        indices = self._operators.read(self._library)
+        key = indices.tobytes()
         menus = self.game.menus
         menu = menus.get(key)
         if menu is None:
             if len(menus) >= _MENU_LIMIT:
                 menus.clear()
-            menu = menus[key] = self._make_menu(numbers.tolist())
+            menu = menus[key] = self._make_menu(indices.tolist())
         return menu
 
-    def _make_menu(self, numbers: Iterable[int]) -> Menu:
+    def _make_menu(self, indices: Iterable[int]) -> Menu:
         game = self.game
         operators: dict[str, int] = {}
-        for at, number in enumerate(numbers):
-            operator = game.operators.get(number)
+        for position, index in enumerate(indices):
+            operator = game.operators.get(index)
             if operator is None:
-                found = self._operators.items[at]
-                operator = game.operators[number] = game.operator_from(found.name, found.nb_effect_atoms)
+                native = self._operators.items[position]
+                operator = game.operators[index] = game.operator_from(native.name, native.nb_effect_atoms)
             # The first of several operators with one command is the one that the stock engine applies.
-            operators.setdefault(operator.command, number)
+            operators.setdefault(operator.command, index)
         return Menu(tuple(sorted(operators)), operators)
 
 
 class _OperatorBuffer:
-    """Where the library writes the applicable operators; grown when needed, and read without touching their names."""
+    """The array that the library fills with applicable operators. Grows when needed; reads only their indices."""
 
     def __init__(self, size: int) -> None:
         self._grow(size)
@@ -175,12 +174,12 @@ class _OperatorBuffer:
         self.items = (fast_downward.Operator * size)()
         stride = ctypes.sizeof(fast_downward.Operator)
         whole = np.frombuffer(self.items, dtype=np.uint8).reshape(size, stride)
-        self._numbers = whole[:, : ctypes.sizeof(ctypes.c_int)]
+        self._indices = whole[:, : ctypes.sizeof(ctypes.c_int)]
 
     def read(self, library: ctypes.CDLL) -> np.ndarray:
-        """The numbers of the applicable operators, in the library's order."""
+        """The indices of the applicable operators, in the library's order."""
         count = library.get_applicable_operators_count()
         if count > len(self.items):
             self._grow(2 * count)
         library.get_applicable_operators(self.items)
-        return np.ascontiguousarray(self._numbers[:count]).view(np.int32).ravel()
+        return np.ascontiguousarray(self._indices[:count]).view(np.int32).ravel()

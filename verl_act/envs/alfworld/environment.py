@@ -1,5 +1,5 @@
-"""ALFWorld as an `Environment`: the engine's transcript without its banner, a step limit, and the privileged plan
-length.
+"""ALFWorld as an `Environment`: the engine's transcript without its banner, with a step limit and the privileged
+plan length.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BANNER = "-= Welcome to TextWorld, ALFRED! =-"
 _TASK = "Your task is to: "
 _NOTHING = "Nothing happens."
 _HIDDEN = frozenset({"help"})
-"""Commands of the engine that are neither offered nor admissible: `help` prints a manual and is no part of a task."""
+"""Engine commands that are neither listed nor admissible: `help` prints a manual and does not serve a task."""
 
 _LOCK = threading.RLock()  # the engine shares caches and a translator within a process; see `game`
-_IDLE_ENGINES: list[Engine] = []  # a closed environment's engine: its library copy could never be unloaded
+_IDLE_ENGINES: list[Engine] = []  # engines of closed environments: a library copy cannot be unloaded
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class AlfworldSnapshot:
     """A state of an episode."""
 
     engine: EngineState
@@ -34,15 +34,15 @@ class Snapshot:
 
 
 class AlfworldEnvironment:
-    """Plays ALFWorld games; deterministic, so a task's seed is not used.
+    """Plays ALFWorld games. Deterministic: a task's seed is not used.
 
-    The reward is 1.0 on the step that reaches the goal and 0.0 otherwise. Safe to use from several threads (one lock a
-    process), though one episode belongs to one caller.
+    The reward is 1.0 on the step that reaches the goal and 0.0 otherwise. Different instances may be used from several
+    threads (one lock per process).
     """
 
     def __init__(self, data: str | os.PathLike[str] | None = None, max_steps: int = 50) -> None:
-        """`data`: the folder with `json_2.1.1` (default: `$ALFWORLD_DATA`); `max_steps`: actions an episode may
-        take.
+        """`data`: the folder with `json_2.1.1` (default: `$ALFWORLD_DATA`); `max_steps`: most actions in an
+        episode.
         """
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
@@ -56,12 +56,12 @@ class AlfworldEnvironment:
         self._steps = 0
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` for a missing or damaged game file, `DataError` where there is no data."""
-        self._started = False  # after a failure, no episode must go on
+        """Start `task`. Raises `EnvError` for a missing or damaged game file, `DataError` without data."""
+        self._started = False  # after a failure, the previous episode must not continue
         return self.play(read_game(game_path(task, self._data)))
 
     def play(self, game: GameFile) -> Observation:
-        """Start `game`, wherever it came from. Raises `EnvError` where it is damaged."""
+        """Start `game`, from any source. Raises `EnvError` if it is damaged."""
         with _LOCK:
             if self._engine is None:
                 self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else Engine()
@@ -82,7 +82,7 @@ class AlfworldEnvironment:
             return Observation(goals[0].removeprefix(_TASK).removesuffix("."), room, self._admissible())
 
     def step(self, action: str) -> StepResult:
-        """Take `action`. After the end of an episode nothing happens any more."""
+        """Take `action`. After the end of an episode it has no effect."""
         with _LOCK:
             engine = self._playing()
             action = action.strip()
@@ -102,25 +102,25 @@ class AlfworldEnvironment:
             )
 
     def close(self) -> None:
-        """End the episode and hand the engine on to the next environment of this process."""
+        """End the episode and keep the engine for the next environment of this process."""
         with _LOCK:
             if self._engine is not None:
                 _IDLE_ENGINES.append(self._engine)
                 self._engine = self._planner = None
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> AlfworldSnapshot:
         """The current state; valid until the next `reset`."""
-        return Snapshot(self._playing().state(), self._steps)
+        return AlfworldSnapshot(self._playing().state(), self._steps)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Return to `snapshot`."""
+    def restore(self, snapshot: AlfworldSnapshot) -> None:
+        """Restore `snapshot`."""
         with _LOCK:
             self._playing().return_to(snapshot.engine)
             self._frame = Frame("", snapshot.engine.menu.commands, snapshot.engine.won)
             self._steps = snapshot.steps
 
     def plan(self) -> list[str] | None:
-        """The fewest actions to the goal, the step limit aside (privileged); None where there is no way."""
+        """A shortest plan to the goal, ignoring the step limit (privileged); None if there is none."""
         with _LOCK:
             engine = self._playing()
             if self._planner is None:
@@ -128,12 +128,12 @@ class AlfworldEnvironment:
             return self._planner.plan()
 
     def plan_length(self) -> int | None:
-        """How many actions `plan` holds (privileged); None where there is no way to the goal."""
+        """The length of `plan` (privileged); None if there is none."""
         plan = self.plan()
         return None if plan is None else len(plan)
 
     def walkthrough(self) -> tuple[str, ...]:
-        """The solution that came with the game file (privileged); empty where it has none."""
+        """The solution that came with the game file (privileged); empty if it has none."""
         return self._walkthrough
 
     def _playing(self) -> Engine:

@@ -1,4 +1,4 @@
-"""The privileged experts: they ask the engine, and so may know what the transcript does not show."""
+"""The privileged experts, which use the engine and may know what the transcript does not show."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from verl_act.schema import Context
 
 
 class PlannerExpert:
-    """Takes the shortest way. Inferable is what the search expert would do too, and finds inferable."""
+    """Follows a shortest plan. An action is inferable if the search expert also takes it and calls it inferable."""
 
     def reset(self, task: Task) -> None:
         """Nothing to prepare."""
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The first action of a shortest plan. Raises `EnvError` where none reaches the goal."""
+        """The first action of a shortest plan. Raises `EnvError` if there is none."""
         plan = _alfworld(environment).plan()
         if not plan:
             raise EnvError(f"No plan reaches the goal {context.goal!r} from here.")
@@ -24,13 +24,13 @@ class PlannerExpert:
 
 
 class WalkthroughExpert:
-    """Replays the solution stored in the game file, for as long as its own actions made the history."""
+    """Replays the solution stored in the game file, as long as the history follows it."""
 
     def reset(self, task: Task) -> None:
         """Nothing to prepare."""
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The stored action of this step. Raises `EnvError` where the file stores none, or another path was taken."""
+        """The stored action of this step. Raises `EnvError` if there is none or the history differs."""
         stored, step = _alfworld(environment).walkthrough(), len(context.history)
         if tuple(turn.action for turn in context.history) != stored[:step] or step >= len(stored):
             raise EnvError(

@@ -1,7 +1,7 @@
-"""The true facts of a state, kept sorted and immutable, so that a snapshot is one shallow copy.
+"""The true facts of a state, sorted and immutable, so that a snapshot is one shallow copy.
 
-TextWorld keeps facts as sets of `Proposition` objects and sorts them in every query. Plain tuples, sorted once when
-they change, give the same order of answers for a small part of the time.
+TextWorld keeps facts as sets of `Proposition` objects and sorts them in every query. Plain tuples, sorted when they
+change, give the same order of results much faster.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parse_atom(atom: str) -> Literal:
 
 
 def assign(facts: Facts, literal: Literal) -> None:
-    """Make `literal` true, as TextWorld's state does: the opposite fact goes and the fact itself is recorded."""
+    """Make `literal` true, as TextWorld's state does: remove the opposite fact and add this one."""
     positive, negative = literal.predicate, f"not_{literal.predicate}"
     added, removed = (negative, positive) if literal.negated else (positive, negative)
     if removed in facts:
@@ -39,14 +39,14 @@ def assign(facts: Facts, literal: Literal) -> None:
 
 
 def _with(rows: Rows, row: tuple[str, ...]) -> Rows:
-    at = bisect_left(rows, row)
-    if at < len(rows) and rows[at] == row:
+    index = bisect_left(rows, row)
+    if index < len(rows) and rows[index] == row:
         return rows
-    return (*rows[:at], row, *rows[at:])
+    return (*rows[:index], row, *rows[index:])
 
 
 def _without(rows: Rows, row: tuple[str, ...]) -> Rows:
-    at = bisect_left(rows, row)
-    if at < len(rows) and rows[at] == row:
-        return rows[:at] + rows[at + 1 :]
+    index = bisect_left(rows, row)
+    if index < len(rows) and rows[index] == row:
+        return rows[:index] + rows[index + 1 :]
     return rows

@@ -1,8 +1,8 @@
-"""A game file, and its compiled form: everything that can be worked out once and shared by all engines of a process.
+"""Reads game files and compiles them: everything that is computed once and shared by all engines of a process.
 
-The stock engine translates PDDL twice and parses the whole grammar at every load, and again at every reset: about
-half a second. Here a problem is translated once, and a grammar is parsed once for all games that differ in their
-task sentence only.
+The stock engine translates PDDL twice and parses the whole grammar at every load and every reset, which takes about
+half a second. Here a problem is translated once, and a grammar is parsed once for all games that differ only in their
+task sentence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ANY_GOAL = "ANY GOAL"
 
 @dataclass(frozen=True, slots=True)
 class GameFile:
-    """The parts of a `game.tw-pddl` file that decide how it plays. `name` is used in messages only."""
+    """The parts of a `game.tw-pddl` file that define the game. `name` is used in messages only."""
 
     name: str = field(compare=False)
     domain: str
@@ -51,7 +51,7 @@ class GameFile:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A grounded action of the planner: what the agent types for it, and what its feedback is rendered from."""
+    """A grounded action of the planner: the agent's command, and what its feedback is rendered from."""
 
     command: str
     feedback: str
@@ -61,16 +61,16 @@ class Operator:
 
 @dataclass(slots=True)
 class CompiledGame:
-    """A translated problem and its compiled grammar. The last three fill up as it is played."""
+    """A translated problem and its compiled grammar. The last three fields are caches, filled during play."""
 
     file: GameFile
     sas: bytes
     grammar: TextGrammar
     goal: str | None
-    """The task sentence that `grammar` leaves open; None where the grammar holds its own."""
+    """The task sentence to insert into `grammar`; None if the grammar contains it."""
     parameters: Mapping[str, tuple[Placeholder, ...]]
     mentioned: Mapping[str, tuple[Placeholder, ...]]
-    """The parameters of each action that its command depends on."""
+    """The parameters that the command of each action depends on."""
     facts: Facts
     """The initial facts."""
     entities: Mapping[str, EntityInfo]
@@ -79,19 +79,19 @@ class CompiledGame:
     menus: dict[bytes, Menu] = field(default_factory=dict)
 
     def intro(self) -> str:
-        """What the game says before the first action."""
+        """The game's text before the first action."""
         text = self.grammar.render("intro", Scene(self.facts, self.entities), {})
         return text if self.goal is None else text.replace(_ANY_GOAL, self.goal, 1)
 
     def operator_from(self, name: str, effects: int) -> Operator:
-        """Ground the planner's operator `name`, such as `openobject agent1 loc_1 fridge_1`."""
+        """Parse the planner's grounded operator `name`, such as `openobject agent1 loc_1 fridge_1`."""
         action, *arguments = name.split()
         binding = dict(zip(self.parameters[action], arguments, strict=False))
         return Operator(self.command(action, binding), _feedback_symbol(action), binding, effects)
 
     def command(self, action: str, binding: Binding) -> str:
-        """What the agent types for `action`; `binding` must hold the parameters that its template starts from."""
-        # Walking is grounded for every pair of places but named by where it leads, so most commands are known already.
+        """The agent's command for `action`; `binding` must hold the parameters of its template."""
+        # Walking is grounded for every pair of locations but named by its destination, so most commands are cached.
         key = (action, *(binding.get(placeholder, "") for placeholder in self.mentioned[action]))
         command = self.commands.get(key)
         if command is None:
@@ -101,14 +101,14 @@ class CompiledGame:
 
 
 class Menu(NamedTuple):
-    """The commands of a state: sorted for showing, and by the number of the operator that each one stands for."""
+    """The commands of a state: sorted, and mapped to operator indices."""
 
     commands: tuple[str, ...]
     operators: Mapping[str, int]
 
 
 def read_game(path: Path) -> GameFile:
-    """Read a game file. Raises `EnvError` naming the file, what is wrong with it, and what to do."""
+    """Read a game file. Raises `EnvError` with the file, what is wrong and how to fix it."""
     remedy = "Write the games again (`make-games`) or download them again (`alfworld-download`)."
     try:
         return game_from(read_json(path), name=str(path))
@@ -119,10 +119,10 @@ def read_game(path: Path) -> GameFile:
 
 
 def game_from(content: Mapping[str, Any], *, name: str) -> GameFile:
-    """The game in the content of a game file. Raises `KeyError` or `TypeError` where a part is missing or no text."""
-    for part in ("pddl_domain", "grammar", "pddl_problem"):
-        if not isinstance(content[part], str):
-            raise TypeError(part)
+    """The game in the content of a game file. Raises `KeyError` or `TypeError` if a key is missing or not a string."""
+    for key in ("pddl_domain", "grammar", "pddl_problem"):
+        if not isinstance(content[key], str):
+            raise TypeError(key)
     return GameFile(
         name=name,
         domain=content["pddl_domain"],
@@ -134,10 +134,10 @@ def game_from(content: Mapping[str, Any], *, name: str) -> GameFile:
 
 @lru_cache(maxsize=128)
 def compile_game(game: GameFile) -> CompiledGame:
-    """Translate and compile `game`; kept for the 128 games used last (about 1 MB each).
+    """Translate and compile `game`; cached for the last 128 games (about 1 MB each).
 
-    Raises `EnvError` where its problem, domain or grammar is malformed, `DataError` where the grammar holds an
-    expression that ALFWorld's grammars do not use.
+    Raises `EnvError` if its problem, domain or grammar is malformed, `DataError` if the grammar has an expression that
+    ALFWorld's grammars do not use.
     """
     goal = _GOAL.search(game.grammar)
     shared = game.grammar if goal is None else _GOAL.sub(_ANY_GOAL, game.grammar, count=1)
@@ -146,7 +146,7 @@ def compile_game(game: GameFile) -> CompiledGame:
         logic, grammar = _parse_logic(shared)
         _check_commands_are_static(task, logic)
         facts = _initial_facts(task)
-        # Actions that the translator split share a name; the last one counts, as in TextWorld.
+        # Actions that the translator has split share a name; the last one wins, as in TextWorld.
         parameters = {a.name: tuple((p.name.strip("?"), p.type_name) for p in a.parameters) for a in task.actions}
         return CompiledGame(
             file=game,
@@ -161,17 +161,17 @@ def compile_game(game: GameFile) -> CompiledGame:
 
 
 def translate_for_planner(game: GameFile) -> bytes:
-    """The problem in the pruned form that Fast Downward plans on; needed only by `Engine.replan`."""
+    """The problem in the pruned form for Fast Downward's planner; only `Engine.replan` needs it."""
     with _translating(game):
         return fast_downward.pddl2sas(game.domain, game.problem, optimize=True)[1].encode()
 
 
 @contextmanager
 def _translating(game: GameFile) -> Iterator[None]:
-    """One translation at a time, leaving no trace in the interpreter.
+    """Serialize translations and restore the interpreter's state.
 
-    The translator overwrites `sys.argv`; and as it makes hundreds of thousands of live objects and no cycles, the
-    garbage collector only costs time (a third of it).
+    The translator overwrites `sys.argv`. It creates hundreds of thousands of live objects and no cycles, so garbage
+    collection would only add a third to the time.
     """
     with _TRANSLATOR:
         arguments, collecting = sys.argv, gc.isenabled()
@@ -180,7 +180,7 @@ def _translating(game: GameFile) -> Iterator[None]:
             yield
         except (EnvError, DataError) as error:
             raise type(error)(f"{game.name}: {error}") from error
-        except (Exception, SystemExit) as error:  # translator and parsers raise whatever comes up, down to SystemExit
+        except (Exception, SystemExit) as error:  # the translator and parsers raise anything, even SystemExit
             raise EnvError(
                 f"{game.name}: its rules cannot be translated: {type(error).__name__}: {error}. "
                 "The file is damaged; write it again (`make-games`) or download it again (`alfworld-download`)."
@@ -201,7 +201,7 @@ def _parse_logic(text: str) -> tuple[GameLogic, TextGrammar]:
     return logic, grammar
 
 
-# A colon is in no symbol that a grammar can name, so these replace none of its own.
+# Symbols of a grammar cannot contain a colon, so these never replace one.
 def _command_symbol(action: str) -> str:
     return f"command:{action}"
 
@@ -211,13 +211,13 @@ def _feedback_symbol(action: str) -> str:
 
 
 def _check_commands_are_static(task: Any, logic: GameLogic) -> None:
-    """A command is rendered once a grounded action, so its template must not ask for facts that change."""
+    """A command is rendered once per grounded action, so its template must not depend on facts that change."""
     changing = {effect.literal.predicate for action in task.actions for effect in action.effects}
     for name, action in logic.actions.items():
-        asked = changing.intersection(re.findall(r"(\w+)\(", action.template))
-        if asked:
+        dynamic = changing.intersection(re.findall(r"(\w+)\(", action.template))
+        if dynamic:
             raise EnvError(
-                f"The command of action {name!r} depends on changing facts {sorted(asked)}: not an ALFWorld game."
+                f"The command of action {name!r} depends on changing facts {sorted(dynamic)}: not an ALFWorld game."
             )
 
 
@@ -231,7 +231,7 @@ def _initial_facts(task: Any) -> Facts:
     for fact in task.init:
         if isinstance(fact, Atom) and fact.predicate != "=":
             rows.setdefault(fact.predicate, set()).add(tuple(fact.args))
-    return {predicate: tuple(sorted(found)) for predicate, found in rows.items()}
+    return {predicate: tuple(sorted(arguments)) for predicate, arguments in rows.items()}
 
 
 def _name_entities(facts: Facts, types: Mapping[str, str]) -> dict[str, EntityInfo]:

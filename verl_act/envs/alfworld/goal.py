@@ -1,4 +1,4 @@
-"""What a game asks for, read from its PDDL goal."""
+"""Parses the goal of a game from its PDDL."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _CONNECTIVES = frozenset({"goal", "and", "exists", "not"})
 
 @dataclass(frozen=True, slots=True)
 class PlaceGoal:
-    """`count` different objects of a type in one receptacle of a type, each treated (`isclean`, ...) if that is
-    asked.
+    """`count` different objects of a type in one receptacle of a type, each with the treatment (`isclean`, ...), if
+    any.
     """
 
     object_type: str
@@ -27,7 +27,7 @@ class PlaceGoal:
 
 @dataclass(frozen=True, slots=True)
 class LookGoal:
-    """An object of a type held beside a lamp of a type that has been switched."""
+    """An object of a type held next to a lamp of a type that has been switched on."""
 
     object_type: str
     lamp_type: str
@@ -37,7 +37,7 @@ Goal = PlaceGoal | LookGoal
 
 
 def parse_goal(problem: str) -> Goal | None:
-    """The goal of a PDDL `problem`; None where it is none of ALFWorld's six kinds (sliced and movable ones)."""
+    """The goal of a PDDL `problem`; None if it is none of ALFWorld's six kinds (sliced and movable objects)."""
     text = problem.lower().partition("(:goal")[2]
     predicates = set(re.findall(r"\(([a-z]+)", text)) - _CONNECTIVES
     receptacles = set(re.findall(r"\(receptacletype \?\w+ (\w+)\)", text))

@@ -1,12 +1,11 @@
-"""TextWorld's context-sensitive grammar, compiled once and then rendered without parsing or copying.
+"""Compiles TextWorld's context-sensitive grammar once, and renders it without parsing or copying.
 
-The stock engine parses every template again at every step and deep-copies its symbols: 98% of a step's time. Here
-TextWorld still does the parsing, once a grammar; its symbols are turned into small functions that render the same text.
-Queries enumerate facts in TextWorld's own order (sorted, distinct placeholders naming distinct objects), so lists
-come out alike.
+The stock engine parses every template again at every step and deep-copies its symbols, which is 98% of a step's time.
+Here TextWorld parses each grammar once, and its symbols become small functions that render the same text. Queries
+enumerate facts in TextWorld's order (sorted, distinct placeholders for distinct objects), so lists are identical.
 
-The stock engine also hands every expression in braces to Python's `eval`. A game file is data that anybody may have
-written, so here an expression is compiled from the few forms that ALFWorld's grammars use, and any other is refused.
+The stock engine also passes every expression in braces to Python's `eval`. Game files are untrusted input, so here only
+the few forms of expression that ALFWorld's grammars use are compiled, and any other is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Query = tuple[tuple[str, tuple[Placeholder, ...]], ...]
 
 
 class Scene(NamedTuple):
-    """What a text is rendered from: the facts, and the objects as the expressions of a grammar see them."""
+    """The input of rendering: the facts, and the objects that a grammar's expressions refer to."""
 
     facts: Facts
     entities: Mapping[str, Any]
@@ -50,12 +49,12 @@ class Scene(NamedTuple):
 
 _Render = Callable[[Scene, Binding], list[str]]
 _Objects = Mapping[str, Any]
-"""The objects that an expression speaks of, by their names in it."""
+"""The objects of an expression by name."""
 _Value = Callable[[_Objects], Any]
 
 _TOKEN = re.compile(r"\s*(?:'[^'\\]*'|\+|[A-Za-z]\w*(?:\.\w+)?)\s*", re.ASCII)
 _LONGEST = 1000
-"""Characters of the longest expression that is read; ALFWorld's own have 30."""
+"""Most characters of an expression; ALFWorld's have 30."""
 _ATTRIBUTES = ("id", "type", "name", "definite", "indefinite")
 
 
@@ -67,19 +66,19 @@ class TextGrammar:
         self.add(source)
 
     def add(self, source: ContextSensitiveGrammar) -> None:
-        """Compile further rules; a symbol's earlier rules keep their precedence."""
+        """Compile more rules; a symbol's earlier rules keep precedence."""
         for symbol, productions in source._rules.items():
             compiled = self._rules.setdefault(symbol, [])
             compiled += [(parse_query(rule.condition), self._sequence(rule.rhs)) for rule in productions]
 
     def add_template(self, symbol: str, text: str) -> None:
-        """Let `symbol` stand for `text`, written in the grammar's own notation."""
+        """Define `symbol` as `text`, in the grammar's notation."""
         self.add(ContextSensitiveGrammar.parse(json.dumps({symbol: [{"rhs": text}]})))
 
     def render(self, symbol: str, scene: Scene, binding: Binding) -> str:
-        """The text that `symbol` derives; the first rule whose condition holds decides.
+        """The text of `symbol`, by the first rule whose condition holds.
 
-        Raises `EnvError` where the grammar has no such rule.
+        Raises `EnvError` if there is no such rule.
         """
         try:
             for condition, render in self._rules.get(symbol, ()):
@@ -117,7 +116,7 @@ class TextGrammar:
             return expression
         query = parse_query(symbol.given)
         return lambda scene, binding: [
-            text for found in assignments(query, scene.facts, binding) for text in expression(scene, found)
+            text for assignment in assignments(query, scene.facts, binding) for text in expression(scene, assignment)
         ]
 
     def _enumeration(self, items: _Render) -> _Render:
@@ -135,9 +134,10 @@ class TextGrammar:
 
 
 def _evaluation(expression: str) -> _Render:
-    """Compile what stands in braces: `o`, `o.name`, `o.indefinite + ' ' + o.name`, or several of these joined by `or`.
+    """Compile an expression in braces: `o`, `o.name`, `o.indefinite + ' ' + o.name`, or several of them joined by
+    `or`.
 
-    It means what it means in Python. Raises `DataError` for anything else.
+    The semantics are Python's. Raises `DataError` for anything else.
     """
     choices = _choices(expression)
 
@@ -204,7 +204,7 @@ def _term(token: str) -> _Value:
 
 
 def parse_query(text: str) -> Query:
-    """Read `inreceptacle(o:object, r:receptacle) & ...`; an empty text is the empty conjunction."""
+    """Parse `inreceptacle(o:object, r:receptacle) & ...`; an empty text is the empty conjunction."""
     if not text:
         return ()
     predicates = Rule.parse_conjunctive_query(text).preconditions
@@ -217,12 +217,12 @@ def assignments(query: Query, facts: Facts, binding: Binding) -> Iterator[Bindin
         yield binding
         return
     (predicate, placeholders), rest = query[0], query[1:]
-    bound = [(at, binding[ph]) for at, ph in enumerate(placeholders) if ph in binding]
-    free = [(at, ph) for at, ph in enumerate(placeholders) if ph not in binding]
+    bound = [(index, binding[ph]) for index, ph in enumerate(placeholders) if ph in binding]
+    free = [(index, ph) for index, ph in enumerate(placeholders) if ph not in binding]
     used = set(binding.values())
     for row in facts.get(predicate, ()):
-        if any(row[at] != value for at, value in bound):
+        if any(row[index] != value for index, value in bound):
             continue
-        values = [row[at] for at, _ in free]
+        values = [row[index] for index, _ in free]
         if used.isdisjoint(values) and len(set(values)) == len(values):
-            yield from assignments(rest, facts, {**binding, **{ph: row[at] for at, ph in free}})
+            yield from assignments(rest, facts, {**binding, **{ph: row[index] for index, ph in free}})

@@ -1,8 +1,7 @@
-"""What is used of the alfworld package, imported without a side effect of it: it makes `$ALFWORLD_DATA`, or else
-`~/.cache/alfworld`.
+"""Imports from the alfworld package, without its side effect of creating `$ALFWORLD_DATA` or `~/.cache/alfworld`.
 
-The home may not be writable, and a data folder that is misspelled should be missed, not made. Gap: alfworld 0.4.2 makes
-the folder in `alfworld/info.py` and names it in the environment; nothing that is imported here reads it.
+The home may be read-only, and a misspelled data folder should be reported, not created. Gap: alfworld 0.4.2 creates the
+folder in `alfworld/info.py` and sets the environment variable; nothing that is imported here reads it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ _DOWNLOADED = "~/.cache/alfworld"
 
 @contextmanager
 def _no_folder_made() -> Iterator[None]:
-    given = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = tempfile.gettempdir()  # one that exists
+    configured = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = tempfile.gettempdir()  # an existing folder
     try:
         yield
     finally:
         del os.environ[_VARIABLE]
         downloaded = os.path.expanduser(_DOWNLOADED)
-        if given is not None or os.path.isdir(downloaded):
-            os.environ[_VARIABLE] = given if given is not None else downloaded
+        if configured is not None or os.path.isdir(downloaded):
+            os.environ[_VARIABLE] = configured if configured is not None else downloaded
 
 
 with _no_folder_made():

@@ -1,7 +1,7 @@
-"""fast-downward-textworld ships its library with debug sections: 33 of its 34 MB, copied for every engine.
+"""Loads the planner library without its debug sections, which are 33 of the 34 MB that every engine copies.
 
-Each engine needs a copy of its own, whose space is taken as long as the engine lasts. Copies are made of the part that
-is loaded alone. Goes when fast-downward-textworld strips its library.
+Each engine needs a separate copy for its lifetime, so only the loadable segments are copied. Remove this module when
+fast-downward-textworld strips its library.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PT_LOAD = 1
 
 
 def load_library() -> CDLL:
-    """A copy of the planner library, loaded, with the signatures that `fast_downward` sets."""
+    """Load a new copy of the planner library, with the signatures that `fast_downward` sets."""
     fast_downward.interface.DOWNWARD_LIB_PATH = _loaded_part(_WHOLE)
     return fast_downward.load_lib()
 
 
 @cache
 def _loaded_part(path: str) -> str:
-    """A file in the memory of this process; `path` itself where that is no 64-bit ELF, as on macOS."""
+    """An in-memory file with the loadable segments; `path` itself if it is not a 64-bit ELF, as on macOS."""
     whole = Path(path).read_bytes()
     end = _end_of_segments(whole)
     if end is None:
@@ -39,14 +39,14 @@ def _loaded_part(path: str) -> str:
 
 
 def _end_of_segments(elf: bytes) -> int | None:
-    """Where the last segment ends that a loader maps; what comes after is for linkers and debuggers."""
+    """The end of the last segment that a loader maps; the rest is for linkers and debuggers."""
     if elf[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
         return None
     (headers,) = struct.unpack_from("<Q", elf, 32)
     size, count = struct.unpack_from("<HH", elf, 54)
     ends = []
-    for at in range(headers, headers + size * count, size):
-        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", elf, at)
+    for header in range(headers, headers + size * count, size):
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", elf, header)
         if kind == _PT_LOAD:
             ends.append(offset + length)
     return max(ends)

@@ -1,4 +1,4 @@
-"""The six kinds of task sentence of ALFWorld, read back into what they ask for."""
+"""Parses ALFWorld's six kinds of task sentence."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _VERBS = {"clean": "clean", "hot": "heat", "heat": "heat", "cool": "cool"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """`count` things of kind `thing`, treated by `verb` (if any), in a receptacle of kind `target`; or looked at
-    under it.
+class TaskGoal:
+    """`count` things of kind `thing`, treated by `verb` (if any), in a receptacle of kind `target`; or, with `look`,
+    looked at under a lamp of that kind.
     """
 
     thing: str
@@ -34,15 +34,15 @@ class Wanted:
     look: bool = False
 
 
-def parse_sentence(sentence: str) -> Wanted | None:
-    """Read `put a clean mug in desk`; None for a sentence that does not follow ALFWorld's templates."""
+def parse_sentence(sentence: str) -> TaskGoal | None:
+    """Parse a sentence such as `put a clean mug in desk`; None if it follows none of ALFWorld's templates."""
     text = sentence.strip().removesuffix(".").lower()
-    if found := _LOOK.fullmatch(text):
-        return Wanted(found["thing"] or found["object"], found["target"], look=True)
+    if match := _LOOK.fullmatch(text):
+        return TaskGoal(match["thing"] or match["object"], match["target"], look=True)
     for pattern in _PATTERNS:
-        if found := pattern.fullmatch(text):
-            state = found.groupdict().get("state")
-            return Wanted(
-                found["thing"], found["target"], _VERBS[state] if state else None, 2 if " two " in text else 1
+        if match := pattern.fullmatch(text):
+            state = match.groupdict().get("state")
+            return TaskGoal(
+                match["thing"], match["target"], _VERBS[state] if state else None, 2 if " two " in text else 1
             )
     return None

@@ -1,7 +1,7 @@
 """ScienceWorld: primary school science in a house of text rooms, on the package's own Java engine.
 
-`data` lists tasks without the engine, `server` runs one virtual machine a process, `game` plays one of its games,
-`environment` makes an episode of it, `experts` replays the package's gold paths.
+`data` lists tasks without the engine, `server` runs one JVM per process, `game` plays a game on it, `environment` makes
+an episode of the game, `experts` replays the package's gold paths.
 """
 
 from verl_act.envs.base import EnvSpec

@@ -1,7 +1,7 @@
-"""ScienceWorld's tasks, variations and splits, as far as they can be known without its engine.
+"""ScienceWorld's tasks, variations and splits, without its engine.
 
-The numbers of variations and the rule of the splits are those of the package's version named here, and a test holds
-them against it: listing tasks takes milliseconds and no Java.
+The variation counts and the split rule are those of the package version named here; a test compares them with the
+package. Listing tasks therefore takes milliseconds and no Java.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ VARIATIONS = {
     "mendelian-genetics-known-plant": 120,
     "mendelian-genetics-unknown-plant": 480,
 }
-"""The task names in the package's order, and how many variations each has."""
+"""Task name -> number of variations, in the package's order."""
 
 EASY = "easy"
 NO_ELECTRICAL = "noElectricalAction"
 SIMPLIFICATIONS = ("teleportAction", "openDoors", "openContainers", "selfWateringFlowerPots", NO_ELECTRICAL)
-"""What a preset may combine. `easy` is all but `openContainers`, without `noElectricalAction` in electrical tasks."""
+"""What a preset can combine. `easy` is all but `openContainers`, without `noElectricalAction` in electrical tasks."""
 
 
 def list_tasks(
     split: str, tasks: Iterable[str] | None = None, simplification: str = EASY, **_: Any
 ) -> tuple[Task, ...]:
-    """Every variation of `split` once, of all tasks or of those named, in the package's order.
+    """Every variation of `split` once, of all tasks or of the given ones, in the package's order.
 
-    Task ids are `boil/12`: the task's name, which is its type, and the number of the variation. Further settings of
-    the environment are accepted and mean nothing here. Raises `DataError` for an unknown split, `ConfigError` for
-    unknown tasks, simplifications, or two that exclude each other.
+    Task ids are `boil/12`: the task's name, which is its type, and the variation. Other environment settings are
+    accepted and ignored. Raises `DataError` for an unknown split, `ConfigError` for
+    unknown tasks or simplifications, or a task that the simplification excludes.
     """
     if split not in SPLITS:
         raise DataError(f"ScienceWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
@@ -80,21 +80,21 @@ def list_tasks(
 
 
 def task_names(tasks: Iterable[str] | None) -> tuple[str, ...]:
-    """`tasks` in the package's order, each once; all where None. Raises `ConfigError` where one is unknown."""
+    """`tasks` in the package's order, each once; all if None. Raises `ConfigError` if one is unknown."""
     if tasks is None:
         return tuple(VARIATIONS)
-    wanted = {tasks} if isinstance(tasks, str) else set(tasks)
-    if unknown := wanted - VARIATIONS.keys():
+    requested = {tasks} if isinstance(tasks, str) else set(tasks)
+    if unknown := requested - VARIATIONS.keys():
         raise ConfigError(f"ScienceWorld has no task {min(unknown)!r}; it has {', '.join(VARIATIONS)}.")
-    if not wanted:
+    if not requested:
         raise ConfigError("The setting `tasks` is empty. Name at least one task, or leave it out for all.")
-    return tuple(name for name in VARIATIONS if name in wanted)
+    return tuple(name for name in VARIATIONS if name in requested)
 
 
 def check_simplification(preset: str) -> None:
     """Raises `ConfigError` unless `preset` is `easy`, empty, or some of `SIMPLIFICATIONS` joined by commas."""
-    for part in preset.split(",") if preset else ():
-        if part not in SIMPLIFICATIONS and preset != EASY:
+    for option in preset.split(",") if preset else ():
+        if option not in SIMPLIFICATIONS and preset != EASY:
             raise ConfigError(
                 f"{preset!r} is no simplification of ScienceWorld. Give {EASY!r}, '' for none, or some of "
                 f"{', '.join(SIMPLIFICATIONS)}, joined by commas without spaces."
@@ -102,33 +102,40 @@ def check_simplification(preset: str) -> None:
 
 
 def playable(name: str, simplification: str) -> bool:
-    """Whether the task can be done under the preset."""
+    """Whether the task can be solved under the preset."""
     electrical = "power-component" in name or "conductivity" in name
     return not (electrical and NO_ELECTRICAL in simplification)
 
 
 def variations(name: str, split: str) -> range:
-    """The variations of a task in `split`: half, a quarter and a quarter, in order, as the package cuts them."""
+    """The variations of a task in `split`: a half, a quarter and a quarter, in order, as in the package."""
     quarter = VARIATIONS[name] // 4
     bounds = {"train": (0, 2), "dev": (2, 3), "test": (3, 5)}[split]  # the fifth "quarter" is the remainder
     return range(bounds[0] * quarter, min(bounds[1] * quarter, VARIATIONS[name]))
 
 
 def name_and_variation(task: Task) -> tuple[str, int]:
-    """What the engine calls `task`. Raises `EnvError` where it is none of ScienceWorld's, or of another split."""
-    name, _, number = task.task_id.rpartition("/")
+    """The engine's name and variation of `task`. Raises `EnvError` if it is not a ScienceWorld task of its split."""
+    name, _, variation = task.task_id.rpartition("/")
     known = task.env == NAME and task.split in SPLITS and name in VARIATIONS
-    if not known or not (number.isascii() and number.isdigit() and len(number) < 6 and str(int(number)) == number):
+    if not known or not _is_variation(variation):
         raise EnvError(
             f"{task}: is not a ScienceWorld task. Ids are like 'boil/12', splits {', '.join(SPLITS)}; "
             f"`list_tasks` has them all."
         )
-    found = variations(name, task.split)
-    if int(number) not in found:
-        raise EnvError(f"{task}: {task.split} holds variations {found.start} to {found.stop - 1} of {name}.")
-    return name, int(number)
+    available = variations(name, task.split)
+    if int(variation) not in available:
+        raise EnvError(f"{task}: {task.split} holds variations {available.start} to {available.stop - 1} of {name}.")
+    return name, int(variation)
+
+
+def _is_variation(text: str) -> bool:
+    """Whether `text` is a number without leading zeros."""
+    return text.isascii() and text.isdigit() and len(text) < 6 and str(int(text)) == text
 
 
 @lru_cache(maxsize=32)
 def _listed(split: str, names: tuple[str, ...]) -> tuple[Task, ...]:
-    return tuple(Task(NAME, split, f"{name}/{number}", name) for name in names for number in variations(name, split))
+    return tuple(
+        Task(NAME, split, f"{name}/{variation}", name) for name in names for variation in variations(name, split)
+    )

@@ -1,4 +1,4 @@
-"""ScienceWorld as an `Environment`: tasks of primary school science in a house of text rooms."""
+"""ScienceWorld as an `Environment`: primary school science in text rooms."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from verl_act.errors import ConfigError, EnvError
 _GOAL = "Your task is to "
 _OVER = "The episode is over."
 _LONGEST = 1000
-"""Characters of the longest action that the engine is asked about; its own entries have less than 300."""
+"""Most characters of an action that is sent to the engine; its own entries have fewer than 300."""
 
 
-class Snapshot(NamedTuple):
-    """A state of an episode: how to come to it, and what it shows."""
+class ScienceWorldSnapshot(NamedTuple):
+    """A state of an episode: the actions that lead to it, and its answer and menu."""
 
     actions: tuple[str, ...]
     answer: Answer
@@ -28,21 +28,21 @@ class Snapshot(NamedTuple):
 
 
 class ScienceWorldEnvironment:
-    """Plays ScienceWorld's tasks; deterministic, so a task's seed is not used.
+    """Plays ScienceWorld's tasks. Deterministic: a task's seed is not used.
 
-    `admissible_actions` are the engine's valid actions less those on objects that it does not understand where the
-    agent is (things in closed containers), and less `reset task`: about 100 to 4,000, on average 500. (A prompt may
-    show fewer, by a template's `max_listed`.) `admissible` is true for any wording in which the engine understands a
-    valid action, false for what it does not understand or what would change nothing (opening what is open). A text
-    that may mean several actions is answered with a question; the numbers that answer it are then the only admissible
-    actions, and anything else takes the question back.
+    `admissible_actions` are the engine's valid actions without `reset task` and without those on objects that it does
+    not accept at the agent's location (such as in closed containers): about 100 to 4,000, on average 500. (A template's
+    `max_listed` limits how many a prompt shows.) `admissible` is true for any wording that the engine understands as a
+    valid action. It is false for what the engine does not understand or what would change nothing (opening an open
+    door). The engine answers an ambiguous text with a question; then only the numbers that answer it are admissible,
+    and any other text cancels the question.
 
-    The score is the engine's, 0 to 100, and below 0 once the task has been failed for good, which ends the episode.
-    The reward is the change of the score, divided by 100; that of the first step includes what the engine gives for the
-    start, so that an episode's rewards add up to its score. Success is a completed task with score 100.
+    The score is the engine's, 0 to 100, or negative once the task has failed for good, which ends the episode. The
+    reward is the change of the score divided by 100. The first step's reward includes the score of the start, so that
+    an episode's rewards add up to its score. Success is a completed task with score 100.
 
-    Where the Java engine dies within an episode, the episode is replayed on a new one, once a step. Not so for want of
-    memory: the episode that asked for more ends with `NoRoom`, which leaves the others theirs.
+    If the Java engine dies within an episode, the episode is replayed on a new one, once per step. If it runs out of
+    memory, the episode that needed more ends with `NoRoom`, to protect the others.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class ScienceWorldEnvironment:
         max_steps: int = 100,
         tasks: Iterable[str] | None = None,
     ) -> None:
-        """`simplification`: a preset (see `data.SIMPLIFICATIONS`); `max_steps`: actions that an episode may take;
-        `tasks`: the names that `list_tasks` is restricted to.
+        """`simplification`: a preset (see `data.SIMPLIFICATIONS`); `max_steps`: most actions in an episode;
+        `tasks`: the task names that `list_tasks` is restricted to.
 
-        Raises `ConfigError` for settings that cannot work.
+        Raises `ConfigError` for invalid settings.
         """
         check_simplification(simplification)
         task_names(tasks)
@@ -70,10 +70,10 @@ class ScienceWorldEnvironment:
         self._answer = Answer("", 0, False)
 
     def reset(self, task: Task) -> Observation:
-        """Start `task`. Raises `EnvError` where it is unknown or cannot be played, `NoRoom` where the process plays as
-        many as it can, `ConfigError` without Java.
+        """Start `task`. Raises `EnvError` if it is unknown or cannot be played, `NoRoom` if the process has no capacity
+        for it, `ConfigError` without Java.
         """
-        self._task = None  # after a failure, the last episode must not go on
+        self._task = None  # after a failure, the previous episode must not continue
         name, _ = name_and_variation(task)
         if not playable(name, self._simplification):
             raise EnvError(f"{task}: cannot be done with the simplification {self._simplification!r}.")
@@ -87,9 +87,9 @@ class ScienceWorldEnvironment:
         return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._menu.actions)
 
     def step(self, action: str) -> StepResult:
-        """Take `action`. After the end of an episode nothing happens any more.
+        """Take `action`. After the end of an episode it has no effect.
 
-        Raises `EnvError` where the engine fails, or dies twice, and `NoRoom` where it runs out of memory.
+        Raises `EnvError` if the engine fails, or dies twice, and `NoRoom` if it runs out of memory.
         """
         self._playing()
         if self._over():
@@ -112,24 +112,24 @@ class ScienceWorldEnvironment:
         )
 
     def close(self) -> None:
-        """End the episode. The engine stays, for the other episodes of this process."""
+        """End the episode. The engine keeps running for the other episodes of this process."""
         self._game = self._task = None
 
     def release(self) -> None:
-        """Give the game's 10 MB back to the engine, whose heap holds about 70 of them."""
+        """Free the game's 10 MB of the engine's heap, which has space for about 70 games."""
         self.close()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ScienceWorldSnapshot:
         """The current state; valid until the next `reset`."""
         self._playing()
-        return Snapshot(tuple(self._actions), self._answer, self._menu)
+        return ScienceWorldSnapshot(tuple(self._actions), self._answer, self._menu)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Return to `snapshot`. The engine has no way back: it is told the actions again, but not asked in between what
-        could be done, which takes ten times as long as an action.
+    def restore(self, snapshot: ScienceWorldSnapshot) -> None:
+        """Restore `snapshot`. The engine cannot go back, so the actions are replayed, without listing the possible
+        actions in between, which takes ten times as long as an action.
 
-        Raises `EnvError` where the engine does not come to the same state, or dies twice, and `NoRoom` where it runs
-        out of memory.
+        Raises `EnvError` if the replay reaches a different state or the engine dies twice, and `NoRoom` if it runs out
+        of memory.
         """
         self._playing()
         assert self._task is not None
@@ -143,30 +143,30 @@ class ScienceWorldEnvironment:
         self._actions, self._answer, self._menu = list(snapshot.actions), snapshot.answer, snapshot.menu
 
     def score(self) -> int:
-        """The engine's score of the episode so far: 0 to 100, below 0 where the task has been failed for good."""
+        """The engine's score of the episode so far: 0 to 100, negative if the task has failed for good."""
         self._playing()
         return self._answer.score
 
     def reading(self, action: str) -> tuple[str, bool]:
-        """`action` in the wording of the complete list of actions, where it has one; and whether it is admissible."""
+        """`action` in the wording of the engine's action list, if it is there, and whether it is admissible."""
         spoken = _spoken(action)
         if self._menu.holds(spoken.lower()):
             return spoken.lower(), True
         readings = self._playing().readings(spoken)
         names = [self._menu.name_of(reading.meaning) for reading in readings]
-        # What may mean several things keeps its wording: the engine's question lists them by it.
+        # An ambiguous text keeps its wording: the engine's question refers to it.
         name = names[0] if len(names) == 1 and names[0] else action
         return name, any(reading.possible for reading in readings)
 
     def gold_path(self) -> tuple[str, ...]:
-        """The package's own solution of the current task, in its wording (privileged); found in seconds, and kept."""
+        """The package's own solution of the current task, in its wording (privileged). Takes seconds; cached."""
         self._playing()
         assert self._task is not None
         return gold_path(*name_and_variation(self._task), self._simplification)
 
     @contextmanager
     def _leaving_room(self) -> Iterator[None]:
-        """An episode for which there is no room ends: to go on, it would take from the others what they have."""
+        """End the episode on `NoRoom`: continuing would take memory from the others."""
         try:
             yield
         except NoRoom:
@@ -179,7 +179,7 @@ class ScienceWorldEnvironment:
         self._answer, self._menu = answer, game.menu()
 
     def _start(self, task: Task, actions: Iterable[str] = ()) -> tuple[Game, Answer]:
-        """The task's game after `actions`, on a new engine where the last is gone; and what it said last."""
+        """The task's game after `actions`, on a new engine if the last one is gone, and its last answer."""
         if self._game is None or not self._game.alive():
             self._game = Game()
         answer = self._game.load(*name_and_variation(task), self._simplification)
@@ -188,19 +188,19 @@ class ScienceWorldEnvironment:
         return self._game, answer
 
     def _take(self, action: str) -> bool:
-        """Say `action` to the engine; whether it was admissible."""
+        """Send `action` to the engine. Returns whether it was admissible."""
         game = self._playing()
         _, admissible = self.reading(action)
         answer, menu = game.say(_spoken(action)), game.menu()
-        # Together: where the engine dies between the two, the state before is what the replay must come to.
+        # Assigned together: if the engine dies between the two calls, a replay must reach the state before.
         self._answer, self._menu = answer, menu
         return admissible
 
     def _recover(self) -> None:
-        """Play the episode again on a new engine. Raises `EnvError` where it does not come out the same."""
-        shown = self._menu
+        """Replay the episode on a new engine. Raises `EnvError` if it reaches a different state."""
+        expected = self._menu
         self.restore(self.snapshot())
-        if self._playing().menu() != shown:
+        if self._playing().menu() != expected:
             raise EnvError(f"{self._task}: the engine died, and replaying {brief(self._actions)} gave another state.")
 
     def _playing(self) -> Game:
@@ -216,9 +216,9 @@ class ScienceWorldEnvironment:
 
 
 def _spoken(action: str) -> str:
-    """What the engine is told: an empty text instead of one that is too long, or holds what cannot be printed.
+    """The text to send to the engine: empty instead of one that is too long or not printable.
 
-    The engine understands neither, and an empty text takes back its question as any other would.
+    The engine understands neither, and an empty text cancels its question like any other.
     """
     if len(action) > _LONGEST:
         return ""

@@ -24,21 +24,21 @@ _BEEN_IN = re.compile(
 
 
 class GoldExpert:
-    """Plays the gold path of a task in the wording of the environment's own list. Privileged.
+    """Plays the gold path of a task in the wording of the environment's action list. Privileged.
 
-    A path knows where everything is and what nobody has measured yet, and it holds actions that change nothing, such
-    as opening open doors; these are played too, because what grows, melts or hatches waits for them. A path may need
-    more steps than an episode has, and some do not reach the goal.
+    A path knows where everything is and results that nobody has measured yet. It includes actions that change nothing,
+    such as opening open doors, which are played too because growing, melting and hatching take steps. A path may need
+    more steps than an episode has, and some paths do not reach the goal.
 
-    Inferable is an action that needs nothing but what the context shows. That is decided by three rules:
+    An action is inferable if it needs only what the context shows. Three rules decide:
 
     - it is admissible;
-    - every word that names its objects has come up in the goal or in an observation;
-    - walking into a place where the agent has not been, and opening something, are searches whose outcome only the
-      path knows: they are inferable where the goal names the place or the thing. An answer to the engine's question
-      which of several like things is meant is not inferable.
+    - every word that names its objects has occurred in the goal or in an observation;
+    - going where the agent has not been, and opening something, are searches whose result only the path knows: they are
+      inferable only if the goal names the location or the object. An answer to the engine's question which of several
+      similar objects is meant is not inferable.
 
-    The rules look at words: they do not tell a measured conclusion from one that was never measured.
+    The rules are lexical: they cannot tell a measured conclusion from one that was never measured.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ class GoldExpert:
         self._played: list[str] = []
 
     def reset(self, task: Task) -> None:
-        """Forget the last task's path; the next is found at the first `act`, in some seconds."""
+        """Forget the last task's path. The next one is computed at the first `act`, in seconds."""
         self._path, self._played = None, []
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The path's next action. Raises `ExpertGaveUp` where it ends before the goal, `EnvError` where another path
-        was taken.
+        """The path's next action. Raises `ExpertGaveUp` if it ends before the goal, `EnvError` if the history has
+        left the path.
         """
         if not isinstance(environment, ScienceWorldEnvironment):
             raise EnvError(f"Gold paths are played in ScienceWorldEnvironment, not in {type(environment).__name__}.")
@@ -73,9 +73,9 @@ def follows(action: str, context: Context) -> bool:
     texts = [*(turn.observation for turn in context.history), context.observation]
     if action.isdigit() or not _words(action) - _NO_OBJECTS <= goal.union(*map(_words, texts)):
         return False
-    if place := _TO_A_PLACE.fullmatch(action):
-        been = {name for text in texts for found in _BEEN_IN.findall(text) for name in found if name}
-        return place[1] in been or _words(place[1]) <= goal
+    if destination := _TO_A_PLACE.fullmatch(action):
+        been = {name for text in texts for groups in _BEEN_IN.findall(text) for name in groups if name}
+        return destination[1] in been or _words(destination[1]) <= goal
     opened = _OPENING.fullmatch(action)
     return opened is None or _words(opened[1]) - _NO_OBJECTS <= goal
 

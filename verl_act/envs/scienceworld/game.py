@@ -1,4 +1,4 @@
-"""One game on the Java engine: what can be said to it, and what it answers."""
+"""One game on the Java engine: its actions and answers."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from verl_act.envs.scienceworld.server import engine
 from verl_act.errors import EnvError
 
 Meaning = tuple[int, tuple[int, ...]]
-"""What an action does, whatever it is called: the engine's number for its kind, and those of its objects in order."""
+"""What an action does, independent of its wording: the engine's ids of its kind and of its objects, in order."""
 
 _RESET = "reset task"
-"""Offered by the engine, not by us: it undoes what has been achieved and is no part of a task."""
+"""Listed by the engine but not by us: it undoes all progress."""
 
 _ORDER = ("obj", "device", "terminalA", "moveTo", "patient", "terminalB", "moveFrom")
-"""The engine's names for an action's objects in the order of its own list; names not in here stand alone."""
+"""The engine's names for an action's objects in the order of its own list; other names occur alone."""
 
 _TELEPORT, _TELEPORT_KIND = "teleport ", -1
-"""Reaches every place; the engine gives it the number of walking."""
+"""Reaches every location; the engine gives it the id of walking."""
 
 _CHOICE = 100
-"""From here on, kinds are the numbered answers to a question of the engine's."""
+"""Kinds from this id on are the numbered answers to a question of the engine."""
 
 
 class Reading(NamedTuple):
-    """One way to take a text. `possible` is the engine's own check of whether it can be done now."""
+    """One interpretation of a text. `possible` is the engine's own check of whether it can be done now."""
 
     meaning: Meaning
     possible: bool
 
 
 class Answer(NamedTuple):
-    """What the engine says to one text. `score` is 0 to 100, or below 0 where the task has been failed for good."""
+    """The engine's answer to one text. `score` is 0 to 100, or negative if the task has failed for good."""
 
     text: str
     score: int
@@ -43,12 +43,12 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """The actions possible now, without those that name what is out of reach."""
+    """The actions possible now, without those on objects out of reach."""
 
     actions: tuple[str, ...] = ()
-    """In alphabetical order; or the numbers that answer the engine's question."""
+    """In alphabetical order; or the numbers that answer the engine's question, in the engine's order."""
     understood: frozenset[str] = frozenset()
-    """These, and what is not offered."""
+    """`actions` and the entries that are not listed."""
     names: dict[Meaning, str] = field(default_factory=dict)
 
     def holds(self, text: str) -> bool:
@@ -56,9 +56,9 @@ class Menu:
         return text in self.understood
 
     def name_of(self, meaning: Meaning) -> str | None:
-        """The entry that means this, if there is one."""
+        """The entry with this meaning, if any."""
         kind, objects = meaning
-        # Picking up and putting down also name the place that it goes to, which entries leave out.
+        # Picking up and putting down also name the destination, which entries leave out.
         return self.names.get(meaning) or self.names.get((kind, objects[:1]))
 
 
@@ -66,7 +66,7 @@ class Game:
     """One game at a time; `load` starts the next. The games of a process share the engine, `MOST_GAMES` of them."""
 
     def __init__(self) -> None:
-        """Raises `NoRoom` where the engine has no room for another."""
+        """Raises `NoRoom` if the engine has no capacity for another."""
         self._engine = engine()
         self._engine.admit(self)
         self._globals = self._engine.globals()
@@ -74,14 +74,14 @@ class Game:
             self._interface = self._engine.interface()
 
     def load(self, name: str, variation: int, simplification: str) -> Answer:
-        """Start a task and look around, as the package does. Raises `EnvError` where the engine refuses."""
+        """Start a task and look around, as the package does. Raises `EnvError` if the engine refuses."""
         with self._engine.turn(self._globals):
             self._start(name, variation, simplification, False)
             self._globals.simplifications = self._agent_interface().simplificationStr()
             return self.say("look around")
 
     def alive(self) -> bool:
-        """Whether its engine is."""
+        """Whether its engine is alive."""
         return self._engine.alive()
 
     def goal(self) -> str:
@@ -90,17 +90,17 @@ class Game:
             return self._interface.getTaskDescription()
 
     def say(self, text: str) -> Answer:
-        """Take a step. Raises `EnvError` where the engine has failed at this step or the one before."""
+        """Take a step. Raises `EnvError` if the engine failed at this step or the one before."""
         with self._engine.turn(self._globals):
             answer = self._interface.step(text)
             score = round(100 * self._interface.getScore())
-            # The engine hides its own failures behind the lowest score, from the next step on.
+            # The engine reports its own failures as the lowest score, from the next step on.
             if score < 0 and self._agent_interface().isInErrorState():
                 raise EnvError(f"ScienceWorld's engine has failed: {self._agent_interface().getErrorStateMessage()}")
             return Answer(answer.strip(), score, self._interface.getCompleted())
 
     def menu(self) -> Menu:
-        """What can be done now. Asking changes nothing."""
+        """The actions possible now. Does not change the game."""
         with self._engine.turn(self._globals):
             with self._engine.aside(self._globals):
                 listed = json.loads(self._interface.getValidActionObjectCombinationsJSON())["validActions"]
@@ -114,12 +114,12 @@ class Game:
         ]
         texts = [entry["action"] for entry in reachable]
         names = {(_kind(entry), tuple(entry["obj_ids"])): entry["action"] for entry in reversed(reachable)}
-        asked = bool(listed) and listed[0]["template_id"] >= _CHOICE
-        offered = texts if asked else sorted(set(texts) - {_RESET})
+        is_question = bool(listed) and listed[0]["template_id"] >= _CHOICE
+        offered = texts if is_question else sorted(set(texts) - {_RESET})
         return Menu(tuple(offered), frozenset(texts), names)
 
     def readings(self, text: str) -> list[Reading]:
-        """The actions that the engine takes `text` for: none, one, or those between which it would ask to choose."""
+        """The interpretations of `text`: none, one, or those between which the engine would ask to choose."""
         with self._engine.turn(self._globals):
             outer = self._agent_interface()
             agent, parser = outer.agent(), outer.inputParser()
@@ -136,7 +136,7 @@ class Game:
             return [self._reading(self._engine.as_action(match, *noted, agent)) for match in matches]
 
     def solve(self, name: str, variation: int, simplification: str) -> tuple[str, ...]:
-        """The package's own solution of a task, which it finds by playing it: another must be loaded then."""
+        """The package's own solution of a task. Computing it plays the task, so load a task afterwards."""
         with self._engine.turn(self._globals):
             self._engine.forget_routes()
             self._start(name, variation, simplification, True)
@@ -159,7 +159,7 @@ class Game:
         return Reading(meaning, self._engine.companion(action).isValidAction(objects)._2())
 
     def _within_reach(self) -> set[int]:
-        """The numbers of all objects that the engine understands in an action now."""
+        """The ids of all objects that the engine accepts in an action now."""
         agent_interface = self._agent_interface()
         agent, parser = agent_interface.agent(), agent_interface.inputParser()
         numbers: set[int] = set()

@@ -1,9 +1,9 @@
-"""The Java engine behind ScienceWorld: one JVM per process, which starts once and serves any number of games.
+"""The Java engine behind ScienceWorld: one JVM per process, which serves all its games.
 
-The engine was written for one game a machine: its random numbers, object numbers and simplifications are global, and
-the order of its sets follows memory addresses. Here each game has its own globals, put in place before it is asked
-anything, and the machine gives every object the same hash: a transcript depends on nothing but its task and actions,
-whatever else the machine has played or is playing.
+The engine was written for one game per JVM: its random numbers, object ids and simplifications are global, and the
+order of its sets depends on memory addresses. Here each game has its own globals, which are set before every call, and
+the JVM gives every object the same hash. A transcript therefore depends only on its task and actions, not on other
+games of the JVM.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ logger = logging.getLogger(__name__)
 
 HEAP_MB = 1024
 MOST_GAMES = 70
-"""A game takes 10 to 11 MB of the heap. From about 80 on, the machine does little but look for room."""
+"""A game takes 10 to 11 MB of the heap. From about 80 on, the JVM spends its time on garbage collection."""
 _REMEDY_ROOM = (
     "Play fewer at a time in one process: give more `actors`, in the settings of episodes (data.act.episode.actors) or "
     "of evaluation (evaluate.actors)."
 )
 _OUT_OF_MEMORY = 3
-"""The exit status of a virtual machine that ends itself for want of heap."""
+"""The exit status of a JVM that ran out of heap."""
 _OPTIONS = (
-    # The order of the engine's lists is that of hash sets whose members have no hash of their own.
+    # The engine's lists have the order of hash sets whose members use the default hash.
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
-    # With the default collector and heap, the machine grows to gigabytes.
+    # With the default collector and heap, the JVM grows to gigabytes.
     "-XX:+UseSerialGC",
     f"-Xmx{HEAP_MB}m",
     "-XX:+ExitOnOutOfMemoryError",
@@ -55,34 +55,34 @@ _OPTIONS = (
 )
 _START_SECONDS = 60.0
 _CALL_SECONDS = 120.0
-"""More than any call takes: the longest, finding a gold path, takes up to some ten seconds."""
+"""More than any call takes: the longest, a gold path, takes about ten seconds."""
 
 
 class EngineLost(EnvError):
-    """The virtual machine died or did not answer in time, and its games with it. The next `engine()` is a new one."""
+    """The JVM died or did not answer in time, and its games are lost. The next `engine()` starts a new one."""
 
 
 @dataclass(slots=True)
 class Globals:
-    """What the engine keeps in one place for all games; here one for each game. Made by `Engine.globals`."""
+    """The engine's global state, here one for each game. Made by `Engine.globals`."""
 
     random: Any
     """The game's `java.util.Random`."""
     aside: Any
-    """Another, for questions that must not change what the game draws next."""
+    """Another one, for queries that must not change the game's random numbers."""
     last_id: int = 0
-    """The last object number given out."""
+    """The last object id in use."""
     simplifications: str = ""
 
 
 class Engine:
-    """One virtual machine. Its games take turns, from one thread or several.
+    """One JVM. Calls of its games are serialized, from one thread or several.
 
-    It listens on the loopback interface, wants a token that only this process knows, and ends with this process.
+    It listens on the loopback interface, requires a token that only this process knows, and ends with this process.
     """
 
     def __init__(self) -> None:
-        """Start it, which takes about a second. Raises `ConfigError` without a fitting Java or package."""
+        """Start the JVM, which takes about a second. Raises `ConfigError` without a suitable Java or package."""
         if _INSTALLED != VERSION:
             raise ConfigError(
                 f"ScienceWorld {_INSTALLED} is installed, but its splits are known for {VERSION}. "
@@ -91,7 +91,7 @@ class Engine:
         self._process, port, token = _start()
         self._owner = os.getpid()
         self._lock = threading.RLock()
-        self._in_place: Globals | None = None
+        self._active: Globals | None = None
         self._companions: dict[str, Any] = {}
         self._games: WeakSet[Any] = WeakSet()
         self._ended = "it was closed, or its process ended"
@@ -105,7 +105,7 @@ class Engine:
 
     @property
     def pid(self) -> int:
-        """The process id of the virtual machine."""
+        """The process id of the JVM."""
         return self._process.pid
 
     def alive(self) -> bool:
@@ -113,7 +113,7 @@ class Engine:
         return self._owner == os.getpid() and self._client.is_connected and self._process.poll() is None
 
     def close(self) -> None:
-        """End the virtual machine. Calling it twice is harmless."""
+        """Kill the JVM. Calling it twice is harmless."""
         self.forget()
         self._process.kill()
         self._process.wait()
@@ -122,11 +122,11 @@ class Engine:
                 pipe.close()
 
     def forget(self) -> None:
-        """Say nothing more to it; in a forked process, whose parent goes on using it."""
+        """Stop using the JVM, in a forked process whose parent still uses it."""
         self._client.is_connected = False
 
     def admit(self, game: Any) -> None:
-        """Count `game` for as long as it lives. Raises `NoRoom` where there are `MOST_GAMES` already."""
+        """Count `game` for as long as it lives. Raises `NoRoom` if there are `MOST_GAMES` already."""
         with self._lock:
             if len(self._games) >= MOST_GAMES:
                 raise NoRoom(
@@ -136,59 +136,59 @@ class Engine:
             self._games.add(game)
 
     def globals(self) -> Globals:
-        """The globals of a new game."""
+        """New globals for a game."""
         with self._guarded():
             return Globals(self._jvm.java.util.Random(0), self._jvm.java.util.Random(0))
 
     def interface(self) -> Any:
-        """Within a turn (to make it draws random numbers): a new game of the engine, nothing loaded."""
+        """A new game of the engine, with nothing loaded. Call within a turn, because it uses random numbers."""
         return self._jvm.scienceworld.runtime.pythonapi.PythonInterface()
 
     @contextmanager
-    def turn(self, own: Globals) -> Iterator[None]:
-        """Let the game with these globals be asked something.
+    def turn(self, game_globals: Globals) -> Iterator[None]:
+        """Make calls of the game with these globals.
 
-        Raises `NoRoom` where the machine runs out of memory, `EngineLost` where it dies otherwise or hangs, and
-        `EnvError` where the engine fails.
+        Raises `NoRoom` if the JVM runs out of memory, `EngineLost` if it dies otherwise or hangs, and `EnvError` if the
+        engine fails.
         """
         with self._guarded():
-            if self._in_place is not own:
-                if self._in_place is not None:
-                    self._in_place.last_id = self._ids.count()
-                self._draw_from(own.random)
-                self._set_last_id(own.last_id)
-                self._simplifier.parseSimplificationStr(own.simplifications)
-                self._in_place = own
+            if self._active is not game_globals:
+                if self._active is not None:
+                    self._active.last_id = self._ids.count()
+                self._draw_from(game_globals.random)
+                self._set_last_id(game_globals.last_id)
+                self._simplifier.parseSimplificationStr(game_globals.simplifications)
+                self._active = game_globals
             yield
 
     @contextmanager
-    def aside(self, own: Globals) -> Iterator[None]:
-        """Within a turn: ask something that draws random numbers, always the same, and none of the game's."""
-        own.aside.setSeed(0)
-        self._draw_from(own.aside)
+    def aside(self, game_globals: Globals) -> Iterator[None]:
+        """Within a turn: make calls with fixed random numbers instead of the game's."""
+        game_globals.aside.setSeed(0)
+        self._draw_from(game_globals.aside)
         try:
             yield
         finally:
-            self._draw_from(own.random)
+            self._draw_from(game_globals.random)
 
     def lines(self, texts: Any) -> tuple[str, ...]:
-        """A Java collection of texts in one answer; to go through it from here would take a call a text."""
+        """A Java collection of strings, in one call instead of one per string."""
         joined = self._jvm.java.lang.String.join("\n", texts)
         return tuple(joined.split("\n")) if joined else ()
 
     def as_action(self, match: Any, monitor: Any, goals: Any, agent: Any) -> Any:
-        """The action that a match of the engine's parser stands for."""
+        """The action of a match of the engine's parser."""
         return self._jvm.scienceworld.input.ActionTypecaster.typecastAction(match, monitor, goals, agent)
 
     def companion(self, action: Any) -> Any:
-        """The Scala companion object of an action's class, which holds the engine's checks of such actions."""
+        """The Scala companion object of an action's class, which has the engine's checks of such actions."""
         name = f"{action.getClass().getName()}$"
         if name not in self._companions:
             self._companions[name] = self._jvm.java.lang.Class.forName(name).getField("MODULE$").get(None)
         return self._companions[name]
 
     def forget_routes(self) -> None:
-        """Clear the routes that one gold path leaves for the next: a task's gold path depends on nothing else then."""
+        """Clear the routes cached by earlier gold paths, so that a gold path depends only on its task."""
         self._jvm.scienceworld.goldagent.PathFinder.precomputedExhaustivePaths().clear()
 
     @contextmanager
@@ -204,22 +204,22 @@ class Engine:
                 raise self._lost(isinstance(getattr(error, "cause", None), TimeoutError)) from error
             except Exception:
                 raise
-            except BaseException:  # interrupted in the middle of a call, so nobody knows what it has done
+            except BaseException:  # interrupted within a call, so its effect is unknown
                 self.close()
                 raise
 
-    def tell_of_end(self) -> None:
-        """Log that it is gone, and why: to play its games again on another takes time, which somebody may wonder at."""
+    def log_end(self) -> None:
+        """Log that the JVM is gone, and why: replaying its games on another takes noticeable time."""
         logger.warning(
-            "ScienceWorld's Java engine of process %d is gone with %d live games: %s. Another is started, where they "
-            "are played again when they go on.",
+            "ScienceWorld's Java engine of process %d is gone with %d live games: %s. Another will be started, "
+            "and they are replayed there when needed.",
             os.getpid(),
             len(self._games),
             self._ended,
         )
 
     def _lost(self, hung: bool) -> EnvError:
-        """What is raised where the machine does not answer any more; it is closed."""
+        """Close the JVM and return the error to raise."""
         if not hung:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5.0)
@@ -228,7 +228,7 @@ class Engine:
         self.close()
         if status != _OUT_OF_MEMORY:
             return EngineLost(f"The Java engine was lost ({self._ended}), and its games with it.")
-        # Not to be played again on another machine: with the others, that would run out of memory as well.
+        # Not replayed on another JVM: with the same games, that would run out of memory as well.
         self._ended = f"they need more than its {HEAP_MB} MB"
         return NoRoom(
             f"ScienceWorld's Java engine ran out of its {HEAP_MB} MB; live games: {len(self._games)}. {_REMEDY_ROOM}"
@@ -239,7 +239,7 @@ class Engine:
 
     def _prepare(self) -> None:
         jvm, find = self._jvm, self._jvm.java.lang.Class.forName
-        silent = jvm.java.io.PrintStream(os.devnull)  # the engine prints a page at every step
+        silent = jvm.java.io.PrintStream(os.devnull)  # the engine prints a lot at every step
         jvm.java.lang.System.setOut(silent)
         jvm.java.lang.System.setErr(silent)
         self._answer_at_once()
@@ -251,26 +251,26 @@ class Engine:
         self._simplifier = jvm.main.scala.scienceworld.runtime.SimplifierProcessor
 
     def _answer_at_once(self) -> None:
-        """Switch off Nagle's algorithm on the Java side: with it, an answer of more than 8 kB waits for 40 ms."""
+        """Switch off Nagle's algorithm on the Java side: with it, an answer of more than 8 kB is delayed by 40 ms."""
         find = self._jvm.java.lang.Class.forName
         connections = find("py4j.GatewayServer").getDeclaredField("connections")
         socket = find("py4j.GatewayConnection").getDeclaredField("socket")
         connections.setAccessible(True)
         socket.setAccessible(True)
         opened = connections.get(self._gateway.java_gateway_server)
-        for at in range(opened.size()):
-            socket.get(opened.get(at)).setTcpNoDelay(True)
+        for index in range(opened.size()):
+            socket.get(opened.get(index)).setTcpNoDelay(True)
 
 
 class _Client(GatewayClient):
-    """Sends every command once. Py4J's own tries again, which could take one step twice."""
+    """Sends every command once. Py4J's own client retries, which could apply a step twice."""
 
     def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
         connection = self._get_connection()
         try:
             answer = connection.send_command(command)
         except BaseException:
-            connection.close(reset=True)  # or the answer would be taken for the next command's
+            connection.close(reset=True)  # or its answer would be read as the next command's
             raise
         self._give_back_connection(connection)
         return answer
@@ -281,14 +281,14 @@ _STARTING = threading.Lock()
 
 
 def engine() -> Engine:
-    """This process's engine, started at the first call and where the last one is gone.
+    """This process's engine, started on first use and after the last one is gone.
 
     Raises `ConfigError` without Java.
     """
     global _ENGINE
     with _STARTING:
         if _ENGINE is not None and not _ENGINE.alive():
-            _ENGINE.tell_of_end()
+            _ENGINE.log_end()
             _ENGINE = None
         if _ENGINE is None:
             _ENGINE = Engine()
@@ -312,32 +312,32 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _start() -> tuple[subprocess.Popen[bytes], int, str]:
-    """A new virtual machine, the port it listens on, and its token. Raises `ConfigError` where it does not start."""
+    """Start a JVM. Returns its process, port and token. Raises `ConfigError` if it does not start."""
     java = _find_java()
     command = [java, *_OPTIONS, "-cp", os.pathsep.join((find_jar_path(), JAR_PATH)), "py4j.GatewayServer"]
     command += ["--die-on-broken-pipe", "--enable-auth", "0"]
-    with tempfile.TemporaryFile() as complaints:
+    with tempfile.TemporaryFile() as stderr:
         try:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=complaints,
-                cwd=BASEPATH,  # where the engine looks for a table of its own
-                start_new_session=True,  # Ctrl-C is for this process, which ends the machine in its own time
+                stderr=stderr,
+                cwd=BASEPATH,  # the engine reads a table from there
+                start_new_session=True,  # Ctrl-C must reach only this process, which ends the JVM
             )
-        except OSError as error:  # made for another machine, or no program at all
+        except OSError as error:  # built for another machine, or not a program
             raise ConfigError(f"{java} cannot be executed ({error.strerror}). {_REMEDY}") from error
-        said = _read_lines(process, 2)
-        if len(said) == 2 and said[0].isdigit():
-            return process, int(said[0]), said[1]
+        stdout_lines = _read_lines(process, 2)
+        if len(stdout_lines) == 2 and stdout_lines[0].isdigit():
+            return process, int(stdout_lines[0]), stdout_lines[1]
         process.kill()
         process.wait()
-        complaints.seek(0)
-        lines = complaints.read(4000).decode(errors="replace").splitlines()
+        stderr.seek(0)
+        lines = stderr.read(4000).decode(errors="replace").splitlines()
     reasons = [line for line in lines if line and not line.startswith("Picked up ")]
-    # A machine that fails in its own start says why on stdout, in a headline and a line that tells more.
-    reason = reasons[0] if reasons else ": ".join(line for line in said if line.strip("# "))
+    # A JVM that fails to start says why on stdout, in a headline and a line of detail.
+    reason = reasons[0] if reasons else ": ".join(line for line in stdout_lines if line.strip("# "))
     reason = reason or f"no word within {_START_SECONDS:g} s, or exit status {process.returncode}"
     raise ConfigError(f"{java} does not start ScienceWorld's engine ({reason}). {_REMEDY}")
 
@@ -358,7 +358,7 @@ def _find_java() -> str:
 
 
 def _read_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
-    """The first lines that the process prints; fewer where it ends, or does not print them in time."""
+    """The first lines that the process prints; fewer if it ends or times out."""
     assert process.stdout is not None
     deadline = time.monotonic() + _START_SECONDS
     read = b""
