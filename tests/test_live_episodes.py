@@ -46,6 +46,7 @@ def check_evaluation(validated: dict[str, float], folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_webshop_and_scienceworld_as_one_sequence(tmp_path: Path) -> None:
     files = {}
     for split in ("train", "test"):
