@@ -191,7 +191,7 @@ def test_evaluations_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "before" in shown and "after" in shown
     table = (tmp_path / "comparison" / "comparison.md").read_text()
-    assert table.startswith("| figure | before | after |\n| --- | ---: | ---: |\n")
+    assert table.startswith("| metric | before | after |\n| --- | ---: | ---: |\n")
     assert "| episodes valid seen success | 50.0% [9.5%, 90.5%] n=2 | 100.0% [34.2%, 100.0%] n=2 |" in table
     assert "| episodes valid seen steps | 28 | 7 |" in table
     assert "| choice valid seen right |  | 100.0% [20.7%, 100.0%] n=1 |" in table
@@ -312,7 +312,7 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     }
     (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
     assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)
-    with pytest.raises(EnvError, match="not one of 1 episodes could be played; the first: bad cannot be loaded"):
+    with pytest.raises(EnvError, match="bad cannot be loaded"):
         play(engine, Corridor(fails="bad"), "bad")
 
 

@@ -65,7 +65,7 @@ def test_a_quickstart_runs_to_its_report(recipe: str, tmp_path: Path) -> None:
     measured = [pair.margin is not None for pair in pairs]
     assert not any(measured) if env == "scienceworld" else all(measured)
     table = (tmp_path / "comparison" / "comparison.md").read_text()
-    assert table.startswith("| figure | initial | critic | action |")
+    assert table.startswith("| metric | initial | critic | action |")
     split = splits[0].replace("_", " ")
     for row in (f"episodes {split} success", f"next action {split} right", f"choice {split} right"):
         assert f"| {row} |" in table

@@ -1169,7 +1169,7 @@ def test_general_reasoning_can_be_looked_at(visit: Callable[..., Visit], run: Pa
     assert "with a malformed reply" not in options and "with a loop" not in options
     opened.select("Left-hand model", "1")
     opened.select("Show", "")
-    assert "This model was not asked." in answer.inner_text()
+    assert "This model was not evaluated on this item." in answer.inner_text()
 
 
 def test_dark_readers_get_a_dark_page(visit: Callable[..., Visit]) -> None:

@@ -174,7 +174,7 @@ def test_two_comparisons_are_told_apart(compared: Path, whole_comparison: Path) 
     whole = content(read_runs([compared, whole_comparison]), 0)
     assert {table.run for table in whole.method_tables} == {row.run for row in whole.method_budgets}
     assert {row.run for row in whole.method_budgets} == {"comparison", "whole"}
-    assert "### All figures, valid_seen, whole\n" in markdown(whole)
+    assert "### All metrics, valid_seen, whole\n" in markdown(whole)
     assert {table.run for table in content(read_runs([compared]), 0).method_tables} == {""}
 
 

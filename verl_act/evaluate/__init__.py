@@ -1,1 +1,1 @@
-"""How good a model is: whole episodes, next actions on expert states, and choices between pairs."""
+"""Evaluate a model: whole episodes, next actions on expert states, choices between candidates, and reasoning."""

@@ -1,7 +1,7 @@
-"""The final answer of a reply to a question: what stands in its last box, or the letter that it declares its answer.
+"""Extract the final answer of a reply: the content of its last box, or the letter that it declares as its answer.
 
-The last answer decides, as a reader takes it: whoever corrects an earlier one means the later. Nothing here judges
-whether an answer is right. Every function takes linear time.
+The last answer counts: a reply may correct an earlier one. Whether an answer is right is not decided here. Every
+function runs in linear time.
 """
 
 from __future__ import annotations
@@ -68,14 +68,13 @@ _PREFIX = re.compile(
 )
 _LETTER_FIRST = re.compile(r"(?:[(\[]\s*)?([A-Da-d])\s*(?:$|[.:)\]](?!\s*[A-D]\s*[.)]?$)|\s[-–—]\s)", re.DOTALL)
 _BEFORE, _AFTER = 100, 160
-"""Characters around a letter that say what it is."""
+"""How many characters before and after a letter are searched for what it means."""
 _END = 20_000
-"""Characters at a reply's end in which its answer is declared."""
+"""How many characters at the end of a reply are searched for a declared answer."""
 
 
 def last_box(reply: str) -> str | None:
-    """The content of the last `\\boxed{...}` that has any; None where there is no box, and empty where the reply was
-    cut inside of it."""
+    """The content of the last non-empty `\\boxed{...}`: None without a box, empty if the reply was cut inside it."""
     end = len(reply)
     while (start := reply.rfind(_BOX, 0, end)) >= 0:
         after = start + len(_BOX)
@@ -93,8 +92,8 @@ def last_box(reply: str) -> str | None:
 
 
 def chosen_letter(reply: str) -> str | None:
-    """Which of A to D `reply` answers with: the letter in its last box or, where it has none, the last that it declares
-    its answer. None where there is none, or several."""
+    """The letter A to D that `reply` answers with: the one in its last box or, without a box, the last one that it
+    declares as its answer. None if there is none, or several."""
     box = last_box(reply)
     return _declared(_plain(reply[-_END:])) if box is None else _letter_in(_plain(box))
 
@@ -147,7 +146,7 @@ def _is_declared(mention: re.Match[str], before: str, after: str) -> bool:
 
 
 def _last_line(text: str) -> str | None:
-    """The letter that the last line consists of; with the option's text after it, if no other line is an option."""
+    """The letter on the last line. The option's text may follow it if no other line is an option."""
     lines = [_LINE.fullmatch(line.rstrip()) for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else None
     if last is None or (last["text"] and sum(line is not None for line in lines) > 1):

@@ -1,4 +1,4 @@
-"""The files of an evaluation's folder. Apart from `run`, so that who plans or reads one need not start with Ray."""
+"""File names in an evaluation folder. Separate from `run`, so that readers do not import Ray."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ METRICS_FILE = "metrics.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
 REASONING = "reasoning.jsonl"
 FILES = (METRICS_FILE, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
-"""All that an evaluation says."""
+"""All result files of an evaluation."""

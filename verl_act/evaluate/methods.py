@@ -1,6 +1,6 @@
-"""A comparison of methods over seeds: every figure with an interval over items, a spread over seeds, a paired test.
+"""Compare methods over seeds: each metric with an interval over items, a spread over seeds and a paired test.
 
-The items (tasks, states, pairs) are the same for all methods and seeds, so that everything is paired by item.
+All methods and seeds are evaluated on the same items (tasks, states, pairs), so tests are paired by item.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARKDOWN, JSON = "methods.md", "methods.json"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One figure of one method on one split."""
+    """One metric of one method on one split."""
 
     method: str
     split: str
@@ -37,18 +37,18 @@ class Entry:
     """A task type, a position or a margin; empty for all items."""
     estimate: Estimate
     against: dict[str, Against]
-    """Other method -> the test against it."""
+    """Other method -> paired test against it."""
 
 
 @writes_folder("compare_methods")
 def compare_methods(
     run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]], initial_model: str = ""
 ) -> dict[str, Any]:
-    """Write `methods.md` and `methods.json` to `out`; returns what is in the latter.
+    """Write `methods.md` and `methods.json` to `out`; returns the content of `methods.json`.
 
     `methods`: name -> `{"steps": {stage: steps}, "against": [name], "evaluations": {seed: folder}, "training":
-    {seed: [stage]}}`, folders below `run`; steps of -1 were left to the number of epochs and are read from the
-    trainer's log. All methods began at `initial_model`. Raises `DataError` where an evaluation is missing.
+    {seed: [stage]}}`, with folders relative to `run`. Steps of -1 mean that epochs decided: the count is then read
+    from the trainer's log. All methods started from `initial_model`. Raises `DataError` if an evaluation is missing.
     """
     _check(methods)
     values = {name: _values(run, method) for name, method in methods.items()}
@@ -58,7 +58,7 @@ def compare_methods(
         settings={"methods": methods, "initial_model": initial_model},
         inputs=[run / path for method in methods.values() for path in method["evaluations"].values()],
     )
-    whole = {
+    comparison = {
         "methods": {
             name: {
                 **method,
@@ -74,37 +74,37 @@ def compare_methods(
         "entries": [asdict(entry) for entry in entries],
     }
     with atomic_folder(out) as folder:
-        (folder / JSON).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-        (folder / MARKDOWN).write_text(markdown(whole), encoding="utf-8")
+        (folder / JSON).write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+        (folder / MARKDOWN).write_text(markdown(comparison), encoding="utf-8")
         write_manifest(folder, manifest)
-    return whole
+    return comparison
 
 
 def _check(methods: Mapping[str, Any]) -> None:
-    """Raise `OptionError` where `methods` has not the form that `compare_methods` documents."""
+    """Raise `OptionError` if `methods` does not have the form that `compare_methods` documents."""
 
     def method_options(
         *, steps: dict[str, int], against: list[str], evaluations: dict[str, str], training: dict[str, list[str]]
     ) -> None:
-        """What is stated of a method."""
+        """The options of one method."""
 
     if not methods:
-        raise OptionError("methods", "names no method; give one at least.")
+        raise OptionError("methods", "names no method; give at least one.")
     for name, method in methods.items():
         option = f"methods.{name}"
         if not isinstance(method, Mapping) or not method_options.__annotations__.keys() - {"return"} <= method.keys():
             raise OptionError(option, "must have steps, against, evaluations and training.")
         check_options(method_options, method, option)
         if unknown := [other for other in method["against"] if other not in methods]:
-            raise OptionError(option, f"is against {unknown[0]!r}, which is no method.")
+            raise OptionError(option, f"is compared with {unknown[0]!r}, which is not a method.")
 
 
 def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
-    """One entry a seed."""
+    """One entry per seed."""
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
         if not (folder / METRICS_FILE).is_file():
-            raise DataError(f"{folder}: no such evaluation; run `methods` again, it goes on where it stopped.")
+            raise DataError(f"{folder}: no such evaluation; run `methods` again, it resumes where it stopped.")
     return [read_metrics(folder) for folder in folders]
 
 
@@ -112,7 +112,7 @@ def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mappi
     keys = sorted({key for seeds in values.values() for metrics in seeds for key in metrics}, key=_rank)
     entries = []
     for key in keys:
-        split, figure, group = key
+        split, metric, group = key
         for name, seeds in values.items():
             items = [metrics.get(key, {}) for metrics in seeds]
             tests = {
@@ -120,17 +120,17 @@ def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mappi
                 for other in methods[name]["against"]
                 if (test := against(items, [metrics.get(key, {}) for metrics in values[other]])) is not None
             }
-            entries.append(Entry(name, split, figure, group, estimate(items, METRICS[figure].binary), tests))
+            entries.append(Entry(name, split, metric, group, estimate(items, METRICS[metric].binary), tests))
     return entries
 
 
 def _rank(key: tuple[str, str, str]) -> tuple[str, int, str]:
-    split, figure, group = key
-    return split, list(METRICS).index(figure), group
+    split, metric, group = key
+    return split, list(METRICS).index(metric), group
 
 
 def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Seed -> stage -> wall time; a stage that another method has too is counted in both."""
+    """Seed -> stage -> wall time in seconds. A stage that methods share counts for each of them."""
     by_seed: dict[str, dict[str, float | None]] = {}
     for seed, stages in method["training"].items():
         by_seed[seed] = {}
@@ -144,7 +144,7 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
 
 
 def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
-    """Stage -> optimizer steps; where epochs decided, the last step in the log of the first seed that has one."""
+    """Stage -> optimizer steps. If epochs decided: the last step logged by the first seed that has a log."""
     counts = dict(method["steps"])
     for seed, names in method["training"].items():
         for stage, name in zip(method["steps"], names, strict=False):
@@ -156,7 +156,7 @@ def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Seed -> episodes that the environment ended with an error, and all; seeds without such episodes are left out."""
+    """Seed -> [episodes that ended in an environment error, all episodes]; only seeds with such episodes."""
     by_seed = {}
     for seed, path in method["evaluations"].items():
         manifest = read_manifest(run / path)
@@ -166,11 +166,11 @@ def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 _SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
-"""What the names of these stages begin with; a chain in the same folder has others."""
+"""Prefixes of the shared stages' names. A chain in the same folder has other stages."""
 
 
 def _shared(run: Path) -> dict[str, dict[str, Any]]:
-    """Stage -> seconds and counts, of the stages that are done once for all methods and seeds."""
+    """Stage -> seconds and counts, for the stages that all methods and seeds share."""
     shared = {}
     for mark in sorted((run / ".done").glob("*")):
         name, manifest = mark.name, read_manifest(mark)
@@ -180,40 +180,40 @@ def _shared(run: Path) -> dict[str, dict[str, Any]]:
     return shared
 
 
-def markdown(whole: Mapping[str, Any]) -> str:
-    """Budgets and wall times, then a table per split with one row per method, then the groups."""
-    lines = ["# Comparison of methods", "", *_budget_table(whole), ""]
-    if notices := failures_in_words(whole["methods"]):
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """As Markdown: budgets and wall times, then per split a table over all items and one per grouped metric."""
+    lines = ["# Comparison of methods", "", *_budget_table(comparison), ""]
+    if notices := failures_in_words(comparison["methods"]):
         lines += [*(f"**{markdown_text(notice)}**" for notice in notices), ""]
-    entries = whole["entries"]
+    entries = comparison["entries"]
     for split in dict.fromkeys(entry["split"] for entry in entries):
         of_split = [entry for entry in entries if entry["split"] == split]
         title = markdown_text(split)
-        lines += [f"## {title}", "", *_table([entry for entry in of_split if not entry["group"]], "figure"), ""]
-        for figure in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
-            rows = [entry for entry in of_split if entry["figure"] == figure and entry["group"]]
-            lines += [f"### {METRICS[figure].title}, {title}", "", *_table(rows, "group"), ""]
+        lines += [f"## {title}", "", *_table([entry for entry in of_split if not entry["group"]], "metric"), ""]
+        for metric in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
+            rows = [entry for entry in of_split if entry["figure"] == metric and entry["group"]]
+            lines += [f"### {METRICS[metric].title}, {title}", "", *_table(rows, "group"), ""]
     return "\n".join([*lines, NOTE, ""])
 
 
 NOTE = (
-    "Each figure stands with its 95% interval, ± the standard deviation over seeds, and the change against the methods "
-    "named in the first table, on the same items, with its 95% interval and the p of a paired test. The interval of a "
-    "share is Wilson's, of as many independent items as the spread between tasks leaves; all else is a bootstrap over "
-    "tasks: the states of one game are not independent (evaluations from before tasks were recorded count them as if "
-    "they were). The test is McNemar's exact one where "
-    "each task has one 0/1 answer, else the signs of the tasks' differences are flipped at random; p is not corrected "
-    "for the number of tests. Interval and p are about these trained models on other tasks; what another seed would "
-    "give is in ±. Token figures and turns to the goal are sums over sums, all else means over items."
+    "Each metric is given with its 95% interval, ± the standard deviation over seeds, and its change against the "
+    "methods named in the first table, on the same items, with the change's 95% interval and the p of a paired test. "
+    "A share has Wilson's interval, with the effective number of independent items given the spread between tasks. "
+    "All other metrics have a bootstrap interval over tasks, since the states of one game are not independent "
+    "(evaluations that do not record tasks treat them as independent). The test is McNemar's exact test where each "
+    "task has one 0/1 answer; otherwise the signs of the tasks' differences are flipped at random. p is not corrected "
+    "for the number of tests. Interval and p are about these trained models on other tasks; ± is about other seeds. "
+    "Token metrics and turns to the goal are ratios of sums; all other metrics are means over items."
 )
 """How to read the tables."""
 
 
 def failures_in_words(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each method and seed some of whose episodes are in no figure."""
+    """One sentence for each method and seed that has episodes left out of its metrics."""
     return [
         f"{name}, seed {seed}: {failed} of {played} episodes ended in an error of the environment. Their tasks are "
-        "left out of the method's figures and of the tests against it."
+        "left out of the method's metrics and of the tests against it."
         for name, method in methods.items()
         for seed, (failed, played) in method.get("failed", {}).items()
     ]
@@ -221,15 +221,15 @@ def failures_in_words(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 _COUNTED = ("games", "tasks", "trajectories", "steps", "states", "replies", "pairs", "reflections")
 _LOST = ("cut", "other_action", "empty")
-"""The counts of a shared stage that its row shows; the latter where there are any."""
+"""Counts shown in a shared stage's row; those in `_LOST` only if they are not 0."""
 
 
-def _budget_table(whole: Mapping[str, Any]) -> list[str]:
-    model = f" ({markdown_text(Path(whole['initial_model']).name)})" if whole["initial_model"] else ""
+def _budget_table(comparison: Mapping[str, Any]) -> list[str]:
+    model = f" ({markdown_text(Path(comparison['initial_model']).name)})" if comparison["initial_model"] else ""
     lines = [f"All methods start from the same model{model} and share the data.", ""]
-    if whole.get("shared"):
+    if comparison.get("shared"):
         lines += ["| shared stage | seconds | what it made |", "| --- | ---: | --- |"]
-        for name, stage in whole["shared"].items():
+        for name, stage in comparison["shared"].items():
             counts = stage["counts"]
             keys = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
             made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in keys)
@@ -239,7 +239,7 @@ def _budget_table(whole: Mapping[str, Any]) -> list[str]:
         "| method | training steps | tested against | seeds | training, minutes a seed | seconds a seed, by stage |"
     ]
     lines += ["| --- | --- | --- | --- | ---: | --- |"]
-    for name, method in whole["methods"].items():
+    for name, method in comparison["methods"].items():
         steps = steps_in_words(method["steps"])
         times = mean_seconds(method["seconds"])
         training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
@@ -252,13 +252,13 @@ def _budget_table(whole: Mapping[str, Any]) -> list[str]:
 
 
 def steps_in_words(steps: Mapping[str, int]) -> str:
-    """Stage -> steps, as a cell; a stage whose epochs decide has -1."""
+    """`steps` (stage -> steps; -1 if epochs decide) as the text of a table cell."""
     named = {stage: str(count) if count > 0 else "by epochs" for stage, count in steps.items()}
     return ", ".join(f"{stage.partition(':')[0]} {count}" for stage, count in named.items())
 
 
 def mean_seconds(by_seed: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Stage -> mean wall time over the seeds for which it is known."""
+    """Stage -> mean wall time in seconds over the seeds for which it is known."""
     known: dict[str, list[float]] = {}
     for times in by_seed.values():
         for stage, seconds in times.items():
@@ -271,7 +271,7 @@ def _table(entries: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     rows: dict[str, dict[str, str]] = {}
     for entry in entries:
-        title = METRICS[entry["figure"]].title if column == "figure" else entry["group"].replace("_", " ")
+        title = METRICS[entry["figure"]].title if column == "metric" else entry["group"].replace("_", " ")
         rows.setdefault(title, {})[entry["method"]] = cell(entry)
     lines = [_line([column, *map(markdown_text, methods)]), f"| --- |{' ---: |' * len(methods)}"]
     return lines + [
@@ -284,7 +284,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def cell(entry: Mapping[str, Any]) -> str:
-    """One entry as text."""
+    """The text of one entry's table cell."""
     estimate, share = entry["estimate"], METRICS[entry["figure"]].share
     if estimate["value"] is None:
         return ""
@@ -294,13 +294,13 @@ def cell(entry: Mapping[str, Any]) -> str:
     if estimate["deviation"] is not None:
         text += f" ± {format_metric(estimate['deviation'], share)}"
     text += f", n = {estimate['items']}"
-    # They name methods; the brackets of an interval are left as they are.
+    # Only what could be markup in a method's name is escaped; the brackets of an interval stay.
     tests = (re.sub(r"([\\|]|<(?=\S))", r"\\\1", one_line(said)) for said, _ in tests_in_words(entry))
     return "; ".join([text, *tests])
 
 
 def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Each test of an entry as text, which names the other method where there are several, and its p."""
+    """(text, p) for each test of an entry; the text names the other method if there are several."""
     share, several = METRICS[entry["figure"]].share, len(entry["against"]) > 1
     tests = []
     for other, test in entry["against"].items():
@@ -310,20 +310,20 @@ def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def format_metric(value: float, share: bool) -> str:
-    """A share in percent, any other figure with three digits."""
+    """A share in percent, any other metric with three significant digits."""
     if share:
         return f"{value:.1%}"
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def format_change(difference: float, share: bool) -> str:
-    """A difference with its sign; of shares in points."""
+    """A signed difference; in percentage points for shares."""
     text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
     return text.replace("-", "−")
 
 
 def format_change_interval(test: Mapping[str, Any], share: bool) -> str:
-    """A difference with its interval, where it has one."""
+    """A signed difference with its interval, if it has one."""
     text = format_change(test["difference"], share)
     if test.get("low") is None:
         return text

@@ -1,4 +1,4 @@
-"""From the single answers of an evaluation to one outcome an item: what a comparison of methods is made of."""
+"""The metrics of a comparison: how each is computed from the records of an evaluation, one result per item."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from verl_act.evaluate.statistics import ItemOutcome
 
 Record = Mapping[str, Any]
 Values = dict[tuple[str, str, str], dict[str, ItemOutcome]]
-"""(split, figure, group) -> item -> its outcome; group is empty for all items."""
+"""(split, metric, group) -> item -> its result; the group is empty for all items."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """`file` and `item` say where its items are. The figure is the sum of `amount` over the sum of `size`: the mean
-    over items where `size` is 1. `amount` of a record is None where it has none.
+    """One metric: the sum of `amount` over the sum of `size`, which is the mean over items if `size` is 1.
 
-    `binary` amounts are 0 or 1, of size 1; `share` is shown in percent.
+    `file` holds its records and `item` is the key of the item's id. A record whose `amount` is None is left out.
+    `binary`: amounts are 0 or 1 and sizes 1. `share`: shown in percent.
     """
 
     title: str
@@ -37,17 +37,17 @@ class MetricSpec:
 
 
 def _share(title: str, file: str, amount: Callable[[Record], float | None], **more: Any) -> MetricSpec:
-    """The share of items of which something holds."""
+    """The share of items whose `amount` is 1."""
     return MetricSpec(title, file, _ITEMS[file], amount, binary=True, share=True, **more)
 
 
 def _mean(title: str, column: str, share: bool = False) -> MetricSpec:
-    """The mean of a column over episodes; older evaluations may lack it."""
+    """The mean of a column over episodes; records without the column are left out."""
     return MetricSpec(title, EPISODES, "task_id", lambda record: record.get(column), share=share)
 
 
 def _of_episodes(title: str, amount: str, size: str, share: bool = False) -> MetricSpec:
-    """The sum of a column over the sum of another, over episodes; older evaluations may lack them."""
+    """The sum of a column over the sum of another, over episodes; records without `amount` are left out."""
     return MetricSpec(
         title, EPISODES, "task_id", lambda record: record.get(amount), lambda record: record[size], share=share
     )
@@ -126,9 +126,9 @@ METRICS: dict[str, MetricSpec] = {
 
 
 def read_metrics(folder: Path) -> Values:
-    """All figures of the evaluation in `folder`, of its finished episodes and its answers.
+    """All metrics of the evaluation in `folder`, from its finished episodes and its answers.
 
-    Raises `DataError` where an item comes twice, or a file is damaged.
+    Raises `DataError` if an item occurs twice or a file is damaged.
     """
     values: Values = {}
     records = {file: finished(rows) for file, rows in read_records(folder).items()}

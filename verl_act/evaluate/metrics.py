@@ -1,4 +1,4 @@
-"""From single outcomes to the figures of a report: pure functions over lists of records."""
+"""Compute the metrics of an evaluation: pure functions over lists of records."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from verl_act.rollout.episode import End
 Record = Mapping[str, Any]
 _FEW_TASKS = 5
 LOOP_LENGTH = 3
-"""From so many repeats on, a repeated failed action is a loop (paper section 5)."""
+"""How many times a failed action must be repeated to count as a loop (paper section 5)."""
 MARGINS = ((1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
 """Upper bounds of the margin groups, and their names."""
 
 
 def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (95% by default); (0, 1) where nothing was counted."""
+    """The Wilson score interval of a share (95% by default); (0, 1) if `count` is 0."""
     if count == 0:
         return 0.0, 1.0
     share = successes / count
@@ -31,15 +31,15 @@ def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[fl
 
 
 def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
-    """How many records have a true `holds`: `{"share", "count", "low", "high"}`, see `share_interval`."""
+    """The share of records with a true `holds`, as `{"share", "count", "low", "high"}`; see `share_interval`."""
     outcomes = [float(bool(record[holds])) for record in records]
     low, high = share_interval(outcomes, tasks_of(records))
     return {"share": fmean(outcomes) if outcomes else None, "count": len(outcomes), "low": low, "high": high}
 
 
 def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[float, float]:
-    """The 95% interval of the mean of `holds` (0 or 1, or means of such over seeds): Wilson's, of as many independent
-    items as the spread between the tasks leaves (`effective_count`)."""
+    """Wilson's 95% interval of the mean of `holds` (0 or 1, or means of those over seeds), with `effective_count` as
+    the number of independent items."""
     if not holds:
         return wilson_interval(0, 0)
     count = effective_count(holds, tasks)
@@ -47,9 +47,9 @@ def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[f
 
 
 def effective_count(holds: Sequence[float], tasks: Sequence[Hashable]) -> float:
-    """How many independent items would give the mean of `holds` the variance that it has between tasks; not more than
-    there are items. Where fewer than five tasks have one of the two outcomes, that variance says nothing, and each task
-    counts as one item.
+    """The number of independent items that would give the mean of `holds` its variance between tasks; at most the
+    number of items. If fewer than five tasks have one of the two results, the variance cannot be estimated and each
+    task counts as one item.
     """
     mean, items = fmean(holds), len(holds)
     sums, sizes = sums_by_task(holds, tasks), sums_by_task([1.0] * items, tasks)
@@ -60,12 +60,12 @@ def effective_count(holds: Sequence[float], tasks: Sequence[Hashable]) -> float:
 
 
 def tasks_of(records: Sequence[Record]) -> list[Hashable]:
-    """What each record shares with others: its task; itself where an older evaluation does not name one."""
+    """The task of each record; its index if the record does not name a task."""
     return [record.get("task_id", index) for index, record in enumerate(records)]
 
 
 def score(records: Sequence[Record]) -> dict[str, Any] | None:
-    """The mean of the episodes' rewards with a bootstrap interval; None where an older evaluation has not kept them."""
+    """The mean of the episodes' rewards with a bootstrap interval; None if a record has no score."""
     if not records or not all("score" in record for record in records):
         return None
     scores = [float(record["score"]) for record in records]
@@ -74,13 +74,13 @@ def score(records: Sequence[Record]) -> dict[str, Any] | None:
 
 
 def episode_metrics(records: Sequence[Record]) -> dict[str, Any]:
-    """Of finished episodes: success (all, and by task type), steps, and how the model failed.
+    """Metrics of finished episodes: success (all, and by task type), steps, and how the model failed.
 
-    `errors` counts the others, in which the environment failed.
-    `score` is the reward of an episode in the environment's own unit: at most 1 in those that come with the package.
-    `steps_to_success` is over successful episodes; `loop_share` is the share of episodes in which one failed action was
-    repeated three times or more (the loop metric of paper section 5). `thought_share` is the share of an episode's
-    replies that reason before their answer; None where an older evaluation has not kept it.
+    `errors` counts the episodes in which the environment failed.
+    `score` is an episode's reward in the unit of its environment: at most 1 in those that come with the package.
+    `steps_to_success` covers successful episodes only; `loop_share` is the share of episodes in which one failed action
+    was repeated three times or more (the loop metric of paper section 5). `thought_share` is the share of an episode's
+    replies that reason before they answer; None if no record has it.
     """
     everything, records = records, finished(records)
     won = [record for record in records if record["success"]]
@@ -100,17 +100,17 @@ def episode_metrics(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def finished(records: Sequence[Record]) -> list[Record]:
-    """The episodes that an error of the environment did not end: the others say nothing about the model."""
+    """Episodes that did not end in an environment error; the others say nothing about the model."""
     return [record for record in records if record.get("end") != End.ERROR]
 
 
 def answer_metrics(records: Sequence[Record]) -> dict[str, Any]:
-    """Of single answers (next actions or choices): right ones among all and among inferable states, and their form.
+    """Metrics of single answers (next actions or choices): right ones among all and inferable states, and their format.
 
-    `admissible` is the share whose action the state takes, also where it is a candidate; `thought` that of replies that
-    reason before their answer, of the records that say so (older ones do not).
+    `admissible` is the share whose action, or chosen candidate, is admissible in the state. `thought` is the share of
+    replies that reason before they answer, among records that have this key.
     """
-    figures = {
+    metrics = {
         "right": share(records, "right"),
         "right_inferable": share([record for record in records if record["inferable"]], "right"),
         "well_formed": share(records, "well_formed"),
@@ -119,11 +119,11 @@ def answer_metrics(records: Sequence[Record]) -> dict[str, Any]:
         "by_verb": {name: share(group, "right") for name, group in grouped(records, "verb")},
     }
     if records and "expert_position" in records[0]:
-        figures["named_a_candidate"] = share(records, "named_a_candidate")
-        figures["by_position"] = {
+        metrics["named_a_candidate"] = share(records, "named_a_candidate")
+        metrics["by_position"] = {
             str(position): share(group, "right") for position, group in grouped(records, "expert_position")
         }
-    return figures
+    return metrics
 
 
 def margin_name(margin: int | None) -> str:
@@ -136,14 +136,14 @@ def margin_name(margin: int | None) -> str:
 
 
 def position_name(position: int) -> str:
-    """The group of the pairs that show the expert's action at `position`, counted from 0."""
+    """The group of pairs with the expert's action at `position`, counted from 0."""
     names = ("first", "second", "third")
     return names[position] if position < len(names) else "after the third"
 
 
-def by_split(records: Sequence[Record], figures: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, Any]:
-    """`figures` of each split's records."""
-    return {split: figures(group) for split, group in grouped(records, "split")}
+def by_split(records: Sequence[Record], compute: Callable[[Sequence[Record]], dict[str, Any]]) -> dict[str, Any]:
+    """`compute` of each split's records."""
+    return {split: compute(group) for split, group in grouped(records, "split")}
 
 
 def grouped(records: Sequence[Record], column: str) -> list[tuple[Any, list[Record]]]:

@@ -1,15 +1,14 @@
-"""General reasoning, to see that training on actions does not cost it: MATH-500 and GPQA-Diamond, as users have them.
+"""General reasoning on MATH-500 and GPQA-Diamond, to check that training on actions does not harm it.
 
-A file is JSON lines, CSV or parquet, with one row per question and the columns that the data sets come with:
+A file is JSON lines, CSV or parquet, with one row per question and the original columns of the data set:
 
-* MATH-500: `problem`, `answer`; `unique_id` is used as the item's name where it is there.
-* GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; `Record ID` likewise.
+* MATH-500: `problem`, `answer`; the optional `unique_id` names the item.
+* GPQA-Diamond: `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`; the optional `Record ID` names the item.
 
-The last box of a reply is its answer, or else what it declares its answer: the last number of a reply that was cut off
-is none. Answers of mathematics are verified by math-verify, which parses both sides; a percent sign counts for nothing
-where the right answer has one or the problem asks for percent. Thoughts are no answer: only what follows `</think>` is
-read, and a thought that never ends leaves nothing. The letters of GPQA are drawn by item: all models are asked the
-same.
+The answer is the last box of a reply, or else what the reply declares as its answer; the last number of a reply that
+was cut off does not count. math-verify parses and compares mathematical answers; percent signs are ignored if the gold
+answer has one or the problem asks for percent. Only the text after `</think>` is read, so a thought that never ends
+leaves no answer. The order of GPQA's options is seeded by the item: all models get the same prompt.
 """
 
 from __future__ import annotations
@@ -41,9 +40,7 @@ _BOXED = "Reason step by step, and put your final answer within \\boxed{}."
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`gold` is LaTeX or a letter; `split` is the file's name, under which a table shows it, with its folder where two
-    files have the same.
-    """
+    """One question. `gold` is LaTeX or a letter; `split` is the file's name, with its folder if that is not unique."""
 
     item: str
     split: str
@@ -57,7 +54,7 @@ class Question:
 
 
 def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
-    """All questions in file order. Raises `DataError` naming file and row of a bad one, or an item that comes twice."""
+    """All questions in file order. Raises `DataError` naming the file and row of a bad row, or a repeated item."""
     questions: list[Question] = []
     files = list(map(Path, paths))
     for path, split in zip(files, _splits(files), strict=True):
@@ -67,7 +64,7 @@ def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
     seen: set[tuple[str, str]] = set()
     for question in questions:
         if (key := (question.split, question.item)) in seen:
-            raise DataError(f"question {question.item!r} of {question.split} comes twice; every item is asked once.")
+            raise DataError(f"question {question.item!r} of {question.split} comes twice; give each item once.")
         seen.add(key)
     return questions
 
@@ -75,8 +72,8 @@ def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
 def is_right(question: Question, reply: str) -> bool:
     """Whether the reply's answer, after its thoughts, is the right one: the same letter, or equal by math-verify.
 
-    Where the prompt has opened the thought, `<think>` must stand before the reply, as `Engine.reply` gives it. Raises
-    `ConfigError` where math-verify is missing.
+    If the prompt opens the thought, the reply must start with `<think>`, as `Engine.reply` returns it. Raises
+    `ConfigError` if math-verify is not installed.
     """
     reply = _after_thoughts(reply)
     if question.is_choice:
@@ -100,13 +97,13 @@ def is_right(question: Question, reply: str) -> bool:
 
 
 def _after_thoughts(reply: str) -> str:
-    """What follows the reasoning, as `verl_act.parse` reads an action; nothing where a thought never ends."""
+    """The text after the reasoning, as in `verl_act.parse`; empty if a thought never ends."""
     answer = reply.rpartition("</think>")[2]
     return "" if "<think>" in answer else answer
 
 
 def _splits(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: its own without the ending, with as many folders before it as tell all apart."""
+    """A unique name for each file: its stem, preceded by as many folders as needed."""
     if len(set(paths)) < len(paths):
         raise DataError(f"a file of questions is given twice: {', '.join(map(str, paths))}. Name each once.")
     for depth in range(1, max((len(path.parts) for path in paths), default=0) + 1):
@@ -122,14 +119,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file of questions.") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: is neither JSON lines nor CSV nor parquet, as its name says ({error}).") from error
+        raise DataError(
+            f"{path}: cannot be read in the format that its name says: JSON lines, CSV or parquet ({error})."
+        ) from error
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         return read_parquet(path).to_pylist()
     if text_suffix(path) == ".csv":
-        # A column of numbers is text too, and the questions of GPQA go over several lines.
+        # Columns of numbers are read as text; GPQA's questions span several lines.
         text = pcsv.ConvertOptions(column_types=dict.fromkeys((*MATH_COLUMNS, *CHOICE_COLUMNS), pa.string()))
         lines = pcsv.ParseOptions(newlines_in_values=True)
         with open_bytes(path) as stream:
@@ -169,5 +168,5 @@ def _question(path: Path, row_number: int, row: Mapping[str, Any], names: Sequen
 
 
 def _name(value: Any, row_number: int) -> str:
-    """What a row calls its item, which may be 0; the row's number where it does not say."""
+    """The item's name in its row, which may be 0; the row number if it has none."""
     return str(row_number) if value is None or value == "" else str(value)

@@ -1,4 +1,4 @@
-"""The single answers of an evaluation, as a comparison and a report read them back."""
+"""Read the records and metrics of an evaluation, for comparisons and reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl_act.manifest import read_manifest
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
-_FIGURES_KEYS = ("name", "model", "template", "sampling")
+_METRICS_KEYS = ("name", "model", "template", "sampling")
 _SECTIONS = ("episodes", "next_action", "choice", "reasoning")
 _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
@@ -24,9 +24,9 @@ _REQUIRED = {
 
 
 def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """File of an evaluation -> its records, as many as the manifest counts; none where there is no file.
+    """File name -> records; an empty list for a missing file.
 
-    Raises `DataError` where a file is damaged or cut short.
+    Raises `DataError` if a file is damaged or does not hold as many records as the manifest counts.
     """
     manifest = read_manifest(folder)
     by_file = {}
@@ -47,8 +47,8 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_metrics_file(path: Path) -> dict[str, Any]:
-    """`metrics.json` of an evaluation. Raises `DataError` where it is missing, no JSON (`NaN` and `Infinity`, which
-    Python writes as numbers, are none), or lacks what every evaluation has.
+    """The content of `metrics.json`. Raises `DataError` if it is missing, is not strict JSON (no `NaN` or `Infinity`)
+    or lacks a required key.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
@@ -56,30 +56,30 @@ def read_metrics_file(path: Path) -> dict[str, Any]:
         metrics = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
         if not isinstance(metrics, dict):
             raise ValueError(f"it holds {type(metrics).__name__}, not an object")
-        if missing := [key for key in _FIGURES_KEYS if key not in metrics]:
+        if missing := [key for key in _METRICS_KEYS if key not in metrics]:
             raise ValueError(f"{missing[0]!r} is missing")
         if not isinstance(metrics["name"], str):
-            raise ValueError(f"'name' is {metrics['name']!r}, no text")
+            raise ValueError(f"'name' is {metrics['name']!r}, not text")
         for section in _SECTIONS:
             by_split = metrics.get(section, {})
             if not isinstance(by_split, dict) or not all(isinstance(split, dict) for split in by_split.values()):
-                raise ValueError(f"{section!r} holds something else than figures by split")
+                raise ValueError(f"{section!r} does not hold metrics by split")
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
     return metrics
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise ValueError(f"it holds {name}, which is not a number")
 
 
 def json_lines(
     path: Path, unfinished: bool = False, parse_constant: Callable[[str], Any] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file with their line numbers; none where there is no file.
+    """The objects of a JSON-lines file with their line numbers; nothing if there is no file.
 
-    An `unfinished` file may end in the middle of a line, which is then left out; `parse_constant` is as in
-    `json.loads`. Raises `DataError` where a line is no JSON object.
+    An `unfinished` file may end in the middle of a line, which is then left out. `parse_constant`: as in `json.loads`.
+    Raises `DataError` if a line is not a JSON object.
     """
     if not path.is_file():
         return

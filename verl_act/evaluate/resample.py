@@ -1,7 +1,7 @@
-"""Intervals and tests by resampling, with SciPy and a fixed seed: the same answers give the same figures.
+"""Intervals and tests by resampling, with SciPy and a fixed seed: the same answers give the same results.
 
-What is resampled are tasks, not items: the states of one game share its rooms and its goal, so that two hundred pairs
-of thirty-six games say less than two hundred games would.
+Tasks are resampled, not items: the states of one game share its rooms and its goal, so 200 pairs from 36 games carry
+less information than 200 games.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PERMUTATIONS = 9999
 def ratio_interval(
     amounts: Sequence[float], sizes: Sequence[float], tasks: Sequence[Hashable]
 ) -> tuple[float, float] | None:
-    """The 95% percentile bootstrap interval of sum(amounts) / sum(sizes), which is a mean where all sizes are 1.
+    """The 95% percentile bootstrap interval of sum(amounts) / sum(sizes), which is a mean if all sizes are 1.
 
-    None where there is one task, or all tasks have the same ratio, which resampling cannot tell from certainty.
+    None if there is only one task or all tasks have the same ratio: resampling would give an interval of zero width.
     """
     above, below = (sums_by_task(values, tasks) for values in (amounts, sizes))
     above, below = above[below > 0], below[below > 0]
@@ -34,8 +34,10 @@ def difference_interval(
     second: tuple[np.ndarray, np.ndarray],
     tasks: Sequence[Hashable],
 ) -> tuple[float, float] | None:
-    """The 95% percentile bootstrap interval of one ratio of sums minus another, (amounts, sizes) each, of the same
-    items: a task is drawn for both. None where there is one task or nothing differs between them.
+    """The 95% percentile bootstrap interval of the difference of two ratios of sums on the same items.
+
+    `first` and `second` are (amounts, sizes); each resampled task counts for both. None if there is only one task or
+    the two do not differ.
     """
     columns = [sums_by_task(values, tasks) for values in (*first, *second)]
     if len(columns[0]) < 2 or np.allclose(columns[0] * columns[3], columns[2] * columns[1]):
@@ -50,7 +52,7 @@ def difference_interval(
 
 
 def _percentiles(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of a statistic of columns with one entry a task, drawn together."""
+    """The 95% percentile bootstrap interval of a statistic of columns with one entry per task, resampled together."""
     interval = bootstrap(
         columns,
         statistic,
@@ -64,17 +66,17 @@ def _percentiles(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndar
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
-    """The two-sided p of "no difference", from one difference a task: the signs are flipped at random.
+    """The two-sided p of "no difference", from one difference per task: the signs are flipped at random.
 
-    Under the null hypothesis the two sides could change places on any task. Where every difference is -1, 0 or 1, this
-    is McNemar's exact test.
+    Under the null hypothesis the two sides are exchangeable on every task. If every difference is -1, 0 or 1, this is
+    McNemar's exact test.
     """
     discordant = differences[np.abs(differences) > 1e-12]
     if not len(discordant):
         return 1.0
     if np.isin(discordant, (-1.0, 1.0)).all():
         return float(binomtest(int((discordant > 0).sum()), len(discordant)).pvalue)
-    if len(discordant) == 1:  # either sign is as extreme; SciPy wants two observations
+    if len(discordant) == 1:  # either sign is as extreme; SciPy needs two observations
         return 1.0
     result = permutation_test(
         (discordant,),
@@ -89,7 +91,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
 
 
 def sums_by_task(values: Sequence[float] | np.ndarray, tasks: Sequence[Hashable]) -> np.ndarray:
-    """The sum of each task's values, in the order in which the tasks first come."""
+    """The sum of each task's values, in order of the tasks' first occurrence; shape (tasks,)."""
     sums: dict[Hashable, float] = {}
     for value, task in zip(values, tasks, strict=True):
         sums[task] = sums.get(task, 0.0) + value

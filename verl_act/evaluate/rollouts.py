@@ -1,6 +1,6 @@
-"""Put questions to a model: play tasks, ask for next actions, ask for choices.
+"""Roll out tasks with a model, and evaluate its next actions, choices and reasoning.
 
-One record an item, in a fixed order. What a `journal` has already is not asked again.
+Every function returns one record per item, in the order of the items. Items already in `journal` are not run again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EPISODES_AT_ONCE = 64
-"""For each process that plays them: ScienceWorld's Java heap has room for some 70."""
+"""Per environment process: ScienceWorld's Java heap has room for about 70."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyUnderTest:
-    """A model with the prompts and the sampling it is examined with, and how the turns of its episodes are put."""
+    """A model with the prompts and sampling of its evaluation. `mode`: how the turns of an episode are prompted."""
 
     engine: Engine
     template: Template
@@ -50,12 +50,12 @@ class PolicyUnderTest:
     mode: Mode = Mode.STEPWISE
 
     async def answer(self, messages: list[dict[str, str]], item: str) -> str:
-        """The reply; `item` names the question and decides, with the seed, what is drawn for it."""
+        """The reply to `messages`. `item` names the request; with `seed` it determines the sampling seed."""
         (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item))
         return reply
 
     async def scored_answer(self, messages: list[dict[str, str]], item: str) -> Reply:
-        """As `answer`, with the reply's log-probability."""
+        """Like `answer`, with the reply's log-probability."""
         (reply,) = await self.engine.scored_reply(messages, self.sampling, seed=request_seed(self.seed, item))
         return reply
 
@@ -78,14 +78,14 @@ class _Player(ABC):
 
 
 class _StepwisePlayer(_Player):
-    """A fresh prompt each turn."""
+    """A fresh prompt for every turn."""
 
     async def answer(self, context: Context, item: str) -> str:
         return await self.policy.answer(self.policy.template.action_messages(context), item)
 
 
 class _ConcatPlayer(_Player):
-    """One growing sequence, which ends where the model's context does."""
+    """One growing sequence, which ends when the model's context is full."""
 
     sequence: GrowingSequence | None = None
 
@@ -105,13 +105,13 @@ _PLAYERS = {Mode.STEPWISE: _StepwisePlayer, Mode.CONCAT: _ConcatPlayer}
 
 
 def require_one_environment(items: Iterable[Task | Step | Pair]) -> None:
-    """Raise `DataError` where the items are of several environments: records do not say of which, and figures would
-    mix them under the splits' names, which are the same in some.
+    """Raise `DataError` if the items come from several environments. Records do not name the environment, so splits of
+    the same name would be mixed.
     """
     if len(envs := sorted({item.env for item in items})) > 1:
         raise DataError(
-            f"the tasks, states and pairs are of {len(envs)} environments ({', '.join(envs)}), whose figures would be "
-            "mixed. Evaluate them one by one, each into a folder of its own."
+            f"the tasks, states and pairs come from {len(envs)} environments ({', '.join(envs)}), whose metrics would "
+            "be mixed. Evaluate them one by one, each into a separate folder."
         )
 
 
@@ -123,11 +123,10 @@ async def rollout_tasks(
     journal: Journal | None = None,
     at_once: int = EPISODES_AT_ONCE,
 ) -> list[Record]:
-    """Every task once, its record with the transcript (`goal`, `turns`); `at_once` episodes at a time, of which none
-    waits for another.
+    """Play every task once, `at_once` episodes concurrently; records include the transcript (`goal`, `turns`).
 
-    `pools`: environment -> its pool. An episode whose environment fails is played again; one that fails twice ends as
-    `End.ERROR`, its record with the `error`. Raises `EnvError` where every episode does, as with wrong settings.
+    `pools`: environment -> its pool. An episode whose environment fails is retried once; if it fails again, it ends as
+    `End.ERROR` and its record has the `error`. Raises `EnvError` if every episode fails, as with wrong settings.
     """
     slots = asyncio.Semaphore(at_once)
 
@@ -144,7 +143,7 @@ async def rollout_tasks(
             try:
                 episode = await played(task)
             except EnvError as failure:
-                logger.warning("%s is played again: %s", task, failure)
+                logger.warning("retrying %s: %s", task, failure)
                 try:
                     episode = await played(task)
                 except EnvError as again:
@@ -162,12 +161,12 @@ async def rollout_tasks(
 
     records = await _all(one, tasks, "episodes", journal)
     if records and all("error" in record for record in records):
-        raise EnvError(f"not one of {len(records)} episodes could be played; the first: {records[0]['error']}")
+        raise EnvError(f"none of {len(records)} episodes could be played; the first: {records[0]['error']}")
     return records
 
 
 def _transcript(episode: Episode) -> Record:
-    """What a reader of the episode needs: each turn with what was seen, allowed, replied and done."""
+    """The goal, and each turn's observation, admissible actions, reply and action."""
     return {
         "goal": episode.turns[0].context.goal if episode.turns else "",
         "turns": [
@@ -187,7 +186,7 @@ def _transcript(episode: Episode) -> Record:
 async def evaluate_next_actions(
     policy: PolicyUnderTest, steps: Sequence[Step], journal: Journal | None = None
 ) -> list[Record]:
-    """The expert's action wanted at every step."""
+    """Ask for the next action at every step; right if it is the expert's."""
 
     async def one(step: Step) -> Record:
         messages = policy.template.action_messages(step.context)
@@ -213,10 +212,10 @@ async def evaluate_next_actions(
 async def evaluate_choices(
     policy: PolicyUnderTest, pairs: Sequence[Pair], journal: Journal | None = None, order_seed: int = 0
 ) -> list[Record]:
-    """The best candidate wanted for every pair.
+    """Ask for the best candidate of every pair; right if it is the expert's action.
 
-    The expert's action stands in each place equally often (give or take one) among the inferable pairs of a split, and
-    among the others: whoever always names the first has no better share in either.
+    The expert's action is at each position equally often (plus or minus one), both among a split's inferable pairs and
+    among its others, so always choosing one position gains nothing.
     """
     counts = [1 + len(pair.alternatives) for pair in pairs]
     groups = [(pair.split, pair.inferable) for pair in pairs]
@@ -258,7 +257,7 @@ async def evaluate_choices(
 async def evaluate_reasoning(
     policy: PolicyUnderTest, questions: Sequence[Question], journal: Journal | None = None
 ) -> list[Record]:
-    """Questions of general reasoning, with verified answers."""
+    """Ask general reasoning questions and verify the answers."""
 
     async def one(question: Question) -> Record:
         reply = await policy.answer(question.messages, f"question {question.split}/{question.item}")

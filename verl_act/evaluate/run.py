@@ -1,4 +1,4 @@
-"""Evaluate one model: start an engine, put all questions, write records and figures."""
+"""Evaluate one model: start an engine, run all items, write records and metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from verl_act.schema import read_pairs, read_steps, steps_to_learn
 logger = logging.getLogger(__name__)
 PathName = str | PathLike[str]
 POOL_OPTIONS = ["step_timeout", "reset_timeout", "max_memory_mb", "num_cpus"]
-"""What `pool` may set; `actors` is an option of its own."""
+"""Keys that `pool` may have; `actors` is a separate option."""
 _Record = TypeVar("_Record", bound=Any)
 
 
@@ -67,16 +67,17 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write `metrics.json`, the single answers as JSON lines and a manifest to `out`; returns the figures.
+    """Write `metrics.json`, the records as JSON lines and a manifest to `out`; returns the metrics.
 
-    Every item of the files is asked exactly once, in file order; one that was killed goes on with what it has not
-    asked. Expert states whose action the environment refused are left out. `limit` draws so many expert states and
-    pairs of each split, the same ones for every model and seed (tasks and questions are never left out). Temperature 0
-    is greedy. `reasoning_max_tokens` (None: as in `sampling`) bounds a reply to a question. `mode` is how episodes are
-    put: each turn with a prompt of its own, or as one growing sequence, for a model trained so. The environment is
-    played in `actors` processes, on the caller's Ray where one is running; `pool` are further arguments of `EnvPool`.
+    Every item of the files is evaluated exactly once, in file order. A run that was killed resumes with the remaining
+    items. Expert states whose action the environment refused are left out. `limit` samples at most so many expert
+    states and pairs of each split, the same ones for every model and seed (tasks and questions are never left out).
+    Temperature 0 is greedy. `reasoning_max_tokens` (None: as in `sampling`) limits a reply to a reasoning question.
+    `mode`: a fresh prompt for every turn, or one growing sequence per episode, for a model trained that way. The
+    environment runs in `actors` processes, on the caller's Ray if it is running; `pool` holds further arguments of
+    `EnvPool`.
 
-    Raises `DataError` where an item comes twice, or items are of several environments.
+    Raises `DataError` if an item occurs twice or items come from several environments, `ConfigError` for bad settings.
     """
     check_settings(
         engine,
@@ -103,7 +104,7 @@ def evaluate(
     _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in choice_pairs])
     require_one_environment([*eval_tasks, *steps, *choice_pairs])
     if reasoning_questions:
-        is_right(reasoning_questions[0], "")  # says at once, not after the episodes, that math-verify is missing
+        is_right(reasoning_questions[0], "")  # fails now, not after the episodes, if math-verify is missing
     manifest = evaluation_manifest(
         engine,
         sampling,
@@ -175,7 +176,7 @@ def check_settings(
 
 
 def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
-    """Raises `DataError` on an item that comes twice, which would count twice."""
+    """Raise `DataError` if an item occurs twice: it would count twice."""
     if repeated := [item for item, count in Counter(items).items() if count > 1]:
         raise DataError(f"{', '.join(map(str, paths))}: {repeated[0]} comes twice. Give each file and item once.")
 
@@ -189,7 +190,8 @@ async def rollout_eval_tasks(
     journal: Journal | None = None,
     pool: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], float]:
-    """Play every task of `panel` in a pool of its environment (`rollout_tasks`), and the most MB of an actor."""
+    """Play all tasks in pools of their environments: the records of `rollout_tasks`, and the peak memory of an actor in
+    MB."""
     if not tasks:
         return [], 0.0
     with ray_session():
@@ -200,7 +202,7 @@ async def rollout_eval_tasks(
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All that one model answered, as the functions of `verl_act.evaluate.rollouts` return it."""
+    """All records of one model, as the functions of `verl_act.evaluate.rollouts` return them."""
 
     episodes: Sequence[Record]
     next_actions: Sequence[Record]
@@ -218,8 +220,8 @@ def evaluation_manifest(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """What decides the answers. `inputs` are the files that are asked from, so that a report finds the questions again;
-    `settings` what else there is."""
+    """The manifest: everything that determines the answers. `inputs` are the files of the items, from which a report
+    reads the prompts again; `settings` are further settings."""
     return make_manifest(
         "evaluate",
         settings={
@@ -237,11 +239,11 @@ def evaluation_manifest(
 def write_evaluation(
     out: PathName, name: str, manifest: Manifest, answers: Answers, *, without_room: int = 0, seconds: float = 0.0
 ) -> dict[str, Any]:
-    """Write what `evaluate` leaves in `out`, from answers that are there already; returns the figures.
+    """Write the files of `evaluate` to `out` from existing answers; returns the metrics.
 
-    `manifest` is that of `evaluation_manifest`. `without_room` prompts left no room for a reply.
+    `manifest` comes from `evaluation_manifest`. `without_room`: how many prompts left no room for a reply.
     """
-    figures = {
+    metrics = {
         "name": name,
         "model": manifest.settings["engine"]["model"],
         "sampling": manifest.settings["sampling"],
@@ -265,17 +267,17 @@ def write_evaluation(
     }
     _warn_of_malformed(name, answers)
     with atomic_folder(out) as folder:
-        (folder / METRICS_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         _write_lines(folder / EPISODES, answers.episodes)
         _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
         _write_lines(folder / CHOICES, answers.choices)
         _write_lines(folder / REASONING, answers.reasoning)
         write_manifest(folder, replace(manifest, counts=counts, seconds=round(seconds, 1)))
-    return figures
+    return metrics
 
 
 def _warn_of_malformed(name: str, answers: Answers) -> None:
-    """An evaluation in which no reply can be read measures the prompt or the length of replies, not the model."""
+    """If no reply can be parsed, the evaluation measures the prompt or the reply length, not the model."""
     unread = {
         "episodes": [record["malformed_share"] == 1 for record in finished(answers.episodes) if record["steps"]],
         "next actions": [not record["well_formed"] for record in answers.next_actions],
@@ -292,9 +294,9 @@ def _warn_of_malformed(name: str, answers: Answers) -> None:
 
 
 def some_of_each_split(records: Sequence[_Record], limit: int | None, name: Callable[[_Record], str]) -> list[_Record]:
-    """At most `limit` records of each split, drawn by their names, in the order they came.
+    """At most `limit` records of each split, sampled by their names, in their original order.
 
-    Files are sorted by task, so that the first so many of them would be of a few task types.
+    Files are sorted by task, so the first `limit` records would cover only a few task types.
     """
     splits: dict[str, list[_Record]] = {}
     for record in records:
@@ -308,7 +310,7 @@ def some_of_each_split(records: Sequence[_Record], limit: int | None, name: Call
 
 
 def _token_counts(turns: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, int]:
-    """Tokens of all replies, and of those that gave an admissible action: the others moved nothing."""
+    """Token counts of all replies, and of those with an admissible action: only these change the environment."""
     lengths = [len(tokenizer.encode(turn["reply"], add_special_tokens=False)) for turn in turns]
     useful = [length for length, turn in zip(lengths, turns, strict=True) if turn["admissible"]]
     return {"reply_tokens": sum(lengths), "useful_tokens": sum(useful)}

@@ -13,9 +13,9 @@ from verl_act.evaluate.resample import difference_interval, ratio_interval, sign
 
 
 class ItemOutcome(NamedTuple):
-    """What one item adds to a figure, which is the sum of the amounts over the sum of the sizes.
+    """What one item contributes to a metric, which is the sum of the amounts over the sum of the sizes.
 
-    `task` is what the item shares with others; None where it stands alone.
+    `task` groups items that are not independent; None for an independent item.
     """
 
     amount: float
@@ -28,10 +28,10 @@ Items = Mapping[str, ItemOutcome]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The figure over the items' means over seeds, with its 95% interval over tasks.
+    """A metric of the items' means over seeds, with its 95% interval over tasks.
 
-    `items` are those that count; `by_seed` are the seeds' own figures and `deviation` their sample standard deviation,
-    None for one seed.
+    `items` is how many items count; `by_seed` has the metric of each seed, and `deviation` is their sample standard
+    deviation, None for one seed.
     """
 
     value: float | None
@@ -44,8 +44,8 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A method minus another on the same `items`, with its 95% interval and the two-sided p of "no difference", both
-    over tasks; no interval where all tasks differ alike."""
+    """The difference of two methods on the same `items`, with its 95% interval and the two-sided p of "no difference",
+    both over tasks; no interval if all tasks differ by the same amount."""
 
     difference: float
     items: int
@@ -55,8 +55,9 @@ class Against:
 
 
 def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
-    """Of one figure of one method, one mapping a seed. Shares get the interval of `figures.share_interval`, all else a
-    bootstrap over tasks.
+    """Estimate one metric of one method; `seeds` has one mapping per seed.
+
+    `binary` metrics get the interval of `metrics.share_interval`, all others a bootstrap over tasks.
     """
     by_seed = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
@@ -72,9 +73,10 @@ def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
 
 
 def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
-    """`first` minus `second` on the items of both, paired by task; None where either has none of them.
+    """`first` minus `second` on the items that both have, paired by task; None if the metric of either is undefined.
 
-    For a ratio of sums, a task's difference is in the amounts, less what its difference in size would bring anyway.
+    For a ratio of sums, a task's difference is the difference of the amounts minus what the difference of the sizes
+    explains at the common ratio.
     """
     first_items, second_items = item_means(first), item_means(second)
     both = sorted(first_items.keys() & second_items.keys())
@@ -92,7 +94,7 @@ def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
 
 
 def item_means(seeds: Sequence[Items]) -> dict[str, ItemOutcome]:
-    """Item -> mean over the seeds; only items that every seed has, so that all are weighed alike."""
+    """Item -> mean over the seeds; only items that every seed has, so that all have the same weight."""
     common = set.intersection(*(set(items) for items in seeds)) if seeds else set()
     return {item: _mean([items[item] for items in seeds]) for item in sorted(common)}
 

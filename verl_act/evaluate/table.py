@@ -1,4 +1,4 @@
-"""Evaluations side by side: a table for the terminal, the same as Markdown, and the same as JSON."""
+"""Evaluations side by side: a table in the terminal, in Markdown and in JSON."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from verl_act.output_folder import replace_file, reserved_file
 
 def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
     """Print one row per evaluation; with `out`, also write comparison.md and comparison.json there."""
-    figures = [_read(Path(folder) / METRICS_FILE) for folder in evaluations]
-    header, rows = comparison(figures)
+    all_metrics = [_read(Path(folder) / METRICS_FILE) for folder in evaluations]
+    header, rows = comparison(all_metrics)
     table = Table()
     for title in _as_text(header):
         table.add_column(title)
@@ -33,11 +33,11 @@ def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str]
         file = Path(out) / "comparison.json"
         with reserved_file(file):
             replace_file(file.with_suffix(".md"), markdown(header, rows))
-            replace_file(file, json.dumps(figures, indent=2) + "\n")
+            replace_file(file, json.dumps(all_metrics, indent=2) + "\n")
 
 
-def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; the columns are those that any of the evaluations has."""
+def comparison(evaluations: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, with every column that any of the evaluations has."""
     columns = []
     for section, metrics in (
         ("episodes", ("success", "score", "steps", "inadmissible_share", "malformed_share", "loop_share")),
@@ -45,19 +45,19 @@ def comparison(figures: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
         ("choice", ("right", "right_inferable", "named_a_candidate")),
         ("reasoning", ("right",)),
     ):
-        splits = sorted({split for entry in figures for split in entry.get(section, {})})
+        splits = sorted({split for entry in evaluations for split in entry.get(section, {})})
         columns += [(section, split, metric) for split in splits for metric in metrics]
-    # An older evaluation has no score.
-    columns = [column for column in columns if any(_figure(entry, *column) is not None for entry in figures)]
+    # Not every evaluation has a score.
+    columns = [column for column in columns if any(_metric(entry, *column) is not None for entry in evaluations)]
     header = ["model", *(f"{section} {split} {metric}".replace("_", " ") for section, split, metric in columns)]
-    rows = [[entry["name"], *(_cell(_figure(entry, *column)) for column in columns)] for entry in figures]
+    rows = [[entry["name"], *(_cell(_metric(entry, *column)) for column in columns)] for entry in evaluations]
     return header, rows
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with one line a figure: there are more figures than models."""
+    """A Markdown table with one line per metric: there are more metrics than models."""
     names = [markdown_text(row[0]) for row in rows]
-    lines = [["figure", *names], ["---", *("---:" for _ in names)]]
+    lines = [["metric", *names], ["---", *("---:" for _ in names)]]
     lines += [[markdown_text(title), *(row[index] for row in rows)] for index, title in enumerate(header) if index]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -66,7 +66,7 @@ def _as_text(cells: Sequence[str]) -> list[Text]:
     return [Text(one_line(cell)) for cell in cells]
 
 
-def _figure(entry: Mapping[str, Any], section: str, split: str, metric: str) -> Any:
+def _metric(entry: Mapping[str, Any], section: str, split: str, metric: str) -> Any:
     return entry.get(section, {}).get(split, {}).get(metric)
 
 
@@ -84,11 +84,11 @@ def _cell(value: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    figures = read_metrics_file(path)
+    metrics = read_metrics_file(path)
     try:
-        comparison([figures])
+        comparison([metrics])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: is damaged: a figure is not as `evaluate` writes it ({error!r}). Run it again."
+            f"{path}: is damaged: a metric is not as `evaluate` writes it ({error!r}). Run the evaluation again."
         ) from error
-    return figures
+    return metrics

@@ -1,7 +1,7 @@
-"""What a run did, as one self-contained page, and the same numbers as Markdown and JSON.
+"""The report of a run: one self-contained HTML page, and the same metrics as Markdown and JSON.
 
-`read` finds what a folder holds, `numbers`, `curves` and `examples` turn it into figures and into single answers to
-look at, `plots` and `page` draw them. No model is loaded.
+`read` and `stages` read a run folder; `tables`, `curves`, `calibration`, `methods` and `examples` compute the
+content; `plots`, `page` and `write` render it. No model is loaded.
 """
 
 from verl_act.report.write import write_report

@@ -1,7 +1,7 @@
-"""Calibration of choices: is a model as often right as it is sure?
+"""Calibration of choices: does a model's accuracy match its confidence?
 
-Confidence is the probability of the whole reply as the model gave it. A model that reasons first spreads it over the
-wordings of its reasoning, so that its confidence says little; one that only names an action has it in its choice.
+Confidence is the probability of the whole reply under the model. If a model reasons first, its probability is spread
+over many possible reasonings and says little; if it only names an action, it is the confidence in the choice.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from verl_act.report.statistics import MetricValue, share_of
 from verl_act.report.tables import Model
 
 BINS = 10
-"""Of equal width, as the expected calibration error is usually taken (Guo et al., 2017)."""
+"""Of equal width, as usual for the expected calibration error (Guo et al., 2017)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceBin:
-    """The choices of about one confidence: its mean and the share of right ones, for all models in their order."""
+    """Choices in one confidence bin: mean confidence and share of right choices, one entry per model."""
 
     name: str
     confidences: list[float | None]
@@ -30,7 +30,7 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One split. `errors` are the expected calibration errors, 0 to 1; None where confidence is not recorded."""
+    """One split. `errors` has each model's expected calibration error, 0 to 1; None if no confidence is recorded."""
 
     split: str
     errors: list[float | None]
@@ -38,7 +38,7 @@ class Calibration:
 
 
 def calibrations(compared: Sequence[Model]) -> list[Calibration]:
-    """Of every split on which any model's confidence was recorded."""
+    """One entry for every split with a recorded confidence of any model."""
     sure = [[_with_confidence(record) for record in _recorded(model)] for model in compared]
     splits = sorted({record["split"] for records in sure for record in records})
     return [
@@ -68,7 +68,7 @@ def _calibration(split: str, models: Sequence[Sequence[Mapping[str, Any]]]) -> C
 
 
 def _error(bins: Sequence[ConfidenceBin], model: int) -> float | None:
-    """The mean distance of confidence and share of right choices, each bin by its number of choices."""
+    """The mean distance between confidence and accuracy over the bins, weighted by their number of choices."""
     count = sum(entry.right[model].count for entry in bins)
     gaps = [
         entry.right[model].count * abs(entry.right[model].value - confidence)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Everything a report says, before it is drawn: the page, the Markdown and the JSON all show this."""
+"""The content of a report, which the HTML page, the Markdown and the JSON all show."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from verl_act.report.tables import (
 )
 
 VERSION = 2
-"""Of `report.json`; a change of meaning raises it."""
+"""Version of the JSON file's format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """`texts` are the texts that `examples` name by number."""
+    """Everything a report shows. `examples` refer to `texts` by index."""
 
     title: str
     runs: list[RunSummary]
@@ -50,7 +50,7 @@ class Content:
     texts: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """The figures, without the examples: those are in the evaluations' own files."""
+        """The metrics, without the examples: those are in the files of the evaluations."""
         keys = (
             "title",
             "notes",

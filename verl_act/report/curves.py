@@ -1,4 +1,4 @@
-"""Learning curves from verl's metrics: which of its many keys are shown, under what name, in which unit."""
+"""Learning curves from verl's metrics: which keys are shown, with their titles and units."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _TIERS = {
     "malformed_share": "malformed replies",
 }
 _RIGHT = {"choice": "acc", "action": "acc", "episode": "success"}
-"""What counts as right in validation, by the kind of row."""
-_ASKED = {"choice": "better action chosen", "action": "expert's action given", "episode": "task solved"}
+"""The validation metric of each kind of row."""
+_CORRECT = {"choice": "better action chosen", "action": "expert's action given", "episode": "task solved"}
 _About = tuple[str, str, str, str]
 """Key, title, note and unit of a chart."""
 _VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
@@ -43,9 +43,10 @@ _PLAIN: dict[str, _About] = {
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: `points` are (step, value); each is the mean of `bin_steps` steps, which is 1 in short runs.
+    """One line. `points` are (step, value); each is the mean of `bin_steps` steps, which is 1 in short runs.
 
-    Of several seeds, `points` are the means of those that have come to the step, `ranges` (step, lowest, highest).
+    With several seeds, `points` are means over the seeds that have reached the step, and `ranges` are (step, lowest,
+    highest).
     """
 
     run: str
@@ -57,7 +58,7 @@ class Series:
 
     @property
     def span(self) -> str:
-        """The steps that it covers, in words."""
+        """The steps that it covers, as text."""
         first, last = self.points[0][0], self.points[-1][0]
         notes = [
             f"steps {first} to {last}" if last > first else f"step {first}",
@@ -89,9 +90,9 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class CurveTable:
-    """The points of a chart: a column a series, rows of (step, values), None where a series has no such step.
+    """The points of a chart: one column per series; rows are (step, values), None if a series has no such step.
 
-    `note` says what is left out, and what stands for several steps.
+    `note` says how points were thinned or averaged.
     """
 
     columns: list[str]
@@ -100,7 +101,7 @@ class CurveTable:
 
 
 def curve_table(curve: Curve, most: int) -> CurveTable:
-    """At most about `most` rows, evenly spread over the steps, with the first and the last point of every series."""
+    """About `most` rows at most, evenly spread over the steps, with the first and last point of every series."""
     several = len({series.run for series in curve.series}) > 1
     names = [" · ".join(filter(None, (series.run if several else "", series.name))) for series in curve.series]
     values = [dict(series.points) for series in curve.series]
@@ -120,21 +121,21 @@ def curve_table(curve: Curve, most: int) -> CurveTable:
 
 
 def _thinned(curve: Curve, most: int) -> list[int]:
-    """Some of the steps. Series of other steps than the rest are thinned by themselves: none loses all its points."""
+    """A subset of the steps. Series with different steps are thinned separately, so that none loses all its points."""
     tracks = {tuple(step for step, _ in series.points) for series in curve.series}
     count = max(2, most // len(tracks))
     return sorted({track[index] for track in tracks for index in _spread(len(track), count)})
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """At most `count` places among `length`, the first and the last included."""
+    """At most `count` evenly spread indices below `length`, including the first and the last."""
     if length <= count:
         return list(range(length))
     return [round(index * (length - 1) / (count - 1)) for index in range(count)]
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
-    """The charts of all training stages; a chart that no run has values for is left out."""
+    """The charts of all training stages; charts without values are left out."""
     ordered = []
     for stage in dict.fromkeys([*RL_STAGES, *(stage for run in runs for stage in run.metrics)]):
         charts: dict[str, Curve] = {}
@@ -160,7 +161,7 @@ def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], l
         if key in _PLAIN:
             series[_PLAIN[key], ""] = points[key]
         elif (match := _VALIDATION.fullmatch(key)) and match[3] == _RIGHT[match[1]]:
-            name = (match[2] or _ASKED[match[1]]).replace("/not_inferable", ", not inferable")
+            name = (match[2] or _CORRECT[match[1]]).replace("/not_inferable", ", not inferable")
             series[_VALIDATED, _with_kind(name, match, points)] = points[key]
         elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
             series[_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points)] = points[key]
@@ -170,13 +171,13 @@ def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], l
 
 
 def _with_kind(name: str, key_match: re.Match[str], keys: Iterable[str]) -> str:
-    """A run on rows of several kinds has series of the same name; their kind then tells them apart."""
+    """The name of a series, prefixed with its kind of row if the run has rows of several kinds."""
     kinds = {match[1] for key in keys if (match := key_match.re.fullmatch(key))}
     return f"{key_match[1]}: {name}" if len(kinds) > 1 else name
 
 
 def _series(run: str, name: str, seeds: Sequence[list[Point]]) -> Series:
-    """One line over all seeds; at most 300 points, means of so many neighbours each, at the last one's step."""
+    """One line over all seeds with at most 300 points, each the mean of neighbouring steps, at the last of them."""
     by_step: dict[int, list[float]] = {}
     for step, value in (point for points in seeds for point in points):
         by_step.setdefault(step, []).append(value)

@@ -1,7 +1,7 @@
-"""The single answers that a page shows: which ones, with the question behind each, as plain data for the viewer.
+"""Select the single answers that a page shows, and add their prompts, as plain data for the viewer.
 
-Records name their state, pair or question; what was asked stands in the files that the evaluation's manifest lists.
-They are looked for where they were and in the run folder, and used only if their hash is the one in the manifest.
+Records name their state, pair or question by id. Prompts are read from the input files that the evaluation's manifest
+lists: at their old path or in the run folder, and only if their hash matches the manifest.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_nam
 Json = dict[str, Any]
 _NONE = schema_name(pa.schema([]))
 KINDS = {"episodes": "task_id", "next_actions": "state_id", "choices": "pair_id", "reasoning": "item"}
-"""The kinds of answers, and what names an item of each."""
+"""Kind of answer -> the key of its item's id."""
 _NAMED_IN_THEIR_SPLIT = ("episodes", "reasoning")
-"""Tasks of two splits, and questions of two files, may have the same name."""
+"""Ids of these kinds are unique only within a split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What is shown of one kind: `items` are ready for JSON, `total` counts those there are."""
+    """The examples of one kind: `items` are ready for JSON, `total` counts all items, shown or not."""
 
     kind: str
     items: list[Json]
@@ -46,13 +46,13 @@ class Examples:
 
 @dataclass(slots=True)
 class Texts:
-    """Every text once: observations and actions come hundreds of times, and a page holds them all."""
+    """Deduplicated texts: observations and actions repeat hundreds of times in a page."""
 
     listed: list[str] = field(default_factory=list)
     _indices: dict[str, int] = field(default_factory=dict)
 
     def index(self, text: str | None) -> int | None:
-        """The place of `text` in `listed`; None stays None."""
+        """The index of `text` in `listed`, added if new; None stays None."""
         if text is None:
             return None
         if text not in self._indices:
@@ -65,7 +65,7 @@ class Texts:
 
 
 def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: Texts) -> list[Examples]:
-    """At most `most` items of each kind, the same ones for every model, right and wrong answers in turn."""
+    """At most `most` items of each kind, the same for every model, alternating between right and wrong answers."""
     questions = _Questions(runs)
     describe: dict[str, Callable[[list[str]], Callable[[str, list[Json | None]], Json]]] = {
         "episodes": lambda chosen: _episodes(questions.expert_actions(chosen), texts),
@@ -91,7 +91,7 @@ def _name(kind: str, record: Json) -> str:
 
 
 def _mixed(items: Sequence[str], answers: Sequence[Mapping[str, Json]], outcome: str) -> list[str]:
-    """Items of every split and every pattern of outcomes in turn, each group in its own order."""
+    """Items, alternating between splits and patterns of results; each such group keeps its order."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for item in items:
         records = [by_item.get(item) for by_item in answers]
@@ -147,7 +147,7 @@ def _episode(record: Json, plan: Sequence[str] | None, texts: Texts) -> Json:
 
 
 def _steps_with_the_expert(turns: Sequence[Json], plan: Sequence[str] | None) -> int:
-    """How many first actions are the expert's; up to there, and one further, the states are the expert's too."""
+    """How many first actions match the expert's. The states up to and including the next turn match too."""
     for index, turn in enumerate(turns):
         if plan is None or index >= len(plan) or match_action(turn["action"] or "", [plan[index]]) is None:
             return index
@@ -224,7 +224,7 @@ def _answer(record: Json, texts: Texts) -> Json:
 
 
 def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
-    """`chose` is `expert`, `alternative` or None; `candidates` as they were shown, none where they are unknown."""
+    """`chose` is `expert`, `alternative` or None. `candidates` are in the order of the prompt; empty if unknown."""
     position = record["expert_position"]
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
     candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
@@ -243,7 +243,7 @@ def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
 
 
 class _Questions:
-    """The files that the evaluations asked from, as far as they can be found unchanged."""
+    """The input files of the evaluations, as far as they still exist unchanged."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         paths: dict[str, Path] = {}
@@ -259,7 +259,7 @@ class _Questions:
         self.tables = [path for path in paths.values() if _schema(path) != _NONE]
 
     def expert_actions(self, tasks: Sequence[str]) -> dict[str, list[str]]:
-        """Split and task -> what the expert did, from the first step on; of several trajectories, the first by id."""
+        """Split/task -> the expert's actions in order; of several trajectories, the first by id."""
         plans: dict[str, dict[str, dict[int, str]]] = {}
         task_ids = sorted({task.partition("/")[2] for task in tasks})
         columns = ["split", "task_id", "trajectory_id", "step", "action"]
@@ -278,13 +278,13 @@ class _Questions:
         return {pair.pair_id: pair for pair in map(Pair.from_row, self._rows(PAIR, "pair_id", pair_ids))}
 
     def reasoning(self) -> dict[str, Question]:
-        """Split and item -> question. Its files are all that are none of our tables."""
+        """Split/item -> question. Question files are all input files that are not tables of our schemas."""
         questions: dict[str, Question] = {}
         for path in dict.fromkeys(path for path in self.reasoning_files if path not in self.tables):
-            # A split is a file's name with as many folders as told all files apart then; some may be gone now.
+            # The split is the file's name with some of its folders; how many depended on files that may be gone now.
             parts = path.with_suffix("").parts
             splits = ["/".join(parts[start:]) for start in range(len(parts))]
-            # Another version may read the file in another way; the replies are shown in any case.
+            # Without its questions, the replies are still shown.
             with suppress(DataError):
                 for question in read_questions([path]):
                     for split in splits:
@@ -305,7 +305,7 @@ class _Questions:
 
 
 def _unchanged(name: str, sha: str, folder: Path) -> Path | None:
-    """The file `name`, where it was or at the same place below `folder`, if it is of this hash."""
+    """The file `name`, at its old path or at the same path below `folder`, if its hash is `sha`."""
     candidates = [Path(name), *(folder.joinpath(*Path(name).parts[-depth:]) for depth in (3, 2))]
     for path in candidates:
         if path.is_file() and digest(path) == sha:
@@ -314,5 +314,5 @@ def _unchanged(name: str, sha: str, folder: Path) -> Path | None:
 
 
 def _schema(path: Path) -> str:
-    """The name of our schema that a file is of."""
+    """The name of a file's schema, if it is one of ours."""
     return schema_name(read_parquet_schema(path)) if path.suffix == ".parquet" else _NONE

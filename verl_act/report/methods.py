@@ -1,4 +1,4 @@
-"""The method table of a comparison over seeds: what `compare-methods` wrote, arranged for the page."""
+"""The method tables of a comparison over seeds, from the file that `compare-methods` wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl_act.report.read import Run
 
 @dataclass(frozen=True, slots=True)
 class MethodTest:
-    """A test against another method. `clear` marks p below 0.05."""
+    """A test against another method. `clear`: p is below 0.05."""
 
     text: str
     clear: bool
@@ -21,9 +21,10 @@ class MethodTest:
 
 @dataclass(frozen=True, slots=True)
 class MethodCell:
-    """One figure of a method, as texts and as numbers; all empty where it has none.
+    """One metric of a method, as text and as numbers; all empty if the method does not have it.
 
-    `estimate` and `against` are as in `methods.json`: an `Estimate`, and other method -> `Against` (`evaluate.seeds`).
+    As in `methods.json`, `estimate` is an `Estimate` and `against` is other method -> `Against` (both of
+    `evaluate.statistics`).
     """
 
     value: str = ""
@@ -36,7 +37,7 @@ class MethodCell:
 
 @dataclass(frozen=True, slots=True)
 class MethodTable:
-    """One row a method. `detail` tables, of groups, are folded away. `run` is empty where one run alone has methods."""
+    """One row per method. `detail` tables (of groups) are collapsed. `run` is empty if only one run has methods."""
 
     run: str
     title: str
@@ -48,7 +49,7 @@ class MethodTable:
 
 @dataclass(frozen=True, slots=True)
 class MethodBudget:
-    """What a method was given, and how long it took; minutes are of training, a seed. `run` as in `MethodTable`."""
+    """The training budget and time of a method; `minutes` of training per seed. `run`: as in `MethodTable`."""
 
     run: str
     name: str
@@ -60,22 +61,22 @@ class MethodBudget:
 
 
 def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
-    """A table a split with the figures over all items, then those by task type, position and margin."""
+    """Per split: a table of the metrics over all items, then those by task type, position and margin."""
     tables = []
     for run in runs:
         entries = run.comparison.get("entries", [])
         for split in dict.fromkeys(entry["split"] for entry in entries):
             of_split = [entry for entry in entries if entry["split"] == split]
             whole = [entry for entry in of_split if not entry["group"]]
-            tables.append(_table(_name(run, runs), "All figures", split, whole, False))
-            for figure in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
-                grouped = [entry for entry in of_split if entry["figure"] == figure and entry["group"]]
-                tables.append(_table(_name(run, runs), METRICS[figure].title, split, grouped, True))
+            tables.append(_table(_name(run, runs), "All metrics", split, whole, False))
+            for metric in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
+                grouped = [entry for entry in of_split if entry["figure"] == metric and entry["group"]]
+                tables.append(_table(_name(run, runs), METRICS[metric].title, split, grouped, True))
     return tables
 
 
 def methods_start(runs: Sequence[Run]) -> str:
-    """What the methods start from, and that they share it only where that is known; empty without a comparison."""
+    """One sentence about the model that the methods start from; empty without a comparison."""
     compared = [run for run in runs if run.comparison]
     models = [_initial_model(run) for run in compared]
     names = [name for name, _ in models]
@@ -93,12 +94,12 @@ def methods_start(runs: Sequence[Run]) -> str:
         parts = (
             f"those of {run.name} from {name or 'one not recorded'}" for run, name in zip(compared, known, strict=True)
         )
-        model = f"The methods do not all start from a model known to be the same: {', '.join(parts)}."
+        model = f"The methods are not known to start from the same model: {', '.join(parts)}."
     return f"{model} Those of one comparison share the data."
 
 
 def _initial_model(run: Run) -> tuple[str, str]:
-    """Its name, and the hash of its files where it was a folder; empty where they are not known."""
+    """(name, hash of its files); either is empty if unknown."""
     name = run.comparison.get("initial_model", "")
     manifests = (
         evaluation.manifest for evaluation in run.evaluations if evaluation.model == name and evaluation.manifest
@@ -108,7 +109,7 @@ def _initial_model(run: Run) -> tuple[str, str]:
 
 
 def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
-    """In the recipe's order."""
+    """The budget of every method, in the recipe's order."""
     budgets = []
     for run in runs:
         for name, method in run.comparison.get("methods", {}).items():

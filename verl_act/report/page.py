@@ -1,7 +1,7 @@
-"""From content to HTML and Markdown. Everything that an environment or a model wrote is escaped or given as JSON.
+"""Render the content as HTML and Markdown. Texts of environments and models are escaped or embedded as JSON.
 
-The page allows itself no network and no script but its own (by a content security policy), so that even a text that
-slipped through as markup could do nothing.
+A content security policy forbids network access and all scripts but the page's own, so that even unescaped markup could
+not do anything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADLINES = {"episodes": "success", "next_action": "right_inferable", "choice":
 
 
 def html(content: Content) -> str:
-    """The page."""
+    """The HTML page."""
     script = _asset("viewer.js")
     viewer = {
         "texts": content.texts,
@@ -65,7 +65,7 @@ def html(content: Content) -> str:
 
 
 def markdown(content: Content) -> str:
-    """The same numbers, for a terminal or an issue."""
+    """The same metrics as Markdown, for a terminal or an issue."""
     environment = _environment(autoescape=False, finalize=_markdown_text)
     return environment.get_template("report.md").render(content=content, sections=SECTIONS, methods_note=NOTE)
 
@@ -97,13 +97,13 @@ def _asset(name: str) -> str:
 
 
 def _chance(content: Content, split: str) -> float | None:
-    """Of picking the better of as many candidates as there are places; None where nothing says how many."""
+    """The accuracy of a random choice on `split`; None if the number of candidates is unknown."""
     places = {group.name for group in content.positions if group.split == split}
     return 1 / len(places) if len(places) > 1 else None
 
 
 def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
-    """Section of the page -> (title, note, SVG) of its charts."""
+    """Page section -> (title, note, SVG) of its charts."""
     labels = [model.label for model in content.models]
     return {
         "headlines": [
@@ -142,7 +142,7 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
 
 
 def _headlines(content: Content) -> list[tuple[str, str, list[Group]]]:
-    """The first figure of each section, a group a split."""
+    """(section, title, one group per split) of each section's main metric."""
     headlines = []
     for section, key in _HEADLINES.items():
         rows = {
@@ -163,10 +163,10 @@ def _by_split(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     return [(split, [replace(group) for group in groups if group.split == split]) for split in splits]
 
 
-def _interval(figure: MetricValue, unit: str) -> str:
-    if figure.low is None:
+def _interval(metric: MetricValue, unit: str) -> str:
+    if metric.low is None:
         return ""
-    low, high = plots.show(figure.low, unit), plots.show(figure.high, unit)
+    low, high = plots.show(metric.low, unit), plots.show(metric.high, unit)
     return f"{low.removesuffix('%')}–{high}"
 
 
@@ -181,10 +181,10 @@ def _paired(cell: MetricCell) -> str:
 
 
 def _moment(text: str) -> str:
-    """A manifest's ISO time (UTC) to the minute."""
+    """A manifest's ISO time (UTC), to the minute."""
     return text[:16].replace("T", " ") if text else "not recorded"
 
 
 def _markdown_text(value: Any) -> Any:
-    """Text of others must not become markup here either."""
+    """Escape strings, so that no text becomes markup."""
     return markdown_text(value) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
-"""The charts, drawn by Vega-Lite (altair, vl-convert) as SVG that follows the page's colours, light and dark.
+"""Charts as SVG by Vega-Lite (altair, vl-convert), in the page's light and dark colours.
 
-An SVG holds no script, and its text is escaped. It is one image to a screen reader, with the numbers in a table beside
-it; every mark shows its value as a tooltip. Series differ in shape or place too, never in colour alone.
+An SVG has no script, and its text is escaped. For screen readers it is one image, with its numbers in a table next to
+it; every mark shows its value as a tooltip. Series always differ in shape or position too, not in colour only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from verl_act.report.statistics import MetricValue
 from verl_act.report.tables import Group
 
 WIDTH = 340
-"""Of every chart, in CSS pixels: as wide as a narrow phone shows without scrolling."""
+"""Width of every chart in CSS pixels: fits a narrow phone without scrolling."""
 COLOURS = 12
-"""The page defines so many as `--series-0` and so on; further series repeat them in another shape."""
+"""How many colours the page defines (`--series-0`, ...); further series reuse them with another shape."""
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _SVG = "http://www.w3.org/2000/svg"
 _LONGEST_LABEL = 60
 _UNPRINTABLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
-# As JSON: altair knows no layout of several legends.
+# As JSON, since altair has no layout for several legends.
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "Arial, Helvetica, sans-serif",
@@ -51,8 +51,8 @@ Rows = list[dict[str, Any]]
 
 
 def curve(chart: Curve) -> Markup:
-    """One learning curve; several runs differ in colour, and the series of one run in dashes then. A series of several
-    seeds stands on a band from the lowest to the highest."""
+    """One learning curve. With several runs, colours are runs and dashes are series. Series over several seeds have a
+    band from the lowest to the highest seed."""
     runs = list(dict.fromkeys(series.run for series in chart.series))
     names = list(dict.fromkeys(series.name for series in chart.series))
     rows = [
@@ -92,16 +92,16 @@ def curve(chart: Curve) -> Markup:
 
 
 def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: float | None = None) -> Markup:
-    """Shares with intervals: a row a group, in it a bar a model. A rule marks `neutral`."""
+    """Shares with intervals: one row per group, with one bar per model. A line marks `neutral`."""
     order = [_plain(_spaced(group.name)) for group in groups]
     rows = [
-        _interval_row(_plain(_spaced(group.name)), label, figure)
+        _interval_row(_plain(_spaced(group.name)), label, metric)
         for group in groups
-        for label, figure in zip(labels, group.figures, strict=True)
-        if figure.value is not None
+        for label, metric in zip(labels, group.figures, strict=True)
+        if metric.value is not None
     ]
     models = [_plain(label) for label in labels]
-    # The name of a group stands above its bars: beside them, long names would leave them no room on a phone.
+    # Group names are above the bars: next to them, long names would leave no room on a phone.
     name, thickness, gap = 17, 11, 5
     step = name + thickness * len(models) + gap
     inner, outer = (name + gap) / step, name / step
@@ -135,13 +135,13 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
 
 
 def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str) -> Markup:
-    """Shares with intervals over ordered groups: a column a group, in it a point a model."""
+    """Shares with intervals over ordered groups: one column per group, with one point per model."""
     order = [_plain(group.name) for group in groups]
     rows = [
-        _interval_row(_plain(group.name), label, figure)
+        _interval_row(_plain(group.name), label, metric)
         for group in groups
-        for label, figure in zip(labels, group.figures, strict=True)
-        if figure.value is not None
+        for label, metric in zip(labels, group.figures, strict=True)
+        if metric.value is not None
     ]
     models = [_plain(label) for label in labels]
     base = alt.Chart(alt.Data(values=rows)).encode(  # type: ignore[arg-type]
@@ -154,16 +154,16 @@ def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str
 
 
 def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> Markup:
-    """Share of right choices with intervals over confidence: a point a bin and model, on the line where both agree."""
+    """Share of right choices over confidence, with intervals: one point per bin and model, and the diagonal."""
     rows = [
         {
-            **_interval_row(_plain(entry.name), label, figure),
+            **_interval_row(_plain(entry.name), label, metric),
             "confidence": confidence,
-            "label": f"{_plain(label)}, confidence {show(confidence, 'share')}: right {show(figure.value, 'share')} "
-            f"({show(figure.low, 'share')} to {show(figure.high, 'share')}, n = {figure.count})",
+            "label": f"{_plain(label)}, confidence {show(confidence, 'share')}: right {show(metric.value, 'share')} "
+            f"({show(metric.low, 'share')} to {show(metric.high, 'share')}, n = {metric.count})",
         }
         for entry in calibration.bins
-        for label, confidence, figure in zip(labels, entry.confidences, entry.right, strict=True)
+        for label, confidence, metric in zip(labels, entry.confidences, entry.right, strict=True)
         if confidence is not None
     ]
     models = [_plain(label) for label in labels]
@@ -178,19 +178,19 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
 
 
 def show(value: float | None, unit: str) -> str:
-    """A value as people read it: shares as per cent."""
+    """A value as text; shares in percent."""
     return "–" if value is None else format_metric(value, unit == "share")
 
 
-def _interval_row(group: str, model: str, figure: MetricValue) -> dict[str, Any]:
-    bounds = f"{show(figure.low, 'share')} to {show(figure.high, 'share')}"
+def _interval_row(group: str, model: str, metric: MetricValue) -> dict[str, Any]:
+    bounds = f"{show(metric.low, 'share')} to {show(metric.high, 'share')}"
     return {
         "group": group,
         "model": _plain(model),
-        "value": figure.value,
-        "low": figure.low,
-        "high": figure.high,
-        "label": f"{group}, {_plain(model)}: {show(figure.value, 'share')} ({bounds}, n = {figure.count})",
+        "value": metric.value,
+        "low": metric.low,
+        "high": metric.high,
+        "label": f"{group}, {_plain(model)}: {show(metric.value, 'share')} ({bounds}, n = {metric.count})",
     }
 
 
@@ -213,7 +213,7 @@ def _share_axis(column: str, title: str | None = None) -> alt.X:
 
 
 def _bounds(series: Series) -> list[tuple[float, float]]:
-    """Of every point: the lowest and the highest of its seeds, or the point itself."""
+    """(lowest, highest) over the seeds for every point; the point itself for one seed."""
     return [(low, high) for _, low, high in series.ranges] or [(value, value) for _, value in series.points]
 
 
@@ -222,7 +222,7 @@ def _y_axis(unit: str, rows: Rows, column: str = "value") -> alt.Y:
         axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
         return alt.Y(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    # A flat line belongs into the middle, not onto the axis.
+    # A flat line goes in the middle, not on the axis.
     flat = [low - 1, high + 1] if low == high else alt.Undefined
     return alt.Y(f"{column}:Q", title=unit, scale=alt.Scale(zero=False, domain=flat), axis=alt.Axis(tickCount=5))
 
@@ -234,13 +234,13 @@ def _colour(column: str, values: Sequence[str]) -> alt.Color:
 
 
 def _shapes(values: Sequence[str]) -> alt.Scale:
-    # Every round of colours starts one shape later, so that no two series share both.
+    # Shapes shift by one each time the colours repeat, so that no two series share both.
     shapes = [_SHAPES[(index + index // COLOURS) % len(_SHAPES)] for index in range(len(values))]
     return alt.Scale(domain=list(values), range=shapes)
 
 
 def _legend(entries: Sequence[str]) -> alt.Legend | None:
-    """Beside each other where they have room, else below each other; nothing to tell apart needs none."""
+    """A legend in one row if it fits, else in one column; None for a single entry."""
     if len(entries) < 2:
         return None
     fits = sum(9 * len(entry) + 28 for entry in entries) <= WIDTH
@@ -254,7 +254,7 @@ def _svg(chart: alt.LayerChart, title: str, height: int) -> Markup:
 
 
 def _readable(svg: str, title: str) -> Markup:
-    """A named image that scales, and a tooltip for every labelled mark."""
+    """Name the image, make it scale, and give every labelled mark a tooltip."""
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(svg)
     root.attrib.pop("width")
@@ -263,7 +263,7 @@ def _readable(svg: str, title: str) -> Markup:
     root.set("aria-label", _plain(title))
     for mark in list(root.iter()):
         label = mark.get("aria-label") if mark.get("aria-roledescription") in ("point", "bar", "rule mark") else None
-        if mark is not root:  # an image is one thing to a screen reader; the numbers stand in a table beside it
+        if mark is not root:  # one image for screen readers; the numbers are in a table next to it
             for name in [name for name in mark.attrib if name == "role" or name.startswith("aria-")]:
                 del mark.attrib[name]
         if label:
@@ -280,6 +280,6 @@ def _spaced(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A label that XML and Vega's expressions can hold and a chart has room for: no control, no line separator."""
+    """A label for XML and Vega's expressions: without control characters or line separators, and shortened to fit."""
     printable = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
     return printable if len(printable) <= _LONGEST_LABEL else f"{printable[: _LONGEST_LABEL - 1]}…"

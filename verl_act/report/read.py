@@ -1,4 +1,4 @@
-"""What a run folder holds: its stages, the metrics of its RL stages and its evaluations. Missing parts are no error."""
+"""Read a run folder: its stages, training metrics and evaluations. Missing stages are not an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verl_act.text_files import read_json
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A folder that `evaluate` wrote: the single answers, and what was asked with which model."""
+    """A folder that `evaluate` wrote: its records and its settings."""
 
     folder: Path
     name: str
@@ -41,16 +41,16 @@ class Run:
     folder: Path
     stages: list[StageRecord] = field(default_factory=list)
     metrics: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
-    """Training stage -> for each seed that has any, one `{"step", "data"}` a step, in order; a chain has one seed."""
+    """Training stage -> for each seed with metrics: `{"step", "data"}` per step, in order. A chain has one seed."""
     evaluations: list[Evaluation] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
-    """What `compare-methods` wrote, where it has. Evaluations of a comparison are its first seed's."""
+    """The file of `compare-methods`, if any. `evaluations` of a comparison are those of its first seed."""
     failed_episodes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Method -> episodes that an error of the environment ended, of how many, in all seeds."""
+    """Method -> (episodes that ended in an environment error, all episodes), over all seeds."""
 
     @property
     def seeds(self) -> list[int]:
-        """Those of a comparison, of its table where it has one; none of any other run."""
+        """The seeds of a comparison; empty for any other run."""
         if methods := self.comparison.get("methods"):
             return sorted({int(seed) for method in methods.values() for seed in method["evaluations"]})
         return sorted({seed for stage in self.stages if (seed := stage.seed) is not None})
@@ -62,9 +62,9 @@ class Run:
 
 
 def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
-    """All of `folders`, each under a name of its own: its folder's, longer where two are called the same.
+    """All of `folders`. Each run is named after its folder, with parent folders if two names are equal.
 
-    Raises `DataError` where a folder holds nothing to report on, or a file in it is damaged.
+    Raises `DataError` if a folder has nothing to report on or a file in it is damaged.
     """
     paths = [Path(folder).absolute() for folder in folders]
     if repeated := next((path for index, path in enumerate(paths) if path in paths[:index]), None):
@@ -73,7 +73,7 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """One run. Raises `DataError` as `read_runs` does."""
+    """One run. Raises `DataError` like `read_runs`."""
     if (folder / METRICS_FILE).is_file():
         return Run(name, folder, evaluations=[_read_evaluation(folder)])
     if (folder / "methods" / METHODS).is_file() or seed_folders(folder):
@@ -91,7 +91,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _read_methods(folder: Path, name: str) -> Run:
-    """A comparison of methods, finished or not: its stages, the curves of all seeds, the evaluations of its first."""
+    """A comparison of methods, finished or not: stages, metrics of all seeds, evaluations of the first seed."""
     path = folder / "methods" / METHODS
     seeds = seed_folders(folder)
     first = next(iter(seeds), folder)
@@ -127,7 +127,7 @@ def _failed_episodes(folder: Path, comparison: dict[str, Any]) -> dict[str, tupl
 
 
 def _upgrade(comparison: dict[str, Any]) -> None:
-    """Older comparisons have one test a method, and name the other method, or itself for none, without a list."""
+    """Convert the older format, in which `against` is one method instead of a list (the method itself for none)."""
     for name, method in comparison["methods"].items():
         if isinstance(method["against"], str):
             method["against"] = [other for other in [method["against"]] if other != name]
@@ -146,7 +146,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
-    """The metrics of all attempts, one entry a step; of a step done again each figure is the last one."""
+    """The metrics of all attempts, one entry per step; for a repeated step, the latest values."""
     finished = folder / stage / "metrics.jsonl"
     attempts = (folder / f"{stage}.work").glob("metrics-*.jsonl")
     files = [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
@@ -163,8 +163,8 @@ def _read_evaluation(folder: Path) -> Evaluation:
     path = folder / METRICS_FILE
     if not path.is_file():
         raise DataError(f"{folder}: holds no evaluation ({METRICS_FILE} is missing); run the chain or `methods` again.")
-    figures = read_metrics_file(path)
-    name, model, template, sampling = (figures[key] for key in ("name", "model", "template", "sampling"))
+    metrics = read_metrics_file(path)
+    name, model, template, sampling = (metrics[key] for key in ("name", "model", "template", "sampling"))
     records = read_records(folder)
     return Evaluation(
         folder,

@@ -1,4 +1,4 @@
-"""The stages of a run folder as their manifests tell them: a chain's, or those of a comparison of methods."""
+"""The stages of a run folder, from their manifests: a chain or a comparison of methods."""
 
 from __future__ import annotations
 
@@ -16,35 +16,32 @@ _ORDER = (
     *("evaluate initial", "il", "reflection", "critic", "action", "evaluate", "comparison", "methods"),
 )
 _FIRST = ("train", "initial", "critic")
-"""Which of several stages of one kind comes first."""
+"""Order of stages of the same kind."""
 _ALWAYS = (
     *("alternatives", "audit", "tasks train", "tasks panel", "critic", "action"),
     *("evaluate initial", "evaluate critic", "evaluate action", "comparison"),
 )
-"""Stages of every chain; `games` is only in those that generate them, and splits differ."""
+"""Stages of every chain. `games` is optional, and splits differ between chains."""
 _BY_NAME = ("expert", "pairs", "tasks", "evaluate")
-"""Kinds of which there are several, each with a folder of its own."""
+"""Kinds with one stage folder per split or model."""
 _FOLDERS = {"evaluate": "evaluation"}
-"""Kinds of stage whose folder has another name."""
+"""Kind -> folder, where they differ."""
 _SEEDED = re.compile(r"seed (\d+) (.+)")
-"""A comparison's stage that is done anew for every seed, in the folder `seed-<seed>`."""
+"""A comparison's stage that runs once per seed, in the folder `seed-<seed>`."""
 
 
 class StageState(StrEnum):
-    """How far a stage is."""
+    """The progress of a stage."""
 
     DONE = "done"
     UNFINISHED = "unfinished"
-    """An RL stage that is running, or was interrupted."""
+    """A training stage that is running or was interrupted."""
     MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """One stage as its manifests tell it.
-
-    `made` is the manifest of its folder (counts, seed, settings); `mark` is the chain's own (the whole wall time).
-    """
+    """One stage with its manifests: `made` in its folder (counts, seed, settings), `mark` of the chain (wall time)."""
 
     name: str
     state: StageState
@@ -53,7 +50,7 @@ class StageRecord:
 
     @property
     def seed(self) -> int | None:
-        """Of a comparison's stage that is done anew for every seed."""
+        """The seed of a comparison's per-seed stage; None for any other stage."""
         match = _SEEDED.fullmatch(self.name)
         return int(match[1]) if match else None
 
@@ -63,29 +60,29 @@ class StageRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time: the chain's, which includes starting up, or else what the stage itself measured."""
+        """Wall time: the chain's, which includes start-up, or else the stage's."""
         return next((manifest.seconds for manifest in reversed(self.manifests) if manifest.seconds is not None), None)
 
 
 def read_stages(folder: Path, comparison: bool = False) -> list[StageRecord]:
-    """Those of a chain with the ones that are still to be done. What a `comparison` has planned is not in its folder:
-    of it only what is done or begun, and the table that is its end.
+    """The stages in `folder`, in order. A chain includes its missing stages; a `comparison` only has stages that were
+    started, and its final table, since its folder does not say what is planned.
     """
     marks = {mark.stage: mark for mark in _manifests(folder, ".done/*").values() if mark.stage != "report"}
     folders = _manifests(folder, "*", "*/*", "seed-*/evaluation/*")
     made = {name: manifest for path, manifest in folders.items() if (name := _stage_name(path)) is not None}
-    begun = _begun(folder)
+    started = _started(folder)
     planned = {"methods"} if comparison else _of_every_chain({*marks, *made})
     records = []
-    for name in sorted({*planned, *marks, *made, *begun}, key=rank):
+    for name in sorted({*planned, *marks, *made, *started}, key=rank):
         finished = name in made or (name in marks and (name == "audit" or _folder(folder, name).is_dir()))
-        state = StageState.DONE if finished else StageState.UNFINISHED if name in begun else StageState.MISSING
+        state = StageState.DONE if finished else StageState.UNFINISHED if name in started else StageState.MISSING
         records.append(StageRecord(name, state, made.get(name), marks.get(name) if finished else None))
     return records
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """The folders of a comparison's seeds, the first seed's first."""
+    """The seed folders of a comparison, in order of the seeds."""
     numbered = {
         int(path.name[5:]): path for path in folder.glob("seed-*") if path.name[5:].isdecimal() and path.is_dir()
     }
@@ -93,10 +90,10 @@ def seed_folders(folder: Path) -> list[Path]:
 
 
 def rank(stage: str) -> tuple[int, int, int, int, str]:
-    """The order of stages: data, then each seed's, then the table of a comparison."""
+    """Sort key of stages: data, then each seed, then the table of a comparison."""
     seeded = _SEEDED.fullmatch(stage)
     kind, _, rest = (seeded[2] if seeded else stage).partition(" ")
-    if seeded and kind not in _ORDER:  # training of several stages, as `il+critic`
+    if seeded and kind not in _ORDER:  # training with several stages, such as `il+critic`
         kind, rest = "action", kind
     name = f"{kind} {rest}" if f"{kind} {rest}" in _ORDER else kind
     order = _ORDER.index(name) if name in _ORDER else len(_ORDER)
@@ -106,7 +103,7 @@ def rank(stage: str) -> tuple[int, int, int, int, str]:
 
 
 def _manifests(folder: Path, *patterns: str) -> dict[Path, Manifest]:
-    """Folder, as seen from `folder`, -> its manifest."""
+    """Subfolder, relative to `folder` -> its manifest."""
 
     def entries() -> Iterator[tuple[Path, Manifest]]:
         for pattern in patterns:
@@ -117,8 +114,8 @@ def _manifests(folder: Path, *patterns: str) -> dict[Path, Manifest]:
     return dict(entries())
 
 
-def _begun(folder: Path) -> set[str]:
-    """Training stages that are running, or were interrupted."""
+def _started(folder: Path) -> set[str]:
+    """Training stages that are running or were interrupted."""
     chain = {path.stem for path in folder.glob("*.work") if path.is_dir()} & set(RL_STAGES)
     works = (path.relative_to(folder) for path in folder.glob("seed-*/*.work") if path.is_dir())
     return chain | {name for path in works if (name := _stage_name(path.with_suffix(""))) is not None}
@@ -131,7 +128,7 @@ def _of_every_chain(known: set[str]) -> set[str]:
 
 
 def _stage_name(relative: Path) -> str | None:
-    """The name of the stage that writes to this folder; None for a folder of no stage."""
+    """The name of the stage that writes to this folder; None if there is none."""
     kinds = {folder: kind for kind, folder in _FOLDERS.items()}
     head, *rest = relative.parts
     if seed := re.fullmatch(r"seed-(\d+)", head):

@@ -1,4 +1,4 @@
-"""Intervals and tests of single models; what they resample is in `evaluate.resample`."""
+"""Intervals and tests of single models, built on `evaluate.resample`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = Hashable
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """An estimate with its 95% interval; `count` is the number of records. All None where there are none."""
+    """A metric with its 95% interval over `count` records. All None, and `count` 0, without records."""
 
     value: float | None
     low: float | None
@@ -24,7 +24,7 @@ class MetricValue:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two models on the same `items`: how many the second gained and lost against the first, and the p of a test."""
+    """Two models on the same items: how many the second gained and lost compared with the first, and the test's p."""
 
     items: int
     gained: int
@@ -35,7 +35,7 @@ class Paired:
 
 
 def share_of(records: Sequence[Mapping[str, Any]], holds: str) -> MetricValue:
-    """The share of records with a true `holds`, with the interval of `evaluate.figures.share_interval`."""
+    """The share of records with a true `holds`, with the interval of `evaluate.metrics.share_interval`."""
     result = share(records, holds)
     if not records:
         return MetricValue(None, None, None, 0)
@@ -45,7 +45,7 @@ def share_of(records: Sequence[Mapping[str, Any]], holds: str) -> MetricValue:
 def ratio_of(records: Sequence[Mapping[str, Any]], amount: str, size: str | None = None) -> MetricValue:
     """The sum of a column over the sum of another, or its mean, with a bootstrap interval over tasks.
 
-    Only records that have the columns count; there is no interval where all tasks are alike.
+    Only records that have the columns count. There is no interval if all tasks have the same ratio.
     """
     known = [record for record in records if amount in record and (size is None or record.get(size))]
     if not known:
@@ -59,9 +59,9 @@ def ratio_of(records: Sequence[Mapping[str, Any]], amount: str, size: str | None
 def paired(
     first: Mapping[Item, bool], second: Mapping[Item, bool], tasks: Mapping[Item, Hashable] | None = None
 ) -> Paired | None:
-    """McNemar's exact test, or flips of the signs of tasks where `tasks` (item -> task) has several items of one.
+    """McNemar's exact test, or random sign flips of tasks if `tasks` (item -> task) has several items per task.
 
-    None where no item is in both.
+    None if the two have no item in common.
     """
     both = [item for item in first if item in second]
     if not both:

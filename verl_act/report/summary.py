@@ -1,4 +1,4 @@
-"""What ran, in words and figures for people: the header of a report and its pipeline."""
+"""What ran: the overview of a report and its pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from verl_act.report.read import Run
 from verl_act.report.stages import RL_STAGES, StageRecord, StageState
 from verl_act.report.tables import Model
 
-_TELLING = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
+_MAIN_COUNTS = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class StageSummary:
 
     @property
     def gist(self) -> dict[str, Any]:
-        """The counts that tell most, at most three."""
+        """The most informative counts, at most three."""
         last = {name: name.rpartition(": ")[2] for name in self.counts if "by task type" not in name}
-        telling = [name for kind in _TELLING for name in last if last[name] == kind] or list(self.counts)
-        return {name: self.counts[name] for name in telling[:3]}
+        main = [name for kind in _MAIN_COUNTS for name in last if last[name] == kind] or list(self.counts)
+        return {name: self.counts[name] for name in main[:3]}
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run; `first` and `last` are when its first and its last stage were done, ISO 8601."""
+    """One run; `first` and `last` are when its first and last stage ended, ISO 8601."""
 
     name: str
     command: str
@@ -60,7 +60,7 @@ class RunSummary:
 
     @property
     def missing(self) -> list[str]:
-        """Stages that have not been done to the end."""
+        """Stages that are not done."""
         return [stage.name for stage in self.stages if stage.state != StageState.DONE]
 
     @property
@@ -70,7 +70,7 @@ class RunSummary:
 
 
 def summary(run: Run) -> RunSummary:
-    """What the manifests of `run` say about it."""
+    """The summary of `run`, from its manifests."""
     manifests = run.manifests
     created = sorted(manifest.created for manifest in manifests if manifest.created)
     settings = [manifest.settings for manifest in manifests]
@@ -92,15 +92,15 @@ def summary(run: Run) -> RunSummary:
 
 
 def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequence[Run]) -> list[str]:
-    """What a reader must know to read the figures right."""
+    """Notes that a reader needs to interpret the metrics."""
     sentences = [*_not_counted(compared, runs)]
     input_sets = {
         tuple(sorted(manifest.inputs.values())) for model in compared if (manifest := model.evaluation.manifest)
     }
     if len(input_sets) > 1:
         sentences.append(
-            "The models were not all asked from the same files. Paired tests use the items that both have, by their "
-            "ids; intervals side by side may be about different items."
+            "The models were not all evaluated on the same files. Paired tests use the items that both have, by id; "
+            "intervals side by side may be about different items."
         )
     templates = {model.evaluation.template for model in compared}
     if len(templates) > 1:
@@ -108,25 +108,25 @@ def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequenc
     questions = [item for group in selected if group.kind != "episodes" for item in group.items]
     if lost := sum(item["goal"] is None for item in questions):
         sentences.append(
-            f"For {lost} of {len(questions)} single answers shown, the files that they were asked from are gone "
-            "or have changed: the replies stand without their questions."
+            f"For {lost} of {len(questions)} single answers shown, the input files are missing or have changed, so "
+            "the replies are shown without their questions."
         )
     if any(run.seeds for run in runs):
         sentences.append(
-            "The method tables of a comparison and its learning curves are over all seeds. All else on this page, the "
-            "other charts and the answers included, is of the first seed."
+            "The method tables of a comparison and its learning curves cover all seeds. Everything else on this page, "
+            "including the other charts and the answers, is from the first seed."
         )
     logged = [entry for run in runs for seeds in run.metrics.values() for lines in seeds for entry in lines]
     if logged and not any("actor/entropy" in entry["data"] for entry in logged):
         sentences.append(
-            "There is no curve of the entropy: verl logs it only where the trainer computes the log-probabilities of "
-            "the rollouts again, which algorithm.rollout_correction.bypass_mode leaves out."
+            "There is no entropy curve: verl logs the entropy only if the trainer recomputes the log-probabilities of "
+            "the rollouts, which algorithm.rollout_correction.bypass_mode skips."
         )
     return sentences
 
 
 def _not_counted(compared: Sequence[Model], runs: Sequence[Run]) -> Iterator[str]:
-    """Episodes that the tables leave out."""
+    """Notes about episodes that the tables leave out."""
     for model in compared:
         episodes = model.evaluation.episodes
         if failed := len(episodes) - len(finished(episodes)):
@@ -143,7 +143,7 @@ def _failed(failed: int, count: int, name: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span as people read it."""
+    """A time span as text."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -181,7 +181,7 @@ def _model(run: Run, settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _versions(by_stage: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Tool -> version; several where the stages differ."""
+    """Tool -> version; all versions if the stages differ."""
     merged: dict[str, list[str]] = {}
     for versions in by_stage:
         for tool, version in versions.items():
@@ -199,7 +199,7 @@ def _flat(counts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _relative(path: str, folder: Path) -> str:
-    """`path` as seen from the run, also where the run has been moved since or was named by a relative path."""
+    """`path` relative to the run, even if the run was moved or named by a relative path."""
     if Path(path).is_relative_to(folder):
         return str(Path(path).relative_to(folder))
     parts = Path(path).parts
@@ -211,7 +211,7 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _command(command: str, folder: Path) -> str:
-    """As it would be typed: the program without its folder, paths of the run relative to it."""
+    """The command as typed: the program without its folder, and paths relative to the run."""
     program, _, rest = command.partition(" ")
     if Path(program).name == "__main__.py":
         program = f"python -m {Path(program).parent.name}"

@@ -1,4 +1,4 @@
-"""The figures of a report: every model on every split, by task type, by position and by margin, with intervals."""
+"""The tables of a report: metrics of every model by split, task type, position and margin, with intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One column of the tables: an evaluated model, under a label that no other has."""
+    """One column of the tables: an evaluated model with a unique label."""
 
     label: str
     run: str
@@ -24,7 +24,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class MetricCell:
-    """One figure of one model; `against_first` compares it with the first model on the same items."""
+    """One metric of one model; `against_first` compares it with the first model on the same items."""
 
     figure: MetricValue
     against_first: Paired | None = None
@@ -32,7 +32,7 @@ class MetricCell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of all models, in their order."""
+    """One metric of all models, in their order."""
 
     key: str
     title: str
@@ -75,7 +75,7 @@ def models(runs: Sequence[Run]) -> list[Model]:
 
 
 def blocks(compared: Sequence[Model]) -> list[Block]:
-    """All sections and splits that any model has answers for."""
+    """All sections and splits for which any model has answers."""
     all_blocks = []
     for section, rows in (
         ("episodes", _episode_rows),
@@ -97,7 +97,7 @@ def by_task_type(compared: Sequence[Model]) -> list[Group]:
 
 
 def by_position(compared: Sequence[Model]) -> list[Group]:
-    """Right choices by where the expert's action stood: a model that always picks one place shows here."""
+    """Right choices by position of the expert's action, which reveals a position bias."""
 
     def name(position: int) -> str:
         return f"right, expert's action {position_name(position)}"
@@ -113,7 +113,7 @@ def by_margin(compared: Sequence[Model]) -> list[Group]:
 
 
 def first_picked(compared: Sequence[Model]) -> list[Group]:
-    """How often the candidate shown first was chosen, among choices that name one; impartial is 50% of two."""
+    """How often the first candidate was chosen, among choices that name one; without bias, 50% of two."""
     picked = [
         [{**record, "first": _chose_first(record)} for record in records if record["named_a_candidate"]]
         for records in _choices(compared)
@@ -124,7 +124,9 @@ def first_picked(compared: Sequence[Model]) -> list[Group]:
 def _chose_first(record: Record) -> bool:
     if "chosen" in record:
         return record["chosen"] == 0
-    return (record["expert_position"] == 0) == bool(record["right"])  # an older evaluation, of two candidates
+    return (record["expert_position"] == 0) == bool(
+        record["right"]
+    )  # records without the chosen index have two candidates
 
 
 def _choices(compared: Sequence[Model]) -> list[list[Record]]:
@@ -175,7 +177,7 @@ def _episode_rows(models: Sequence[Sequence[Record]]) -> list[Row]:
     ]
     loops = f"one failed action {LOOP_LENGTH} times or more in a row"
     turns, useful = "of an episode's turns", "in replies that gave an admissible action"
-    # Without a reasoning template no reply reasons: no row then.
+    # Without a reasoning template no reply reasons, and the row is left out.
     reasoning = (
         models if any(record.get("thought_share") for records in models for record in records) else [[] for _ in models]
     )
@@ -230,7 +232,7 @@ def _malformed(models: Sequence[Sequence[Record]]) -> list[list[Record]]:
 
 
 def _thoughts(models: Sequence[Sequence[Record]], item: str) -> list[Row]:
-    """The share of replies that reason first; no row where none of any model does, as without a reasoning template."""
+    """The share of replies that reason first; no row if no reply does, as without a reasoning template."""
     if not any(record.get("thought") for records in models for record in records):
         return []
     known = [[record for record in records if "thought" in record] for records in models]

@@ -1,4 +1,4 @@
-"""The report of a run, or of several side by side: one page, and the same numbers as Markdown and as JSON."""
+"""Write the report of one or several runs: an HTML page, and the same metrics as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 
 EXAMPLES = 40
-"""Answers of each kind shown of each model, unless asked otherwise."""
+"""Default number of answers of each kind on the page."""
 
 
 def write_report(
     out: str | PathLike[str], folders: Sequence[str | PathLike[str]], most_examples: int = EXAMPLES
 ) -> list[Path]:
-    """Write `out` (HTML) and beside it the same name as `.md` and `.json`; returns the three paths.
+    """Write `out` (HTML) and next to it the same name with `.md` and `.json`; returns the three paths.
 
-    `folders` are output folders of `chain`, finished or not, or of `evaluate`; the first model of the first is what
-    the others are tested against. The same folders give the same bytes. Raises `DataError` on a damaged file in them,
-    `ConfigError` where `out` or `most_examples` makes no sense.
+    `folders` are output folders of `chain` (finished or not), `methods` or `evaluate`. All models are tested against
+    the first model of the first folder. The same folders give the same bytes. Raises `DataError` for a damaged file in
+    a folder, `ConfigError` for an invalid `out` or `most_examples`.
     """
     page = Path(out)
     if page.suffix.lower() not in (".html", ".htm"):
@@ -48,7 +48,7 @@ def write_report(
 
 
 def _json(whole: Content) -> str:
-    """Valid JSON: what is no number, as of a training that diverged, is null."""
+    """Strict JSON: values that are not finite, such as those of a diverged training, become null."""
     return json.dumps(_finite(whole.as_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

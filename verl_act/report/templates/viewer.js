@@ -1,5 +1,5 @@
 "use strict";
-// The viewer of single answers. Every text of an environment or a model goes into the page by textContent.
+// The viewer of single answers. Texts of environments and models are inserted as textContent only.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view");
@@ -23,11 +23,11 @@
     }
     return element;
   }
-  const text = (number) => (number === null || number === undefined ? "" : data.texts[number]);
+  const text = (index) => (index === null || index === undefined ? "" : data.texts[index]);
   const spaced = (name) => name.replaceAll("_", " ");
   const badge = (words, tone = "") => make(`span.badge${tone && "." + tone}`, words);
 
-  // What is filtered, and by what.
+  // The filters.
   const OUTCOMES = {
     "": ["all", () => true],
     differ: ["the two models differ", (a, b) => a && b && a.right !== b.right],
@@ -52,7 +52,7 @@
     );
   }
 
-  // A reply that is longer than its box can be scrolled by keys. Only the layout tells, and it changes with the window.
+  // Replies longer than their box can be scrolled by keys. That depends on the layout, which changes with the window.
   const SCROLLS = { tabindex: "0", role: "group", "aria-label": "Reply" };
   const boxes = new ResizeObserver((entries) => {
     for (const { target } of entries) {
@@ -64,14 +64,14 @@
     }
   });
 
-  // The frame: drawn once; `show` fills it.
+  // The frame is created once; `show` fills it.
   const tabs = KINDS.map((kind) => {
     const tab = make("button", `${NAMES[kind]} (${data.kinds[kind].items.length})`, { type: "button", role: "tab", id: `tab-${kind}`, "aria-controls": "answer" });
     tab.addEventListener("click", () => { open(kind); });
     return tab;
   });
-  const left = select(data.models.map((name, number) => [number, name]), (value) => { state.left = Number(value); state.item = 0; });
-  const right = select([[-1, "none"], ...data.models.map((name, number) => [number, name])], (value) => { state.right = Number(value); state.item = 0; });
+  const left = select(data.models.map((name, index) => [index, name]), (value) => { state.left = Number(value); state.item = 0; });
+  const right = select([[-1, "none"], ...data.models.map((name, index) => [index, name])], (value) => { state.right = Number(value); state.item = 0; });
   const split = select([], (value) => { state.split = value; state.item = 0; });
   const outcome = select([], (value) => { state.outcome = value; state.item = 0; });
   const items = select([], (value) => { state.item = Number(value); });
@@ -106,16 +106,16 @@
     Object.assign(state, { kind, split: "", outcome: "", item: 0 });
     acted();
   }
-  // Only what a reader does changes the address: a page that was just opened keeps the one it was given.
+  // Only user actions change the address: a page that was just opened keeps its address.
   function acted() {
     show();
     remember(filtered()[state.item]);
   }
 
   function show() {
-    const hadFocus = [answer, previous, next].some((part) => part.contains(document.activeElement));
-    for (const [number, tab] of tabs.entries()) {
-      const chosen = KINDS[number] === state.kind;
+    const hadFocus = [answer, previous, next].some((element) => element.contains(document.activeElement));
+    for (const [index, tab] of tabs.entries()) {
+      const chosen = KINDS[index] === state.kind;
       tab.setAttribute("aria-selected", chosen);
       tab.tabIndex = chosen ? 0 : -1;
     }
@@ -126,18 +126,18 @@
     fill(split, [["", "all"], ...[...new Set(all.map((item) => item.split))].sort().map((name) => [name, name])], state.split);
     if (!possible().includes(state.outcome)) state.outcome = "";
     fill(outcome, possible().map((key) => [key, OUTCOMES[key][0]]), state.outcome);
-    const found = filtered();
-    state.item = Math.min(state.item, Math.max(found.length - 1, 0));
-    fill(items, found.map((item, number) => [number, title(item)]), state.item);
-    items.disabled = !found.length;
+    const matches = filtered();
+    state.item = Math.min(state.item, Math.max(matches.length - 1, 0));
+    fill(items, matches.map((item, index) => [index, title(item)]), state.item);
+    items.disabled = !matches.length;
     previous.disabled = state.item === 0;
-    next.disabled = state.item >= found.length - 1;
+    next.disabled = state.item >= matches.length - 1;
     const leftOut = total - all.length;
-    where.textContent = (found.length ? `${state.item + 1} of ${found.length}` : "none fits")
-      + (leftOut ? `; ${leftOut} of ${total} are left out of this page` : "");
+    where.textContent = (matches.length ? `${state.item + 1} of ${matches.length}` : "no match")
+      + (leftOut ? `; ${leftOut} of ${total} are not on this page` : "");
     boxes.disconnect();
-    answer.replaceChildren(...(found.length ? draw(found[state.item]) : []));
-    // What had the focus is gone, or disabled; the keys are heard within the viewer only.
+    answer.replaceChildren(...(matches.length ? draw(matches[state.item]) : []));
+    // The element with the focus is gone or disabled; keys work only within the viewer.
     if (hadFocus && (document.activeElement === document.body || document.activeElement.disabled)) answer.focus({ preventScroll: true });
   }
   function title(item) {
@@ -146,17 +146,17 @@
   }
   const shortened = (words) => (words.length > 100 ? `${words.slice(0, 99)}…` : words);
 
-  // One item: the question, then a column a model.
+  // One item: the question, then one column per model.
   function draw(item) {
-    const shown = [...new Set([state.left, state.right].filter((model) => model >= 0))];
-    const columns = make(`div.columns${shown.length < 2 ? ".single" : ""}`, shown.map((model) => column(item, model)), { "data-side": state.side });
-    const sides = make("div.switch", shown.length < 2 ? [] : shown.map((model, number) => {
-      const side = number ? "right" : "left";
+    const models = [...new Set([state.left, state.right].filter((model) => model >= 0))];
+    const columns = make(`div.columns${models.length < 2 ? ".single" : ""}`, models.map((model) => column(item, model)), { "data-side": state.side });
+    const sides = make("div.switch", models.length < 2 ? [] : models.map((model, index) => {
+      const side = index ? "right" : "left";
       const button = make("button", data.models[model], { type: "button", "aria-pressed": state.side === side });
       button.addEventListener("click", () => {
         state.side = side;
         columns.dataset.side = side;
-        for (const [other, each] of [...sides.children].entries()) each.setAttribute("aria-pressed", other === number);
+        for (const [other, each] of [...sides.children].entries()) each.setAttribute("aria-pressed", other === index);
       });
       return button;
     }));
@@ -164,13 +164,13 @@
   }
 
   function question(item) {
-    if (state.kind === "reasoning") return asked(item);
+    if (state.kind === "reasoning") return reasoningQuestion(item);
     const about = [item.split, item.type && spaced(item.type), item.id];
     if (item.inferable !== undefined) about.splice(1, 0, item.inferable ? "inferable" : "not inferable");
     if (item.margin !== undefined) about.splice(1, 0, item.margin === null ? "margin unknown" : `margin ${item.margin}`);
     const parts = [make("p.goal", text(item.goal) || item.id), make("p.about", about.filter(Boolean).join(" · "))];
     if (state.kind === "episodes") {
-      if (item.expert) parts.push(details(`what the expert did: ${item.expert.length} actions`, make("ol.history", item.expert.map((action) => make("li", text(action))))));
+      if (item.expert) parts.push(details(`the expert's ${item.expert.length} actions`, make("ol.history", item.expert.map((action) => make("li", text(action))))));
     } else if (item.observation !== undefined) {
       if (item.history.length) {
         const turns = item.history.map(([seen, done]) => make("li", [text(seen), " ", make("b", `→ ${text(done)}`)]));
@@ -180,72 +180,72 @@
       if (state.kind === "next_actions") parts.push(make("p.expert", `expert: ${text(item.expert)}`));
       else parts.push(make("p.expert", `expert: ${text(item.expert)}`), make("p.about", `alternative: ${text(item.alternative)}`));
     } else {
-      parts.push(lost());
+      parts.push(noQuestion());
     }
     return make("div.question", parts);
   }
-  const lost = () => make("p.about", "The file with this question was not found, so only the replies are shown.");
+  const noQuestion = () => make("p.about", "The file with this question was not found, so only the replies are shown.");
 
   // A question of general reasoning: it has no state and no actions.
-  function asked(item) {
-    const parts = [make("p.about", item.id), item.goal === null ? lost() : make("p.text.goal", text(item.goal))];
+  function reasoningQuestion(item) {
+    const parts = [make("p.about", item.id), item.goal === null ? noQuestion() : make("p.text.goal", text(item.goal))];
     if (item.expected !== null) parts.push(make("p.expert", `expected answer: ${text(item.expected)}`));
     return make("div.question", parts);
   }
 
   function column(item, model) {
-    const found = item.answers[model];
+    const result = item.answers[model];
     const head = [make("span", data.models[model])];
     const body = [];
-    if (!found) {
-      body.push(make("p.about", "This model was not asked."));
+    if (!result) {
+      body.push(make("p.about", "This model was not evaluated on this item."));
     } else if (state.kind === "episodes") {
-      head.push(badge(END[found.end] ?? found.end, found.right ? "good" : "bad"), badge(`${found.steps} turns`));
-      body.push(turns(found.turns));
+      head.push(badge(END[result.end] ?? result.end, result.right ? "good" : "bad"), badge(`${result.steps} turns`));
+      body.push(turns(result.turns));
     } else {
-      head.push(badge(found.right ? "right" : "wrong", found.right ? "good" : "bad"));
-      body.push(...(state.kind === "reasoning" ? [box(text(found.reply))] : single(item, found)));
+      head.push(badge(result.right ? "right" : "wrong", result.right ? "good" : "bad"));
+      body.push(...(state.kind === "reasoning" ? [box(text(result.reply))] : single(item, result)));
     }
     const tone = `--tone: var(--series-${model % data.colours})`;
     return make("article.column", [make("h3", head), ...body], { "aria-label": data.models[model], style: tone });
   }
 
-  function single(item, found) {
+  function single(item, result) {
     const parts = [];
     if (state.kind === "choices" && item.expert !== null) {
-      parts.push(make("ol.candidates", found.candidates.map((action, place) => make("li", [
-        text(action), " ", place === found.expert_position ? badge("expert", "good") : "", " ",
-        place === found.chosen ? badge("chosen", found.right ? "good" : "bad") : "",
+      parts.push(make("ol.candidates", result.candidates.map((action, position) => make("li", [
+        text(action), " ", position === result.expert_position ? badge("expert", "good") : "", " ",
+        position === result.chosen ? badge("chosen", result.right ? "good" : "bad") : "",
       ]))));
     }
-    if (state.kind === "choices" && !found.malformed && !found.chose) parts.push(make("p", badge("names no candidate", "bad")));
-    parts.push(reply(found), done(found));
+    if (state.kind === "choices" && !result.malformed && !result.chose) parts.push(make("p", badge("names no candidate", "bad")));
+    parts.push(reply(result), done(result));
     return parts;
   }
 
   function turns(played) {
     if (!played.length) return make("p.about", "The turns of this episode were not recorded.");
     const list = [];
-    for (let number = 0; number < played.length; number += 1) {
-      const turn = played[number];
-      const before = played[number - 1];
-      list.push(one(turn, number));
-      if (turn.as_expert === false && (number === 0 || before.as_expert) && turn.expert !== null) {
-        list.push(make("li.parts", number + 1 < played.length ? "Here it leaves the expert's way: the states from here on are its own." : "Here it leaves the expert's way."));
+    for (let index = 0; index < played.length; index += 1) {
+      const turn = played[index];
+      const before = played[index - 1];
+      list.push(one(turn, index));
+      if (turn.as_expert === false && (index === 0 || before.as_expert) && turn.expert !== null) {
+        list.push(make("li.parts", index + 1 < played.length ? "The model leaves the expert's path here; all later states differ." : "The model leaves the expert's path here."));
       }
-      // A loop shows its first two turns; the rest is folded away.
-      const inside = turn.repeat ? runFrom(played, number) : 0;
+      // A loop shows its first two turns; the rest is collapsed.
+      const inside = turn.repeat ? runFrom(played, index) : 0;
       if (turn.repeat && inside === turn.repeat && turn.repeat > 3) {
-        list.push(one(played[number + 1], number + 1));
+        list.push(one(played[index + 1], index + 1));
         const rest = [];
-        for (let later = number + 2; later < number + turn.repeat; later += 1) rest.push(one(played[later], later));
-        list.push(make("li", make("details.more", [make("summary", `the same failed action ${rest.length} more times, to turn ${number + turn.repeat}`), make("ol.turns", rest)])));
-        number += turn.repeat - 1;
+        for (let later = index + 2; later < index + turn.repeat; later += 1) rest.push(one(played[later], later));
+        list.push(make("li", make("details.more", [make("summary", `the same failed action ${rest.length} more times, to turn ${index + turn.repeat}`), make("ol.turns", rest)])));
+        index += turn.repeat - 1;
       }
     }
     return make("ol.turns", list);
   }
-  // How many turns of one failed action come in a row from here on.
+  // How many turns from `start` on repeat the same failed action.
   function runFrom(played, start) {
     const same = (turn) => turn && !turn.admissible && turn.action === played[start].action;
     let end = start;
@@ -253,8 +253,8 @@
     return end - start;
   }
 
-  function one(turn, number) {
-    const marks = [make("span", `Turn ${number + 1}`)];
+  function one(turn, index) {
+    const marks = [make("span", `Turn ${index + 1}`)];
     if (turn.malformed) marks.push(badge(`malformed: ${spaced(turn.malformed)}`, "bad"));
     else if (!turn.admissible) marks.push(badge("inadmissible", "bad"));
     if (turn.repeat) marks.push(badge(`loop: same failed action ${turn.repeat} times`, "loop"));
@@ -266,10 +266,10 @@
     return make(`li.turn${tone}`, parts);
   }
 
-  // The reply as it was written; nothing where it is no more than the action itself.
-  function reply(found) {
-    const written = text(found.reply);
-    if (found.action !== null && written.trim() === `<action>${text(found.action)}</action>`) return "";
+  // The reply as written; empty if it is only the action.
+  function reply(result) {
+    const written = text(result.reply);
+    if (result.action !== null && written.trim() === `<action>${text(result.action)}</action>`) return "";
     return box(written);
   }
   function box(written) {
@@ -277,10 +277,10 @@
     boxes.observe(element);
     return element;
   }
-  function done(found) {
-    if (found.action === null) return make("p.act.no", make("b", found.malformed ? `no readable action (${spaced(found.malformed)})` : "no readable action"));
-    const marks = found.repeat === undefined && !found.admissible ? badge("inadmissible", "bad") : "";
-    return make(`p.act${found.admissible ? "" : ".no"}`, ["→ ", make("b", text(found.action)), " ", marks]);
+  function done(result) {
+    if (result.action === null) return make("p.act.no", make("b", result.malformed ? `no readable action (${spaced(result.malformed)})` : "no readable action"));
+    const marks = result.repeat === undefined && !result.admissible ? badge("inadmissible", "bad") : "";
+    return make(`p.act${result.admissible ? "" : ".no"}`, ["→ ", make("b", text(result.action)), " ", marks]);
   }
   function actions(list, chosen, expert) {
     const entries = list.map((action) => {
@@ -292,24 +292,24 @@
   }
   const details = (words, content) => make("details", [make("summary", words), content]);
 
-  // The address names what is open, so that it can be passed on.
+  // The address names the open item, so that it can be shared.
   function remember(item) {
     if (!item) return;
-    const place = new URLSearchParams({ kind: state.kind, id: item.id, left: state.left, right: state.right });
-    if (state.split) place.set("split", state.split);
-    if (state.outcome) place.set("show", state.outcome);
-    try { history.replaceState(null, "", `#${place}`); } catch { /* an address that may not change, as in some previews */ }
+    const query = new URLSearchParams({ kind: state.kind, id: item.id, left: state.left, right: state.right });
+    if (state.split) query.set("split", state.split);
+    if (state.outcome) query.set("show", state.outcome);
+    try { history.replaceState(null, "", `#${query}`); } catch { /* some previews do not allow it */ }
   }
   function recall() {
-    const place = new URLSearchParams(location.hash.slice(1));
-    if (!KINDS.includes(place.get("kind"))) return false;
+    const query = new URLSearchParams(location.hash.slice(1));
+    if (!KINDS.includes(query.get("kind"))) return false;
     const model = (name, least) => {
-      const number = Number.parseInt(place.get(name), 10);
-      return number >= least && number < data.models.length ? number : state[name];
+      const index = Number.parseInt(query.get(name), 10);
+      return index >= least && index < data.models.length ? index : state[name];
     };
-    Object.assign(state, { kind: place.get("kind"), left: model("left", 0), right: model("right", -1) });
-    Object.assign(state, { split: place.get("split") ?? "", outcome: place.get("show") ?? "" });
-    const find = () => filtered().findIndex((item) => item.id === place.get("id"));
+    Object.assign(state, { kind: query.get("kind"), left: model("left", 0), right: model("right", -1) });
+    Object.assign(state, { split: query.get("split") ?? "", outcome: query.get("show") ?? "" });
+    const find = () => filtered().findIndex((item) => item.id === query.get("id"));
     if (!possible().includes(state.outcome) || find() < 0) Object.assign(state, { split: "", outcome: "" });
     state.item = Math.max(0, find());
     return true;
@@ -335,7 +335,7 @@
   });
 
   if (!KINDS.length) {
-    view.append(make("p.notice", "No single answer is on this page."));
+    view.append(make("p.notice", "This page has no single answers."));
     return;
   }
   view.tabIndex = 0;
@@ -345,7 +345,7 @@
     make("div.tabs", tabs, { role: "tablist", "aria-label": "Kind of answer" }),
     make("div.controls", [labelled("Left-hand model", left), labelled("Right-hand model", right), labelled("Split", split), labelled("Show", outcome)]),
     make("div.steps", [previous, next, items, where]),
-    make("p.keys", ["Keys, once this part has the focus: ", make("kbd", "j"), " next, ", make("kbd", "k"), " previous, ", make("kbd", "1"), " to ", make("kbd", KINDS.length), " kind of answer."]),
+    make("p.keys", ["Keys, while the viewer has the focus: ", make("kbd", "j"), " next, ", make("kbd", "k"), " previous, ", make("kbd", "1"), " to ", make("kbd", KINDS.length), " kind of answer."]),
     answer,
   );
   items.setAttribute("aria-label", "Item");
@@ -353,12 +353,12 @@
   const named = recall();
   show();
   if (named) view.scrollIntoView();
-  // A link to another answer, followed or left again. Without a fragment the page is as it was opened.
+  // A link to another answer. Without a fragment the page is as when it was opened.
   window.addEventListener("hashchange", () => {
-    const found = recall();
-    if (!found && location.hash) return; // another part of the page
-    if (!found) Object.assign(state, START);
+    const recalled = recall();
+    if (!recalled && location.hash) return; // another section of the page
+    if (!recalled) Object.assign(state, START);
     show();
-    if (found) view.scrollIntoView();
+    if (recalled) view.scrollIntoView();
   });
 })();
