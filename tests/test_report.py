@@ -1030,7 +1030,7 @@ def test_the_viewer_shows_what_happened(visit: Callable[..., Visit], whole: Cont
     opened.select("Show", "loop")
     assert answer.locator(".turn.loop").count() > 0
     assert re.search(r"loop: same failed action \d+ times", answer.inner_text())
-    assert "leaves the expert's way" in answer.inner_text()
+    assert "leaves the expert's path" in answer.inner_text()
     assert re.search(r"the same failed action \d+ more times, to turn 20", answer.inner_text())
     opened.select("Show", "gained")
     for number in range(int(opened.where.split(" of ")[1].split(";")[0])):

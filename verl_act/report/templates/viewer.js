@@ -231,7 +231,7 @@
       const before = played[index - 1];
       list.push(one(turn, index));
       if (turn.as_expert === false && (index === 0 || before.as_expert) && turn.expert !== null) {
-        list.push(make("li.parts", index + 1 < played.length ? "The model leaves the expert's path here; all later states differ." : "The model leaves the expert's path here."));
+        list.push(make("li.parts", index + 1 < played.length ? "The model leaves the expert's path here; all later states are its own." : "The model leaves the expert's path here."));
       }
       // A loop shows its first two turns; the rest is collapsed.
       const inside = turn.repeat ? runFrom(played, index) : 0;
