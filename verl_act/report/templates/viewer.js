@@ -134,7 +134,7 @@
     next.disabled = state.item >= matches.length - 1;
     const leftOut = total - all.length;
     where.textContent = (matches.length ? `${state.item + 1} of ${matches.length}` : "no match")
-      + (leftOut ? `; ${leftOut} of ${total} are not on this page` : "");
+      + (leftOut ? `; ${leftOut} of ${total} are left out of this page` : "");
     boxes.disconnect();
     answer.replaceChildren(...(matches.length ? draw(matches[state.item]) : []));
     // The element with the focus is gone or disabled; keys work only within the viewer.
