@@ -99,8 +99,10 @@ def test_other_locales_and_odd_paths(tmp_path: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     made = run("make-games", "--out", folder / "games", "--counts", '{"train": 1}', "--size", "small", **ascii_only)
     assert made.returncode == 0, made.stderr.decode(errors="replace")
-    settings = json.dumps({"data": str(folder / "games")})
-    played = run("collect-expert", "alfworld", "train", "--out", folder / "expert", "--env-settings", settings)
+    settings = json.dumps({"data": str(folder / "games")}, ensure_ascii=False)
+    played = run(
+        "collect-expert", "alfworld", "train", "--out", folder / "expert", "--env-settings", settings, **ascii_only
+    )
     assert played.returncode == 0, played.stderr.decode(errors="replace")
     table = folder / "expert" / "trajectories.parquet"
     wrong = run("check-pairs", "--pairs", table, **ascii_only)

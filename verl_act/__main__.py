@@ -74,7 +74,8 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_reject_constant, object_pairs_hook=_reject_duplicate_keys)
         readable = json.dumps(value, ensure_ascii=False)
-        readable.encode()  # raises on a lone surrogate
+        # Raises on a lone surrogate, but for those that stand for bytes which an ASCII locale cannot decode.
+        readable.encode(errors="surrogateescape")
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{option} is not JSON ({error}): {brief(text)}") from error
     if not isinstance(value, dict):

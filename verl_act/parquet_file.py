@@ -29,8 +29,10 @@ _ROW_GROUP = 16_384
 
 def write_parquet(path: str | os.PathLike[str], table: pa.Table) -> None:
     """Write `table` with checksums and a digest. Raises the errors of pyarrow and the file system."""
-    pq.write_table(table, path, row_group_size=_ROW_GROUP, write_page_checksum=True)
-    with open(path, "r+b") as file:
+    # Opened here: pyarrow takes only paths that are valid UTF-8, which under an ASCII locale others are not.
+    with open(path, "w+b") as file:
+        pq.write_table(table, file, row_group_size=_ROW_GROUP, write_page_checksum=True)
+        file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()
         file.seek(-_TAIL, os.SEEK_END)
         footer_size = int.from_bytes(file.read(4), "little")
@@ -60,8 +62,8 @@ def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = N
 
 def read_parquet_schema(path: str | os.PathLike[str]) -> pa.Schema:
     """The columns of a file and its metadata, without reading the rows. Raises `DataError` as `read_parquet` does."""
-    with _as_data_errors(path):
-        return pq.read_schema(path)
+    with _as_data_errors(path), open(path, "rb") as file:
+        return pq.read_schema(file)
 
 
 def _undamaged(path: Path) -> pa.BufferReader:
