@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from verl_act.engine import Sampling
 from verl_act.envs.base import (
     Environment,
     EnvSpec,
@@ -25,6 +28,10 @@ from verl_act.envs.base import (
 from verl_act.envs.checked import CheckedEnvironment
 from verl_act.envs.contract import check_environment
 from verl_act.errors import EnvError
+from verl_act.evaluate.metrics import episode_metrics
+from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
+from verl_act.journal import Journal
+from verl_act.prompts import get_template
 from verl_act.schema import Context
 
 TASK = Task("odd", "train", "the task", "counting")
@@ -217,6 +224,44 @@ def as_numpy(action: str) -> StepResult:
     """As many environments of Gymnasium answer."""
     known = np.bool_(action in STEP.admissible_actions)
     return StepResult("1", np.array(["add", "stop"]), np.float32(known), np.True_, np.False_, known)  # type: ignore
+
+
+class Adds:
+    """Where an engine would be: one reply for ever."""
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        return ["<action>add</action>"]
+
+
+class LocalSession:
+    """Where the pool would be: an episode in this process."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.first = environment.reset(TASK)
+
+    async def step(self, action: str) -> StepResult:
+        return self.environment.step(action)
+
+    async def close(self) -> None:
+        self.environment.close()
+
+
+def test_episodes_of_a_numpy_environment_are_evaluated(tmp_path: Path) -> None:
+    """Played, kept in the journal, averaged, and written as JSON that anybody can read."""
+
+    class Pool:
+        async def open(self, task: Task) -> LocalSession:
+            return LocalSession(spec(lambda: Odd(step=as_numpy)).make())
+
+    policy = PolicyUnderTest(cast(Any, Adds()), get_template("plain"), Sampling())
+    saved = Journal(tmp_path / "out", "key")
+    records = asyncio.run(rollout_tasks(policy, [TASK], {"odd": cast(Any, Pool())}, 5, saved))
+    saved.close()
+    assert Journal(tmp_path / "out", "key").get("episodes", 0) == records[0]
+    assert json.loads(json.dumps(records, allow_nan=False)) == records
+    assert records[0]["end"] == "over" and records[0]["steps"] == 1 and records[0]["score"] == 1.0
+    assert episode_metrics(records)["score"]["mean"] == 1.0
 
 
 def test_the_contract_is_kept_by_a_sound_environment() -> None:
