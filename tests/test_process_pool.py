@@ -171,6 +171,8 @@ def test_nothing_outlives_a_chain(stage: str, dies: str, by: int, site: dict[str
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell ignores it in what it starts in the background, such as these tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     chain, started = psutil.Process(run.pid), []
     try:
