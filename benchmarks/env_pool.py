@@ -27,7 +27,7 @@ import psutil
 import ray
 
 from verl_act.data_prep.expert.collect_expert import play
-from verl_act.data_prep.pairs.probe import ReplayedState
+from verl_act.data_prep.pairs.margins import ReplayedState
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, StepResult, Task
 from verl_act.envs.pool import EnvPool

@@ -15,7 +15,7 @@ from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES, sa
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
-from verl_act.data_prep.pairs.probe import Prober, ReplayError
+from verl_act.data_prep.pairs.margins import Replayer, ReplayError
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.games.make_games import make_games
@@ -149,18 +149,18 @@ def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tm
         assert pair.margin == plans[1] - plans[0]
 
 
-def test_probing_costs_a_step_an_alternative(games: Path, trajectories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trying_an_alternative_costs_a_step(games: Path, trajectories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a replay of the trajectory."""
     taken = []
     step = AlfworldEnvironment.step
     monkeypatch.setattr(AlfworldEnvironment, "step", lambda self, action: taken.append(action) or step(self, action))
     steps = read_steps([trajectories])
     walked = [entry for entry in steps if entry.trajectory_id == steps[-1].trajectory_id]
-    prober = Prober("alfworld", _settings(games))
-    for state in prober.replay(walked):
+    replayer = Replayer("alfworld", _settings(games))
+    for state in replayer.replay(walked):
         for action in state.step.context.admissible_actions[:3]:
             state.outcome(action)
-    prober.close()
+    replayer.close()
     assert len(taken) == (3 + 1) * len(walked) - 1, "the last step leads to no state"
 
 
@@ -211,7 +211,7 @@ def test_the_share_of_inadmissible_alternatives_is_bounded(
         assert manifest.counts["alternatives_inadmissible_beyond_the_share"] > 0
 
 
-def test_without_probing_margins_are_unknown(trajectories: Path, tmp_path: Path) -> None:
+def test_without_replay_margins_are_unknown(trajectories: Path, tmp_path: Path) -> None:
     build_pairs(tmp_path / "pairs", [trajectories], source="admissible", margins=False, inferable_only=True)
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     assert all(pair.margin is None and pair.inferable and pair.alternative_admissible for pair in pairs)
@@ -245,9 +245,7 @@ def _tasks(split: str, data: str) -> list[Task]:
 
 
 @pytest.mark.parametrize("kind", [Bare, Planning])
-def test_other_environments_are_probed_by_replaying(
-    kind: type[Bare], games: Path, steps: list[Step], tmp_path: Path
-) -> None:
+def test_other_environments_are_replayed(kind: type[Bare], games: Path, steps: list[Step], tmp_path: Path) -> None:
     name = kind.__name__.lower()
     register_env(EnvSpec(name, kind, _tasks, {}, ("train",)))
     write_rows(tmp_path / "steps.parquet", [replace(step, env=name).to_row() for step in steps], TRAJECTORY)
@@ -278,7 +276,7 @@ class Drifting(Bare):
 def test_no_action_is_judged_in_another_state_than_its_own(games: Path, steps: list[Step], tmp_path: Path) -> None:
     register_env(EnvSpec("drifting", Drifting, _tasks, {}, ("train",)))
     one = [replace(step, env="drifting") for step in steps if step.trajectory_id == steps[0].trajectory_id]
-    state = next(Prober("drifting", _settings(games)).replay(one))
+    state = next(Replayer("drifting", _settings(games)).replay(one))
     state.judge(one[0].action)  # in the state itself
     with pytest.raises(ReplayError, match="#0"):
         state.judge(one[0].action)
@@ -293,7 +291,7 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[
         for step in steps
     ]
     with pytest.raises(ReplayError, match="#0"):
-        next(Prober("alfworld", _settings(games)).replay(changed[:1]))
+        next(Replayer("alfworld", _settings(games)).replay(changed[:1]))
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in changed], TRAJECTORY)
     manifest = build_pairs(
         tmp_path / "pairs", [tmp_path / "steps.parquet"], env_settings=_settings(games), source="admissible"

@@ -28,7 +28,7 @@ from verl_act.__main__ import app
 from verl_act.data_prep.expert.collect_expert import collect_expert, play
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import check_pairs
-from verl_act.data_prep.pairs.probe import UNREACHABLE, Prober
+from verl_act.data_prep.pairs.margins import UNREACHABLE, Replayer
 from verl_act.envs.base import StepResult, Task
 from verl_act.envs.contract import NONSENSE, check_environment
 from verl_act.envs.registry import get_env
@@ -1233,9 +1233,9 @@ def test_a_margin_is_unknown_where_the_planner_has_not_looked_everywhere(
 
     steps = play(environment, Knows(), task, source="x")
     assert steps[-1].success and [step.plan_length for step in steps] == [None, 3, 2, 1]
-    prober = Prober("webshop", {"data": str(shop)})
+    replayer = Replayer("webshop", {"data": str(shop)})
     states = {}
-    for state in prober.replay(steps):
+    for state in replayer.replay(steps):
         alternatives = ("click[back to search]", "click[buy now]")
         states[state.step.action] = [state.judge(action).margin for action in alternatives]
     assert states["search[heirloom]"] == [None, None]

@@ -10,7 +10,7 @@ from contextlib import suppress
 import psutil
 
 TASK_TIMEOUT = 900.0
-"""Default time limit in seconds for one job of a worker process. A trajectory of 100 steps, each probed by replays from
+"""Default time limit in seconds for one job of a worker process. A trajectory of 100 steps, each tried by replays from
 the start, takes half."""
 _PR_SET_PDEATHSIG = 1
 

@@ -90,7 +90,7 @@ def build_pairs(
         seed=seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
-        # With a limit, probing stops once there are enough pairs; with several processes, soon after.
+        # With a limit, replaying stops once there are enough pairs; with several processes, soon after.
         pairs = list(
             islice(
                 make_pairs(steps, sampled, env_settings or {}, settings, counts, workers, task_timeout, saved),

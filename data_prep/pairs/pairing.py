@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.pairs.probe import Judgement, Probers, leave_out
+from verl_act.data_prep.pairs.margins import Judgement, Replayers, leave_out
 from verl_act.data_prep.pairs.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
 from verl_act.data_prep.process_pool import Failure, failed, process_pool
 from verl_act.envs.registry import is_admissible
@@ -82,8 +82,8 @@ def make_pairs(
     if settings.limit is not None:
         names.sort(key=lambda name: sampling_key(settings.seed, name))
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
-    probers = Probers(env_settings, sorted({step.env for step in steps}) if settings.margins else ())
-    with process_pool(_Pairer(probers, settings), workers, task_timeout) as pair_all:
+    replayers = Replayers(env_settings, sorted({step.env for step in steps}) if settings.margins else ())
+    with process_pool(_Pairer(replayers, settings), workers, task_timeout) as pair_all:
         saved = SavedResults[_Paired](journal, "pairs", _Paired) if journal else None
         done = tqdm(pair_all(jobs, saved), "building pairs", len(names), unit="trajectory", mininterval=1.0)
         for name, result in zip(names, done, strict=True):
@@ -100,7 +100,7 @@ def make_pairs(
 class _Pairer:
     """Makes the pairs of a trajectory and counts everything it drops."""
 
-    probers: Probers
+    replayers: Replayers
     settings: PairSettings
 
     def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> _Paired:
@@ -122,15 +122,15 @@ class _Pairer:
     def _states(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Judge]]:
         """The steps of one trajectory, each with a function that judges an action at that step."""
         if not self.settings.margins:
-            yield from ((step, _unprobed(step)) for step in steps)
+            yield from ((step, _unmeasured(step)) for step in steps)
         elif steps:
-            yield from ((state.step, state.judge) for state in self.probers.get(steps[0].env).replay(steps))
+            yield from ((state.step, state.judge) for state in self.replayers.get(steps[0].env).replay(steps))
 
     def prepare(self) -> None:
-        self.probers.prepare()
+        self.replayers.prepare()
 
     def close(self) -> None:
-        self.probers.close()
+        self.replayers.close()
 
 
 def _does_nothing(step: Step, judge: Judge) -> bool:
@@ -138,11 +138,11 @@ def _does_nothing(step: Step, judge: Judge) -> bool:
     if step.admissible is not None:
         return not step.admissible
     admissible = step.context.admissible_actions
-    # Probe only if the action is not listed: WebShop accepts any search, and none is in the list.
+    # Try it only if the action is not listed: WebShop accepts any search, and none is in the list.
     return bool(admissible) and match_action(step.action, admissible) is None and not judge(step.action).admissible
 
 
-def _unprobed(step: Step) -> Judge:
+def _unmeasured(step: Step) -> Judge:
     return lambda action: Judgement(is_admissible(step.env, action, step.context.admissible_actions), None)
 
 

@@ -15,7 +15,7 @@ POLICY, ADMISSIBLE = "policy", "admissible"
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An alternative action that has not been probed yet. `source` is `POLICY` or `ADMISSIBLE`."""
+    """An alternative action that has not been tried yet. `source` is `POLICY` or `ADMISSIBLE`."""
 
     action: str
     source: str

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
-from verl_act.data_prep.pairs.probe import Probers, leave_out
+from verl_act.data_prep.pairs.margins import Replayers, leave_out
 from verl_act.data_prep.process_pool import Failure, failed, process_pool
 from verl_act.engine import (
     Engine,
@@ -217,8 +217,8 @@ def outcomes(
     for step in steps:
         if step.state_id in alternatives:
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
-    probers = Probers(env_settings, sorted({step.env for step in steps}))
-    with process_pool(_Executor(probers), workers, task_timeout) as execute_all:
+    replayers = Replayers(env_settings, sorted({step.env for step in steps}))
+    with process_pool(_Executor(replayers), workers, task_timeout) as execute_all:
         saved = SavedResults[_TrajectoryOutcomes](journal, "outcomes", _TrajectoryOutcomes) if journal else None
         done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
         for name, result in zip(jobs, done, strict=True):
@@ -234,14 +234,14 @@ def outcomes(
 class _Executor:
     """Executes the expert's action and the alternatives at each state of a trajectory."""
 
-    probers: Probers
+    replayers: Replayers
 
     def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> _TrajectoryOutcomes:
         executed, counts = list[Executed](), Counter[str]()
         steps = [step for step, _ in trajectory]
         alternatives = {step.state_id: actions for step, actions in trajectory}
         try:
-            for state in self.probers.get(steps[0].env).replay(steps):
+            for state in self.replayers.get(steps[0].env).replay(steps):
                 step = state.step
                 others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
                 executed.append((step, Turn(state.outcome(step.action), step.action), others))
@@ -251,10 +251,10 @@ class _Executor:
         return executed, counts
 
     def prepare(self) -> None:
-        self.probers.prepare()
+        self.replayers.prepare()
 
     def close(self) -> None:
-        self.probers.close()
+        self.replayers.close()
 
 
 def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | Unusable:

@@ -1,4 +1,4 @@
-"""The environment protocol that rollouts, probing and evaluation use.
+"""The environment protocol that rollouts, margins and evaluation use.
 
 An environment is text in, text out. It is deterministic: the same task and actions give the same transcript on every
 machine. It reports whether an action was admissible and whether the goal was met. Reaching the step limit ends an

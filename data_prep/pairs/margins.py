@@ -1,6 +1,6 @@
-"""Probe what an action would have done: replay expert trajectories in the real environment and branch at every state.
+"""Try what an action would have done: replay expert trajectories in the real environment and branch at every state.
 
-Each trajectory is replayed once. With snapshots, a probe costs one action per candidate; without them, the episode is
+Each trajectory is replayed once. With snapshots, a try costs one action per candidate; without them, the episode is
 replayed from the start. A replay that differs from the recorded trajectory raises an error, so an action is never
 judged in the wrong state.
 """
@@ -30,7 +30,7 @@ class ReplayError(EnvError):
 
 
 def leave_out(trajectory_id: str, reason: str, counts: Counter[str], error: Exception | None = None) -> None:
-    """Log and count a trajectory whose remaining steps cannot be probed. `error` is what was raised, if anything."""
+    """Log and count a trajectory whose remaining steps cannot be replayed. `error` is what was raised, if anything."""
     counts["trajectories_not_replayed" if isinstance(error, ReplayError) else "trajectories_failed"] += 1
     logger.warning("Dropped the rest of trajectory %s: %s", trajectory_id, reason)
 
@@ -44,7 +44,7 @@ class Judgement:
 
 
 @dataclass
-class Prober:
+class Replayer:
     """Replays trajectories in one environment. Close it when done."""
 
     env: str
@@ -101,27 +101,27 @@ class Prober:
 
 
 @dataclass
-class Probers:
-    """The probers of a process, one per environment, created on first use. Close them when done."""
+class Replayers:
+    """The replayers of a process, one per environment, created on first use. Close them when done."""
 
     settings: Mapping[str, Any]
     envs: Sequence[str] = ()
     """The environments that `prepare` sets up."""
-    _probers: dict[str, Prober] = field(init=False, default_factory=dict)
+    _replayers: dict[str, Replayer] = field(init=False, default_factory=dict)
 
-    def get(self, env: str) -> Prober:
-        if env not in self._probers:
-            self._probers[env] = Prober(env, self.settings)
-        return self._probers[env]
+    def get(self, env: str) -> Replayer:
+        if env not in self._replayers:
+            self._replayers[env] = Replayer(env, self.settings)
+        return self._replayers[env]
 
     def prepare(self) -> None:
         for env in self.envs:
             prepare_env(env, self.settings)
 
     def close(self) -> None:
-        for prober in self._probers.values():
-            prober.close()
-        self._probers.clear()
+        for replayer in self._replayers.values():
+            replayer.close()
+        self._replayers.clear()
 
 
 class ReplayedState:
