@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, TypeVar
@@ -53,6 +54,8 @@ _CPU_ENGINE = {
     "max_num_batched_tokens": 8192,
     "enable_chunked_prefill": False,
 }
+
+_DEVICES_OF_A_REPLICA = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +95,23 @@ class _OurEngineOptions(TypedDict):
     max_model_len: Positive
     trust_remote_code: bool
     chat_template_kwargs: dict[str, Any]
+    seed_requests: bool
+
+
+_NOT_OF_VLLM = ("chat_template_kwargs", "seed_requests")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """The model, and vLLM's engine arguments beyond our defaults.
 
-    `extra` may hold any engine argument, and `chat_template_kwargs` for prompts.
+    `extra` may hold any engine argument, and
+
+    - `chat_template_kwargs`, for prompts;
+    - `seed_requests`: whether every request has a seed of its own, so that its replies do not depend on what the engine
+      runs beside it. If not, the engine has one seed, and a repeated or resumed run samples other replies. The default
+      is true where it costs nothing: on a CPU, and with vLLM's V2 model runner. The sampler of its V1 runner
+      handles seeded requests one by one, and without FlashInfer.
     """
 
     model: Text
@@ -164,40 +177,79 @@ def model_digest(model: str) -> str | None:
     return digest(model) if Path(model).is_dir() else None
 
 
+def vllm_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """vLLM's engine arguments for `settings` on this machine, without the model."""
+    from vllm.platforms import current_platform
+
+    extra = {name: value for name, value in settings.extra.items() if name not in _NOT_OF_VLLM}
+    if current_platform.is_cpu():
+        defaults = _CPU_ENGINE
+        for name, value in _CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    else:
+        defaults = _replicas(extra, current_platform.device_count())
+    return {
+        **defaults,
+        "max_model_len": settings.max_model_len,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        **extra,
+    }
+
+
+def _replicas(extra: Mapping[str, Any], devices: int) -> dict[str, Any]:
+    """`data_parallel_size` such that every device is used; nothing where the user places the engine on devices."""
+    if any(name.startswith(("data_parallel", "nnodes")) for name in extra):
+        return {}
+    devices_each = math.prod(int(extra.get(name, 1)) for name in _DEVICES_OF_A_REPLICA)
+    return {"data_parallel_size": max(1, devices // devices_each)}
+
+
+def start_vllm(model: str, arguments: Mapping[str, Any]) -> Any:
+    """A running `AsyncLLM`, with the batch size of vLLM's offline class.
+
+    Without a usage context, vLLM would run 128 sequences at once where `LLM` runs 1,024 (on an H100).
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine_arguments = AsyncEngineArgs(model=model, **arguments)
+    return AsyncLLM.from_engine_args(engine_arguments, usage_context=UsageContext.LLM_CLASS)
+
+
+def _seeds_are_free(config: Any) -> bool:
+    """Whether vLLM samples seeded requests as fast as others."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu() or bool(getattr(config, "use_v2_model_runner", False))
+
+
 class Engine:
     """A running vLLM engine and its tokenizer. Use as a context manager; leaving it stops the engine's processes.
 
     A start that takes longer than `start_seconds` fails; the default is vLLM's `VLLM_ENGINE_READY_TIMEOUT_S`, or else
-    half an hour. `without_room` counts the prompts so far that left no room for a reply.
+    half an hour. `seed` is the engine's own, for requests without one. `without_room` counts the prompts so far that
+    left no room for a reply. `max_num_seqs` is the number of requests that all replicas of the model run at once.
+
+    On GPUs every group of `tensor_parallel_size` x `pipeline_parallel_size` devices runs a replica, unless
+    `data_parallel_size` is set.
 
     Raises `ConfigError` if the model folder is unusable, and `EngineError` if vLLM does not start.
     """
 
-    def __init__(self, settings: EngineSettings, start_seconds: float | None = None) -> None:
+    seed_requests = True
+
+    def __init__(self, settings: EngineSettings, start_seconds: float | None = None, seed: int = 0) -> None:
         if start_seconds is None:
             start_seconds = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
-        extra = dict(settings.extra)
         self.settings = settings
-        self.chat_template_kwargs = extra.pop("chat_template_kwargs", {})
+        self.chat_template_kwargs = settings.extra.get("chat_template_kwargs", {})
         self.tokenizer = usable_tokenizer(settings)
         self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        AsyncEngineArgs = _engine_arguments()
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        defaults: dict[str, Any] = {}
-        if current_platform.is_cpu():
-            defaults = _CPU_ENGINE
-            for name, value in _CPU_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
-        arguments = {
-            **defaults,
-            "max_model_len": settings.max_model_len,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            **extra,
-        }
+        _engine_arguments()  # raises an error that says how to install vLLM
+        arguments = {"seed": seed, **vllm_arguments(settings)}
         self.max_model_len = arguments["max_model_len"]
         self.without_room = 0
         _exit_in_order_when_terminated()
@@ -205,7 +257,7 @@ class Engine:
         self._loop = asyncio.Runner()
         try:
             with _processes_end_after(start_seconds) as overdue:
-                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=settings.model, **arguments))
+                self._llm = start_vllm(settings.model, arguments)
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             if overdue.is_set():
                 raise EngineError(
@@ -217,6 +269,11 @@ class Engine:
                 f"vLLM did not start with model {settings.model} and {arguments}: {error}. "
                 "Its own messages above say more; lower max_model_len or free memory if it ran out."
             ) from error
+        config = self._llm.vllm_config
+        self.replicas: int = config.parallel_config.data_parallel_size
+        self.max_num_seqs = self.replicas * config.scheduler_config.max_num_seqs
+        self.seed_requests = settings.extra.get("seed_requests", _seeds_are_free(config))
+        self._next_replica = cycle(range(self.replicas))
 
     def __enter__(self) -> Self:
         return self
@@ -264,7 +321,9 @@ class Engine:
         """An episode as one growing sequence, as verl's agent loops build it for this model."""
         from verl_act.rollout.sequence import GrowingSequence
 
-        return GrowingSequence(messages, self.tokenizer, self._token_builder)
+        sequence = GrowingSequence(messages, self.tokenizer, self._token_builder)
+        sequence.replica = next(self._next_replica) if self.replicas > 1 else None
+        return sequence
 
     @cached_property
     def _token_builder(self) -> Any:
@@ -282,7 +341,7 @@ class Engine:
 
     async def next_reply(self, sequence: GrowingSequence, sampling: Sampling, seed: int | None = None) -> str | None:
         """One reply to what `sequence` says so far, which then holds it; None where no room for one is left."""
-        completions = await self._generate(sequence.sample.token_ids, sampling, seed)
+        completions = await self._generate(sequence.sample.token_ids, sampling, seed, sequence.replica)
         if not completions:
             return None
         (completion,) = completions
@@ -298,9 +357,17 @@ class Engine:
         return completions
 
     async def _generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, seed: int | None, **options: Any
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        seed: int | None,
+        replica: int | None = None,
+        **options: Any,
     ) -> list[Any]:
-        """vLLM's completions; none if the prompt leaves no room. `options` are further sampling parameters."""
+        """vLLM's completions; none if the prompt leaves no room. `options` are further sampling parameters.
+
+        `replica` is the one that runs the request; None: the least busy.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -308,9 +375,13 @@ class Engine:
         if room < 1:
             return []
         sampling_options = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room), **options}
-        parameters = SamplingParams(**sampling_options, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+        if self.seed_requests:
+            sampling_options["seed"] = seed
+        parameters = SamplingParams(**sampling_options, output_kind=RequestOutputKind.FINAL_ONLY)
+        placed = {} if replica is None else {"data_parallel_rank": replica}
         final = None
-        async for output in self._llm.generate({"prompt_token_ids": list(prompt_ids)}, parameters, uuid4().hex):
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        async for output in self._llm.generate(prompt, parameters, uuid4().hex, **placed):
             final = output
         if final is None:
             raise EngineError("vLLM ended a request without a reply; its messages above say why.")

@@ -44,6 +44,9 @@ class GrowingSequence:
     `tokenizer` is Hugging Face's, `builder` verl's for the model's family (seam: `verl.utils.tokenizer`).
     """
 
+    replica: int | None = None
+    """The replica of an engine whose prefix cache has the sequence so far; None: any."""
+
     def __init__(self, messages: Sequence[Message], tokenizer: Any, builder: ContinuousTokenBuilder) -> None:
         self.tokenizer = tokenizer
         self.builder = builder
