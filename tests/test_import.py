@@ -19,16 +19,18 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.expert.collect_expert import play
 from verl_act.data_prep.imports import published_tasks
-from verl_act.data_prep.imports.command_spelling import modern_command, modern_scienceworld_action
 from verl_act.data_prep.imports.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
-from verl_act.data_prep.imports.published import Published, Unreadable, _trajectories, read_published
+from verl_act.data_prep.imports.published import Unreadable, read_published
 from verl_act.data_prep.imports.published_tasks import task_finder
 from verl_act.data_prep.imports.published_turns import decision, undecorated
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.sft.make_sft import make_sft
+from verl_act.envs.alfworld.importer import modern_command
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
+from verl_act.envs.importer import Published
 from verl_act.envs.registry import get_env, register_env
 from verl_act.envs.scienceworld.data import VARIATIONS
+from verl_act.envs.scienceworld.importer import modern_action
 from verl_act.envs.webshop.instruction import price_limit
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import ConfigError, DataError
@@ -243,13 +245,13 @@ def test_rows_known_by_how_they_begin_are_compared_with_the_split_alone(
     rows = [conversation(ours, {}, begin(ours)), conversation(other, {}, begin(other))]
     path = write(tmp_path / "rows.json", [*rows, conversation(other, by_path, begin(other))])
     started: list[Task] = []
-    start = published_tasks._Starter.__call__
+    start = published_tasks.TaskStarter.__call__
 
-    def noted(starter: published_tasks._Starter, job: Task) -> Any:
+    def noted(starter: published_tasks.TaskStarter, job: Task) -> Any:
         started.append(job)
         return start(starter, job)
 
-    monkeypatch.setattr(published_tasks._Starter, "__call__", noted)
+    monkeypatch.setattr(published_tasks.TaskStarter, "__call__", noted)
     for name, workers in (("one", 0), ("two", 2)):
         import_trajectories(
             tmp_path / name,
@@ -424,7 +426,7 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
         (
             "[]",
             "csv",
-            "'csv'; it must be one of eto, early-experience, actions, webshop",
+            "'csv'; it must be one of eto, early-experience, actions",
         ),
     ],
 )
@@ -557,16 +559,16 @@ def test_what_a_thought_quotes_is_no_action(said: str, thought: str | None, tmp_
     assert read.thoughts == (thought,)
 
 
-def test_a_turn_of_ten_million_characters_is_read_in_linear_time() -> None:
+def test_a_turn_of_ten_million_characters_is_read_in_linear_time(tmp_path: Path) -> None:
     """Quadratic patterns need hours here, and minutes for the shorter ones below."""
     for text in ("<action>" * 1_250_000, "<think>" * 1_400_000):
         assert decision(text) is None
     shorter = ("<action>" * 50_000 + "</action>" * 50_000, "<action>" + " " * 10**6, "Action:\n" * 100_000, "*" * 10**6)
     assert [decision(text) for text in shorter] == [None] * 4
     step = {"instruction": f"Prior to this step, you have taken {'9' * 5000} steps", "output": ""}
-    assert len(list(_trajectories([step, step]))) == 2
+    assert len(list(read_published(write(tmp_path / "rows.json", [step, step]), "early-experience"))) == 2
     for text in ("put a " + "in " * 300_000, "put a in b" + " " * 10**6 + "c", "connect " * 10**5, '"' * 10**6):
-        assert modern_scienceworld_action(modern_command(text)) and undecorated(text)
+        assert modern_action(modern_command(text)) and undecorated(text)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import pytest
 from test_import import Row, expert_trajectories, rejections
 
 from verl_act.data_prep.imports.import_trajectories import TRAJECTORIES, import_trajectories
-from verl_act.data_prep.imports.published import Published, Unreadable, read_published
+from verl_act.data_prep.imports.published import Unreadable, read_published
+from verl_act.envs.importer import Published
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.files import PRODUCT_FILE
+from verl_act.envs.webshop.importer import WebShopImporter
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.schema import Step, read_steps
 
@@ -148,7 +150,7 @@ GOOD = {"states": ["Instruction:\ni want a mug"], "actions": ["search[mug]"], "a
 )
 @pytest.mark.parametrize("form", ["eto", "early-experience", "webshop-human"])
 def test_a_malformed_demonstration_is_listed(row: Row, reason: str, form: str, tmp_path: Path) -> None:
-    bad, good = read_published(lines(tmp_path / "rows.jsonl", [row, GOOD]), form)
+    bad, good = read_published(lines(tmp_path / "rows.jsonl", [row, GOOD]), form, WebShopImporter)
     assert isinstance(bad, Unreadable) and reason in bad.reason and "the format 'webshop-human'" in bad.reason
     assert isinstance(good, Published) and good.actions == ("search[mug]",) and good.form == "webshop-human"
 
@@ -156,9 +158,11 @@ def test_a_malformed_demonstration_is_listed(row: Row, reason: str, form: str, t
 def test_rows_of_another_format_may_have_pages_too(tmp_path: Path) -> None:
     """Only the keys of that format decide on them."""
     row = {"instruction": "i want a mug", "actions": ["search[bowl]"], "states": ["WebShop"], "action_idxs": [-1]}
-    (read,) = read_published(lines(tmp_path / "rows.jsonl", [row]), "actions")
+    (read,) = read_published(lines(tmp_path / "rows.jsonl", [row]), "actions", WebShopImporter)
     assert isinstance(read, Published) and read.form is None and read.instruction == "i want a mug"
-    (read,) = read_published(lines(tmp_path / "rows.jsonl", [without(row, "instruction")]), "webshop-human")
+    (read,) = read_published(
+        lines(tmp_path / "rows.jsonl", [without(row, "instruction")]), "webshop-human", WebShopImporter
+    )
     assert isinstance(read, Unreadable)
-    (read,) = read_published(lines(tmp_path / "rows.jsonl", [{"states": ["Instruction: mug"]}]), "eto")
+    (read,) = read_published(lines(tmp_path / "rows.jsonl", [{"states": ["Instruction: mug"]}]), "eto", WebShopImporter)
     assert isinstance(read, Unreadable) and "has no 'conversations'" in read.reason

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_import import Row, expert_trajectories, rejections, write
 
-from verl_act.data_prep.imports.command_spelling import modern_scienceworld_action
 from verl_act.data_prep.imports.import_trajectories import TRAJECTORIES, import_trajectories
-from verl_act.data_prep.imports.published import Published
 from verl_act.data_prep.imports.published_tasks import task_finder
+from verl_act.envs.importer import Published
+from verl_act.envs.scienceworld.importer import modern_action
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import DataError
 from verl_act.schema import Step, read_steps
@@ -140,7 +140,7 @@ def test_agentgyms_rows_are_known_by_their_number(tmp_path: Path) -> None:
     ],
 )
 def test_older_scienceworld_actions_are_respelled(old: str, new: str) -> None:
-    assert modern_scienceworld_action(old) == new
+    assert modern_action(old) == new
 
 
 def as_messages(row: Row) -> list[Row]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from verl_act.chain.recipe import load_recipe
-from verl_act.data_prep.imports.published import Published, read_published
+from verl_act.data_prep.imports.published import read_published
 from verl_act.envs.alfworld.data import list_games
 from verl_act.envs.alfworld.game import read_game
+from verl_act.envs.importer import Published
 from verl_act.envs.webshop.files import list_entries, map_entries
 from verl_act.errors import DataError
 from verl_act.evaluate.reasoning import read_questions

@@ -18,10 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.expert.collect_expert import TRAJECTORIES
-from verl_act.data_prep.imports.published import FORMATS, Published, Unreadable, read_published
-from verl_act.data_prep.imports.published_tasks import FindTasks, advice, other_benchmark, task_finder
+from verl_act.data_prep.imports.published import Unreadable, formats_of, read_published
+from verl_act.data_prep.imports.published_tasks import FindTasks, advice, importer_of, other_benchmark, task_finder
 from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, Replayer, ReplayResult
 from verl_act.data_prep.process_pool import Failure, process_pool
+from verl_act.envs.importer import Published, TrajectoryImporter
+from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
 from verl_act.errors import DataError, OptionError
 from verl_act.journal import SavedResults, journal, key_of
@@ -61,13 +63,12 @@ def import_trajectories(
 ) -> Manifest:
     """Write `out/trajectories.parquet` (schema TRAJECTORY), `out/rejected.jsonl` and a manifest; return the manifest.
 
-    `form` is one of `published.FORMATS`; rows with the keys of WebShop's human demonstrations are always read as such.
-    The format's name becomes the `source` of the steps. With a `split`, rows of other splits are rejected, and rows
-    that name no task are compared only with the tasks of that split.
+    `form` is `eto`, `early-experience`, `actions` or a format of the environment's importer, with which the rows that
+    match it are always read. The format's name becomes the `source` of the steps. With a `split`, rows of other splits
+    are rejected, and rows that name no task are compared only with the tasks of that split.
 
-    A step is inferable if the environment's expert that sees only the transcript would take the same action for a
-    reason in it. ScienceWorld has no such expert; there the rules of its gold expert decide. Without any expert, every
-    step is inferable.
+    Whether a step is inferable is decided by the environment's importer: unless it has rules of its own, a step is if
+    the default expert would take the same action for a reason in the transcript, or there is no expert.
 
     `workers` processes replay the rows and start the tasks that rows are compared with; their count does not change the
     result. A row that takes a worker more than `task_timeout` seconds, or crashes it, is rejected (see `process_pool`,
@@ -86,14 +87,14 @@ def import_trajectories(
     )
     with journal(Path(out), key_of(manifest)) as saved:
         finder = task_finder(env, settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)
-        find = _Find(env, settings, finder, split)
+        find = _Find(importer_of(env, settings), finder, split)
         kept: dict[tuple[str, str], Replayed] = {}
         rejected: list[Rejected] = []
         mismatches: Counter[str] = Counter()
         replayer = Replayer(env, settings, form)
         with process_pool(replayer, workers, task_timeout) as replay:
             for index, path in enumerate(files):
-                rows = list(read_published(Path(path), form))
+                rows = list(read_published(Path(path), form, get_env(env).importer))
                 saved_results = SavedResults[ReplayResult](saved, f"rows {index}", ReplayResult)
                 results = tqdm(
                     replay(map(find, rows), saved_results), one_line(Path(path).name), len(rows), disable=not progress
@@ -157,9 +158,9 @@ def check_settings(
 ) -> None:
     """Raise `ConfigError` for an invalid setting, `DataError` for a file that does not exist."""
     check_options(check_settings, {"workers": workers})
-    check_env(env, env_settings or {}, [] if split is None else [split])
-    if form not in FORMATS:
-        raise OptionError("format", f"is {form!r}; it must be one of {', '.join(FORMATS)}.")
+    spec = check_env(env, env_settings or {}, [] if split is None else [split])
+    if form not in (formats := formats_of(spec.importer)):
+        raise OptionError("format", f"is {form!r}; it must be one of {', '.join(formats)}.")
     if missing := [str(file) for file in files if not Path(file).is_file()]:
         raise DataError(f"{', '.join(missing)}: no such file of trajectories.")
 
@@ -168,19 +169,19 @@ def check_settings(
 class _Find:
     """Finds the tasks of the requested split that a row may have been recorded on."""
 
-    env: str
-    settings: Mapping[str, Any]
+    importer: TrajectoryImporter
     tasks_of: FindTasks
     split: str | None
 
     def __call__(self, row: Published | Unreadable) -> Candidates | Refusal:
         if isinstance(row, Unreadable):
             return Refusal("not in this format", row.reason)
-        if other := other_benchmark(self.env, row):
-            return Refusal("of another benchmark", f"it looks like {other}, not {self.env}")
+        env = self.importer.spec.name
+        if other := other_benchmark(env, row):
+            return Refusal("of another benchmark", f"it looks like {other}, not {env}")
         if not (tasks := self.tasks_of(row)):
             description = row.task or " ".join(row.instruction.split())[:100]
-            hint = advice(self.env, self.settings, row, task_known=False, split=self.split)
+            hint = advice(self.importer, row, task_known=False, split=self.split)
             return Refusal("no such task in these data", f"{description} ({hint})" if hint else description)
         if not (candidates := [task for task in tasks if self.split in (None, task.split)]):
             return Refusal("of another split", f"not of {self.split}")

@@ -13,9 +13,8 @@ A file is a JSON list of rows, or JSON Lines, plain or gzip. The formats:
   `messages`. Rows do not name their task; the first prompt identifies it.
 - `actions`, for everything else: one of our task ids as `task_id` (or, for WebShop, an `instruction`), the list
   `actions` and, optionally, `thoughts`, one per action.
-- `webshop-human`: WebShop's human demonstrations (arXiv 2207.01206). A row is an episode: `actions` click products by
-  their asin, `actions_translate` by their title (`click[item - <title>]`); `states` are the pages, and the first one
-  shows the instruction. Such rows are recognized by their keys, whichever format is requested.
+
+An environment's importer may add formats of its own.
 """
 
 from __future__ import annotations
@@ -28,30 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.data_prep.imports.published_turns import decision
+from verl_act.envs.importer import Published, RowError, TrajectoryImporter, list_in, texts_in
 from verl_act.errors import ConfigError
 from verl_act.text_files import read_rows
 
 _STEPS_BEFORE = re.compile(r"Prior to this step,? you have (?:already )?taken (\d{1,6}) step")
-# Some readers of these data convert everything to lower case.
-_INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)
 _SPEAKERS = {"human": "user", "user": "user"} | dict.fromkeys(("gpt", "assistant", "agent", "model"), "assistant")
-_DEMONSTRATION = "webshop-human"
-_DEMONSTRATION_KEYS = frozenset({"action_idxs", "actions_translate", "available_actions"})
-_KEYS_OF_OTHERS = frozenset({"conversations", "messages", "instruction", "task_id"})
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One trajectory: what identifies its task, and its actions. `instruction` is the first message to the agent,
-    `form` the format that its keys indicate, None if that is the requested one.
-    """
-
-    row: int
-    task: str
-    instruction: str
-    actions: tuple[str, ...]
-    thoughts: tuple[str | None, ...]
-    form: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +44,33 @@ class Unreadable:
     looks_like: str | None = None
 
 
-class _Misfit(ValueError):
-    """The reason that a row does not fit the format."""
+def formats_of(importer: type[TrajectoryImporter]) -> tuple[str, ...]:
+    """The names of the formats that can be read for an environment with this importer."""
+    return (*_READERS, *importer.formats)
 
 
-def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
+def read_published(
+    path: Path, form: str, importer: type[TrajectoryImporter] = TrajectoryImporter
+) -> Iterator[Published | Unreadable]:
     """Yield the trajectories of a file, each with the index (from 0) of its first row.
 
-    Raises `DataError` if the file as a whole cannot be read, `ConfigError` for an unknown format.
+    Rows that match a format of the environment's `importer` are read with it, whatever `form` is. Raises `DataError` if
+    the file as a whole cannot be read, `ConfigError` for an unknown format.
     """
-    if form not in _READERS:
-        raise ConfigError(f"{form!r} is not a format of published trajectories; use one of {', '.join(FORMATS)}.")
-    rows = list(read_rows(path, lambda error: _Misfit(str(error))))
+    if form not in formats_of(importer):
+        known = ", ".join(formats_of(importer))
+        raise ConfigError(f"{form!r} is not a format of published trajectories; use one of {known}.")
+    rows = list(read_rows(path, lambda error: RowError(str(error))))
     groups = _trajectories(rows) if form == "early-experience" else ((index, [index]) for index in range(len(rows)))
     for first, group in groups:
-        row_form = _DEMONSTRATION if len(group) == 1 and _is_demonstration(rows[first]) else form
+        row_form = (_own_format(rows[first], importer) if len(group) == 1 else None) or form
         try:
-            published = _READERS[row_form](first, [_object(rows[index]) for index in group])
+            entries = [_object(rows[index]) for index in group]
+            own = importer.formats.get(row_form)
+            published = own.read(first, entries[0]) if own else _READERS[row_form](first, entries)
             json.dumps(asdict(published), ensure_ascii=False).encode()  # fails on half a surrogate pair
-        except (_Misfit, UnicodeEncodeError) as error:
-            likely = _looks_like(rows[first])
+        except (RowError, UnicodeEncodeError) as error:
+            likely = _looks_like(rows[first], importer)
             other = likely if likely != row_form else None
             hint = f"; its keys are those of --format {other}" if other else ""
             yield Unreadable(first, f"does not fit the format {row_form!r}: {error}{hint}", other)
@@ -90,37 +78,27 @@ def read_published(path: Path, form: str) -> Iterator[Published | Unreadable]:
             yield published
 
 
+def _own_format(row: Any, importer: type[TrajectoryImporter]) -> str | None:
+    """Return the environment's own format that a row matches, if any."""
+    own = importer.formats.items() if isinstance(row, dict) else ()
+    return next((name for name, row_format in own if row_format.matches(row)), None)
+
+
 def _object(row: Any) -> dict[str, Any]:
-    if isinstance(row, _Misfit):
+    if isinstance(row, RowError):
         raise row
     if not isinstance(row, dict):
-        raise _Misfit(f"it is not a JSON object but {type(row).__name__}")
+        raise RowError(f"it is not a JSON object but {type(row).__name__}")
     return row
 
 
 def _text(row: dict[str, Any], name: str, default: str | None = None) -> str:
     value = row.get(name, default)
     if value is None and name not in row:
-        raise _Misfit(f"has no {name!r}")
+        raise RowError(f"has no {name!r}")
     if not isinstance(value, str):
-        raise _Misfit(f"{name!r} must be a text, not {value!r:.50}")
+        raise RowError(f"{name!r} must be a text, not {value!r:.50}")
     return value
-
-
-def _list(row: dict[str, Any], name: str) -> list[Any]:
-    if name not in row:
-        raise _Misfit(f"has no {name!r}")
-    if not isinstance(row[name], list) or not row[name]:
-        raise _Misfit(f"{name!r} must be a non-empty list, not {row[name]!r:.50}")
-    entries: list[Any] = row[name]
-    return entries
-
-
-def _texts(row: dict[str, Any], name: str) -> list[str]:
-    texts = _list(row, name)
-    if not all(isinstance(text, str) for text in texts):
-        raise _Misfit(f"{name!r} must be a list of texts")
-    return texts
 
 
 def _from_turns(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Published:
@@ -130,10 +108,10 @@ def _from_turns(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Publis
     decisions = [(turn, decision(value)) for turn, (speaker, value) in enumerate(turns) if speaker == "assistant"]
     acting = [turn for turn, decided in decisions if decided]
     if not acting:
-        raise _Misfit("no turn holds an 'Action:', 'Act:' or '<action>'")
+        raise RowError("no turn holds an 'Action:', 'Act:' or '<action>'")
     first, last = acting[0], acting[-1]
     if lacking := [turn for turn, decided in decisions if first < turn < last and decided is None]:
-        raise _Misfit(f"turn {lacking[0]} holds no action")
+        raise RowError(f"turn {lacking[0]} holds no action")
     instruction = next((value for speaker, value in reversed(turns[:first]) if speaker == "user"), "")
     actions, thoughts = zip(*(decided for _, decided in decisions if decided), strict=True)
     return Published(row, task, instruction, actions, thoughts)
@@ -141,11 +119,11 @@ def _from_turns(row: int, task: str, turns: Sequence[tuple[str, str]]) -> Publis
 
 def _conversation(index: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
-    turns = [_object(turn) for turn in _list(row, "conversations")]
+    turns = [_object(turn) for turn in list_in(row, "conversations")]
     messages = [_turn(turn) for turn in turns]
     named = [row[name] for name in ("game_file", "id", "item_id") if name in row]
     if named and not isinstance(named[0], str | int):
-        raise _Misfit(f"its task must be a text or a number, not {named[0]!r:.50}")
+        raise RowError(f"its task must be a text or a number, not {named[0]!r:.50}")
     return _from_turns(index, str(named[0]) if named else "", messages)
 
 
@@ -157,23 +135,21 @@ def _turn(turn: dict[str, Any]) -> tuple[str, str]:
 
 def _actions(index: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
-    actions, thoughts = _texts(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
+    actions, thoughts = texts_in(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
     if not isinstance(thoughts, list) or not all(isinstance(thought, str | None) for thought in thoughts):
-        raise _Misfit("'thoughts' must be a list of texts and nulls")
+        raise RowError("'thoughts' must be a list of texts and nulls")
     if len(thoughts) != len(actions):
-        raise _Misfit(f"{len(thoughts)} thoughts for {len(actions)} actions")
+        raise RowError(f"{len(thoughts)} thoughts for {len(actions)} actions")
     task, instruction = _text(row, "task_id", ""), _text(row, "instruction", "")
     if not task and not instruction:
-        raise _Misfit("it names neither 'task_id' nor 'instruction'")
+        raise RowError("it names neither 'task_id' nor 'instruction'")
     return Published(index, task, instruction, tuple(actions), tuple(thoughts))
 
 
-def _looks_like(row: Any) -> str | None:
+def _looks_like(row: Any, importer: type[TrajectoryImporter]) -> str | None:
     """Return the format that a row's keys match."""
     if not isinstance(row, dict):
         return None
-    if _is_demonstration(row):
-        return _DEMONSTRATION
     known = (
         ("eto", {"conversations"}),
         ("early-experience", {"messages"}),
@@ -181,25 +157,7 @@ def _looks_like(row: Any) -> str | None:
         ("actions", {"actions", "task_id"}),
         ("actions", {"actions", "instruction"}),
     )
-    return next((form for form, keys in known if keys <= row.keys()), None)
-
-
-def _is_demonstration(row: Any) -> bool:
-    """Whether a row's keys are those of WebShop's human demonstrations and of no other format."""
-    if not isinstance(row, dict) or "states" not in row or row.keys() & _KEYS_OF_OTHERS:
-        return False
-    return bool(row.keys() & _DEMONSTRATION_KEYS)
-
-
-def _demonstration(index: int, rows: list[dict[str, Any]]) -> Published:
-    """Prefer `actions` to `actions_translate`: an asin identifies a product, but several may share a title."""
-    (row,) = rows
-    name = "actions" if "actions" in row or "actions_translate" not in row else "actions_translate"
-    actions = tuple(action.strip() for action in _texts(row, name))
-    before, *after = _INSTRUCTION.split(_texts(row, "states")[0], maxsplit=1)
-    if not after:
-        raise _Misfit(f"its first state shows no 'Instruction:' but {before!r:.50}")
-    return Published(index, "", after[0], actions, (None,) * len(actions), _DEMONSTRATION)
+    return _own_format(row, importer) or next((form for form, keys in known if keys <= row.keys()), None)
 
 
 def _early_experience(index: int, rows: list[dict[str, Any]]) -> Published:
@@ -208,7 +166,7 @@ def _early_experience(index: int, rows: list[dict[str, Any]]) -> Published:
     for step, row in enumerate(rows):
         messages = _messages(row)
         if (before := _steps_before(messages)) != step:
-            raise _Misfit(f"row {index + step} is step {before} of its episode where step {step} should be")
+            raise RowError(f"row {index + step} is step {before} of its episode where step {step} should be")
         turns += messages
     return _from_turns(index, "", turns)
 
@@ -216,7 +174,7 @@ def _early_experience(index: int, rows: list[dict[str, Any]]) -> Published:
 def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
     if "messages" not in row:
         return [("user", _text(row, "instruction")), ("assistant", _text(row, "output"))]
-    return [(_text(turn, "role"), _text(turn, "content")) for turn in map(_object, _list(row, "messages"))]
+    return [(_text(turn, "role"), _text(turn, "content")) for turn in map(_object, list_in(row, "messages"))]
 
 
 def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
@@ -228,7 +186,7 @@ def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
 def _continues(row: Any) -> bool:
     try:
         return _steps_before(_messages(_object(row))) > 0
-    except _Misfit:
+    except RowError:
         return False
 
 
@@ -238,10 +196,4 @@ def _steps_before(messages: Iterable[tuple[str, str]]) -> int:
     return int(match[1]) if match else 0
 
 
-_READERS = {
-    "eto": _conversation,
-    "early-experience": _early_experience,
-    "actions": _actions,
-    _DEMONSTRATION: _demonstration,
-}
-FORMATS = tuple(_READERS)
+_READERS = {"eto": _conversation, "early-experience": _early_experience, "actions": _actions}

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from verl_act.data_prep.expert.collect_expert import play, replays
-from verl_act.data_prep.imports.published import Published
-from verl_act.data_prep.imports.published_tasks import Spell, advice, speller, thought_judge
-from verl_act.data_prep.imports.webshop_titles import NoSuchProduct
+from verl_act.data_prep.imports.published_tasks import advice, importer_of, respelled
 from verl_act.data_prep.process_pool import Failure, Player, failed
-from verl_act.envs.base import Environment, EnvSpec, Expert, Task
-from verl_act.envs.registry import get_env
+from verl_act.envs.base import Environment, Task
+from verl_act.envs.importer import Published, RespellError, TrajectoryImporter
 from verl_act.errors import EnvError
 from verl_act.schema import Context, Step
 
@@ -45,15 +43,13 @@ ReplayResult = Replayed | Refusal
 
 @dataclass
 class Replayer(Player[Candidates | Refusal, ReplayResult]):
-    """Replays rows. `import_trajectories` says which steps are inferable. `source` is the source of the steps, unless a
-    row's keys indicate another format.
-    """
+    """Replays rows. `source` is the source of the steps, unless a row's keys indicate another format."""
 
     source: str
 
     @cached_property
-    def _judge(self) -> Expert | None:
-        return _judge(get_env(self.env))
+    def _importer(self) -> TrajectoryImporter:
+        return importer_of(self.env, self.settings)
 
     def __call__(self, job: Candidates | Refusal) -> ReplayResult:
         """Return the steps on the first task that the row wins, or why it does not win the likeliest one. A row that is
@@ -72,15 +68,15 @@ class Replayer(Player[Candidates | Refusal, ReplayResult]):
 
     def _play(self, row: Published, task: Task) -> ReplayResult:
         environment, fresh = self.environments
-        follower = _Follower(row.actions, speller(self.env, self.settings), self._judge, self.env)
+        follower = _Follower(row.actions, self._importer)
         try:
             try:
                 steps = play(environment, follower, task, source=row.form or self.source)
             except _ActionsEnd:
                 return self._lost(row, "does not reach the goal", _why_not(fresh, task, follower.played))
             alike = not steps[-1].success or replays(fresh, task, steps)
-        except NoSuchProduct as error:
-            return Refusal("no such product on the page", str(error))
+        except RespellError as error:
+            return Refusal(error.kind, str(error))
         except Exception as error:
             return self.failed(row, failed(self, error))
         if not steps[-1].success:
@@ -94,11 +90,11 @@ class Replayer(Player[Candidates | Refusal, ReplayResult]):
         return self._lost(row, "cannot be played", failure.reason)
 
     def _lost(self, row: Published, kind: str, details: str) -> Refusal:
-        hint = advice(self.env, self.settings, row, task_known=True)
+        hint = advice(self._importer, row, task_known=True)
         return Refusal(kind, f"{details} ({hint})" if hint else details)
 
     def _kept(self, row: Published, steps: Sequence[Step]) -> Replayed:
-        holds, goal = thought_judge(self.env), steps[0].context.goal
+        holds, goal = self._importer.holds, steps[0].context.goal
         thoughts = [row.thoughts[step.step] for step in steps]
         kept = [None if thought is None or not holds(thought, row, goal) else thought for thought in thoughts]
         left_out = sum(thought is not None for thought in thoughts) - sum(thought is not None for thought in kept)
@@ -115,30 +111,20 @@ class _Follower:
     """An expert that plays a given list of actions."""
 
     actions: Sequence[str]
-    spell: Spell
-    judge: Expert | None
-    env: str
+    importer: TrajectoryImporter
     played: list[str] = field(default_factory=list)
 
     def reset(self, task: Task) -> None:
         self.played.clear()
-        if self.judge:
-            self.judge.reset(task)
+        self._task = task
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
         if len(context.history) >= len(self.actions):
             raise _ActionsEnd
-        action = self.spell(self.actions[len(context.history)], context.admissible_actions, environment)
+        published = self.actions[len(context.history)]
+        action = respelled(self.importer, published, context.admissible_actions, environment)
         self.played.append(action)
-        return action, self._inferable(action, context, environment)
-
-    def _inferable(self, action: str, context: Context, environment: Environment) -> bool:
-        if self.judge is None:
-            return self.env != "scienceworld" or _follows(action, context, environment)
-        try:
-            return self.judge.act(context, environment) == (action, True)
-        except EnvError:
-            return False
+        return action, self.importer.is_inferable(self._task, action, context, environment)
 
 
 def _why_not(environment: Environment, task: Task, actions: Sequence[str]) -> str:
@@ -152,17 +138,3 @@ def _why_not(environment: Environment, task: Task, actions: Sequence[str]) -> st
 
 def _refused(actions: Sequence[str], played: int) -> str:
     return f"; {len(actions)} of these {played} were not admissible, the first {actions[0]!r:.100}" if actions else ""
-
-
-def _judge(spec: EnvSpec) -> Expert | None:
-    """Return the environment's expert that acts on the transcript, if any; ScienceWorld's follows a gold path."""
-    makers = () if spec.name == "scienceworld" else spec.experts.values()
-    return next((make() for make in makers), None)
-
-
-def _follows(action: str, context: Context, environment: Environment) -> bool:
-    from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
-    from verl_act.envs.scienceworld.experts import follows
-
-    assert isinstance(environment, ScienceWorldEnvironment)
-    return environment.reading(action)[1] and follows(action, context)

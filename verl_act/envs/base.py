@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from verl_act.envs.importer import TrajectoryImporter
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import ENV_NAME, TASK, Context, is_env_name, read_table
 
@@ -185,6 +186,7 @@ class EnvSpec:
     lists_all_actions: bool = True
     always_admissible: Callable[[str], bool] | None = None
     prepare: Callable[..., object] | None = None
+    importer: type[TrajectoryImporter] = TrajectoryImporter
 
     def __post_init__(self) -> None:
         from verl_act.envs.checked import CheckedMake  # which imports this module

@@ -7,6 +7,7 @@ and `search` are the non-privileged expert.
 from verl_act.envs.alfworld.data import NAME, SPLITS, list_tasks
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.experts import PlannerExpert, WalkthroughExpert
+from verl_act.envs.alfworld.importer import AlfworldImporter
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import EnvSpec
 
@@ -16,6 +17,7 @@ SPEC = EnvSpec(
     tasks=list_tasks,
     experts={"search": SearchExpert, "planner": PlannerExpert, "walkthrough": WalkthroughExpert},
     splits=SPLITS,
+    importer=AlfworldImporter,
 )
 
 __all__ = ["SPEC"]

@@ -8,6 +8,7 @@ from verl_act.envs.base import EnvSpec
 from verl_act.envs.scienceworld.data import NAME, SPLITS, list_tasks
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert
+from verl_act.envs.scienceworld.importer import ScienceWorldImporter
 
 SPEC = EnvSpec(
     name=NAME,
@@ -16,6 +17,7 @@ SPEC = EnvSpec(
     experts={"gold": GoldExpert},
     splits=SPLITS,
     lists_all_actions=False,
+    importer=ScienceWorldImporter,
 )
 
 __all__ = ["SPEC"]

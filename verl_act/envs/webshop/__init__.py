@@ -10,6 +10,7 @@ from verl_act.envs.base import EnvSpec
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
 from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks, prepare
+from verl_act.envs.webshop.importer import WebShopImporter
 from verl_act.envs.webshop.session import is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 
@@ -22,6 +23,7 @@ SPEC = EnvSpec(
     lists_all_actions=False,
     always_admissible=is_search,
     prepare=prepare,
+    importer=WebShopImporter,
 )
 
 __all__ = ["SPEC"]
