@@ -16,8 +16,9 @@ settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
-    """Ray's files in a folder of this run: it looks there for a running cluster, and would find somebody else's."""
+    """verl on the CPU; Ray's files in a folder of this run, since it looks there for a running cluster."""
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("VERL_PLATFORM", "cpu")  # also with a build of torch for accelerators
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for the sockets in it
     _keep_to_own_cores()
 

@@ -1,4 +1,4 @@
-"""Every file of `verl_act/upstream_gaps/cpu`: it does what it says, and it is still needed.
+"""Every file of `verl_act/upstream_gaps/cpu`, and `value_model.py`: it does what it says, and it is still needed.
 
 `gaps.py` tries each gap with the plugin, and in another process without it. A test of the second kind that fails brings
 good news: verl or vLLM now do it themselves, and the file can go.
@@ -25,32 +25,36 @@ from verl_act.upstream_gaps.cpu import platform as cpu
 from verl_act.upstream_gaps.cpu import ray_loopback
 
 GAPS = {
-    "cpu_platform": ("platform.py", "Unknown platform 'cpu'"),
-    "process_group": ("process_group.py", "Duplicate device type cpu"),
-    "reference_offload": ("reference_offload.py", "Cannot access accelerator device"),
-    "engine_device": ("__init__.py (VERL_ENGINE_DEVICE)", "No engine registered for device='cpu'"),
-    "sampling_poll": ("sampling_poll.py", "looks every 2.0 s"),
-    "vllm_distribution": ("vllm_distribution.py", "No package metadata was found for vllm"),
-    "shared_memory": ("shared_memory.py", "exported pointers exist"),
-    "weight_socket": ("weight_socket.py", "both are ipc:"),
-    "ray_loopback": ("ray_loopback.py", "listens at ::"),
+    "cpu_platform": ("cpu/platform.py", "Unknown platform 'cpu'"),
+    "process_group": ("cpu/process_group.py", "Duplicate device type cpu"),
+    "reference_offload": ("cpu/reference_offload.py", "Cannot access accelerator device"),
+    "engine_device": ("cpu/__init__.py (VERL_ENGINE_DEVICE)", "No engine registered for device='cpu'"),
+    "sampling_poll": ("cpu/sampling_poll.py", "looks every 2.0 s"),
+    "vllm_distribution": ("cpu/vllm_distribution.py", "No package metadata was found for vllm"),
+    "shared_memory": ("cpu/shared_memory.py", "exported pointers exist"),
+    "weight_socket": ("cpu/weight_socket.py", "both are ipc:"),
+    "ray_loopback": ("cpu/ray_loopback.py", "listens at ::"),
     "value_model": ("value_model.py", "FlashAttention2"),
-    "asked_device": ("asked_device.py", "trains on cuda"),
-    "vllm_linear": ("vllm_linear.py", "size of tensor a (0)"),
+    "asked_device": ("cpu/asked_device.py", "trains on cuda"),
+    "vllm_linear": ("cpu/vllm_linear.py", "size of tensor a (0)"),
 }
-"""Gap -> the file that closes it, and what upstream says while it is open."""
+"""Gap -> the file of `verl_act/upstream_gaps` that closes it, and what upstream says while it is open."""
+
+
+ON_CPU = {} if platform.torch_is_cpu_build() else {"VERL_PLATFORM": "cpu"}
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what our plugin, or a user, has set in it."""
+    """This process's environment without what our plugin, or a user, has set in it; verl then runs on the CPU."""
     ours = ("VERL_", "VLLM_", "ALFWORLD_")  # alfworld sets one in a process that imports it
-    return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **changes}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**clean, **ON_CPU, **changes}
 
 
-def try_gaps(which: str, folder: Path, **environment: str) -> dict[str, str]:
+def try_gaps(which: str, folder: Path, *gaps: str, **environment: str) -> dict[str, str]:
     script, outcomes = Path(__file__).with_name("gaps.py"), folder / "outcomes.json"
     run = subprocess.run(
-        [sys.executable, str(script), which, str(outcomes)],
+        [sys.executable, str(script), which, str(outcomes), *gaps],
         env=clean_environment(**environment),
         capture_output=True,
         text=True,
@@ -80,12 +84,15 @@ def fresh_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Monkey
         monkeypatch.setenv(name, "")  # so that what the test makes of it is undone too
         monkeypatch.delenv(name)
     monkeypatch.setattr(platform_manager, "_current_platform", None)
+    for backend in ("cuda", "hip", "xpu"):  # a CPU build, whatever this one is
+        monkeypatch.setattr(torch.version, backend, None, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     yield monkeypatch
 
 
 def test_every_file_is_tried() -> None:
-    files = {path.name for path in Path(platform.__file__).parent.glob("*.py")}
-    assert files == {name.split()[0] for name, _ in GAPS.values()}
+    files = {f"cpu/{path.name}" for path in Path(platform.__file__).parent.glob("*.py")}
+    assert files | {"value_model.py"} == {name.split()[0] for name, _ in GAPS.values()}
 
 
 @pytest.mark.parametrize("gap", GAPS)
@@ -97,10 +104,12 @@ def test_the_gap_is_closed(gap: str, with_plugin: dict[str, str]) -> None:
 def test_the_gap_is_still_there_upstream(gap: str, without_plugin: dict[str, str]) -> None:
     file, complaint = GAPS[gap]
     outcome = without_plugin[gap]
-    assert outcome != "works", f"upstream has closed the gap {gap!r}: verl_act/upstream_gaps/cpu/{file} can be removed."
-    assert complaint in outcome, (
-        f"the gap {gap!r} looks different now ({outcome}): see verl_act/upstream_gaps/cpu/{file}."
-    )
+    assert outcome != "works", f"upstream has closed the gap {gap!r}: verl_act/upstream_gaps/{file} can be removed."
+    assert complaint in outcome, f"the gap {gap!r} looks different now ({outcome}): see verl_act/upstream_gaps/{file}."
+
+
+def test_a_value_model_is_loaded_as_configured_on_every_device(tmp_path: Path) -> None:
+    assert try_gaps("with", tmp_path, "value_model", VERL_PLATFORM="nvidia") == {"value_model": "works"}
 
 
 def test_no_setting_reaches_the_polling_interval() -> None:
@@ -114,9 +123,9 @@ def test_no_setting_reaches_the_polling_interval() -> None:
 def test_an_accelerator_build_of_torch_is_left_alone(
     accelerator: str, fresh_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert cpu.is_cpu_platform()  # this machine
+    assert platform.is_cpu_platform()
     fresh_environment.setattr(torch.version, accelerator, "12.8", raising=False)
-    assert not cpu.is_cpu_platform()
+    assert not platform.is_cpu_platform()
     assert not cpu.PlatformCPU().is_platform_available(use_smi_check=True)
     platform.activate()
     assert "VERL_PLATFORM" not in os.environ
@@ -126,20 +135,20 @@ def test_an_accelerator_build_of_torch_is_left_alone(
 def test_an_accelerator_that_an_extension_brings_is_left_alone(fresh_environment: pytest.MonkeyPatch) -> None:
     """As with Gaudi (HPU), or any backend of torch's PrivateUse1: torch itself is a CPU build there."""
     fresh_environment.setattr(torch.accelerator, "is_available", lambda: True)
-    assert not cpu.is_cpu_platform()
+    assert not platform.is_cpu_platform()
     platform.activate()
     assert "VERL_PLATFORM" not in os.environ
 
 
 def test_verl_platform_decides_before_the_build(fresh_environment: pytest.MonkeyPatch) -> None:
     fresh_environment.setenv("VERL_PLATFORM", "nvidia")
-    assert not cpu.is_cpu_platform()
+    assert not platform.is_cpu_platform()
     platform.activate()
     assert os.environ["VERL_PLATFORM"] == "nvidia"
     assert isinstance(platform_manager.get_platform(), PlatformCUDA)
     fresh_environment.setenv("VERL_PLATFORM", " CPU ")
     fresh_environment.setattr(torch.version, "cuda", "12.8")
-    assert cpu.is_cpu_platform()
+    assert platform.is_cpu_platform()
 
 
 def test_verls_detection_prefers_an_accelerator(fresh_environment: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,11 @@ def test_importing_verl_registers_everything_at_little_cost(tmp_path: Path) -> N
     ours = {name for name in added if name.startswith("verl_act")}
     assert {name for name in ours if not name.startswith("verl_act.upstream_gaps")} == {
         "verl_act",
+        "verl_act.errors",
+        "verl_act.learning_signal",
         "verl_act.plugin",
+        "verl_act.reward_fns",
+        "verl_act.reward_fns.reward_guard",
     }
     assert "vllm" not in with_it["modules"]
 
@@ -85,19 +89,22 @@ def test_a_broken_plugin_is_loud(sabotage: str, tmp_path: Path) -> None:
 FIRST = """
 import os
 import ray, torch, transformers  # what takes the time, once
-for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset", "verl_act.upstream_gaps.cpu"):
+for first in ("verl_act.plugin", "verl_act.rollout.agent_loop", "verl_act.data.dataset",
+              "verl_act.upstream_gaps.cpu", "verl_act.upstream_gaps.cpu.platform"):
     if not os.fork():
         __import__(first)
         from verl.experimental.agent_loop import agent_loop
-        print(first, sorted(name for name in agent_loop._agent_loop_registry if name.startswith("act")), flush=True)
+        from verl.plugin.platform import get_platform
+        loops = sorted(name for name in agent_loop._agent_loop_registry if name.startswith("act"))
+        print(first, loops, get_platform().device_name, flush=True)
         os._exit(0)
     os.wait()
 """
 
 
-def test_the_agent_loop_is_registered_in_whatever_order_modules_are_imported(tmp_path: Path) -> None:
+def test_everything_is_registered_in_whatever_order_modules_are_imported(tmp_path: Path) -> None:
     shown = run_python(FIRST, tmp_path)
-    assert [line.partition(" ")[2] for line in shown.stdout.splitlines()] == ["['act_env']"] * 4, shown.stderr
+    assert [line.partition(" ")[2] for line in shown.stdout.splitlines()] == ["['act_env'] cpu"] * 5, shown.stderr
     assert "could not register" not in shown.stderr
 
 

@@ -154,11 +154,6 @@ PINS = [
         "verl_act/upstream_gaps/cpu/platform.py",
     ),
     Pin(
-        "verl.plugin.platform.platform_manager:PlatformRegistry.get",
-        ("name",),
-        "verl_act/upstream_gaps/cpu/platform.py",
-    ),
-    Pin(
         "verl.utils.distributed:initialize_global_process_group_ray",
         ("backend",),
         "verl_act/upstream_gaps/cpu/process_group.py",
@@ -172,7 +167,7 @@ PINS = [
     Pin(
         "verl.utils.model:load_valuehead_model",
         ("local_path", "torch_dtype", "model_config", "trust_remote_code"),
-        "verl_act/upstream_gaps/cpu/value_model.py",
+        "verl_act/upstream_gaps/value_model.py",
         exactly=True,
     ),
     Pin(

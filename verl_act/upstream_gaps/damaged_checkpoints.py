@@ -18,10 +18,9 @@ import shutil
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import wrapt
+from verl_act.upstream_gaps import wrap_when_imported
 
 logger = logging.getLogger(__name__)
 
@@ -161,31 +160,25 @@ def _contents(config: Any) -> list[str]:
     return [*loaded, *(["hf_model"] if "hf_model" in (config.get("save_contents") or ()) else [])]
 
 
-def close_gap(module: ModuleType) -> None:
-    """`module` is verl.trainer.ppo.v1.trainer_base, just imported."""
-
-    def load(wrapped: Callable[[], None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        settings = trainer.config.trainer
-        if settings.resume_mode == "auto":
-            resume_from_whole(
-                Path(settings.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint)
-            )
-        wrapped(*args, **kwargs)
-
-    wrapt.wrap_function_wrapper(module, "PPOTrainer._load_checkpoint", load)
+@wrap_when_imported("verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint")
+def load_whole(wrapped: Callable[[], None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    config = trainer.config.trainer
+    if config.resume_mode == "auto":
+        resume_from_whole(Path(config.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint))
+    wrapped(*args, **kwargs)
 
 
-def close_gap_of_sft(module: ModuleType) -> None:
-    """`module` is verl.utils.checkpoint.checkpoint_handler, just imported."""
+@wrap_when_imported("verl.utils.checkpoint.checkpoint_handler:CheckpointHandler._find_latest_checkpoint")
+def find_whole(
+    wrapped: Callable[[], str | None], handler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
+    """The same for SFT, whose processes may look only once the first has updated the tracker."""
+    import torch
+    from verl.utils.checkpoint.checkpoint_handler import OrchestrationMode
 
-    def find(
-        wrapped: Callable[[], str | None], handler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str | None:
-        if handler.rank == 0:
-            config = getattr(handler.engine, "checkpoint_config", None)
-            resume_from_whole(Path(handler.default_local_dir), _contents(config))
-        if handler.mode == module.OrchestrationMode.SPMD:
-            module.torch.distributed.barrier()
-        return wrapped(*args, **kwargs)
-
-    wrapt.wrap_function_wrapper(module, "CheckpointHandler._find_latest_checkpoint", find)
+    if handler.rank == 0:
+        config = getattr(handler.engine, "checkpoint_config", None)
+        resume_from_whole(Path(handler.default_local_dir), _contents(config))
+    if handler.mode == OrchestrationMode.SPMD:
+        torch.distributed.barrier()
+    return wrapped(*args, **kwargs)

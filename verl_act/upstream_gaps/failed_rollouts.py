@@ -14,14 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, Protocol
 from uuid import uuid4
 
 import ray
-import wrapt
 
 from verl_act.errors import EnvError
+from verl_act.upstream_gaps import wrap_when_imported
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +32,24 @@ _NOTHING_FINISHED = "empty list as keys"
 """TransferQueue's message if verl's validation requests the outputs of no episode."""
 
 
-def close_gap(module: ModuleType) -> None:
-    """Make the trainer check the board; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
+@wrap_when_imported("verl.trainer.ppo.v1.trainer_base:PPOTrainer._add_prompts_to_generate")
+def stop_if_given_up(wrapped: Callable[..., int], _trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    raise_notice()
+    return wrapped(*args, **kwargs)
 
-    def unless_given_up(
-        wrapped: Callable[..., int], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> int:
-        raise_notice()
-        return wrapped(*args, **kwargs)
 
-    def or_say_why(wrapped: Callable[..., Any], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            result = wrapped(*args, **kwargs)
-        except ValueError as error:
-            if _NOTHING_FINISHED in str(error):
-                raise_last_failure()
-            raise
-        JOB_BOARD.withdraw()
-        return result
-
-    wrapt.wrap_function_wrapper(module, "PPOTrainer._add_prompts_to_generate", unless_given_up)
-    wrapt.wrap_function_wrapper(module, "PPOTrainer._validate", or_say_why)
+@wrap_when_imported("verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate")
+def explain_empty_validation(
+    wrapped: Callable[..., Any], _trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    try:
+        result = wrapped(*args, **kwargs)
+    except ValueError as error:
+        if _NOTHING_FINISHED in str(error):
+            raise_last_failure()
+        raise
+    JOB_BOARD.withdraw()
+    return result
 
 
 def raise_notice() -> None:

@@ -15,47 +15,41 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from numbers import Real
-from types import ModuleType
 from typing import Any
 
-import wrapt
-
 from verl_act.learning_signal import SWITCH, LearningSignal
+from verl_act.upstream_gaps import wrap_when_imported
 
 _SIGNAL = "act_learning_signal"
 """The attribute of a trainer that holds its `LearningSignal`."""
 
 
-def close_gap(module: ModuleType) -> None:
-    """Wrap the trainer's metrics; `module` is verl.trainer.ppo.v1.trainer_base, just imported."""
+@wrap_when_imported("verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics")
+def log_extra_info(wrapped: Callable[..., None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    wrapped(*args, **kwargs)
+    if trainer.config.data.get("custom_cls", {}).get("name") != "ActDataset":
+        return
+    import transfer_queue as tq
 
-    def with_extra_info(
-        wrapped: Callable[..., None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        wrapped(*args, **kwargs)
-        if trainer.config.data.get("custom_cls", {}).get("name") != "ActDataset":
-            return
-        arguments = signature(wrapped).bind(*args, **kwargs).arguments
-        batch = arguments["batch"]
-        rows = module.tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["data_source", "extra_fields"]
-        )
-        kept = last_outputs(batch.keys, [tag.get("is_padding", False) for tag in batch.tags])
-        sources, fields = (rows.pop(name).tolist() for name in ("data_source", "extra_fields"))
-        arguments["metrics"].update(means([sources[row] for row in kept], [fields[row] for row in kept]))
-        scored = [row for row in kept if "score" in (fields[row].get("reward_extra_info") or {})]
-        if not hasattr(trainer, _SIGNAL):
-            allowed = bool((trainer.config.data.get("act") or {}).get(SWITCH, False))
-            setattr(trainer, _SIGNAL, LearningSignal(allowed))
-        share = getattr(trainer, _SIGNAL).after_step(
-            trainer.global_steps,
-            [batch.keys[row] for row in scored],
-            [float(fields[row]["reward_extra_info"]["score"]) for row in scored],
-        )
-        if share is not None:
-            arguments["metrics"]["train/equal_reward_groups"] = share
-
-    wrapt.wrap_function_wrapper(module, "PPOTrainer._compute_metrics", with_extra_info)
+    arguments = signature(wrapped).bind(*args, **kwargs).arguments
+    batch = arguments["batch"]
+    rows = tq.kv_batch_get(
+        keys=batch.keys, partition_id=batch.partition_id, select_fields=["data_source", "extra_fields"]
+    )
+    kept = last_outputs(batch.keys, [tag.get("is_padding", False) for tag in batch.tags])
+    sources, fields = (rows.pop(name).tolist() for name in ("data_source", "extra_fields"))
+    arguments["metrics"].update(means([sources[row] for row in kept], [fields[row] for row in kept]))
+    scored = [row for row in kept if "score" in (fields[row].get("reward_extra_info") or {})]
+    if not hasattr(trainer, _SIGNAL):
+        allowed = bool((trainer.config.data.get("act") or {}).get(SWITCH, False))
+        setattr(trainer, _SIGNAL, LearningSignal(allowed))
+    share = getattr(trainer, _SIGNAL).after_step(
+        trainer.global_steps,
+        [batch.keys[row] for row in scored],
+        [float(fields[row]["reward_extra_info"]["score"]) for row in scored],
+    )
+    if share is not None:
+        arguments["metrics"]["train/equal_reward_groups"] = share
 
 
 def last_outputs(keys: Sequence[str], padding: Sequence[bool]) -> list[int]:

@@ -7,27 +7,22 @@ Upstream change it waits for: the configured value in `RewardLoopWorker._init_re
 (verl/experimental/reward_loop/reward_loop.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import wrapt
+from verl_act.upstream_gaps import wrap_when_imported
 
 
-def close_gap(module: ModuleType) -> None:
-    """Pass the configured value on; `module` is verl.experimental.reward_loop.reward_loop, just imported."""
+@wrap_when_imported("verl.experimental.reward_loop.reward_loop:RewardLoopWorker._init_reward_fn")
+def load_as_configured(wrapped: Callable[[], None], worker: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    from verl.experimental.reward_loop import reward_loop
 
-    def as_configured(wrapped: Callable[[], None], worker: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        load = module.hf_tokenizer
-        trusted = bool(worker.config.actor_rollout_ref.model.get("trust_remote_code", False))
+    load = reward_loop.hf_tokenizer
+    trusted = bool(worker.config.actor_rollout_ref.model.get("trust_remote_code", False))
 
-        def load_as_configured(path: str, **options: Any) -> Any:
-            return load(path, **{**options, "trust_remote_code": trusted})
+    def hf_tokenizer(path: str, **options: Any) -> Any:
+        return load(path, **{**options, "trust_remote_code": trusted})
 
-        with patch.object(module, "hf_tokenizer", load_as_configured):
-            wrapped(*args, **kwargs)
-
-    wrapt.wrap_function_wrapper(module, "RewardLoopWorker._init_reward_fn", as_configured)
+    with patch.object(reward_loop, "hf_tokenizer", hf_tokenizer):
+        wrapped(*args, **kwargs)

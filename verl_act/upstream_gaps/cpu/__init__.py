@@ -9,31 +9,17 @@ import os
 
 
 def activate() -> None:
-    """Register the platform; if it is in use, set its environment variables and install the patches.
+    """Register the platform; if it is in use, set its environment variables and close the gaps.
 
     The plugin calls this in every process that imports verl. Variables that the user has set are kept.
     """
     # Imported here: vLLM loads `vllm_linear` from this package, which must not import verl.
-    from verl_act.upstream_gaps.cpu import asked_device
-    from verl_act.upstream_gaps.cpu.platform import is_cpu_platform, register_cpu_platform
+    from verl_act.upstream_gaps.cpu import asked_device, platform  # noqa: F401
 
-    register_cpu_platform()
-    asked_device.close_gap()
     if not is_cpu_platform():
         return
     import numpy as np
     import torch
-
-    from verl_act.upstream_gaps.cpu import (
-        process_group,
-        ray_loopback,
-        reference_offload,
-        sampling_poll,
-        shared_memory,
-        value_model,
-        vllm_distribution,
-        weight_socket,
-    )
 
     # Optimizer moments of rare tokens become denormal numbers, which are many times slower on a CPU. Set before torch
     # starts its threads, which inherit it, and after numpy has computed its limits, to avoid its warning.
@@ -50,9 +36,30 @@ def activate() -> None:
     # Gap: verl registers its FSDP engines for "cuda" and "npu" only; the "cuda" ones run on CPU tensors unchanged.
     # Waits for: `device=["cuda", "npu", "cpu"]` in verl/workers/engine/fsdp/transformer_impl.py.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    gaps = (process_group, ray_loopback, reference_offload, sampling_poll, shared_memory, value_model)
-    for gap in (*gaps, vllm_distribution, weight_socket):
-        gap.close_gap()
+    from verl_act.upstream_gaps.cpu import (  # noqa: F401
+        process_group,
+        ray_loopback,
+        reference_offload,
+        sampling_poll,
+        shared_memory,
+        vllm_distribution,
+        weight_socket,
+    )
+
+
+def is_cpu_platform() -> bool:
+    """Whether this process uses the CPU platform: by `VERL_PLATFORM`, or because torch is a CPU build."""
+    requested = os.environ.get("VERL_PLATFORM", "").strip().lower()
+    return requested == "cpu" if requested else torch_is_cpu_build()
+
+
+def torch_is_cpu_build() -> bool:
+    """Whether torch can drive no accelerator, neither by itself nor by an extension."""
+    import torch
+
+    backends = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
+    # Extensions add other backends (HPU, PrivateUse1), which are not part of the build.
+    return not any(backends) and not hasattr(torch, "npu") and not torch.accelerator.is_available()
 
 
 def usable_cores() -> int:

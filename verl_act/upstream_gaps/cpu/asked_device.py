@@ -6,33 +6,24 @@ Upstream change it waits for: an error in `auto_set_device` (verl/utils/device.p
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import wrapt
-
-MODULE = "verl.utils.device"
-
-
-def close_gap() -> None:
-    """Patch the module when it is imported."""
-    wrapt.when_imported(MODULE)(_patch)
+from verl_act.errors import ConfigError
+from verl_act.upstream_gaps import wrap_when_imported
 
 
-def _patch(module: ModuleType) -> None:
-    def unless_cpu_was_requested(
-        wrapped: Callable[..., None], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        config = args[0] if args else kwargs["config"]
-        requested = getattr(getattr(config, "trainer", None), "device", None)
-        device = module.get_platform().device_name
-        if requested == "cpu" and device != "cpu":
-            from verl_act.errors import ConfigError  # not with every import of verl
+@wrap_when_imported("verl.utils.device:auto_set_device")
+def refuse_another_device(
+    wrapped: Callable[..., None], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    from verl.plugin.platform import get_platform
 
-            raise ConfigError(
-                f"trainer.device=cpu, but verl has found a platform of device {device!r} and would train on that. Set "
-                "VERL_PLATFORM=cpu in the environment, or leave out +act/device=cpu."
-            )
-        wrapped(*args, **kwargs)
-
-    wrapt.wrap_function_wrapper(module, "auto_set_device", unless_cpu_was_requested)
+    config = args[0] if args else kwargs["config"]
+    requested = getattr(getattr(config, "trainer", None), "device", None)
+    device = get_platform().device_name
+    if requested == "cpu" and device != "cpu":
+        raise ConfigError(
+            f"trainer.device=cpu, but verl has found a platform of device {device!r} and would train on that. Set "
+            "VERL_PLATFORM=cpu in the environment, or leave out +act/device=cpu."
+        )
+    wrapped(*args, **kwargs)

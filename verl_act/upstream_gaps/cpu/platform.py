@@ -18,23 +18,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-
-def is_cpu_platform() -> bool:
-    """Whether this process uses the CPU platform: by `VERL_PLATFORM`, or because torch is a CPU build."""
-    requested = os.environ.get("VERL_PLATFORM", "").strip().lower()
-    return requested == "cpu" if requested else _torch_is_cpu_build()
-
-
-def register_cpu_platform() -> None:
-    """Add `cpu` to verl's platforms. It comes last, so that verl's detection prefers any accelerator."""
-    if PlatformRegistry.get("cpu") is None:
-        PlatformRegistry.register(platform="cpu")(PlatformCPU)
-
-
-def _torch_is_cpu_build() -> bool:
-    backends = (torch.version.cuda, torch.version.hip, getattr(torch.version, "xpu", None))
-    # Extensions add other backends (HPU, PrivateUse1), which are not part of the build.
-    return not any(backends) and not hasattr(torch, "npu") and not torch.accelerator.is_available()
+from verl_act.upstream_gaps.cpu import torch_is_cpu_build
 
 
 def _resident_bytes(*_: Any) -> int:
@@ -84,6 +68,7 @@ def _device_module() -> types.ModuleType:
     return module
 
 
+@PlatformRegistry.register(platform="cpu")  # the last, so that verl's detection prefers any accelerator
 class PlatformCPU(PlatformBase):
     """verl's platform interface on the CPU: gloo between processes, shared memory for weights, nothing to profile."""
 
@@ -95,7 +80,7 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return _torch_is_cpu_build()
+        return torch_is_cpu_build()
 
     def current_device(self) -> torch.device:  # type: ignore[override]
         """`torch.device("cpu")`: verl passes the answer to `Tensor.to`, where an index would mean an accelerator."""

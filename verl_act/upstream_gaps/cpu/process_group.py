@@ -6,17 +6,11 @@ instead: torch then opens one gloo group and uses it for both device types, and 
 Upstream change it waits for: plain "gloo" in verl/utils/distributed.py when the device is the cpu.
 """
 
-from types import ModuleType
+from typing import Any
 
-import wrapt
-
-MODULE = "verl.utils.distributed"
+from verl_act.upstream_gaps import wrap_when_imported
 
 
-def close_gap() -> None:
-    """Patch the module when it is imported."""
-    wrapt.when_imported(MODULE)(_patch)
-
-
-def _patch(module: ModuleType) -> None:
-    module.get_device_name = lambda: "cuda"  # type: ignore[attr-defined]
+@wrap_when_imported("verl.utils.distributed:get_device_name")
+def device_name(*_: Any) -> str:
+    return "cuda"

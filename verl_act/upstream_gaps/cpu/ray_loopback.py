@@ -13,17 +13,17 @@ from types import ModuleType
 
 import wrapt
 
-MODULE = "ray._private.ray_constants"
 VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
-def close_gap() -> None:
-    """Patch the module when it is imported, and for the processes that this one starts."""
+def _on_this_machine() -> bool:
     address = os.environ.get("RAY_ADDRESS") or "local"
-    on_this_machine = address.startswith(("local", "127.", "[::1]"))
-    if on_this_machine and os.environ.setdefault(VARIABLE, "0") == "0":
-        wrapt.when_imported(MODULE)(_patch)
+    return address.startswith(("local", "127.", "[::1]"))
 
 
-def _patch(module: ModuleType) -> None:
-    module.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+# The variable is for the processes that this one starts; here Ray may have read it already.
+if _on_this_machine() and os.environ.setdefault(VARIABLE, "0") == "0":
+
+    @wrapt.when_imported("ray._private.ray_constants")
+    def disable_cluster(module: ModuleType) -> None:
+        module.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]

@@ -7,24 +7,13 @@ Upstream change it waits for: no offload policy on the cpu in `_build_fsdp_modul
 (verl/workers/engine/fsdp/transformer_impl.py).
 """
 
-from types import ModuleType
 from typing import Any
 
-import wrapt
-
-MODULE = "verl.workers.engine.fsdp.transformer_impl"
+from verl_act.upstream_gaps import wrap_when_imported
 
 
-def close_gap() -> None:
-    """Patch the module when it is imported."""
-    wrapt.when_imported(MODULE)(_patch)
-
-
-def _patch(module: ModuleType) -> None:
-    module.CPUOffloadPolicy = _no_offload  # type: ignore[attr-defined]
-
-
-def _no_offload(**_: Any) -> Any:
+@wrap_when_imported("verl.workers.engine.fsdp.transformer_impl:CPUOffloadPolicy")
+def no_offload(*_: Any) -> Any:
     from torch.distributed.fsdp import OffloadPolicy
 
     return OffloadPolicy()

@@ -8,26 +8,16 @@ Upstream change it waits for: `poll_interval` under `trainer.v1.sampler` (verl/t
 
 from collections.abc import Callable
 from inspect import signature
-from types import ModuleType
 from typing import Any
 
-import wrapt
+from verl_act.upstream_gaps import wrap_when_imported
 
-MODULE = "verl.trainer.ppo.v1.replay_buffer"
 POLL_SECONDS = 0.1
 
 
-def close_gap() -> None:
-    """Patch the module when it is imported."""
-    wrapt.when_imported(MODULE)(_patch)
-
-
-def _patch(module: ModuleType) -> None:
-    wrapt.wrap_function_wrapper(module, "ReplayBuffer.__init__", _with_short_interval)
-
-
-def _with_short_interval(
-    wrapped: Callable[..., None], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+@wrap_when_imported("verl.trainer.ppo.v1.replay_buffer:ReplayBuffer.__init__")
+def with_short_interval(
+    wrapped: Callable[..., None], _buffer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     arguments = signature(wrapped).bind_partial(*args, **kwargs).arguments
     wrapped(*args, **kwargs, **({} if "poll_interval" in arguments else {"poll_interval": POLL_SECONDS}))

@@ -8,24 +8,13 @@ verl/workers/rollout/vllm_rollout/bucketed_weight_transfer.py.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import wrapt
-
-MODULE = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
+from verl_act.upstream_gaps import wrap_when_imported
 
 
-def close_gap() -> None:
-    """Patch the module when it is imported."""
-    wrapt.when_imported(MODULE)(_patch)
-
-
-def _patch(module: ModuleType) -> None:
-    wrapt.wrap_function_wrapper(module, "BucketedWeightReceiver.receive_weights", _receive_copies)
-
-
-def _receive_copies(wrapped: Callable[..., Any], receiver: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@wrap_when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights")
+def receive_copies(wrapped: Callable[..., Any], _receiver: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     def bucket_of(on_bucket_received: Callable[[list[Any], bool], None]) -> Any:
         def deliver(weights: list[Any], is_last: bool) -> None:
             on_bucket_received([(name, weight.clone()) for name, weight in weights], is_last)

@@ -47,7 +47,4 @@ class _CpuBuildFinder(DistributionFinder):
             return []
 
 
-def close_gap() -> None:
-    """Install the finder once per process."""
-    if not any(isinstance(finder, _CpuBuildFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_CpuBuildFinder())
+sys.meta_path.append(_CpuBuildFinder())

@@ -9,16 +9,19 @@ Upstream change it waits for: `weight_loader` support for packed CPU weights in 
 """
 
 import os
+from typing import Any
+
+from verl_act.upstream_gaps import wrap_when_imported
 
 
 def register() -> None:
     """The `vllm.general_plugins` entry point."""
     if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
         return
-    import torch
-    from vllm.model_executor.layers import utils
 
-    def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]
+    @wrap_when_imported("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm")
+    def keep_weights(_wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        from torch.nn.functional import linear
 
-    utils.dispatch_cpu_unquantized_gemm = keep_weights
+        layer = args[0] if args else kwargs["layer"]
+        layer.cpu_linear = linear

@@ -9,27 +9,17 @@ Upstream change it waits for: Ray's session name next to the job id in `ServerAd
 
 import os
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-import wrapt
+from verl_act.upstream_gaps import wrap_when_imported
 
-MODULE = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 NODE = "RAY_RAYLET_PID"
 """A variable that Ray sets in its workers; the engine's processes inherit it."""
+_TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer"
 
 
-def close_gap() -> None:
-    """Patch the module when it is imported."""
-    wrapt.when_imported(MODULE)(_patch)
-
-
-def _patch(module: ModuleType) -> None:
-    for end in ("Sender", "Receiver"):
-        wrapt.wrap_function_wrapper(module, f"BucketedWeight{end}.__init__", _at_this_node)
-
-
-def _at_this_node(wrapped: Callable[..., Any], end: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+@wrap_when_imported(f"{_TRANSFER}:BucketedWeightSender.__init__", f"{_TRANSFER}:BucketedWeightReceiver.__init__")
+def name_after_node(wrapped: Callable[..., None], end: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     wrapped(*args, **kwargs)
     if NODE in os.environ and end.zmq_handle.startswith("ipc://"):
         end.zmq_handle += f".{os.environ[NODE]}"
