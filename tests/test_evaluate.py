@@ -18,13 +18,13 @@ from samples import make_context, make_pair, make_step, make_tokenizer
 from verl_act.engine import Engine, EngineSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import FILES
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.metrics import answer_metrics, by_split, episode_metrics, grouped, share, wilson_interval
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.rollouts import (
     PolicyUnderTest,
-    evaluate_choices,
     evaluate_next_actions,
     evaluate_reasoning,
     require_one_environment,
@@ -134,7 +134,8 @@ def test_states_of_one_game_widen_the_interval() -> None:
 
 def choice(**changes: Any) -> dict[str, Any]:
     base = {"split": "valid_seen", "verb": "go", "inferable": True, "well_formed": True, "admissible": True}
-    return {**base, "right": True, "named_a_candidate": True, "expert_position": 0, **changes}
+    base |= {"right": True, "named_a_candidate": True, "expert_position": 0, "chosen": 0, "candidates": ["a", "b"]}
+    return {**base, "order": 0, "consistent": True, **changes}
 
 
 def test_figures_of_answers() -> None:
@@ -149,14 +150,17 @@ def test_figures_of_answers() -> None:
     assert (figures["right_inferable"]["share"], figures["right_inferable"]["count"]) == (0.5, 2)
     assert figures["well_formed"]["share"] == figures["admissible"]["share"] == 0.75
     assert figures["named_a_candidate"]["share"] == 0.75
+    assert (figures["position_bias"]["mean"], figures["position_bias"]["count"]) == (0.5, 3)
     assert {verb: entry["count"] for verb, entry in figures["by_verb"].items()} == {"go": 2, "take": 2}
     # A model that always picks the first action would show 1 and 0 here.
     assert {place: entry["share"] for place, entry in figures["by_position"].items()} == {"0": 0.5, "1": 0.5}
 
 
 def test_figures_of_next_actions_know_no_candidates() -> None:
-    record = {name: value for name, value in choice().items() if name not in ("named_a_candidate", "expert_position")}
-    assert not {"named_a_candidate", "by_position"} & set(answer_metrics([record]))
+    of_choices = {"named_a_candidate", "consistent", "position_bias", "by_position"}
+    assert of_choices <= set(answer_metrics([choice()]))
+    record = {name: value for name, value in choice().items() if name != "expert_position"}
+    assert not of_choices & set(answer_metrics([record]))
 
 
 def test_splits_stand_apart_and_in_order() -> None:
@@ -293,7 +297,7 @@ def test_every_item_and_turn_draws_its_own_noise() -> None:
         return engine.seeds
 
     first = drawn(0)
-    assert len(set(first)) == len(first) == 2 * 3 + 3 * 3
+    assert len(set(first)) == len(first) == 2 * 3 + 3 * (1 + 2 + 1)
     assert sorted(map(str, first)) == sorted(map(str, drawn(0)))
     assert not set(first) & set(drawn(1))
 
@@ -373,7 +377,7 @@ def test_answers_by_other_settings_are_not_taken(tmp_path: Path) -> None:
         examined(Tires(9), tmp_path / "out", key="a")
     other = Says("<action>go</action>")
     examined(other, tmp_path / "out", key="b")
-    assert len(other.seeds) == 2 * 3 + 3 * 3
+    assert len(other.seeds) == 2 * 3 + 3 * (1 + 2 + 1)
 
 
 def test_answers_to_the_same_files_in_another_order_are_not_taken(tmp_path: Path) -> None:
@@ -406,9 +410,15 @@ def test_what_records_do_not_say_is_counted_over_all_attempts(tmp_path: Path) ->
 def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     pairs = [make_pair(number, further_alternatives=("look", "inventory", "wait")) for number in range(8)]
     choices = asyncio.run(evaluate_choices(policy(Says("<action>Action 3</action>")), pairs))
-    assert [record["chosen"] for record in choices] == [2] * 8
-    write(tmp_path / "out", answers=Answers([], [], choices))
-    groups = {group for _, figure, group in read_metrics(tmp_path / "out") if figure == "choice_by_position"}
+    assert [record["chosen"] for record in choices] == [2] * 8 * 5
+    metrics = write(tmp_path / "out", answers=Answers([], [], choices))["choice"]["train"]
+    # Each candidate is third once, so the one position is right in a fifth, and never first.
+    assert (metrics["right"]["share"], metrics["right"]["count"], metrics["consistent"]["share"]) == (0.2, 8, 0.0)
+    assert metrics["position_bias"]["mean"] == -0.2
+    values = read_metrics(tmp_path / "out")
+    assert {item.amount for item in values["train", "choice", ""].values()} == {0.2}
+    assert len(values["train", "position_bias", ""]) == 8
+    groups = {group for _, figure, group in values if figure == "choice_by_position"}
     assert groups == {f"expert's action {place}" for place in ("first", "second", "third", "after the third")}
     compared = models(read_runs([tmp_path / "out"]))
     (first,) = first_picked(compared)
@@ -417,13 +427,52 @@ def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     assert list(shown.values()) == [0.0, 0.0, 1.0, 0.0]
 
 
+class Prefers(Says):
+    """Names the first candidate of these texts that the prompt proposes."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__("")
+        self.texts = texts
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        self.seeds.append(seed)
+        _, proposed = messages[0]["content"].split("proposed for the next step:")
+        return [f"<action>{next(text for text in self.texts if text in proposed)}</action>"]
+
+
+@given(st.integers(0, 3), st.integers(1, 9))
+def test_whoever_judges_by_the_text_is_consistent_and_not_biased(further: int, count: int) -> None:
+    more = ("look", "inventory", "wait")[:further]
+    pairs = [make_pair(number, further_alternatives=more) for number in range(count)]
+    records = asyncio.run(evaluate_choices(policy(Prefers("take mug")), pairs))
+    assert not any(record["named_a_candidate"] for record in records), "a part of its text does not name a candidate"
+    assert not any(record["consistent"] for record in records)
+    records = asyncio.run(evaluate_choices(policy(Prefers("go to shelf 1")), pairs))
+    metrics = answer_metrics(records)
+    assert (metrics["right"]["share"], metrics["consistent"]["share"]) == (0.0, 1.0)
+    assert metrics["position_bias"]["mean"] == pytest.approx(0.0)
+    assert metrics["position_bias"]["count"] == (2 + further) * count
+    for pair in pairs:
+        orders = [record["candidates"] for record in records if record["pair_id"] == pair.pair_id]
+        assert [record["order"] for record in records if record["pair_id"] == pair.pair_id] == list(range(2 + further))
+        for place in zip(*orders, strict=True):
+            assert sorted(place) == sorted((pair.expert_action, *pair.alternatives))
+
+
+def test_an_order_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    choices = asyncio.run(evaluate_choices(policy(Says("<action>1</action>")), [make_pair()]))
+    write(tmp_path / "out", answers=Answers([], [], [*choices, choices[0]]))
+    with pytest.raises(DataError, match="comes twice"):
+        read_metrics(tmp_path / "out")
+
+
 @pytest.mark.parametrize(("reply", "warnings"), [("no tag", 1), ("<action>A</action>", 0)])
 def test_an_evaluation_of_malformed_replies_warns(
     reply: str, warnings: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     choices = asyncio.run(evaluate_choices(policy(Says(reply)), [make_pair(number) for number in range(4)]))
     write(tmp_path / "out", answers=Answers([], [], choices))
-    assert [record.levelname for record in caplog.records if "4 choices" in record.getMessage()] == [
+    assert [record.levelname for record in caplog.records if "8 choices" in record.getMessage()] == [
         "WARNING"
     ] * warnings
 
@@ -444,20 +493,18 @@ def test_an_inadmissible_alternative_that_is_chosen_is_not_admissible(flag: bool
     assert answer_metrics(old)["thought"]["share"] is None
 
 
-def test_the_experts_place_is_balanced_in_what_is_told_apart() -> None:
-    """Whoever always names one place is right in half of the inferable pairs of each split."""
-    pairs = [
-        make_pair(number, inferable=number % 3 > 0, split="valid_seen" if number % 5 else "valid_unseen")
-        for number in range(157)
-    ]
+def test_always_the_same_position_is_right_in_half_of_each_pairs_orders() -> None:
+    pairs = [make_pair(number, inferable=number % 3 > 0) for number in range(57)]
     engine = policy(Says("<action>Action 2</action>"))
     choices = asyncio.run(evaluate_choices(engine, pairs))
-    for split in ("valid_seen", "valid_unseen"):
-        for inferable in (True, False):
-            group = [entry for entry in choices if (entry["split"], entry["inferable"]) == (split, inferable)]
-            assert len(group) > 8 and abs(sum(1 if entry["right"] else -1 for entry in group)) <= 1
+    for inferable in (True, False):
+        group = [entry for entry in choices if entry["inferable"] == inferable]
+        assert sum(entry["right"] for entry in group) == len(group) / 2
+    assert 10 < sum(entry["right"] for entry in choices if entry["order"] == 0) < 47, "no order tells the expert's"
+    metrics = answer_metrics(choices)
+    assert (metrics["consistent"]["share"], metrics["position_bias"]["mean"]) == (0.0, -0.5)
     backwards = asyncio.run(evaluate_choices(engine, pairs[::-1]))
-    assert backwards[::-1] == choices
+    assert {str(record) for record in backwards} == {str(record) for record in choices}
 
 
 def test_items_of_two_environments_are_refused() -> None:
@@ -466,14 +513,6 @@ def test_items_of_two_environments_are_refused() -> None:
     require_one_environment([])
     with pytest.raises(DataError, match=r"2 environments \(alfworld, corridor\).*Evaluate them one by one"):
         require_one_environment([*items, *corridors("one")])
-
-
-def test_a_choice_of_two_from_before_says_what_was_chosen(tmp_path: Path) -> None:
-    base = choice(pair_id="p", margin=1, reply="")
-    records = [{**base, "pair_id": str(at), "expert_position": at % 2, "right": at < 2} for at in range(4)]
-    write(tmp_path / "out", answers=Answers([], [], records))
-    (first,) = first_picked(models(read_runs([tmp_path / "out"])))
-    assert first.figures[0].value == 0.5
 
 
 def test_all_that_decides_the_answers_decides_the_key(tmp_path: Path) -> None:

@@ -543,6 +543,10 @@ def write_evaluation(folder: Path, rng: np.random.Generator, chance: float) -> N
             "admissible": True,
             "named_a_candidate": True,
             "expert_position": number % 2,
+            "order": 0,
+            "candidates": ["a", "b"],
+            "chosen": 0,
+            "consistent": True,
             "margin": number % 4 or None,
         }
         for number in range(60)

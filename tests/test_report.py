@@ -34,8 +34,9 @@ from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
+from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.records import read_records
-from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_choices, evaluate_next_actions, rollout_tasks
+from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_next_actions, rollout_tasks
 from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
 from verl_act.evaluate.table import compare
 from verl_act.manifest import digest, make_manifest, read_manifest, write_manifest
@@ -887,7 +888,8 @@ def small_run(folder: Path, text: str) -> Path:
     shares = {"inadmissible_share": 1.0, "malformed_share": 0.0, "longest_failed_repeat": 1.0}
     turns = [{**turn, "malformed": None, "admissible": False}]
     answer = {"split": text, "inferable": True, "reply": text, "well_formed": True, "admissible": True, "right": False}
-    choice = {"pair_id": text, "margin": None, "named_a_candidate": False, "expert_position": 0}
+    choice = {"pair_id": text, "margin": None, "named_a_candidate": False, "expert_position": 0, "order": 0}
+    choice |= {"candidates": ["a", "b"], "chosen": None, "consistent": False}
     figures = {"name": text, "model": text, "template": text, "sampling": {}}
     for name, record in (
         ("metrics.json", figures),

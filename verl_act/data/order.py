@@ -37,3 +37,12 @@ def candidate_order(pair_id: str, expert_action: str, alternatives: Sequence[str
     """The candidates as shown: the expert's action at `position`, the others in an order given by a hash."""
     others = sorted(alternatives, key=lambda action: hashlib.sha256(f"{pair_id}:{action}".encode()).digest())
     return [*others[:position], expert_action, *others[position:]]
+
+
+def candidate_rotations(pair_id: str, expert_action: str, alternatives: Sequence[str]) -> list[list[str]]:
+    """The candidates in as many orders as there are candidates, each rotated by one: every candidate is at every
+    position once. The first order depends on a hash of the pair id."""
+    count = 1 + len(alternatives)
+    start = int.from_bytes(hashlib.sha256(pair_id.encode()).digest()[:4]) % count
+    first = candidate_order(pair_id, expert_action, alternatives, start)
+    return [[*first[turn:], *first[:turn]] for turn in range(count)]

@@ -9,9 +9,9 @@ from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.metrics import LOOP_LENGTH, finished, margin_name, position_name
+from verl_act.evaluate.metrics import LOOP_LENGTH, finished, first_excess, margin_name, position_name
 from verl_act.evaluate.records import read_records
-from verl_act.evaluate.statistics import ItemOutcome
+from verl_act.evaluate.statistics import ItemOutcome, mean_outcome
 
 Record = Mapping[str, Any]
 Values = dict[tuple[str, str, str], dict[str, ItemOutcome]]
@@ -75,6 +75,15 @@ def _named_inferable(record: Record) -> float | None:
 
 _ITEMS = {EPISODES: "task_id", NEXT_ACTIONS: "state_id", CHOICES: "pair_id", REASONING: "item"}
 
+
+def _consistent(record: Record) -> float:
+    return float(record["consistent"])
+
+
+def _first_excess(record: Record) -> float:
+    return first_excess(record) if record["named_a_candidate"] else 0.0
+
+
 METRICS: dict[str, MetricSpec] = {
     "success": _share("tasks solved", EPISODES, _success),
     "success_by_type": _share("tasks solved by type", EPISODES, _success, group=lambda record: record["task_type"]),
@@ -97,6 +106,15 @@ METRICS: dict[str, MetricSpec] = {
         CHOICES,
         _right,
         group=lambda record: f"expert's action {position_name(record['expert_position'])}",
+    ),
+    "choice_consistent": _share("same action chosen in every order, all pairs", CHOICES, _consistent),
+    "position_bias": MetricSpec(
+        "first candidate chosen, minus one in the number of candidates, of the named",
+        CHOICES,
+        "pair_id",
+        _first_excess,
+        _named,
+        share=True,
     ),
     "choice_by_margin": _share(
         "better action chosen by margin", CHOICES, _right, group=lambda record: margin_name(record["margin"])
@@ -128,19 +146,24 @@ METRICS: dict[str, MetricSpec] = {
 def read_metrics(folder: Path) -> Values:
     """All metrics of the evaluation in `folder`, from its finished episodes and its answers.
 
-    Raises `DataError` if an item occurs twice or a file is damaged.
+    The orders of a choice are one item, with their mean. Raises `DataError` if an item occurs twice or a file is
+    damaged.
     """
-    values: Values = {}
+    outcomes: dict[tuple[str, str, str], dict[str, dict[int, ItemOutcome]]] = {}
     records = {file: finished(rows) for file, rows in read_records(folder).items()}
     for name, kind in METRICS.items():
         for record in records[kind.file]:
             amount = kind.amount(record)
             if amount is None:
                 continue
-            items = values.setdefault((record["split"], name, kind.group(record)), {})
-            item = f"{record['split']}/{record[kind.item]}"
-            if item in items:
+            items = outcomes.setdefault((record["split"], name, kind.group(record)), {})
+            item, order = f"{record['split']}/{record[kind.item]}", record.get("order", 0)
+            by_order = items.setdefault(item, {})
+            if order in by_order:
                 raise DataError(f"{folder / kind.file}: item {item} comes twice; run the evaluation again.")
             task = f"{record['split']}/{record['task_id']}" if "task_id" in record else None
-            items[item] = ItemOutcome(float(amount), float(kind.size(record)), task)
-    return values
+            by_order[order] = ItemOutcome(float(amount), float(kind.size(record)), task)
+    return {
+        key: {item: mean_outcome(list(by_order.values())) for item, by_order in items.items()}
+        for key, items in outcomes.items()
+    }

@@ -31,9 +31,15 @@ def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[fl
 
 
 def share(records: Sequence[Record], holds: str) -> dict[str, Any]:
-    """The share of records with a true `holds`, as `{"share", "count", "low", "high"}`; see `share_interval`."""
-    outcomes = [float(bool(record[holds])) for record in records]
-    low, high = share_interval(outcomes, tasks_of(records))
+    """The share of items with a true `holds`, as `{"share", "count", "low", "high"}`; see `share_interval`.
+
+    A record is an item, except that the records of one pair, in several orders, count as one: their mean.
+    """
+    items: dict[Hashable, list[Record]] = {}
+    for index, record in enumerate(records):
+        items.setdefault((record["split"], record["pair_id"]) if "pair_id" in record else index, []).append(record)
+    outcomes = [fmean(bool(record[holds]) for record in group) for group in items.values()]
+    low, high = share_interval(outcomes, tasks_of([group[0] for group in items.values()]))
     return {"share": fmean(outcomes) if outcomes else None, "count": len(outcomes), "low": low, "high": high}
 
 
@@ -108,7 +114,8 @@ def answer_metrics(records: Sequence[Record]) -> dict[str, Any]:
     """Metrics of single answers (next actions or choices): right ones among all and inferable states, and their format.
 
     `admissible` is the share whose action, or chosen candidate, is admissible in the state. `thought` is the share of
-    replies that reason before they answer, among records that have this key.
+    replies that reason before they answer, among records that have this key. Choices are asked in all orders:
+    `right` is the mean over them, `consistent` the share of pairs with the same action chosen in all.
     """
     metrics = {
         "right": share(records, "right"),
@@ -120,10 +127,26 @@ def answer_metrics(records: Sequence[Record]) -> dict[str, Any]:
     }
     if records and "expert_position" in records[0]:
         metrics["named_a_candidate"] = share(records, "named_a_candidate")
+        metrics["consistent"] = share(records, "consistent")
+        metrics["position_bias"] = position_bias(records)
         metrics["by_position"] = {
             str(position): share(group, "right") for position, group in grouped(records, "expert_position")
         }
     return metrics
+
+
+def position_bias(records: Sequence[Record]) -> dict[str, Any]:
+    """How much more often than by its share the first candidate is chosen, with a bootstrap interval: the share of
+    first ones among choices that name a candidate, minus one half (with k candidates, one k-th)."""
+    named = [record for record in records if record["named_a_candidate"]]
+    excess = [first_excess(record) for record in named]
+    low, high = ratio_interval(excess, [1.0] * len(excess), tasks_of(named)) or (None, None)
+    return {"mean": fmean(excess) if excess else None, "count": len(excess), "low": low, "high": high}
+
+
+def first_excess(record: Record) -> float:
+    """1 if the first candidate was chosen, else 0, minus what chance gives."""
+    return float(record["chosen"] == 0) - 1 / len(record["candidates"])
 
 
 def margin_name(margin: int | None) -> str:

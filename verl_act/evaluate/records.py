@@ -13,12 +13,13 @@ from verl_act.manifest import read_manifest
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
+_CHOICE_KEYS = ("margin", "candidates", "expert_position", "named_a_candidate", "chosen", "consistent")
 _METRICS_KEYS = ("name", "model", "template", "sampling")
 _SECTIONS = ("episodes", "next_action", "choice", "reasoning")
 _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
-    CHOICES: ("pair_id", *_ANSWER_KEYS, "margin", "named_a_candidate", "expert_position"),
+    CHOICES: ("pair_id", "order", *_ANSWER_KEYS, *_CHOICE_KEYS),
     REASONING: ("item", "split", "right"),
 }
 

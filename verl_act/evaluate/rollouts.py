@@ -1,4 +1,4 @@
-"""Roll out tasks with a model, and evaluate its next actions, choices and reasoning.
+"""Roll out tasks with a model, and evaluate its next actions and reasoning.
 
 Every function returns one record per item, in the order of the items. Items already in `journal` are not run again.
 """
@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from verl_act.data.order import candidate_order, expert_positions
 from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
-from verl_act.envs.registry import admissible_candidates, is_admissible
+from verl_act.envs.registry import is_admissible
 from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.journal import Journal, Record
-from verl_act.parse import has_thought, match_action, parse_action, parse_choice, verb
+from verl_act.parse import has_thought, match_action, parse_action, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
 from verl_act.rollout.settings import Mode
@@ -159,7 +158,7 @@ async def rollout_tasks(
             **_transcript(episode),
         }
 
-    records = await _all(one, tasks, "episodes", journal)
+    records = await answer_all(one, tasks, "episodes", journal)
     if records and all("error" in record for record in records):
         raise EnvError(f"none of {len(records)} episodes could be played; the first: {records[0]['error']}")
     return records
@@ -206,52 +205,7 @@ async def evaluate_next_actions(
             "right": match_action(action, [step.action]) is not None,
         }
 
-    return await _all(one, steps, "next actions", journal)
-
-
-async def evaluate_choices(
-    policy: PolicyUnderTest, pairs: Sequence[Pair], journal: Journal | None = None, order_seed: int = 0
-) -> list[Record]:
-    """Ask for the best candidate of every pair; right if it is the expert's action.
-
-    The expert's action is at each position equally often (plus or minus one), both among a split's inferable pairs and
-    among its others, so always choosing one position gains nothing.
-    """
-    counts = [1 + len(pair.alternatives) for pair in pairs]
-    groups = [(pair.split, pair.inferable) for pair in pairs]
-    positions = expert_positions([pair.pair_id for pair in pairs], counts, order_seed, groups=groups)
-
-    async def one(indexed: tuple[int, Pair]) -> Record:
-        index, pair = indexed
-        position = int(positions[index])
-        candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position)
-        messages = policy.template.choice_messages(pair.context, candidates)
-        reply = await policy.scored_answer(messages, f"choice {pair.pair_id}")
-        parsed = parse_choice(reply.text, candidates)
-        listed = pair.context.admissible_actions
-        if parsed.index is None:
-            admissible = is_admissible(pair.env, parsed.text or "", listed)
-        else:
-            admissible = admissible_candidates(pair.env, candidates, listed, pair.judged_admissible)[parsed.index]
-        return {
-            "pair_id": pair.pair_id,
-            "task_id": pair.task_id,
-            "split": pair.split,
-            "inferable": pair.inferable,
-            "margin": pair.margin,
-            "verb": verb(pair.expert_action),
-            "expert_position": position,
-            "reply": reply.text,
-            "log_probability": reply.log_probability,
-            "thought": has_thought(reply.text),
-            "well_formed": parsed.malformed is None,
-            "named_a_candidate": parsed.index is not None,
-            "chosen": parsed.index,
-            "admissible": admissible,
-            "right": parsed.index == position,
-        }
-
-    return await _all(one, list(enumerate(pairs)), "choices", journal)
+    return await answer_all(one, steps, "next actions", journal)
 
 
 async def evaluate_reasoning(
@@ -269,12 +223,13 @@ async def evaluate_reasoning(
             "right": is_right(question, reply),
         }
 
-    return await _all(one, questions, "reasoning", journal)
+    return await answer_all(one, questions, "reasoning", journal)
 
 
-async def _all(
+async def answer_all(
     evaluate_item: Callable[[Item], Awaitable[Record]], items: Sequence[Item], what: str, journal: Journal | None
 ) -> list[Record]:
+    """The records of all items, in their order; those in `journal`, under the name `what`, are not computed again."""
     records = [journal.get(what, index) if journal else None for index in range(len(items))]
     progress = tqdm(total=len(items), initial=sum(record is not None for record in records), desc=what)
 

@@ -16,13 +16,13 @@ from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.settings import check_pool
 from verl_act.errors import ConfigError, DataError
+from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.metrics import answer_metrics, by_split, episode_metrics, finished, share
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.evaluate.rollouts import (
     EPISODES_AT_ONCE,
     PolicyUnderTest,
-    evaluate_choices,
     evaluate_next_actions,
     evaluate_reasoning,
     require_one_environment,

@@ -96,10 +96,11 @@ def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
 def item_means(seeds: Sequence[Items]) -> dict[str, ItemOutcome]:
     """Item -> mean over the seeds; only items that every seed has, so that all have the same weight."""
     common = set.intersection(*(set(items) for items in seeds)) if seeds else set()
-    return {item: _mean([items[item] for items in seeds]) for item in sorted(common)}
+    return {item: mean_outcome([items[item] for items in seeds]) for item in sorted(common)}
 
 
-def _mean(outcomes: Sequence[ItemOutcome]) -> ItemOutcome:
+def mean_outcome(outcomes: Sequence[ItemOutcome]) -> ItemOutcome:
+    """The mean of one item's outcomes, over seeds or orders."""
     amount, size = (float(np.mean([outcome[column] for outcome in outcomes])) for column in (0, 1))
     return ItemOutcome(amount, size, outcomes[0].task)
 

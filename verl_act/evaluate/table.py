@@ -42,7 +42,7 @@ def comparison(evaluations: Sequence[Mapping[str, Any]]) -> tuple[list[str], lis
     for section, metrics in (
         ("episodes", ("success", "score", "steps", "inadmissible_share", "malformed_share", "loop_share")),
         ("next_action", ("right", "right_inferable")),
-        ("choice", ("right", "right_inferable", "named_a_candidate")),
+        ("choice", ("right", "right_inferable", "named_a_candidate", "consistent", "position_bias")),
         ("reasoning", ("right",)),
     ):
         splits = sorted({split for entry in evaluations for split in entry.get(section, {})})
@@ -75,6 +75,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, Mapping):
         if "mean" in value:
+            if value["mean"] is None:
+                return ""
             interval = "" if value["low"] is None else f" [{value['low']:.3g}, {value['high']:.3g}]"
             return f"{value['mean']:.3g}{interval} n={value['count']}"
         if value["share"] is None:

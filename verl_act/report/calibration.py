@@ -53,7 +53,8 @@ def _recorded(model: Model) -> list[Mapping[str, Any]]:
 
 def _with_confidence(record: Mapping[str, Any]) -> dict[str, Any]:
     confidence = min(1.0, math.exp(record["log_probability"]))
-    return {**record, "confidence": confidence, "bin": min(int(confidence * BINS), BINS - 1)}
+    question = f"{record['pair_id']}#{record['order']}"  # each order has its own confidence
+    return {**record, "pair_id": question, "confidence": confidence, "bin": min(int(confidence * BINS), BINS - 1)}
 
 
 def _calibration(split: str, models: Sequence[Sequence[Mapping[str, Any]]]) -> Calibration:

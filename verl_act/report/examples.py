@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from verl_act.data.order import candidate_order
 from verl_act.errors import DataError
 from verl_act.evaluate.metrics import LOOP_LENGTH
 from verl_act.evaluate.reasoning import Question, read_questions
@@ -75,7 +74,11 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
     }
     by_kind = []
     for kind in KINDS:
-        answers = [{_name(kind, record): record for record in getattr(model.evaluation, kind)} for model in compared]
+        answers = [
+            # Of a choice's orders, the first: the others ask the same.
+            {_name(kind, record): record for record in getattr(model.evaluation, kind) if not record.get("order")}
+            for model in compared
+        ]
         items = list(dict.fromkeys(item for by_item in answers for item in by_item))
         outcome = "success" if kind == "episodes" else "right"
         chosen = _mixed(items, answers, outcome)[:most]
@@ -175,7 +178,7 @@ def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Jso
             "expert": texts.index(pair.expert_action) if pair else None,
             "alternative": texts.index(pair.alternative_action) if pair else None,
             "margin": first["margin"],
-            "answers": [None if record is None else _choice(record, pair, texts) for record in records],
+            "answers": [None if record is None else _choice(record, texts) for record in records],
         }
 
     return item
@@ -223,22 +226,20 @@ def _answer(record: Json, texts: Texts) -> Json:
     }
 
 
-def _choice(record: Json, pair: Pair | None, texts: Texts) -> Json:
-    """`chose` is `expert`, `alternative` or None. `candidates` are in the order of the prompt; empty if unknown."""
-    position = record["expert_position"]
+def _choice(record: Json, texts: Texts) -> Json:
+    """`chose` is `expert`, `alternative` or None. `candidates` are in the order of the prompt."""
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
-    candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position) if pair else []
-    parsed = parse_choice(record["reply"], candidates)
+    parsed = parse_choice(record["reply"], record["candidates"])
     return {
         "right": record["right"],
         "reply": texts.index(record["reply"]),
         "action": texts.index(parsed.text),
         "malformed": parsed.malformed,
         "admissible": record["admissible"],
-        "candidates": texts.indices(candidates),
+        "candidates": texts.indices(record["candidates"]),
         "chose": chose,
-        "chosen": parsed.index,
-        "expert_position": position,
+        "chosen": record["chosen"],
+        "expert_position": record["expert_position"],
     }
 
 

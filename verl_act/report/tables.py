@@ -115,18 +115,10 @@ def by_margin(compared: Sequence[Model]) -> list[Group]:
 def first_picked(compared: Sequence[Model]) -> list[Group]:
     """How often the first candidate was chosen, among choices that name one; without bias, 50% of two."""
     picked = [
-        [{**record, "first": _chose_first(record)} for record in records if record["named_a_candidate"]]
+        [{**record, "first": record["chosen"] == 0} for record in records if record["named_a_candidate"]]
         for records in _choices(compared)
     ]
     return _groups(picked, lambda record: "chose the first candidate", "first")
-
-
-def _chose_first(record: Record) -> bool:
-    if "chosen" in record:
-        return record["chosen"] == 0
-    return (record["expert_position"] == 0) == bool(
-        record["right"]
-    )  # records without the chosen index have two candidates
 
 
 def _choices(compared: Sequence[Model]) -> list[list[Record]]:
@@ -240,8 +232,11 @@ def _thoughts(models: Sequence[Sequence[Record]], item: str) -> list[Row]:
 
 
 def _shares(key: str, title: str, models: Sequence[Sequence[Record]], holds: str, item: str, *, note: str = "") -> Row:
-    outcomes = [{record[item]: bool(record[holds]) for record in records} for records in models]
-    tasks = {record[item]: record["task_id"] for records in models for record in records if "task_id" in record}
+    def name(record: Record) -> tuple[str, int]:
+        return record[item], record.get("order", 0)
+
+    outcomes = [{name(record): bool(record[holds]) for record in records} for records in models]
+    tasks = {name(record): record["task_id"] for records in models for record in records if "task_id" in record}
     cells = [
         MetricCell(share_of(records, holds), paired(outcomes[0], outcomes[index], tasks) if index else None)
         for index, records in enumerate(models)
