@@ -1,5 +1,6 @@
 """What the templates show, and what they must not."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from verl_act.data_prep.pairs.giveaways import label_word
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template, get_template, register_template, template_names
 from verl_act.prompts.compact import CompactTemplate
-from verl_act.prompts.shortened import shortened
+from verl_act.prompts.shortened import choice_context, shortened
 from verl_act.schema import Context, Turn
 
 NAMES = ("compact", "cot", "plain")
@@ -67,9 +68,45 @@ def test_a_short_list_is_drawn_from_the_state_alone(name: str) -> None:
     assert len(drawn) == 20 and drawn != list(actions[:20])
     assert listed(template.followup(context.observation, actions)) == drawn
     unlisted = [action for action in actions if action not in drawn][:2]
-    for candidates in (unlisted, unlisted[::-1], [unlisted[0], drawn[0]]):
-        chosen_from = listed(_text(template.choice_messages(context, candidates)))
-        assert set(chosen_from) == {*drawn, *candidates}, "a candidate that is not listed might be known by it"
+    for candidates in (unlisted, [unlisted[0], drawn[0]]):
+        shown = listed(_text(template.choice_messages(context, candidates)))
+        assert len(shown) == 20 and set(candidates) < set(shown)
+        assert shown == listed(_text(template.choice_messages(context, candidates[::-1])))
+    assert not {drawn[0], unlisted[0]} & set(listed(_text(template.choice_messages(context, [drawn[0], "fly"]))))
+    assert drawn[0] not in listed(_text(template.choice_messages(context, ["fly", drawn[0]])))
+
+
+def test_a_short_list_keeps_its_length_and_kinds_whatever_the_candidates() -> None:
+    actions = [f"{kind} a{number:02} to b" for kind in ("move", "pour") for number in range(50)]
+    actions += ["open a", "open b", "wait"]
+    for candidates in (["move a03 to b", "pour a04 to b"], ["move a03 to b", "open a"], ["wait", "pour a04 to b"]):
+        short = shortened(actions, 20, candidates)
+        assert Counter(action.split()[0] for action in short) == {"move": 9, "pour": 8, "open": 2, "wait": 1}
+        assert set(candidates) < set(short)
+    assert "wait" not in shortened(actions, 20, ["wait", "fly"]) and len(shortened(actions, 20, ["wait", "fly"])) == 20
+    assert sorted(shortened(actions, 2, ["move a03 to b", "wait"])) == ["move a03 to b", "wait"]
+    assert set(shortened(actions, 3, ["move a03 to b", "move a04 to b"])) > {"move a03 to b", "move a04 to b"}
+
+
+def test_admissible_candidates_are_listed_like_any_other() -> None:
+    """WebShop lists one search of all: usually the expert's."""
+    searches, first = ["search[blue mug]", "search[mug]"], []
+    for number in range(200):
+        context = replace(make_context(), admissible_actions=(f"search[blue mug {number}]",))
+        candidates = [f"search[blue mug {number}]", "search[mug]"]
+        listed = choice_context(context, candidates, [True, True]).admissible_actions
+        assert sorted(listed) == sorted(candidates)
+        assert listed == choice_context(context, candidates[::-1], [True, True]).admissible_actions
+        first.append(listed.index("search[mug]"))
+    assert 70 < sum(first) < 130
+    context = replace(make_context(), admissible_actions=("open a", "open c", "wait"))
+    assert choice_context(context, ["open b", "fly"], [True, False]).admissible_actions == (
+        *("open a", "open b", "open c"),
+        "wait",
+    )
+    assert choice_context(context, ["wait", "fly"], [True, False]) == context
+    unknown = replace(context, admissible_actions=())
+    assert choice_context(unknown, searches, [True, True]) == unknown
 
 
 def test_a_short_list_keeps_rare_kinds_and_no_inadmissible_candidate() -> None:

@@ -20,7 +20,7 @@ from verl_act.data.balance import repeats
 from verl_act.data.order import candidate_order
 from verl_act.data.settings import ActSettings
 from verl_act.envs.base import read_tasks
-from verl_act.envs.registry import admissible_candidates
+from verl_act.envs.registry import admissible_candidates, choice_prompt
 from verl_act.errors import DataError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import verb
@@ -114,7 +114,7 @@ class PairSource(Source):
         return _row(
             stored,
             "choice",
-            self.template.choice_messages(pair.context, candidates),
+            choice_prompt(self.template, pair, candidates),
             ground_truth=pair.expert_action,
             candidates=candidates,
             candidates_admissible=admissible_candidates(pair.env, candidates, listed, pair.judged_admissible),

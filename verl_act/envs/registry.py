@@ -14,6 +14,9 @@ from verl_act.entry_points import entry_point_names, load_entry_point
 from verl_act.envs.base import EnvSpec
 from verl_act.errors import ConfigError
 from verl_act.parse import match_action
+from verl_act.prompts import Message, Template
+from verl_act.prompts.shortened import choice_context
+from verl_act.schema import Pair
 
 ENTRY_POINT_GROUP = "verl_act.envs"
 
@@ -95,3 +98,12 @@ def admissible_candidates(
         is_admissible(env, action, listed) if flag is None else bool(flag)
         for action, flag in zip(candidates, flags, strict=True)
     ]
+
+
+def choice_prompt(template: Template, pair: Pair, candidates: Sequence[str]) -> list[Message]:
+    """The prompt that asks for the best of `candidates`, the actions of `pair` in any order.
+
+    Its list of admissible actions includes every candidate that is admissible (see `choice_context`).
+    """
+    flags = admissible_candidates(pair.env, candidates, pair.context.admissible_actions, pair.judged_admissible)
+    return template.choice_messages(choice_context(pair.context, candidates, flags), candidates)

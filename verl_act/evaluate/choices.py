@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_act.data.order import candidate_rotations
-from verl_act.envs.registry import admissible_candidates, is_admissible
+from verl_act.envs.registry import admissible_candidates, choice_prompt, is_admissible
 from verl_act.evaluate.rollouts import PolicyUnderTest, answer_all
 from verl_act.journal import Journal, Record
 from verl_act.parse import has_thought, parse_choice, verb
@@ -47,7 +47,7 @@ async def evaluate_choices(
 
     async def one(question: ChoiceQuestion) -> Record:
         pair = question.pair
-        messages = policy.template.choice_messages(pair.context, question.candidates)
+        messages = choice_prompt(policy.template, pair, question.candidates)
         reply = await policy.scored_answer(messages, f"choice {question.name}")
         return {
             "pair_id": pair.pair_id,

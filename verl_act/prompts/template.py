@@ -64,10 +64,7 @@ class Template(ABC):
         return [{"role": "user", "content": text}]
 
     def shown_actions(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> tuple[str, ...]:
-        """The admissible actions that a prompt lists.
-
-        Admissible `candidates` are always listed: leaving one out might reveal the expert's action.
-        """
+        """The admissible actions that a prompt lists: if shortened, all `candidates` or none (see `shortened`)."""
         return tuple(actions) if self.max_listed is None else shortened(actions, self.max_listed, candidates)
 
     def shown_history(self, context: Context) -> tuple[Turn, ...]:
