@@ -30,6 +30,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_act.chain.recipe import embedded_models
+from verl_act.config.settings import Mode
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
 from verl_act.engine import Engine, EngineSettings, Sampling
@@ -44,7 +45,6 @@ from verl_act.prompts.plain_text import as_plain_text, control_tokens
 from verl_act.reward_fns.route import compute_score
 from verl_act.rollout import agent_loop
 from verl_act.rollout.episode import NO_ACTION
-from verl_act.rollout.settings import Mode
 from verl_act.schema import TASK, Context, Turn, write_rows
 from verl_act.upstream_gaps import failed_rollouts as failures
 

@@ -34,11 +34,9 @@ import verl_act
 from verl_act.chain import check, load_recipe
 from verl_act.chain.recipe import RECIPES, embedded_models
 from verl_act.chain.stages import stages
-from verl_act.data.mixture import MixtureSettings
-from verl_act.data.settings import ActSettings
+from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
 from verl_act.envs.registry import get_env, known_envs
 from verl_act.errors import ConfigError
-from verl_act.rollout.settings import EpisodeSettings
 
 CONFIG = Path(verl_act.__file__).parent / "config"
 GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))

@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn, get_dataset_class
 
+from verl_act.config.settings import ActSettings
 from verl_act.data import sources
 from verl_act.data.dataset import COLUMNS, ActDataset
 from verl_act.data.order import expert_positions
-from verl_act.data.settings import ActSettings
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import get_template
 from verl_act.reward_fns.route import compute_score

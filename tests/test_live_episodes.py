@@ -17,11 +17,11 @@ from servers import check_loopback, new_servers
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models
+from verl_act.config.settings import Mode
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.engine import EngineSettings, Sampling
 from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.run import evaluate
-from verl_act.rollout.settings import Mode
 
 TOKENS_PER_TURN = 24
 

@@ -16,8 +16,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.trainer.ppo.utils import create_rl_sampler
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from verl_act.config.settings import MixtureSettings, StoppingStrategy
 from verl_act.data.dataset import ActDataset
-from verl_act.data.mixture import MixtureSettings, StoppingStrategy, mix
+from verl_act.data.mixture import mix
 from verl_act.errors import ConfigError, DataError
 from verl_act.schema import PAIR, write_rows
 

@@ -23,9 +23,9 @@ from samples import make_pair, make_step
 from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, _Dropped, _Played
 from verl_act.data_prep.imports.replay_published import Refusal, Replayed, ReplayResult
 from verl_act.data_prep.pairs.pairing import _Paired
-from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.data_prep.sft.reflect import _TrajectoryOutcomes
 from verl_act.envs.alfworld.games.make_games import make_games
+from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.errors import DataError, EnvError
 from verl_act.journal import Journal, SavedResults
 from verl_act.schema import Turn, read_pairs, read_steps

@@ -11,7 +11,7 @@ import wrapt
 
 from verl_act.chain.recipe import load_recipe
 from verl_act.chain.stages import stages
-from verl_act.data.settings import ActSettings
+from verl_act.config.settings import ActSettings
 from verl_act.errors import DataError
 from verl_act.learning_signal import STEPS, SWITCH, LearningSignal, equal_groups
 from verl_act.upstream_gaps.training_metrics import last_outputs, means

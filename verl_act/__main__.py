@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
+from verl_act.config.settings import Mode
 from verl_act.errors import ActError, ConfigError, describe
 from verl_act.options import check_keys
 from verl_act.process import TASK_TIMEOUT
-from verl_act.rollout.settings import Mode
 
 _HELP = """Agentic Critical Training on verl: make data, train, evaluate.
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.process_pool import Failure, Player, process_pool
 from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task
+from verl_act.envs.process_pool import Failure, Player, process_pool
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
 from verl_act.errors import ConfigError, DataError, OptionError

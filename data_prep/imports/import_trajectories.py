@@ -21,8 +21,8 @@ from verl_act.data_prep.expert.collect_expert import TRAJECTORIES
 from verl_act.data_prep.imports.published import Unreadable, formats_of, read_published
 from verl_act.data_prep.imports.published_tasks import FindTasks, advice, importer_of, other_benchmark, task_finder
 from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, Replayer, ReplayResult
-from verl_act.data_prep.process_pool import Failure, process_pool
 from verl_act.envs.importer import Published, TrajectoryImporter
+from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
 from verl_act.errors import DataError, OptionError

@@ -12,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.imports.published_turns import undecorated
-from verl_act.data_prep.process_pool import Failure, Player, process_pool
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.importer import Published, TrajectoryImporter
+from verl_act.envs.process_pool import Failure, Player, process_pool
 from verl_act.envs.registry import get_env, installed_env, known_envs
 from verl_act.journal import Journal, SavedResults, hash_of
 from verl_act.parse import match_action

@@ -8,9 +8,9 @@ from functools import cached_property
 
 from verl_act.data_prep.expert.collect_expert import play, replays
 from verl_act.data_prep.imports.published_tasks import advice, importer_of, respelled
-from verl_act.data_prep.process_pool import Failure, Player, failed
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.importer import Published, RespellError, TrajectoryImporter
+from verl_act.envs.process_pool import Failure, Player, failed
 from verl_act.errors import EnvError
 from verl_act.schema import Context, Step
 

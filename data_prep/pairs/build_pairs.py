@@ -19,7 +19,7 @@ from typing import Any
 
 from verl_act.data_prep.pairs.pairing import PairSettings, make_pairs
 from verl_act.data_prep.pairs.proposals import POLICY
-from verl_act.data_prep.process_pool import check_workers
+from verl_act.envs.process_pool import check_workers
 from verl_act.errors import ConfigError, DataError
 from verl_act.journal import journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest

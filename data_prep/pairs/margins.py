@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_act.data_prep.process_pool import close_env, prepare_env
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
+from verl_act.envs.process_pool import close_env, prepare_env
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EnvError
 from verl_act.schema import Step

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from verl_act.data_prep.pairs.margins import Judgement, Replayers, leave_out
 from verl_act.data_prep.pairs.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
-from verl_act.data_prep.process_pool import Failure, failed, process_pool
+from verl_act.envs.process_pool import Failure, failed, process_pool
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import OptionError
 from verl_act.journal import Journal, SavedResults

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from tqdm.asyncio import tqdm_asyncio
 
 from verl_act.data_prep.pairs.margins import Replayers, leave_out
-from verl_act.data_prep.process_pool import Failure, failed, process_pool
 from verl_act.engine import (
     Engine,
     EngineSettings,
@@ -31,6 +30,7 @@ from verl_act.engine import (
     request_seed,
     usable_tokenizer,
 )
+from verl_act.envs.process_pool import Failure, failed, process_pool
 from verl_act.errors import DataError
 from verl_act.journal import Journal, Record, SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest

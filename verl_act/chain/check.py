@@ -18,6 +18,7 @@ from verl_act.chain.methods import method_stages, with_method_prompt
 from verl_act.chain.recipe import TRAINING, MethodPromptRecipe, Recipe
 from verl_act.chain.settings import check_stages
 from verl_act.chain.stages import Stage, stages
+from verl_act.config.settings import Mode
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
@@ -25,7 +26,6 @@ from verl_act.errors import ActError, ConfigError
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
 from verl_act.prompts.rendering import require_prompts, require_usable
-from verl_act.rollout.settings import Mode
 
 _FREE_GIB = 2
 _CHECKPOINT_BYTES = 8
@@ -205,7 +205,7 @@ def _accelerators(stage: Stage) -> str:
 
 def compose(stage: Stage) -> str:
     """Compose and validate the verl configuration of a training stage, without running it."""
-    from verl_act.data.settings import ActSettings
+    from verl_act.config.settings import ActSettings
 
     config = _composed(stage)
     ActSettings.from_config(config.data)

@@ -20,8 +20,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from verl_act.config.settings import Mode
 from verl_act.errors import ConfigError, DataError
-from verl_act.rollout.settings import Mode
 from verl_act.text_files import read_text
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

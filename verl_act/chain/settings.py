@@ -16,9 +16,9 @@ from verl_act.data_prep.expert import collect_expert, make_tasks
 from verl_act.data_prep.imports import import_trajectories
 from verl_act.data_prep.pairs import check_pairs
 from verl_act.data_prep.pairs.pairing import PairSettings
-from verl_act.data_prep.process_pool import check_workers
 from verl_act.data_prep.sft import make_sft, reflect
 from verl_act.engine import EngineSettings, Sampling
+from verl_act.envs.process_pool import check_workers
 from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate import run as evaluate
 from verl_act.options import check_keys

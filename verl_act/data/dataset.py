@@ -20,17 +20,16 @@ from tqdm import tqdm
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.fs import copy_to_local
 
+from verl_act.config.settings import ActSettings, Mode, Order
 from verl_act.data.length import PromptLimit, PromptVariants
 from verl_act.data.mixture import mix
 from verl_act.data.order import expert_positions
-from verl_act.data.settings import ActSettings, Order
 from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 from verl_act.prompts.rendering import require_prompts, require_usable
-from verl_act.rollout.settings import Mode
 
 logger = logging.getLogger(__name__)
 

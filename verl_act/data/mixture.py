@@ -9,51 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
 
 import numpy as np
 
+from verl_act.config.settings import MixtureSettings, StoppingStrategy
 from verl_act.errors import ConfigError
-
-_LARGEST_UNIT = 10_000
-
-
-class StoppingStrategy(StrEnum):
-    """When an epoch ends; the names are those of `datasets.interleave_datasets`."""
-
-    ALL_EXHAUSTED = "all_exhausted"
-    """Every row has been shown; files that are short for their weight repeat rows."""
-    FIRST_EXHAUSTED = "first_exhausted"
-    """One file is used up; no row comes twice, and some rows of other files never."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureSettings:
-    """The block `data.act.mix`. Without weights, files are concatenated."""
-
-    weights: tuple[float, ...] = ()
-    """Relative number of rows of each file of `data.train_files`, in their order: [1, 3] is a quarter of the first."""
-    stopping_strategy: StoppingStrategy = StoppingStrategy.ALL_EXHAUSTED
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", tuple(self.weights or ()))
-        object.__setattr__(self, "stopping_strategy", StoppingStrategy(self.stopping_strategy))
-        for weight in self.weights:
-            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                raise ConfigError(f"data.act.mix.weights has {weight!r}; a weight is a number above 0.")
-        if self.weights and sum(self.units()) > _LARGEST_UNIT:
-            raise ConfigError(
-                f"data.act.mix.weights are {list(self.weights)}: the smallest whole numbers in that ratio are "
-                f"{self.units()}, too large for an epoch. Round them."
-            )
-
-    def units(self) -> list[int]:
-        """The weights as the smallest whole numbers in their ratio."""
-        exact = [Fraction(str(weight)) for weight in self.weights]
-        whole = [int(weight * math.lcm(*(other.denominator for other in exact))) for weight in exact]
-        return [count // math.gcd(*whole) for count in whole]
 
 
 def mix(sizes: Sequence[int], settings: MixtureSettings, batch_size: int, seed: int) -> list[tuple[int, int]]:

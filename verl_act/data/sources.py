@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from verl_act.config.settings import ActSettings
 from verl_act.data.balance import repeats
 from verl_act.data.order import candidate_order
-from verl_act.data.settings import ActSettings
 from verl_act.envs.base import read_tasks
 from verl_act.envs.registry import admissible_candidates, choice_prompt
 from verl_act.errors import DataError

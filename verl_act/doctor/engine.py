@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from verl_act.doctor.check_result import Fault
 from verl_act.errors import EngineError
 
+_MODEL = Path(__file__).parent.parent / "assets" / "embedded_model"
 _QUESTION = "You are in the middle of a room. Your task is to: look at bowl under the desklamp."
 _REMEDY = "vLLM's messages on stderr say why; free memory, or lower VLLM_CPU_KVCACHE_SPACE on a CPU."
 
@@ -41,11 +43,10 @@ def report_start(seconds: float) -> None:
 
 
 def _start(seconds: float) -> str:
-    from verl_act.chain.recipe import embedded_models
     from verl_act.engine import Engine, EngineSettings, Sampling
 
     started = time.monotonic()
-    model = str(embedded_models()["alfworld"])
+    model = str(_MODEL)
     with Engine(EngineSettings(model=model, max_model_len=512), seconds) as engine:
         ready = time.monotonic() - started
         message = {"role": "user", "content": _QUESTION}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from verl_act.config.settings import Mode
 from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -24,7 +25,6 @@ from verl_act.journal import Journal, Record
 from verl_act.parse import has_thought, match_action, parse_action, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
-from verl_act.rollout.settings import Mode
 from verl_act.schema import Context, Pair, Step
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from verl_act.config.settings import Mode
 from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
@@ -34,7 +35,6 @@ from verl_act.options import Positive, Seed, Text, check_keys, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
-from verl_act.rollout.settings import Mode
 from verl_act.sampling import sampling_key
 from verl_act.schema import read_pairs, read_steps, steps_to_learn
 

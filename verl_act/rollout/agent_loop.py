@@ -17,7 +17,7 @@ from uuid import uuid4
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_act.data.settings import ActSettings
+from verl_act.config.settings import ActSettings, EpisodeSettings, Mode
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
@@ -25,7 +25,6 @@ from verl_act.prompts import Message, Template
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 from verl_act.rollout.episode import Episode, play
 from verl_act.rollout.sequence import GrowingSequence, Sample
-from verl_act.rollout.settings import EpisodeSettings, Mode
 from verl_act.schema import Context
 from verl_act.upstream_gaps.failed_rollouts import FAILURES
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.data_prep.process_pool import Failure, RunJobs, close_env, process_pool
 from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, VERSION_FOLDER
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
@@ -27,6 +26,7 @@ from verl_act.envs.alfworld.games.game_file import folder_name, game_content, tr
 from verl_act.envs.alfworld.games.layout import Layout, lay_out
 from verl_act.envs.alfworld.games.rooms import Size, floor_plans, read_room
 from verl_act.envs.alfworld.package import constants
+from verl_act.envs.process_pool import Failure, RunJobs, close_env, process_pool
 from verl_act.errors import EngineError, OptionError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest

@@ -1,0 +1,184 @@
+"""The configuration block `data.act`: how rows become prompts, and how live episodes are played.
+
+Commands import it too, so it is light: heavy modules are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from verl_act.errors import ConfigError
+
+if TYPE_CHECKING:
+    from verl_act.prompts import Template
+
+_LARGEST_UNIT = 10_000
+
+
+class Mode(StrEnum):
+    """How the turns of an episode become training samples."""
+
+    CONCAT = "concat"
+    """One growing token sequence; the loss covers only the model's tokens."""
+    STEPWISE = "stepwise"
+    """Each turn is a sample, whose prompt shows the last turns of the history."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSettings:
+    """Limits and reward of an episode, and the size of the environment pool.
+
+    `data.max_response_length` limits a reply in stepwise mode and the whole episode in concat mode, where
+    `max_tokens_per_turn` keeps one reply from using all of it; `data.max_prompt_length` limits each prompt. Timeouts
+    are in seconds. An actor that exceeds `max_memory_mb` is replaced, and its episodes are replayed. The reward of an
+    episode is `success_reward` if the goal was met, plus `score_reward` times the environment's own
+    score, the sum of its rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and
+    `malformed_penalty` (both usually negative or zero) for each such turn.
+    """
+
+    mode: Mode = Mode.STEPWISE
+    max_turns: int = 50
+    max_tokens_per_turn: int | None = None
+    success_reward: float = 1.0
+    score_reward: float = 0.0
+    inadmissible_penalty: float = 0.0
+    malformed_penalty: float = 0.0
+    actors: int = 1
+    step_timeout: float = 60.0
+    reset_timeout: float = 120.0
+    max_memory_mb: float = 8192.0
+    env_settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", Mode(self.mode))
+        for name in ("max_turns", "max_tokens_per_turn"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"data.act.episode.{name} is {value}; an episode needs at least 1.")
+
+
+class StoppingStrategy(StrEnum):
+    """When an epoch ends; the names are those of `datasets.interleave_datasets`."""
+
+    ALL_EXHAUSTED = "all_exhausted"
+    """Every row has been shown; files that are short for their weight repeat rows."""
+    FIRST_EXHAUSTED = "first_exhausted"
+    """One file is used up; no row comes twice, and some rows of other files never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureSettings:
+    """The block `data.act.mix`. Without weights, files are concatenated."""
+
+    weights: tuple[float, ...] = ()
+    """Relative number of rows of each file of `data.train_files`, in their order: [1, 3] is a quarter of the first."""
+    stopping_strategy: StoppingStrategy = StoppingStrategy.ALL_EXHAUSTED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(self.weights or ()))
+        object.__setattr__(self, "stopping_strategy", StoppingStrategy(self.stopping_strategy))
+        for weight in self.weights:
+            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ConfigError(f"data.act.mix.weights has {weight!r}; a weight is a number above 0.")
+        if self.weights and sum(self.units()) > _LARGEST_UNIT:
+            raise ConfigError(
+                f"data.act.mix.weights are {list(self.weights)}: the smallest whole numbers in that ratio are "
+                f"{self.units()}, too large for an epoch. Round them."
+            )
+
+    def units(self) -> list[int]:
+        """The weights as the smallest whole numbers in their ratio."""
+        exact = [Fraction(str(weight)) for weight in self.weights]
+        whole = [int(weight * math.lcm(*(other.denominator for other in exact))) for weight in exact]
+        return [count // math.gcd(*whole) for count in whole]
+
+
+class Order(StrEnum):
+    """The order of a pair's actions."""
+
+    HASH = "hash"
+    """One row per pair; the expert's action comes first in exactly half of them (with three candidates, in a third)."""
+    BOTH = "both"
+    """One row for each position of the expert's action: two for an ordinary pair."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActSettings:
+    """Every key of `data.act`, with its default."""
+
+    template: str = "cot"
+    history_length: int | None = None
+    """Turns of history in a prompt; null for all."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the template."""
+    order: Order = Order.HASH
+    seed: int = 0
+    """Random seed of the order of candidates and of `mix`."""
+    verb_balance: int = 1
+    """Maximum times to show a training pair in an epoch, so that verbs alone do not reveal the better action."""
+    inferable_only: bool = False
+    """Leave out pairs and steps whose label does not follow from the prompt."""
+    allow_degenerate: bool = False
+    """Keep training if the first steps had no learning signal (all rewards of each group are equal)."""
+    default_agent: str = "single_turn_agent"
+    """The agent loop of rows in verl's own layout that name none."""
+    mix: MixtureSettings = field(default_factory=MixtureSettings)
+    """The training files in a fixed ratio; validation is never mixed."""
+    episode: EpisodeSettings = field(default_factory=EpisodeSettings)
+    """Live episodes: limits, reward, environment pool."""
+
+    def __post_init__(self) -> None:
+        self.make_template()
+        if self.verb_balance < 1:
+            raise ConfigError(
+                f"data.act.verb_balance is {self.verb_balance}; it must be at least 1, which shows every pair once."
+            )
+
+    @classmethod
+    def from_config(cls, data_config: Any) -> ActSettings:
+        """Read `act` from verl's `data` configuration; an absent block gives the defaults.
+
+        Raises `ConfigError` on an unknown key or an impossible value.
+        """
+        from omegaconf import OmegaConf
+
+        block = data_config.get("act")
+        if OmegaConf.is_config(block):
+            block = OmegaConf.to_container(block, resolve=True)
+        keys = _checked(block, cls, "data.act")
+        try:
+            if "episode" in keys:
+                keys["episode"] = EpisodeSettings(**_checked(keys["episode"], EpisodeSettings, "data.act.episode"))
+            if "mix" in keys:
+                keys["mix"] = MixtureSettings(**_checked(keys["mix"], MixtureSettings, "data.act.mix"))
+            if "order" in keys:
+                keys["order"] = Order(keys["order"])
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"data.act: {error}.") from error
+        return cls(**keys)
+
+    def make_template(self) -> Template:
+        """The template with its options. Raises `ConfigError` if it is unknown."""
+        from verl_act.prompts import get_template
+
+        options = dict(self.template_options or {})
+        return get_template(self.template, **{"history_length": self.history_length, **options})
+
+
+def _checked(block: Any, settings: type, name: str) -> dict[str, Any]:
+    """`block` as keyword arguments of the dataclass `settings`."""
+    if block is None:
+        return {}
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"{name} is {block!r}; it must be a block of keys.")
+    known = [known.name for known in fields(settings)]
+    for key in block:
+        if key not in known:
+            raise ConfigError(f"{name} has no key {key!r}; there are {', '.join(known)}.")
+    return dict(block)
