@@ -1,0 +1,35 @@
+"""All checks of one training stage that need no tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verl_act.preflight.lengths import length_problems
+from verl_act.preflight.memory import disk_problems, memory_problems
+from verl_act.preflight.model import ModelShape
+from verl_act.preflight.problem import Devices, Problem
+from verl_act.preflight.software import (
+    attention_packages,
+    attention_problems,
+    device_problems,
+    engine_problems,
+    vllm_is_cpu_build,
+)
+
+
+def check_training(config: Any, model: ModelShape | None, devices: Devices, free: int | None = None) -> list[Problem]:
+    """Problems of a stage with this composed verl configuration (of the RL or the SFT trainer) on these devices.
+
+    `model` is that of the initial policy, whose size later stages share; without it, memory and disk are not checked.
+    `free` are the bytes of disk for checkpoints; None: not checked.
+    """
+    problems = [
+        *device_problems(devices, vllm_is_cpu_build()),
+        *attention_problems(config, devices, attention_packages()),
+        *engine_problems(config),
+        *length_problems(config, model),
+    ]
+    if model is not None:
+        problems += memory_problems(config, model, devices)
+        problems += disk_problems(config, model, free) if free is not None else []
+    return problems

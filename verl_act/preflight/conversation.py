@@ -1,0 +1,69 @@
+"""Whether verl can turn a conversation of this model into tokens: its token builder, and a follow-up turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl_act.preflight.problem import Problem
+from verl_act.prompts.template import Template
+from verl_act.schema import Context, Turn
+
+_STATE = Context("a goal", (Turn("a room", "look"),), "a desk", ("look", "wait"))
+_REPLY = "<action>look</action>"
+_ROOM = 1 << 20
+"""Tokens for the follow-up: more than any prompt."""
+
+
+def conversation_problems(
+    tokenizer: Any,
+    model_type: str,
+    template: Template,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    one_sequence: bool = False,
+    processor: Any = None,
+) -> list[Problem]:
+    """Build the token builder that verl chooses for `model_type`, which every agent loop needs.
+
+    With `one_sequence` (mode `concat`), also append an observation to an episode.
+    """
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    from verl_act.rollout.sequence import GrowingSequence
+
+    try:
+        builder = create_continuous_token_builder(
+            tokenizer,
+            hf_model_type=model_type,
+            chat_template_kwargs=dict(chat_template_kwargs or {}),
+            processor=processor,
+        )
+    except Exception as error:  # builders and chat templates raise errors of any type
+        return [
+            Problem(
+                f"verl's token builder for model type {model_type!r} refuses the tokenizer ({_first_line(error)}): no "
+                "rollout would start.",
+                "Use a model whose tokenizer fits its type (Qwen's needs <|im_end|>), or set model_type in its "
+                "config.json to that of the architecture it shares, such as llama.",
+            )
+        ]
+    if not one_sequence:
+        return []
+    try:
+        sequence = GrowingSequence(template.action_messages(_STATE), tokenizer, builder)
+        reply = tokenizer.encode(_REPLY, add_special_tokens=False)
+        sequence.reply([*reply, tokenizer.eos_token_id], _REPLY)
+        sequence.observe(template.followup("a shelf", ["look", "wait"]), _ROOM)
+    except Exception as error:
+        return [
+            Problem(
+                f"no observation can be appended to an episode in one sequence ({_first_line(error)}).",
+                "Use mode stepwise (evaluate.mode), or a chat template that takes user and assistant in turns.",
+            )
+        ]
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
