@@ -17,22 +17,17 @@ from typing import Any
 
 import matplotlib
 
+from verl_act.evaluate.metric_registry import METRICS
+
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 VALIDATION = re.compile(r"val-core/act/\w+/choice/([\w/]+)/acc/mean@1")
-METRICS = {
-    "choice, inferable": ("choice", "right_inferable"),
-    "choice, all": ("choice", "right"),
-    "choice, well-formed": ("choice", "well_formed"),
-    "choice, names a candidate": ("choice", "named_a_candidate"),
-    "next action, inferable": ("next_action", "right_inferable"),
-    "next action, all": ("next_action", "right"),
-    "episodes won": ("episodes", "success"),
-}
-
-
+SHOWN = (
+    *("choice_inferable", "choice", "choice_malformed", "choice_named"),
+    *("next_action_inferable", "next_action", "success"),
+)
 MODELS = {"initial": "prompting", "critic": "act", "action": "rl-act"}
 """Names of evaluations in a chain, and in a comparison of methods."""
 
@@ -55,13 +50,11 @@ def evaluations(run: Path) -> dict[str, dict[str, dict[str, float]]]:
         places = [run / "evaluation" / model, run / "evaluation" / method]
         places += run.parent.glob(f"*/evaluation/{method}")  # a greedy initial model is asked for one seed only
         file = next(folder / "metrics.json" for folder in places if (folder / "metrics.json").is_file())
-        figures: dict[str, Any] = json.loads(file.read_text())
-        splits = sorted(figures["choice"])
+        by_split: dict[str, Any] = json.loads(file.read_text())["metrics"]
         found[model] = {
-            split: {
-                title: round(figures[section][split][name]["share"], 4) for title, (section, name) in METRICS.items()
-            }
-            for split in splits
+            split: {METRICS[name].full_title: round(metrics[name]["value"], 4) for name in SHOWN}
+            for split, metrics in by_split.items()
+            if "choice" in metrics
         }
     return found
 
@@ -87,11 +80,11 @@ def main() -> None:
     runs = {run.name: run for run in parser.parse_args().runs}
     measured = {name: {"validation": curves(run), "evaluation": evaluations(run)} for name, run in runs.items()}
     for name, figures in measured.items():
-        print(f"\n{name}\n{'figure':28} {'split':13} {'initial':>8} {'critic':>8} {'action':>8}")
+        print(f"\n{name}\n{'metric':52} {'split':13} {'initial':>8} {'critic':>8} {'action':>8}")
         for split in figures["evaluation"]["initial"]:
-            for title in METRICS:
+            for title in figures["evaluation"]["initial"][split]:
                 row = [figures["evaluation"][model][split][title] for model in MODELS]
-                print(f"{title:28} {split:13} {row[0]:8.1%} {row[1]:8.1%} {row[2]:8.1%}")
+                print(f"{title:52} {split:13} {row[0]:8.1%} {row[1]:8.1%} {row[2]:8.1%}")
     (RESULTS / "critic_stage.json").write_text(json.dumps(measured, indent=2) + "\n")
     draw({name: figures["validation"] for name, figures in measured.items()}, RESULTS / "critic_stage.svg")
 

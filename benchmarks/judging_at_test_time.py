@@ -149,7 +149,7 @@ def figures(won: dict[str, dict[str, bool]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for way, own in items.items():
         test = against(own, items["likeliest"]) if way != "likeliest" else None
-        found[way] = {**asdict(estimate(own, binary=True)), "against_likeliest": asdict(test) if test else None}
+        found[way] = {**asdict(estimate(own, is_share=True)), "against_likeliest": asdict(test) if test else None}
     return found
 
 

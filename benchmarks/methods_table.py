@@ -18,27 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.evaluate.methods import steps_in_words
+from verl_act.evaluate.metric_registry import METRICS
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = {
-    "success": "episodes won",
-    "score": "score",
-    "next_action": "next action",
-    "choice": "better action chosen",
-    "choice_inferable": "better action chosen, inferable",
-    "choice_of_named_inferable": "better action chosen where one was named, inferable",
-}
 
 
 def cell(entry: dict[str, Any] | None) -> str:
-    """Percent, its 95% interval where it has one, and the seeds one by one where there are several."""
+    """The value, its 95% interval where it has one, and the seeds one by one where there are several."""
     if entry is None or entry["estimate"]["value"] is None:
         return ""
-    estimate = entry["estimate"]
-    text = f"{100 * estimate['value']:.1f}"
-    if estimate["low"] is not None:
-        text += f" ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
-    seeds = ", ".join(f"{100 * value:.0f}" for value in estimate["by_seed"])
+    estimate, metric = entry["estimate"], METRICS[entry["metric"]]
+    text = metric.format(estimate["value"])
+    if interval := metric.format_interval(estimate["low"], estimate["high"]):
+        text += f" ({interval})"
+    seeds = ", ".join(metric.format(value) for value in estimate["by_seed"])
     return text + (f" [{seeds}]" if len(estimate["by_seed"]) > 1 else "")
 
 
@@ -54,29 +47,29 @@ def made_by(run: Path) -> dict[str, Any]:
     return found
 
 
-def splits_of(entries: Iterable[tuple[str, str, str]], figure: str) -> list[str]:
+def splits_of(entries: Iterable[tuple[str, str, str]], metric: str) -> list[str]:
     """Files of questions are splits too, of which episodes have nothing."""
-    return sorted({split for _, split, other in entries if other == figure})
+    return sorted({split for _, split, other in entries if other == metric})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", required=True, help="of the files in benchmarks/results: the environment")
-    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=["success", "next_action", "choice_inferable"])
+    parser.add_argument("--columns", nargs="+", choices=METRICS, default=["success", "next_action", "choice_inferable"])
     options = parser.parse_args()
     folder = options.run / "methods"
     report = json.loads((folder / "methods.json").read_text())
     entries = {
-        (entry["method"], entry["split"], entry["figure"]): entry for entry in report["entries"] if not entry["group"]
+        (entry["method"], entry["split"], entry["metric"]): entry for entry in report["entries"] if not entry["group"]
     }
-    shown = [(figure, split) for figure in options.columns for split in splits_of(entries, figure)]
-    titles = [f"{COLUMNS[figure]}, {split}" for figure, split in shown]
+    shown = [(metric, split) for metric in options.columns for split in splits_of(entries, metric)]
+    titles = [f"{METRICS[metric].full_title}, {split}" for metric, split in shown]
     print("| method | steps | " + " | ".join(titles) + " |")
     print("|---|---|" + "---:|" * len(titles))
     for method, settings in report["methods"].items():
         steps = steps_in_words(settings["steps"]) or "none"
-        cells = [cell(entries.get((method, split, figure))) for figure, split in shown]
+        cells = [cell(entries.get((method, split, metric))) for metric, split in shown]
         print(f"| {method} | {steps} | " + " | ".join(cells) + " |")
     report["initial_model"] = Path(report["initial_model"]).name
     report["stages"] = made_by(options.run)

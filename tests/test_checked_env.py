@@ -28,7 +28,8 @@ from verl_act.envs.base import (
 from verl_act.envs.checked import CheckedEnvironment
 from verl_act.envs.contract import check_environment
 from verl_act.errors import EnvError
-from verl_act.evaluate.metrics import episode_metrics
+from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.metric_registry import summary
 from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
 from verl_act.journal import Journal
 from verl_act.prompts import get_template
@@ -261,7 +262,7 @@ def test_episodes_of_a_numpy_environment_are_evaluated(tmp_path: Path) -> None:
     assert Journal(tmp_path / "out", "key").get("episodes", 0) == records[0]
     assert json.loads(json.dumps(records, allow_nan=False)) == records
     assert records[0]["end"] == "over" and records[0]["steps"] == 1 and records[0]["score"] == 1.0
-    assert episode_metrics(records)["score"]["mean"] == 1.0
+    assert summary({EPISODES: records})["train"]["score"]["value"] == 1.0
 
 
 def test_the_contract_is_kept_by_a_sound_environment() -> None:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, against values worked out by hand, and their tables."""
+"""The metrics of an evaluation, against values worked out by hand, and their tables."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from verl_act.engine import Engine, EngineSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.choices import evaluate_choices
-from verl_act.evaluate.files import FILES
-from verl_act.evaluate.metric_registry import read_metrics
-from verl_act.evaluate.metrics import answer_metrics, by_split, episode_metrics, grouped, share, wilson_interval
+from verl_act.evaluate.files import CHOICES, EPISODES, FILES
+from verl_act.evaluate.metric_registry import METRICS, SECTIONS, read_metrics, summary
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.rollouts import (
     PolicyUnderTest,
@@ -31,13 +30,13 @@ from verl_act.evaluate.rollouts import (
     rollout_tasks,
 )
 from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
-from verl_act.evaluate.statistics import ItemOutcome
-from verl_act.evaluate.table import compare, comparison, markdown
+from verl_act.evaluate.statistics import ItemOutcome, wilson_interval
+from verl_act.evaluate.table import compare
 from verl_act.journal import Journal, journal, key_of
 from verl_act.manifest import digest, make_manifest
 from verl_act.prompts import get_template
 from verl_act.report.read import read_runs
-from verl_act.report.tables import by_position, by_task_type, first_picked, models
+from verl_act.report.tables import groups, models
 
 
 @pytest.mark.parametrize(
@@ -63,12 +62,6 @@ def test_the_interval_holds_the_share(case: tuple[int, int]) -> None:
     assert successes / count - 1e-12 <= high <= 1
 
 
-def test_nothing_counted_says_nothing() -> None:
-    assert share([], "right") == {"share": None, "count": 0, "low": 0.0, "high": 1.0}
-    assert episode_metrics([])["steps"] is None
-    assert answer_metrics([])["right"]["share"] is None
-
-
 @dataclass(frozen=True)
 class Item:
     split: str
@@ -89,102 +82,134 @@ def test_a_limit_draws_from_the_whole_of_each_split() -> None:
 
 
 def episode(**changes: Any) -> dict[str, Any]:
-    base = {"split": "valid_seen", "task_type": "pick_and_place", "success": 1.0, "steps": 6.0}
-    return {**base, "inadmissible_share": 0.0, "malformed_share": 0.0, "longest_failed_repeat": 0.0, **changes}
+    base = {"task_id": "t", "split": "valid_seen", "task_type": "pick_and_place", "end": "over"}
+    counts = {"steps": 6.0, "inadmissible_share": 0.0, "malformed_share": 0.0, "longest_failed_repeat": 0.0}
+    return {**base, **counts, "success": 1.0, **changes}
 
 
-def test_figures_of_episodes() -> None:
+def choice(**changes: Any) -> dict[str, Any]:
+    base = {"pair_id": "p", "split": "valid_seen", "inferable": True, "well_formed": True, "admissible": True}
+    base |= {"right": True, "named_a_candidate": True, "expert_position": 0, "chosen": 0, "candidates": ["a", "b"]}
+    return {**base, "margin": 1, "order": 0, "consistent": True, **changes}
+
+
+def numbered(records: list[dict[str, Any]], item: str) -> list[dict[str, Any]]:
+    """The records with an id each."""
+    return [{**record, item: str(index)} for index, record in enumerate(records)]
+
+
+def values(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metric -> value, or group -> value."""
+    return {
+        name: entry["value"] if "value" in entry else {group: each["value"] for group, each in entry.items()}
+        for name, entry in metrics.items()
+    }
+
+
+def test_metrics_of_episodes() -> None:
     records = [
         episode(),
         episode(steps=10.0, inadmissible_share=0.5, longest_failed_repeat=2.0),
         episode(success=0.0, steps=50.0, malformed_share=0.25, longest_failed_repeat=3.0, task_type="look_at_obj"),
         episode(success=0.0, steps=50.0, longest_failed_repeat=40.0, task_type="look_at_obj"),
     ]
-    figures = episode_metrics(records)
-    assert (figures["success"]["share"], figures["success"]["count"]) == (0.5, 4)
-    assert {name: entry["share"] for name, entry in figures["by_task_type"].items()} == {
-        "look_at_obj": 0.0,
-        "pick_and_place": 1.0,
-    }
-    assert figures["score"] is None, "an evaluation from before it was kept"
-    assert figures["steps"] == 29.0
-    assert figures["steps_to_success"] == 8.0
-    assert figures["inadmissible_share"] == 0.125
-    assert figures["malformed_share"] == 0.0625
-    assert figures["longest_failed_repeat"] == 40.0
-    assert figures["loop_share"] == 0.5
+    metrics = summary({EPISODES: numbered(records, "task_id")})["valid_seen"]
+    assert (metrics["success"]["items"], metrics["steps_to_success"]["items"]) == (4, 2)
+    assert values(metrics) == {
+        "success": 0.5,
+        "success_by_type": {"look_at_obj": 0.0, "pick_and_place": 1.0},
+        "loops": 0.5,
+        "inadmissible_share": 0.125,
+        "malformed_share": 0.0625,
+        "longest_failed_repeat": 11.25,
+        "steps": 29.0,
+        "steps_to_success": 8.0,
+    }, "a metric whose columns are missing is left out"
 
 
 def test_the_mean_score_has_an_interval() -> None:
     scores = [0.2, 1.0, 0.0, -1.0, 0.8, 0.5]
-    found = episode_metrics([episode(task_id=str(number), score=value) for number, value in enumerate(scores)])["score"]
-    assert (found["mean"], found["count"]) == (pytest.approx(0.25), 6)
-    assert -1 <= found["low"] < 0.25 < found["high"] <= 1
-    assert episode_metrics([episode(score=1.0), episode(score=1.0)])["score"]["low"] is None
+    records = numbered([episode(score=value) for value in scores], "task_id")
+    score = summary({EPISODES: records})["valid_seen"]["score"]
+    assert (score["value"], score["items"]) == (pytest.approx(0.25), 6)
+    assert -1 <= score["low"] < 0.25 < score["high"] <= 1
+    alike = numbered([episode(score=1.0), episode(score=1.0)], "task_id")
+    assert summary({EPISODES: alike})["valid_seen"]["score"]["low"] is None
 
 
 def test_states_of_one_game_widen_the_interval() -> None:
-    records = [choice(task_id=f"game {number // 5}", right=number // 5 % 3 > 0) for number in range(150)]
-    alone = share([{**record, "task_id": number} for number, record in enumerate(records)], "right")
-    found = share(records, "right")
-    assert found["share"] == alone["share"]
-    assert found["high"] - found["low"] > 1.8 * (alone["high"] - alone["low"])
+    records = numbered([choice(right=index // 5 % 3 > 0) for index in range(150)], "pair_id")
+    by_game = [{**record, "task_id": f"game {index // 5}"} for index, record in enumerate(records)]
+    alone, grouped = (summary({CHOICES: rows})["valid_seen"]["choice"] for rows in (records, by_game))
+    assert grouped["value"] == alone["value"]
+    assert grouped["high"] - grouped["low"] > 1.8 * (alone["high"] - alone["low"])
     assert (alone["low"], alone["high"]) == wilson_interval(100, 150)
 
 
-def choice(**changes: Any) -> dict[str, Any]:
-    base = {"split": "valid_seen", "verb": "go", "inferable": True, "well_formed": True, "admissible": True}
-    base |= {"right": True, "named_a_candidate": True, "expert_position": 0, "chosen": 0, "candidates": ["a", "b"]}
-    return {**base, "order": 0, "consistent": True, **changes}
-
-
-def test_figures_of_answers() -> None:
+def test_metrics_of_choices() -> None:
     records = [
-        choice(),
-        choice(right=False, expert_position=1),
-        choice(verb="take", expert_position=1, inferable=False),
-        choice(verb="take", right=False, well_formed=False, admissible=False, named_a_candidate=False, inferable=False),
+        choice(chosen=0),
+        choice(right=False, expert_position=1, chosen=0, margin=3),
+        choice(expert_position=1, inferable=False, chosen=1, margin=None),
+        choice(right=False, well_formed=False, named_a_candidate=False, inferable=False, chosen=None, margin=12),
     ]
-    figures = answer_metrics(records)
-    assert figures["right"]["share"] == 0.5
-    assert (figures["right_inferable"]["share"], figures["right_inferable"]["count"]) == (0.5, 2)
-    assert figures["well_formed"]["share"] == figures["admissible"]["share"] == 0.75
-    assert figures["named_a_candidate"]["share"] == 0.75
-    assert (figures["position_bias"]["mean"], figures["position_bias"]["count"]) == (0.5, 3)
-    assert {verb: entry["count"] for verb, entry in figures["by_verb"].items()} == {"go": 2, "take": 2}
-    # A model that always picks the first action would show 1 and 0 here.
-    assert {place: entry["share"] for place, entry in figures["by_position"].items()} == {"0": 0.5, "1": 0.5}
+    metrics = summary({CHOICES: numbered(records, "pair_id")})["valid_seen"]
+    assert metrics["choice_inferable"]["items"] == 2
+    assert values(metrics) == {
+        "choice": 0.5,
+        "choice_inferable": 0.5,
+        "choice_named": 0.75,
+        "choice_of_named_inferable": 0.5,
+        "choice_consistent": 1.0,
+        "position_bias": pytest.approx(1 / 6),
+        "choice_malformed": 0.25,
+        "choice_by_position": {"expert's action first": 0.5, "expert's action second": 0.5},
+        "choice_by_margin": {"1": 1.0, "3–4": 0.0, "9+": 0.0, "unknown": 1.0},
+    }
+    assert list(metrics["choice_by_margin"]) == ["1", "3–4", "9+", "unknown"], "in their order"
 
 
-def test_figures_of_next_actions_know_no_candidates() -> None:
-    of_choices = {"named_a_candidate", "consistent", "position_bias", "by_position"}
-    assert of_choices <= set(answer_metrics([choice()]))
-    record = {name: value for name, value in choice().items() if name != "expert_position"}
-    assert not of_choices & set(answer_metrics([record]))
+def test_splits_have_their_own_metrics_in_order() -> None:
+    records = numbered(
+        [episode(split="valid_unseen", success=0.0), episode(), episode(split="valid_unseen")], "task_id"
+    )
+    metrics = summary({EPISODES: records})
+    assert {split: entry["success"]["value"] for split, entry in metrics.items()} == {
+        "valid_seen": 1.0,
+        "valid_unseen": 0.5,
+    }
+    assert list(metrics) == ["valid_seen", "valid_unseen"] and summary({}) == {}
 
 
-def test_splits_stand_apart_and_in_order() -> None:
-    records = [episode(split="valid_unseen", success=0.0), episode(), episode(split="valid_unseen")]
-    figures = by_split(records, episode_metrics)
-    assert list(figures) == ["valid_seen", "valid_unseen"]
-    assert [entry["success"]["share"] for entry in figures.values()] == [1.0, 0.5]
-    assert [(name, len(group)) for name, group in grouped(records, "split")] == [("valid_seen", 1), ("valid_unseen", 2)]
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_defined_consistently(name: str) -> None:
+    metric = METRICS[name]
+    assert metric.section in SECTIONS and (metric.average != "share" or metric.unit == "share")
+    titles = [other.full_title for other in METRICS.values()]
+    assert titles.count(metric.full_title) == 1, "a table may hold all metrics"
+    assert not (metric.tested and metric.group)
+
+
+def test_values_as_text() -> None:
+    share, turns = METRICS["success"], METRICS["steps"]
+    assert (share.format(0.1234), turns.format(12.345), turns.format(123.4), turns.format(None)) == (
+        *("12.3%", "12.3", "123", "–"),
+    )
+    assert (share.format_interval(0.1, 0.25), share.format_interval(None, None)) == ("10.0–25.0%", "")
+    assert share.format_change(-0.05, -0.1, 0.01) == "−5.0 points [−10.0, +1.0]"
+    assert turns.format_change(1.5) == "+1.5"
 
 
 def written(folder: Path, name: str, episodes: list[dict[str, Any]], choices: list[dict[str, Any]]) -> Path:
     """A folder as `evaluate` leaves it."""
-    figures = {
-        "name": name,
-        "model": "a-model",
-        "template": "cot",
-        "sampling": {},
-        "episodes": by_split(episodes, episode_metrics),
-        "next_action": {},
-        "choice": by_split(choices, answer_metrics),
-    }
+    records = {EPISODES: numbered(episodes, "task_id"), CHOICES: numbered(choices, "pair_id")}
+    metrics = {"name": name, "model": "a-model", "template": "cot", "sampling": {}, "metrics": summary(records)}
     target = folder / name
     target.mkdir()
-    (target / "metrics.json").write_text(json.dumps(figures))
+    (target / "metrics.json").write_text(json.dumps(metrics))
+    for file, rows in records.items():
+        lines = [json.dumps({"reply": "", **row}) + "\n" for row in rows]
+        (target / file).write_text("".join(lines))
     return target
 
 
@@ -192,25 +217,27 @@ def test_evaluations_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
     before = written(tmp_path, "before", [episode(success=0.0, steps=50.0), episode()], [])
     after = written(tmp_path, "after", [episode(), episode(steps=8.0)], [choice()])
     compare([before, after], tmp_path / "comparison")
-    shown = capsys.readouterr().out
-    assert "before" in shown and "after" in shown
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    shown = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert shown[0] == ["before", "after"]
+    assert ["Tasks solved, valid_seen", "50.0% [9.5–90.5%]", "100.0% [34.2–100.0%]"] in shown
+    assert ["Better action chosen", "–", "100.0% [20.7–100.0%]"] in shown
     table = (tmp_path / "comparison" / "comparison.md").read_text()
-    assert table.startswith("| metric | before | after |\n| --- | ---: | ---: |\n")
-    assert "| episodes valid seen success | 50.0% [9.5%, 90.5%] n=2 | 100.0% [34.2%, 100.0%] n=2 |" in table
-    assert "| episodes valid seen steps | 28 | 7 |" in table
-    assert "| choice valid seen right |  | 100.0% [20.7%, 100.0%] n=1 |" in table
+    assert table.startswith("| split | metric | before | after |\n| --- | --- | ---: | ---: |\n")
+    assert "| valid_seen | Tasks solved | 50.0% [9.5–90.5%] n=2 | 100.0% [34.2–100.0%] n=2 |" in table
+    assert "| Turns an episode (solved or not) | 28 [6–50] n=2 | 7 [6–8] n=2 |" in table
+    assert "| Better action chosen (all states) |  | 100.0% [20.7–100.0%] n=1 |" in table
     stored = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert [entry["name"] for entry in stored] == ["before", "after"]
 
 
-def test_a_table_is_rectangular(tmp_path: Path) -> None:
-    folders = [
-        written(tmp_path, "one", [episode()], []),
-        written(tmp_path, "two", [episode(split="valid_unseen")], [choice()]),
-    ]
-    header, rows = comparison([json.loads((folder / "metrics.json").read_text()) for folder in folders])
-    assert {len(row) for row in rows} == {len(header)}
-    assert len(markdown(header, rows).splitlines()) == len(header) + 1
+@pytest.mark.parametrize("count", [1, 3, 4, 12])
+def test_the_table_fits_a_terminal(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [episode(split=split) for split in ("valid_seen", "valid_unseen")]
+    names = [f"a method with a long name {index}" for index in range(count)]
+    compare([written(tmp_path, name, records, [choice()]) for name in names])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 6 and max(map(len, lines)) <= 100
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
@@ -307,15 +334,15 @@ def test_an_episode_whose_environment_fails_is_counted_and_left_out(tmp_path: Pa
     played = play(engine, Corridor(fails="bad"), "one", "bad", "two", "bad, later")
     assert [record["end"] for record in played] == ["goal", "error", "goal", "error"]
     assert [played[at]["error"] for at in (1, 3)] == ["bad cannot be loaded", "the corridor has no floor"]
-    figures = write(tmp_path / "out", answers=Answers(played, [], []))["episodes"]["valid_seen"]
-    assert (figures["errors"], figures["success"]["count"], figures["success"]["share"]) == (2, 2, 1.0)
+    metrics = write(tmp_path / "out", answers=Answers(played, [], []))["metrics"]["valid_seen"]
+    assert (metrics["success"]["items"], metrics["success"]["value"]) == (2, 1.0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["counts"]["episodes"], manifest["counts"]["episode_errors"]) == (4, 2)
     assert read_metrics(tmp_path / "out")["valid_seen", "success", ""] == {
         f"valid_seen/{task}": ItemOutcome(1.0, task=f"valid_seen/{task}") for task in ("one", "two")
     }
-    (group,) = by_task_type(models(read_runs([tmp_path / "out"])))
-    assert (group.figures[0].count, group.figures[0].value) == (2, 1.0)
+    (group,) = groups(models(read_runs([tmp_path / "out"])), "success_by_type")
+    assert (group.estimates[0].items, group.estimates[0].value) == (2, 1.0)
     with pytest.raises(EnvError, match="bad cannot be loaded"):
         play(engine, Corridor(fails="bad"), "bad")
 
@@ -411,20 +438,20 @@ def test_choices_of_four_are_counted_by_what_was_chosen(tmp_path: Path) -> None:
     pairs = [make_pair(number, further_alternatives=("look", "inventory", "wait")) for number in range(8)]
     choices = asyncio.run(evaluate_choices(policy(Says("<action>Action 3</action>")), pairs))
     assert [record["chosen"] for record in choices] == [2] * 8 * 5
-    metrics = write(tmp_path / "out", answers=Answers([], [], choices))["choice"]["train"]
+    metrics = write(tmp_path / "out", answers=Answers([], [], choices))["metrics"]["train"]
     # Each candidate is third once, so the one position is right in a fifth, and never first.
-    assert (metrics["right"]["share"], metrics["right"]["count"], metrics["consistent"]["share"]) == (0.2, 8, 0.0)
-    assert metrics["position_bias"]["mean"] == -0.2
-    values = read_metrics(tmp_path / "out")
-    assert {item.amount for item in values["train", "choice", ""].values()} == {0.2}
-    assert len(values["train", "position_bias", ""]) == 8
-    groups = {group for _, figure, group in values if figure == "choice_by_position"}
-    assert groups == {f"expert's action {place}" for place in ("first", "second", "third", "after the third")}
-    compared = models(read_runs([tmp_path / "out"]))
-    (first,) = first_picked(compared)
-    assert (first.figures[0].count, first.figures[0].value) == (8, 0.0)
-    shown = {group.name: group.figures[0].value for group in by_position(compared)}
-    assert list(shown.values()) == [0.0, 0.0, 1.0, 0.0]
+    assert (metrics["choice"]["value"], metrics["choice"]["items"]) == (pytest.approx(0.2), 8)
+    assert (metrics["choice_consistent"]["value"], metrics["position_bias"]["value"]) == (0.0, pytest.approx(-0.2))
+    items = read_metrics(tmp_path / "out")
+    assert {item.amount for item in items["train", "choice", ""].values()} == {0.2}
+    assert len(items["train", "position_bias", ""]) == 8
+    shown = groups(models(read_runs([tmp_path / "out"])), "choice_by_position")
+    assert {group.name: group.estimates[0].value for group in shown} == {
+        "expert's action first": 0.0,
+        "expert's action second": 0.0,
+        "expert's action third": 1.0,
+        "expert's action after the third": 0.0,
+    }
 
 
 class Prefers(Says):
@@ -448,10 +475,9 @@ def test_whoever_judges_by_the_text_is_consistent_and_not_biased(further: int, c
     assert not any(record["named_a_candidate"] for record in records), "a part of its text does not name a candidate"
     assert not any(record["consistent"] for record in records)
     records = asyncio.run(evaluate_choices(policy(Prefers("go to shelf 1")), pairs))
-    metrics = answer_metrics(records)
-    assert (metrics["right"]["share"], metrics["consistent"]["share"]) == (0.0, 1.0)
-    assert metrics["position_bias"]["mean"] == pytest.approx(0.0)
-    assert metrics["position_bias"]["count"] == (2 + further) * count
+    (metrics,) = summary({CHOICES: records}).values()
+    assert (metrics["choice"]["value"], metrics["choice_consistent"]["value"]) == (0.0, 1.0)
+    assert (metrics["position_bias"]["value"], metrics["position_bias"]["items"]) == (pytest.approx(0.0), count)
     for pair in pairs:
         orders = [record["candidates"] for record in records if record["pair_id"] == pair.pair_id]
         assert [record["order"] for record in records if record["pair_id"] == pair.pair_id] == list(range(2 + further))
@@ -461,9 +487,8 @@ def test_whoever_judges_by_the_text_is_consistent_and_not_biased(further: int, c
 
 def test_an_order_that_comes_twice_is_refused(tmp_path: Path) -> None:
     choices = asyncio.run(evaluate_choices(policy(Says("<action>1</action>")), [make_pair()]))
-    write(tmp_path / "out", answers=Answers([], [], [*choices, choices[0]]))
-    with pytest.raises(DataError, match="comes twice"):
-        read_metrics(tmp_path / "out")
+    with pytest.raises(DataError, match=r"out: item train/\S+ of choices\.jsonl comes twice"):
+        write(tmp_path / "out", answers=Answers([], [], [*choices, choices[0]]))
 
 
 @pytest.mark.parametrize(("reply", "warnings"), [("no tag", 1), ("<action>A</action>", 0)])
@@ -486,11 +511,8 @@ def test_an_inadmissible_alternative_that_is_chosen_is_not_admissible(flag: bool
     )
     assert {record["right"] for record in choices} == {False, True}
     assert all(record["admissible"] == (record["right"] or flag) and record["thought"] for record in choices)
-    figures = answer_metrics(choices)
-    assert (figures["admissible"]["share"], figures["thought"]["share"]) == (1.0 if flag else 0.5, 1.0)
-    assert answer_metrics([{**record, "thought": False} for record in choices])["thought"]["share"] == 0.0
-    old = [{key: value for key, value in record.items() if key != "thought"} for record in choices]
-    assert answer_metrics(old)["thought"]["share"] is None
+    (metrics,) = summary({CHOICES: choices}).values()
+    assert metrics["choice_thought"]["value"] == 1.0
 
 
 def test_always_the_same_position_is_right_in_half_of_each_pairs_orders() -> None:
@@ -501,8 +523,8 @@ def test_always_the_same_position_is_right_in_half_of_each_pairs_orders() -> Non
         group = [entry for entry in choices if entry["inferable"] == inferable]
         assert sum(entry["right"] for entry in group) == len(group) / 2
     assert 10 < sum(entry["right"] for entry in choices if entry["order"] == 0) < 47, "no order tells the expert's"
-    metrics = answer_metrics(choices)
-    assert (metrics["consistent"]["share"], metrics["position_bias"]["mean"]) == (0.0, -0.5)
+    (metrics,) = summary({CHOICES: choices}).values()
+    assert (metrics["choice_consistent"]["value"], metrics["position_bias"]["value"]) == (0.0, -0.5)
     backwards = asyncio.run(evaluate_choices(engine, pairs[::-1]))
     assert {str(record) for record in backwards} == {str(record) for record in choices}
 

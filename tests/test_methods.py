@@ -37,8 +37,16 @@ from verl_act.data_prep.sft.reflect import Unusable, alternatives_by_state, outc
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
-from verl_act.evaluate.metrics import effective_count, share_interval, wilson_interval
-from verl_act.evaluate.statistics import ItemOutcome, against, estimate
+from verl_act.evaluate.statistics import (
+    ItemOutcome,
+    against,
+    effective_count,
+    estimate,
+    holm,
+    seed_p,
+    share_interval,
+    wilson_interval,
+)
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
@@ -399,23 +407,23 @@ def items(values: Mapping[str, float]) -> dict[str, ItemOutcome]:
 def test_one_seed_is_wilson_and_mcnemar() -> None:
     ours = items({str(number): float(number < 14) for number in range(20)})
     theirs = items({str(number): float(3 <= number < 10) for number in range(20)})
-    found = estimate([ours], binary=True)
+    found = estimate([ours], is_share=True)
     assert (found.value, found.items, found.deviation) == (0.7, 20, None)
     assert (found.low, found.high) == pytest.approx((0.4810, 0.8545), abs=1e-4)
     test = against([ours], [theirs])
     assert test is not None and test.difference == pytest.approx(7 / 20)
-    assert test.p == pytest.approx(2 * 0.5**7), "seven gained, none lost"
+    assert test.p_tasks == pytest.approx(2 * 0.5**7), "seven gained, none lost"
 
 
 def test_several_seeds_are_averaged_by_item_and_spread_over_seeds() -> None:
     values = ({"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 1.0})
     seeds = [items(seed) for seed in values]
-    found = estimate(seeds, binary=True)
+    found = estimate(seeds, is_share=True)
     assert found.value == pytest.approx(6 / 9)
     assert found.by_seed == pytest.approx([2 / 3, 1.0, 1 / 3])
     assert found.deviation == pytest.approx(1 / 3)
     assert (found.low, found.high) == pytest.approx(wilson_interval(2, 3)), "three items, however often they are asked"
-    assert estimate(seeds, binary=True) == found, "the same items give the same interval"
+    assert estimate(seeds, is_share=True) == found, "the same items give the same interval"
     assert estimate([], True).value is None
 
 
@@ -436,7 +444,7 @@ def test_a_share_counts_as_many_items_as_its_tasks_leave_independent() -> None:
 
 def test_copies_of_a_seed_tell_nothing_new() -> None:
     seed = items({str(number): float(number < 22) for number in range(23)})
-    one, three = estimate([seed], binary=True), estimate([seed] * 3, binary=True)
+    one, three = estimate([seed], is_share=True), estimate([seed] * 3, is_share=True)
     for found in (one, three):
         assert (found.low, found.high) == pytest.approx(wilson_interval(22, 23))
 
@@ -447,12 +455,12 @@ def test_a_difference_has_an_interval_where_there_is_one() -> None:
     assert found is not None and found.low is not None and found.high is not None
     assert found.difference == pytest.approx(1 / 6) and found.low < found.difference < found.high
     same = against([items(ours)], [items(ours)])
-    assert same is not None and same.low is None and same.p == 1.0
+    assert same is not None and same.low is None and same.p_tasks == 1.0
 
 
 def test_more_seeds_of_no_success_are_not_certainty() -> None:
     nothing = items({str(number): 0.0 for number in range(72)})
-    one, two = estimate([nothing], binary=True), estimate([nothing, nothing], binary=True)
+    one, two = estimate([nothing], is_share=True), estimate([nothing, nothing], is_share=True)
     assert (one.low, one.high) == (two.low, two.high) == pytest.approx((0.0, 0.0506), abs=1e-4)
 
 
@@ -465,9 +473,9 @@ def test_sign_flips_agree_with_mcnemar_where_both_apply(outcomes_of_both: list[t
     halves = ({item: value / 2 for item, value in side.items()} for side in (ours, theirs))
     halved = against(*([items(side)] for side in halves))
     assert exact is not None and halved is not None
-    assert halved.p == pytest.approx(exact.p, abs=0.01)
+    assert halved.p_tasks == pytest.approx(exact.p_tasks, abs=0.01)
     back = against([items(theirs)], [items(ours)])
-    assert back is not None and (back.difference, back.p) == (-exact.difference, exact.p)
+    assert back is not None and (back.difference, back.p_tasks) == (-exact.difference, exact.p_tasks)
 
 
 def test_no_common_item_is_no_test() -> None:
@@ -479,7 +487,7 @@ def test_five_copies_of_every_answer_say_no_more_than_one() -> None:
     rng = np.random.default_rng(0)
     alone = {str(task): ItemOutcome(float(rng.random() < 0.6), task=task) for task in range(40)}
     copies = {f"{task}#{copy}": outcome for task, outcome in alone.items() for copy in range(5)}
-    one, five = estimate([alone], binary=True), estimate([copies], binary=True)
+    one, five = estimate([alone], is_share=True), estimate([copies], is_share=True)
     assert (five.value, five.items) == (one.value, 200)
     widths = [found.high - found.low for found in (one, five) if found.high is not None and found.low is not None]
     assert widths[1] == pytest.approx(widths[0], rel=0.15)
@@ -488,21 +496,21 @@ def test_five_copies_of_every_answer_say_no_more_than_one() -> None:
     }
     lost = sum(outcome.amount for outcome in list(alone.values())[:6])
     test = against([worse], [copies])
-    assert test is not None and test.p == pytest.approx(2 * 0.5**lost, abs=0.01), "a game has one sign, not five"
+    assert test is not None and test.p_tasks == pytest.approx(2 * 0.5**lost, abs=0.01), "a game has one sign, not five"
 
 
 def test_all_alike_is_as_sure_as_the_number_of_tasks() -> None:
-    found = estimate([{str(number): ItemOutcome(1.0, task=number % 36) for number in range(200)}], binary=True)
+    found = estimate([{str(number): ItemOutcome(1.0, task=number % 36) for number in range(200)}], is_share=True)
     assert (found.low, found.high) == pytest.approx(wilson_interval(36, 36))
 
 
 def test_a_ratio_is_of_sums() -> None:
     """Ten tokens of ten and none of ninety are a tenth, not a half."""
-    found = estimate([{"a": ItemOutcome(10, 10), "b": ItemOutcome(0, 90)}], binary=False)
+    found = estimate([{"a": ItemOutcome(10, 10), "b": ItemOutcome(0, 90)}], is_share=False)
     assert found.value == pytest.approx(0.1) and (found.low, found.high) == pytest.approx((0.0, 1.0))
     steps = {"won": ItemOutcome(6, 1), "lost": ItemOutcome(0, 0), "won later": ItemOutcome(8, 1)}
-    assert (estimate([steps], binary=False).value, estimate([steps], binary=False).items) == (7.0, 2)
-    assert estimate([{"lost": ItemOutcome(0, 0)}], binary=False).value is None
+    assert (estimate([steps], is_share=False).value, estimate([steps], is_share=False).items) == (7.0, 2)
+    assert estimate([{"lost": ItemOutcome(0, 0)}], is_share=False).value is None
     assert against([steps], [{"won": ItemOutcome(0, 0), "lost": ItemOutcome(0, 0)}]) is None
     longer = against(
         [{"won": ItemOutcome(9, 1), "lost": ItemOutcome(0, 0)}], [{"won": ItemOutcome(6, 1), "lost": ItemOutcome(4, 1)}]
@@ -510,7 +518,92 @@ def test_a_ratio_is_of_sums() -> None:
     assert longer is not None and (longer.difference, longer.items) == (4.0, 2)
 
 
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        # statsmodels' multipletests(method="holm").
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.0001, 0.5, 0.02, 0.02, 0.9], [0.0005, 1.0, 0.08, 0.08, 1.0]),
+        ([0.3], [0.3]),
+        ([], []),
+    ],
+)
+def test_holm(p_values: list[float], adjusted: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20))
+def test_holm_keeps_the_order_and_only_raises(thousandths: list[int]) -> None:
+    p_values = [value / 1000 for value in thousandths]
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    assert max(adjusted) >= min(1.0, min(p_values) * len(p_values))
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [adjusted[index] for index in order] == sorted(adjusted)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"),
+    [
+        # Worked out by hand: t = 5.0, 4 degrees of freedom.
+        ([0.6, 0.7, 0.8], [0.2, 0.3, 0.4], 2 * 0.00402496),
+        # An untrained model is known exactly: t = 4, 2 degrees of freedom, p = 1 - 4 / sqrt(18).
+        ([0.4, 0.6, 0.5], [0.5 - 4 / 300**0.5], 1 - 4 / 18**0.5),
+        ([0.5 - 4 / 300**0.5], [0.4, 0.6, 0.5], 1 - 4 / 18**0.5),
+        ([0.5, 0.5], [0.5, 0.5], 1.0),
+        ([0.5, 0.5], [0.4, 0.4], 0.0),
+        ([0.5], [0.4], None),
+        ([], [0.4, 0.5], None),
+    ],
+)
+def test_the_test_over_seeds(first: list[float], second: list[float], p: float | None) -> None:
+    assert seed_p(first, second) == (p if p is None else pytest.approx(p, rel=1e-3))
+
+
 # The table
+
+
+def three_methods(tmp_path: Path, seeds: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    methods: dict[str, Any] = {}
+    for name, chance in (("Prompting", 0.1), ("RL", 0.5), ("RL + ACT", 0.9)):
+        trained = name != "Prompting"
+        paths = {str(seed): f"{name}-{seed}" for seed in range(seeds if trained else 1)}
+        for path in paths.values():
+            write_evaluation(tmp_path / path, rng, chance)
+        against = {"Prompting": [], "RL": ["Prompting"], "RL + ACT": ["RL", "Prompting"]}[name]
+        methods[name] = {
+            "steps": {"action": 40} if trained else {},
+            "against": against,
+            "evaluations": paths,
+            "training": {},
+        }
+    return methods
+
+
+def test_one_seed_has_no_p(tmp_path: Path) -> None:
+    whole = compare_methods(tmp_path, tmp_path / "methods", three_methods(tmp_path, seeds=1))
+    tests = [test for item in whole["entries"] for test in item["against"].values()]
+    assert tests and all(test["p"] is None and test["p_seeds"] is None for test in tests)
+    text = (tmp_path / "methods" / "methods.md").read_text()
+    assert not re.search(r"p [=<] 0", text) and "points [+" in text
+    assert re.search(r"\[\+[\d.]+, \+[\d.]+\], one seed", text)
+
+
+def test_p_is_the_larger_one_corrected_for_the_whole_table(tmp_path: Path) -> None:
+    whole = compare_methods(tmp_path, tmp_path / "methods", three_methods(tmp_path, seeds=3))
+    tests = {
+        (item["method"], item["metric"], other): test
+        for item in whole["entries"]
+        for other, test in item["against"].items()
+    }
+    tested = {key: test for key, test in tests.items() if key[1] in ("success", "choice")}
+    assert {key for key, test in tests.items() if test["p"] is not None} == set(tested)
+    raw = {key: max(test["p_tasks"], test["p_seeds"]) for key, test in tested.items()}
+    lowest = min(raw, key=raw.__getitem__)
+    assert len(tested) == 6 and tested[lowest]["p"] == pytest.approx(min(1.0, 6 * raw[lowest]))
+    assert [test["p"] for test in tested.values()] == pytest.approx(holm(list(raw.values())))
+    assert tested["RL + ACT", "success", "Prompting"]["p"] < 0.05
 
 
 def write_evaluation(folder: Path, rng: np.random.Generator, chance: float) -> None:
@@ -580,11 +673,11 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
         for path in method["evaluations"].values():
             records = list(map(json.loads, (tmp_path / path / "episodes.jsonl").read_text().splitlines()))
             means.append(np.mean([record["success"] for record in records]))
-        found = entry(whole, method=name, figure="success")["estimate"]
+        found = entry(whole, method=name, metric="success")["estimate"]
         assert found["by_seed"] == pytest.approx(means) and found["value"] == pytest.approx(np.mean(means))
-    tests = entry(whole, method="RL + ACT", figure="success")["against"]
-    assert list(tests) == ["RL", "Prompting"] and tests["Prompting"]["p"] < 0.001
-    assert entry(whole, method="Prompting", figure="success")["against"] == {}
+    tests = entry(whole, method="RL + ACT", metric="success")["against"]
+    assert list(tests) == ["RL", "Prompting"] and tests["Prompting"]["p_tasks"] < 0.001
+    assert entry(whole, method="Prompting", metric="success")["against"] == {}
     values = {}
     for name in ("RL", "RL + ACT"):
         won: dict[str, list[bool]] = {}
@@ -596,19 +689,18 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
     differences = values["RL + ACT"] - values["RL"]
     assert tests["RL"]["difference"] == pytest.approx(differences.mean())
     assert tests["RL"]["items"] == len(differences)
-    independent = random_signs_p(differences)
-    assert tests["RL"]["p"] == pytest.approx(independent, abs=0.02)
+    assert tests["RL"]["p_tasks"] == pytest.approx(random_signs_p(differences), abs=0.02)
     middle, spread = differences.mean(), 1.96 * differences.std(ddof=1) / len(differences) ** 0.5
     assert (tests["RL"]["low"], tests["RL"]["high"]) == pytest.approx((middle - spread, middle + spread), abs=0.03)
-    assert entry(whole, method="RL", figure="loops")["estimate"]["value"] == pytest.approx(0.4)
-    assert entry(whole, method="RL", figure="reply_length")["estimate"]["value"] == 5
-    assert entry(whole, method="RL", figure="useful_tokens")["estimate"]["value"] == 0.75
-    groups = {item["group"] for item in whole["entries"] if item["figure"] == "choice_by_margin"}
+    assert entry(whole, method="RL", metric="loops")["estimate"]["value"] == pytest.approx(0.4)
+    assert entry(whole, method="RL", metric="reply_length")["estimate"]["value"] == 5
+    assert entry(whole, method="RL", metric="useful_tokens")["estimate"]["value"] == 0.75
+    groups = {item["group"] for item in whole["entries"] if item["metric"] == "choice_by_margin"}
     assert groups == {"1", "2", "3–4", "unknown"}
     table = (tmp_path / "methods" / "methods.md").read_text()
     assert "| RL + ACT | action 40 | RL; Prompting | 0, 1, 2 |" in table
-    assert "### better action chosen by position, valid_seen" in table
-    assert re.search(r"; \+\d\d\.\d points \[\+\d\d\.\d, \+\d\d\.\d\], p < 0\.001", table)
+    assert "### Better action chosen by its position, valid_seen" in table
+    assert re.search(r"; \+\d\d\.\d points \[\+\d\d\.\d, \+\d\d\.\d\], p = 0\.\d{3}", table)
     assert re.search(r"; \+\d\d\.\d points \[[^]]*\] to RL, p [<=]", table)
     assert json.loads((tmp_path / "methods" / "methods.json").read_text()) == json.loads(json.dumps(whole))
 
@@ -650,17 +742,17 @@ def test_judging_is_told_from_naming_a_candidate(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     whole = compare_methods(tmp_path, tmp_path / "out", {"A": method})
     named, right = (sum(record[key] for record in records) for key in ("named_a_candidate", "right"))
-    figures = {figure: entry(whole, method="A", figure=figure)["estimate"]["value"] for figure in FIGURES_OF_CHOICES}
-    assert figures == pytest.approx(
+    values = {name: entry(whole, method="A", metric=name)["estimate"]["value"] for name in CHOICE_METRICS}
+    assert values == pytest.approx(
         {
             "choice_inferable": right / len(records),
-            "named_inferable": named / len(records),
+            "choice_named": named / len(records),
             "choice_of_named_inferable": right / named,
         }
     )
 
 
-FIGURES_OF_CHOICES = ("choice_inferable", "named_inferable", "choice_of_named_inferable")
+CHOICE_METRICS = ("choice_inferable", "choice_named", "choice_of_named_inferable")
 
 
 def random_signs_p(differences: np.ndarray) -> float:

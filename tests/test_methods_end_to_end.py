@@ -82,7 +82,7 @@ def test_the_table_and_the_page(out: Path) -> None:
     shared = whole["shared"]["pairs train"]
     assert f"| pairs train | {shared['seconds']:.0f} | " in table and f"pairs {shared['counts']['pairs']} |" in table
     assert {"games", "expert train", "alternatives", "reflections"} <= set(whole["shared"])
-    assert {entry["figure"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
+    assert {entry["metric"] for entry in whole["entries"]} >= {"success", "choice", "next_action", "useful_tokens"}
     seconds = whole["methods"]["IL"]["seconds"]["4"]
     assert set(seconds) == {"il", "evaluation"} and all(taken > 1 for taken in seconds.values())
     assert "Comparison of methods" in (out / "report.html").read_text()

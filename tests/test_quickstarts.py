@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from verl_act.chain import load_recipe
 from verl_act.chain.recipe import embedded_models
+from verl_act.evaluate.metric_registry import METRICS
 from verl_act.schema import read_pairs
 
 REASONING = sorted((Path(__file__).parents[1] / "examples" / "reasoning").iterdir())
@@ -56,19 +57,17 @@ def test_a_quickstart_runs_to_its_report(recipe: str, tmp_path: Path) -> None:
         assert [record["split"] for record in recorded["reasoning"]] == ["maths"] * 10 + ["science"] * 10
         assert all(0 < len(tokenizer.tokenize(record["reply"])) <= 4 for record in recorded["reasoning"])
         assert all(record["log_probability"] < 0 for record in recorded["choices"]), "how sure vLLM says the model was"
-        figures = json.loads((folder / "metrics.json").read_text())
-        for part in ("episodes", "next_action", "choice"):
-            assert set(figures[part]) == set(splits), (name, part)
-        assert all({"success", "score"} <= set(split) for split in figures["episodes"].values()), name
+        metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+        for split in splits:
+            assert {"success", "score", "next_action", "choice"} <= set(metrics[split]), (name, split)
     pairs = read_pairs([tmp_path / "pairs" / "train" / "pairs.parquet"])
     assert {pair.env for pair in pairs} == {env} and any(pair.alternative_source == "policy" for pair in pairs)
     measured = [pair.margin is not None for pair in pairs]
     assert not any(measured) if env == "scienceworld" else all(measured)
     table = (tmp_path / "comparison" / "comparison.md").read_text()
-    assert table.startswith("| metric | initial | critic | action |")
-    split = splits[0].replace("_", " ")
-    for row in (f"episodes {split} success", f"next action {split} right", f"choice {split} right"):
-        assert f"| {row} |" in table
+    assert table.startswith("| split | metric | initial | critic | action |")
+    for metric in ("success", "next_action", "choice"):
+        assert f"| {splits[0]} | {METRICS[metric].full_title} |" in table
     page, numbers = (tmp_path / f"report.{kind}" for kind in ("html", "md"))
     assert page.read_text().lower().startswith("<!doctype html>")
     assert "Not finished" not in numbers.read_text()

@@ -35,9 +35,12 @@ from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices
+from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.metric_registry import format_value
 from verl_act.evaluate.records import read_records
 from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_next_actions, rollout_tasks
 from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
+from verl_act.evaluate.statistics import Estimate, ItemOutcome, against
 from verl_act.evaluate.table import compare
 from verl_act.manifest import digest, make_manifest, read_manifest, write_manifest
 from verl_act.prompts import Message, Template
@@ -47,7 +50,6 @@ from verl_act.report.curves import Curve, Series, curve_table
 from verl_act.report.examples import turns_in_loops
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
-from verl_act.report.statistics import MetricValue, paired, ratio_of, share_of
 from verl_act.report.tables import Group
 from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 
@@ -224,99 +226,79 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Statistics
 
 
+def outcomes(holds: dict[int, bool], tasks: dict[int, int] | None = None) -> dict[str, ItemOutcome]:
+    return {str(item): ItemOutcome(float(right), task=(tasks or {}).get(item)) for item, right in holds.items()}
+
+
 def test_the_paired_test_is_mcnemars_exact_one() -> None:
     first = {number: number < 4 for number in range(20)}
     second = {number: 2 <= number < 14 for number in range(5, 25)} | {2: True, 3: True, 0: False, 1: False}
-    found = paired(first, second)
-    assert found is not None
+    change = against([outcomes(second)], [outcomes(first)])
+    assert change is not None
     # Items 0 to 3 and 5 to 19 are in both: 0 and 1 are lost, 5 to 13 gained.
-    assert (found.items, found.gained, found.lost) == (19, 9, 2)
-    assert found.difference == pytest.approx(7 / 19)
+    assert (change.items, change.gained, change.lost) == (19, 9, 2)
+    assert change.difference == pytest.approx(7 / 19)
     # Two-sided binomial: 2 * (C(11, 0) + C(11, 1) + C(11, 2)) / 2 ** 11.
-    assert found.p == pytest.approx(2 * (1 + 11 + 55) / 2**11)
-
-
-def test_nothing_in_common_or_nothing_different() -> None:
-    assert paired({1: True}, {2: True}) is None
-    same = paired({1: True, 2: False}, {1: True, 2: False})
-    assert same is not None and (same.gained, same.lost, same.p) == (0, 0, 1.0)
+    assert change.p_tasks == pytest.approx(2 * (1 + 11 + 55) / 2**11)
+    assert (change.p_seeds, change.p) == (None, None)
 
 
 def test_a_game_has_one_sign() -> None:
     first = {number: False for number in range(30)}
     second = {number: number < 20 for number in range(30)}
-    alone, by_game = paired(first, second), paired(first, second, {number: number // 5 for number in range(30)})
+    games = {number: number // 5 for number in range(30)}
+    alone, by_game = (against([outcomes(second, tasks)], [outcomes(first, tasks)]) for tasks in (None, games))
     assert alone is not None and by_game is not None
     assert (by_game.gained, by_game.difference) == (alone.gained, alone.difference) == (20, 20 / 30)
-    assert alone.p == pytest.approx(2 * 0.5**20)
-    assert by_game.p == pytest.approx(2 * 0.5**4, abs=0.01), "four games, all up"
-
-
-def test_means_have_an_interval_where_values_differ() -> None:
-    def mean(*values: float) -> MetricValue:
-        return ratio_of([{"value": value} for value in values], "value")
-
-    found = mean(1.0, 2.0, 3.0, 4.0)
-    assert found.value == 2.5 and found.low is not None and found.high is not None
-    assert 1 <= found.low < 2.5 < found.high <= 4
-    assert mean(1.0, 2.0, 3.0, 4.0) == found, "the same values give the same interval"
-    assert (mean(3.0, 3.0).low, mean(3.0).low, mean().value) == (None, None, None)
-    assert share_of([], "right").value is None
-    tokens = [{"useful": 10, "all": 10}, {"useful": 0, "all": 90}, {"older": 1}]
-    assert (ratio_of(tokens, "useful", "all").value, ratio_of(tokens, "useful", "all").count) == (0.1, 2)
+    assert alone.p_tasks == pytest.approx(2 * 0.5**20)
+    assert by_game.p_tasks == pytest.approx(2 * 0.5**4, abs=0.01), "four games, all up"
 
 
 # Numbers
 
 
-def test_the_figures_are_those_of_the_evaluation(run: Path, whole: Content) -> None:
-    names = {"named": "named_a_candidate"}
+def test_the_metrics_are_those_of_the_evaluation(run: Path, whole: Content) -> None:
     compared = 0
     for block in whole.blocks:
         for row in block.rows:
             for model, cell in zip(whole.models, row.cells, strict=True):
-                stored = json.loads((run / "evaluation" / model.label / "metrics.json").read_text())
-                wanted = stored[block.section][block.split].get(names.get(row.key, row.key))
-                if isinstance(wanted, dict):
-                    assert (cell.figure.value, cell.figure.low, cell.figure.count) == (
-                        *(wanted.get("share", wanted.get("mean")), wanted["low"]),
-                        wanted["count"],
-                    )
-                    compared += 1
-    assert compared == 2 * 3 * (2 + 4 + 4), "splits, models, figures with an interval of the three sections"
+                stored = json.loads((run / "evaluation" / model.label / "metrics.json").read_text())["metrics"]
+                result = cell.estimate
+                values = {"value": result.value, "low": result.low, "high": result.high, "items": result.items}
+                assert stored[block.split].get(row.key, values) == values
+                compared += row.key in stored[block.split]
+    assert compared > 2 * 3 * 15, "splits, models, metrics"
 
 
-def test_behaviour_is_told_as_in_the_table_of_methods(whole: Content) -> None:
+def test_behaviour_is_that_of_the_records(whole: Content) -> None:
     (block,) = (block for block in whole.blocks if (block.section, block.split) == ("episodes", "valid_seen"))
-    rows = {row.key: [cell.figure for cell in row.cells] for row in block.rows}
-    for number, model in enumerate(whole.models):
-        here = [record for record in model.evaluation.episodes if record["split"] == "valid_seen"]
-        won = [record["steps"] for record in here if record["success"]]
-        assert rows["steps_to_success"][number].count == len(won)
-        assert rows["steps_to_success"][number].value == (pytest.approx(sum(won) / len(won)) if won else None)
+    rows = {row.key: [cell.estimate for cell in row.cells] for row in block.rows}
+    for index, model in enumerate(whole.models):
+        episodes = [record for record in model.evaluation.records[EPISODES] if record["split"] == "valid_seen"]
+        won = [record["steps"] for record in episodes if record["success"]]
+        assert rows["steps_to_success"][index].items == len(won)
+        assert rows["steps_to_success"][index].value == (pytest.approx(sum(won) / len(won)) if won else None)
         for key in ("score", "steps", "longest_failed_repeat"):
-            assert rows[key][number].value == pytest.approx(sum(record[key] for record in here) / len(here))
+            assert rows[key][index].value == pytest.approx(sum(record[key] for record in episodes) / len(episodes))
     assert not {"reply_length", "useful_tokens"} & set(rows), "a script has no tokens"
 
 
 def test_models_are_compared_with_the_first(whole: Content) -> None:
     assert [model.label for model in whole.models] == ["initial", "critic", "action"]
     success = next(row for block in whole.blocks for row in block.rows if row.key == "success")
-    assert success.cells[0].against_first is None
-    found = success.cells[2].against_first
-    assert found is not None and found.items == success.cells[2].figure.count
-    assert success.cells[2].figure.value == 1.0, "the search expert wins every game"
-    assert found.gained == round((1 - (success.cells[0].figure.value or 0)) * found.items)
+    assert success.cells[0].change is None
+    change = success.cells[2].change
+    assert change is not None and change.items == success.cells[2].estimate.items
+    assert success.cells[2].estimate.value == 1.0, "the search expert wins every game"
+    assert change.gained == round((1 - (success.cells[0].estimate.value or 0)) * change.items)
 
 
-def test_a_preference_for_a_place_shows(whole: Content) -> None:
-    initial, critic, action = range(3)
-    right = {group.name: [figure.value for figure in group.figures] for group in whole.positions}
-    assert [right["right, expert's action first"][model] for model in (initial, critic, action)] == [1.0, 0.0, 1.0]
-    assert [right["right, expert's action second"][model] for model in (initial, critic, action)] == [0.0, 1.0, 1.0]
-    for group in whole.first_picked:
-        assert [group.figures[model].value for model in (initial, critic)] == [1.0, 0.0]
-        assert 0.3 < (group.figures[action].value or 0) < 0.7
+def test_a_preference_for_a_position_shows(whole: Content) -> None:
+    by_name = {group.name: [result.value for result in group.estimates] for group in whole.positions}
+    assert by_name["expert's action first"] == [1.0, 0.0, 1.0]
+    assert by_name["expert's action second"] == [0.0, 1.0, 1.0]
+    bias = next(row for block in whole.blocks for row in block.rows if row.key == "position_bias")
+    assert [cell.estimate.value for cell in bias.cells] == [0.5, -0.5, 0.0]
 
 
 def test_calibration_is_confidence_against_right_choices(run: Path, tmp_path: Path) -> None:
@@ -337,7 +319,7 @@ def test_calibration_is_confidence_against_right_choices(run: Path, tmp_path: Pa
         old.write_text("".join(json.dumps({**line, "log_probability": None}) + "\n" for line in lines))
     whole = content(read_runs([copy]), 0)
     (found,) = whole.calibrations
-    shown = {part.name: (part.confidences[2], part.right[2].value, part.right[2].count) for part in found.bins}
+    shown = {part.name: (part.confidences[2], part.right[2].value, part.right[2].items) for part in found.bins}
     tens = len(records) // 10
     assert shown == {
         "30–40%": (pytest.approx(0.35), 0.5, 6 * tens),
@@ -358,9 +340,9 @@ def test_general_reasoning_is_shown_where_it_was_asked(run: Path, tmp_path: Path
     whole = content(read_runs([copy]), 0)
     (block,) = (block for block in whole.blocks if block.section == "reasoning")
     first, second, third = block.rows[0].cells
-    assert (first.figure.value, second.figure.value, third.figure.value) == (0.75, 0.25, None)
-    assert second.against_first is not None and (second.against_first.lost, second.against_first.gained) == (2, 0)
-    assert third.against_first is None
+    assert (first.estimate.value, second.estimate.value, third.estimate.value) == (0.75, 0.25, None)
+    assert second.change is not None and (second.change.lost, second.change.gained) == (2, 0)
+    assert third.change is None
     assert "### General reasoning, math500" in markdown(whole) and "General reasoning" in html(whole)
 
 
@@ -426,7 +408,7 @@ def test_episodes_that_the_environment_ended_are_told(run: Path, tmp_path: Path)
     told = "3 of 12 episodes of critic ended in an error of the environment and are not counted."
     assert whole.notes == [told]
     assert told in html(whole) and told in markdown(whole) and told in whole.as_json()["notes"]
-    counted = sum(block.rows[0].cells[1].figure.count for block in whole.blocks if block.section == "episodes")
+    counted = sum(block.rows[0].cells[1].estimate.items for block in whole.blocks if block.section == "episodes")
     assert counted == 9
 
 
@@ -444,7 +426,7 @@ def test_an_evaluation_from_before_has_no_calibration(run: Path, tmp_path: Path)
 def test_margins_and_task_types_cover_every_record(run: Path, whole: Content) -> None:
     pairs = read_pairs([run / "pairs" / split / "pairs.parquet" for split in SPLITS])
     for groups, wanted in ((whole.margins, len(pairs)), (whole.task_types, 12)):
-        assert [sum(group.figures[model].count for group in groups) for model in range(3)] == [wanted] * 3
+        assert [sum(group.estimates[model].items for group in groups) for model in range(3)] == [wanted] * 3
     names = [group.name for group in whole.margins if group.split == "valid_seen"]
     assert names == sorted(names, key=["1", "2", "3–4", "5–8", "9+"].index)
 
@@ -460,9 +442,9 @@ def test_curves_come_from_the_metrics(whole: Content) -> None:
     assert [step for step, _ in validation.series[0].points] == [0, 5, 10, 15, 20]
     tiers = {series.name: series.last for series in by_key["critic", "tiers"].series}
     assert tiers == {
-        "expert's action": pytest.approx(0.8),
-        "other admissible action": 0.3,
-        "malformed reply": 0.1,
+        "Expert's action": pytest.approx(0.8),
+        "Other admissible action": 0.3,
+        "Malformed replies": 0.1,
     }
 
 
@@ -481,7 +463,7 @@ def test_labels_that_cannot_be_inferred_and_kinds_of_rows_stand_apart(run: Path,
     (copy / "critic" / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": data}) + "\n")
     curves = [curve for curve in content(read_runs([copy]), 0).curves if curve.stage == "critic"]
     assert [curve.key for curve in curves] == ["validation", "thoughts"]
-    assert {series.name: series.last for series in curves[1].series} == {"choice: reply with a thought": 0.9}
+    assert {series.name: series.last for series in curves[1].series} == {"choice: Replies with a thought": 0.9}
     assert {series.name: series.last for series in curves[0].series} == {
         "action: valid_seen": 0.6,
         "choice: valid_seen": 0.7,
@@ -508,9 +490,9 @@ def test_every_curve_has_a_table_of_its_points(whole: Content) -> None:
     for curve in whole.curves:
         for number, series in enumerate(curve.series):
             for step, value in series.points:
-                words = plots.show(value, curve.unit)
+                words = format_value(value, curve.unit)
                 assert any(row[0] == str(step) and row[1 + number] == words for row in shown if len(row) > 1 + number)
-    assert ["step", "expert's action", "other admissible action", "malformed reply"] in [
+    assert ["step", "Expert's action", "Other admissible action", "Malformed replies"] in [
         [cell.replace("&#39;", "'") for cell in row] for row in shown
     ]
     assert "### Validation, critic stage (share of held-out rows)\n" in text
@@ -610,7 +592,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         f"{name} · {model}" for name in names for model in ("initial", "critic", "action")
     ]
     assert {series.run for curve in whole.curves for series in curve.series} == set(names)
-    fourth = whole.blocks[0].rows[0].cells[3].against_first
+    fourth = whole.blocks[0].rows[0].cells[3].change
     assert fourth is not None and (fourth.gained, fourth.lost) == (0, 0), "the same model on the same tasks"
     assert html(whole).count("<svg") > 10
     with pytest.raises(DataError, match="given twice"):
@@ -750,10 +732,8 @@ def test_three_files_hold_the_same_numbers(run: Path, page: Path, whole: Content
     for block, there in zip(whole.blocks, stored["blocks"], strict=True):
         for row, kept in zip(block.rows, there["rows"], strict=True):
             for cell, entry in zip(row.cells, kept["cells"], strict=True):
-                assert entry["figure"]["value"] == cell.figure.value
-                value = cell.figure.value or 0
-                shown = f"{value:.1%}" if row.unit == "share" else f"{value:.3g}"
-                assert all(shown in text for text in texts)
+                assert entry["estimate"]["value"] == cell.estimate.value
+                assert all(format_value(cell.estimate.value, row.unit) in text for text in texts)
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, page: Path, tmp_path: Path) -> None:
@@ -837,7 +817,9 @@ def test_colours_can_be_read_light_and_dark(page: Path) -> None:
 
 def test_twelve_models_have_twelve_colours(page: Path) -> None:
     labels = [f"model {number}" for number in range(12)]
-    chart = plots.bars("Shares", [Group("split", "all", [MetricValue(0.5, 0.4, 0.6, 10)] * 12)], labels)
+    chart = plots.bars(
+        "Shares", [Group("success", "split", "all", [Estimate(0.5, 0.4, 0.6, 10, [0.5], None)] * 12)], labels
+    )
     used = set(re.findall(r"var\(--series-\d+\)", chart))
     assert len(used) == 12
     defined = re.findall(r"--series-(\d+):", page.read_text())
@@ -890,7 +872,7 @@ def small_run(folder: Path, text: str) -> Path:
     answer = {"split": text, "inferable": True, "reply": text, "well_formed": True, "admissible": True, "right": False}
     choice = {"pair_id": text, "margin": None, "named_a_candidate": False, "expert_position": 0, "order": 0}
     choice |= {"candidates": ["a", "b"], "chosen": None, "consistent": False}
-    figures = {"name": text, "model": text, "template": text, "sampling": {}}
+    figures = {"name": text, "model": text, "template": text, "sampling": {}, "metrics": {}}
     for name, record in (
         ("metrics.json", figures),
         ("episodes.jsonl", {**episode, **shares, "turns": turns}),
@@ -1211,7 +1193,7 @@ def test_a_damaged_byte_in_a_side_file_is_never_a_raw_error(run: Path, tmp_path:
     assert named > 50
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"name": "critic", "episodes": [1]}', "\ufeff{", "", "[" * 9_999])
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"name": "critic", "metrics": [1]}', "\ufeff{", "", "[" * 9_999])
 @pytest.mark.parametrize("file", ["metrics.json", "manifest.json"])
 def test_a_side_file_of_another_shape_is_named(file: str, text: str, run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run / "evaluation" / "critic", tmp_path / "critic"))

@@ -62,23 +62,24 @@ def page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> None:
     whole = json.loads((compared / "methods" / "methods.json").read_text())
     shown = content(read_runs([compared]), 0)
-    (table,) = (part for part in shown.method_tables if not part.detail and part.split == "valid_seen")
-    column = table.columns.index("tasks solved")
-    for name, cells in table.rows:
+    (table,) = (
+        entry.table for entry in shown.method_tables if not entry.table.detail and entry.table.split == "valid_seen"
+    )
+    cells = dict(zip(table.columns, dict(table.rows)["Tasks solved"], strict=True))
+    for name, cell in cells.items():
         (entry,) = (
             entry
             for entry in whole["entries"]
-            if (entry["method"], entry["split"], entry["figure"]) == (name, "valid_seen", "success")
+            if (entry["method"], entry["split"], entry["metric"]) == (name, "valid_seen", "success")
         )
-        assert cells[column].value == f"{100 * entry['estimate']['value']:.1f}%"
-        assert cells[column].spread == "± 0.0% over seeds"
-        assert bool(cells[column].tests) == (name != "Prompting")
-        assert (cells[column].estimate, cells[column].against) == (entry["estimate"], entry["against"])
+        assert cell.value == f"{100 * entry['estimate']['value']:.1f}%"
+        assert cell.deviation == "± 0.0% over seeds"
+        assert bool(cell.changes) == (name != "Prompting")
     assert [budget.steps for budget in shown.method_budgets] == ["", *["critic 40, action 40"] * 2]
     assert any("first seed" in note for note in shown.notes)
     assert {curve.stage for curve in shown.curves} == {"il+critic"}
     assert "| RL + ACT | critic 40, action 40 | Prompting | 0, 1 |" in page.with_suffix(".md").read_text()
-    assert json.loads(page.with_suffix(".json").read_text())["method_tables"][0]["rows"]
+    assert json.loads(page.with_suffix(".json").read_text())["comparisons"] == {"comparison": whole}
 
 
 @pytest.fixture
@@ -93,23 +94,6 @@ def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:  # noqa
     for name in ("rows il", "il+critic", "evaluate initial"):
         mark(folder, f"seed 0 {name}", 60.0)
     return folder
-
-
-def test_a_comparison_of_an_older_version_is_shown_alike(compared: Path, tmp_path: Path) -> None:
-    older = tmp_path / compared.name
-    shutil.copytree(compared, older)
-    path = older / "methods" / "methods.json"
-    whole = json.loads(path.read_text())
-    for method in whole["methods"].values():
-        method["against"] = "Prompting"
-    for entry in whole["entries"]:
-        entry["against"] = entry["against"].get("Prompting")
-    path.write_text(json.dumps(whole))
-    tables, budgets = (
-        [getattr(content(read_runs([folder]), 0), part) for folder in (compared, older)]
-        for part in ("method_tables", "method_budgets")
-    )
-    assert tables[0] == tables[1] and budgets[0] == budgets[1]
 
 
 def test_a_comparison_tells_what_its_manifests_say(whole_comparison: Path) -> None:

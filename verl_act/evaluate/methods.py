@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.metric_registry import METRICS, Values, read_metrics
+from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.records import json_lines
-from verl_act.evaluate.statistics import Against, Estimate, against, estimate
+from verl_act.evaluate.statistics import Against, Estimate, against, holm
 from verl_act.manifest import make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
 from verl_act.options import check_options
@@ -32,12 +33,12 @@ class Entry:
 
     method: str
     split: str
-    figure: str
+    metric: str
     group: str
     """A task type, a position or a margin; empty for all items."""
     estimate: Estimate
     against: dict[str, Against]
-    """Other method -> paired test against it."""
+    """Other method -> the difference from it, with its Holm-adjusted p."""
 
 
 @writes_folder("compare_methods")
@@ -99,7 +100,7 @@ def _check(methods: Mapping[str, Any]) -> None:
             raise OptionError(option, f"is compared with {unknown[0]!r}, which is not a method.")
 
 
-def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
+def _values(run: Path, method: Mapping[str, Any]) -> list[MetricItems]:
     """One entry per seed."""
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
@@ -108,25 +109,39 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[Values]:
     return [read_metrics(folder) for folder in folders]
 
 
-def _entries(values: Mapping[str, Sequence[Values]], methods: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
-    keys = sorted({key for seeds in values.values() for metrics in seeds for key in metrics}, key=_rank)
+def _entries(values: Mapping[str, Sequence[MetricItems]], methods: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
     entries = []
-    for key in keys:
+    for key in sorted({key for seeds in values.values() for metrics in seeds for key in metrics}, key=table_order):
         split, metric, group = key
         for name, seeds in values.items():
             items = [metrics.get(key, {}) for metrics in seeds]
-            tests = {
-                other: test
+            differences = {
+                other: difference
                 for other in methods[name]["against"]
-                if (test := against(items, [metrics.get(key, {}) for metrics in values[other]])) is not None
+                if (difference := against(items, [metrics.get(key, {}) for metrics in values[other]])) is not None
             }
-            entries.append(Entry(name, split, metric, group, estimate(items, METRICS[metric].binary), tests))
+            entries.append(Entry(name, split, metric, group, METRICS[metric].estimate(items), differences))
+    for split in dict.fromkeys(entry.split for entry in entries):
+        _test([entry for entry in entries if entry.split == split], methods)
     return entries
 
 
-def _rank(key: tuple[str, str, str]) -> tuple[str, int, str]:
-    split, metric, group = key
-    return split, list(METRICS).index(metric), group
+def _test(table: Sequence[Entry], methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set `p` of the table's tests: those of tested metrics, between methods of which no trained one has one seed."""
+    tests = [
+        (entry, other, max(difference.p_tasks, difference.p_seeds))
+        for entry in table
+        for other, difference in entry.against.items()
+        if METRICS[entry.metric].tested and difference.p_seeds is not None
+        if not any(_has_one_training(methods[name]) for name in (entry.method, other))
+    ]
+    for (entry, other, _), p in zip(tests, holm([p for _, _, p in tests]), strict=True):
+        entry.against[other] = replace(entry.against[other], p=p)
+
+
+def _has_one_training(method: Mapping[str, Any]) -> bool:
+    """Whether the method was trained with a single seed, which says nothing about another training."""
+    return bool(method["steps"]) and len(method["evaluations"]) < 2
 
 
 def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -180,31 +195,109 @@ def _shared(run: Path) -> dict[str, dict[str, Any]]:
     return shared
 
 
+@dataclass(frozen=True, slots=True)
+class MethodCell:
+    """One metric of one method as text: value, interval with the number of items, deviation over seeds, and the change
+    against each other method with whether it is clear. All empty if the method does not have the metric."""
+
+    value: str = ""
+    interval: str = ""
+    deviation: str = ""
+    changes: tuple[tuple[str, bool], ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, (self.value, self.interval, self.deviation, *(text for text, _ in self.changes))))
+
+
+@dataclass(frozen=True, slots=True)
+class MethodTable:
+    """One row per metric or, in a `detail` table, per group of one metric; one column per method."""
+
+    title: str
+    split: str
+    columns: list[str]
+    rows: list[tuple[str, list[MethodCell]]]
+    detail: bool
+
+
+def method_tables(comparison: Mapping[str, Any]) -> list[MethodTable]:
+    """Per split: a table of the metrics over all items, then one for each metric by group."""
+    tables = []
+    for split in dict.fromkeys(entry["split"] for entry in comparison["entries"]):
+        entries = [entry for entry in comparison["entries"] if entry["split"] == split]
+        whole = [entry for entry in entries if not entry["group"]]
+        tables.append(_method_table("All metrics", split, whole, comparison))
+        for metric in dict.fromkeys(entry["metric"] for entry in entries if entry["group"]):
+            grouped = [entry for entry in entries if entry["metric"] == metric]
+            tables.append(_method_table(METRICS[metric].title, split, grouped, comparison, detail=True))
+    return tables
+
+
+def _method_table(
+    title: str, split: str, entries: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any], detail: bool = False
+) -> MethodTable:
+    methods = list(comparison["methods"])
+    rows: dict[str, list[MethodCell]] = {}
+    for (metric, group), row in groupby(entries, key=lambda entry: (entry["metric"], entry["group"])):
+        by_method = {entry["method"]: entry for entry in row}
+        if METRICS[metric].optional and not any(entry["estimate"]["value"] for entry in by_method.values()):
+            continue
+        cells = [_cell(by_method[name], comparison) if name in by_method else MethodCell() for name in methods]
+        rows[group.replace("_", " ") if detail else METRICS[metric].full_title] = cells
+    return MethodTable(title, split, methods, list(rows.items()), detail)
+
+
+def _cell(entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> MethodCell:
+    estimate, metric = entry["estimate"], METRICS[entry["metric"]]
+    if estimate["value"] is None:
+        return MethodCell()
+    interval = metric.format_interval(estimate["low"], estimate["high"])
+    return MethodCell(
+        value=metric.format(estimate["value"]),
+        interval=", ".join(filter(None, (interval, f"n = {estimate['items']}"))),
+        deviation="" if estimate["deviation"] is None else f"± {metric.format(estimate['deviation'])} over seeds",
+        changes=tuple(_change(entry, other, comparison) for other in entry["against"]),
+    )
+
+
+def _change(entry: Mapping[str, Any], other: str, comparison: Mapping[str, Any]) -> tuple[str, bool]:
+    """(text, whether it is clear) of the difference from another method, which is named if there are several."""
+    metric, difference = METRICS[entry["metric"]], entry["against"][other]
+    text = metric.format_change(difference["difference"], difference["low"], difference["high"])
+    methods = comparison["methods"]
+    parts = [
+        f"{text} to {other}" if len(entry["against"]) > 1 else text,
+        "" if difference["p"] is None else format_p(difference["p"]),
+        "one seed" if any(_has_one_training(methods[name]) for name in (entry["method"], other)) else "",
+    ]
+    return ", ".join(filter(None, parts)), difference["p"] is not None and difference["p"] < SIGNIFICANT
+
+
 def markdown(comparison: Mapping[str, Any]) -> str:
     """As Markdown: budgets and wall times, then per split a table over all items and one per grouped metric."""
     lines = ["# Comparison of methods", "", *_budget_table(comparison), ""]
     if notices := failures_in_words(comparison["methods"]):
         lines += [*(f"**{markdown_text(notice)}**" for notice in notices), ""]
-    entries = comparison["entries"]
-    for split in dict.fromkeys(entry["split"] for entry in entries):
-        of_split = [entry for entry in entries if entry["split"] == split]
-        title = markdown_text(split)
-        lines += [f"## {title}", "", *_table([entry for entry in of_split if not entry["group"]], "metric"), ""]
-        for metric in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
-            rows = [entry for entry in of_split if entry["figure"] == metric and entry["group"]]
-            lines += [f"### {METRICS[metric].title}, {title}", "", *_table(rows, "group"), ""]
+    for table in method_tables(comparison):
+        level, first = ("###", "group") if table.detail else ("##", "metric")
+        lines += [f"{level} {table.title}, {markdown_text(table.split)}", ""]
+        lines += [_line([first, *map(markdown_text, table.columns)]), f"| --- |{' ---: |' * len(table.columns)}"]
+        lines += [_line([markdown_text(name), *(_escaped(str(cell)) for cell in cells)]) for name, cells in table.rows]
+        lines.append("")
     return "\n".join([*lines, NOTE, ""])
 
 
+SIGNIFICANT = 0.05
+"""An adjusted p below this is called clear."""
 NOTE = (
-    "Each metric is given with its 95% interval, ± the standard deviation over seeds, and its change against the "
-    "methods named in the first table, on the same items, with the change's 95% interval and the p of a paired test. "
-    "A share has Wilson's interval, with the effective number of independent items given the spread between tasks. "
-    "All other metrics have a bootstrap interval over tasks, since the states of one game are not independent "
-    "(evaluations that do not record tasks treat them as independent). The test is McNemar's exact test where each "
-    "task has one 0/1 answer; otherwise the signs of the tasks' differences are flipped at random. p is not corrected "
-    "for the number of tests. Interval and p are about these trained models on other tasks; ± is about other seeds. "
-    "Token metrics and turns to the goal are ratios of sums; all other metrics are means over items."
+    "Each metric has its 95% interval and, with several seeds, ± the standard deviation over seeds. Then follows the "
+    "change against the methods named in the first table, on the same items, with its 95% interval over tasks. A share "
+    "has Wilson's interval, with the effective number of independent items given the spread between tasks; all other "
+    "metrics have a bootstrap interval over tasks, since the states of one game are not independent (evaluations that "
+    "do not record tasks treat them as independent). p is the larger of two: that of a paired test over tasks "
+    "(McNemar's exact test where each task has one 0/1 answer, else random flips of the signs of the tasks' "
+    "differences) and that of Welch's t-test over seeds. It is corrected by Holm's method for all tests of the table. "
+    "A training with one seed has no p, since another training may come out differently."
 )
 """How to read the tables."""
 
@@ -267,68 +360,13 @@ def mean_seconds(by_seed: Mapping[str, Mapping[str, float | None]]) -> dict[str,
     return {stage: fmean(seconds) for stage, seconds in known.items()}
 
 
-def _table(entries: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    rows: dict[str, dict[str, str]] = {}
-    for entry in entries:
-        title = METRICS[entry["figure"]].title if column == "metric" else entry["group"].replace("_", " ")
-        rows.setdefault(title, {})[entry["method"]] = cell(entry)
-    lines = [_line([column, *map(markdown_text, methods)]), f"| --- |{' ---: |' * len(methods)}"]
-    return lines + [
-        _line([markdown_text(title), *(row.get(name, "") for name in methods)]) for title, row in rows.items()
-    ]
-
-
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def cell(entry: Mapping[str, Any]) -> str:
-    """The text of one entry's table cell."""
-    estimate, share = entry["estimate"], METRICS[entry["figure"]].share
-    if estimate["value"] is None:
-        return ""
-    text = format_metric(estimate["value"], share)
-    if estimate["low"] is not None:
-        text += f" [{format_metric(estimate['low'], share)}, {format_metric(estimate['high'], share)}]"
-    if estimate["deviation"] is not None:
-        text += f" ± {format_metric(estimate['deviation'], share)}"
-    text += f", n = {estimate['items']}"
-    # Only what could be markup in a method's name is escaped; the brackets of an interval stay.
-    tests = (re.sub(r"([\\|]|<(?=\S))", r"\\\1", one_line(said)) for said, _ in tests_in_words(entry))
-    return "; ".join([text, *tests])
-
-
-def tests_in_words(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(text, p) for each test of an entry; the text names the other method if there are several."""
-    share, several = METRICS[entry["figure"]].share, len(entry["against"]) > 1
-    tests = []
-    for other, test in entry["against"].items():
-        change = format_change_interval(test, share) + (f" to {other}" if several else "")
-        tests.append((f"{change}, {format_p(test['p'])}", test["p"]))
-    return tests
-
-
-def format_metric(value: float, share: bool) -> str:
-    """A share in percent, any other metric with three significant digits."""
-    if share:
-        return f"{value:.1%}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def format_change(difference: float, share: bool) -> str:
-    """A signed difference; in percentage points for shares."""
-    text = f"{100 * difference:+.1f} points" if share else f"{difference:+.3g}"
-    return text.replace("-", "−")
-
-
-def format_change_interval(test: Mapping[str, Any], share: bool) -> str:
-    """A signed difference with its interval, if it has one."""
-    text = format_change(test["difference"], share)
-    if test.get("low") is None:
-        return text
-    low, high = (format_change(test[end], share).removesuffix(" points") for end in ("low", "high"))
-    return f"{text} [{low}, {high}]"
+def _escaped(text: str) -> str:
+    """Only what could be markup in a method's name is escaped; the brackets of an interval stay."""
+    return re.sub(r"([\\|]|<(?=\S))", r"\\\1", one_line(text))
 
 
 def format_p(p: float) -> str:

@@ -1,169 +1,344 @@
-"""The metrics of a comparison: how each is computed from the records of an evaluation, one result per item."""
+"""Every metric of an evaluation: title, unit, direction, and how it is computed, averaged and tested.
+
+This is the only place that knows them. To add a metric, add an entry to `METRICS`: `metrics.json`, the tables of
+`compare` and `compare-methods`, the report and its charts then have it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.metrics import LOOP_LENGTH, finished, first_excess, margin_name, position_name
 from verl_act.evaluate.records import read_records
-from verl_act.evaluate.statistics import ItemOutcome, mean_outcome
+from verl_act.evaluate.statistics import Estimate, ItemOutcome, estimate, mean_outcome
+from verl_act.rollout.episode import End
 
 Record = Mapping[str, Any]
-Values = dict[tuple[str, str, str], dict[str, ItemOutcome]]
-"""(split, metric, group) -> item -> its result; the group is empty for all items."""
+MetricItems = dict[tuple[str, str, str], dict[str, ItemOutcome]]
+"""(split, metric, group) -> item -> its outcome; the group is empty for all items. In the order of the tables."""
+
+LOOP_LENGTH = 3
+"""How many times a failed action must be repeated to count as a loop (paper section 5)."""
 
 
 @dataclass(frozen=True, slots=True)
-class MetricSpec:
-    """One metric: the sum of `amount` over the sum of `size`, which is the mean over items if `size` is 1.
-
-    `file` holds its records and `item` is the key of the item's id. A record whose `amount` is None is left out.
-    `binary`: amounts are 0 or 1 and sizes 1. `share`: shown in percent.
-    """
+class Section:
+    """One kind of evaluation: its title, the file of its records, and the key of an item's id."""
 
     title: str
     file: str
     item: str
-    amount: Callable[[Record], float | None]
-    size: Callable[[Record], float] = lambda record: 1.0
-    group: Callable[[Record], str] = lambda record: ""
-    binary: bool = False
-    share: bool = False
 
 
-def _share(title: str, file: str, amount: Callable[[Record], float | None], **more: Any) -> MetricSpec:
-    """The share of items whose `amount` is 1."""
-    return MetricSpec(title, file, _ITEMS[file], amount, binary=True, share=True, **more)
-
-
-def _mean(title: str, column: str, share: bool = False) -> MetricSpec:
-    """The mean of a column over episodes; records without the column are left out."""
-    return MetricSpec(title, EPISODES, "task_id", lambda record: record.get(column), share=share)
-
-
-def _of_episodes(title: str, amount: str, size: str, share: bool = False) -> MetricSpec:
-    """The sum of a column over the sum of another, over episodes; records without `amount` are left out."""
-    return MetricSpec(
-        title, EPISODES, "task_id", lambda record: record.get(amount), lambda record: record[size], share=share
-    )
-
-
-def _success(record: Record) -> float:
-    return float(record["success"])
-
-
-def _right(record: Record) -> float:
-    return float(record["right"])
-
-
-def _right_inferable(record: Record) -> float | None:
-    return float(record["right"]) if record["inferable"] else None
-
-
-def _named(record: Record) -> float:
-    return float(record["named_a_candidate"])
-
-
-def _named_inferable(record: Record) -> float | None:
-    return _named(record) if record["inferable"] else None
-
-
-_ITEMS = {EPISODES: "task_id", NEXT_ACTIONS: "state_id", CHOICES: "pair_id", REASONING: "item"}
-
-
-def _consistent(record: Record) -> float:
-    return float(record["consistent"])
-
-
-def _first_excess(record: Record) -> float:
-    return first_excess(record) if record["named_a_candidate"] else 0.0
-
-
-METRICS: dict[str, MetricSpec] = {
-    "success": _share("tasks solved", EPISODES, _success),
-    "success_by_type": _share("tasks solved by type", EPISODES, _success, group=lambda record: record["task_type"]),
-    "score": _mean("score, the sum of an episode's rewards", "score"),
-    "next_action": _share("expert's next action, all states", NEXT_ACTIONS, _right),
-    "next_action_inferable": _share("expert's next action, inferable states", NEXT_ACTIONS, _right_inferable),
-    "choice": _share("better action chosen, all pairs", CHOICES, _right),
-    "choice_inferable": _share("better action chosen, inferable pairs", CHOICES, _right_inferable),
-    "named_inferable": _share("one of the candidates named, inferable pairs", CHOICES, _named_inferable),
-    "choice_of_named_inferable": MetricSpec(
-        "better action chosen where one was named, inferable pairs",
-        CHOICES,
-        "pair_id",
-        _right_inferable,
-        _named,
-        share=True,
-    ),
-    "choice_by_position": _share(
-        "better action chosen by position",
-        CHOICES,
-        _right,
-        group=lambda record: f"expert's action {position_name(record['expert_position'])}",
-    ),
-    "choice_consistent": _share("same action chosen in every order, all pairs", CHOICES, _consistent),
-    "position_bias": MetricSpec(
-        "first candidate chosen, minus one in the number of candidates, of the named",
-        CHOICES,
-        "pair_id",
-        _first_excess,
-        _named,
-        share=True,
-    ),
-    "choice_by_margin": _share(
-        "better action chosen by margin", CHOICES, _right, group=lambda record: margin_name(record["margin"])
-    ),
-    "reasoning": _share("verified answers, general reasoning", REASONING, _right),
-    "steps": _mean("turns an episode, solved or not", "steps"),
-    "steps_to_success": MetricSpec(
-        "turns to the goal, solved episodes only",
-        EPISODES,
-        "task_id",
-        lambda record: record["steps"] * _success(record),
-        _success,
-    ),
-    "inadmissible_share": _mean("inadmissible actions, share of an episode's turns", "inadmissible_share", share=True),
-    "malformed_share": _mean("malformed replies, share of an episode's turns", "malformed_share", share=True),
-    "loops": _share(
-        f"episodes with one failed action {LOOP_LENGTH} times or more in a row",
-        EPISODES,
-        lambda record: float(record["longest_failed_repeat"] >= LOOP_LENGTH),
-    ),
-    "longest_failed_repeat": _mean("longest run of one failed action, mean over episodes", "longest_failed_repeat"),
-    "reply_length": _of_episodes("tokens a turn", "reply_tokens", "steps"),
-    "useful_tokens": _of_episodes(
-        "tokens in replies that gave an admissible action", "useful_tokens", "reply_tokens", share=True
-    ),
+SECTIONS = {
+    "episodes": Section("Episodes", EPISODES, "task_id"),
+    "next_action": Section("Next actions", NEXT_ACTIONS, "state_id"),
+    "choice": Section("Choices", CHOICES, "pair_id"),
+    "reasoning": Section("General reasoning", REASONING, "item"),
 }
 
 
-def read_metrics(folder: Path) -> Values:
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric over the items of a section.
+
+    `average`: a `share` is the mean of 0 or 1 per item, with Wilson's interval and McNemar's exact test; a `mean` is
+    one of any number per item, and a `ratio` is the sum of `amount` over the sum of `size`, both with a bootstrap
+    interval over tasks and a test by random sign flips (see `evaluate.statistics`).
+    `direction`: 1 if higher is better, -1 if lower is better, 0 if neither.
+    `tested`: methods are tested on it; any other metric has intervals only, so that a table has few tests.
+    `optional`: a table in which it is 0 everywhere leaves it out.
+    `group`: metrics with it have one result per group, in the order of `groups` and then by name.
+    A record whose `amount` is None is left out.
+    """
+
+    section: str
+    title: str
+    amount: Callable[[Record], float | None]
+    size: Callable[[Record], float] = lambda record: 1.0
+    unit: Literal["share", "reward", "turns", "tokens"] = "share"
+    direction: Literal[-1, 0, 1] = 1
+    average: Literal["share", "mean", "ratio"] = "share"
+    tested: bool = False
+    optional: bool = False
+    note: str = ""
+    group: Callable[[Record], str] | None = None
+    groups: Sequence[str] = ()
+
+    @property
+    def full_title(self) -> str:
+        """The title with its note."""
+        return f"{self.title} ({self.note})" if self.note else self.title
+
+    def estimate(self, seeds: Sequence[Mapping[str, ItemOutcome]]) -> Estimate:
+        """The metric with its interval; `seeds` has the items of each seed."""
+        return estimate(seeds, self.average == "share")
+
+    def format(self, value: float | None) -> str:
+        """A value as text; shares in percent, all others with three significant digits."""
+        return format_value(value, self.unit)
+
+    def format_interval(self, low: float | None, high: float | None) -> str:
+        """`low–high`, or nothing without an interval."""
+        if low is None or high is None:
+            return ""
+        return f"{self.format(low).removesuffix('%')}–{self.format(high)}"
+
+    def format_change(self, difference: float, low: float | None = None, high: float | None = None) -> str:
+        """A signed difference with its interval, in percentage points for shares."""
+
+        def signed(value: float) -> str:
+            return (f"{100 * value:+.1f}" if self.unit == "share" else f"{value:+.3g}").replace("-", "−")
+
+        points = " points" if self.unit == "share" else ""
+        interval = "" if low is None or high is None else f" [{signed(low)}, {signed(high)}]"
+        return f"{signed(difference)}{points}{interval}"
+
+
+def format_value(value: float | None, unit: str) -> str:
+    """A value as text: a dash for None, percent for the unit `share`, else three significant digits."""
+    if value is None:
+        return "–"
+    if unit == "share":
+        return f"{value:.1%}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _column(name: str) -> Callable[[Record], float | None]:
+    """The value of a column; None for a record without it."""
+
+    def amount(record: Record) -> float | None:
+        value = record.get(name)
+        return None if value is None else float(value)
+
+    return amount
+
+
+def _if(condition: str, name: str) -> Callable[[Record], float | None]:
+    """The value of a column, of records with a true `condition` only."""
+    return lambda record: float(record[name]) if record[condition] else None
+
+
+def _is_false(name: str) -> Callable[[Record], float]:
+    return lambda record: float(not record[name])
+
+
+def _first_excess(record: Record) -> float:
+    """1 if the first candidate was chosen, else 0, minus what chance gives; 0 if none was named."""
+    return float(record["chosen"] == 0) - 1 / len(record["candidates"]) if record["named_a_candidate"] else 0.0
+
+
+_POSITIONS = tuple(f"expert's action {position}" for position in ("first", "second", "third", "after the third"))
+_MARGINS = ((0, "≤ 0"), (1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
+_LARGE_MARGIN, _NO_MARGIN = "9+", "unknown"
+_INFERABLE = "inferable states"
+_TURNS = "of an episode's turns"
+
+
+def _position(record: Record) -> str:
+    return _POSITIONS[min(record["expert_position"], len(_POSITIONS) - 1)]
+
+
+def _margin(record: Record) -> str:
+    margin = record["margin"]
+    if margin is None:
+        return _NO_MARGIN
+    return next((name for most, name in _MARGINS if margin <= most), _LARGE_MARGIN)
+
+
+METRICS: dict[str, Metric] = {
+    "success": Metric("episodes", "Tasks solved", _column("success"), tested=True),
+    "success_by_type": Metric(
+        "episodes", "Tasks solved by type", _column("success"), group=lambda record: str(record["task_type"])
+    ),
+    "score": Metric(
+        "episodes",
+        "Score",
+        _column("score"),
+        unit="reward",
+        average="mean",
+        tested=True,
+        note="sum of an episode's rewards",
+    ),
+    "loops": Metric(
+        "episodes",
+        "Episodes with a loop",
+        lambda record: float(record["longest_failed_repeat"] >= LOOP_LENGTH),
+        direction=-1,
+        note=f"one failed action {LOOP_LENGTH} times or more in a row",
+    ),
+    "inadmissible_share": Metric(
+        "episodes", "Inadmissible actions", _column("inadmissible_share"), direction=-1, average="mean", note=_TURNS
+    ),
+    "malformed_share": Metric(
+        "episodes", "Malformed replies", _column("malformed_share"), direction=-1, average="mean", note=_TURNS
+    ),
+    "thought_share": Metric(
+        "episodes",
+        "Replies with a thought",
+        _column("thought_share"),
+        direction=0,
+        average="mean",
+        optional=True,
+        note=_TURNS,
+    ),
+    "longest_failed_repeat": Metric(
+        "episodes",
+        "Longest run of one failed action",
+        _column("longest_failed_repeat"),
+        unit="turns",
+        direction=-1,
+        average="mean",
+    ),
+    "steps": Metric(
+        "episodes",
+        "Turns an episode",
+        _column("steps"),
+        unit="turns",
+        direction=-1,
+        average="mean",
+        note="solved or not",
+    ),
+    "steps_to_success": Metric(
+        "episodes",
+        "Turns to the goal",
+        lambda record: record["steps"] * float(record["success"]),
+        lambda record: float(record["success"]),
+        unit="turns",
+        direction=-1,
+        average="ratio",
+        note="solved episodes only",
+    ),
+    "reply_length": Metric(
+        "episodes",
+        "Reply length",
+        _column("reply_tokens"),
+        lambda record: record["steps"],
+        unit="tokens",
+        direction=0,
+        average="ratio",
+        note="tokens a turn",
+    ),
+    "useful_tokens": Metric(
+        "episodes",
+        "Useful tokens",
+        _column("useful_tokens"),
+        lambda record: record["reply_tokens"],
+        average="ratio",
+        note="in replies that gave an admissible action",
+    ),
+    "next_action": Metric("next_action", "Expert's next action", _column("right"), tested=True, note="all states"),
+    "next_action_inferable": Metric("next_action", "Expert's next action", _if("inferable", "right"), note=_INFERABLE),
+    "next_action_admissible": Metric("next_action", "Admissible next action", _column("admissible")),
+    "next_action_malformed": Metric("next_action", "Malformed next action", _is_false("well_formed"), direction=-1),
+    "next_action_thought": Metric(
+        "next_action", "Next action with a thought", _column("thought"), direction=0, optional=True
+    ),
+    "choice": Metric("choice", "Better action chosen", _column("right"), tested=True, note="all states"),
+    "choice_inferable": Metric("choice", "Better action chosen", _if("inferable", "right"), note=_INFERABLE),
+    "choice_named": Metric(
+        "choice",
+        "A candidate named",
+        _column("named_a_candidate"),
+        note="the text or the label of one of them",
+    ),
+    "choice_of_named_inferable": Metric(
+        "choice",
+        "Better action chosen where one was named",
+        _if("inferable", "right"),
+        lambda record: float(record["named_a_candidate"]),
+        average="ratio",
+        note=_INFERABLE,
+    ),
+    "choice_consistent": Metric(
+        "choice", "Same action chosen in every order", _column("consistent"), note="consistency"
+    ),
+    "position_bias": Metric(
+        "choice",
+        "First candidate chosen more often than by chance",
+        _first_excess,
+        lambda record: float(record["named_a_candidate"]),
+        direction=0,
+        average="ratio",
+        note="position bias of the choices that name one",
+    ),
+    "choice_malformed": Metric("choice", "Malformed choice", _is_false("well_formed"), direction=-1),
+    "choice_thought": Metric("choice", "Choice with a thought", _column("thought"), direction=0, optional=True),
+    "choice_by_position": Metric(
+        "choice", "Better action chosen by its position", _column("right"), group=_position, groups=_POSITIONS
+    ),
+    "choice_by_margin": Metric(
+        "choice",
+        "Better action chosen by margin",
+        _column("right"),
+        group=_margin,
+        groups=(*(name for _, name in _MARGINS), _LARGE_MARGIN, _NO_MARGIN),
+    ),
+    "reasoning": Metric("reasoning", "Verified answers", _column("right"), tested=True),
+}
+
+
+def finished(records: Iterable[Record]) -> list[Record]:
+    """Records without the episodes that ended in an environment error, which say nothing about the model."""
+    return [record for record in records if record.get("end") != End.ERROR]
+
+
+def read_metrics(folder: Path) -> MetricItems:
     """All metrics of the evaluation in `folder`, from its finished episodes and its answers.
 
-    The orders of a choice are one item, with their mean. Raises `DataError` if an item occurs twice or a file is
-    damaged.
+    Raises `DataError` if an item occurs twice or a file is damaged.
+    """
+    return metric_items(read_records(folder), str(folder))
+
+
+def metric_items(records: Mapping[str, Sequence[Record]], source: str = "an evaluation") -> MetricItems:
+    """All metrics of `records` (file name -> records). The orders of a choice are one item, with their mean.
+
+    Raises `DataError` naming `source` if an item occurs twice.
     """
     outcomes: dict[tuple[str, str, str], dict[str, dict[int, ItemOutcome]]] = {}
-    records = {file: finished(rows) for file, rows in read_records(folder).items()}
-    for name, kind in METRICS.items():
-        for record in records[kind.file]:
-            amount = kind.amount(record)
-            if amount is None:
+    counted = {file: finished(rows) for file, rows in records.items()}
+    for name, metric in METRICS.items():
+        section = SECTIONS[metric.section]
+        for record in counted.get(section.file, ()):
+            if (amount := metric.amount(record)) is None:
                 continue
-            items = outcomes.setdefault((record["split"], name, kind.group(record)), {})
-            item, order = f"{record['split']}/{record[kind.item]}", record.get("order", 0)
-            by_order = items.setdefault(item, {})
+            split, group = record["split"], metric.group(record) if metric.group else ""
+            item, order = f"{split}/{record[section.item]}", record.get("order", 0)
+            by_order = outcomes.setdefault((split, name, group), {}).setdefault(item, {})
             if order in by_order:
-                raise DataError(f"{folder / kind.file}: item {item} comes twice; run the evaluation again.")
-            task = f"{record['split']}/{record['task_id']}" if "task_id" in record else None
-            by_order[order] = ItemOutcome(float(amount), float(kind.size(record)), task)
+                raise DataError(f"{source}: item {item} of {section.file} comes twice; run the evaluation again.")
+            task = f"{split}/{record['task_id']}" if "task_id" in record else None
+            by_order[order] = ItemOutcome(float(amount), float(metric.size(record)), task)
     return {
-        key: {item: mean_outcome(list(by_order.values())) for item, by_order in items.items()}
-        for key, items in outcomes.items()
+        key: {item: mean_outcome(list(by_order.values())) for item, by_order in outcomes[key].items()}
+        for key in sorted(outcomes, key=table_order)
     }
+
+
+def table_order(key: tuple[str, str, str]) -> tuple[str, int, int, str]:
+    """Sort key of (split, metric, group): by split, then in the order of `METRICS` and of the metric's groups."""
+    split, name, group = key
+    known = METRICS[name].groups
+    return split, list(METRICS).index(name), list(known).index(group) if group in known else len(known), group
+
+
+def summary(records: Mapping[str, Sequence[Record]], source: str = "an evaluation") -> dict[str, dict[str, Any]]:
+    """Split -> metric -> `{"value", "low", "high", "items"}`, or group -> such an entry.
+
+    `records` and `source` are as in `metric_items`.
+    """
+    by_split: dict[str, dict[str, Any]] = {}
+    for (split, name, group), items in metric_items(records, source).items():
+        result = METRICS[name].estimate([items])
+        entry = {"value": result.value, "low": result.low, "high": result.high, "items": result.items}
+        metrics = by_split.setdefault(split, {})
+        if METRICS[name].group:
+            metrics.setdefault(name, {})[group] = entry
+        else:
+            metrics[name] = entry
+    return by_split

@@ -14,8 +14,7 @@ from verl_act.manifest import read_manifest
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
 _CHOICE_KEYS = ("margin", "candidates", "expert_position", "named_a_candidate", "chosen", "consistent")
-_METRICS_KEYS = ("name", "model", "template", "sampling")
-_SECTIONS = ("episodes", "next_action", "choice", "reasoning")
+_METRICS_KEYS = ("name", "model", "template", "sampling", "metrics")
 _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
@@ -61,10 +60,9 @@ def read_metrics_file(path: Path) -> dict[str, Any]:
             raise ValueError(f"{missing[0]!r} is missing")
         if not isinstance(metrics["name"], str):
             raise ValueError(f"'name' is {metrics['name']!r}, not text")
-        for section in _SECTIONS:
-            by_split = metrics.get(section, {})
-            if not isinstance(by_split, dict) or not all(isinstance(split, dict) for split in by_split.values()):
-                raise ValueError(f"{section!r} does not hold metrics by split")
+        by_split = metrics["metrics"]
+        if not isinstance(by_split, dict) or not all(isinstance(split, dict) for split in by_split.values()):
+            raise ValueError("'metrics' does not hold metrics by split")
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
     return metrics

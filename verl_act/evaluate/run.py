@@ -19,7 +19,7 @@ from verl_act.envs.settings import check_pool
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.metrics import answer_metrics, by_split, episode_metrics, finished, share
+from verl_act.evaluate.metric_registry import finished, summary
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.evaluate.rollouts import (
     EPISODES_AT_ONCE,
@@ -243,15 +243,18 @@ def write_evaluation(
 
     `manifest` comes from `evaluation_manifest`. `without_room`: how many prompts left no room for a reply.
     """
+    records = {
+        EPISODES: answers.episodes,
+        NEXT_ACTIONS: answers.next_actions,
+        CHOICES: answers.choices,
+        REASONING: answers.reasoning,
+    }
     metrics = {
         "name": name,
         "model": manifest.settings["engine"]["model"],
         "sampling": manifest.settings["sampling"],
         "template": manifest.settings["template"],
-        "episodes": by_split(answers.episodes, episode_metrics),
-        "next_action": by_split(answers.next_actions, answer_metrics),
-        "choice": by_split(answers.choices, answer_metrics),
-        "reasoning": by_split(answers.reasoning, lambda records: {"right": share(records, "right")}),
+        "metrics": summary(records, str(out)),
         "without_room": without_room,
         "env_memory_mb": round(answers.env_memory_mb),
         "seconds": round(seconds, 1),
@@ -268,10 +271,8 @@ def write_evaluation(
     _warn_of_malformed(name, answers)
     with atomic_folder(out) as folder:
         (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        _write_lines(folder / EPISODES, answers.episodes)
-        _write_lines(folder / NEXT_ACTIONS, answers.next_actions)
-        _write_lines(folder / CHOICES, answers.choices)
-        _write_lines(folder / REASONING, answers.reasoning)
+        for file, rows in records.items():
+            _write_lines(folder / file, rows)
         write_manifest(folder, replace(manifest, counts=counts, seconds=round(seconds, 1)))
     return metrics
 

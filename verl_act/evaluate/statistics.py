@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import ttest_1samp, ttest_ind
 
-from verl_act.evaluate.metrics import share_interval
 from verl_act.evaluate.resample import difference_interval, ratio_interval, sign_flip_p, sums_by_task
+
+_FEW_TASKS = 5
+_SAME = 1e-12
+"""Values that differ by less are equal but for rounding."""
 
 
 class ItemOutcome(NamedTuple):
@@ -31,7 +37,7 @@ class Estimate:
     """A metric of the items' means over seeds, with its 95% interval over tasks.
 
     `items` is how many items count; `by_seed` has the metric of each seed, and `deviation` is their sample standard
-    deviation, None for one seed.
+    deviation, None for one seed. Without items, `value`, `low` and `high` are None.
     """
 
     value: float | None
@@ -44,20 +50,34 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """The difference of two methods on the same `items`, with its 95% interval and the two-sided p of "no difference",
-    both over tasks; no interval if all tasks differ by the same amount."""
+    """The difference of two methods on the same `items`, with its 95% interval over tasks.
+
+    There is no interval if all tasks differ by the same amount. `gained` and `lost` count the items on which the first
+    method has more and less. `p_tasks` is the two-sided p of "no difference" over tasks, given these trained models;
+    `p_seeds` is that of Welch's t-test over the seeds' values, None if neither method has two seeds. `p` is the larger
+    of both, adjusted for all tests of a table; None if the metric is not tested or a training has one seed.
+    """
 
     difference: float
+    low: float | None
+    high: float | None
     items: int
-    p: float
-    low: float | None = None
-    high: float | None = None
+    gained: int
+    lost: int
+    p_tasks: float
+    p_seeds: float | None
+    p: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval over tasks excludes 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
+def estimate(seeds: Sequence[Items], is_share: bool) -> Estimate:
     """Estimate one metric of one method; `seeds` has one mapping per seed.
 
-    `binary` metrics get the interval of `metrics.share_interval`, all others a bootstrap over tasks.
+    A share gets the interval of `share_interval`, all other metrics a bootstrap over tasks.
     """
     by_seed = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
@@ -66,7 +86,7 @@ def estimate(seeds: Sequence[Items], binary: bool) -> Estimate:
         return Estimate(None, None, None, 0, by_seed, None)
     tasks = _tasks(means)
     amounts, sizes = (column.tolist() for column in _columns(means))
-    interval = share_interval(amounts, tasks) if binary else ratio_interval(amounts, sizes, tasks)
+    interval = share_interval(amounts, tasks) if is_share else ratio_interval(amounts, sizes, tasks)
     low, high = interval or (None, None)
     deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     return Estimate(value, low, high, sum(size > 0 for size in sizes), by_seed, deviation)
@@ -87,10 +107,77 @@ def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
     (amounts, sizes), (their_amounts, their_sizes) = _columns(first_items), _columns(second_items)
     common = (amounts.sum() + their_amounts.sum()) / (sizes.sum() + their_sizes.sum())
     differences = (amounts - their_amounts) - common * (sizes - their_sizes)
-    counted = int(((sizes > 0) | (their_sizes > 0)).sum())
-    p = sign_flip_p(sums_by_task(differences, _tasks(first_items)))
-    interval = difference_interval((amounts, sizes), (their_amounts, their_sizes), _tasks(first_items))
-    return Against(first_ratio - second_ratio, counted, p, *(interval or (None, None)))
+    tasks = _tasks(first_items)
+    low, high = difference_interval((amounts, sizes), (their_amounts, their_sizes), tasks) or (None, None)
+    return Against(
+        difference=first_ratio - second_ratio,
+        low=low,
+        high=high,
+        items=int(((sizes > 0) | (their_sizes > 0)).sum()),
+        gained=int((differences > _SAME).sum()),
+        lost=int((differences < -_SAME).sum()),
+        p_tasks=sign_flip_p(sums_by_task(differences, tasks)),
+        p_seeds=seed_p(
+            *([ratio for items in side if (ratio := _ratio(items)) is not None] for side in (first, second))
+        ),
+    )
+
+
+def seed_p(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The two-sided p of Welch's t-test of the values of two methods by seed.
+
+    A method with one value, such as an untrained model, counts as known exactly. None if both have one value.
+    """
+    if max(len(first), len(second)) < 2 or not min(len(first), len(second)):
+        return None
+    if max(np.ptp(first), np.ptp(second)) < _SAME:
+        return float(abs(first[0] - second[0]) < _SAME)
+    if min(len(first), len(second)) == 1:
+        several, (one,) = (first, second) if len(second) == 1 else (second, first)
+        return float(ttest_1samp(several, one).pvalue)
+    return float(ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: below 0.05 at a family-wise error rate of 5%."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (95% by default); (0, 1) if `count` is 0."""
+    if count == 0:
+        return 0.0, 1.0
+    share = successes / count
+    middle = share + z * z / (2 * count)
+    spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def share_interval(holds: Sequence[float], tasks: Sequence[Hashable]) -> tuple[float, float]:
+    """Wilson's 95% interval of the mean of `holds` (0 or 1, or means of those over seeds), with `effective_count` as
+    the number of independent items."""
+    if not holds:
+        return wilson_interval(0, 0)
+    count = effective_count(holds, tasks)
+    return wilson_interval(fmean(holds) * count, count)
+
+
+def effective_count(holds: Sequence[float], tasks: Sequence[Hashable]) -> float:
+    """The number of independent items that would give the mean of `holds` its variance between tasks; at most the
+    number of items. If fewer than five tasks have one of the two results, the variance cannot be estimated and each
+    task counts as one item.
+    """
+    mean, items = fmean(holds), len(holds)
+    sums, sizes = sums_by_task(holds, tasks), sums_by_task([1.0] * items, tasks)
+    if len(sums) == items or min((sums > 0).sum(), (sums < sizes).sum()) < _FEW_TASKS:
+        return len(sums)
+    variance = float(((sums - mean * sizes) ** 2).sum()) / items**2
+    return min(items, mean * (1 - mean) / variance) if variance else items
 
 
 def item_means(seeds: Sequence[Items]) -> dict[str, ItemOutcome]:

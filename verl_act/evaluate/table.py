@@ -1,96 +1,121 @@
-"""Evaluations side by side: a table in the terminal, in Markdown and in JSON."""
+"""Evaluations side by side: a short table for the terminal, and all metrics in Markdown and JSON."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verl_act.errors import DataError
 from verl_act.evaluate.files import METRICS_FILE
+from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.records import read_metrics_file
+from verl_act.evaluate.statistics import Estimate, ItemOutcome
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
 
+WIDTH = 100
+"""Columns of a terminal that a table fits in."""
+_BY_SPLIT = ("success",)
+_OF_ALL = ("choice", "next_action", "malformed_share")
+_MOST_COLUMNS = 3
+"""More models than this become rows."""
+
+
+class Headline(NamedTuple):
+    """One of the rows that matter: a metric of all models, on one split or, if `split` is empty, on all of them."""
+
+    metric: str
+    split: str
+    estimates: list[Estimate]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(filter(None, (METRICS[self.metric].title, self.split)))
+
 
 def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
-    """Print one row per evaluation; with `out`, also write comparison.md and comparison.json there."""
-    all_metrics = [_read(Path(folder) / METRICS_FILE) for folder in evaluations]
-    header, rows = comparison(all_metrics)
-    table = Table()
-    for title in _as_text(header):
-        table.add_column(title)
-    for row in rows:
-        table.add_row(*_as_text(row))
-    Console(width=max(100, 14 * len(header))).print(table)
+    """Print the rows that matter; with `out`, also write all metrics to comparison.md and comparison.json there.
+
+    Raises `DataError` if a folder is no evaluation or a file in it is damaged.
+    """
+    folders = [Path(folder) for folder in evaluations]
+    all_metrics = [read_metrics_file(folder / METRICS_FILE) for folder in folders]
+    names = [metrics["name"] for metrics in all_metrics]
+    items = [read_metrics(folder) for folder in folders]
+    print(text_table(names, headlines(items)), end="")
     if out is not None:
         file = Path(out) / "comparison.json"
         with reserved_file(file):
-            replace_file(file.with_suffix(".md"), markdown(header, rows))
+            replace_file(file.with_suffix(".md"), markdown(names, items))
             replace_file(file, json.dumps(all_metrics, indent=2) + "\n")
 
 
-def comparison(evaluations: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, with every column that any of the evaluations has."""
-    columns = []
-    for section, metrics in (
-        ("episodes", ("success", "score", "steps", "inadmissible_share", "malformed_share", "loop_share")),
-        ("next_action", ("right", "right_inferable")),
-        ("choice", ("right", "right_inferable", "named_a_candidate", "consistent", "position_bias")),
-        ("reasoning", ("right",)),
-    ):
-        splits = sorted({split for entry in evaluations for split in entry.get(section, {})})
-        columns += [(section, split, metric) for split in splits for metric in metrics]
-    # Not every evaluation has a score.
-    columns = [column for column in columns if any(_metric(entry, *column) is not None for entry in evaluations)]
-    header = ["model", *(f"{section} {split} {metric}".replace("_", " ") for section, split, metric in columns)]
-    rows = [[entry["name"], *(_cell(_metric(entry, *column)) for column in columns)] for entry in evaluations]
-    return header, rows
+def headlines(models: Sequence[MetricItems]) -> list[Headline]:
+    """Tasks solved on each split, then choices, next actions and malformed replies on all splits."""
+    rows = []
+    for metric in (*_BY_SPLIT, *_OF_ALL):
+        splits = sorted({split for items in models for split, name, _ in items if name == metric})
+        for chosen in [[split] for split in splits] if metric in _BY_SPLIT else [splits] if splits else []:
+            estimates = [METRICS[metric].estimate([_on(items, metric, chosen)]) for items in models]
+            rows.append(Headline(metric, chosen[0] if metric in _BY_SPLIT else "", estimates))
+    return rows
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with one line per metric: there are more metrics than models."""
-    names = [markdown_text(row[0]) for row in rows]
-    lines = [["metric", *names], ["---", *("---:" for _ in names)]]
-    lines += [[markdown_text(title), *(row[index] for row in rows)] for index, title in enumerate(header) if index]
+def _on(items: MetricItems, metric: str, splits: Sequence[str]) -> dict[str, ItemOutcome]:
+    """The items of all `splits` together; their ids begin with the split."""
+    return {item: outcome for split in splits for item, outcome in items.get((split, metric, ""), {}).items()}
+
+
+def text_table(names: Sequence[str], rows: Sequence[Headline]) -> str:
+    """The rows as text of at most `WIDTH` columns: with intervals if the models fit beside each other."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    beside = len(names) <= _MOST_COLUMNS
+    header = [_text(name) for name in names] if beside else [_text(row.title) for row in rows]
+    table.add_column("")
+    for title in header:
+        table.add_column(title, justify="right", overflow="fold")
+    if beside:
+        for row in rows:
+            table.add_row(_text(row.title), *(_cell(row, index, interval=True) for index in range(len(names))))
+    else:
+        for index, name in enumerate(names):
+            table.add_row(_text(name), *(_cell(row, index) for row in rows))
+    console = Console(width=WIDTH, file=io.StringIO(), color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def _cell(row: Headline, index: int, interval: bool = False) -> str:
+    metric, result = METRICS[row.metric], row.estimates[index]
+    between = metric.format_interval(result.low, result.high) if interval else ""
+    return f"{metric.format(result.value)} [{between}]" if between else metric.format(result.value)
+
+
+def markdown(names: Sequence[str], models: Sequence[MetricItems]) -> str:
+    """A Markdown table of all metrics: one line per split and metric, one column per model."""
+    lines = [["split", "metric", *map(markdown_text, names)], ["---", "---", *("---:" for _ in names)]]
+    keys = sorted({key for items in models for key in items}, key=table_order)
+    for key in keys:
+        metric = METRICS[key[1]]
+        title = ", ".join(filter(None, (metric.full_title, key[2])))
+        cells = []
+        for items in models:
+            result = metric.estimate([items.get(key, {})])
+            interval = metric.format_interval(result.low, result.high)
+            text = f"{metric.format(result.value)} [{interval}]" if interval else metric.format(result.value)
+            cells.append(f"{text} n={result.items}" if result.items else "")
+        lines.append([markdown_text(key[0]), markdown_text(title), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _as_text(cells: Sequence[str]) -> list[Text]:
-    return [Text(one_line(cell)) for cell in cells]
-
-
-def _metric(entry: Mapping[str, Any], section: str, split: str, metric: str) -> Any:
-    return entry.get(section, {}).get(split, {}).get(metric)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, Mapping):
-        if "mean" in value:
-            if value["mean"] is None:
-                return ""
-            interval = "" if value["low"] is None else f" [{value['low']:.3g}, {value['high']:.3g}]"
-            return f"{value['mean']:.3g}{interval} n={value['count']}"
-        if value["share"] is None:
-            return ""
-        return f"{value['share']:.1%} [{value['low']:.1%}, {value['high']:.1%}] n={value['count']}"
-    return f"{value:.3g}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    metrics = read_metrics_file(path)
-    try:
-        comparison([metrics])
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path}: is damaged: a metric is not as `evaluate` writes it ({error!r}). Run the evaluation again."
-        ) from error
-    return metrics
+def _text(name: str) -> Text:
+    return Text(one_line(name))

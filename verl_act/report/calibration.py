@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from verl_act.report.statistics import MetricValue, share_of
+from verl_act.evaluate.files import CHOICES
+from verl_act.evaluate.metric_registry import METRICS, metric_items
+from verl_act.evaluate.statistics import Estimate
 from verl_act.report.tables import Model
 
 BINS = 10
 """Of equal width, as usual for the expected calibration error (Guo et al., 2017)."""
+
+_Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class ConfidenceBin:
 
     name: str
     confidences: list[float | None]
-    right: list[MetricValue]
+    right: list[Estimate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +43,16 @@ class Calibration:
 
 def calibrations(compared: Sequence[Model]) -> list[Calibration]:
     """One entry for every split with a recorded confidence of any model."""
-    sure = [[_with_confidence(record) for record in _recorded(model)] for model in compared]
-    splits = sorted({record["split"] for records in sure for record in records})
+    known = [[_with_confidence(record) for record in _recorded(model)] for model in compared]
+    splits = sorted({record["split"] for records in known for record in records})
     return [
-        _calibration(split, [[record for record in records if record["split"] == split] for records in sure])
+        _calibration(split, [[record for record in records if record["split"] == split] for records in known])
         for split in splits
     ]
 
 
-def _recorded(model: Model) -> list[Mapping[str, Any]]:
-    return [record for record in model.evaluation.choices if record.get("log_probability") is not None]
+def _recorded(model: Model) -> _Records:
+    return [record for record in model.evaluation.records[CHOICES] if record.get("log_probability") is not None]
 
 
 def _with_confidence(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,23 +61,27 @@ def _with_confidence(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "pair_id": question, "confidence": confidence, "bin": min(int(confidence * BINS), BINS - 1)}
 
 
-def _calibration(split: str, models: Sequence[Sequence[Mapping[str, Any]]]) -> Calibration:
+def _calibration(split: str, models: Sequence[_Records]) -> Calibration:
     bins = []
     for index in range(BINS):
-        groups = [[record for record in records if record["bin"] == index] for records in models]
-        if any(groups):
+        by_model = [[record for record in records if record["bin"] == index] for records in models]
+        if any(by_model):
             name = f"{100 * index // BINS}–{100 * (index + 1) // BINS}%"
-            confidences = [fmean(record["confidence"] for record in group) if group else None for group in groups]
-            bins.append(ConfidenceBin(name, confidences, [share_of(group, "right") for group in groups]))
+            confidences = [fmean(record["confidence"] for record in group) if group else None for group in by_model]
+            bins.append(ConfidenceBin(name, confidences, [_right(split, group) for group in by_model]))
     return Calibration(split, [_error(bins, model) for model in range(len(models))], bins)
+
+
+def _right(split: str, records: _Records) -> Estimate:
+    return METRICS["choice"].estimate([metric_items({CHOICES: records}).get((split, "choice", ""), {})])
 
 
 def _error(bins: Sequence[ConfidenceBin], model: int) -> float | None:
     """The mean distance between confidence and accuracy over the bins, weighted by their number of choices."""
-    count = sum(entry.right[model].count for entry in bins)
     gaps = [
-        entry.right[model].count * abs(entry.right[model].value - confidence)  # type: ignore[operator]
+        (entry.right[model].items, abs(value - confidence))
         for entry in bins
-        if (confidence := entry.confidences[model]) is not None
+        if (confidence := entry.confidences[model]) is not None and (value := entry.right[model].value) is not None
     ]
-    return sum(gaps) / count if count else None
+    count = sum(items for items, _ in gaps)
+    return sum(items * gap for items, gap in gaps) / count if count else None

@@ -17,14 +17,11 @@ from verl_act.report.tables import (
     Group,
     Model,
     blocks,
-    by_margin,
-    by_position,
-    by_task_type,
-    first_picked,
+    groups,
     models,
 )
 
-VERSION = 2
+VERSION = 3
 """Version of the JSON file's format."""
 
 
@@ -38,11 +35,12 @@ class Content:
     methods_start: str
     method_budgets: list[MethodBudget]
     method_tables: list[MethodTable]
+    comparisons: dict[str, dict[str, Any]]
+    """Run -> its `methods.json`."""
     models: list[Model]
     blocks: list[Block]
     task_types: list[Group]
     positions: list[Group]
-    first_picked: list[Group]
     margins: list[Group]
     calibrations: list[Calibration]
     curves: list[Curve]
@@ -55,12 +53,11 @@ class Content:
             "title",
             "notes",
             "methods_start",
+            "comparisons",
             "method_budgets",
-            "method_tables",
             "blocks",
             "task_types",
             "positions",
-            "first_picked",
             "margins",
             "calibrations",
             "curves",
@@ -95,12 +92,12 @@ def content(runs: Sequence[Run], most: int) -> Content:
         methods_start=methods_start(runs),
         method_budgets=method_budgets(runs),
         method_tables=method_tables(runs),
+        comparisons={run.name: run.comparison for run in runs if run.comparison},
         models=compared,
         blocks=blocks(compared),
-        task_types=by_task_type(compared),
-        positions=by_position(compared),
-        first_picked=first_picked(compared),
-        margins=by_margin(compared),
+        task_types=groups(compared, "success_by_type"),
+        positions=groups(compared, "choice_by_position"),
+        margins=groups(compared, "choice_by_margin"),
         calibrations=calibrations(compared),
         curves=curves(runs),
         examples=selected,

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from verl_act.report.read import RL_STAGES, Run
+from verl_act.evaluate.metric_registry import METRICS
+from verl_act.report.read import Run
+from verl_act.report.stages import RL_STAGES
 
 Point = tuple[int, float]
 Range = tuple[int, float, float]
@@ -18,26 +20,27 @@ _MOST_POINTS = 300
 _VALIDATION = re.compile(r"val-(?:core|aux)/act/[^/]+/(choice|action|episode)(?:/(.+))?/(acc|success)/mean@\d+")
 _TRAINING = re.compile(r"train/act/[^/]+/(choice|action|episode)(?:/.+)?/([^/]+)/mean")
 _TIERS = {
-    "acc": "expert's action",
-    "adm": "other admissible action",
-    "fmt": "malformed reply",
-    "success": "task solved",
-    "inadmissible_share": "inadmissible actions",
-    "malformed_share": "malformed replies",
+    "acc": "Expert's action",
+    "adm": "Other admissible action",
+    "fmt": METRICS["malformed_share"].title,
+    **{name: METRICS[name].title for name in ("success", "inadmissible_share", "malformed_share")},
 }
 _RIGHT = {"choice": "acc", "action": "acc", "episode": "success"}
 """The validation metric of each kind of row."""
-_CORRECT = {"choice": "better action chosen", "action": "expert's action given", "episode": "task solved"}
+_CORRECT = {
+    kind: METRICS[name].title
+    for kind, name in (("choice", "choice"), ("action", "next_action"), ("episode", "success"))
+}
 _About = tuple[str, str, str, str]
 """Key, title, note and unit of a chart."""
 _VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
 _TIER_SHARES: _About = ("tiers", "What replies earned", "share of the step's samples", "share")
-_THOUGHTS: _About = ("thoughts", "Replies with a thought", "share of the step's samples", "share")
+_THOUGHTS: _About = ("thoughts", METRICS["thought_share"].title, "share of the step's samples", "share")
 _PLAIN: dict[str, _About] = {
     "train/loss": ("loss", "Loss", "mean over the step's reply tokens", "nats"),
     "critic/score/mean": ("score", "Reward", "mean of the step's samples", "reward"),
     "actor/entropy": ("entropy", "Entropy of the policy", "mean over reply tokens", "nats"),
-    "response_length/mean": ("length", "Reply length", "mean of the step's samples", "tokens"),
+    "response_length/mean": ("length", METRICS["reply_length"].title, "mean of the step's samples", "tokens"),
 }
 
 
@@ -166,7 +169,7 @@ def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], l
         elif (match := _TRAINING.fullmatch(key)) and match[2] in _TIERS:
             series[_TIER_SHARES, _with_kind(_TIERS[match[2]], match, points)] = points[key]
         elif match and match[2] == "thought" and any(value for _, value in points[key]):
-            series[_THOUGHTS, _with_kind("reply with a thought", match, points)] = points[key]
+            series[_THOUGHTS, _with_kind(METRICS["thought_share"].title, match, points)] = points[key]
     return series
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from verl_act.errors import DataError
-from verl_act.evaluate.metrics import LOOP_LENGTH
+from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.metric_registry import LOOP_LENGTH
 from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
 from verl_act.parquet_file import read_parquet_schema
@@ -28,8 +29,13 @@ from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_nam
 
 Json = dict[str, Any]
 _NONE = schema_name(pa.schema([]))
-KINDS = {"episodes": "task_id", "next_actions": "state_id", "choices": "pair_id", "reasoning": "item"}
-"""Kind of answer -> the key of its item's id."""
+KINDS = {
+    "episodes": (EPISODES, "task_id"),
+    "next_actions": (NEXT_ACTIONS, "state_id"),
+    "choices": (CHOICES, "pair_id"),
+    "reasoning": (REASONING, "item"),
+}
+"""Kind of answer -> the file of its records and the key of an item's id."""
 _NAMED_IN_THEIR_SPLIT = ("episodes", "reasoning")
 """Ids of these kinds are unique only within a split."""
 
@@ -73,10 +79,10 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
         "reasoning": lambda chosen: _reasoning(questions.reasoning() if chosen else {}, texts),
     }
     by_kind = []
-    for kind in KINDS:
+    for kind, (file, _) in KINDS.items():
         answers = [
             # Of a choice's orders, the first: the others ask the same.
-            {_name(kind, record): record for record in getattr(model.evaluation, kind) if not record.get("order")}
+            {_name(kind, record): record for record in model.evaluation.records[file] if not record.get("order")}
             for model in compared
         ]
         items = list(dict.fromkeys(item for by_item in answers for item in by_item))
@@ -89,7 +95,7 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
 
 
 def _name(kind: str, record: Json) -> str:
-    name: str = record[KINDS[kind]]
+    name: str = record[KINDS[kind][1]]
     return f"{record['split']}/{name}" if kind in _NAMED_IN_THEIR_SPLIT else name
 
 
@@ -255,7 +261,7 @@ class _Questions:
                 for name, sha in inputs.items():
                     if sha not in paths and (path := _unchanged(name, sha, run.folder)):
                         paths[sha] = path
-                if evaluation.reasoning:
+                if evaluation.records[REASONING]:
                     self.reasoning_files += [paths[sha] for sha in inputs.values() if sha in paths]
         self.tables = [path for path in paths.values() if _schema(path) != _NONE]
 

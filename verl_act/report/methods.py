@@ -1,50 +1,20 @@
-"""The method tables of a comparison over seeds, from the file that `compare-methods` wrote."""
+"""The method tables of comparisons over seeds, from the files that `compare-methods` wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from verl_act.evaluate.methods import format_metric, mean_seconds, steps_in_words, tests_in_words
-from verl_act.evaluate.metric_registry import METRICS
+from verl_act.evaluate import methods
 from verl_act.report.read import Run
 
 
 @dataclass(frozen=True, slots=True)
-class MethodTest:
-    """A test against another method. `clear`: p is below 0.05."""
-
-    text: str
-    clear: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MethodCell:
-    """One metric of a method, as text and as numbers; all empty if the method does not have it.
-
-    As in `methods.json`, `estimate` is an `Estimate` and `against` is other method -> `Against` (both of
-    `evaluate.statistics`).
-    """
-
-    value: str = ""
-    interval: str = ""
-    spread: str = ""
-    tests: tuple[MethodTest, ...] = ()
-    estimate: Mapping[str, Any] = field(default_factory=dict)
-    against: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class MethodTable:
-    """One row per method. `detail` tables (of groups) are collapsed. `run` is empty if only one run has methods."""
+    """A table of the comparison of `run`, which is empty if only one run has methods."""
 
     run: str
-    title: str
-    split: str
-    columns: list[str]
-    rows: list[tuple[str, list[MethodCell]]]
-    detail: bool
+    table: methods.MethodTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +31,13 @@ class MethodBudget:
 
 
 def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
-    """Per split: a table of the metrics over all items, then those by task type, position and margin."""
-    tables = []
-    for run in runs:
-        entries = run.comparison.get("entries", [])
-        for split in dict.fromkeys(entry["split"] for entry in entries):
-            of_split = [entry for entry in entries if entry["split"] == split]
-            whole = [entry for entry in of_split if not entry["group"]]
-            tables.append(_table(_name(run, runs), "All metrics", split, whole, False))
-            for metric in dict.fromkeys(entry["figure"] for entry in of_split if entry["group"]):
-                grouped = [entry for entry in of_split if entry["figure"] == metric and entry["group"]]
-                tables.append(_table(_name(run, runs), METRICS[metric].title, split, grouped, True))
-    return tables
+    """The tables of all comparisons, as in `methods.md`."""
+    return [
+        MethodTable(_name(run, runs), table)
+        for run in runs
+        if run.comparison
+        for table in methods.method_tables(run.comparison)
+    ]
 
 
 def methods_start(runs: Sequence[Run]) -> str:
@@ -113,13 +78,13 @@ def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
     budgets = []
     for run in runs:
         for name, method in run.comparison.get("methods", {}).items():
-            times = mean_seconds(method["seconds"])
+            times = methods.mean_seconds(method["seconds"])
             training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
             budgets.append(
                 MethodBudget(
                     run=_name(run, runs),
                     name=name,
-                    steps=steps_in_words(method["steps"]),
+                    steps=methods.steps_in_words(method["steps"]),
                     against="; ".join(method["against"]),
                     seeds=", ".join(method["evaluations"]),
                     minutes=training / 60,
@@ -131,37 +96,3 @@ def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
 
 def _name(run: Run, runs: Sequence[Run]) -> str:
     return run.name if sum(bool(other.comparison) for other in runs) > 1 else ""
-
-
-def _table(run: str, title: str, split: str, entries: Sequence[Mapping[str, Any]], detail: bool) -> MethodTable:
-    rows: dict[str, dict[str, MethodCell]] = {}
-    columns: dict[str, None] = {}
-    for entry in entries:
-        column = entry["group"].replace("_", " ") if detail else METRICS[entry["figure"]].title
-        columns[column] = None
-        rows.setdefault(entry["method"], {})[column] = _cell(entry)
-    listed = [(name, [row.get(column, MethodCell()) for column in columns]) for name, row in rows.items()]
-    return MethodTable(run, title, split, list(columns), listed, detail)
-
-
-def _cell(entry: Mapping[str, Any]) -> MethodCell:
-    estimate = entry["estimate"]
-    if estimate["value"] is None:
-        return MethodCell()
-    share = METRICS[entry["figure"]].share
-
-    interval = (
-        f"{format_metric(estimate['low'], share)}–{format_metric(estimate['high'], share)}"
-        if estimate["low"] is not None
-        else ""
-    )
-    return MethodCell(
-        value=format_metric(estimate["value"], share),
-        interval=f"{interval}, n = {estimate['items']}".removeprefix(", "),
-        spread=f"± {format_metric(estimate['deviation'], share)} over seeds"
-        if estimate["deviation"] is not None
-        else "",
-        tests=tuple(MethodTest(text, p < 0.05) for text, p in tests_in_words(entry)),
-        estimate=estimate,
-        against=entry["against"],
-    )

@@ -9,29 +9,23 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from verl_act.evaluate.methods import NOTE, format_p
+from verl_act.evaluate.methods import NOTE
+from verl_act.evaluate.metric_registry import METRICS, SECTIONS, format_value
 from verl_act.names import markdown_text
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.curves import curve_table
-from verl_act.report.statistics import MetricValue
 from verl_act.report.summary import duration
-from verl_act.report.tables import Group, MetricCell
+from verl_act.report.tables import Group, MetricCell, Row
 
-SECTIONS = {
-    "episodes": "Episodes",
-    "next_action": "Next actions",
-    "choice": "Choices",
-    "reasoning": "General reasoning",
-}
-_HEADLINES = {"episodes": "success", "next_action": "right_inferable", "choice": "right_inferable"}
+_HEADLINES = ("success", "next_action", "choice")
 
 
 def html(content: Content) -> str:
@@ -80,9 +74,9 @@ def _environment(**options: Any) -> Environment:
         **options,
     )
     environment.filters |= {
-        "show": plots.show,
-        "interval": _interval,
-        "paired": _paired,
+        "show": format_value,
+        "interval": lambda estimate, key: METRICS[key].format_interval(estimate.low, estimate.high),
+        "change": _change,
         "duration": duration,
         "spaced": lambda text: text.replace("_", " "),
         "count": lambda value: f"{value:,}" if isinstance(value, int) else str(value),
@@ -98,8 +92,8 @@ def _asset(name: str) -> str:
 
 def _chance(content: Content, split: str) -> float | None:
     """The accuracy of a random choice on `split`; None if the number of candidates is unknown."""
-    places = {group.name for group in content.positions if group.split == split}
-    return 1 / len(places) if len(places) > 1 else None
+    positions = [group for group in content.positions if group.split == split]
+    return 1 / len(positions) if len(positions) > 1 else None
 
 
 def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
@@ -107,33 +101,34 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
     labels = [model.label for model in content.models]
     return {
         "headlines": [
-            (SECTIONS[section], row_title, plots.bars(f"{SECTIONS[section]}: {row_title}", groups, labels))
-            for section, row_title, groups in _headlines(content)
+            (METRICS[metric].title, METRICS[metric].note, plots.bars(METRICS[metric].full_title, groups, labels))
+            for metric in _HEADLINES
+            if (groups := _by_split(content, metric))
         ],
         "task_types": [
-            (split, "tasks solved", plots.bars(f"Tasks solved by type, {split}", groups, labels))
-            for split, groups in _by_split(content.task_types)
+            (METRICS["success_by_type"].title, split, plots.bars(f"Tasks solved by type, {split}", groups, labels))
+            for split, groups in _of_each_split(content.task_types)
         ],
         "positions": [
             (
+                METRICS["choice_by_position"].title,
                 split,
-                "choices by position",
-                plots.bars(f"Choices by position, {split}", both, labels, _chance(content, split)),
+                plots.bars(f"Choices by position, {split}", groups, labels, _chance(content, split)),
             )
-            for split, both in _by_split([*content.positions, *content.first_picked])
+            for split, groups in _of_each_split(content.positions)
         ],
         "margins": [
             (
+                METRICS["choice_by_margin"].title,
                 split,
-                "choices by margin",
-                plots.points(f"Right choices by margin, {split}", groups, labels, "margin, steps"),
+                plots.points(f"Choices by margin, {split}", groups, labels, "margin, steps"),
             )
-            for split, groups in _by_split(content.margins)
+            for split, groups in _of_each_split(content.margins)
         ],
         "calibrations": [
             (
+                "Calibration of choices",
                 calibration.split,
-                "calibration",
                 plots.reliability(f"Calibration of choices, {calibration.split}", calibration, labels),
             )
             for calibration in content.calibrations
@@ -141,43 +136,30 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
     }
 
 
-def _headlines(content: Content) -> list[tuple[str, str, list[Group]]]:
-    """(section, title, one group per split) of each section's main metric."""
-    headlines = []
-    for section, key in _HEADLINES.items():
-        rows = {
-            block.split: row
-            for block in content.blocks
-            if block.section == section
-            for row in block.rows
-            if row.key == key and any(cell.figure.count for cell in row.cells)
-        }
-        if rows:
-            groups = [Group(split, split, [cell.figure for cell in row.cells]) for split, row in rows.items()]
-            headlines.append((section, next(iter(rows.values())).title, groups))
-    return headlines
+def _by_split(content: Content, metric: str) -> list[Group]:
+    """A metric of all items as one group per split."""
+    return [
+        Group(metric, block.split, block.split, [cell.estimate for cell in row.cells])
+        for block in content.blocks
+        for row in block.rows
+        if row.key == metric
+    ]
 
 
-def _by_split(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
-    splits = dict.fromkeys(group.split for group in groups)
-    return [(split, [replace(group) for group in groups if group.split == split]) for split in splits]
+def _of_each_split(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    def split(group: Group) -> str:
+        return group.split
+
+    return [(name, list(members)) for name, members in groupby(sorted(groups, key=split), key=split)]
 
 
-def _interval(metric: MetricValue, unit: str) -> str:
-    if metric.low is None:
+def _change(row: Row, cell: MetricCell) -> str:
+    """The change against the first model as text; empty for the first model itself."""
+    change, metric = cell.change, METRICS[row.key]
+    if change is None:
         return ""
-    low, high = plots.show(metric.low, unit), plots.show(metric.high, unit)
-    return f"{low.removesuffix('%')}–{high}"
-
-
-def _paired(cell: MetricCell) -> str:
-    test = cell.against_first
-    if test is None:
-        return ""
-    if not test.gained + test.lost:
-        return "no item differs"
-    points = f"{100 * test.difference:+.1f}".replace("-", "−")
-    return f"{points} points, {test.gained} up, {test.lost} down, {format_p(test.p)}"
+    text = metric.format_change(change.difference, change.low, change.high)
+    return f"{text}, {change.gained} up, {change.lost} down" if metric.average == "share" else text
 
 
 def _moment(text: str) -> str:

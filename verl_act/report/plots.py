@@ -15,10 +15,10 @@ import altair as alt
 import vl_convert
 from markupsafe import Markup
 
-from verl_act.evaluate.methods import format_metric
+from verl_act.evaluate.metric_registry import format_value
+from verl_act.evaluate.statistics import Estimate
 from verl_act.report.calibration import Calibration
 from verl_act.report.curves import Curve, Series
-from verl_act.report.statistics import MetricValue
 from verl_act.report.tables import Group
 
 WIDTH = 340
@@ -63,7 +63,8 @@ def curve(chart: Curve) -> Markup:
             "high": high,
             "run": _plain(series.run),
             "name": _plain(series.name),
-            "label": f"{_plain(_series_name(series.run, series.name, runs))}, step {step}: {show(value, chart.unit)}",
+            "label": f"{_plain(_series_name(series.run, series.name, runs))}, step {step}: "
+            f"{format_value(value, chart.unit)}",
         }
         for series in chart.series
         for (step, value), (low, high) in zip(series.points, _bounds(series), strict=True)
@@ -81,7 +82,7 @@ def curve(chart: Curve) -> Markup:
         dashed = [_plain(name) for name in names]
         scale = alt.Scale(domain=dashed, range=[_DASHES[index % len(_DASHES)] for index in range(len(dashed))])
         dashes["strokeDash"] = alt.StrokeDash(f"{other}:N", scale=scale, legend=_legend(dashed))
-    base = alt.Chart(alt.Data(values=rows)).encode(**encoding)  # type: ignore[arg-type]
+    base = _chart(rows).encode(**encoding)
     line = base.mark_line(strokeWidth=2, strokeJoin="round").encode(detail=f"{other}:N", **dashes)
     few = max(len(series.points) for series in chart.series) <= 60
     shapes = alt.Shape(f"{by}:N", scale=_shapes(values), legend=_legend(values))
@@ -97,7 +98,7 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
     rows = [
         _interval_row(_plain(_spaced(group.name)), label, metric)
         for group in groups
-        for label, metric in zip(labels, group.figures, strict=True)
+        for label, metric in zip(labels, group.estimates, strict=True)
         if metric.value is not None
     ]
     models = [_plain(label) for label in labels]
@@ -105,7 +106,7 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
     name, thickness, gap = 17, 11, 5
     step = name + thickness * len(models) + gap
     inner, outer = (name + gap) / step, name / step
-    places = {
+    channels: dict[str, Any] = {
         "y": alt.Y(
             "group:N",
             sort=order,
@@ -125,11 +126,11 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
         "yOffset": alt.YOffset("model:N", scale=alt.Scale(domain=models, paddingInner=0.15)),
         "description": alt.Description("label:N"),
     }
-    base = alt.Chart(alt.Data(values=rows)).encode(**places)  # type: ignore[arg-type]
+    base = _chart(rows).encode(**channels)
     bar = base.mark_bar().encode(x=_share_axis("value"), color=_colour("model", models))
     chart = bar + _interval(base)
     if neutral is not None:
-        line = alt.Chart(alt.Data(values=[{"at": neutral}])).mark_rule(stroke="var(--ink)", strokeDash=[3, 3], size=1)  # type: ignore[arg-type]
+        line = _chart([{"at": neutral}]).mark_rule(stroke="var(--ink)", strokeDash=[3, 3], size=1)
         chart += line.encode(x="at:Q")
     return _svg(chart, title, height=round(step * (len(order) - inner + 2 * outer)))
 
@@ -140,11 +141,11 @@ def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str
     rows = [
         _interval_row(_plain(group.name), label, metric)
         for group in groups
-        for label, metric in zip(labels, group.figures, strict=True)
+        for label, metric in zip(labels, group.estimates, strict=True)
         if metric.value is not None
     ]
     models = [_plain(label) for label in labels]
-    base = alt.Chart(alt.Data(values=rows)).encode(  # type: ignore[arg-type]
+    base = _chart(rows).encode(
         x=alt.X("group:N", sort=order, title=axis, axis=alt.Axis(labelAngle=0), scale=alt.Scale(paddingInner=0.3)),
         xOffset=alt.XOffset("model:N", scale=alt.Scale(domain=models)),
         color=_colour("model", models),
@@ -159,39 +160,41 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
         {
             **_interval_row(_plain(entry.name), label, metric),
             "confidence": confidence,
-            "label": f"{_plain(label)}, confidence {show(confidence, 'share')}: right {show(metric.value, 'share')} "
-            f"({show(metric.low, 'share')} to {show(metric.high, 'share')}, n = {metric.count})",
+            "label": f"{_plain(label)}, confidence {format_value(confidence, 'share')}: right {_with_interval(metric)}",
         }
         for entry in calibration.bins
         for label, confidence, metric in zip(labels, entry.confidences, entry.right, strict=True)
         if confidence is not None
     ]
     models = [_plain(label) for label in labels]
-    base = alt.Chart(alt.Data(values=rows)).encode(  # type: ignore[arg-type]
+    base = _chart(rows).encode(
         x=_share_axis("confidence", "confidence"),
         color=_colour("model", models),
         description=alt.Description("label:N"),
     )
-    ends = alt.Chart(alt.Data(values=[{"at": 0}, {"at": 1}]))  # type: ignore[arg-type]
+    ends = _chart([{"at": 0}, {"at": 1}])
     agree = ends.mark_line(stroke="var(--ink)", strokeDash=[3, 3], strokeWidth=1).encode(x="at:Q", y="at:Q")
     return _svg(agree + _points(base, models, "right"), title, height=220)
 
 
-def show(value: float | None, unit: str) -> str:
-    """A value as text; shares in percent."""
-    return "–" if value is None else format_metric(value, unit == "share")
+def _chart(rows: Rows) -> alt.Chart:
+    return alt.Chart(alt.Data(values=rows))  # type: ignore[no-untyped-call]
 
 
-def _interval_row(group: str, model: str, metric: MetricValue) -> dict[str, Any]:
-    bounds = f"{show(metric.low, 'share')} to {show(metric.high, 'share')}"
+def _interval_row(group: str, model: str, metric: Estimate) -> dict[str, Any]:
     return {
         "group": group,
         "model": _plain(model),
         "value": metric.value,
         "low": metric.low,
         "high": metric.high,
-        "label": f"{group}, {_plain(model)}: {show(metric.value, 'share')} ({bounds}, n = {metric.count})",
+        "label": f"{group}, {_plain(model)}: {_with_interval(metric)}",
     }
+
+
+def _with_interval(metric: Estimate) -> str:
+    value, low, high = (format_value(bound, "share") for bound in (metric.value, metric.low, metric.high))
+    return f"{value} ({low} to {high}, n = {metric.items})"
 
 
 def _points(base: alt.Chart, models: Sequence[str], title: str | None = None) -> alt.LayerChart:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.evaluate.records import json_lines, read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
@@ -27,10 +27,8 @@ class Evaluation:
     template: str
     sampling: dict[str, Any]
     manifest: Manifest | None
-    episodes: list[dict[str, Any]]
-    next_actions: list[dict[str, Any]]
-    choices: list[dict[str, Any]]
-    reasoning: list[dict[str, Any]]
+    records: dict[str, list[dict[str, Any]]]
+    """File name -> records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,6 @@ def _read_methods(folder: Path, name: str) -> Run:
     if path.is_file():
         try:
             comparison = read_json(path)
-            _upgrade(comparison)
             methods = comparison["methods"].values()
             seed = next(iter(next(iter(methods))["evaluations"]))
             folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
@@ -124,16 +121,6 @@ def _failed_episodes(folder: Path, comparison: dict[str, Any]) -> dict[str, tupl
         counts = [manifest.counts for manifest in manifests if manifest]
         failed[name] = tuple(sum(entry.get(key, 0) for entry in counts) for key in ("episode_errors", "episodes"))
     return failed
-
-
-def _upgrade(comparison: dict[str, Any]) -> None:
-    """Convert the older format, in which `against` is one method instead of a list (the method itself for none)."""
-    for name, method in comparison["methods"].items():
-        if isinstance(method["against"], str):
-            method["against"] = [other for other in [method["against"]] if other != name]
-            for entry in comparison["entries"]:
-                if entry["method"] == name:
-                    entry["against"] = {other: entry["against"] for other in method["against"] if entry["against"]}
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -165,16 +152,4 @@ def _read_evaluation(folder: Path) -> Evaluation:
         raise DataError(f"{folder}: holds no evaluation ({METRICS_FILE} is missing); run the chain or `methods` again.")
     metrics = read_metrics_file(path)
     name, model, template, sampling = (metrics[key] for key in ("name", "model", "template", "sampling"))
-    records = read_records(folder)
-    return Evaluation(
-        folder,
-        name,
-        model,
-        template,
-        sampling,
-        read_manifest(folder),
-        episodes=records[EPISODES],
-        next_actions=records[NEXT_ACTIONS],
-        choices=records[CHOICES],
-        reasoning=records[REASONING],
-    )
+    return Evaluation(folder, name, model, template, sampling, read_manifest(folder), read_records(folder))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_act.evaluate.metrics import finished
+from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.metric_registry import finished
 from verl_act.report.examples import Examples
 from verl_act.report.read import Run
 from verl_act.report.stages import RL_STAGES, StageRecord, StageState
@@ -81,7 +82,8 @@ def summary(run: Run) -> RunSummary:
         command=next((_command(mark.command, run.folder) for mark in marks), ""),
         env=next((str(entry["env"]) for entry in settings if entry.get("env")), ""),
         model=_model(run, settings),
-        splits=splits or sorted({record["split"] for evaluation in run.evaluations for record in evaluation.episodes}),
+        splits=splits
+        or sorted({record["split"] for evaluation in run.evaluations for record in evaluation.records[EPISODES]}),
         seeds=run.seeds or sorted({manifest.seed for manifest in manifests if manifest.seed is not None}),
         first=created[0] if created else "",
         last=created[-1] if created else "",
@@ -128,7 +130,7 @@ def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequenc
 def _not_counted(compared: Sequence[Model], runs: Sequence[Run]) -> Iterator[str]:
     """Notes about episodes that the tables leave out."""
     for model in compared:
-        episodes = model.evaluation.episodes
+        episodes = model.evaluation.records[EPISODES]
         if failed := len(episodes) - len(finished(episodes)):
             yield _failed(failed, len(episodes), model.label)
     for run in runs:
