@@ -14,6 +14,7 @@ from typing import Any
 
 from verl_act.data.order import expert_positions
 from verl_act.data_prep.pairs import giveaways
+from verl_act.data_prep.pairs.probe import MIN_PAIRS, ProbeResult, probe_pairs
 from verl_act.envs.registry import installed_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.options import Seed, Share, check_options
@@ -32,6 +33,9 @@ class AuditBounds:
     """Accuracy of always choosing the longer, or the shorter, action. Above the bound: an error."""
     verb: Share = 0.65
     """Accuracy of preferring one verb. Above the bound: a warning, because experts do prefer some verbs."""
+    probe: Share = 0.75
+    """Accuracy of a classifier of shallow features (`FEATURES` in `verl_act.data_prep.pairs.probe`). Above the bound: a
+    warning, because some features, such as words of the goal, are reasons too."""
     imbalance: Share = 0.01
     """Distance from one half of the share of rows with the expert's action first. Above the bound: an error."""
 
@@ -54,6 +58,8 @@ class AuditReport:
 
     pairs: int
     findings: tuple[AuditFinding, ...]
+    probe: ProbeResult | None = None
+    """Of the held-out pairs, or cross-validated; None if there are too few pairs."""
 
     @property
     def errors(self) -> tuple[AuditFinding, ...]:
@@ -95,6 +101,7 @@ def check_pairs(
     pairs, others = read_pairs(files), read_pairs(held_out)
     if not pairs:
         raise DataError(f"{', '.join(str(Path(path)) for path in files)}: no pairs to check.")
+    probe = probe_pairs(pairs, others if len(others) >= MIN_PAIRS else ())
     findings = [
         _leakage(pairs, others),
         *_each(pairs),
@@ -103,8 +110,9 @@ def check_pairs(
         _label_words(pairs, get_template(template, **(template_options or {}))),
         _length(pairs, bounds),
         _verb(pairs, bounds),
+        _shortcuts(probe, bounds),
     ]
-    return AuditReport(len(pairs), tuple(findings))
+    return AuditReport(len(pairs), tuple(findings), probe)
 
 
 def check_settings(*, template: str, template_options: Mapping[str, Any], seed: Seed = 0) -> None:
@@ -268,3 +276,14 @@ def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> AuditFinding:
     preferred, accuracy = giveaways.best_verb(pairs)
     text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
     return AuditFinding("verb", "warning" if accuracy > bounds.verb else "ok", text)
+
+
+def _shortcuts(probe: ProbeResult | None, bounds: AuditBounds) -> AuditFinding:
+    if probe is None:
+        return AuditFinding("shortcuts", "skipped", f"a probe needs {MIN_PAIRS} training pairs of several tasks")
+    text = f"a probe on shallow features is right in {probe.accuracy:.1%} (bound {bounds.probe:.0%})"
+    if probe.hard_accuracy is not None:
+        text += f", in {probe.hard_accuracy:.1%} of the {probe.hard.sum()} hard ones"
+    useful = [f"{name} ({lost:.1%})" for name, lost in list(probe.importance.items())[:_EXAMPLES] if lost > 0]
+    text += f", of {len(probe.outcomes)} pairs; most useful: {', '.join(useful) or 'none'}"
+    return AuditFinding("shortcuts", "warning" if probe.accuracy > bounds.probe else "ok", text)
