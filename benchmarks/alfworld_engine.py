@@ -28,7 +28,7 @@ import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs import PddlEnv
 
-from verl_act.envs.alfworld.engine import Engine
+from verl_act.envs.alfworld.engine import AlfworldEngine
 from verl_act.envs.alfworld.game import compile_game, read_game
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.planner_library import load_library
@@ -76,7 +76,7 @@ def walk_stock(stock: AlfredDemangler, path: Path, steps: int, times: Times) -> 
     return commands, transcript
 
 
-def walk_ours(engine: Engine, path: Path, commands: list[str], times: Times) -> Transcript:
+def walk_ours(engine: AlfworldEngine, path: Path, commands: list[str], times: Times) -> Transcript:
     """The same walk on ours."""
     timed(times.load, lambda: engine.load(read_game(path)))
     transcript: Transcript = [timed(times.reset, engine.reset)]
@@ -87,7 +87,7 @@ def walk_ours(engine: Engine, path: Path, commands: list[str], times: Times) -> 
 def compare(games: list[Path], steps: int) -> dict[str, Any]:
     """Times of both engines on `games`; `again` is our second walk, as when a group plays one task several times."""
     stock = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
-    engine, times = Engine(), {"stock": Times(), "ours": Times(), "ours, again": Times()}
+    engine, times = AlfworldEngine(), {"stock": Times(), "ours": Times(), "ours, again": Times()}
     walks = [walk_stock(stock, path, steps, times["stock"]) for path in games]
     compile_game.cache_clear()  # the games were verified in this process
     for kind in ("ours", "ours, again"):

@@ -93,7 +93,7 @@ def tokenizer(played: Played) -> Any:
         (TEMPLATE.action_messages(context), answer(action))
         for context, action in zip(played.contexts, played.plan, strict=True)
     ]
-    return train_tokenizer(rows, vocabulary=600)
+    return train_tokenizer(rows, vocabulary=600, dialect=get_env("alfworld").dialect)
 
 
 def answer(action: str) -> str:

@@ -19,7 +19,7 @@ from textworld.envs import PddlEnv
 
 from verl_act.envs.alfworld import planner_library
 from verl_act.envs.alfworld.data import TASK_TYPES, list_games
-from verl_act.envs.alfworld.engine import Engine, Frame
+from verl_act.envs.alfworld.engine import AlfworldEngine, Frame
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import read_game
 from verl_act.envs.base import Task
@@ -43,7 +43,7 @@ def stock() -> AlfredDemangler:
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_transcripts_are_those_of_the_stock_engine(task_type: str, games: Path, stock: AlfredDemangler) -> None:
-    engine = Engine()
+    engine = AlfworldEngine()
 
     def start() -> Frame:
         theirs, ours = stock.reset(), engine.reset()
@@ -164,7 +164,7 @@ def test_expressions_mean_what_they_mean_to_the_stock_engine(
             json.dumps(content | {"grammar": content["grammar"].replace("{r.name or r.id}", f"{{{expression}}}")})
         )
         stock.load(str(path))
-        engine = Engine()
+        engine = AlfworldEngine()
         engine.load(read_game(path))
         shown.add(engine.reset().feedback)
         assert engine.reset().feedback == stock.reset().feedback, expression

@@ -15,9 +15,9 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
-from verl_act.doctor.check_result import Fault
-from verl_act.doctor.data import alfworld_data
 from verl_act.doctor.registered import in_ray_workers
+from verl_act.envs.alfworld.installation import check_games
+from verl_act.errors import InstallationError
 
 OK, ABSENT, WRONG = "ok", "absent", "wrong"
 
@@ -48,10 +48,10 @@ def first_on_path(folder: Path) -> str:
 @pytest.mark.slow
 def test_a_sound_installation(tmp_path: Path) -> None:
     found = examined(tmp_path, 0)
-    optional = {"ALFWorld data", "ScienceWorld", "WebShop"}
+    optional = {"environment alfworld", "environment scienceworld", "environment webshop"}
     assert {name for name, finding in found.items() if finding["state"] != OK} <= optional
-    assert found["ALFWorld data"]["state"] == ABSENT
-    assert "alfworld-download" in found["ALFWorld data"]["remedy"]
+    assert found["environment alfworld"]["state"] == ABSENT
+    assert "alfworld-download" in found["environment alfworld"]["remedy"]
     assert found["registered in the driver"]["detail"] == "agent loop act_env, training metrics, platform cpu"
     assert found["platform"]["detail"].startswith("cpu, because torch")
     assert found["registered in Ray workers"]["detail"].startswith("1 node: agent loop act_env")
@@ -81,8 +81,8 @@ def test_every_planted_fault_is_named_with_its_remedy(tmp_path: Path) -> None:
         "requirements": ("verl 0.8.0 (needed: <0.10,>=0.9.1)", "pip install 'verl<0.10,>=0.9.1'"),
         "registered in the driver": ("VERL_USE_EXTERNAL_PLUGINS=other", "add verl_act to it"),
         "platform": ("cuda (by VERL_PLATFORM=nvidia)", "Unset VERL_PLATFORM"),
-        "ALFWorld data": (f"{tmp_path}/data: holds no ALFWorld games", "Run alfworld-download again"),
-        "ScienceWorld": ("Java", "Install Java 8 or newer"),
+        "environment alfworld": (f"{tmp_path}/data: holds no ALFWorld games", "Run alfworld-download again"),
+        "environment scienceworld": ("Java", "Install Java 8 or newer"),
     }
     shown = run.stdout.splitlines()
     for name, (fault, remedy) in wanted.items():
@@ -107,11 +107,11 @@ def test_a_package_beside_torch_that_breaks_transformers(tmp_path: Path) -> None
 def test_damaged_official_data(tmp_path: Path, games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(games, tmp_path / "data")
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path / "data"))
-    assert "train 12, valid_seen 6, valid_unseen 6; not the official games (train 3,553" in alfworld_data()
+    assert "train 12, valid_seen 6, valid_unseen 6; not the official games (train 3,553" in check_games()
     damaged = next((tmp_path / "data").rglob("valid_seen/**/traj_data.json"))
     damaged.write_text(damaged.read_text()[:50])
-    with pytest.raises(Fault) as fault:
-        alfworld_data()
+    with pytest.raises(InstallationError) as fault:
+        check_games()
     assert str(damaged) in fault.value.detail and "alfworld-download" in fault.value.remedy
     assert "1 of valid_seen" in fault.value.detail
 
@@ -124,7 +124,9 @@ def test_a_cluster_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-        with pytest.raises(Fault, match=r"in a Ray worker on .*VERL_USE_EXTERNAL_PLUGINS=none.*add verl_act to it"):
+        with pytest.raises(
+            InstallationError, match=r"in a Ray worker on .*VERL_USE_EXTERNAL_PLUGINS=none.*add verl_act to it"
+        ):
             in_ray_workers()
     finally:
         nodes.shutdown()
@@ -139,11 +141,11 @@ def test_an_engine_without_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=400, check=False
     )
     # Whichever comes of vLLM's race at the end of a failed start.
-    faults = re.findall(r".*Fault: vLLM (?:did not start with model|has not started within).*", done.stderr)
+    faults = re.findall(r".*InstallationError: vLLM (?:did not start with model|has not started within).*", done.stderr)
     assert faults and "lower VLLM_CPU_KVCACHE_SPACE" in faults[0], done.stderr
 
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(Fault, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1:1.*unset RAY_ADDRESS"):
+    with pytest.raises(InstallationError, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1:1.*unset RAY_ADDRESS"):
         in_ray_workers()

@@ -11,14 +11,14 @@ import pytest
 
 from verl_act.chain import load_recipe
 from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.embedded.dialects import DIALECTS
 from verl_act.data_prep.embedded.make_embedded_model import (
     EmbeddedModelSettings,
     make_embedded_model,
     train_tokenizer,
     warmup_rows,
+    wrong_thought,
 )
-from verl_act.data_prep.embedded.thoughts import Thought, thinker_of, wrong_thought
+from verl_act.envs.dialect import Dialect, Thought
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
 from verl_act.manifest import read_manifest
@@ -27,6 +27,12 @@ from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 
 MB = 2**20
 EMBEDDED_MODELS = embedded_models()
+
+
+def dialect_of(env: str) -> Dialect:
+    dialect = get_env(env).dialect
+    assert dialect is not None
+    return dialect
 
 
 def example(env: str) -> Context:
@@ -50,7 +56,7 @@ def test_a_quickstart_finds_its_model_and_shows_it_what_it_knows(env: str) -> No
     recipe = load_recipe(f"{env}/quickstart")
     folder = Path(recipe.model_path)
     assert folder == EMBEDDED_MODELS[env] and recipe.prompt.template == "compact"
-    assert recipe.prompt.options == dict(DIALECTS[env].template_options)
+    assert recipe.prompt.options == dict(dialect_of(env).template_options)
     manifest = read_manifest(folder)
     assert manifest and manifest.seed == 0 and manifest.counts["parameters"] < 1.3e6
     figures = json.loads((folder / "warmup_metrics.json").read_text())
@@ -75,11 +81,11 @@ def test_the_tokenizer_reads_its_environment_and_can_say_every_action(env: str) 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODELS[env])
-    template, context = get_template("compact", **DIALECTS[env].template_options), example(env)
+    template, context = get_template("compact", **dialect_of(env).template_options), example(env)
     text = template.action_messages(context)[-1]["content"]
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) < len(text) / 2.5, "a page is read in whole words"
-    read = text.lower() if DIALECTS[env].lower_case else text
+    read = text.lower() if dialect_of(env).lower_case else text
     assert tokenizer.decode(ids) == read
     for action in context.admissible_actions:
         reply = f"<action>{action}</action>"
@@ -90,9 +96,9 @@ def test_an_action_begins_with_the_same_token_wherever_it_stands() -> None:
     """So that a model of a million parameters can copy it."""
     context = example("webshop")
     action = context.admissible_actions[2]
-    template = get_template("compact", **DIALECTS["webshop"].template_options)
+    template = get_template("compact", **dialect_of("webshop").template_options)
     rows = [(template.choice_messages(context, [action, "click[buy now]"]), f"<action>{action}</action>")] * 30
-    tokenizer = train_tokenizer(rows, 300, DIALECTS["webshop"])
+    tokenizer = train_tokenizer(rows, 300, dialect_of("webshop"))
     prompt, answer = (tokenizer.encode(text, add_special_tokens=False) for text in (rows[0][0][-1]["content"], action))
     assert any(prompt[at : at + len(answer)] == answer for at in range(len(prompt)))
 
@@ -143,7 +149,7 @@ def test_weights_can_be_stored_in_half_the_size(tmp_path: Path) -> None:
     ("environments", "message"),
     [
         (["alfworld", "webshop"], "the trajectories are of .*'alfworld', 'webshop'"),
-        (["mygame"], "no embedded model can be made for 'mygame'.*dialects.py"),
+        (["mygame"], "no environment named 'mygame'"),
     ],
 )
 def test_trajectories_that_make_no_model_are_told(environments: list[str], message: str, tmp_path: Path) -> None:
@@ -151,6 +157,14 @@ def test_trajectories_that_make_no_model_are_told(environments: list[str], messa
     write_rows(tmp_path / "steps.parquet", steps, TRAJECTORY)
     with pytest.raises(ConfigError, match=message):
         make_embedded_model(tmp_path / "model", [tmp_path / "steps.parquet"])
+
+
+def test_an_environment_without_thoughts_makes_no_model_that_thinks(tmp_path: Path) -> None:
+    write_rows(tmp_path / "steps.parquet", [make_step("webshop", 0).to_row()], TRAJECTORY)
+    with pytest.raises(ConfigError, match=r"'webshop'.*`think`"):
+        make_embedded_model(
+            tmp_path / "model", [tmp_path / "steps.parquet"], EmbeddedModelSettings(thoughts=True, held_out=0)
+        )
 
 
 @pytest.mark.parametrize("held_out", [0, 500])
@@ -173,7 +187,7 @@ def shelf(wanted: str) -> Context:
 
 
 def test_a_thought_is_the_subgoal_that_the_action_serves() -> None:
-    think, context = thinker_of("alfworld"), shelf("mug")
+    think, context = dialect_of("alfworld").think, shelf("mug")
     right = think(context, context.goal)
     assert right == Thought("take mug 1 from shelf 1", "take mug 1 from shelf 1")
     assert think(context, "put some plate on desk.") == Thought("find plate", "go to desk 1")
@@ -181,8 +195,6 @@ def test_a_thought_is_the_subgoal_that_the_action_serves() -> None:
     goals = [context.goal, "dance with a mug", "put some pen on desk."]
     assert wrong_thought(think, context, goals, right.action) == Thought(*["take pen 1 from shelf 1"] * 2)
     assert wrong_thought(think, context, goals[:2], right.action) is None
-    with pytest.raises(ConfigError, match=r"thoughts .*'webshop', only for 'alfworld'"):
-        thinker_of("webshop")
 
 
 def test_answers_of_a_model_that_thinks_follow_from_their_thoughts() -> None:
@@ -191,7 +203,7 @@ def test_answers_of_a_model_that_thinks_follow_from_their_thoughts() -> None:
         for number, thing in enumerate([*THINGS] * 25)
     ]
     settings = EmbeddedModelSettings(thoughts=True, choice_share=0.5)
-    rows = list(warmup_rows(steps, get_template("compact"), settings, thinker_of("alfworld")))
+    rows = list(warmup_rows(steps, get_template("compact"), settings, dialect_of("alfworld").think))
     right: dict[str, list[bool]] = {"act": [], "pick": []}
     for messages, answer in rows:
         prompt = messages[-1]["content"]

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import pytest
+from transformers import AutoTokenizer
 
 from verl_act.chain import load_recipe
 from verl_act.chain.check import compose
 from verl_act.chain.stages import stages
+from verl_act.data_prep.embedded.make_embedded_model import EmbeddedModelSettings, make_embedded_model
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.data_prep.imports.import_trajectories import import_trajectories
 from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.doctor.check_result import CheckState
+from verl_act.doctor.run import environment_checks, examine
 from verl_act.envs.base import SnapshotEnvironment, Task
 from verl_act.envs.contract import check_environment
 from verl_act.envs.gymnasium_text import GymnasiumTextEnvironment, InfoKeys
-from verl_act.envs.registry import get_env
+from verl_act.envs.registry import get_env, known_envs
 from verl_act.errors import ConfigError, EnvError
-from verl_act.schema import read_pairs
+from verl_act.schema import read_pairs, read_steps
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "treasure"
 NAMES = ("treasure", "treasure_gym")
@@ -64,6 +72,57 @@ def test_the_stages_work_on_it(name: str, tmp_path: Path) -> None:
     build_pairs(tmp_path / "pairs", trajectories, source="admissible")
     assert {pair.env for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} == {name}
     assert make_tasks(tmp_path / "tasks", name, ["test"]) == 50
+
+
+def test_trajectories_are_imported_by_its_hook(tmp_path: Path) -> None:
+    """Rows in others' words, with a spelling that only the example's importer knows."""
+    collect_expert(tmp_path / "expert", "treasure", "train", limit=5, progress=False)
+    steps = read_steps([tmp_path / "expert" / "trajectories.parquet"])
+    rows = []
+    for task, played in groupby(steps, key=lambda step: step.task_id):
+        actions = [re.sub("^take ", "grab the ", step.action) for step in played]
+        rows.append({"task_id": f"treasure_{task}", "actions": actions})
+    rows.append({"task_id": "treasure_999", "actions": ["open box 1"]})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    manifest = import_trajectories(
+        tmp_path / "out", [tmp_path / "rows.json"], "treasure", form="actions", progress=False
+    )
+    imported = read_steps([tmp_path / "out" / "trajectories.parquet"])
+    assert [(step.action, step.inferable) for step in imported] == [(step.action, step.inferable) for step in steps]
+    assert manifest.counts["rejected"] == {"no such task in these data": 1}
+
+
+def test_a_small_policy_is_made_in_its_dialect(tmp_path: Path) -> None:
+    collect_expert(tmp_path / "expert", "treasure", "train", limit=40, progress=False)
+    sizes = {"vocabulary": 300, "layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "steps": 2, "held_out": 4}
+    settings = EmbeddedModelSettings(batch_size=4, **sizes)
+    make_embedded_model(tmp_path / "model", [tmp_path / "expert" / "trajectories.parquet"], settings)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").tokenize(" open box 2")[-1] == " box 2"
+    thinking = EmbeddedModelSettings(thoughts=True)
+    with pytest.raises(ConfigError, match=r"'treasure'.*`think`"):
+        make_embedded_model(tmp_path / "thinking", [tmp_path / "expert" / "trajectories.parquet"], thinking)
+
+
+def test_the_doctor_checks_it_by_its_hook() -> None:
+    checks = [check for check in environment_checks() if "treasure" in check[0]]
+    results = {result.name: result for result in examine(checks)}
+    assert results["environment treasure"].detail == "train 200, test 50"
+    assert {result.state for result in results.values()} == {CheckState.OK} and len(results) == len(NAMES)
+
+
+def test_no_module_outside_envs_names_an_environment() -> None:
+    names = set(known_envs()) - set(NAMES)
+    package = EXAMPLE.parents[1] / "verl_act"
+    files = [*package.rglob("*.py"), *(package.parent / "data_prep").rglob("*.py")]
+    outside = [path for path in files if not {"envs", "chain"} & set(path.relative_to(package.parent).parts)]
+    assert len(outside) > 80
+    hits = [
+        (path.name, node.value)
+        for path in outside
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert hits == [("manifest.py", "alfworld")], "there it is the name of a distribution, whose version is recorded"
 
 
 def test_the_recipe_of_the_guide_is_sound(tmp_path: Path) -> None:

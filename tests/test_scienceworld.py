@@ -27,7 +27,7 @@ from verl_act.envs.scienceworld.data import SIMPLIFICATIONS, SPLITS, VARIATIONS,
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert, follows
 from verl_act.envs.scienceworld.game import Game, Menu
-from verl_act.envs.scienceworld.server import Engine, engine
+from verl_act.envs.scienceworld.server import ScienceWorldEngine, engine
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import Context, Turn, read_pairs, read_steps
 
@@ -547,7 +547,7 @@ def test_a_java_that_does_not_run_is_named_with_what_it_said(
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(ConfigError) as caught:
-        Engine()
+        ScienceWorldEngine()
     assert str(caught.value).startswith(f"{java} {complaint}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ import verl_act
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
 from verl_act.engine import load_tokenizer
+from verl_act.envs.dialect import Dialect
 from verl_act.errors import ConfigError
 from verl_act.prompts.plain_text import (
     OWN_TAGS,
@@ -61,11 +63,12 @@ LLAMA2_TEMPLATE = (
 @cache
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     words = "go to desk 1 and take the mug"
+    rows = [([{"role": "user", "content": words}], words)]
     llama = ["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]"]
     overlapping = ["<|im_start|>", "<|im_end|>", "<|im", "_end|", "<<x", "x>>", ">>>"]
     return {
         "embedded": AutoTokenizer.from_pretrained(embedded_models()["alfworld"]),
-        "trained": train_tokenizer([([{"role": "user", "content": words}], words)], vocabulary=300),
+        "trained": train_tokenizer(rows, 300, Dialect(names=re.compile(r" [a-z]+ \d+"))),
         "chatml": byte_level(["<|im_start|>", "<|im_end|>"], CHAT_TEMPLATE, eos_token="<|im_end|>"),
         "qwen": byte_level(
             ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>"],

@@ -38,6 +38,22 @@ class OptionError(ConfigError):
         return type(self), (self.option, self.problem)
 
 
+class InstallationError(ConfigError):
+    """Something of the installation is wrong; `remedy` is one sentence on how to fix it."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(f"{detail} {remedy}")
+        self.detail = detail
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[InstallationError], tuple[str, str]]:
+        return type(self), (self.detail, self.remedy)
+
+
+class NotInstalledError(InstallationError):
+    """Something optional is missing; `remedy` says how to get it."""
+
+
 class DataError(ActError, ValueError):
     """An input file is missing, truncated, of another schema, or holds a bad row."""
 

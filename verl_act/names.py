@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|&])")
 _SPACES = re.compile(r"\s+")
@@ -22,3 +23,8 @@ def one_line(text: str) -> str:
 def markdown_text(text: str) -> str:
     """`text` for a cell or a line of Markdown, with all markup escaped."""
     return _MARKDOWN_MARKS.sub(r"\\\1", _SPACES.sub(" ", one_line(text)))
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts by name on one line: `train 3,553, valid_seen 140`."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.data_prep.embedded.chatml import CHATML
-from verl_act.data_prep.embedded.dialects import DIALECTS, Dialect, dialect_of
-from verl_act.data_prep.embedded.thoughts import Thinker, thinker_of, wrong_thought
+from verl_act.envs.dialect import Dialect, Thinker, Thought
+from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.options import Above0, Count, Positive, Seed, Share, check_options
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
-from verl_act.schema import Step, read_steps, steps_to_learn
+from verl_act.schema import Context, Step, read_steps, steps_to_learn
 
 TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
@@ -99,16 +99,15 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
     steps = steps_to_learn(read_steps(trajectories))
-    dialect = _dialect(steps)
+    dialect = _dialect(steps, settings)
     held_out = steps[max(0, len(steps) - settings.held_out) :]
     template = get_template("compact", **dialect.template_options)
     unseen_tasks = {step.task_id for step in held_out}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]
-    think = thinker_of(steps[0].env) if settings.thoughts else None
     rows = [
         row
         for index in range(settings.passes)
-        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + index), think)
+        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + index), dialect.think)
     ]
     if len(rows) < settings.batch_size:
         raise ConfigError(
@@ -144,18 +143,23 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
         )
 
 
-def _dialect(steps: Sequence[Step]) -> Dialect:
+def _dialect(steps: Sequence[Step], settings: EmbeddedModelSettings) -> Dialect:
     environments = {step.env for step in steps}
     if len(environments) != 1:
         raise ConfigError(f"the trajectories are of {sorted(environments)}; an embedded model reads one environment.")
-    return dialect_of(environments.pop())
+    env = environments.pop()
+    dialect = get_env(env).dialect
+    if dialect is None or (settings.thoughts and dialect.think is None):
+        lacking = "`think` of the dialect" if dialect else "`dialect`"
+        raise ConfigError(f"no embedded model can be made for {env!r}: its EnvSpec has no {lacking}. Set it.")
+    return dialect
 
 
 def warmup_rows(
     steps: Sequence[Step], template: Template, settings: EmbeddedModelSettings, think: Thinker | None = None
 ) -> Iterator[tuple[list[Message], str]]:
     """Yield (prompt, answer) for every step, and choice questions between its action and another one."""
-    if think is not None:
+    if settings.thoughts and think is not None:
         yield from _thoughtful_rows(steps, template, settings, think)
         return
     rng = random.Random(settings.seed)
@@ -196,14 +200,18 @@ def _thoughtful_rows(
             yield template.choice_messages(step.context, candidates), _answer(chosen.action, chosen.text)
 
 
+def wrong_thought(think: Thinker, context: Context, goals: Sequence[str], right: str) -> Thought | None:
+    """Return the first thought, over `goals`, whose action differs from the action `right`; None if there is none."""
+    thoughts = (think(context, goal) for goal in goals)
+    return next((thought for thought in thoughts if thought is not None and thought.action != right), None)
+
+
 def _answer(action: str, thought: str | None = None) -> str:
     thinking = "" if thought is None else f"<think>{thought}</think>"
     return f"{thinking}<action>{action}</action>"
 
 
-def train_tokenizer(
-    rows: Sequence[tuple[list[Message], str]], vocabulary: int, dialect: Dialect = DIALECTS["alfworld"]
-) -> Any:
+def train_tokenizer(rows: Sequence[tuple[list[Message], str]], vocabulary: int, dialect: Dialect) -> Any:
     """Train a byte-level BPE tokenizer with the dialect's names and phrases as single tokens.
 
     Single tokens make prompts a third as long, and copying an action takes only a few of them.

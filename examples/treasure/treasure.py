@@ -1,6 +1,7 @@
 """A complete environment of one's own: find the named treasure in a row of closed boxes, and take it.
 
-`TreasureEnvironment` is the game, `TreasureExpert` plays it, `SPEC` is what verl_act needs to know of both.
+`TreasureEnvironment` is the game and `TreasureExpert` plays it. `TreasureImporter`, `DIALECT` and `check_tasks` are
+optional: they serve importing, small policies and the doctor. `SPEC` is what verl_act needs to know of all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from verl_act.envs.base import Environment, EnvSpec, Observation, StepResult, Task
+from verl_act.envs.dialect import Dialect
+from verl_act.envs.importer import Published, TrajectoryImporter
 from verl_act.errors import DataError, EnvError
 from verl_act.schema import Context
 
@@ -94,10 +97,32 @@ def list_tasks(split: str, **settings: Any) -> Sequence[Task]:
     return [Task(NAME, split, str(number), "boxes") for number in TASKS[split]]
 
 
+class TreasureImporter(TrajectoryImporter):
+    """Published rows count the tasks as `treasure_17`, and say "grab" for "take"."""
+
+    def find_tasks(self, row: Published) -> Sequence[Task]:
+        task = self.tasks_by_id.get(row.task.removeprefix("treasure_"))
+        return [task] if task else []
+
+    def respell(self, action: str, admissible: Sequence[str], environment: Environment) -> str:
+        return action.replace("grab the ", "take ")
+
+
+DIALECT = Dialect(names=re.compile(r" box \d+| [a-z]{3,}"))
+
+
+def check_tasks() -> str:
+    """One line for `verl-act doctor`. Where something is wrong, raise `verl_act.errors.InstallationError`."""
+    return ", ".join(f"{split} {len(list_tasks(split))}" for split in TASKS)
+
+
 SPEC = EnvSpec(
     name=NAME,
     make=TreasureEnvironment,
     tasks=list_tasks,
     experts={"careful": TreasureExpert},
     splits=tuple(TASKS),
+    importer=TreasureImporter,
+    dialect=DIALECT,
+    doctor=check_tasks,
 )

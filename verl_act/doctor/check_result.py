@@ -1,11 +1,9 @@
-"""The result of a check. A check returns one line of detail, or raises `Fault` or `NotThere`."""
+"""The result of a check. A check returns one line of detail, or raises `InstallationError`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-
-from verl_act.errors import ConfigError
 
 
 class CheckState(StrEnum):
@@ -23,16 +21,3 @@ class CheckResult:
     state: CheckState
     detail: str
     remedy: str = ""
-
-
-class Fault(ConfigError):
-    """Something is wrong; `remedy` is one sentence on how to fix it."""
-
-    def __init__(self, detail: str, remedy: str) -> None:
-        super().__init__(f"{detail} {remedy}")
-        self.detail = detail
-        self.remedy = remedy
-
-
-class NotThere(Fault):
-    """Something optional is missing; `remedy` says how to get it."""

@@ -6,12 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from verl_act.doctor.check_result import Fault
-from verl_act.errors import EngineError
+from verl_act.envs.base import ASSETS
+from verl_act.errors import EngineError, InstallationError
 
-_MODEL = Path(__file__).parent.parent / "assets" / "embedded_model"
 _QUESTION = "You are in the middle of a room. Your task is to: look at bowl under the desklamp."
 _REMEDY = "vLLM's messages on stderr say why; free memory, or lower VLLM_CPU_KVCACHE_SPACE on a CPU."
 
@@ -26,10 +24,10 @@ def engine_start(seconds: float = 180) -> str:
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = process.stdout.splitlines()
     if not lines or not lines[-1].startswith("{"):
-        raise Fault(f"the process of a vLLM engine ended with status {process.returncode}.", _REMEDY)
+        raise InstallationError(f"the process of a vLLM engine ended with status {process.returncode}.", _REMEDY)
     result = json.loads(lines[-1])
     if "error" in result:
-        raise Fault(result["error"], _REMEDY)
+        raise InstallationError(result["error"], _REMEDY)
     return result["detail"]
 
 
@@ -46,7 +44,7 @@ def _start(seconds: float) -> str:
     from verl_act.engine import Engine, EngineSettings, Sampling
 
     started = time.monotonic()
-    model = str(_MODEL)
+    model = str(ASSETS / "embedded_model")
     with Engine(EngineSettings(model=model, max_model_len=512), seconds) as engine:
         ready = time.monotonic() - started
         message = {"role": "user", "content": _QUESTION}

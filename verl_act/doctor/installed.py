@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-from verl_act.doctor.check_result import Fault
+from verl_act.errors import InstallationError
 
 TESTED = (
     "torch>=2.13,<2.14",
@@ -26,7 +26,7 @@ def requirements() -> str:
     try:
         declared = [Requirement(text) for text in requires(_DISTRIBUTION) or ()]
     except PackageNotFoundError as error:
-        raise Fault(
+        raise InstallationError(
             f"{_DISTRIBUTION} itself is not installed, only its folder is on the path.",
             "Install it, so that verl, vLLM and Hydra find it: pip install .",
         ) from error
@@ -38,7 +38,7 @@ def requirements() -> str:
             wrong.append(f"{requirement.name} {installed or 'is missing'} (needed: {requirement.specifier})")
     if wrong:
         packages = " ".join(f"'{requirement}'" for requirement in plain if _is_in(requirement, wrong))
-        raise Fault(", ".join(wrong), f"Install what is needed: pip install {packages}")
+        raise InstallationError(", ".join(wrong), f"Install what is needed: pip install {packages}")
     return f"verl {version('verl')} and {len(plain) - 1} others, all within their ranges"
 
 
@@ -54,7 +54,7 @@ def model_libraries() -> str:
     try:
         from transformers import PreTrainedModel  # noqa: F401
     except Exception as error:
-        raise Fault(
+        raise InstallationError(
             f"transformers cannot be imported with torch {torch.__version__} ({_root(error)}).",
             "Where torchvision, torchaudio or torchcodec were built for another torch, remove them: "
             "pip uninstall torchvision torchaudio torchcodec",
@@ -65,7 +65,7 @@ def model_libraries() -> str:
 def _described(requirement: Requirement) -> str:
     installed = _installed(requirement.name)
     if installed is None:
-        raise Fault(
+        raise InstallationError(
             f"{requirement.name} is not installed.",
             f"Install it: pip install '{requirement.name}{requirement.specifier}'",
         )

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Any
 
-from verl_act.doctor.check_result import Fault
+from verl_act.errors import InstallationError
 
 _SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
 _ON = ("auto", "verl_act")
@@ -47,8 +47,8 @@ def _complete(facts: dict[str, Any], where: str) -> str:
         return f"agent loop {_LOOP}, training metrics, platform {facts['platform']}"
     detail = f"{' and '.join(missing)} not registered {where}."
     if facts["switch"] not in _ON:
-        raise Fault(f"{detail} {_SWITCH}={facts['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
-    raise Fault(
+        raise InstallationError(f"{detail} {_SWITCH}={facts['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
+    raise InstallationError(
         detail, "Install the package itself (pip install verl-act), not only its folder on PYTHONPATH, and see stderr."
     )
 
@@ -64,7 +64,7 @@ def platform() -> str:
     requested = os.environ.get("VERL_PLATFORM")
     if name != "cpu" and not torch.accelerator.is_available():
         reason = f"VERL_PLATFORM={requested}" if requested else "verl's own detection"
-        raise Fault(
+        raise InstallationError(
             f"{name} (by {reason}), but torch {torch.__version__}, {build}, finds no accelerator.",
             "Unset VERL_PLATFORM, or set it to cpu; or install the driver and a torch for the accelerator.",
         )
@@ -86,7 +86,7 @@ def hydra_groups() -> str:
             try:
                 compose("ppo_trainer", overrides=[f"+{group}"])
             except HydraException as error:
-                raise Fault(
+                raise InstallationError(
                     f"+{group} does not compose ({str(error).splitlines()[0]}).",
                     "Install the package itself, whose folder hydra_plugins puts the groups on Hydra's path.",
                 ) from error
@@ -110,7 +110,7 @@ def in_ray_workers() -> str:
     try:
         ray.init(log_to_driver=False, **local)
     except ConnectionError as error:
-        raise Fault(
+        raise InstallationError(
             f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} refuses the connection ({_reason(error)}).",
             "A cluster started with `ray start` needs its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token "
             "from the head node.",
@@ -119,7 +119,7 @@ def in_ray_workers() -> str:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         registered = ray.get([_on_node(node) for node in nodes], timeout=300)
     except RayError as error:
-        raise Fault(
+        raise InstallationError(
             f"a Ray worker cannot import verl and this package ({str(error).strip().splitlines()[-1]}).",
             "Install the same environment on every node of the cluster.",
         ) from error
@@ -128,7 +128,7 @@ def in_ray_workers() -> str:
     for facts in registered:
         _complete(facts, f"in a Ray worker on {facts['host']}")
         if facts["version"] != __version__:
-            raise Fault(
+            raise InstallationError(
                 f"{facts['host']} has verl_act {facts['version']}, this process {__version__}.",
                 "Install the same environment on every node of the cluster.",
             )
@@ -150,7 +150,7 @@ def _answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise Fault(
+        raise InstallationError(
             f"nothing answers at RAY_ADDRESS={address} ({error}).",
             "Start the cluster (ray start --head), or unset RAY_ADDRESS.",
         ) from error

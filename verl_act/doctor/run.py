@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from verl_act.doctor.check_result import CheckResult, CheckState, Fault, NotThere
-from verl_act.doctor.data import alfworld_data, scienceworld_engine, webshop_catalogue
+from verl_act.doctor.check_result import CheckResult, CheckState
 from verl_act.doctor.engine import engine_start
 from verl_act.doctor.installed import model_libraries, requirements, tested_versions
 from verl_act.doctor.registered import hydra_groups, in_driver, in_ray_workers, platform
-from verl_act.errors import ActError
+from verl_act.envs.registry import get_env, known_envs
+from verl_act.errors import ActError, InstallationError, NotInstalledError
 
 Check = tuple[str, Callable[[], str]]
 
@@ -21,15 +22,22 @@ CHECKS: tuple[Check, ...] = (
     ("registered in the driver", in_driver),
     ("platform", platform),
     ("configuration groups", hydra_groups),
-    ("ALFWorld data", alfworld_data),
-    ("ScienceWorld", scienceworld_engine),
-    ("WebShop", webshop_catalogue),
 )
 ENGINE_CHECKS: tuple[Check, ...] = (
     ("registered in Ray workers", in_ray_workers),
     ("vLLM engine", engine_start),
 )
 """Checks that start engines; they take about a minute."""
+
+
+def environment_checks() -> tuple[Check, ...]:
+    """A check of every known environment: what its `EnvSpec.doctor` says, or else that it loads."""
+    return tuple((f"environment {name}", partial(_examine_environment, name)) for name in known_envs())
+
+
+def _examine_environment(name: str) -> str:
+    spec = get_env(name)
+    return spec.doctor() if spec.doctor else f"loads; its splits are {', '.join(spec.splits)}"
 
 
 def examine(checks: Sequence[Check]) -> Iterator[CheckResult]:
@@ -41,9 +49,9 @@ def examine(checks: Sequence[Check]) -> Iterator[CheckResult]:
 def _run_check(name: str, check: Callable[[], str]) -> CheckResult:
     try:
         return CheckResult(name, CheckState.OK, check())
-    except NotThere as error:
+    except NotInstalledError as error:
         return CheckResult(name, CheckState.ABSENT, error.detail, error.remedy)
-    except Fault as error:
+    except InstallationError as error:
         return CheckResult(name, CheckState.WRONG, error.detail, error.remedy)
     except ActError as error:
         detail, _, remedy = str(error).partition(". ")

@@ -11,14 +11,14 @@ from dataclasses import asdict
 from typing import TextIO
 
 from verl_act.doctor.check_result import CheckResult, CheckState
-from verl_act.doctor.run import CHECKS, ENGINE_CHECKS, examine
+from verl_act.doctor.run import CHECKS, ENGINE_CHECKS, environment_checks, examine
 
 
 def doctor(*, as_json: bool = False, engine: bool = True) -> int:
     """Run the checks and print their results. Returns the exit status: 1 if something is wrong, else 0."""
     results = []
     with _stdout_apart() as report:
-        for result in examine(CHECKS + (ENGINE_CHECKS if engine else ())):
+        for result in examine((*CHECKS, *environment_checks(), *(ENGINE_CHECKS if engine else ()))):
             results.append(result)
             if not as_json:
                 print(_line(result), file=report, flush=True)

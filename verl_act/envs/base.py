@@ -11,13 +11,17 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from verl_act.envs.dialect import Dialect
 from verl_act.envs.importer import TrajectoryImporter
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import ENV_NAME, TASK, Context, is_env_name, read_table
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+"""The folder of the embedded models that come with this package."""
 _SEPARATORS = ("/", "\\")
 _PARTS = re.compile(r"[/\\]")
 
@@ -166,27 +170,35 @@ class Expert(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EnvSpec:
-    """Describes one environment; registered with `registry.register_env`.
-
-    `make` and `tasks` take the environment's settings as keywords (for ALFWorld: `data`, `max_steps`). `tasks` lists a
-    split in a fixed order, every task once. `experts` maps a name to a factory; the first is the default.
-    `lists_all_actions` is false if more actions are admissible than an observation lists, such as free-text searches or
-    paraphrases. `always_admissible` says from the text alone whether an action is admissible in every state, so that
-    rewards and metrics need no episode. `prepare` takes the settings and does the slow set-up that a process needs
-    before its first episode; the pool waits for it before the time-out of a reset begins.
-
-    `make` of a spec returns an environment whose answers are checked (see `checked`).
-    """
+    """Everything that the other modules know about one environment; registered with `registry.register_env`."""
 
     name: str
     make: Callable[..., Environment]
+    """Takes the environment's settings as keywords (for ALFWorld: `data`, `max_steps`). The environment that a spec's
+    `make` returns has its answers checked (see `checked`)."""
     tasks: Callable[..., Sequence[Task]]
+    """Takes a split and the settings; lists its tasks in a fixed order, each once."""
     experts: dict[str, Callable[[], Expert]]
+    """Name -> factory; the first is the default."""
     splits: tuple[str, ...]
     lists_all_actions: bool = True
+    """False if more actions are admissible than an observation lists, such as free-text searches or paraphrases."""
     always_admissible: Callable[[str], bool] | None = None
+    """Whether an action is admissible in every state, from its text alone: rewards and metrics need no episode."""
     prepare: Callable[..., object] | None = None
+    """Takes the settings and does the slow set-up that a process needs before its first episode. The pool waits for it
+    before the time-out of a reset begins."""
     importer: type[TrajectoryImporter] = TrajectoryImporter
+    """How published trajectories are imported; the default knows rows by their `task_id`."""
+    dialect: Dialect | None = None
+    """How `make-embedded-model` makes a small policy."""
+    models: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
+    """Name -> folder of a small policy that comes with the environment; `embedded` is the usual name."""
+    make_games: Callable[..., object] | None = None
+    """Generates games into a folder, which is then the setting `data`; the stage `games` of a recipe calls it."""
+    doctor: Callable[[], str] | None = None
+    """Checks the installation, and returns one line about it. Raises `InstallationError` for a fault, its
+    `NotInstalledError` where only something optional is missing."""
 
     def __post_init__(self) -> None:
         from verl_act.envs.checked import CheckedMake  # which imports this module

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from verl_act.entry_points import entry_point_names, load_entry_point
 from verl_act.envs.base import EnvSpec
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, NotInstalledError
 from verl_act.parse import match_action
 from verl_act.prompts import Message, Template
 from verl_act.prompts.shortened import choice_context
@@ -54,8 +54,8 @@ def get_env(name: str) -> EnvSpec:
         try:
             return register_env(import_module(_BUILT_IN[name]).SPEC)
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"Environment {name!r} needs the package {error.name!r}. Install: pip install 'verl-act[{name}]'"
+            raise NotInstalledError(
+                f"Environment {name!r} needs the package {error.name!r}.", f"Install: pip install 'verl-act[{name}]'"
             ) from error
     spec = load_entry_point(ENTRY_POINT_GROUP, name)
     if spec is None:

@@ -4,12 +4,25 @@
 and `search` are the non-privileged expert.
 """
 
+from typing import Any
+
 from verl_act.envs.alfworld.data import NAME, SPLITS, list_tasks
+from verl_act.envs.alfworld.dialect import DIALECT
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.experts import PlannerExpert, WalkthroughExpert
 from verl_act.envs.alfworld.importer import AlfworldImporter
+from verl_act.envs.alfworld.installation import check_games
 from verl_act.envs.alfworld.search import SearchExpert
-from verl_act.envs.base import EnvSpec
+from verl_act.envs.base import ASSETS, EnvSpec
+from verl_act.manifest import Manifest
+
+
+def make_games(*args: Any, **options: Any) -> Manifest:
+    """Call `games.make_games`, which is imported on use."""
+    from verl_act.envs.alfworld.games.make_games import make_games as make
+
+    return make(*args, **options)
+
 
 SPEC = EnvSpec(
     name=NAME,
@@ -18,6 +31,10 @@ SPEC = EnvSpec(
     experts={"search": SearchExpert, "planner": PlannerExpert, "walkthrough": WalkthroughExpert},
     splits=SPLITS,
     importer=AlfworldImporter,
+    dialect=DIALECT,
+    models={"embedded": ASSETS / "embedded_model", "embedded_thinking": ASSETS / "embedded_model_thinking"},
+    make_games=make_games,
+    doctor=check_games,
 )
 
 __all__ = ["SPEC"]

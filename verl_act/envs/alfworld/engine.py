@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineState:
+class AlfworldState:
     """A state to return to. Valid until the next `load`."""
 
     state_id: int
@@ -43,7 +43,7 @@ class EngineState:
     won: bool
 
 
-class Engine:
+class AlfworldEngine:
     """Plays one game at a time. Not thread-safe.
 
     Each engine loads a separate copy of the planner library (1 MB of memory until the process ends), so reuse engines.
@@ -61,7 +61,7 @@ class Engine:
         self._facts: Facts = {}
         self._menu = Menu((), {})
         self._won = False
-        self._first: EngineState | None = None
+        self._first: AlfworldState | None = None
 
     @property
     def game(self) -> CompiledGame:
@@ -113,11 +113,11 @@ class Engine:
         self._won = self._library.check_goal()
         return Frame(feedback, self._menu.commands, self._won)
 
-    def state(self) -> EngineState:
+    def state(self) -> AlfworldState:
         """The current state, to `return_to` later."""
-        return EngineState(self._library.get_state_id(), self._facts, self._menu, self._won)
+        return AlfworldState(self._library.get_state_id(), self._facts, self._menu, self._won)
 
-    def return_to(self, state: EngineState) -> None:
+    def return_to(self, state: AlfworldState) -> None:
         """Restore `state`, which must come from this engine since its last `load`."""
         self._library.set_state_id(state.state_id)
         self._facts, self._menu, self._won = state.facts, state.menu, state.won

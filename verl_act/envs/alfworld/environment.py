@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 
 from verl_act.envs.alfworld.data import game_path
-from verl_act.envs.alfworld.engine import Engine, EngineState, Frame
+from verl_act.envs.alfworld.engine import AlfworldEngine, AlfworldState, Frame
 from verl_act.envs.alfworld.game import GameFile, read_game
 from verl_act.envs.alfworld.planner import Planner
 from verl_act.envs.base import Observation, StepResult, Task
@@ -22,14 +22,14 @@ _HIDDEN = frozenset({"help"})
 """Engine commands that are neither listed nor admissible: `help` prints a manual and does not serve a task."""
 
 _LOCK = threading.RLock()  # the engine shares caches and a translator within a process; see `game`
-_IDLE_ENGINES: list[Engine] = []  # engines of closed environments: a library copy cannot be unloaded
+_IDLE_ENGINES: list[AlfworldEngine] = []  # engines of closed environments: a library copy cannot be unloaded
 
 
 @dataclass(frozen=True, slots=True)
 class AlfworldSnapshot:
     """A state of an episode."""
 
-    engine: EngineState
+    engine: AlfworldState
     steps: int
 
 
@@ -48,7 +48,7 @@ class AlfworldEnvironment:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
         self._data = data
         self._max_steps = max_steps
-        self._engine: Engine | None = None
+        self._engine: AlfworldEngine | None = None
         self._started = False
         self._planner: Planner | None = None
         self._walkthrough: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class AlfworldEnvironment:
         """Start `game`, from any source. Raises `EnvError` if it is damaged."""
         with _LOCK:
             if self._engine is None:
-                self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else Engine()
+                self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else AlfworldEngine()
             self._started = False
             self._planner = None
             self._steps = 0
@@ -136,7 +136,7 @@ class AlfworldEnvironment:
         """The solution that came with the game file (privileged); empty if it has none."""
         return self._walkthrough
 
-    def _playing(self) -> Engine:
+    def _playing(self) -> AlfworldEngine:
         if self._engine is None or not self._started:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._engine

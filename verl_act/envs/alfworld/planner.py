@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
-from verl_act.envs.alfworld.engine import Engine
+from verl_act.envs.alfworld.engine import AlfworldEngine
 from verl_act.envs.alfworld.facts import Facts
 from verl_act.envs.alfworld.game import CompiledGame
 from verl_act.envs.alfworld.goal import LookGoal, PlaceGoal, parse_goal
@@ -61,7 +61,7 @@ class _Event(NamedTuple):
 class Planner:
     """Plans for the game that `engine` has loaded."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: AlfworldEngine) -> None:
         self._engine = engine
         self._goal = parse_goal(engine.game.file.problem)
 

@@ -4,11 +4,13 @@
 an episode of the game, `experts` replays the package's gold paths.
 """
 
-from verl_act.envs.base import EnvSpec
+from verl_act.envs.base import ASSETS, EnvSpec
 from verl_act.envs.scienceworld.data import NAME, SPLITS, list_tasks
+from verl_act.envs.scienceworld.dialect import DIALECT
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert
 from verl_act.envs.scienceworld.importer import ScienceWorldImporter
+from verl_act.envs.scienceworld.installation import check_engine
 
 SPEC = EnvSpec(
     name=NAME,
@@ -18,6 +20,9 @@ SPEC = EnvSpec(
     splits=SPLITS,
     lists_all_actions=False,
     importer=ScienceWorldImporter,
+    dialect=DIALECT,
+    models={"embedded": ASSETS / "embedded_model_scienceworld"},
+    doctor=check_engine,
 )
 
 __all__ = ["SPEC"]

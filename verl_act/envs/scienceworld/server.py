@@ -64,7 +64,7 @@ class EngineLost(EnvError):
 
 @dataclass(slots=True)
 class Globals:
-    """The engine's global state, here one for each game. Made by `Engine.globals`."""
+    """The engine's global state, here one for each game. Made by `ScienceWorldEngine.globals`."""
 
     random: Any
     """The game's `java.util.Random`."""
@@ -75,7 +75,7 @@ class Globals:
     simplifications: str = ""
 
 
-class Engine:
+class ScienceWorldEngine:
     """One JVM. Calls of its games are serialized, from one thread or several.
 
     It listens on the loopback interface, requires a token that only this process knows, and ends with this process.
@@ -276,11 +276,11 @@ class _Client(GatewayClient):
         return answer
 
 
-_ENGINE: Engine | None = None
+_ENGINE: ScienceWorldEngine | None = None
 _STARTING = threading.Lock()
 
 
-def engine() -> Engine:
+def engine() -> ScienceWorldEngine:
     """This process's engine, started on first use and after the last one is gone.
 
     Raises `ConfigError` without Java.
@@ -291,7 +291,7 @@ def engine() -> Engine:
             _ENGINE.log_end()
             _ENGINE = None
         if _ENGINE is None:
-            _ENGINE = Engine()
+            _ENGINE = ScienceWorldEngine()
         return _ENGINE
 
 

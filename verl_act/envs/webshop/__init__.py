@@ -6,11 +6,13 @@
 `shopper` implement the expert that sees only the pages.
 """
 
-from verl_act.envs.base import EnvSpec
+from verl_act.envs.base import ASSETS, EnvSpec
+from verl_act.envs.webshop.dialect import DIALECT
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
 from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks, prepare
 from verl_act.envs.webshop.importer import WebShopImporter
+from verl_act.envs.webshop.installation import check_catalogue
 from verl_act.envs.webshop.session import is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 
@@ -24,6 +26,9 @@ SPEC = EnvSpec(
     always_admissible=is_search,
     prepare=prepare,
     importer=WebShopImporter,
+    dialect=DIALECT,
+    models={"embedded": ASSETS / "embedded_model_webshop"},
+    doctor=check_catalogue,
 )
 
 __all__ = ["SPEC"]

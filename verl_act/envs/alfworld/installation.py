@@ -1,0 +1,36 @@
+"""The doctor's check of ALFWorld: the official games, where they are installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from verl_act.envs.alfworld.data import SPLITS, VERSION_FOLDER, list_games
+from verl_act.errors import DataError, InstallationError, NotInstalledError
+from verl_act.names import counts_text
+
+OFFICIAL_GAMES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
+"""Playable games of the official data: the splits of ALFWorld's own evaluation (arXiv 2010.03768)."""
+_DOWNLOAD = "Run alfworld-download again, or set ALFWORLD_DATA to the folder that holds json_2.1.1."
+
+
+def check_games() -> str:
+    """The games in $ALFWORLD_DATA, or where `alfworld-download` puts them."""
+    configured = os.environ.get("ALFWORLD_DATA")  # the package sets it when its data are first used
+    folder = configured or str(Path.home() / ".cache" / "alfworld")
+    if not configured and not Path(folder, VERSION_FOLDER).is_dir():
+        raise NotInstalledError(
+            "$ALFWORLD_DATA is not set; recipes that generate their games need nothing.",
+            "For the official games: alfworld-download, then set ALFWORLD_DATA to their folder.",
+        )
+    try:
+        games = {split: list_games(split, folder) for split in SPLITS}
+    except DataError as error:
+        raise InstallationError(f"{str(error).partition('. ')[0].rstrip('.')}.", _DOWNLOAD) from error
+    for split, listed in games.items():
+        if listed.damaged:
+            detail = f"{len(listed.damaged)} of {split} damaged, which are left out: {listed.damaged[0]}"
+            raise InstallationError(detail, _DOWNLOAD)
+    counts = {split: len(listed.tasks) for split, listed in games.items()}
+    unofficial = f"not the official games ({counts_text(OFFICIAL_GAMES)})"
+    return f"{folder}: {counts_text(counts)}; {'the official games' if counts == OFFICIAL_GAMES else unofficial}"
