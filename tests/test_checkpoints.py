@@ -13,10 +13,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import verl
 from safetensors.numpy import save_file
 
 from verl_act.upstream_gaps import damaged_checkpoints as checkpoints
-from verl_act.upstream_gaps.damaged_checkpoints import TRACKER, checkpoints_in, fault_of, resume_from_whole, tidy
+from verl_act.upstream_gaps.damaged_checkpoints import (
+    TRACKER,
+    checkpoints_in,
+    exported_models,
+    fault_of,
+    resume_from_whole,
+    tidy,
+)
 
 WORLD = 2
 
@@ -122,12 +130,37 @@ def test_a_model_in_several_files_is_whole_with_all_of_them(tmp_path: Path) -> N
     assert not fault_of(checkpoint)
 
 
+def megatron_checkpoint(folder: Path, step: int) -> Path:
+    actor = folder / f"global_step_{step}" / "actor"
+    export = actor / "model" / "huggingface"
+    for made in (export, actor / "optimizer" / "dist_ckpt"):
+        made.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    save_file({"weights": np.zeros(10)}, export / "model.safetensors")
+    archive(actor.parent / "data.pt")
+    return export
+
+
+def test_megatrons_folders_are_named_as_here() -> None:
+    source = (Path(verl.__file__).parent / "utils" / "megatron_utils.py").read_text()  # it imports Megatron
+    names = {"_MODEL_SUBDIR": "model", "_OPTIMIZER_SUBDIR": "optimizer", "_HUGGINGFACE_SUBDIR": "huggingface"}
+    assert all(f'{name} = "{folder}"' in source for name, folder in names.items())
+
+
 def test_checkpoints_of_megatron_are_whole_once_the_tracker_names_them(tmp_path: Path) -> None:
     for step in (1, 2):
-        (tmp_path / f"global_step_{step}" / "actor" / "dist_ckpt").mkdir(parents=True)
-        archive(tmp_path / f"global_step_{step}" / "data.pt")
+        megatron_checkpoint(tmp_path, step)
     (tmp_path / TRACKER).write_text("1")
     assert resume_from_whole(tmp_path) == tmp_path / "global_step_1"
+
+
+def test_exported_models_are_found_wherever_a_trainer_leaves_them(tmp_path: Path) -> None:
+    rl_checkpoint(tmp_path, 2)
+    sft_checkpoint(tmp_path, 3)
+    export = megatron_checkpoint(tmp_path, 10)
+    found = [tmp_path / "global_step_2/actor/huggingface", tmp_path / "global_step_3/huggingface", export]
+    assert exported_models(tmp_path) == found
+    assert not exported_models(tmp_path / "global_step_2")
 
 
 def test_damaged_ones_are_moved_aside_and_old_ones_deleted(tmp_path: Path) -> None:

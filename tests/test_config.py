@@ -190,6 +190,29 @@ def test_sglang_by_configuration(stage: str) -> None:
     assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.rollout), RolloutConfig)
 
 
+@pytest.mark.parametrize("stage", [*STAGES, "mix"])
+def test_megatron_by_configuration(stage: str) -> None:
+    """Composition only: no Megatron is installed here."""
+    config = composed(f"+act={stage}", "model_engine=megatron")
+    assert config.actor_rollout_ref.actor.strategy == "megatron"
+    assert ActSettings.from_config(config.data).episode.max_turns > 0
+    if stage != "mix":
+        assert "hf_model" in config.actor_rollout_ref.actor.checkpoint.save_contents
+    plain, ours = (OmegaConf.to_container(one, resolve=False) for one in (composed("model_engine=megatron"), config))
+    assert isinstance(plain, dict) and isinstance(ours, dict)
+    ours["data"].pop("act")
+    assert not list(_unknown(ours, plain, ""))
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "mix"])
+def test_npus_by_configuration(stage: str) -> None:
+    """Composition only, with what verl's own example sets for NPUs."""
+    npu = ("trainer.device=npu", "actor_rollout_ref.actor.use_torch_compile=false", "trainer.n_gpus_per_node=8")
+    config = composed(f"+act={stage}", *npu)
+    assert config.trainer.device == "npu"
+    assert not unknown_keys(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_supervised_fine_tuning_composes(device: str | None) -> None:
     config = composed("+act=sft", *([f"+act/device={device}_sft"] if device else []), trainer=SFT)

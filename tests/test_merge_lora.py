@@ -125,3 +125,9 @@ def test_another_folder_than_the_checkpoints_is_told_where_to_look(tmp_path: Pat
     with pytest.raises(DataError, match="nowhere"):
         merge_lora(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_export_of_megatron_is_found(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "actor" / "model", tied=False)
+    assert merge_lora(tmp_path / "actor")
+    assert not merge_lora(tmp_path / "actor"), "merged already"

@@ -25,4 +25,6 @@ shift
 step=$(cat "$OUT/checkpoints/latest_checkpointed_iteration.txt")
 actor="$OUT/checkpoints/global_step_$step/actor"
 "${PYTHON:-python3}" -m verl_act merge-lora "$actor"  # does nothing where the critic stage trained no LoRA adapters
-exec "$@" actor_rollout_ref.model.path="$actor/huggingface"
+model="$actor/huggingface"
+[ -d "$model" ] || model="$actor/model/huggingface"  # Megatron's
+exec "$@" actor_rollout_ref.model.path="$model"

@@ -36,6 +36,7 @@ from verl_act.output_folder import atomic_folder, reserved
 from verl_act.process import dies_with_parent
 from verl_act.text_files import read_json
 from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, step_of, tidy
+from verl_act.upstream_gaps.damaged_checkpoints import exported_models as _exported_models
 from verl_act.upstream_gaps.merge_lora import merge_lora
 
 logger = logging.getLogger(__name__)
@@ -388,9 +389,3 @@ def _merged_metrics(work: Path) -> str:
                 # Validation after a resume and after an SFT step is a separate line of the same step.
                 by_step.setdefault(int(entry["step"]), {}).update(entry["data"])
     return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))
-
-
-def _exported_models(checkpoints: Path) -> list[Path]:
-    """Exported model folders, oldest first. The RL trainer exports below `actor/`, the SFT trainer does not."""
-    folders = [*checkpoints.glob("global_step_*/actor/huggingface"), *checkpoints.glob("global_step_*/huggingface")]
-    return sorted(folders, key=step_of)

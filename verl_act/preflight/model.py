@@ -35,7 +35,7 @@ def model_shape(model: str, trust_remote_code: bool = False) -> ModelShape:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         in_text = type(config) in AutoModelForCausalLM._model_mapping
-        build = AutoModelForCausalLM if in_text or trust_remote_code else AutoModelForImageTextToText
+        build: Any = AutoModelForCausalLM if in_text or trust_remote_code else AutoModelForImageTextToText
         with torch.device("meta"):
             skeleton = build.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files and missing networks raise errors of many types

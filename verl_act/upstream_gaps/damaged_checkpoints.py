@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 TRACKER = "latest_checkpointed_iteration.txt"
 CONTENTS = ("model", "optimizer", "extra", "hf_model")
 """Contents of a checkpoint in our configurations, as named in verl's `checkpoint.save_contents`."""
+EXPORTS = ("huggingface", "model/huggingface")
 DAMAGED = "damaged_step_"
 _STEP = "global_step_"
 _SHARDS = {"model": "model", "optimizer": "optim", "extra": "extra_state"}
@@ -42,6 +43,20 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     named = [path for path in folder.glob(f"{_STEP}*") if path.name.removeprefix(_STEP).isdecimal()]
     return sorted(named, key=step_of)
+
+
+def exported_model(folder: Path) -> Path | None:
+    """The Hugging Face export in `folder`, the part of a checkpoint that holds one model; None if there is none.
+
+    verl's FSDP engine exports to `huggingface`, Megatron to `model/huggingface`.
+    """
+    return next((folder / name for name in EXPORTS if (folder / name).is_dir()), None)
+
+
+def exported_models(folder: Path) -> list[Path]:
+    """Exports of all checkpoints in `folder`, oldest first. The RL trainer has them below `actor`, SFT does not."""
+    parts = (part for checkpoint in checkpoints_in(folder) for part in (checkpoint / "actor", checkpoint))
+    return [model for part in parts if (model := exported_model(part))]
 
 
 def resume_from_whole(folder: Path, contents: Collection[str] = CONTENTS) -> Path | None:
@@ -96,7 +111,7 @@ def fault_of(checkpoint: Path, contents: Collection[str] = CONTENTS) -> str:
 
 
 def _fault_of_model(folder: Path, contents: Collection[str]) -> str:
-    if (folder / "dist_ckpt").is_dir():  # Megatron's layout, complete once the tracker names it
+    if (folder / "model").is_dir():  # Megatron's layout, complete once the tracker names it
         tracker = folder.parents[folder.name in ("actor", "critic")] / TRACKER
         complete = tracker.is_file() and tracker.read_text(encoding="utf-8").strip()
         return "" if complete and complete.isdecimal() and step_of(folder) <= int(complete) else f"{TRACKER} is older"

@@ -18,6 +18,7 @@ from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.output_folder import atomic_folder, reserved
+from verl_act.upstream_gaps.damaged_checkpoints import exported_model
 
 _META = "lora_train_meta.json"
 _PREFIX = "base_model.model."
@@ -25,17 +26,18 @@ _ADAPTER = ".lora_A."
 
 
 def merge_lora(checkpoint: str | os.PathLike[str]) -> bool:
-    """Merge the adapters in `checkpoint/huggingface`; False if there are none, or they are merged already.
+    """Merge the adapters in a checkpoint's export; False if there are none, or they are merged already.
 
-    `checkpoint` is the `actor` folder of a verl checkpoint, with `hf_model` among its contents. The model folder is
+    `checkpoint` is the `actor` folder of a verl checkpoint, with `hf_model` among its contents, or Megatron's
+    `actor/model`. The model folder is
     replaced atomically, also after an interrupted attempt. Raises `DataError` if it, or verl's description of the
     adapters next to it, is missing or damaged.
     """
-    folder = Path(checkpoint) / "huggingface"
+    folder = exported_model(Path(checkpoint)) or Path(checkpoint) / "huggingface"
     if folder.parent.is_dir():
         with reserved(folder, replace_any=True):
             if folder.is_dir():
-                return _merge(folder, Path(checkpoint) / _META)
+                return _merge(folder, folder.parent / _META)
     raise DataError(f"{folder}: no exported model; {_where_else(Path(checkpoint))}")
 
 
