@@ -31,7 +31,7 @@ from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.manifest import digest
 from verl_act.options import NotNegative, Positive, Text, TopP, check_options
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+from verl_act.prompts.plain_text import as_plain_text, reply_prefix, with_opening
 from verl_act.prompts.rendering import render, require_usable
 
 if TYPE_CHECKING:
@@ -292,19 +292,32 @@ class Engine:
         """Run a coroutine that awaits replies, and return its result."""
         return self._loop.run(coroutine)
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, with control tokens in its text neutralised."""
+    def encode(self, messages: Sequence[Message], opening: str = "") -> list[int]:
+        """Token ids of a prompt and the `opening` of its reply, with control tokens in their texts neutralised."""
         plain = as_plain_text(messages, self.tokenizer)
-        return render(self.tokenizer, plain, add_generation_prompt=True, return_dict=False, **self.chat_template_kwargs)
+        options = {"add_generation_prompt": True, **self.chat_template_kwargs}
+        if not opening:
+            token_ids: list[int] = render(self.tokenizer, plain, return_dict=False, **options)
+            return token_ids
+        (reply,) = as_plain_text([{"role": "assistant", "content": opening}], self.tokenizer)
+        prompt = with_opening(
+            render(self.tokenizer, plain, tokenize=False, **options), reply["content"], self.reply_prefix
+        )
+        return list(self.tokenizer.encode(prompt, add_special_tokens=False))
 
-    async def reply(self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None) -> list[str]:
+    async def reply(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None, opening: str = ""
+    ) -> list[str]:
         """`sampling.n` replies to a prompt, each preceded by what the prompt already wrote of it (`<think>`).
+
+        `opening`, which starts with `<think>`, is put into the model's mouth: replies continue and contain it.
 
         They are truncated at the end of the model's context. A prompt that leaves no room gets empty replies, which
         then count as malformed.
         """
-        completions = await self._complete(messages, sampling, seed)
-        return [self.reply_prefix + completion.text for completion in completions] or [""] * sampling.n
+        completions = await self._complete(messages, sampling, seed, opening)
+        start = opening or self.reply_prefix
+        return [start + completion.text for completion in completions] or [""] * sampling.n
 
     async def scored_reply(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
@@ -349,10 +362,10 @@ class Engine:
         return f"{self.reply_prefix}{completion.text}"
 
     async def _complete(
-        self, messages: Sequence[Message], sampling: Sampling, seed: int | None, **options: Any
+        self, messages: Sequence[Message], sampling: Sampling, seed: int | None, opening: str = "", **options: Any
     ) -> list[Any]:
         """vLLM's completions; none if the prompt leaves no room, which is counted."""
-        completions = await self._generate(self.encode(messages), sampling, seed, **options)
+        completions = await self._generate(self.encode(messages, opening), sampling, seed, **options)
         self.without_room += not completions
         return completions
 

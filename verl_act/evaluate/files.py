@@ -4,6 +4,6 @@ from __future__ import annotations
 
 METRICS_FILE = "metrics.json"
 EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
-REASONING = "reasoning.jsonl"
-FILES = (METRICS_FILE, EPISODES, NEXT_ACTIONS, CHOICES, REASONING)
+REASONING, RATIONALES = "reasoning.jsonl", "rationales.jsonl"
+FILES = (METRICS_FILE, EPISODES, NEXT_ACTIONS, CHOICES, REASONING, RATIONALES)
 """All result files of an evaluation."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.evaluate.records import read_records
 from verl_act.evaluate.statistics import Estimate, ItemOutcome, estimate, mean_outcome
 from verl_act.rollout.episode import End
@@ -39,6 +39,7 @@ SECTIONS = {
     "next_action": Section("Next actions", NEXT_ACTIONS, "state_id"),
     "choice": Section("Choices", CHOICES, "pair_id"),
     "reasoning": Section("General reasoning", REASONING, "item"),
+    "rationale": Section("Rationale intervention", RATIONALES, "pair_id"),
 }
 
 
@@ -135,6 +136,7 @@ def _first_excess(record: Record) -> float:
 _POSITIONS = tuple(f"expert's action {position}" for position in ("first", "second", "third", "after the third"))
 _MARGINS = ((0, "≤ 0"), (1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
 _LARGE_MARGIN, _NO_MARGIN = "9+", "unknown"
+_THOUGHTS = {"free": "free thought", "none": "no thought", "wrong": "wrong thought"}
 _INFERABLE = "inferable states"
 _TURNS = "of an episode's turns"
 
@@ -148,6 +150,22 @@ def _margin(record: Record) -> str:
     if margin is None:
         return _NO_MARGIN
     return next((name for most, name in _MARGINS if margin <= most), _LARGE_MARGIN)
+
+
+def _rationale(title: str, question: str, column: str, direction: Literal[1, 0]) -> Metric:
+    """The share of answers to `question` with a true `column`, by the thought before them."""
+
+    def amount(record: Record) -> float | None:
+        return float(record[column]) if record["question"] == question else None
+
+    return Metric(
+        "rationale",
+        title,
+        amount,
+        direction=direction,
+        group=lambda record: _THOUGHTS[record["rationale"]],
+        groups=tuple(_THOUGHTS.values()),
+    )
 
 
 METRICS: dict[str, Metric] = {
@@ -279,6 +297,12 @@ METRICS: dict[str, Metric] = {
         groups=(*(name for _, name in _MARGINS), _LARGE_MARGIN, _NO_MARGIN),
     ),
     "reasoning": Metric("reasoning", "Verified answers", _column("right"), tested=True),
+    "rationale_choice": _rationale("Better action chosen by thought", "choice", "right", 1),
+    "rationale_choice_follows": _rationale("Action of the wrong thought chosen", "choice", "follows", 0),
+    "rationale_choice_thought": _rationale("Choice with a thought", "choice", "thought", 0),
+    "rationale_next_action": _rationale("Expert's next action by thought", "next_action", "right", 1),
+    "rationale_next_action_follows": _rationale("Action of the wrong thought taken", "next_action", "follows", 0),
+    "rationale_next_action_thought": _rationale("Next action with a thought", "next_action", "thought", 0),
 }
 
 

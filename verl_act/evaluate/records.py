@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.manifest import read_manifest
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
 _CHOICE_KEYS = ("margin", "candidates", "expert_position", "named_a_candidate", "chosen", "consistent")
+_RATIONALE_KEYS = ("well_formed", "thought", "right", "follows")
 _METRICS_KEYS = ("name", "model", "template", "sampling", "metrics")
 _REQUIRED = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
     CHOICES: ("pair_id", "order", *_ANSWER_KEYS, *_CHOICE_KEYS),
     REASONING: ("item", "split", "right"),
+    RATIONALES: ("pair_id", "task_id", "split", "rationale", "question", "order", "reply", *_RATIONALE_KEYS),
 }
 
 

@@ -48,9 +48,11 @@ class PolicyUnderTest:
     seed: int = 0
     mode: Mode = Mode.STEPWISE
 
-    async def answer(self, messages: list[dict[str, str]], item: str) -> str:
-        """The reply to `messages`. `item` names the request; with `seed` it determines the sampling seed."""
-        (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item))
+    async def answer(self, messages: list[dict[str, str]], item: str, opening: str = "") -> str:
+        """The reply to `messages`, which begins with `opening`. `item` names the request; with `seed` it determines
+        the sampling seed."""
+        start = {"opening": opening} if opening else {}
+        (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item), **start)
         return reply
 
     async def scored_answer(self, messages: list[dict[str, str]], item: str) -> Reply:

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from verl_act.config.settings import Mode
 from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.settings import check_pool
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.evaluate.choices import evaluate_choices
-from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, REASONING
+from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.evaluate.metric_registry import finished, summary
+from verl_act.evaluate.rationale import Rationale, evaluate_rationales, require_rationales
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.evaluate.rollouts import (
     EPISODES_AT_ONCE,
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 PathName = str | PathLike[str]
 POOL_OPTIONS = ["step_timeout", "reset_timeout", "max_memory_mb", "num_cpus"]
 """Keys that `pool` may have; `actors` is a separate option."""
+RATIONALE_LIMIT = 400
+"""Pairs of each split in the rationale intervention, as in the paper."""
+RationaleName = Literal["free", "none", "wrong"]
 _Record = TypeVar("_Record", bound=Any)
 
 
@@ -65,6 +69,8 @@ def evaluate(
     template_options: Mapping[str, Any] | None = None,
     env_settings: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    rationale: Sequence[RationaleName] = (),
+    rationale_limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write `metrics.json`, the records as JSON lines and a manifest to `out`; returns the metrics.
@@ -72,6 +78,8 @@ def evaluate(
     Every item of the files is evaluated exactly once, in file order. A run that was killed resumes with the remaining
     items. Expert states whose action the environment refused are left out. `limit` samples at most so many expert
     states and pairs of each split, the same ones for every model and seed (tasks and questions are never left out).
+    `rationale`: ask the pairs once more under these interventions on the thought (`Rationale`), at most
+    `rationale_limit` of each split (default: `limit`, or else 400).
     Temperature 0 is greedy. `reasoning_max_tokens` (None: as in `sampling`) limits a reply to a reasoning question.
     `mode`: a fresh prompt for every turn, or one growing sequence per episode, for a model trained that way. The
     environment runs in `actors` processes, on the caller's Ray if it is running; `pool` holds further arguments of
@@ -90,18 +98,26 @@ def evaluate(
         template=template,
         template_options=template_options,
         limit=limit,
+        rationale=rationale,
+        rationale_limit=rationale_limit,
         seed=seed,
     )
+    if rationale and not pairs:
+        raise OptionError("rationale", "intervenes in the answers to pairs; give --pairs.")
     if not (tasks or trajectories or pairs or reasoning):
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
     eval_tasks = [task for path in tasks for task in read_tasks(path)]
     known = read_steps(trajectories)
     learnable = steps_to_learn(known)
     steps = some_of_each_split(learnable, limit, lambda step: step.state_id)
-    choice_pairs = some_of_each_split(read_pairs(pairs), limit, lambda pair: pair.pair_id)
+    all_pairs = read_pairs(pairs)
+    choice_pairs = some_of_each_split(all_pairs, limit, lambda pair: pair.pair_id)
+    rationale_pairs = some_of_each_split(
+        all_pairs, rationale_limit or limit or RATIONALE_LIMIT, lambda pair: pair.pair_id
+    )
     reasoning_questions = read_questions(reasoning)
     _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in eval_tasks])
-    _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in choice_pairs])
+    _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in all_pairs])
     require_one_environment([*eval_tasks, *steps, *choice_pairs])
     if reasoning_questions:
         is_right(reasoning_questions[0], "")  # fails now, not after the episodes, if math-verify is missing
@@ -116,6 +132,8 @@ def evaluate(
             "template_options": dict(template_options or {}),
             "env_settings": dict(env_settings or {}),
             "limit": limit,
+            "rationale": list(rationale),
+            "rationale_limit": rationale_limit,
             "reasoning_max_tokens": reasoning_max_tokens,
         },
         seed=seed,
@@ -134,6 +152,7 @@ def evaluate(
                 await evaluate_next_actions(policy, steps, answered),
                 await evaluate_choices(policy, choice_pairs, answered),
                 await evaluate_reasoning(reasoner, reasoning_questions, answered),
+                await evaluate_rationales(policy, rationale_pairs, list(map(Rationale, rationale)), answered),
                 env_memory_mb=memory,
             )
 
@@ -156,6 +175,8 @@ def check_settings(
     template: str = "cot",
     template_options: Mapping[str, Any] | None = None,
     limit: Positive | None = None,
+    rationale: Sequence[RationaleName] = (),
+    rationale_limit: Positive | None = None,
     seed: Seed = 0,
 ) -> None:
     """Raise `ConfigError` for a setting that cannot work."""
@@ -164,6 +185,8 @@ def check_settings(
         "reasoning_max_tokens": reasoning_max_tokens,
         "max_turns": max_turns,
         "limit": limit,
+        "rationale": rationale,
+        "rationale_limit": rationale_limit,
         "seed": seed,
     }
     check_options(check_settings, options)
@@ -172,7 +195,9 @@ def check_settings(
         require_room(engine, reasoning_max_tokens, "reasoning_max_tokens")
     check_keys(POOL_OPTIONS, pool or {}, "pool")
     check_pool(actors=actors, **(pool or {}))
-    get_template(template, **(template_options or {}))
+    prompts = get_template(template, **(template_options or {}))
+    if rationale:
+        require_rationales(prompts, template)
 
 
 def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
@@ -202,12 +227,13 @@ async def rollout_eval_tasks(
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All records of one model, as the functions of `verl_act.evaluate.rollouts` return them."""
+    """All records of one model, as the functions of `rollouts`, `choices` and `rationale` return them."""
 
     episodes: Sequence[Record]
     next_actions: Sequence[Record]
     choices: Sequence[Record]
     reasoning: Sequence[Record] = ()
+    rationales: Sequence[Record] = ()
     env_memory_mb: float = 0.0
 
 
@@ -248,6 +274,7 @@ def write_evaluation(
         NEXT_ACTIONS: answers.next_actions,
         CHOICES: answers.choices,
         REASONING: answers.reasoning,
+        RATIONALES: answers.rationales,
     }
     metrics = {
         "name": name,
@@ -266,6 +293,7 @@ def write_evaluation(
         "next_actions": len(answers.next_actions),
         "choices": len(answers.choices),
         "reasoning": len(answers.reasoning),
+        "rationales": len(answers.rationales),
         "without_room": without_room,
     }
     _warn_of_malformed(name, answers)

@@ -48,6 +48,18 @@ class ChatTemplate(Template):
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         return _paragraphs(f"Observation: {observation}", *self._action_request(admissible_actions))
 
+    def rationale(self, action: str, instead_of: str) -> str | None:
+        if not self.reasoning:
+            return None
+        return (
+            f'The task says what is needed next. "{instead_of}" would not bring me closer to it: it only costs a step. '
+            f'"{action}" does what is needed now and makes the rest of the task possible. '
+            f'So the better action is "{action}".'
+        )
+
+    def reply_opening(self, thought: str) -> str:
+        return f"<think>\n{thought}\n</think>\n\n"
+
     def _context(self, context: Context) -> str:
         turns = self.shown_history(context)
         hidden = len(context.history) - len(turns)

@@ -46,6 +46,10 @@ class CompactTemplate(Template):
         again = (f"see : {context.observation}", *self._can(context.admissible_actions), "act :")
         return _user(*self._context(context), *tried, *again)
 
+    def rationale(self, action: str, instead_of: str) -> str:
+        """The action itself: thoughts of small models are subgoals, and that of a last step is its action."""
+        return action
+
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         return "\n".join([f"see : {observation}", *self._can(admissible_actions), "act :"])
 

@@ -19,6 +19,7 @@ _THINK, _END_OF_THINK = "<think>", "</think>"
 OWN_TAGS = ("<action>", "</action>", _THINK, _END_OF_THINK)
 """Tags of this package's prompts and replies, which must be ordinary text for every tokenizer."""
 
+_EMPTY_THOUGHT = re.compile(rf"{_THINK}\s*{_END_OF_THINK}\s*\Z")
 _PROBE = "some text"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
@@ -69,6 +70,17 @@ def continued(reply: str, prefix: str) -> str:
     if not prefix:
         return reply
     return reply.removeprefix(prefix) if reply.startswith(prefix) else f"{_END_OF_THINK}{reply}"
+
+
+def with_opening(prompt: str, opening: str, prefix: str) -> str:
+    """The rendered `prompt` followed by `opening`, the beginning of a reply, which starts with `<think>`.
+
+    If the prompt opens the thought itself (`prefix`, as `reply_prefix` returns it) or ends with an empty one, as with
+    thoughts switched off in the chat template, that is not repeated.
+    """
+    prompt = _EMPTY_THOUGHT.sub("", prompt)
+    opening = continued(opening, prefix)
+    return prompt + (opening.removeprefix("\n") if prefix and prompt.endswith("\n") else opening)
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

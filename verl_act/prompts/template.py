@@ -63,6 +63,15 @@ class Template(ABC):
         )
         return [{"role": "user", "content": text}]
 
+    def rationale(self, action: str, instead_of: str) -> str | None:
+        """A thought, without its tags, that argues for `action` rather than `instead_of`; None if replies to this
+        template's prompts have no thoughts."""
+        return None
+
+    def reply_opening(self, thought: str) -> str:
+        """The beginning of a reply up to the end of its `thought`, which may be empty."""
+        return f"<think>{thought}</think>"
+
     def shown_actions(self, actions: Sequence[str], candidates: Sequence[str] = ()) -> tuple[str, ...]:
         """The admissible actions that a prompt lists: if shortened, all `candidates` or none (see `shortened`)."""
         return tuple(actions) if self.max_listed is None else shortened(actions, self.max_listed, candidates)
