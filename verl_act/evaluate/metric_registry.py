@@ -299,10 +299,12 @@ METRICS: dict[str, Metric] = {
     "reasoning": Metric("reasoning", "Verified answers", _column("right"), tested=True),
     "rationale_choice": _rationale("Better action chosen by thought", "choice", "right", 1),
     "rationale_choice_follows": _rationale("Action of the wrong thought chosen", "choice", "follows", 0),
-    "rationale_choice_thought": _rationale("Choice with a thought", "choice", "thought", 0),
+    "rationale_choice_thought": _rationale("Choice with a thought by intervention", "choice", "thought", 0),
     "rationale_next_action": _rationale("Expert's next action by thought", "next_action", "right", 1),
     "rationale_next_action_follows": _rationale("Action of the wrong thought taken", "next_action", "follows", 0),
-    "rationale_next_action_thought": _rationale("Next action with a thought", "next_action", "thought", 0),
+    "rationale_next_action_thought": _rationale(
+        "Next action with a thought by intervention", "next_action", "thought", 0
+    ),
 }
 
 
