@@ -13,6 +13,7 @@ from verl_act.__main__ import app
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES, sample_alternatives, sampled_trajectories
 from verl_act.data_prep.expert.collect_expert import collect_expert
+from verl_act.data_prep.pairs import giveaways
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
 from verl_act.data_prep.pairs.margins import Replayer, ReplayError
@@ -193,6 +194,40 @@ def test_an_admissible_action_stands_in_where_the_policy_fails(
     assert {pair.alternative_source for pair in pairs} == {"admissible"}
     assert {pair.model for pair in pairs} == {""}
     assert len({pair.state_id for pair in pairs}) == len(pairs)
+
+
+def test_alternatives_of_the_experts_verb_and_length_come_first(
+    games: Path, trajectories: Path, replies: Path, tmp_path: Path
+) -> None:
+    """Every reply to choose from is in `replies`; margins may leave none of the expert's verb."""
+    matched = {}
+    for first in (True, False):
+        counts = build_pairs(
+            tmp_path / str(first), [trajectories], [replies], _settings(games), matched_first=first
+        ).counts
+        pairs = read_pairs([tmp_path / str(first) / "pairs.parquet"])
+        matched[first] = {pair.state_id: giveaways.matched(pair) for pair in pairs}
+        assert counts["pairs_matched"] == sum(matched[first].values())
+    assert matched[True].keys() == matched[False].keys()
+    assert all(matched[True][state] for state, alike in matched[False].items() if alike)
+    assert sum(matched[True].values()) > 1.5 * sum(matched[False].values())
+
+
+def test_without_stand_ins_a_state_without_a_usable_reply_has_no_pair(
+    games: Path, trajectories: Path, steps: list[Step], tmp_path: Path
+) -> None:
+    texts = ["nothing readable", f"<action>{steps[1].context.admissible_actions[0]}</action>"]
+    rows = [
+        Alternatives(state_id=step.state_id, replies=(text,), model="m", sampling="{}").to_row()
+        for step, text in zip(steps, [texts[0], *texts[1:] * len(steps)], strict=False)
+    ]
+    write_rows(tmp_path / "alternatives.parquet", rows, ALTERNATIVES)
+    settings = {"stand_ins": False, "keep_nonpositive_margin": True}
+    build_pairs(tmp_path / "pairs", [trajectories], [tmp_path / "alternatives.parquet"], _settings(games), **settings)
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    expected = {step.state_id for step in steps[1:] if step.action != steps[1].context.admissible_actions[0]}
+    assert {pair.state_id for pair in pairs} == expected
+    assert {pair.alternative_source for pair in pairs} == {"policy"}
 
 
 def test_the_share_of_inadmissible_alternatives_is_bounded(

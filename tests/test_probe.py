@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from samples import make_context, make_pair
 
-from verl_act.data_prep.pairs.probe import FEATURES, MIN_PAIRS, matched, probe_pairs
+from verl_act.data_prep.pairs.giveaways import matched
+from verl_act.data_prep.pairs.probe import FEATURES, MIN_PAIRS, probe_pairs
 from verl_act.schema import Context, Pair, Turn
 
 PLACES = [f"{name} {number}" for name in ("desk", "shelf", "drawer", "cabinet") for number in range(1, 6)]

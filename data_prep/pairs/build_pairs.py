@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.data_prep.pairs.pairing import PairSettings, make_pairs
 from verl_act.data_prep.pairs.proposals import POLICY
 from verl_act.envs.process_pool import check_workers
@@ -45,6 +46,8 @@ def build_pairs(
     max_alternatives_per_state: int = 1,
     candidates: int = 2,
     source: str = POLICY,
+    matched_first: bool = True,
+    stand_ins: bool = True,
     margins: bool = True,
     keep_nonpositive_margin: bool = False,
     inferable_only: bool = False,
@@ -66,6 +69,8 @@ def build_pairs(
         max_alternatives_per_state=max_alternatives_per_state,
         candidates=candidates,
         source=source,
+        matched_first=matched_first,
+        stand_ins=stand_ins,
         margins=margins,
         keep_nonpositive_margin=keep_nonpositive_margin,
         inferable_only=inferable_only,
@@ -104,6 +109,7 @@ def build_pairs(
             raise DataError(f"{names}: no pairs from {counts['states']} states. Dropped: {_dropped(counts, settings)}.")
         counts.update(
             pairs=len(pairs),
+            pairs_matched=sum(map(matched, pairs)),
             pairs_inadmissible=sum(not pair.alternative_admissible for pair in pairs),
             pairs_not_inferable=sum(not pair.inferable for pair in pairs),
             pairs_with_margin=sum(pair.margin is not None for pair in pairs),

@@ -32,6 +32,13 @@ def best_verb(pairs: Sequence[Pair]) -> tuple[str, float]:
     return name, 0.5 + abs(lead[name]) / (2 * len(compared))
 
 
+def matched(pair: Pair) -> bool:
+    """Whether all actions of a pair are listed as admissible, and have the same verb and number of words."""
+    actions = (pair.expert_action, *pair.alternatives)
+    alike = len({(verb(action), len(action.split())) for action in actions}) == 1
+    return alike and set(pair.context.admissible_actions).issuperset(actions)
+
+
 def label_word(pair: Pair, template: Template) -> str | None:
     """A word that names the label: one in the template, or one in some but not all actions and not in the state."""
     introduced = _template_words(template) & set(LABEL_WORDS)

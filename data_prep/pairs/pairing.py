@@ -10,7 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.data_prep.pairs.margins import Judgement, Replayers, leave_out
-from verl_act.data_prep.pairs.proposals import ADMISSIBLE, POLICY, Proposal, from_admissible, from_policy
+from verl_act.data_prep.pairs.proposals import (
+    ADMISSIBLE,
+    POLICY,
+    Proposal,
+    from_admissible,
+    from_policy,
+    matched_first,
+)
 from verl_act.envs.process_pool import Failure, failed, process_pool
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import OptionError
@@ -29,17 +36,21 @@ _Paired = tuple[list[Pair], Counter[str]]
 class PairSettings:
     """Which pairs are made.
 
-    `source` is `policy` (replies sampled from the initial policy; a state without a usable reply gets a random
-    admissible action, marked as such) or `admissible` (only random admissible actions). `candidates` is the maximum
-    number of actions in a pair, including the expert's; with more than two, a pair groups several alternatives of its
-    state. `margins` measures margins in the environment; without it they are unknown, and no alternative is dropped for
-    its margin. `max_inadmissible_share` bounds the share of pairs whose alternative the environment would refuse.
-    `limit` bounds the number of pairs; trajectories are then processed in a random order.
+    `source` is `policy` (replies sampled from the initial policy) or `admissible` (random admissible actions).
+    `candidates` is the maximum number of actions in a pair, including the expert's; with more than two, a pair groups
+    several alternatives of its state. `matched_first` prefers alternatives that are admissible and have the expert's
+    verb and number of words: shallow features tell others from the expert's action. `stand_ins` gives a state without a
+    usable reply a random admissible action, marked as such. `margins` measures margins in the environment; without it
+    they are unknown, and no alternative is dropped for its margin. `max_inadmissible_share` bounds the share of pairs
+    whose alternative the environment would refuse. `limit` bounds the number of pairs; trajectories are then processed
+    in a random order.
     """
 
     max_alternatives_per_state: Positive = 1
     candidates: Positive = 2
     source: str = POLICY
+    matched_first: bool = True
+    stand_ins: bool = True
     margins: bool = True
     keep_nonpositive_margin: bool = False
     inferable_only: bool = False
@@ -149,15 +160,20 @@ def _unmeasured(step: Step) -> Judge:
 def _pairs_at(
     step: Step, sampled: Alternatives | None, judge: Judge, settings: PairSettings, counts: Counter[str]
 ) -> Iterator[Pair]:
-    """The pairs of one state. If the policy gave no usable alternative, one admissible action is used."""
+    """The pairs of one state. If the policy gave no usable alternative, one admissible action may be used."""
     most = settings.max_alternatives_per_state
+
+    def usable(proposals: Iterable[Proposal], most: int) -> list[tuple[Proposal, Judgement]]:
+        ordered = matched_first(step, proposals) if settings.matched_first else proposals
+        return _usable(ordered, judge, most, settings, counts)
+
     if settings.source == ADMISSIBLE:
-        kept = _usable(from_admissible(step, settings.seed), judge, most, settings, counts)
+        kept = usable(from_admissible(step, settings.seed), most)
     else:
         sampled_actions = from_policy(step, sampled, counts)
-        kept = _usable(sampled_actions, judge, most, settings, counts)
-        if not kept:
-            kept = _usable(from_admissible(step, settings.seed, sampled_actions), judge, 1, settings, counts)
+        kept = usable(sampled_actions, most)
+        if not kept and settings.stand_ins:
+            kept = usable(from_admissible(step, settings.seed, sampled_actions), 1)
     counts["states_without_alternative"] += not kept
     size = settings.candidates - 1
     yield from (_pair(step, kept[start : start + size], sampled) for start in range(0, len(kept), size))

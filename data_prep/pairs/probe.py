@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.parse import normalise, verb
 from verl_act.schema import Pair
 
@@ -39,7 +40,7 @@ FEATURES = (
 MIN_PAIRS = 100
 """The least number of training pairs."""
 _FOLDS = 5
-_UNSURE = 0.4
+_UNSURE = 0.3
 """A smaller lead of one action: a calibrated probe is right in some 60% of such pairs."""
 _VERBS = 30
 """The most frequent verbs are told apart; all others count as one."""
@@ -98,13 +99,6 @@ def probe_pairs(train: Sequence[Pair], scored: Sequence[Pair] = ()) -> ProbeResu
         importance = _importance(parts, scored_table, owners, accuracy)
     hard = np.array([matched(pair) for pair in scored]) & (abs(leads) < _UNSURE)
     return ProbeResult(outcomes, hard, importance)
-
-
-def matched(pair: Pair) -> bool:
-    """Whether all actions of a pair are listed as admissible, and have the same verb and number of words."""
-    actions = (pair.expert_action, *pair.alternatives)
-    alike = len({(verb(action), len(action.split())) for action in actions}) == 1
-    return alike and set(pair.context.admissible_actions).issuperset(actions)
 
 
 def _folds(tasks: NDArray[np.str_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from verl_act.parse import match_action, normalise, parse_action
+from verl_act.envs.registry import is_admissible
+from verl_act.parse import match_action, normalise, parse_action, verb
 from verl_act.schema import Alternatives, Step
 
 POLICY, ADMISSIBLE = "policy", "admissible"
@@ -56,3 +57,15 @@ def from_admissible(step: Step, seed: int, tried: Iterable[Proposal] = ()) -> It
     others = sorted(action for action in step.context.admissible_actions if normalise(action) not in known)
     random.Random(f"{seed}:{step.state_id}").shuffle(others)
     return (Proposal(action, ADMISSIBLE) for action in others)
+
+
+def matched_first(step: Step, proposals: Iterable[Proposal]) -> list[Proposal]:
+    """`proposals` with those first that the environment takes, that have the expert's verb, and as many words."""
+    listed, length = step.context.admissible_actions, len(step.action.split())
+
+    def unlike(proposal: Proposal) -> tuple[bool, bool, bool]:
+        action = proposal.action
+        other_verb, other_length = verb(action) != verb(step.action), len(action.split()) != length
+        return not is_admissible(step.env, action, listed), other_verb, other_length
+
+    return sorted(proposals, key=unlike)
