@@ -277,7 +277,7 @@ def evaluated(
     """The record of the task in an evaluation, and what was asked for it."""
     engine, vllm = Engine.__new__(Engine), ScriptedVllm(tokenizer, script, model_type)
     engine.settings = EngineSettings(model=str(embedded_models()["alfworld"]))
-    engine.tokenizer, engine._llm = tokenizer, cast(Any, vllm)
+    engine.tokenizer, engine.llm = tokenizer, cast(Any, vllm)
     engine.chat_template_kwargs, engine.reply_prefix = {}, ""
     engine.without_room, engine.max_model_len = 0, max_model_len
     policy = PolicyUnderTest(engine, TEMPLATE, Sampling(max_tokens=max_model_len), mode=Mode(mode))

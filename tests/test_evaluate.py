@@ -573,7 +573,7 @@ class Requests:
 
 def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     engine, vllm = Engine.__new__(Engine), Requests()
-    engine.tokenizer, engine._llm = make_tokenizer(["go"]), cast(Any, vllm)
+    engine.tokenizer, engine.llm = make_tokenizer(["go"]), cast(Any, vllm)
     engine.chat_template_kwargs, engine.without_room, engine.reply_prefix = {}, 0, ""
     messages = get_template("plain").action_messages(make_context())
     length = len(engine.encode(messages))

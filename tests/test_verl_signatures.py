@@ -181,18 +181,17 @@ PINS = [
         "verl_act/upstream_gaps/cpu/vllm_linear.py",
         exactly=True,
     ),
-    Pin("vllm.v1.engine.async_llm:AsyncLLM.from_engine_args", ("engine_args",), ENGINE_FILE, keywords=False),
+    Pin("vllm.v1.engine.async_llm:AsyncLLM.from_engine_args", ("engine_args", "usage_context"), ENGINE_FILE),
     Pin(
         "vllm.v1.engine.async_llm:AsyncLLM.generate",
-        ("self", "prompt", "sampling_params", "request_id"),
+        ("self", "prompt", "sampling_params", "request_id", "data_parallel_rank"),
         ENGINE_FILE,
-        keywords=False,
     ),
     Pin(
         "vllm.engine.arg_utils:AsyncEngineArgs.__init__",
         (
             *("model", "max_model_len", "enable_prefix_caching", "disable_log_stats", "dtype", "enforce_eager"),
-            *("max_num_batched_tokens", "enable_chunked_prefill"),
+            *("max_num_batched_tokens", "enable_chunked_prefill", "data_parallel_size", "seed"),
         ),
         ENGINE_FILE,
     ),
@@ -206,6 +205,7 @@ PINS = [
 NAMES = [
     ("vllm.sampling_params:RequestOutputKind.FINAL_ONLY", ENGINE_FILE),
     ("vllm.platforms:current_platform.is_cpu", ENGINE_FILE),
+    ("vllm.usage.usage_lib:UsageContext.LLM_CLASS", ENGINE_FILE),
     ("vllm.v1.engine.async_llm:AsyncLLM.shutdown", ENGINE_FILE),
     ("verl.plugin.platform:get_platform", "verl_act/chain/check.py"),
     ("verl.trainer.main_ppo:main", "verl_act/chain/stages.py"),

@@ -239,6 +239,7 @@ class Engine:
     """
 
     seed_requests = True
+    replicas = 1
 
     def __init__(self, settings: EngineSettings, start_seconds: float | None = None, seed: int = 0) -> None:
         if start_seconds is None:
@@ -257,7 +258,7 @@ class Engine:
         self._loop = asyncio.Runner()
         try:
             with _processes_end_after(start_seconds) as overdue:
-                self._llm = start_vllm(settings.model, arguments)
+                self.llm = start_vllm(settings.model, arguments)
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             if overdue.is_set():
                 raise EngineError(
@@ -269,8 +270,8 @@ class Engine:
                 f"vLLM did not start with model {settings.model} and {arguments}: {error}. "
                 "Its own messages above say more; lower max_model_len or free memory if it ran out."
             ) from error
-        config = self._llm.vllm_config
-        self.replicas: int = config.parallel_config.data_parallel_size
+        config = self.llm.vllm_config
+        self.replicas = config.parallel_config.data_parallel_size
         self.max_num_seqs = self.replicas * config.scheduler_config.max_num_seqs
         self.seed_requests = settings.extra.get("seed_requests", _seeds_are_free(config))
         self._next_replica = cycle(range(self.replicas))
@@ -285,7 +286,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop the engine's processes, then let its tasks end."""
-        self._llm.shutdown()
+        self.llm.shutdown()
         self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -347,14 +348,14 @@ class Engine:
         trust_remote_code = bool(self.settings.extra.get("trust_remote_code", False))
         return create_continuous_token_builder(
             self.tokenizer,
-            hf_model_type=self._llm.model_config.hf_config.model_type,
+            hf_model_type=self.llm.model_config.hf_config.model_type,
             chat_template_kwargs=self.chat_template_kwargs,
             processor=hf_processor(self.settings.model, trust_remote_code=trust_remote_code),
         )
 
     async def next_reply(self, sequence: GrowingSequence, sampling: Sampling, seed: int | None = None) -> str | None:
         """One reply to what `sequence` says so far, which then holds it; None where no room for one is left."""
-        completions = await self._generate(sequence.sample.token_ids, sampling, seed, sequence.replica)
+        completions = await self.generate(sequence.sample.token_ids, sampling, seed, sequence.replica)
         if not completions:
             return None
         (completion,) = completions
@@ -365,11 +366,11 @@ class Engine:
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, opening: str = "", **options: Any
     ) -> list[Any]:
         """vLLM's completions; none if the prompt leaves no room, which is counted."""
-        completions = await self._generate(self.encode(messages, opening), sampling, seed, **options)
+        completions = await self.generate(self.encode(messages, opening), sampling, seed, **options)
         self.without_room += not completions
         return completions
 
-    async def _generate(
+    async def generate(
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
@@ -394,7 +395,7 @@ class Engine:
         placed = {} if replica is None else {"data_parallel_rank": replica}
         final = None
         prompt = {"prompt_token_ids": list(prompt_ids)}
-        async for output in self._llm.generate(prompt, parameters, uuid4().hex, **placed):
+        async for output in self.llm.generate(prompt, parameters, uuid4().hex, **placed):
             final = output
         if final is None:
             raise EngineError("vLLM ended a request without a reply; its messages above say why.")

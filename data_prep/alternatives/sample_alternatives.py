@@ -1,25 +1,26 @@
 """Sample alternative actions from the initial policy at every expert state (paper section 3).
 
-Raw replies are stored; `build_pairs` parses actions from them. States are sampled in shards, one file each, so a killed
-run resumes after the last finished shard. By default one vLLM engine runs in this process; with `workers`, Ray Data
-distributes the shards over that many engines on a cluster.
+Raw replies are stored; `build_pairs` parses actions from them. A shard of states is written to a file when it is whole,
+so a killed run resumes with the missing ones. The engine does not wait for the last reply of a shard: it samples the
+next ones meanwhile. By default one vLLM engine runs for this process; with `workers`, Ray Data distributes the shards
+over that many engines on a cluster.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from verl_act.concurrency import for_each
 from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, request_seed
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import digest, make_manifest, write_manifest
@@ -34,6 +35,10 @@ from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_t
 FILE_NAME = "alternatives.parquet"
 SHARD_STATES = 256
 
+SHARDS_IN_FLIGHT = 4
+"""Shards that an engine on Ray samples at once."""
+
+_Rows = list[dict[str, Any]]
 _Job = tuple[EngineSettings, Sampling, str, dict[str, Any], int]
 """The arguments of `Sampler`."""
 
@@ -90,21 +95,26 @@ def sample_alternatives(
     }
     shards_folder = _open_shards(out, settings)
     shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
-    missing = [index for index in range(len(shards)) if not _shard(shards_folder, index).exists()]
+    missing = {index: shard for index, shard in enumerate(shards) if not _shard(shards_folder, index).exists()}
     job = (engine, sampling, template, template_options or {}, seed)
-    run = _on_ray(shards, missing, job, workers, gpus_per_worker) if workers else _in_this_process(shards, missing, job)
-    done = len(steps) - sum(len(shards[index]) for index in missing)
     sampled = [row for index in range(len(shards)) if index not in missing for row in _read(shards_folder, index)]
     usable = allow_degenerate or _has_action(sampled)
     if sampled and not usable:
         raise _no_action(sampled, engine.model, template)
-    with closing(run), tqdm(total=len(steps), initial=done, desc="sampling alternatives", unit="state") as progress:
-        for index, rows in run:
+    with tqdm(total=len(steps), initial=len(sampled), desc="sampling alternatives", unit="state") as progress:
+
+        def keep(index: int, rows: _Rows) -> None:
+            nonlocal usable
             write_rows(_shard(shards_folder, index), rows, ALTERNATIVES)
             progress.update(len(rows))
             usable = usable or _has_action(rows)
             if not usable:
                 raise _no_action(rows, engine.model, template)
+
+        if missing and workers:
+            _on_ray(missing, job, workers, gpus_per_worker, keep)
+        elif missing:
+            _in_this_process(missing, job, keep)
     rows = [row for index in range(len(shards)) for row in _read(shards_folder, index)]
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
@@ -180,18 +190,28 @@ class Sampler:
     def __init__(
         self, engine: EngineSettings, sampling: Sampling, template: str, template_options: dict[str, Any], seed: int
     ) -> None:
-        self.engine = Engine(engine)
+        self.engine = Engine(engine, seed=seed)
         self.sampling = sampling
         self.template = get_template(template, **template_options)
         self.seed = seed
         self.model = engine.model
 
-    def sample(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
-        """Rows of schema ALTERNATIVES, in the order of `steps`."""
-        return self.engine.run(self._sample(steps))
+    async def sample(self, shards: Mapping[int, Sequence[Step]], keep: Callable[[int, _Rows], None]) -> None:
+        """Call `keep` with each shard's index and rows of schema ALTERNATIVES as soon as all of its states are sampled.
 
-    async def _sample(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
-        return list(await asyncio.gather(*map(self._sample_one, steps)))
+        States are sampled in order, twice as many at once as the engine runs, so that some always wait for it.
+        """
+        rows: dict[int, dict[int, dict[str, Any]]] = {index: {} for index in shards}
+        states = [(index, position) for index, shard in shards.items() for position in range(len(shard))]
+
+        async def sample_state(state: tuple[int, int]) -> None:
+            index, position = state
+            rows[index][position] = await self._sample_one(shards[index][position])
+            if len(rows[index]) == len(shards[index]):
+                whole = rows.pop(index)
+                keep(index, [whole[position] for position in sorted(whole)])
+
+        await for_each(sample_state, states, math.ceil(2 * self.engine.max_num_seqs / self.sampling.n))
 
     async def _sample_one(self, step: Step) -> dict[str, Any]:
         messages = self.template.action_messages(step.context)
@@ -204,33 +224,35 @@ class Sampler:
         )
         return record.to_row()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data's interface: takes a batch of shards and returns their rows."""
-        steps = [[Step.from_row(row) for row in json.loads(shard)] for shard in batch["steps"]]
-        return {"index": batch["index"], "rows": [json.dumps(self.sample(shard)) for shard in steps]}
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Ray Data's interface: takes a batch of shards and returns their rows. Calls run concurrently."""
+        shards = {
+            int(index): [Step.from_row(row) for row in json.loads(shard)]
+            for index, shard in zip(batch["index"], batch["steps"], strict=True)
+        }
+        sampled: dict[int, _Rows] = {}
+        await self.sample(shards, sampled.__setitem__)
+        return {"index": list(sampled), "rows": [json.dumps(rows) for rows in sampled.values()]}
 
 
-def _in_this_process(
-    shards: Sequence[Sequence[Step]], indices: Sequence[int], job: _Job
-) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
-    if not indices:
-        return
+def _in_this_process(shards: Mapping[int, Sequence[Step]], job: _Job, keep: Callable[[int, _Rows], None]) -> None:
     sampler = Sampler(*job)
-    try:
-        for index in indices:
-            yield index, sampler.sample(shards[index])
-    finally:
-        sampler.engine.close()
+    with sampler.engine as engine:
+        engine.run(sampler.sample(shards, keep))
 
 
 def _on_ray(
-    shards: Sequence[Sequence[Step]], indices: Sequence[int], job: _Job, workers: int, gpus_per_worker: float
-) -> Generator[tuple[int, list[dict[str, Any]]], None, None]:
-    if not indices:
-        return
+    shards: Mapping[int, Sequence[Step]],
+    job: _Job,
+    workers: int,
+    gpus_per_worker: float,
+    keep: Callable[[int, _Rows], None],
+) -> None:
     import ray
 
-    items = [{"index": index, "steps": json.dumps([step.to_row() for step in shards[index]])} for index in indices]
+    items = [
+        {"index": index, "steps": json.dumps([step.to_row() for step in shard])} for index, shard in shards.items()
+    ]
     with ray_session():
         ray.data.DataContext.get_current().enable_progress_bars = False  # the progress bar of this module counts states
         sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -238,10 +260,11 @@ def _on_ray(
             fn_constructor_args=job,
             batch_size=1,
             num_gpus=gpus_per_worker,
-            compute=ray.data.ActorPoolStrategy(size=workers),
+            max_concurrency=SHARDS_IN_FLIGHT,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT),
         )
         for row in sampled.iter_rows():
-            yield int(row["index"]), json.loads(row["rows"])
+            keep(int(row["index"]), json.loads(row["rows"]))
 
 
 def _open_shards(out: Path, settings: dict[str, Any]) -> Path:

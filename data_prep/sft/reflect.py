@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from tqdm.asyncio import tqdm_asyncio
 
+from verl_act.concurrency import for_each
 from verl_act.data_prep.pairs.margins import Replayers, leave_out
 from verl_act.engine import (
     Engine,
@@ -125,7 +125,7 @@ def reflect(
                 f"{', '.join(map(str, trajectories))}: nothing to reflect on ({reasons}). Pass the pairs that were "
                 "built from these trajectories, and the settings of the environment."
             )
-        with Engine(engine) as running:
+        with Engine(engine, seed=seed) as running:
             prompts = get_template(template, **(template_options or {}))
             replies = running.run(_replies(running, prompts, executed, sampling, seed, saved))
             rows = list(_rows(executed, replies, engine.model, prompts.reflections_conclude, counts))
@@ -158,18 +158,26 @@ async def _replies(
 ) -> list[Record]:
     """One `{"text", "cut"}` per state, in order."""
 
-    async def write(step: Step, expert: Turn, others: list[Turn]) -> Record:
-        if (known := saved.get(f"reflection {step.state_id}", 0)) is not None:
-            return known
+    records = {
+        step.state_id: record
+        for step, _, _ in executed
+        if (record := saved.get(f"reflection {step.state_id}", 0)) is not None
+    }
+    progress = tqdm(total=len(executed), initial=len(records), desc="reflections", unit="state")
+
+    async def write(state: Executed) -> None:
+        step, expert, others = state
         messages = template.reflection_messages(step.context, expert, others)
         state_seed = request_seed(seed, f"reflection {step.state_id}")
         (reply,) = await engine.scored_reply(messages, sampling, seed=state_seed)
-        record = {"text": reply.text, "cut": reply.cut}
+        record = records[step.state_id] = {"text": reply.text, "cut": reply.cut}
         saved.add(f"reflection {step.state_id}", 0, record)
-        return record
+        progress.update()
 
-    tasks = [write(*entry) for entry in executed]
-    return list(await tqdm_asyncio.gather(*tasks, desc="reflections", unit="state"))
+    with progress:
+        missing = [state for state in executed if state[0].state_id not in records]
+        await for_each(write, missing, 2 * engine.max_num_seqs)
+    return [records[step.state_id] for step, _, _ in executed]
 
 
 def _rows(

@@ -199,6 +199,8 @@ class EnvSpec:
     doctor: Callable[[], str] | None = None
     """Checks the installation, and returns one line about it. Raises `InstallationError` for a fault, its
     `NotInstalledError` where only something optional is missing."""
+    max_episodes: int | None = None
+    """Episodes that one process has capacity for; None: no limit of its own."""
 
     def __post_init__(self) -> None:
         from verl_act.envs.checked import CheckedMake  # which imports this module

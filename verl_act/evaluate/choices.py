@@ -64,7 +64,7 @@ async def evaluate_choices(
             **judged_choice(question, reply.text),
         }
 
-    return _with_consistency(await answer_all(one, choice_questions(pairs), "choices", journal))
+    return _with_consistency(await answer_all(policy, one, choice_questions(pairs), "choices", journal))
 
 
 def judged_choice(question: ChoiceQuestion, reply: str) -> Record:

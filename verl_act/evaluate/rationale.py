@@ -91,8 +91,8 @@ async def evaluate_rationales(
 
     questions = [(rationale, question) for rationale in rationales for question in choice_questions(pairs)]
     states = [(rationale, pair) for rationale in rationales for pair in pairs]
-    choices = await answer_all(choose, questions, "rationales, choices", journal)
-    return choices + await answer_all(act, states, "rationales, next actions", journal)
+    choices = await answer_all(policy, choose, questions, "rationales, choices", journal)
+    return choices + await answer_all(policy, act, states, "rationales, next actions", journal)
 
 
 def _described(pair: Pair, rationale: Rationale, question: str, reply: str, order: int = 0) -> Record:

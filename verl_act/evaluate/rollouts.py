@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from verl_act.concurrency import for_each
 from verl_act.config.settings import Mode
 from verl_act.engine import Engine, Reply, Sampling, request_seed
 from verl_act.envs.base import Task
@@ -32,21 +33,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EPISODES_AT_ONCE = 64
-"""Per environment process: ScienceWorld's Java heap has room for about 70."""
-
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyUnderTest:
-    """A model with the prompts and sampling of its evaluation. `mode`: how the turns of an episode are prompted."""
+    """A model with the prompts and sampling of its evaluation.
+
+    `mode`: how the turns of an episode are prompted. `at_once`: items in progress at the same time, whatever their kind
+    (an episode counts until it ends); `Engine.max_num_seqs` keeps an engine full without a queue.
+    """
 
     engine: Engine
     template: Template
     sampling: Sampling
     seed: int = 0
     mode: Mode = Mode.STEPWISE
+    at_once: int = 256
+    slots: asyncio.Semaphore | None = None
+    """Shared by all kinds of items; made from `at_once`."""
+
+    def __post_init__(self) -> None:
+        if self.slots is None:
+            object.__setattr__(self, "slots", asyncio.Semaphore(self.at_once))
 
     async def answer(self, messages: list[dict[str, str]], item: str, opening: str = "") -> str:
         """The reply to `messages`, which begins with `opening`. `item` names the request; with `seed` it determines
@@ -122,14 +131,15 @@ async def rollout_tasks(
     pools: Mapping[str, EnvPool],
     max_turns: int,
     journal: Journal | None = None,
-    at_once: int = EPISODES_AT_ONCE,
+    at_once: int | None = None,
 ) -> list[Record]:
-    """Play every task once, `at_once` episodes concurrently; records include the transcript (`goal`, `turns`).
+    """Play every task once; records include the transcript (`goal`, `turns`).
+
+    `at_once` limits the episodes in progress, besides the policy's own limit.
 
     `pools`: environment -> its pool. An episode whose environment fails is retried once; if it fails again, it ends as
     `End.ERROR` and its record has the `error`. Raises `EnvError` if every episode fails, as with wrong settings.
     """
-    slots = asyncio.Semaphore(at_once)
 
     async def played(task: Task) -> Episode:
         session = await pools[task.env].open(task)
@@ -140,15 +150,14 @@ async def rollout_tasks(
 
     async def one(task: Task) -> Record:
         error = {}
-        async with slots:
+        try:
+            episode = await played(task)
+        except EnvError as failure:
+            logger.warning("retrying %s: %s", task, failure)
             try:
                 episode = await played(task)
-            except EnvError as failure:
-                logger.warning("retrying %s: %s", task, failure)
-                try:
-                    episode = await played(task)
-                except EnvError as again:
-                    episode, error = Episode(task, end=End.ERROR), {"error": str(again)}
+            except EnvError as again:
+                episode, error = Episode(task, end=End.ERROR), {"error": str(again)}
         return {
             "task_id": task.task_id,
             "task_type": task.task_type,
@@ -160,7 +169,7 @@ async def rollout_tasks(
             **_transcript(episode),
         }
 
-    records = await answer_all(one, tasks, "episodes", journal)
+    records = await answer_all(policy, one, tasks, "episodes", journal, at_once)
     if records and all("error" in record for record in records):
         raise EnvError(f"none of {len(records)} episodes could be played; the first: {records[0]['error']}")
     return records
@@ -207,7 +216,7 @@ async def evaluate_next_actions(
             "right": match_action(action, [step.action]) is not None,
         }
 
-    return await answer_all(one, steps, "next actions", journal)
+    return await answer_all(policy, one, steps, "next actions", journal)
 
 
 async def evaluate_reasoning(
@@ -225,26 +234,37 @@ async def evaluate_reasoning(
             "right": is_right(question, reply),
         }
 
-    return await answer_all(one, questions, "reasoning", journal)
+    return await answer_all(policy, one, questions, "reasoning", journal)
 
 
 async def answer_all(
-    evaluate_item: Callable[[Item], Awaitable[Record]], items: Sequence[Item], what: str, journal: Journal | None
+    policy: PolicyUnderTest,
+    evaluate_item: Callable[[Item], Awaitable[Record]],
+    items: Sequence[Item],
+    what: str,
+    journal: Journal | None,
+    at_once: int | None = None,
 ) -> list[Record]:
-    """The records of all items, in their order; those in `journal`, under the name `what`, are not computed again."""
-    records = [journal.get(what, index) if journal else None for index in range(len(items))]
-    progress = tqdm(total=len(items), initial=sum(record is not None for record in records), desc=what)
+    """The records of all items, in their order; those in `journal`, under the name `what`, are not computed again.
 
-    async def record_of(index: int) -> Record:
-        record = records[index]
-        if record is None:
-            record = await evaluate_item(items[index])
-            if journal:
-                journal.add(what, index, record)
-            progress.update()
-        return record
+    `at_once` limits the items in progress, besides the policy's own limit, which holds for all kinds together.
+    """
+    assert policy.slots is not None
+    slots = policy.slots
+    records = {index: record for index in range(len(items)) if journal and (record := journal.get(what, index))}
+    progress = tqdm(total=len(items), initial=len(records), desc=what)
+
+    async def evaluate_at(index: int) -> None:
+        async with slots:
+            records[index] = await evaluate_item(items[index])
+        if journal:
+            journal.add(what, index, records[index])
+        progress.update()
 
     try:
-        return list(await asyncio.gather(*map(record_of, range(len(items)))))
+        missing = [index for index in range(len(items)) if index not in records]
+        # A kind has no more items in the queue of the slots, so that no other kind waits until it is done.
+        await for_each(evaluate_at, missing, min(policy.at_once, at_once or policy.at_once))
     finally:
         progress.close()
+    return [records[index] for index in range(len(items))]

@@ -11,10 +11,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from verl_act.concurrency import gather
 from verl_act.config.settings import Mode
 from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_pool
 from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.evaluate.choices import evaluate_choices
@@ -23,7 +25,6 @@ from verl_act.evaluate.metric_registry import finished, summary
 from verl_act.evaluate.rationale import Rationale, evaluate_rationales, require_rationales
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.evaluate.rollouts import (
-    EPISODES_AT_ONCE,
     PolicyUnderTest,
     evaluate_next_actions,
     evaluate_reasoning,
@@ -139,22 +140,25 @@ def evaluate(
         seed=seed,
     )
     manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(learnable)})
-    with journal(Path(out), key_of(manifest), lambda: running.without_room) as answered, Engine(engine) as running:
-        policy = PolicyUnderTest(running, get_template(template, **(template_options or {})), sampling, seed, mode)
+    with (
+        journal(Path(out), key_of(manifest), lambda: running.without_room) as answered,
+        Engine(engine, seed=seed) as running,
+    ):
+        prompts = get_template(template, **(template_options or {}))
+        policy = PolicyUnderTest(running, prompts, sampling, seed, mode, running.max_num_seqs)
         reasoner = replace(policy, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
 
         async def evaluate_all() -> Answers:
-            played, memory = await rollout_eval_tasks(
-                policy, eval_tasks, env_settings, max_turns, actors, answered, pool
+            (played, memory), *others = await gather(
+                [
+                    rollout_eval_tasks(policy, eval_tasks, env_settings, max_turns, actors, answered, pool),
+                    evaluate_next_actions(policy, steps, answered),
+                    evaluate_choices(policy, choice_pairs, answered),
+                    evaluate_reasoning(reasoner, reasoning_questions, answered),
+                    evaluate_rationales(policy, rationale_pairs, list(map(Rationale, rationale)), answered),
+                ]
             )
-            return Answers(
-                played,
-                await evaluate_next_actions(policy, steps, answered),
-                await evaluate_choices(policy, choice_pairs, answered),
-                await evaluate_reasoning(reasoner, reasoning_questions, answered),
-                await evaluate_rationales(policy, rationale_pairs, list(map(Rationale, rationale)), answered),
-                env_memory_mb=memory,
-            )
+            return Answers(played, *others, env_memory_mb=memory)
 
         answers = running.run(evaluate_all())
         for record in answers.episodes:
@@ -221,7 +225,9 @@ async def rollout_eval_tasks(
         return [], 0.0
     with ray_session():
         pools = {env: EnvPool(env, env_settings, actors=actors, **(pool or {})) for env in {task.env for task in tasks}}
-        records = await rollout_tasks(policy, tasks, pools, max_turns, journal, EPISODES_AT_ONCE * actors)
+        limits = [limit for env in pools if (limit := get_env(env).max_episodes)]
+        at_once = min(limits) * actors if limits else None
+        records = await rollout_tasks(policy, tasks, pools, max_turns, journal, at_once)
         return records, max(pool.memory_mb for pool in pools.values())
 
 

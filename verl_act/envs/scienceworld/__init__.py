@@ -23,6 +23,7 @@ SPEC = EnvSpec(
     dialect=DIALECT,
     models={"embedded": ASSETS / "embedded_model_scienceworld"},
     doctor=check_engine,
+    max_episodes=64,  # the engine's Java heap has space for about 70 games
 )
 
 __all__ = ["SPEC"]
