@@ -11,10 +11,10 @@ setup-gpu:        ## the pinned environment for NVIDIA GPUs in .venv-gpu; SET=gp
 	@requirements/install-gpu.sh .venv-gpu $(SET)
 
 quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results in runs/quickstart
-	$(PYTHON_RUN) -m verl_act chain alfworld/quickstart --out runs/quickstart
+	$(PYTHON_RUN) -m verl_act run alfworld/quickstart --out runs/quickstart
 
 quickstart-scienceworld quickstart-webshop: quickstart-%: embedded-model-% ## the same on ScienceWorld (needs Java) or WebShop
-	$(PYTHON_RUN) -m verl_act chain $*/quickstart --out runs/$@
+	$(PYTHON_RUN) -m verl_act run $*/quickstart --out runs/$@
 
 check: lint types ## format, lint and types
 
@@ -66,28 +66,28 @@ clean:            ## outputs and caches; the environment stays
 	rm -rf runs outputs dist build docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 runs/embedded/expert: | setup # from games that no recipe uses
-	$(PYTHON_RUN) -m verl_act make-games --out runs/embedded/games --counts '{"train": 6000}' --size small --seed 1000 --workers 2
-	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/expert --workers 2 --env-settings '{"data": "runs/embedded/games"}' alfworld train
+	$(PYTHON_RUN) -m verl_act data games --out runs/embedded/games --counts train=6000 --size small --seed 1000 --workers 2
+	$(PYTHON_RUN) -m verl_act data expert --out runs/embedded/expert --workers 2 --env-settings data=runs/embedded/games alfworld train
 
 embedded-model: runs/embedded/expert ## the small initial policy that comes with the package (about 50 minutes on one core)
-	$(PYTHON_RUN) -m verl_act make-embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet
+	$(PYTHON_RUN) -m verl_act dev embedded-model --out verl_act/assets/embedded_model --trajectories runs/embedded/expert/trajectories.parquet
 
 embedded-model-thinking: verl_act/assets/embedded_model_thinking ## one that states a subgoal before it answers, where it is missing
 
 verl_act/assets/embedded_model_thinking: runs/embedded/expert | setup # goes on from the one above
-	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ --trajectories runs/embedded/expert/trajectories.parquet \
-	  --settings '{"thoughts": true, "start": "verl_act/assets/embedded_model", "steps": 2000, "passes": 1, "learning_rate": 1e-3, "matrix_learning_rate": 6e-3}'
+	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ --trajectories runs/embedded/expert/trajectories.parquet \
+	  --thoughts --start verl_act/assets/embedded_model --steps 2000 --passes 1 --learning-rate 0.001 --matrix-learning-rate 0.006
 
 embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/assets/embedded_model_% ## where they are missing
 
 verl_act/assets/embedded_model_scienceworld: | setup # from its training variations
-	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/scienceworld --limit 240 --seed 1000 \
-	  --env-settings '{"simplification": "", "max_steps": 20, "tasks": ["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]}' scienceworld train
-	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
-	  --trajectories runs/embedded/scienceworld/trajectories.parquet --settings '{"steps": 1200, "passes": 8, "choice_share": 0.5, "storage": "bfloat16"}'
+	$(PYTHON_RUN) -m verl_act data expert --out runs/embedded/scienceworld --limit 240 --seed 1000 \
+	  --env-settings simplification= --env-settings max_steps=20 --env-settings 'tasks=["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]' scienceworld train
+	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ \
+	  --trajectories runs/embedded/scienceworld/trajectories.parquet --steps 1200 --passes 8 --choice-share 0.5 --storage bfloat16
 
 verl_act/assets/embedded_model_webshop: | setup # from a catalogue that no recipe uses
-	$(PYTHON_RUN) -m verl_act make-catalogue --out runs/embedded/catalogue --seed 1000
-	$(PYTHON_RUN) -m verl_act collect-expert --out runs/embedded/webshop --env-settings '{"data": "runs/embedded/catalogue", "observation": "brief"}' webshop train
-	$(PYTHON_RUN) -m verl_act make-embedded-model --out $@ \
-	  --trajectories runs/embedded/webshop/trajectories.parquet --settings '{"steps": 5000, "choice_share": 0.4, "whole_text_share": 0.1, "storage": "bfloat16"}'
+	$(PYTHON_RUN) -m verl_act dev catalogue --out runs/embedded/catalogue --seed 1000
+	$(PYTHON_RUN) -m verl_act data expert --out runs/embedded/webshop --env-settings data=runs/embedded/catalogue --env-settings observation=brief webshop train
+	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ \
+	  --trajectories runs/embedded/webshop/trajectories.parquet --steps 5000 --choice-share 0.4 --whole-text-share 0.1 --storage bfloat16

@@ -32,6 +32,7 @@ from verl_act.envs.alfworld.engine import AlfworldEngine
 from verl_act.envs.alfworld.game import compile_game, read_game
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.planner_library import load_library
+from verl_act.settings.data import GamesSettings
 
 RESULT = Path(__file__).parent / "results" / "alfworld_engine.json"
 
@@ -125,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in ("small", "full"):
             made = Path(folder) / size
-            make_games(made, counts={"train": options.games}, size=size, seed=1, progress=False)
+            make_games(GamesSettings(counts={"train": options.games}, size=size, seed=1, workers=0), made)
             results[size] = compare(sorted(made.rglob("game.tw-pddl")), options.steps)
     print(f"{'rooms':6} {'engine':12} {'load ms':>9} {'reset ms':>9} {'steps/s':>9} {'speed-up':>9}")
     for size, result in results.items():

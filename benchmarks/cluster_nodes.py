@@ -26,6 +26,7 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.schema import ALTERNATIVES, read_steps, read_table
+from verl_act.settings.data import ExpertSettings, GamesSettings
 
 RESULTS = Path(__file__).parent / "results" / "cluster_nodes.json"
 PROGRESS = re.compile(r"\| +(\d+)/\d+ \[")
@@ -48,7 +49,7 @@ def start(cores: list[int]) -> Cluster:
 def sample(out: Path, trajectories: Path, cores: list[int], n: int) -> dict[str, float]:
     """Sample on a node per core; seconds to the first shard of states, and to the end."""
     nodes = start(cores)
-    words = [sys.executable, "-m", "verl_act", "sample-alternatives", "--out", str(out), "--n", str(n)]
+    words = [sys.executable, "-m", "verl_act", "data", "alternatives", "--out", str(out), "--n", str(n)]
     words += ["--trajectories", str(trajectories), "--model", str(embedded_models()["alfworld"])]
     words += ["--template", "compact", "--max-tokens", "16", "--max-model-len", "1024"]
     words += ["--workers", str(len(cores)), "--gpus-per-worker", "0"]
@@ -83,9 +84,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # before Ray starts: its nodes pass it on
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_games(folder / "games", counts={"train": arguments.games}, size="small", seed=3, progress=False)
+        make_games(GamesSettings(counts={"train": arguments.games}, size="small", seed=3, workers=0), folder / "games")
         data = {"data": str(folder / "games")}
-        collect_expert(folder / "expert", "alfworld", "train", env_settings=data, progress=False)
+        collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=data, workers=0), folder / "expert")
         trajectories = folder / "expert" / "trajectories.parquet"
         states = [step.state_id for step in read_steps([trajectories])]
         result: dict = {"states": len(states), "n": arguments.n}

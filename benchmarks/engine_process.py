@@ -23,10 +23,12 @@ from tqdm import tqdm
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
-from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
+from verl_act.engine import Engine, request_seed
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.prompts import Message, get_template
 from verl_act.schema import read_steps
+from verl_act.settings.data import ExpertSettings, GamesSettings
+from verl_act.settings.model import ModelSettings, Sampling
 
 RESULTS = Path(__file__).parent / "results" / "engine_process.json"
 KINDS: dict[str, dict[str, Any]] = {"its own": {"distributed_executor_backend": "mp"}, "the engine's": {}}
@@ -34,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {"its own": {"distributed_executor_backend": 
 
 def measure(prompts: list[list[Message]], extra: dict[str, Any]) -> tuple[dict[str, float], list[list[str]]]:
     started = time.monotonic()
-    settings = EngineSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024, extra=extra)
+    settings = ModelSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024, engine_options=extra)
     with Engine(settings) as engine:
         start = time.monotonic() - started
         sampling = Sampling(n=4, max_tokens=16)
@@ -60,9 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_games(folder / "games", counts={"train": 48}, size="small", seed=5, progress=False)
+        make_games(GamesSettings(counts={"train": 48}, size="small", seed=5, workers=0), folder / "games")
         data = {"data": str(folder / "games")}
-        collect_expert(folder / "expert", "alfworld", "train", env_settings=data, progress=False)
+        collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=data, workers=0), folder / "expert")
         steps = read_steps([folder / "expert" / "trajectories.parquet"])[: arguments.states]
         template = get_template("compact", history_length=8)
         prompts = [template.action_messages(step.context) for step in steps]

@@ -33,6 +33,7 @@ from verl_act.envs.base import Environment, Observation, PlanningEnvironment, St
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.schema import Step
+from verl_act.settings.data import GamesSettings
 
 RESULT = Path(__file__).parent / "results" / "env_pool.json"
 PARTS = ("probing", "lock_step", "sizes", "cores")
@@ -325,7 +326,7 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
-        make_games(Path(folder), counts={"train": 32}, size="small", seed=1, progress=False)
+        make_games(GamesSettings(counts={"train": 32}, size="small", seed=1, workers=0), Path(folder))
         settings = {"data": folder}
         tasks = get_env(ENV).tasks("train", **settings)
         if "probing" in options.parts:

@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.make_tasks import make_tasks
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
 from verl_act.prompts import get_template
+from verl_act.settings.data import GamesSettings, TasksSettings
+from verl_act.settings.model import ModelSettings, Sampling
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_throughput.json"
 
@@ -62,11 +64,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         counts = {"train": 6, "valid_seen": arguments.games}
-        make_games(folder / "games", counts=counts, size="small", seed=5, progress=False)
+        make_games(GamesSettings(counts=counts, size="small", seed=5, workers=0), folder / "games")
         data = {"data": str(folder / "games")}
-        make_tasks(folder / "panel", "alfworld", ["valid_seen"], env_settings=data)
+        make_tasks(TasksSettings(env="alfworld", splits=["valid_seen"], env_settings=data), folder / "panel")
         panel = read_tasks(folder / "panel" / "tasks.parquet")
-        settings = EngineSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024)
+        settings = ModelSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024)
         template = get_template("compact", history_length=8)
         ray.init(include_dashboard=False, log_to_driver=False)
         try:

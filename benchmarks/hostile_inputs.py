@@ -38,9 +38,9 @@ from hostile_replies import fault, replies
 
 from verl_act.__main__ import app
 from verl_act.__main__ import main as main_command
+from verl_act.chain.check import check_settings
+from verl_act.chain.methods import plan
 from verl_act.chain.recipe import Recipe, load_recipe
-from verl_act.chain.settings import check_stages
-from verl_act.chain.stages import stages
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.imports.import_trajectories import import_trajectories
 from verl_act.data_prep.pairs.build_pairs import build_pairs
@@ -51,7 +51,9 @@ from verl_act.envs.contract import check_environment
 from verl_act.errors import ActError
 from verl_act.evaluate.reasoning import read_questions
 from verl_act.manifest import make_manifest
+from verl_act.run_folder import RunFolder
 from verl_act.schema import read_pairs, read_steps
+from verl_act.settings.data import ExpertSettings, GamesSettings, ImportSettings, PairsSettings, PreferencesSettings
 
 RESULTS = Path(__file__).parent / "results" / "hostile_inputs.json"
 BIT_FLIPS = 600
@@ -140,14 +142,17 @@ def files(work: Path, games: Path) -> Tally:
     played = [{"task_id": task, "actions": actions} for task, actions in list(by_task.items())[:2]]
 
     def preferences(path: Path) -> object:
-        import_preferences(work / "imported", [path])
+        import_preferences(PreferencesSettings(files=[path]), work / "imported")
         return sorted(
             (pair.expert_action, pair.alternative_action) for pair in read_pairs([work / "imported" / "pairs.parquet"])
         )
 
     def published(path: Path) -> object:
         import_trajectories(
-            work / "replayed", [path], "alfworld", form="actions", env_settings={"data": str(games)}, progress=False
+            ImportSettings(
+                files=[path], env="alfworld", format="actions", env_settings={"data": str(games)}, workers=0
+            ),
+            work / "replayed",
         )
         return [step.action for step in read_steps([work / "replayed" / "trajectories.parquet"])]
 
@@ -177,14 +182,21 @@ def files(work: Path, games: Path) -> Tally:
 def expert_table(work: Path, games: Path) -> Path:
     folder = work / "expert"
     if not folder.exists():
-        collect_expert(folder, "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+        collect_expert(
+            ExpertSettings(env="alfworld", split="train", env_settings={"data": str(games)}, workers=0), folder
+        )
     return folder / "trajectories.parquet"
 
 
 def tables(work: Path, games: Path) -> Tally:
     tally, generator = Tally(), random.Random(0)
     steps = expert_table(work, games)
-    build_pairs(work / "pairs", [steps], (), {"data": str(games)}, source="admissible")
+    build_pairs(
+        PairsSettings(
+            trajectories=[steps], alternatives=[], env_settings={"data": str(games)}, source="admissible", workers=0
+        ),
+        work / "pairs",
+    )
     for path, read in ((steps, read_steps), (work / "pairs" / "pairs.parquet", read_pairs)):
         contents, expected = path.read_bytes(), read([path])
         damaged = work / f"damaged-{path.name}"
@@ -294,7 +306,8 @@ def recipes(work: Path, games: Path) -> Tally:
     path = work / "hostile.yaml"
 
     def check(changes: tuple[str, ...] = ()) -> None:
-        check_stages(stages(load_recipe(str(path), changes), work / "chain"))
+        recipe = load_recipe(str(path), changes)
+        check_settings(recipe, plan(recipe, RunFolder(work / "chain"), [0]))
 
     for contents in RECIPES:
         path.write_bytes(contents)
@@ -482,7 +495,7 @@ def main() -> None:
     chosen = parser.parse_args().only.split(",")
     work, started = Path(tempfile.mkdtemp(prefix="hostile-")), time.monotonic()
     try:
-        make_games(work / "games", counts={"train": 12}, seed=7, progress=False)
+        make_games(GamesSettings(counts={"train": 12}, seed=7, workers=0, size="small"), work / "games")
         tallies = {kind: KINDS[kind](work, work / "games") for kind in chosen}
     finally:
         shutil.rmtree(work)

@@ -30,7 +30,7 @@ from tqdm.asyncio import tqdm_asyncio
 
 from verl_act.chain import load_recipe
 from verl_act.chain.methods import evaluation_folder, training_folder
-from verl_act.engine import Engine, EngineSettings, Sampling, request_seed
+from verl_act.engine import Engine, request_seed
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.evaluate.statistics import ItemOutcome, against, estimate
@@ -39,6 +39,7 @@ from verl_act.prompts import Template, get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.episode import play
 from verl_act.schema import Context
+from verl_act.settings.model import ModelSettings, Sampling
 
 RESULTS = Path(__file__).parent / "results"
 PROPOSALS = 4
@@ -166,10 +167,10 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     result = RESULTS / f"{options.name}_judging_at_test_time.json"
     results = json.loads(result.read_text()) if result.is_file() else {}
-    panel = read_tasks(run / "tasks" / "panel" / "tasks.parquet")
+    panel = read_tasks(run / "tasks" / "eval" / "tasks.parquet")
     tasks = [task for task in panel if task.split == options.split]
     games = {"data": str(run / "games")} if (run / "games").is_dir() else {}
-    template = get_template(recipe.prompt.template, **recipe.prompt.options)
+    template = get_template(recipe.template, **recipe.template_options)
     for name in options.method or recipe.methods:
         stages = recipe.methods[name].stages
         path = training_folder(run, options.seed, stages) / "model" if stages else Path(recipe.model_path)
@@ -181,7 +182,7 @@ def main() -> None:
         won = {
             "greedy": {record["task_id"]: record["success"] for record in records if record["split"] == options.split}
         }
-        settings = EngineSettings(model=str(path), max_model_len=recipe.max_model_len)
+        settings = ModelSettings(model=str(path), max_model_len=recipe.max_model_len)
         with Engine(settings) as engine, ray_session():
             model = Model(engine, template, recipe.evaluate.max_tokens)
             pool = EnvPool(recipe.env, {**recipe.env_settings, **games})

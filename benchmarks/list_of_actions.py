@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="alfworld/quickstart")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
-    template = get_template(recipe.prompt.template, **recipe.prompt.options)
+    template = get_template(recipe.template, **recipe.template_options)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model_path)
     model = AutoModelForCausalLM.from_pretrained(recipe.model_path, dtype=torch.float32).eval()
     files = [arguments.run / "pairs" / split / "pairs.parquet" for split in recipe.valid_splits]

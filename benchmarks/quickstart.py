@@ -49,7 +49,7 @@ def main() -> None:
         parser.error(f"{arguments.run} is there already; its finished stages would be skipped, not measured")
     load = os.getloadavg()[0]
     started = time.monotonic()
-    command = [sys.executable, "-m", "verl_act", "chain", arguments.recipe, "--out", str(arguments.run), *changes]
+    command = [sys.executable, "-m", "verl_act", "run", arguments.recipe, "--out", str(arguments.run), *changes]
     process = psutil.Popen(command)
     most, during = 0, "start"
     while process.poll() is None:

@@ -139,7 +139,7 @@ def measure_size(products: int, folder: Path) -> dict[str, Any]:
     """
     data = folder / str(products)
     numbers = ["--products", str(products), "--instructions", "1"]
-    subprocess.run([sys.executable, "-m", "verl_act", "make-catalogue", "--out", str(data), *numbers], check=True)
+    subprocess.run([sys.executable, "-m", "verl_act", "dev", "catalogue", "--out", str(data), *numbers], check=True)
     lengthen(data)
     environment = {**os.environ, "VERL_ACT_CACHE": str(folder / "cache")}
     figures: dict[str, Any] = {"file_mb": (data / PRODUCT_FILE).stat().st_size >> 20}

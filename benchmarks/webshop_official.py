@@ -30,6 +30,7 @@ from verl_act.envs.webshop.files import HUMAN_FILE, PRODUCT_FILE
 from verl_act.envs.webshop.goals import list_goals, list_tasks
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.envs.webshop.nouns import noun_tagger
+from verl_act.settings.data import CatalogueSettings
 
 RESULT = Path(__file__).parent / "results" / "webshop_official.json"
 
@@ -108,7 +109,7 @@ ACTIONS = [
 
 def awkward_catalogue(folder: Path) -> Path:
     """A generated catalogue whose products have awkward options and texts added."""
-    make_catalogue(folder, products=150, instructions=4)
+    make_catalogue(CatalogueSettings(products=150, instructions=4), folder)
     rng = random.Random(0)
     products = json.loads((folder / PRODUCT_FILE).read_text())
     for product in products:

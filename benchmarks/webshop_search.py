@@ -33,6 +33,7 @@ from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.goals import list_goals
 from verl_act.envs.webshop.instruction import likely_search
 from verl_act.envs.webshop.make_catalogue import make_catalogue
+from verl_act.settings.data import CatalogueSettings
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "webshop_search.json"
@@ -133,7 +134,7 @@ def main() -> None:
         print(f"the same terms: {terms['ascii']}% of ASCII texts, {terms['unicode']}% of others")
         large = options.data or Path(folder, "catalogue")
         if not options.data:
-            make_catalogue(large, products=options.products, instructions=1)
+            make_catalogue(CatalogueSettings(products=options.products, instructions=1), large)
             lengthen(large)
         catalogues = {}
         for name, catalogue in (("embedded", load_catalogue()), ("large", load_catalogue(large))):

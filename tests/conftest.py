@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from verl_act.settings.data import ExpertSettings, GamesSettings, PairsSettings
+
 # How long an example takes says something of the machine; the first one builds Hypothesis's tables of Unicode.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -46,7 +48,9 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from verl_act.envs.alfworld.games.make_games import make_games
 
     folder = tmp_path_factory.mktemp("alfworld") / "games"
-    make_games(folder, counts={"train": 12, "valid_seen": 6, "valid_unseen": 6}, seed=7, progress=False)
+    make_games(
+        GamesSettings(counts={"train": 12, "valid_seen": 6, "valid_unseen": 6}, seed=7, workers=0, size="small"), folder
+    )
     return folder
 
 
@@ -57,6 +61,15 @@ def pairs(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from verl_act.data_prep.pairs.build_pairs import build_pairs
 
     folder, settings = tmp_path_factory.mktemp("critic"), {"data": str(games)}
-    collect_expert(folder / "expert", "alfworld", "train", env_settings=settings, progress=False)
-    build_pairs(folder / "pairs", [folder / "expert" / "trajectories.parquet"], (), settings, source="admissible")
+    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=0), folder / "expert")
+    build_pairs(
+        PairsSettings(
+            trajectories=[folder / "expert" / "trajectories.parquet"],
+            alternatives=[],
+            env_settings=settings,
+            source="admissible",
+            workers=0,
+        ),
+        folder / "pairs",
+    )
     return folder / "pairs" / "pairs.parquet"

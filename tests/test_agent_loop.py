@@ -33,7 +33,7 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.config.settings import Mode
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
-from verl_act.engine import Engine, EngineSettings, Sampling
+from verl_act.engine import Engine
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -46,6 +46,7 @@ from verl_act.reward_fns.route import compute_score
 from verl_act.rollout import agent_loop
 from verl_act.rollout.episode import NO_ACTION
 from verl_act.schema import TASK, Context, Turn, write_rows
+from verl_act.settings.model import ModelSettings, Sampling
 from verl_act.upstream_gaps import failed_rollouts as failures
 
 pytestmark = pytest.mark.slow
@@ -276,7 +277,7 @@ def evaluated(
 ) -> tuple[dict[str, Any], list[Request]]:
     """The record of the task in an evaluation, and what was asked for it."""
     engine, vllm = Engine.__new__(Engine), ScriptedVllm(tokenizer, script, model_type)
-    engine.settings = EngineSettings(model=str(embedded_models()["alfworld"]))
+    engine.settings = ModelSettings(model=str(embedded_models()["alfworld"]))
     engine.tokenizer, engine.llm = tokenizer, cast(Any, vllm)
     engine.chat_template_kwargs, engine.reply_prefix = {}, ""
     engine.without_room, engine.max_model_len = 0, max_model_len

@@ -23,6 +23,7 @@ from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.rendering import require_prompts
 from verl_act.rollout.sequence import GrowingSequence
 from verl_act.schema import REFLECTION, TRAJECTORY, Context, write_rows
+from verl_act.settings.data import SftSettings
 from verl_act.upstream_gaps.alternating_roles import close_gap, system_prompt_and_generation
 
 both = pytest.mark.parametrize("chat_template", ALTERNATING, ids=["gemma", "mistral"])
@@ -43,7 +44,14 @@ def sft_file(folder: Path, tokenizer: Any) -> Path:
     texts = {"action": step.action, "outcome": "o", "reply": "r", "reflection": "The mug is here.", "model": "m"}
     reflection = {"state_id": step.state_id, **texts, "alternatives": []}
     write_rows(folder / "reflections.parquet", [reflection], REFLECTION)
-    make_sft(folder / "sft", [folder / "steps.parquet"], str(folder / "model"), [folder / "reflections.parquet"])
+    make_sft(
+        SftSettings(
+            trajectories=[folder / "steps.parquet"],
+            model=str(folder / "model"),
+            reflections=[folder / "reflections.parquet"],
+        ),
+        folder / "sft",
+    )
     return folder / "sft" / FILE_NAME
 
 

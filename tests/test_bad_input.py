@@ -18,6 +18,7 @@ import pytest
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.manifest import FILE_NAME, make_manifest, read_manifest, write_manifest
 from verl_act.schema import PAIR, TRAJECTORY, read_steps, write_rows
+from verl_act.settings.data import ExpertSettings
 
 
 def run(*arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,13 +45,13 @@ def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
 @pytest.fixture(scope="module")
 def expert(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad_input") / "expert"
-    collect_expert(folder, "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings={"data": str(games)}, workers=0), folder)
     return folder
 
 
 def collect(games: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    settings = json.dumps({"data": str(games)})
-    return run("collect-expert", "--out", out, "--env-settings", settings, *more, "alfworld", "train")
+    settings = f"data={games}"
+    return run("data", "expert", "--out", out, "--env-settings", settings, *more, "alfworld", "train")
 
 
 def damaged_games(games: Path, folder: Path, name: str, damage: Callable[[Path], object]) -> Path:
@@ -89,7 +90,7 @@ def test_missing_games_are_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["build-pairs", "check-pairs", "sample-alternatives"])
+@pytest.mark.parametrize("command", ["data", "pairs", "data", "audit", "data", "alternatives"])
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -110,15 +111,15 @@ def test_a_bad_table_is_named(
     (tmp_path / "whole").write_bytes(whole)
     table = tmp_path / "table.parquet"
     spoil(table, whole)
-    option = "--pairs" if command == "check-pairs" else "--trajectories"
-    out = [] if command == "check-pairs" else ["--out", tmp_path / "out"]
+    option = "--pairs" if command == "audit" else "--trajectories"
+    out = [] if command == "audit" else ["--out", tmp_path / "out"]
     more: list[object] = {
-        "build-pairs": ["--settings", '{"source": "admissible"}'],
-        "sample-alternatives": ["--model", tmp_path],
+        "pairs": ["--source", "admissible"],
+        "alternatives": ["--model", tmp_path],
     }.get(command, [])
     # An audit refuses a file that never was one of pairs before it looks at columns.
-    expected = [word for word in words if command != "check-pairs" or word != "observation"]
-    refused(run(command, *out, *more, option, table), "table.parquet", *expected)
+    expected = [word for word in words if command != "audit" or word != "observation"]
+    refused(run("data", command, *out, *more, option, table), "table.parquet", *expected)
     assert not (tmp_path / "out").exists()
 
 
@@ -127,7 +128,7 @@ def test_a_model_without_tokenizer_is_named(expert: Path, tmp_path: Path) -> Non
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}))
     result = run(
-        *("sample-alternatives", "--out", tmp_path / "out", "--model", model),
+        *("data", "alternatives", "--out", tmp_path / "out", "--model", model),
         *("--trajectories", expert / "trajectories.parquet"),
     )
     refused(result, str(model), "tokenizer")
@@ -139,9 +140,9 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
     steps = [step for step in read_steps([expert / "trajectories.parquet"]) if not step.inferable]
     write_rows(tmp_path / "unknowable.parquet", [step.to_row() for step in steps], TRAJECTORY)
     result = run(
-        *("build-pairs", "--out", tmp_path / "out", "--trajectories", tmp_path / "unknowable.parquet"),
-        *("--env-settings", json.dumps({"data": str(games)})),
-        *("--settings", json.dumps({"source": "admissible", "inferable_only": True})),
+        *("data", "pairs", "--out", tmp_path / "out", "--trajectories", tmp_path / "unknowable.parquet"),
+        *("--env-settings", f"data={games}"),
+        *("--source", "admissible", "--inferable-only"),
     )
     refused(result, "unknowable.parquet", "states_not_inferable 40")
     assert not (tmp_path / "out").exists()
@@ -150,11 +151,11 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["collect-expert", "--out", "OUT", "--env-settings", '{"dta": 1}', "alfworld", "train"],
-        ["build-pairs", "--out", "OUT", "--trajectories", "TABLE", "--settings", '{"margin": 1}'],
-        ["make-games", "--out", "OUT", "--counts", '{"trian": 3}'],
-        ["chain", "alfworld/quickstart", "--out", "OUT", "critics.config=[]"],
-        ["chain", "alfworld/quickstrat", "--out", "OUT"],
+        ["data", "expert", "--out", "OUT", "--env-settings", "dta=1", "alfworld", "train"],
+        ["data", "pairs", "--out", "OUT", "--trajectories", "TABLE", "--source", "margin"],
+        ["data", "games", "--out", "OUT", "--counts", "trian=3"],
+        ["run", "alfworld/quickstart", "--out", "OUT", "critics.config=[]"],
+        ["run", "alfworld/quickstrat", "--out", "OUT"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -167,23 +168,24 @@ def test_an_unknown_key_is_named(arguments: list[str], expert: Path, tmp_path: P
 
 
 def test_a_full_disk_leaves_what_was_there(games: Path, expert: Path, tmp_path: Path) -> None:
-    settings = json.dumps({"data": str(games)})
+    settings = f"data={games}"
     table = expert / "trajectories.parquet"
     commands = {
-        "games": ["make-games", "--counts", '{"train": 6}'],
-        "expert": ["collect-expert", "--env-settings", settings, "alfworld", "train"],
+        "games": ["data", "games", "--counts", "train=6"],
+        "expert": ["data", "expert", "--env-settings", settings, "alfworld", "train"],
         "pairs": [
-            *("build-pairs", "--trajectories", table, "--env-settings", settings),
-            *("--settings", '{"source": "admissible"}'),
+            *("data", "pairs", "--trajectories", table, "--env-settings", settings),
+            *("--source", "admissible"),
         ],
-        "tasks": ["make-tasks", "--splits", "train", "--env-settings", settings, "alfworld"],
+        "tasks": ["data", "tasks", "--splits", "train", "--env-settings", settings, "alfworld"],
     }
-    for name, (command, *options) in commands.items():
+    stages = {"games": "make_games", "expert": "collect_expert", "pairs": "build_pairs", "tasks": "make_tasks"}
+    for name, (group, command, *options) in commands.items():
         out = tmp_path / name
         out.mkdir()
-        earlier = make_manifest(command.replace("-", "_"), settings={"run": "an earlier one"})
+        earlier = make_manifest(stages[name], settings={"run": "an earlier one"})
         write_manifest(out, earlier)
-        refused(run(command, "--out", out, *options, largest_file=500), "could not be written")
+        refused(run(group, command, "--out", out, *options, largest_file=500), "could not be written")
         assert [path.name for path in out.iterdir()] == [FILE_NAME]
         assert read_manifest(out) == earlier
     # Finished results are kept, so that the same command resumes when there is space.
@@ -208,5 +210,5 @@ def test_a_folder_with_somebodys_files_is_refused_before_the_work(games: Path, t
 
 def test_empty_pairs_are_refused_by_the_audit(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.parquet", [], PAIR)
-    result = run("check-pairs", "--pairs", tmp_path / "pairs.parquet")
+    result = run("data", "audit", "--pairs", tmp_path / "pairs.parquet")
     refused(result, "pairs.parquet")

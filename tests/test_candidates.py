@@ -21,6 +21,7 @@ from verl_act.errors import ConfigError
 from verl_act.prompts import get_template
 from verl_act.reward_fns.route import compute_score
 from verl_act.schema import PAIR, Pair, pair_id, read_pairs, write_rows
+from verl_act.settings.data import AuditSettings, ExpertSettings, PairsSettings
 
 FURTHER = ("look", "inventory")
 
@@ -122,17 +123,22 @@ def test_templates_ask_for_the_best_of_several(name: str) -> None:
 
 def test_the_builder_puts_alternatives_together(games: Path, tmp_path: Path) -> None:
     settings = {"data": str(games)}
-    collect_expert(tmp_path / "expert", "alfworld", "train", env_settings=settings, limit=2, progress=False)
+    collect_expert(
+        ExpertSettings(env="alfworld", split="train", env_settings=settings, limit=2, workers=0), tmp_path / "expert"
+    )
     files = [tmp_path / "expert" / "trajectories.parquet"]
     for candidates in (2, 4):
         build_pairs(
+            PairsSettings(
+                trajectories=files,
+                alternatives=[],
+                env_settings=settings,
+                source="admissible",
+                max_alternatives_per_state=3,
+                candidates=candidates,
+                workers=0,
+            ),
             tmp_path / str(candidates),
-            files,
-            (),
-            settings,
-            source="admissible",
-            max_alternatives_per_state=3,
-            candidates=candidates,
         )
     two, four = (read_pairs([tmp_path / name / "pairs.parquet"]) for name in ("2", "4"))
     assert all(len(pair.alternatives) == 1 for pair in two)
@@ -144,10 +150,17 @@ def test_the_builder_puts_alternatives_together(games: Path, tmp_path: Path) -> 
         assert pair.alternatives == tuple(single.alternative_action for single in by_state[pair.state_id])
         assert pair.margin == min(single.margin or 0 for single in by_state[pair.state_id])
     assert not [
-        finding for finding in check_pairs([tmp_path / "4" / "pairs.parquet"]).errors if finding.check != "length"
+        finding
+        for finding in check_pairs(AuditSettings(pairs=[tmp_path / "4" / "pairs.parquet"])).errors
+        if finding.check != "length"
     ]
     with pytest.raises(ConfigError, match="candidates is 3"):
-        build_pairs(tmp_path / "no", files, (), settings, source="admissible", candidates=3)
+        build_pairs(
+            PairsSettings(
+                trajectories=files, alternatives=[], env_settings=settings, source="admissible", candidates=3, workers=0
+            ),
+            tmp_path / "no",
+        )
 
 
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=60), st.integers(0, 5), st.integers(0, 9))

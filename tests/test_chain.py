@@ -6,7 +6,6 @@ What needs vLLM and verl is in `test_end_to_end.py`.
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import os
 import re
@@ -28,38 +27,44 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from samples import make_tokenizer
+from script_stages import Script, Trainer, script, trainer
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_act.__main__ import app
-from verl_act.chain import check_chain, load_recipe, run_chain
+from verl_act.chain import load_recipe, run_recipe
 from verl_act.chain import train as train_module
 from verl_act.chain.check import _accelerators as accelerators
-from verl_act.chain.check import _disk, _Warning, _weights_gib
+from verl_act.chain.check import _disk, _Warning, _weights_gib, check_run
 from verl_act.chain.check import compose as compose_stage
-from verl_act.chain.command_line import hydra_value
+from verl_act.chain.hydra_overrides import hydra_value
 from verl_act.chain.methods import method_stages
+from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.run import run_stages
-from verl_act.chain.stages import Stage, stages, trajectories_file
+from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.chain.train import _prepare, train
-from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.command_line import settings_from
 from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EngineError
 from verl_act.evaluate.files import FILES
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.prompts import get_template
+from verl_act.run_folder import RunFolder
 from verl_act.schema import read_steps
+from verl_act.settings.base import INPUT
+from verl_act.settings.data import SftSettings
+from verl_act.settings.model import ModelSettings
 
 RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMAND: Any = typer.main.get_command(app)
 VARIANTS = [
     [],
     ["games.counts=null", "env_settings={data: /somewhere}"],
-    ["action.data=episodes", "evaluate.limit=10"],
-    ["action.config=[act=action_ppo]", "device=null"],
+    ["training.action.data=episodes", "evaluate.limit=10"],
+    ["training.action.config=[act=action_ppo]", "device=null"],
     ["model=organisation/model", "expert.limits={train: 7}", "engine_options={gpu_memory_utilization: 0.5}"],
-    ["prompt={template: cot, options: {admissible_in_choice: false}}", "seed=3", "valid_splits=[valid_seen]"],
+    ["template=cot", "template_options={admissible_in_choice: false}", "seed=3", "valid_splits=[valid_seen]"],
 ]
 
 
@@ -71,22 +76,20 @@ def write_recipe(folder: Path, text: str, name: str = "mine.yaml") -> str:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: " ".join(variant) or "as it is")
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_stage_is_a_command_that_parses(name: str, variant: list[str], tmp_path: Path) -> None:
-    """An option that a command does not have, or a value of the wrong type, would raise."""
-    for stage in stages(load_recipe(name, variant), tmp_path):
-        if stage.trains:
-            continue
-        _, module, package, command, *arguments = stage.command
-        assert (module, package) == ("-m", "verl_act")
-        context = COMMANDS[command].make_context(command, arguments)
-        assert context.params["out" if "out" in context.params else "pairs"]
+def test_every_command_line_gives_the_settings_of_its_stage(name: str, variant: list[str], tmp_path: Path) -> None:
+    for stage in run_plan(load_recipe(name, variant), RunFolder(tmp_path)):
+        if isinstance(stage, CommandStage):
+            _, module, package, group, title, *arguments = stage.argv()
+            assert (module, package) == ("-m", "verl_act")
+            context = COMMAND.commands[group].commands[title].make_context(title, arguments)
+            assert context.params.pop("out", None) == stage.out
+            assert settings_from(type(stage.settings), context.params) == stage.settings
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_what_commands_take_as_json_fits_too(name: str, tmp_path: Path) -> None:
+def test_a_recipe_names_what_its_environment_and_template_have(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
-    assert set(recipe.pairs) <= set(inspect.signature(build_pairs).parameters)
-    assert get_template(recipe.prompt.template, **recipe.prompt.options)
+    assert get_template(recipe.template, **recipe.template_options)
     assert recipe.expert.name in get_env(recipe.env).experts
     assert {recipe.train_split, *recipe.valid_splits} <= set(get_env(recipe.env).splits)
 
@@ -94,49 +97,71 @@ def test_what_commands_take_as_json_fits_too(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_every_input_is_written_by_an_earlier_stage(name: str, tmp_path: Path) -> None:
     written: list[Path] = []
-    for stage in stages(load_recipe(name), tmp_path):
+    for stage in run_plan(load_recipe(name), RunFolder(tmp_path)):
         for path in stage.inputs:
             ours = path.is_relative_to(tmp_path)
             assert not ours or any(path.is_relative_to(output) for output in written), f"{stage.name}: {path}"
         written.append(stage.output)
 
 
-def training(recipe: Recipe, out: Path) -> dict[str, Stage]:
-    return {stage.name: stage for stage in stages(recipe, out) if stage.trains}
+def training(recipe: Recipe, out: Path) -> dict[str, TrainingStage]:
+    return {stage.name: stage for stage in run_plan(recipe, RunFolder(out)) if isinstance(stage, TrainingStage)}
+
+
+def commands(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Stage -> settings, of the commands."""
+    planned = run_plan(recipe, RunFolder(out))
+    return {stage.name: stage.settings for stage in planned if isinstance(stage, CommandStage)}
 
 
 def test_the_audit_sees_pairs_as_they_will_be_shown(tmp_path: Path) -> None:
-    recipe = load_recipe("webshop/full", ["audit={length: 0.9}", "alternatives.limit=12"])
-    planned = {stage.name: " ".join(map(str, stage.command)) for stage in stages(recipe, tmp_path)}
-    assert '--bounds {"length": 0.9}' in planned["audit"] and "admissible_in_choice" in planned["audit"]
-    assert "--limit 12" in planned["alternatives"]
+    recipe = load_recipe("webshop/full", ["audit={max_length_accuracy: 0.9}", "alternatives.limit=12"])
+    planned = commands(recipe, tmp_path)
+    assert planned["audit"].max_length_accuracy == 0.9
+    assert planned["audit"].template_options == recipe.template_options != {}
+    assert planned["alternatives"].limit == 12
 
 
 def test_live_episodes_are_trained_within_the_limits_they_are_evaluated_in(tmp_path: Path) -> None:
-    changes = ["action.data=episodes", "evaluate.max_turns=7", "evaluate.max_tokens=9", "evaluate.mode=concat"]
-    planned = {stage.name: stage.command for stage in stages(load_recipe("alfworld/quickstart", changes), tmp_path)}
-    limits = {"data.act.episode.max_turns=7", "data.act.episode.max_tokens_per_turn=9"}
-    assert {*limits, 'data.act.episode.mode="concat"'} <= set(planned["action"])
-    assert all("--mode concat" in " ".join(planned[f"evaluate {name}"]) for name in ("initial", "critic", "action"))
-    own = load_recipe("alfworld/quickstart", [*changes, "action.overrides.data.act.episode.max_turns=3"])
-    assert "data.act.episode.max_turns=3" in training(own, tmp_path)["action"].command
-    steps = training(load_recipe("alfworld/quickstart", changes[1:]), tmp_path)["action"].command
-    assert not any("max_turns" in word for word in steps)
+    changes = ["training.action.data=episodes", "evaluate.max_turns=7", "evaluate.max_tokens=9", "evaluate.mode=concat"]
+    recipe = load_recipe("alfworld/quickstart", changes)
+    action = training(recipe, tmp_path)["action"]
+    limits = {"max_turns": 7, "max_tokens_per_turn": 9, "mode": "concat"}
+    assert {key: action.override(f"data.act.episode.{key}") for key in limits} == limits
+    planned = commands(recipe, tmp_path)
+    assert all(planned[f"evaluate {name}"].mode == "concat" for name in ("initial", "critic", "action"))
+    own = load_recipe("alfworld/quickstart", [*changes, "training.action.overrides.data.act.episode.max_turns=3"])
+    assert training(own, tmp_path)["action"].override("data.act.episode.max_turns") == 3
+    steps = training(load_recipe("alfworld/quickstart", changes[1:]), tmp_path)["action"]
+    assert steps.override("data.act.episode.max_turns") is None
 
 
 def test_the_action_stage_starts_from_the_critic(tmp_path: Path) -> None:
-    recipe = load_recipe("alfworld/quickstart", ["model=organisation/model"])
-    stage = training(recipe, tmp_path)
-    assert 'actor_rollout_ref.model.path="organisation/model"' in stage["critic"].command
-    assert f'actor_rollout_ref.model.path="{tmp_path}/critic/model"' in stage["action"].command
-    assert not any(word.startswith("critic.model.path") for word in stage["action"].command)
-    ppo = load_recipe("alfworld/quickstart", ["action.config=[act=action_ppo]"])
-    assert f'critic.model.path="{tmp_path}/critic/model"' in training(ppo, tmp_path)["action"].command
+    key = "actor_rollout_ref.model.path"
+    stage = training(load_recipe("alfworld/quickstart", ["model=organisation/model"]), tmp_path)
+    assert stage["critic"].override(key) == "organisation/model"
+    assert stage["action"].override(key) == f"{tmp_path}/critic/model"
+    assert stage["action"].override("critic.model.path") is None
+    ppo = load_recipe("alfworld/quickstart", ["training.action.config=[act=action_ppo]"])
+    assert training(ppo, tmp_path)["action"].override("critic.model.path") == f"{tmp_path}/critic/model"
+
+
+def test_a_run_has_the_stages_that_its_recipe_lists(tmp_path: Path) -> None:
+    il = "training.il={data: il, config: [act=sft], overrides: {trainer.total_training_steps: 5}}"
+    recipe = load_recipe("alfworld/quickstart", [il, "stages=[critic, 'il:3', action]"])
+    stages = training(recipe, tmp_path)
+    assert list(stages) == ["critic", "il-3", "action"]
+    assert stages["il-3"].trainer == "sft" and stages["il-3"].override("trainer.total_training_steps") == 3
+    assert stages["il-3"].override("model.path") == f"{tmp_path}/critic/model"
+    assert stages["action"].override("actor_rollout_ref.model.path") == f"{tmp_path}/il-3/model"
+    names = [stage.name for stage in run_plan(recipe, RunFolder(tmp_path))]
+    assert names[-5:] == ["evaluate critic", "evaluate il-3", "evaluate action", "comparison", "report"]
+    assert "rows il" in names
 
 
 def test_the_action_stage_trains_on_states_or_on_episodes(tmp_path: Path) -> None:
     steps, episodes = (
-        training(load_recipe("alfworld/quickstart", [f"action.data={data}"]), tmp_path)["action"].inputs
+        training(load_recipe("alfworld/quickstart", [f"training.action.data={data}"]), tmp_path)["action"].inputs
         for data in ("steps", "episodes")
     )
     assert steps[0] == tmp_path / "expert" / "train" / "trajectories.parquet"
@@ -145,19 +170,19 @@ def test_the_action_stage_trains_on_states_or_on_episodes(tmp_path: Path) -> Non
 
 def test_steps_bound_both_rl_stages() -> None:
     bounded = load_recipe("alfworld/quickstart", steps=2)
-    assert [part.overrides["trainer"]["total_training_steps"] for part in (bounded.critic, bounded.action)] == [2, 2]
+    assert [part.overrides["trainer"]["total_training_steps"] for part in bounded.training.values()] == [2, 2]
     assert load_recipe("alfworld/quickstart", steps=10**6) == load_recipe("alfworld/quickstart")
-    unbounded = ["critic.overrides.trainer.total_training_steps=null"]
-    assert load_recipe("alfworld/quickstart", unbounded, steps=2).critic == bounded.critic
+    unbounded = ["training.critic.overrides.trainer.total_training_steps=null"]
+    assert load_recipe("alfworld/quickstart", unbounded, steps=2).training["critic"] == bounded.training["critic"]
 
 
 def test_override_keys_may_be_dotted_or_nested(tmp_path: Path) -> None:
     overrides = "{trainer.save_freq: 7, data: {train_batch_size: 4}, actor_rollout_ref.rollout.n: 2}"
-    recipe = write_recipe(tmp_path, f"base: alfworld/quickstart\ncritic: {{overrides: {overrides}}}\n")
-    stage = training(load_recipe(recipe, ["critic.overrides.trainer.test_freq=3"]), tmp_path)["critic"]
+    recipe = write_recipe(tmp_path, f"base: alfworld/quickstart\ntraining: {{critic: {{overrides: {overrides}}}}}\n")
+    stage = training(load_recipe(recipe, ["training.critic.overrides.trainer.test_freq=3"]), tmp_path)["critic"]
     for word in ("trainer.save_freq=7", "data.train_batch_size=4", "actor_rollout_ref.rollout.n=2"):
-        assert [entry for entry in stage.command if entry.startswith(word.split("=")[0] + "=")] == [word]
-    assert "trainer.test_freq=3" in stage.command
+        assert [entry for entry in stage.argv() if entry.startswith(word.split("=")[0] + "=")] == [word]
+    assert "trainer.test_freq=3" in stage.argv()
 
 
 def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None:
@@ -167,7 +192,7 @@ def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None
     recipe = load_recipe(second, ["alternatives.n=2"])
     assert (recipe.seed, recipe.games.seed, recipe.alternatives.n) == (5, 9, 2)
     assert recipe.games.counts == base.games.counts
-    assert recipe.critic == base.critic
+    assert recipe.training["critic"] == base.training["critic"]
 
 
 @pytest.mark.parametrize(
@@ -176,10 +201,10 @@ def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None
         ("base: alfworld/quickstart\nmodle: x\n", "modle"),
         (
             "base: alfworld/quickstart\ngames: {sise: small}\n",
-            "games has no key 'sise'; its keys are counts, size, seed",
+            "games has no key 'sise'; its keys are .*counts",
         ),
         ("base: alfworld/quickstart\nalternatives: {n: several}\n", "alternatives.n"),
-        ("base: alfworld/quickstart\naction: {data: pairs}\n", "action.data is 'pairs'"),
+        ("base: alfworld/quickstart\ntraining: {action: {data: games}}\n", r"training\.action\.data is 'games'"),
         ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*the recipes are.*alfworld/quickstart"),
         ("- a\n- b\n", "not a mapping"),
     ],
@@ -194,9 +219,10 @@ def test_a_recipe_on_two_bases_has_what_both_state() -> None:
     shop, comparison = load_recipe("webshop/quickstart"), load_recipe("alfworld/methods")
     both = load_recipe("webshop/methods")
     assert both.env == "webshop" and both.expert == shop.expert and both.evaluate.max_turns == shop.evaluate.max_turns
-    assert both.methods == comparison.methods and both.il == comparison.il
-    assert both.critic.overrides["data"]["max_response_length"] == shop.critic.overrides["data"]["max_response_length"]
-    ours, theirs, shops = (recipe.action.overrides["trainer"] for recipe in (both, comparison, shop))
+    assert both.methods == comparison.methods and both.training["il"] == comparison.training["il"]
+    lengths = [recipe.training["critic"].overrides["data"]["max_response_length"] for recipe in (both, shop)]
+    assert lengths[0] == lengths[1]
+    ours, theirs, shops = (recipe.training["action"].overrides["trainer"] for recipe in (both, comparison, shop))
     assert ours == theirs != shops
 
 
@@ -213,9 +239,9 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
         ("seed", "'seed' is not of the form KEY=VALUE"),
         ("sede=1", "sede"),
         ("games.sise=small", "games has no key 'sise'"),
-        ("evaluate.mode=whole", "evaluate.mode is 'whole'; it must be concat or stepwise"),
+        ("evaluate.mode=whole", r"evaluate\.mode is 'whole'"),
         ("seed=x", "seed"),
-        ("expert.files={dev: [a.jsonl]}", "expert.files has dev; the splits are train, valid_seen, valid_unseen"),
+        ("expert.files={dev: [a.jsonl]}", "expert.files has 'dev'; the splits are train, valid_seen, valid_unseen"),
     ],
 )
 def test_a_bad_change_is_refused_by_its_key(change: str, message: str) -> None:
@@ -241,7 +267,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_check_passes_where_all_is_there(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [f"model={policy}", "games.counts={train: 3, valid_seen: 1, valid_unseen: 1}"]
-    check_chain(load_recipe("alfworld/quickstart", changes), tmp_path / "out")
+    check_run(load_recipe("alfworld/quickstart", changes), RunFolder(tmp_path / "out"), [0])
     shown = capsys.readouterr().out
     assert "wrong" not in shown
     for subject in ("versions", "device: cpu", "model", "prompt", "data: 5 games", "disk", "critic configuration"):
@@ -259,7 +285,8 @@ def eight_billion(folder: Path) -> Path:
 def disk(recipe: Recipe, out: Path, free_gib: int, monkeypatch: pytest.MonkeyPatch, seeds: Sequence[int] = (0,)) -> str:
     usage = SimpleNamespace(free=free_gib * 2**30)
     monkeypatch.setattr("verl_act.chain.check.shutil.disk_usage", lambda _: usage)
-    return _disk(recipe, out, method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out))
+    folder = RunFolder(out)
+    return _disk(recipe, folder, method_stages(recipe, folder, seeds) if recipe.methods else run_plan(recipe, folder))
 
 
 def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,14 +296,14 @@ def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkey
     assert disk(full, out, 418, monkeypatch) == "418 GiB free, 417 needed"
     with pytest.raises(ConfigError, match=r"416.0 GiB free.*at least 417.*2 trained models"):
         disk(full, out, 416, monkeypatch)
-    many = load_recipe("alfworld/full", [change, "critic.overrides.trainer.max_actor_ckpt_to_keep=9999"])
+    many = load_recipe("alfworld/full", [change, "training.critic.overrides.trainer.max_actor_ckpt_to_keep=9999"])
     with pytest.raises(ConfigError, match=r"at least \d{7}"):
         disk(many, out, 416, monkeypatch)
     methods = load_recipe("alfworld/methods_full", [change])
     assert disk(methods, out, 9999, monkeypatch) == "9999 GiB free, 536 needed", "six models"
     with pytest.raises(ConfigError, match=r"at least 894.*18 trained models"):
         disk(methods, out, 800, monkeypatch, seeds=(0, 1, 2))
-    for stage in method_stages(methods, out, [0]):
+    for stage in method_stages(methods, RunFolder(out), [0]):
         stage.output.mkdir(parents=True, exist_ok=True)
     assert disk(methods, out, 3, monkeypatch) == "3 GiB free, 2 needed", "all is trained"
     with pytest.raises(ConfigError, match=r"1.0 GiB free.*at least 2"):
@@ -292,7 +319,7 @@ def test_a_model_whose_size_is_not_known_is_a_doubt(
     assert isinstance(found, _Warning) and "weights of organisation/model are not on" in found
     assert "28 times their size in 16 bits" in found and "2 trained models" in found
     monkeypatch.setattr("verl_act.chain.check._checks", lambda *_: [("disk", lambda: found)])
-    check_chain(recipe, tmp_path)
+    check_run(recipe, RunFolder(tmp_path), [0])
     assert capsys.readouterr().out.startswith("warn  disk: 50 GiB free; unknown how much")
     with pytest.raises(ConfigError, match="at least 2"):
         disk(recipe, tmp_path, 1, monkeypatch)
@@ -316,16 +343,16 @@ def test_the_check_reads_every_methods_prompt(policy: Path, tmp_path: Path, caps
     prompts = {
         "As it is": {},
         "Typo": {"template": "no_such_template"},
-        "Option": {"options": {"history_lenght": 3}},
+        "Option": {"template_options": {"history_lenght": 3}},
         "Thinks": {"chat_template_kwargs": {"enable_thinking": False}},
-        "Other": {"options": {"history_length": 3}, "chat_template_kwargs": {"other": 1}},
+        "Other": {"template_options": {"history_length": 3}, "chat_template_kwargs": {"other": 1}},
     }
-    methods = {name: {"stages": [], "prompt": prompt} for name, prompt in prompts.items()}
+    methods = {name: {"stages": [], **prompt} for name, prompt in prompts.items()}
     games = {"counts": {"train": 3, "valid_seen": 1, "valid_unseen": 1}}
     settings = {"base": "alfworld/quickstart", "model": str(model), "games": games, "methods": methods}
     recipe = load_recipe(write_recipe(tmp_path, yaml.safe_dump(settings, sort_keys=False)))
     with pytest.raises(ConfigError, match=r"yet: prompt of Typo, prompt of Option, prompt of Thinks, settings \("):
-        check_chain(recipe, tmp_path / "out", [1, 2])
+        check_run(recipe, RunFolder(tmp_path / "out"), [1, 2])
     shown = capsys.readouterr().out
     assert "wrong prompt of Typo: no template is called 'no_such_template'" in shown
     assert "history_lenght" in shown and "with chat_template_kwargs={'enable_thinking': False}" in shown
@@ -335,17 +362,17 @@ def test_the_check_reads_every_methods_prompt(policy: Path, tmp_path: Path, caps
 def test_the_check_names_everything_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [f"model={tmp_path}/nowhere", "games.counts=null", f"env_settings={{data: {tmp_path}}}", "device=null"]
     changes.append(f"evaluate.reasoning=[{tmp_path}/questions.csv]")
-    recipe = load_recipe("alfworld/quickstart", [*changes, "prompt.template=compcat"])
-    recipe.critic.overrides["data"]["train_batchsize"] = 8
+    recipe = load_recipe("alfworld/quickstart", [*changes, "template=compcat"])
+    recipe.training["critic"].overrides["data"]["train_batchsize"] = 8
     with pytest.raises(ConfigError, match="device, model, prompt, settings, data, reasoning, critic configuration"):
-        check_chain(recipe, tmp_path / "out")
+        check_run(recipe, RunFolder(tmp_path / "out"), [0])
     shown = capsys.readouterr().out
     assert "Add device=cpu" in shown
     assert "config.json is missing" in shown and "Give a Hugging Face folder or model id" in shown
     assert "no template is called 'compcat'" in shown
     assert re.search(rf"wrong data: .*{tmp_path}", shown)
     assert f"{tmp_path}/questions.csv: no such file" in shown
-    assert "data.train_batchsize" in shown and "critic.overrides" in shown
+    assert "data.train_batchsize" in shown and "training.critic.overrides" in shown
     assert not (tmp_path / "out").exists(), "a check writes nothing"
 
 
@@ -359,9 +386,9 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
         "expert={name: goal, limits: {train: 3, dev: 2}}",
     ]
     theirs = tmp_path / "theirs"
-    for stage in stages(load_recipe("alfworld/quickstart", changes), theirs)[:2]:
-        subprocess.run(stage.command, check=True, capture_output=True)
-    steps = read_steps([trajectories_file(theirs, split) for split in ("train", "dev")])
+    for stage in run_plan(load_recipe("alfworld/quickstart", changes), RunFolder(theirs))[:2]:
+        subprocess.run(stage.argv(), check=True, capture_output=True)
+    steps = read_steps(list(map(RunFolder(theirs).trajectories, ("train", "dev"))))
     rows = [
         {"task_id": task, "actions": [step.action for step in steps if step.task_id == task]}
         for task in dict.fromkeys(step.task_id for step in steps)
@@ -371,18 +398,20 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
 
     monkeypatch.chdir(tmp_path)
     own = [*changes, "expert.files={train: [published.jsonl]}"]
-    made = stages(load_recipe("alfworld/quickstart", own), tmp_path / "out")
-    assert [stage.name for stage in made[:2]] == ["expert train", "expert dev"] and "collect-expert" in made[1].command
+    folder = RunFolder(tmp_path / "out")
+    made = run_plan(load_recipe("alfworld/quickstart", own), folder)
+    assert [stage.name for stage in made[:2]] == ["expert train", "expert dev"]
+    assert [getattr(stage, "command", "") for stage in made[:2]] == ["data import", "data expert"]
     assert list(made[0].inputs)[:1] == [published]
-    subprocess.run(made[0].command, check=True, capture_output=True)
-    kept = read_steps([trajectories_file(tmp_path / "out", "train")])
+    subprocess.run(made[0].argv(), check=True, capture_output=True)
+    kept = read_steps([folder.trajectories("train")])
     assert [step.action for step in kept] == [step.action for step in steps if step.split == "train"]
     rejected = (tmp_path / "out" / "expert" / "train" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in rejected] == ["of another split"] * 2
 
     for change in ("expert.files={train: [nowhere.jsonl]}", "expert.name=gold"):
         with pytest.raises(ConfigError, match="settings"):
-            check_chain(load_recipe("alfworld/quickstart", [*changes, change]), tmp_path)
+            check_run(load_recipe("alfworld/quickstart", [*changes, change]), RunFolder(tmp_path), [0])
     shown = capfd.readouterr().out
     assert "nowhere.jsonl: no such file of trajectories. (expert train)" in shown
     assert "expert.name is 'gold'" in shown
@@ -405,23 +434,13 @@ def test_the_check_counts_accelerators(
     import torch
 
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
-    recipe = load_recipe("alfworld/full", [f"critic.overrides.{change}" for change in changes])
-    stage = next(stage for stage in stages(recipe, tmp_path) if stage.name == "critic")
+    recipe = load_recipe("alfworld/full", [f"training.critic.overrides.{change}" for change in changes])
+    stage = training(recipe, tmp_path)["critic"]
     if message is None:
         assert accelerators(stage) == "4 of 4"
     else:
         with pytest.raises(ConfigError, match=message):
             accelerators(stage)
-
-
-def test_alternatives_are_sampled_by_as_many_engines_as_asked(tmp_path: Path) -> None:
-    def command(*changes: str) -> list[str]:
-        found = stages(load_recipe("alfworld/quickstart", changes), tmp_path)
-        return list(next(stage.command for stage in found if stage.name == "alternatives"))
-
-    assert "--workers" not in command()
-    eight = command("alternatives.workers=8")
-    assert eight[eight.index("--workers") + 1] == "8" and eight[eight.index("--gpus-per-worker") + 1] == "1.0"
 
 
 def test_the_check_wants_a_tokenizer_with_a_chat_template(
@@ -436,14 +455,14 @@ def test_the_check_wants_a_tokenizer_with_a_chat_template(
     tokenizer.save_pretrained(untold)
     for folder, remedy in ((bare, "Copy tokenizer.json"), (untold, "Add chat_template.jinja")):
         with pytest.raises(ConfigError, match="model"):
-            check_chain(load_recipe("alfworld/quickstart", [f"model={folder}"]), tmp_path / "out")
+            check_run(load_recipe("alfworld/quickstart", [f"model={folder}"]), RunFolder(tmp_path / "out"), [0])
         assert remedy in capsys.readouterr().out
 
 
 def run_data_stages(recipe: str, out: Path, capfd: pytest.CaptureFixture[str], *changes: str) -> dict[str, bool]:
     """Run the chain up to the first stage that needs its (missing) model; stage -> whether it was done again."""
     with pytest.raises(EngineError, match=r"'alternatives' failed with status 2.*finished stages are skipped"):
-        run_chain(load_recipe(recipe, changes), out)
+        run_recipe(recipe, out, changes)
     shown = capfd.readouterr()
     assert "no model here (config.json is missing)" in shown.err
     done = re.findall(r"\[\d+/\d+\] ([\w ]+): (up to date|done)", shown.out)
@@ -471,7 +490,8 @@ def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path, capfd: pyte
 
 def test_what_reads_a_model_or_answers_depends_on_their_contents(tmp_path: Path, policy: Path) -> None:
     recipe = load_recipe("alfworld/methods_thinking", [f"model={policy}"])
-    planned = [*stages(recipe, tmp_path), *method_stages(recipe, tmp_path, [0])]
+    folder = RunFolder(tmp_path)
+    planned = [*run_plan(recipe, folder), *method_stages(recipe, folder, [0])]
     for name in ("alternatives", "reflections", "evaluate initial", "seed 0 evaluate prompting"):
         assert policy in next(stage.inputs for stage in planned if stage.name == name), name
     for stage in planned:
@@ -483,22 +503,23 @@ def test_what_reads_a_model_or_answers_depends_on_their_contents(tmp_path: Path,
 def test_reasoning_is_asked_of_every_model_from_the_recipes_files(tmp_path: Path) -> None:
     questions = tmp_path / "math500.jsonl"
     recipe = load_recipe("alfworld/methods", [f"evaluate.reasoning=[{questions}]", "evaluate.reasoning_max_tokens=900"])
-    planned = [*stages(recipe, tmp_path), *method_stages(recipe, tmp_path, [0])]
-    asked = [stage for stage in planned if "evaluate" in stage.name.split()]
-    assert len(asked) == 3 + len(recipe.methods)
-    for stage in asked:
-        assert stage.command[list(stage.command).index("--reasoning") + 1] == str(questions)
-        assert stage.command[list(stage.command).index("--reasoning-max-tokens") + 1] == "900"
+    folder = RunFolder(tmp_path)
+    planned = [*run_plan(recipe, folder), *method_stages(recipe, folder, [0])]
+    evaluations = [stage for stage in planned if isinstance(stage, CommandStage) and stage.command == "eval run"]
+    assert len(evaluations) == 3 + len(recipe.methods)
+    for stage in evaluations:
+        assert stage.settings.values(INPUT)["reasoning"] == [questions]
+        assert "--reasoning-max-tokens" in stage.argv()
         assert questions in stage.inputs, "other questions are asked anew"
-    without = next(
-        stage for stage in stages(load_recipe("alfworld/quickstart"), tmp_path) if stage.name == asked[0].name
-    )
-    assert not {"--reasoning", "--reasoning-max-tokens"} & set(without.command)
 
 
 def test_new_answers_of_the_same_settings_are_compared_anew(tmp_path: Path) -> None:
     """An evaluation's manifest names settings and inputs, not what came of them."""
-    stage = next(stage for stage in stages(load_recipe("alfworld/quickstart"), tmp_path) if stage.name == "comparison")
+    stage = next(
+        stage
+        for stage in run_plan(load_recipe("alfworld/quickstart"), RunFolder(tmp_path))
+        if stage.name == "comparison"
+    )
     keys = set()
     for answer in ("right", "wrong"):
         for name in ("initial", "critic", "action"):
@@ -543,9 +564,7 @@ sys.exit(taken + 1 < 3)
 def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: Path) -> None:
     data = tmp_path / "pairs.parquet"
     data.write_text("first")
-    stage = Stage(
-        "critic", [sys.executable, "-c", SAVES + TRAINER], tmp_path / "critic", [data, tmp_path / "gone"], True
-    )
+    stage = trainer("critic", SAVES + TRAINER, tmp_path / "critic", [data, tmp_path / "gone"])
 
     def attempt() -> int:
         with pytest.raises(EngineError, match="failed with status 1"):
@@ -557,16 +576,11 @@ def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: P
     with pytest.raises(ConfigError, match=rf"checkpoints up to .*global_step_2 .*{data} has changed.*delete .*work"):
         train(stage)
     data.write_text("first")
-    less = "actor_rollout_ref.rollout.gpu_memory_utilization=0.4"
-    _prepare(tmp_path / "critic.work", Stage("critic", [*stage.command, less], stage.output, stage.inputs, True))
-    raised = Stage("critic", [*stage.command, "actor.lr=2"], stage.output, stage.inputs, True)
-    with pytest.raises(ConfigError, match=r"\(now actor\.lr=2\)"):
+    less = {"actor_rollout_ref.rollout.gpu_memory_utilization": 0.4}
+    _prepare(replace(stage, overrides=less))
+    raised = replace(stage, overrides={"actor.lr": 2})
+    with pytest.raises(ConfigError, match=r"actor\.lr was None and is 2"):
         train(raised)
-    with pytest.raises(ConfigError, match=r"\(then actor\.lr=2\)"):
-        (tmp_path / "critic.work" / "stage.json").write_text(
-            json.dumps({"arguments": list(raised.command[1:]), "inputs": {}})
-        )
-        train(Stage("critic", stage.command, stage.output, [], True))
     shutil.rmtree(tmp_path / "critic.work")
     assert [attempt(), attempt()] == [1, 2], "it begins anew, then goes on"
     train(stage)
@@ -589,7 +603,7 @@ time.sleep(1)
 
 def test_what_a_run_leaves_is_ended_before_the_next_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "_GRACE_SECONDS", 0.5)
-    stage = Stage("critic", [sys.executable, "-c", LEAVES_ITS_ENGINE], tmp_path / "critic", [], True)
+    stage = trainer("critic", LEAVES_ITS_ENGINE, tmp_path / "critic")
     train(stage)
     engine = int((tmp_path / "engine").read_text())
     deadline = time.monotonic() + 10
@@ -609,8 +623,8 @@ sys.exit(137)
 
 
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SAVES + KILLED_AT_ITS_END, "trainer.total_training_steps=3"]
-    stage = Stage("critic", command, tmp_path / "critic", [], True)
+    steps = {"trainer.total_training_steps": 3}
+    stage = trainer("critic", SAVES + KILLED_AT_ITS_END, tmp_path / "critic", overrides=steps)
     with pytest.raises(EngineError, match="failed with status 137"):
         train(stage)
     seconds = train(stage)
@@ -639,18 +653,16 @@ def test_hydra_reads_values_as_they_were() -> None:
 @pytest.mark.parametrize("name", ["alfworld/quickstart", "alfworld/methods"])
 def test_options_of_the_chat_template_reach_every_stage(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, ["chat_template_kwargs={enable_thinking: false}"])
-    planned = method_stages(recipe, tmp_path, [0]) if recipe.methods else stages(recipe, tmp_path)
-    asked = {"sample-alternatives", "reflect", "evaluate"}
+    folder = RunFolder(tmp_path)
+    planned = method_stages(recipe, folder, [0]) if recipe.methods else run_plan(recipe, folder)
     for stage in planned:
-        words = list(stage.command)
-        if stage.trains:
-            assert "++data.apply_chat_template_kwargs.enable_thinking=false" in words
+        if isinstance(stage, TrainingStage):
+            assert "++data.apply_chat_template_kwargs.enable_thinking=false" in stage.argv()
             compose_stage(stage)
-        elif words[3] in asked:
-            options = json.loads(words[words.index("--engine-options") + 1])
-            assert options["chat_template_kwargs"] == {"enable_thinking": False}
-        elif words[3] == "make-sft":
-            assert json.loads(words[words.index("--chat-template-kwargs") + 1]) == {"enable_thinking": False}
+        elif isinstance(stage.settings, ModelSettings):
+            assert stage.settings.engine_options["chat_template_kwargs"] == {"enable_thinking": False}
+        elif isinstance(stage.settings, SftSettings):
+            assert stage.settings.chat_template_kwargs == {"enable_thinking": False}
     engine = Engine.__new__(Engine)
     engine.tokenizer, engine.chat_template_kwargs = make_tokenizer(["go"]), {"enable_thinking": False}
     engine.tokenizer.chat_template = "{{ 'go' if enable_thinking is defined else 'go go' }}"
@@ -659,10 +671,10 @@ def test_options_of_the_chat_template_reach_every_stage(name: str, tmp_path: Pat
 
 def verl_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, metrics: str = "") -> tuple[list[str], Path]:
     """Train the quickstart's critic below `folder`, with a stand-in for verl; the command, and the metrics' file."""
-    (stage,) = [stage for stage in stages(load_recipe("alfworld/quickstart"), folder) if stage.name == "critic"]
+    stage = training(load_recipe("alfworld/quickstart"), folder)["critic"]
     seen: list[tuple[list[str], Path]] = []
 
-    def verl(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
+    def verl(stage: TrainingStage, command: list[str], environment: dict[str, str], log: Path) -> int:
         seen.append((command, Path(environment["VERL_FILE_LOGGER_PATH"])))
         seen[0][1].write_text(metrics)
         log.write_text("")
@@ -684,20 +696,19 @@ TRAINS = (
 MEASURES = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
 
 
-def trained(out: Path, name: str, begins: str | None = None, settings: str = "") -> Stage:
+def trained(out: Path, name: str, begins: str | None = None, settings: str = "") -> Trainer:
     inputs = [out / begins / "model"] if begins else []
-    return Stage(name, [sys.executable, "-c", TRAINS, name + settings], out / name, inputs, trains=True)
+    return trainer(name, TRAINS, out / name, inputs, [name + settings])
 
 
-def measured(out: Path, name: str, settings: str = "") -> Stage:
+def measured(out: Path, name: str, settings: str = "") -> Script:
     output = out / f"figures of {name}"
-    command = [sys.executable, "-c", MEASURES, str(output), settings]
-    return Stage(f"evaluate {name}", command, output, [out / name / "model"])
+    return script(f"evaluate {name}", MEASURES, output, [out / name / "model"], [str(output), settings])
 
 
 def test_a_model_may_be_deleted_once_it_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def ran(*planned: Stage) -> list[str]:
-        run_stages(planned, tmp_path)
+        run_stages(planned, RunFolder(tmp_path))
         return re.findall(r"\] (.+): done", capfd.readouterr().out)
 
     def delete(*names: str) -> None:
@@ -730,19 +741,20 @@ def test_an_input_that_no_stage_made_is_not_taken_for_deleted(tmp_path: Path) ->
     data = tmp_path / "data"
     data.write_text("x")
     output = tmp_path / "figures"
-    stage = Stage("evaluate", [sys.executable, "-c", MEASURES, str(output), ""], output, [data])
-    run_stages([stage], tmp_path)
+    stage = script("evaluate", MEASURES, output, [data], [str(output), ""])
+    run_stages([stage], RunFolder(tmp_path))
     data.unlink()
     with pytest.raises(DataError, match="data: no such file or folder"):
-        run_stages([stage], tmp_path)
+        run_stages([stage], RunFolder(tmp_path))
 
 
 RUNS_ITS_GAMES = """
 import pathlib, sys
+from script_stages import script
 from verl_act.chain.run import run_stages
-from verl_act.chain.stages import Stage
+from verl_act.run_folder import RunFolder
 out = pathlib.Path(sys.argv[1])
-run_stages([Stage("games", [sys.executable, "-c", sys.argv[2], str(out)], out / "games")], out)
+run_stages([script("games", sys.argv[2], out / "games", arguments=[str(out)])], RunFolder(out))
 """
 MAKES_GAMES = """
 import pathlib, sys, time
@@ -761,7 +773,8 @@ def test_of_two_processes_one_runs_a_stage_and_the_other_waits(killed: bool, tmp
     def start(name: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", RUNS_ITS_GAMES, str(tmp_path), MAKES_GAMES]
         with (tmp_path / name).open("wb") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     def wait_for(*texts: str) -> None:
         logs = [tmp_path / name for name in ("begun", "first", "second")]
@@ -792,7 +805,7 @@ def test_where_files_cannot_be_locked_that_is_told(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    run_stages([Stage("it", [sys.executable, "-c", "pass"], tmp_path)], tmp_path)
+    run_stages([script("it", "pass", tmp_path)], RunFolder(tmp_path))
     assert "it: done" in capsys.readouterr().out
     assert any("no lock" in record.message and "one process at a time" in record.message for record in caplog.records)
 
@@ -817,7 +830,7 @@ def test_a_run_that_has_lost_a_part_is_ended(said: str, tmp_path: Path, monkeypa
     """Such a run would wait for ever. Why it was ended stands at the end of its log, which the error shows."""
     monkeypatch.setattr("verl_act.chain.train._STANDSTILL_SECONDS", 1.0)
     code = f"import time; print({said!r}, flush=True); time.sleep(600)"
-    stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+    stage = trainer("critic", code, tmp_path / "critic")
     with pytest.raises(EngineError, match=rf"'critic' failed with status -15(.|\n)*{re.escape(said)}"):
         train(stage)
 
@@ -832,7 +845,7 @@ def test_a_run_that_goes_on_after_a_kill_for_memory_is_left_alone(
     line = "(TaskRunnerV1 pid=7) step:1 - a:1"
     elsewhere = f"import time; print({OUT_OF_MEMORY!r}, flush=True); print({line!r}, flush=True); time.sleep(4)"
     for code in (shared, elsewhere):
-        stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+        stage = trainer("critic", code, tmp_path / "critic")
         with pytest.raises(EngineError, match="left no exported model"):
             train(stage)
 
@@ -857,7 +870,7 @@ def test_what_a_reply_quotes_is_no_event(tmp_path: Path, monkeypatch: pytest.Mon
         f"import os, pathlib, time; print({chr(10).join(replies)!r}, flush=True);"
         f"pathlib.Path(os.environ['VERL_FILE_LOGGER_PATH']).write_text({chr(10).join([*metrics, ''])!r}); time.sleep(2)"
     )
-    stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+    stage = trainer("critic", code, tmp_path / "critic")
     with pytest.raises(EngineError, match="left no exported model"):
         train(stage)
 
@@ -872,7 +885,7 @@ time.sleep(0.5)
 {step}
 time.sleep(0.5)
 """
-    stage = Stage("critic", (sys.executable, "-c", code), tmp_path / "critic", trains=True)
+    stage = trainer("critic", code, tmp_path / "critic")
     with pytest.raises(EngineError, match="left no exported model"):
         train(stage)
     assert re.search(r"critic: +50%.*3/6 .*score=0\.250", capfd.readouterr().err)
@@ -880,13 +893,13 @@ time.sleep(0.5)
 
 def test_a_stages_work_is_deleted_after_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while deleting, the next run must neither train again nor export what is half deleted."""
-    script = (
+    code = (
         "import pathlib, sys; word = next(word for word in sys.argv if 'default_local_dir' in word);"
         "folder = word.partition('=')[2].strip('\"');"
         "model = pathlib.Path(folder, 'global_step_1', 'huggingface'); model.mkdir(parents=True);"
         "(model / 'weights').write_text('whole')"
     )
-    stage = Stage("critic", (sys.executable, "-c", script), tmp_path / "critic", trains=True)
+    stage = trainer("critic", code, tmp_path / "critic")
 
     def killed(path: Path, ignore_errors: bool = False) -> None:
         if Path(path).exists():
@@ -895,10 +908,10 @@ def test_a_stages_work_is_deleted_after_its_mark(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patched:
         patched.setattr("verl_act.chain.train.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_stages([stage], tmp_path)
+            run_stages([stage], RunFolder(tmp_path))
     assert (stage.output / "model" / "weights").read_text() == "whole"
     left = {path.name for path in tmp_path.iterdir()}
-    run_stages([replace(stage, command=stage.command)], tmp_path)
+    run_stages([stage], RunFolder(tmp_path))
     assert "critic.work.deleted" in left and {path.name for path in tmp_path.iterdir()} == {".done", "critic"}
     assert (stage.output / "model" / "weights").read_text() == "whole"
 
@@ -906,8 +919,8 @@ def test_a_stages_work_is_deleted_after_its_mark(tmp_path: Path, monkeypatch: py
 def test_a_recipes_own_loggers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, _ = verl_runs(tmp_path / "none", monkeypatch)
     assert 'trainer.logger=["console","file"]' in [word.replace(" ", "") for word in command]
-    stage = Stage("critic", [sys.executable, "trainer.logger=[wandb,console]"], tmp_path / "critic", trains=True)
-    assert train_module._loggers(stage.command) == ["wandb", "console", "file"]
+    stage = trainer("critic", "", tmp_path / "critic", overrides={"trainer.logger": ["wandb", "console"]})
+    assert train_module._loggers(stage) == ["wandb", "console", "file"]
 
 
 def test_a_model_older_than_the_last_step_is_told(
@@ -928,9 +941,9 @@ def test_figures_of_one_step_in_several_lines_are_put_together(tmp_path: Path, m
 
 def test_a_group_that_only_training_would_have_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe("alfworld/quickstart")
-    recipe.critic.config.append("act/env=alfworld")
+    recipe.training["critic"].config.append("act/env=alfworld")
     with pytest.raises(ConfigError, match="'act/env=alfworld'"):
-        stages(recipe, tmp_path)
+        run_plan(recipe, RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -941,12 +954,7 @@ def test_full_recipes_evaluate_what_the_paper_does(name: str, tasks: int | None,
     """All games of ALFWorld's splits, 500 goals of WebShop, 10,000 states of ScienceWorld's two splits."""
     for recipe in (load_recipe(f"{name}/full"), load_recipe(f"{name}/methods_full")):
         found = recipe.evaluate
-        assert (found.tasks, found.limit, found.max_turns) == (tasks, limit, turns) and recipe.valid_splits
-
-
-def test_a_state_has_one_reflection() -> None:
-    with pytest.raises(ConfigError, match=r"reflect\.n is 4"):
-        load_recipe("alfworld/methods", ["reflect.n=4"])
+        assert (found.task_limit, found.limit, found.max_turns) == (tasks, limit, turns) and recipe.valid_splits
 
 
 @pytest.mark.parametrize("name", ["lr=1e-5", "runs (1)", "a,b", "José"])
@@ -1007,10 +1015,10 @@ def test_a_stage_whose_output_is_not_as_it_left_it_is_run_again(
     spoil: Callable[[Path], object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "it"
-    stage = Stage("it", [sys.executable, "-c", WRITES, str(out)], out)
+    stage = script("it", WRITES, out, arguments=[str(out)])
 
     def outcome() -> str:
-        run_stages([stage], tmp_path)
+        run_stages([stage], RunFolder(tmp_path))
         return re.sub(r".*\[1/1\] it: (up to date|done).*", r"\1", capfd.readouterr().out, flags=re.DOTALL)
 
     assert [outcome(), outcome()] == ["done", "up to date"]
@@ -1024,18 +1032,18 @@ def test_a_stage_whose_output_is_not_as_it_left_it_is_run_again(
 
 def test_somebodys_files_in_the_place_of_an_output_are_not_deleted(tmp_path: Path) -> None:
     out = tmp_path / "it"
-    stage = Stage("it", [sys.executable, "-c", WRITES, str(out)], out)
-    run_stages([stage], tmp_path)
+    stage = script("it", WRITES, out, arguments=[str(out)])
+    run_stages([stage], RunFolder(tmp_path))
     (out / "manifest.json").unlink()
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(EngineError, match="'it' failed"):
-        run_stages([stage], tmp_path)
+        run_stages([stage], RunFolder(tmp_path))
     assert (out / "thesis.txt").read_text() == "mine"
 
 
 def test_a_damaged_model_is_trained_again_where_it_is_needed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def ran(*planned: Stage) -> list[str]:
-        run_stages(planned, tmp_path)
+        run_stages(planned, RunFolder(tmp_path))
         return re.findall(r"\] (.+): done", capfd.readouterr().out)
 
     critic, measures = trained(tmp_path, "critic"), measured(tmp_path, "critic")
@@ -1049,14 +1057,12 @@ def test_a_damaged_model_is_trained_again_where_it_is_needed(tmp_path: Path, cap
 def test_the_output_of_another_stage_is_not_trained_over(tmp_path: Path) -> None:
     write_manifest(tmp_path, make_manifest("evaluate", settings={}))
     with pytest.raises(ConfigError, match="'evaluate'"):
-        train(Stage("critic", ["false"], tmp_path, trains=True))
+        train(trainer("critic", "", tmp_path))
 
 
 def test_a_full_disk_at_the_export_loses_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = SAVES + TRAINER.replace("sys.exit(taken + 1 < 3)", "print('a log')")
-    stage = Stage(
-        "critic", [sys.executable, "-c", code, "trainer.total_training_steps=1"], tmp_path / "critic", [], True
-    )
+    stage = trainer("critic", code, tmp_path / "critic", overrides={"trainer.total_training_steps": 1})
 
     def full(*_: object) -> None:
         raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])

@@ -27,6 +27,7 @@ from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.schema import ALTERNATIVES, read_steps, read_table
+from verl_act.settings.data import ExpertSettings, GamesSettings, TasksSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
@@ -35,9 +36,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 def trajectories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Expert states for three shards."""
     folder = tmp_path_factory.mktemp("states")
-    make_games(folder / "games", counts={"train": 80}, size="small", seed=3, progress=False)
+    make_games(GamesSettings(counts={"train": 80}, size="small", seed=3, workers=0), folder / "games")
     settings = {"data": str(folder / "games")}
-    collect_expert(folder / "expert", "alfworld", "train", env_settings=settings, progress=False)
+    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=0), folder / "expert")
     path = folder / "expert" / "trajectories.parquet"
     assert 2 * SHARD_STATES < len(read_steps([path])) <= 3 * SHARD_STATES
     return path
@@ -56,7 +57,7 @@ def cluster() -> Iterator[str]:
 
 
 def command(out: Path, trajectories: Path, *options: str) -> list[str]:
-    words = [sys.executable, "-m", "verl_act", "sample-alternatives", "--out", str(out)]
+    words = [sys.executable, "-m", "verl_act", "data", "alternatives", "--out", str(out)]
     words += [
         "--trajectories",
         str(trajectories),
@@ -167,7 +168,7 @@ def test_a_cluster_whose_token_is_missing(started: dict[str, str], tmp_path: Pat
 
 def test_one_trainer_over_two_nodes(pairs: Path, games: Path, tmp_path: Path) -> None:
     """Two steps on choices and live episodes: a process of the trainer and an engine on each node."""
-    make_tasks(tmp_path / "tasks", "alfworld", ["train"], env_settings={"data": str(games)})
+    make_tasks(TasksSettings(env="alfworld", splits=["train"], env_settings={"data": str(games)}), tmp_path / "tasks")
     files = f"[{pairs},{tmp_path / 'tasks' / 'tasks.parquet'}]"
     logical = {"num_cpus": 16, "num_gpus": 1}  # verl's actors reserve many CPUs each, and count GPUs
     nodes = Cluster(initialize_head=True, head_node_args={**logical, "include_dashboard": False})

@@ -32,11 +32,13 @@ from verl.workers.config import RolloutConfig
 
 import verl_act
 from verl_act.chain import check, load_recipe
-from verl_act.chain.recipe import RECIPES, embedded_models
-from verl_act.chain.stages import stages
+from verl_act.chain.plan import run_plan
+from verl_act.chain.recipe import RECIPES, SFT_DATA, embedded_models
+from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
 from verl_act.envs.registry import get_env, known_envs
 from verl_act.errors import ConfigError
+from verl_act.run_folder import RunFolder
 
 CONFIG = Path(verl_act.__file__).parent / "config"
 GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))
@@ -270,14 +272,13 @@ def test_a_slip_on_the_command_line_is_refused() -> None:
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_a_recipe_loads_and_its_overrides_compose(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
-    training = [stage for stage in stages(recipe, tmp_path) if stage.trains]
+    planned = run_plan(recipe, RunFolder(tmp_path))
+    training = [stage for stage in planned if isinstance(stage, TrainingStage)]
     assert [stage.name for stage in training] == ["critic", "action"]
     for stage in training:
         assert check.compose(stage).endswith("overrides")
-    for part in (recipe.critic, recipe.action):
-        assert unknown_keys(part.overrides) == []
-    for part in (recipe.il, recipe.reflection):
-        assert unknown_keys(part.overrides, SFT) == []
+    for stage in recipe.training.values():
+        assert unknown_keys(stage.overrides, *([SFT] if stage.data in SFT_DATA else [])) == []
 
 
 def test_verl_itself_finds_the_groups_from_an_empty_folder(tmp_path: Path) -> None:

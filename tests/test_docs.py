@@ -31,7 +31,9 @@ from typer.testing import CliRunner
 from verl_act.__main__ import app
 from verl_act.chain import load_recipe
 from verl_act.chain.check import compose
-from verl_act.chain.stages import stages
+from verl_act.chain.methods import plan
+from verl_act.chain.stages import TrainingStage
+from verl_act.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -120,8 +122,8 @@ def ours(how: str) -> list[Any]:
                 words.pop(0)  # a variable
             if words[0] in ("pip", "ray"):
                 continue
-            assert words[:3] == ["python", "-m", "verl_act"], words
-            found.append(pytest.param(words[3:], id=f"{block.page}-{number}"))
+            assert words[0] == "verl-act", words
+            found.append(pytest.param(words[1:], id=f"{block.page}-{number}"))
     return found
 
 
@@ -129,13 +131,18 @@ def ours(how: str) -> list[Any]:
 def test_a_documented_command_takes_its_arguments(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`chain` is further asked whether the recipe has the keys, and verl those of its configuration."""
+    """`run` is further asked whether the recipe has the keys, and verl those of its configuration."""
     monkeypatch.chdir(tmp_path)
-    context = COMMANDS[words[0]].make_context(words[0], words[1:])
-    if words[0] == "chain":
+    command, *arguments = words
+    commands = COMMANDS
+    while hasattr(commands[command], "commands"):
+        commands, (command, *arguments) = commands[command].commands, arguments
+    context = commands[command].make_context(command, arguments)
+    if words[0] == "run":
         recipe = load_recipe(context.params["recipe"], context.args)
-        for stage in (stage for stage in stages(recipe, tmp_path) if stage.trains):
-            compose(stage)
+        for stage in plan(recipe, RunFolder(tmp_path), [0]):
+            if isinstance(stage, TrainingStage):
+                compose(stage)
 
 
 @pytest.mark.parametrize("words", ours("check"))
@@ -177,7 +184,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_site_builds_without_a_warning(site: Path) -> None:
     assert {"index.html", "tutorial.html", "gaps.html"} <= {path.name for path in site.iterdir()}
-    assert "sample-alternatives" in (site / "reference" / "commands.html").read_text()
+    assert "data alternatives" in (site / "reference" / "commands.html").read_text()
 
 
 def test_the_marks_of_blocks_are_not_shown(site: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from verl_act.chain import load_recipe
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.embedded.make_embedded_model import (
-    EmbeddedModelSettings,
     make_embedded_model,
     train_tokenizer,
     warmup_rows,
@@ -24,6 +23,7 @@ from verl_act.errors import ConfigError
 from verl_act.manifest import read_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
+from verl_act.settings.data import EmbeddedModelSettings
 
 MB = 2**20
 EMBEDDED_MODELS = embedded_models()
@@ -55,8 +55,8 @@ def example(env: str) -> Context:
 def test_a_quickstart_finds_its_model_and_shows_it_what_it_knows(env: str) -> None:
     recipe = load_recipe(f"{env}/quickstart")
     folder = Path(recipe.model_path)
-    assert folder == EMBEDDED_MODELS[env] and recipe.prompt.template == "compact"
-    assert recipe.prompt.options == dict(dialect_of(env).template_options)
+    assert folder == EMBEDDED_MODELS[env] and recipe.template == "compact"
+    assert recipe.template_options == dict(dialect_of(env).template_options)
     manifest = read_manifest(folder)
     assert manifest and manifest.seed == 0 and manifest.counts["parameters"] < 1.3e6
     figures = json.loads((folder / "warmup_metrics.json").read_text())
@@ -139,7 +139,10 @@ def test_weights_can_be_stored_in_half_the_size(tmp_path: Path) -> None:
     sizes = {}
     for storage in ("float32", "bfloat16"):
         settings = EmbeddedModelSettings(storage=storage, batch_size=4, **small)
-        make_embedded_model(tmp_path / storage, [tmp_path / "steps.parquet"], settings)
+        make_embedded_model(
+            EmbeddedModelSettings(trajectories=[tmp_path / "steps.parquet"], **settings.model_dump()),
+            tmp_path / storage,
+        )
         sizes[storage] = (tmp_path / storage / "model.safetensors").stat().st_size
         assert str(AutoModelForCausalLM.from_pretrained(tmp_path / storage, dtype="auto").dtype) == f"torch.{storage}"
     assert sizes["bfloat16"] < 0.6 * sizes["float32"]
@@ -156,14 +159,15 @@ def test_trajectories_that_make_no_model_are_told(environments: list[str], messa
     steps = [make_step(env, number).to_row() for number, env in enumerate(environments)]
     write_rows(tmp_path / "steps.parquet", steps, TRAJECTORY)
     with pytest.raises(ConfigError, match=message):
-        make_embedded_model(tmp_path / "model", [tmp_path / "steps.parquet"])
+        make_embedded_model(EmbeddedModelSettings(trajectories=[tmp_path / "steps.parquet"]), tmp_path / "model")
 
 
 def test_an_environment_without_thoughts_makes_no_model_that_thinks(tmp_path: Path) -> None:
     write_rows(tmp_path / "steps.parquet", [make_step("webshop", 0).to_row()], TRAJECTORY)
     with pytest.raises(ConfigError, match=r"'webshop'.*`think`"):
         make_embedded_model(
-            tmp_path / "model", [tmp_path / "steps.parquet"], EmbeddedModelSettings(thoughts=True, held_out=0)
+            EmbeddedModelSettings(trajectories=[tmp_path / "steps.parquet"], thoughts=True, held_out=0),
+            tmp_path / "model",
         )
 
 
@@ -172,7 +176,7 @@ def test_too_few_trajectories_are_told(held_out: int, tmp_path: Path) -> None:
     path = tmp_path / "trajectories.parquet"
     write_rows(path, [make_step("alfworld", number).to_row() for number in range(4)], TRAJECTORY)
     with pytest.raises(ConfigError, match=f"rows are fewer than one batch .*of 4 steps.*held_out={held_out}"):
-        make_embedded_model(tmp_path / "model", [path], EmbeddedModelSettings(held_out=held_out, passes=1))
+        make_embedded_model(EmbeddedModelSettings(trajectories=[path], held_out=held_out, passes=1), tmp_path / "model")
 
 
 THINGS = ("mug", "pen", "book", "bowl")

@@ -25,18 +25,20 @@ import pytest
 import yaml
 
 from verl_act.chain import load_recipe
-from verl_act.chain.stages import stages
+from verl_act.chain.plan import run_plan
 from verl_act.chain.train import train
-from verl_act.data_prep.embedded.make_embedded_model import EmbeddedModelSettings, make_embedded_model
+from verl_act.data_prep.embedded.make_embedded_model import make_embedded_model
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.envs.alfworld.games.make_games import make_games
+from verl_act.run_folder import RunFolder
 from verl_act.schema import ALTERNATIVES, read_table
+from verl_act.settings.data import EmbeddedModelSettings, ExpertSettings, GamesSettings, PairsSettings, TasksSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-SMALL = EmbeddedModelSettings(
+SMALL: dict[str, Any] = dict(
     vocabulary=512,
     layers=1,
     width=64,  # vLLM's CPU attention wants heads of 32 at least
@@ -65,15 +67,27 @@ MAX_TOKENS = 16
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chain's folder with all of its data, and a model beside them."""
     out = tmp_path_factory.mktemp("world")
-    make_games(out / "games", counts={"train": 12, "valid_seen": 3}, seed=7, progress=False)
+    make_games(GamesSettings(counts={"train": 12, "valid_seen": 3}, seed=7, workers=0, size="small"), out / "games")
     settings = {"data": str(out / "games")}
     for split in ("train", "valid_seen"):
         expert = out / "expert" / split
-        collect_expert(expert, "alfworld", split, env_settings=settings, progress=False)
-        build_pairs(out / "pairs" / split, [expert / "trajectories.parquet"], (), settings, source="admissible")
-    make_tasks(out / "tasks" / "train", "alfworld", ["train"], env_settings=settings)
-    make_tasks(out / "tasks" / "panel", "alfworld", ["valid_seen"], env_settings=settings)
-    make_embedded_model(out / "policy", [out / "expert" / "train" / "trajectories.parquet"], SMALL)
+        collect_expert(ExpertSettings(env="alfworld", split=split, env_settings=settings, workers=0), expert)
+        build_pairs(
+            PairsSettings(
+                trajectories=[expert / "trajectories.parquet"],
+                alternatives=[],
+                env_settings=settings,
+                source="admissible",
+                workers=0,
+            ),
+            out / "pairs" / split,
+        )
+    make_tasks(TasksSettings(env="alfworld", splits=["train"], env_settings=settings), out / "tasks" / "train")
+    make_tasks(TasksSettings(env="alfworld", splits=["valid_seen"], env_settings=settings), out / "tasks" / "eval")
+    make_embedded_model(
+        EmbeddedModelSettings(trajectories=[out / "expert" / "train" / "trajectories.parquet"], **SMALL),
+        out / "policy",
+    )
     return out
 
 
@@ -85,11 +99,14 @@ def write_recipe(folder: Path, policy: Path, **changes: Any) -> str:
         "model": str(policy),
         "valid_splits": ["valid_seen"],
         "alternatives": {"n": 2, "max_tokens": MAX_TOKENS},
-        "critic": {"overrides": {**overrides, "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 16}},
         "evaluate": {"max_turns": 3, "limit": 8},
         **changes,
     }
-    recipe["action"] = {"overrides": overrides, **recipe.get("action", {})}
+    reference = {"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 16}
+    recipe["training"] = {
+        "critic": {"overrides": {**overrides, **reference}},
+        "action": {"overrides": overrides, **recipe.pop("action", {})},
+    }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return str(path)
@@ -129,7 +146,7 @@ def train_action_stage(world: Path, folder: Path, **changes: Any) -> Trained:
     """The action stage of a chain whose critic stage is left out."""
     overrides = {"actor_rollout_ref.model.path": str(world / "policy"), **changes.pop("overrides", {})}
     recipe = load_recipe(write_recipe(folder, world / "policy", overrides=overrides, **changes))
-    (stage,) = (stage for stage in stages(recipe, world) if stage.name == "action")
+    (stage,) = (stage for stage in run_plan(recipe, RunFolder(world)) if stage.name == "action")
     (world / "action").mkdir(exist_ok=True)  # replaced as a whole
     train(stage)
     output = folder / "action"
@@ -158,14 +175,14 @@ def test_action_ppo(world: Path, tmp_path: Path) -> None:
 
 
 class RunningChain:
-    """`python -m verl_act chain` in a process of its own, its terminal in a file."""
+    """`verl-act run` in a process of its own, its terminal in a file."""
 
     def __init__(self, recipe: str, out: Path, log: Path, *arguments: str) -> None:
         self.log = log
         self.seen: dict[int, psutil.Process] = {}
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "verl_act", "chain", recipe, "--out", str(out), *arguments],
+                [sys.executable, "-m", "verl_act", "run", recipe, "--out", str(out), *arguments],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=out.parent,
@@ -292,7 +309,7 @@ def test_a_killed_chain_goes_on_where_it_stopped(interrupted: Interrupted) -> No
                 "pairs valid_seen",
                 "audit",
                 "tasks train",
-                "tasks panel",
+                "tasks eval",
                 "evaluate initial",
             ],
             "done",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.engine import EngineSettings, start_vllm, vllm_arguments
+from verl_act.engine import start_vllm, vllm_arguments
+from verl_act.settings.model import ModelSettings
 
 MODEL = str(embedded_models()["alfworld"])
 GIB = 2**30
@@ -34,7 +35,7 @@ def config_of(monkeypatch: pytest.MonkeyPatch, **extra: Any) -> Any:
     started: dict[str, Any] = {}
     monkeypatch.setattr(AsyncLLM, "__init__", lambda self, **options: started.update(options))
     monkeypatch.setattr(AsyncLLM, "shutdown", lambda self: None)
-    settings = EngineSettings(model=MODEL, max_model_len=1024, extra=extra)
+    settings = ModelSettings(model=MODEL, max_model_len=1024, engine_options=extra)
     start_vllm(MODEL, vllm_arguments(settings))
     return started["vllm_config"]
 
@@ -58,7 +59,7 @@ def test_a_gpu_gets_the_batch_of_vllms_offline_class(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_every_gpu_runs_a_replica_or_a_share_of_one(extra: dict[str, Any], replicas: int) -> None:
-    arguments = vllm_arguments(EngineSettings(model=MODEL, extra=extra))
+    arguments = vllm_arguments(ModelSettings(model=MODEL, engine_options=extra))
     assert arguments["data_parallel_size"] == replicas
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_context, make_pair, make_step, make_tokenizer
 
-from verl_act.engine import Engine, EngineSettings, Reply, Sampling
+from verl_act.engine import Engine, ModelSettings, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.choices import evaluate_choices
@@ -37,6 +37,7 @@ from verl_act.manifest import digest, make_manifest
 from verl_act.prompts import get_template
 from verl_act.report.read import read_runs
 from verl_act.report.tables import groups, models
+from verl_act.settings.evaluation import CompareSettings, EvaluationSettings
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def written(folder: Path, name: str, episodes: list[dict[str, Any]], choices: li
 def test_evaluations_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = written(tmp_path, "before", [episode(success=0.0, steps=50.0), episode()], [])
     after = written(tmp_path, "after", [episode(), episode(steps=8.0)], [choice()])
-    compare([before, after], tmp_path / "comparison")
+    compare(CompareSettings(evaluations=[before, after]), tmp_path / "comparison")
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     shown = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert shown[0] == ["before", "after"]
@@ -235,19 +236,19 @@ def test_evaluations_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_table_fits_a_terminal(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [episode(split=split) for split in ("valid_seen", "valid_unseen")]
     names = [f"a method with a long name {index}" for index in range(count)]
-    compare([written(tmp_path, name, records, [choice()]) for name in names])
+    compare(CompareSettings(evaluations=[written(tmp_path, name, records, [choice()]) for name in names]))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 6 and max(map(len, lines)) <= 100
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{tmp_path}.*give a folder that `evaluate` wrote"):
-        compare([tmp_path])
+        compare(CompareSettings(evaluations=[tmp_path]))
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to evaluate"):
-        evaluate(tmp_path / "out", "model", EngineSettings(model="none"), Sampling())
+        evaluate(EvaluationSettings(name="model", model="none"), tmp_path / "out")
     with pytest.raises(ConfigError, match="n is 4 at temperature 0"):
         Sampling(n=4, temperature=0)
 
@@ -308,7 +309,7 @@ def play(engine: object, pool: Corridor, *names: str, seed: int = 0, kept: Journ
 
 def write(out: Path, model: str = "a/model", answers: Answers | None = None, **settings: Any) -> dict[str, Any]:
     answers = answers or Answers([], [], [])
-    engine = EngineSettings(model=model)
+    engine = ModelSettings(model=model)
     manifest = evaluation_manifest(engine, Sampling(), template="cot", inputs=[], settings=settings)
     return write_evaluation(out, "it", manifest, answers)
 

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from verl_act.chain import load_recipe
 from verl_act.chain.check import compose
-from verl_act.chain.stages import stages
-from verl_act.data_prep.embedded.make_embedded_model import EmbeddedModelSettings, make_embedded_model
+from verl_act.chain.plan import run_plan
+from verl_act.data_prep.embedded.make_embedded_model import make_embedded_model
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.data_prep.imports.import_trajectories import import_trajectories
@@ -32,7 +32,9 @@ from verl_act.envs.contract import check_environment
 from verl_act.envs.gymnasium_text import GymnasiumTextEnvironment, InfoKeys
 from verl_act.envs.registry import get_env, known_envs
 from verl_act.errors import ConfigError, EnvError
+from verl_act.run_folder import RunFolder
 from verl_act.schema import read_pairs, read_steps
+from verl_act.settings.data import EmbeddedModelSettings, ExpertSettings, ImportSettings, PairsSettings, TasksSettings
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "treasure"
 NAMES = ("treasure", "treasure_gym")
@@ -67,16 +69,16 @@ def test_the_example_says_what_it_can() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stages_work_on_it(name: str, tmp_path: Path) -> None:
-    collect_expert(tmp_path / "expert", name, "train", limit=20, progress=False)
+    collect_expert(ExpertSettings(env=name, split="train", limit=20, workers=0), tmp_path / "expert")
     trajectories = [tmp_path / "expert" / "trajectories.parquet"]
-    build_pairs(tmp_path / "pairs", trajectories, source="admissible")
+    build_pairs(PairsSettings(trajectories=trajectories, source="admissible", workers=0), tmp_path / "pairs")
     assert {pair.env for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} == {name}
-    assert make_tasks(tmp_path / "tasks", name, ["test"]) == 50
+    assert make_tasks(TasksSettings(env=name, splits=["test"]), tmp_path / "tasks").counts["tasks"] == 50
 
 
 def test_trajectories_are_imported_by_its_hook(tmp_path: Path) -> None:
     """Rows in others' words, with a spelling that only the example's importer knows."""
-    collect_expert(tmp_path / "expert", "treasure", "train", limit=5, progress=False)
+    collect_expert(ExpertSettings(env="treasure", split="train", limit=5, workers=0), tmp_path / "expert")
     steps = read_steps([tmp_path / "expert" / "trajectories.parquet"])
     rows = []
     for task, played in groupby(steps, key=lambda step: step.task_id):
@@ -85,7 +87,7 @@ def test_trajectories_are_imported_by_its_hook(tmp_path: Path) -> None:
     rows.append({"task_id": "treasure_999", "actions": ["open box 1"]})
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     manifest = import_trajectories(
-        tmp_path / "out", [tmp_path / "rows.json"], "treasure", form="actions", progress=False
+        ImportSettings(files=[tmp_path / "rows.json"], env="treasure", format="actions", workers=0), tmp_path / "out"
     )
     imported = read_steps([tmp_path / "out" / "trajectories.parquet"])
     assert [(step.action, step.inferable) for step in imported] == [(step.action, step.inferable) for step in steps]
@@ -93,14 +95,14 @@ def test_trajectories_are_imported_by_its_hook(tmp_path: Path) -> None:
 
 
 def test_a_small_policy_is_made_in_its_dialect(tmp_path: Path) -> None:
-    collect_expert(tmp_path / "expert", "treasure", "train", limit=40, progress=False)
+    collect_expert(ExpertSettings(env="treasure", split="train", limit=40, workers=0), tmp_path / "expert")
     sizes = {"vocabulary": 300, "layers": 1, "width": 32, "heads": 2, "feed_forward": 32, "steps": 2, "held_out": 4}
-    settings = EmbeddedModelSettings(batch_size=4, **sizes)
-    make_embedded_model(tmp_path / "model", [tmp_path / "expert" / "trajectories.parquet"], settings)
+    trajectories = [tmp_path / "expert" / "trajectories.parquet"]
+    make_embedded_model(EmbeddedModelSettings(trajectories=trajectories, batch_size=4, **sizes), tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").tokenize(" open box 2")[-1] == " box 2"
-    thinking = EmbeddedModelSettings(thoughts=True)
+    thinking = EmbeddedModelSettings(trajectories=trajectories, thoughts=True)
     with pytest.raises(ConfigError, match=r"'treasure'.*`think`"):
-        make_embedded_model(tmp_path / "thinking", [tmp_path / "expert" / "trajectories.parquet"], thinking)
+        make_embedded_model(thinking, tmp_path / "thinking")
 
 
 def test_the_doctor_checks_it_by_its_hook() -> None:
@@ -130,11 +132,11 @@ def test_the_recipe_of_the_guide_is_sound(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(env: treasure\n.*?)```", guide, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text)
     recipe = load_recipe(str(tmp_path / "mine.yaml"))
-    found = {stage.name: stage for stage in stages(recipe, tmp_path / "out")}
+    found = {stage.name: stage for stage in run_plan(recipe, RunFolder(tmp_path / "out"))}
     assert {"expert train", "expert test", "alternatives", "pairs test", "critic", "action"} <= set(found)
     for name in ("critic", "action"):
         assert compose(found[name]), "verl takes its configuration"
-        assert "data.train_batch_size=64" in found[name].command
+        assert found[name].override("data.train_batch_size") == 64
 
 
 def test_a_fresh_process_finds_it(tmp_path: Path) -> None:

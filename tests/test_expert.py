@@ -22,6 +22,7 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
 from verl_act.schema import Context, Step, Turn, read_steps
+from verl_act.settings.data import ExpertSettings, GamesSettings
 
 ROOM = (
     "You are in the middle of a room. Looking quickly around you, "
@@ -40,7 +41,7 @@ def decide(goal: str, *said: str, admissible: tuple[str, ...] = GO) -> tuple[str
 @pytest.fixture(scope="module")
 def full_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full") / "games"
-    make_games(folder, counts={"train": 12}, size="full", seed=3, progress=False)
+    make_games(GamesSettings(counts={"train": 12}, size="full", seed=3, workers=0), folder)
     return folder
 
 
@@ -137,8 +138,10 @@ def test_the_search_expert_needs_no_environment(games: Path) -> None:
 
 def test_trajectories_are_written_proven_and_repeatable(games: Path, tmp_path: Path) -> None:
     settings = {"data": str(games)}
-    manifest = collect_expert(tmp_path / "one", "alfworld", "train", env_settings=settings, progress=False)
-    collect_expert(tmp_path / "two", "alfworld", "train", env_settings=settings, workers=2, progress=False)
+    manifest = collect_expert(
+        ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=0), tmp_path / "one"
+    )
+    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=2), tmp_path / "two")
     steps = read_steps([tmp_path / "one" / TRAJECTORIES])
     assert steps == read_steps([tmp_path / "two" / TRAJECTORIES])
     assert all(step.verified and step.success and step.plan_length is not None for step in steps)
@@ -152,7 +155,9 @@ def test_trajectories_are_written_proven_and_repeatable(games: Path, tmp_path: P
 
 def test_lost_games_are_dropped_and_counted(games: Path, tmp_path: Path) -> None:
     settings = {"data": str(games), "max_steps": 6}
-    manifest = collect_expert(tmp_path / "short", "alfworld", "train", env_settings=settings, progress=False)
+    manifest = collect_expert(
+        ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=0), tmp_path / "short"
+    )
     kept, dropped = manifest.counts["trajectories"], manifest.counts["dropped"]
     assert kept + dropped["not won"] == 12 and 0 < kept < 12
     lost = [json.loads(line) for line in (tmp_path / "short" / DROPPED).read_text().splitlines()]
@@ -161,7 +166,8 @@ def test_lost_games_are_dropped_and_counted(games: Path, tmp_path: Path) -> None
     assert len(won | {task["task_id"] for task in lost}) == 12
     with pytest.raises(DataError, match="won none of 12"):
         collect_expert(
-            tmp_path / "none", "alfworld", "train", env_settings={**settings, "max_steps": 1}, progress=False
+            ExpertSettings(env="alfworld", split="train", env_settings={**settings, "max_steps": 1}, workers=0),
+            tmp_path / "none",
         )
     assert not (tmp_path / "none").exists()
 
@@ -172,7 +178,9 @@ def test_errors_are_counted_by_kind_and_told_apart(games: Path, tmp_path: Path) 
         path = tmp_path / "games" / "json_2.1.1" / "train" / task.task_id / "game.tw-pddl"
         path.write_text(json.dumps({**json.loads(path.read_text()), "pddl_problem": "(nonsense"}))
     settings = {"data": str(tmp_path / "games")}
-    manifest = collect_expert(tmp_path / "out", "alfworld", "train", env_settings=settings, progress=False)
+    manifest = collect_expert(
+        ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=0), tmp_path / "out"
+    )
     assert manifest.counts["dropped"] == {"error": 2}
     details = [json.loads(line)["details"] for line in (tmp_path / "out" / DROPPED).read_text().splitlines()]
     assert len(set(details)) == 2 and all("game.tw-pddl" in text for text in details)
@@ -188,7 +196,9 @@ def test_a_bug_in_an_environment_costs_one_task(games: Path, tmp_path: Path, mon
         return step(self, action)
 
     monkeypatch.setattr(AlfworldEnvironment, "step", buggy)
-    manifest = collect_expert(tmp_path / "out", "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+    manifest = collect_expert(
+        ExpertSettings(env="alfworld", split="train", env_settings={"data": str(games)}, workers=0), tmp_path / "out"
+    )
     assert manifest.counts["dropped"] == {"error": 1}
     (lost,) = map(json.loads, (tmp_path / "out" / DROPPED).read_text().splitlines())
     assert lost["task_id"] == list_tasks("train", games)[0].task_id
@@ -213,7 +223,7 @@ def test_a_replay_that_differs_is_noticed(games: Path) -> None:
 def test_impossible_orders_are_refused(wrong: dict, games: Path, tmp_path: Path) -> None:
     order = {"env": "alfworld", "split": "train", "env_settings": {"data": str(games)}} | wrong
     with pytest.raises(ConfigError):
-        collect_expert(tmp_path / "none", **order, progress=False)
+        collect_expert(ExpertSettings(workers=0, **order), tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from verl_act.envs.webshop.instruction import price_limit
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import ConfigError, DataError
 from verl_act.schema import SFT, Step, read_steps, read_table, steps_to_learn
+from verl_act.settings.data import CatalogueSettings, ImportSettings, PairsSettings, SftSettings
 
 Row = dict[str, Any]
 
@@ -91,7 +92,10 @@ def test_alfworld_rows_are_respelled_replayed_or_rejected(games: Path, tmp_path:
         conversation([short[0]] * 60, tasks[1], short[0].context.observation),
     ]
     manifest = import_trajectories(
-        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "alfworld", env_settings=settings, progress=False
+        ImportSettings(
+            files=[write(tmp_path / "rows.json", rows)], env="alfworld", env_settings=settings, workers=0, format="eto"
+        ),
+        tmp_path / "out",
     )
     steps = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [(step.action, step.inferable) for step in steps] == [(step.action, step.inferable) for step in good]
@@ -116,20 +120,27 @@ def test_refused_actions_of_a_row_that_wins_are_not_learned(games: Path, tmp_pat
     task = {"game_file": f"json_2.1.1/train/{steps[0].task_id}/game.tw-pddl"}
     row = conversation([refused[0], *steps[:2], refused[1], *steps[2:]], task, steps[0].context.observation)
     path = write(tmp_path / "rows.json", [row])
-    manifest = import_trajectories(tmp_path / "out", [path], "alfworld", env_settings=settings, progress=False)
+    manifest = import_trajectories(
+        ImportSettings(files=[path], env="alfworld", env_settings=settings, workers=0, format="eto"), tmp_path / "out"
+    )
     assert manifest.counts["states_expert_inadmissible"] == 2
     file = tmp_path / "out" / TRAJECTORIES
     played, good = read_steps([file]), [step.action for step in steps]
     assert [step.action for step in played if not step.admissible] == [step.action for step in refused]
     assert [step.action for step in steps_to_learn(played)] == good
 
-    sft = make_sft(tmp_path / "sft", [file], str(embedded_models()["alfworld"]), template="compact")
+    sft = make_sft(
+        SftSettings(trajectories=[file], model=str(embedded_models()["alfworld"]), template="compact"), tmp_path / "sft"
+    )
     assert sft.counts["states_expert_inadmissible"] == 2
     replies = [row["messages"][-1]["content"] for row in read_table(tmp_path / "sft" / "sft.parquet", SFT).to_pylist()]
     assert sorted(re.findall("<action>(.*)</action>", "".join(f"{reply}\n" for reply in replies))) == sorted(good)
     dataset = ActDataset(data_files=str(file), tokenizer=make_tokenizer(), config=data_config())
     assert [dataset[number]["reward_model"]["ground_truth"] for number in range(len(dataset))] == good
-    pairs = build_pairs(tmp_path / "pairs", [file], (), settings, source="admissible")
+    pairs = build_pairs(
+        PairsSettings(trajectories=[file], alternatives=[], env_settings=settings, source="admissible", workers=0),
+        tmp_path / "pairs",
+    )
     assert pairs.counts["states_expert_inadmissible"] == 2
 
 
@@ -156,7 +167,10 @@ def test_agentinstructs_rows_are_read_however_actions_are_spelled(spelling: str,
     said.append(("gpt", "The task is done!"))
     row = {"id": "alfworld_0", "conversations": [{"from": who, "loss": None, "value": text} for who, text in said]}
     import_trajectories(
-        tmp_path / "out", [write(tmp_path / "rows.json", [row])], "alfworld", env_settings=settings, progress=False
+        ImportSettings(
+            files=[write(tmp_path / "rows.json", [row])], env="alfworld", env_settings=settings, workers=0, format="eto"
+        ),
+        tmp_path / "out",
     )
     played = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [step.action for step in played] == [step.action for step in steps]
@@ -180,7 +194,9 @@ def test_why_a_row_is_refused_is_the_true_reason(games: Path, tmp_path: Path) ->
         conversation(steps, task, told),
     ]
     path = write(tmp_path / "rows.json", rows)
-    manifest = import_trajectories(tmp_path / "out", [path], "alfworld", env_settings=settings, progress=False)
+    manifest = import_trajectories(
+        ImportSettings(files=[path], env="alfworld", env_settings=settings, workers=0, format="eto"), tmp_path / "out"
+    )
     reasons = rejections(tmp_path / "out")
     assert reasons[0] == "does not reach the goal: none of its 4 actions was admissible, the first 'dance'"
     assert "its 3 actions end before the goal; 1 of these 3 were not admissible, the first 'dance'" in reasons[1]
@@ -207,7 +223,8 @@ def test_a_wrong_format_or_benchmark_is_said_first(row: Row, form: str, says: st
     path = write(tmp_path / "rows.json", [row])
     with pytest.raises(DataError, match=rf"^1 of 1 rows .*{says}"):
         import_trajectories(
-            tmp_path / "out", [path], "alfworld", form=form, env_settings={"data": str(games)}, progress=False
+            ImportSettings(files=[path], env="alfworld", format=form, env_settings={"data": str(games)}, workers=0),
+            tmp_path / "out",
         )
 
 
@@ -225,7 +242,10 @@ def test_agentgyms_alfworld_rows_are_known_by_how_they_begin(games: Path, tmp_pa
     rows = [conversation(steps, {"item_id": f"alfworld_{at}"}, begin(steps), old_put) for at, steps in enumerate(won)]
     rows.append(conversation(won[0], {"item_id": "alfworld_2"}, "You are in a castle. Your task is to: slay a dragon"))
     import_trajectories(
-        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "alfworld", env_settings=settings, progress=False
+        ImportSettings(
+            files=[write(tmp_path / "rows.json", rows)], env="alfworld", env_settings=settings, workers=0, format="eto"
+        ),
+        tmp_path / "out",
     )
     found = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [(step.task_id, step.action) for step in found] == [
@@ -254,13 +274,10 @@ def test_rows_known_by_how_they_begin_are_compared_with_the_split_alone(
     monkeypatch.setattr(published_tasks.TaskStarter, "__call__", noted)
     for name, workers in (("one", 0), ("two", 2)):
         import_trajectories(
+            ImportSettings(
+                files=[path], env="alfworld", split="valid_seen", workers=workers, env_settings=settings, format="eto"
+            ),
             tmp_path / name,
-            [path],
-            "alfworld",
-            split="valid_seen",
-            workers=workers,
-            env_settings=settings,
-            progress=False,
         )
     assert started == list(get_env("alfworld").tasks("valid_seen", **settings)), "one after another, or by the workers"
     assert [step.action for step in read_steps([tmp_path / "one" / TRAJECTORIES])] == [step.action for step in ours]
@@ -293,7 +310,7 @@ def test_workers_do_not_change_the_result(games: Path, tmp_path: Path) -> None:
     paths = [write(tmp_path / "rows.json", rows[:2]), write(tmp_path / "more.json", rows[2:])]
     for name, workers in (("one", "1"), ("two", "2")):
         options = ["--format", "actions", "--workers", workers, "--env-settings", json.dumps(settings)]
-        command = ["import-trajectories", "--out", str(tmp_path / name), *options, "alfworld", *map(str, paths)]
+        command = ["data", "import", "--out", str(tmp_path / name), *options, "alfworld", *map(str, paths)]
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
     for file in (TRAJECTORIES, REJECTED):
@@ -303,7 +320,7 @@ def test_workers_do_not_change_the_result(games: Path, tmp_path: Path) -> None:
 
 
 def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
-    make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
+    make_catalogue(CatalogueSettings(products=60, instructions=2, seed=5), tmp_path / "shop")
     settings = {"data": str(tmp_path / "shop")}
     won = expert_trajectories("webshop", "train", 2, settings)
     rows = []
@@ -315,7 +332,10 @@ def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
     rows.append(conversation(wrong[:1] + wrong[-1:], {"id": 8}, f"Instruction: [SEP] {won[0][0].context.goal}"))
     rows.append(conversation(won[0], {"id": 9}, "Instruction: [SEP] i want a unicorn [SEP] Search"))
     import_trajectories(
-        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "webshop", env_settings=settings, progress=False
+        ImportSettings(
+            files=[write(tmp_path / "rows.json", rows)], env="webshop", env_settings=settings, workers=0, format="eto"
+        ),
+        tmp_path / "out",
     )
     steps = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [step.action for step in steps] == [step.action for trajectory in won for step in trajectory]
@@ -327,7 +347,7 @@ def test_webshop_rows_are_known_by_their_instruction(tmp_path: Path) -> None:
 
 def test_a_webshop_thought_on_another_price_limit_is_left_out(tmp_path: Path) -> None:
     """WebShop draws the limit at every start: what a thought says of theirs is not true of ours."""
-    make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
+    make_catalogue(CatalogueSettings(products=60, instructions=2, seed=5), tmp_path / "shop")
     settings = {"data": str(tmp_path / "shop")}
     (steps,) = expert_trajectories("webshop", "train", 1, settings)
     ours = price_limit(steps[0].context.goal)
@@ -340,7 +360,8 @@ def test_a_webshop_thought_on_another_price_limit_is_left_out(tmp_path: Path) ->
         row = {"instruction": f"WebShop [SEP] Instruction: [SEP] {told} [SEP] Search", "actions": actions}
         path = write(tmp_path / f"{name}.json", [{**row, "thoughts": thoughts}])
         manifest = import_trajectories(
-            tmp_path / name, [path], "webshop", form="actions", env_settings=settings, progress=False
+            ImportSettings(files=[path], env="webshop", format="actions", env_settings=settings, workers=0),
+            tmp_path / name,
         )
         found = read_steps([tmp_path / name / TRAJECTORIES])
         assert [step.action for step in found] == actions
@@ -360,7 +381,14 @@ def test_scienceworld_rows_are_known_by_their_number(tmp_path: Path) -> None:
         conversation(steps, {"id": "99_0"}, "Your task is to boil water."),
     ]
     import_trajectories(
-        tmp_path / "out", [write(tmp_path / "rows.json", rows)], "scienceworld", env_settings=settings, progress=False
+        ImportSettings(
+            files=[write(tmp_path / "rows.json", rows)],
+            env="scienceworld",
+            env_settings=settings,
+            workers=0,
+            format="eto",
+        ),
+        tmp_path / "out",
     )
     found = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [(step.action, step.inferable) for step in found] == [(step.action, step.inferable) for step in steps]
@@ -407,7 +435,10 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    import_trajectories(tmp_path / "out", [path], "alfworld", form="actions", env_settings=settings, progress=False)
+    import_trajectories(
+        ImportSettings(files=[path], env="alfworld", format="actions", env_settings=settings, workers=0),
+        tmp_path / "out",
+    )
     found = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [(step.action, step.thought, step.split) for step in found] == [
         (action, "so be it", "valid_seen") for action in actions
@@ -435,7 +466,8 @@ def test_unusable_files_are_named(text: str, form: str, message: str, games: Pat
     path.write_text(text)
     with pytest.raises((DataError, ConfigError), match=message):
         import_trajectories(
-            tmp_path / "out", [path], "alfworld", form=form, env_settings={"data": str(games)}, progress=False
+            ImportSettings(files=[path], env="alfworld", format=form, env_settings={"data": str(games)}, workers=0),
+            tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
 
@@ -449,7 +481,10 @@ def test_rows_that_are_all_rejected_are_listed_beside_the_folder(games: Path, tm
     path, listed = write(tmp_path / "rows.json", [lost, other, lost]), tmp_path / "deep" / "out.rejected.jsonl"
 
     def run() -> None:
-        import_trajectories(tmp_path / "deep" / "out", [path], "alfworld", env_settings=settings, progress=False)
+        import_trajectories(
+            ImportSettings(files=[path], env="alfworld", env_settings=settings, workers=0, format="eto"),
+            tmp_path / "deep" / "out",
+        )
 
     with pytest.raises(
         DataError, match=r"none of the 3 rows.*\(2 does not reach the goal, 1 not in this format\)"
@@ -481,7 +516,7 @@ def test_an_environment_of_ones_own_is_imported_by_task_id(tmp_path: Path) -> No
     register_env(EnvSpec("counting", Counting, lambda split: [Task("counting", split, "t0", "count")], {}, ("train",)))
     path = tmp_path / "rows.jsonl"
     path.write_text('{"task_id": "t0", "actions": ["ADD", "stop"]}\n{"task_id": "t9", "actions": ["add"]}\n')
-    import_trajectories(tmp_path / "out", [path], "counting", form="actions", progress=False)
+    import_trajectories(ImportSettings(files=[path], env="counting", format="actions", workers=0), tmp_path / "out")
     steps = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [(step.action, step.admissible, step.inferable) for step in steps] == [
         ("add", True, True),

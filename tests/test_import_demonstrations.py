@@ -18,6 +18,7 @@ from verl_act.envs.webshop.files import PRODUCT_FILE
 from verl_act.envs.webshop.importer import WebShopImporter
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.schema import Step, read_steps
+from verl_act.settings.data import CatalogueSettings, ImportSettings
 
 
 def titles(catalogue: Catalogue) -> dict[str, str]:
@@ -69,7 +70,9 @@ def test_demonstrations_are_known_by_their_keys_and_replayed(tmp_path: Path) -> 
         without(capitals, "actions", "images"),
     ]
     path = lines(tmp_path / "il_trajs.jsonl", rows)
-    manifest = import_trajectories(tmp_path / "out", [path], "webshop", progress=False)
+    manifest = import_trajectories(
+        ImportSettings(files=[path], env="webshop", workers=0, format="eto"), tmp_path / "out"
+    )
     steps = read_steps([tmp_path / "out" / TRAJECTORIES])
     assert [step.action for step in steps] == [*acts(by_asin), *acts(by_title), *acts(lower)]
     assert all(step.source == "webshop-human" and step.verified and step.success for step in steps)
@@ -100,7 +103,9 @@ def test_a_title_that_is_not_on_the_page_rejects_its_row(tmp_path: Path) -> None
         row,
     ]
     path = lines(tmp_path / "il_trajs.jsonl", rows)
-    import_trajectories(tmp_path / "out", [path], "webshop", form="webshop-human", progress=False)
+    import_trajectories(
+        ImportSettings(files=[path], env="webshop", format="webshop-human", workers=0), tmp_path / "out"
+    )
     assert acts(read_steps([tmp_path / "out" / TRAJECTORIES])) == acts(won)
     reasons = rejections(tmp_path / "out")
     assert reasons.keys() == {1, 2, 3, 4, 5}
@@ -112,7 +117,7 @@ def test_a_title_that_is_not_on_the_page_rejects_its_row(tmp_path: Path) -> None
 
 
 def test_a_title_of_two_products_rejects_its_row_and_an_asin_does_not(tmp_path: Path) -> None:
-    make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
+    make_catalogue(CatalogueSettings(products=60, instructions=2, seed=5), tmp_path / "shop")
     products = json.loads((tmp_path / "shop" / PRODUCT_FILE).read_text())
     copies = [{**product, "asin": f"C{product['asin'][1:]}"} for product in products]
     (tmp_path / "shop" / PRODUCT_FILE).write_text(json.dumps(products + copies))
@@ -121,7 +126,9 @@ def test_a_title_of_two_products_rejects_its_row_and_an_asin_does_not(tmp_path: 
     named = titles(load_catalogue(tmp_path / "shop"))
     row = demonstration(won, lambda action: named.get(action, action))
     path = lines(tmp_path / "il_trajs.jsonl", [without(row, "actions"), row])
-    import_trajectories(tmp_path / "out", [path], "webshop", env_settings=settings, progress=False)
+    import_trajectories(
+        ImportSettings(files=[path], env="webshop", env_settings=settings, workers=0, format="eto"), tmp_path / "out"
+    )
     assert acts(read_steps([tmp_path / "out" / TRAJECTORIES])) == acts(won)
     ((number, reason),) = rejections(tmp_path / "out").items()
     assert number == 0

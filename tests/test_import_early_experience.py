@@ -16,6 +16,7 @@ from verl_act.envs.scienceworld.importer import modern_action
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import DataError
 from verl_act.schema import Step, read_steps
+from verl_act.settings.data import CatalogueSettings, ImportSettings
 
 THOUGHT = "I will execute this action"
 
@@ -41,7 +42,9 @@ def step_rows(steps: Sequence[Step]) -> list[Row]:
 
 def imported(rows: Sequence[Row], env: str, settings: Row, folder: Path, form: str = "early-experience") -> list[Step]:
     path = write(folder / "rows.json", rows)
-    import_trajectories(folder / "out", [path], env, form=form, env_settings=settings, progress=False)
+    import_trajectories(
+        ImportSettings(files=[path], env=env, format=form, env_settings=settings, workers=0), folder / "out"
+    )
     return read_steps([folder / "out" / TRAJECTORIES])
 
 
@@ -61,7 +64,7 @@ def test_the_steps_of_alfworld_episodes_are_put_together(games: Path, tmp_path: 
 
 
 def test_the_steps_of_webshop_episodes_are_put_together(tmp_path: Path) -> None:
-    make_catalogue(tmp_path / "shop", products=60, instructions=2, seed=5)
+    make_catalogue(CatalogueSettings(products=60, instructions=2, seed=5), tmp_path / "shop")
     settings = {"data": str(tmp_path / "shop")}
     won = expert_trajectories("webshop", "train", 2, settings)
     rows = [row for steps in won for row in step_rows(steps)]
@@ -154,6 +157,7 @@ def test_lines_of_messages_are_put_together_too(games: Path, tmp_path: Path) -> 
     rows = [{"messages": as_messages(row)} for row in step_rows(steps)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     import_trajectories(
-        tmp_path / "out", [path], "alfworld", form="early-experience", env_settings=settings, progress=False
+        ImportSettings(files=[path], env="alfworld", format="early-experience", env_settings=settings, workers=0),
+        tmp_path / "out",
     )
     assert len(read_steps([tmp_path / "out" / TRAJECTORIES])) == len(steps)

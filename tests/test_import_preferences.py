@@ -24,6 +24,7 @@ from verl_act.data_prep.pairs.preference_rows import GOAL, Preference, Request, 
 from verl_act.errors import ConfigError, DataError
 from verl_act.reward_fns.route import compute_score
 from verl_act.schema import Turn, read_pairs
+from verl_act.settings.data import AuditSettings, PreferencesSettings
 
 ASK, GOOD, BAD = "What is 2 + 2?", "It is 4.", "It is 5."
 USER, RIGHT, WRONG = (
@@ -294,7 +295,7 @@ def test_imported_pairs_pass_the_audit_and_train(tmp_path: Path) -> None:
     ]
     first = write(tmp_path / "a.jsonl", [*rows, {"prompt": "x", "chosen": "y"}, rows[0]])
     second = write(tmp_path / "b.parquet", [FORMS["TRL, conversational, implicit prompt"]])
-    manifest = import_preferences(tmp_path / "out", [first, second])
+    manifest = import_preferences(PreferencesSettings(files=[first, second]), tmp_path / "out")
     assert manifest.counts["pairs"] == 10
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert listed == [
@@ -306,7 +307,7 @@ def test_imported_pairs_pass_the_audit_and_train(tmp_path: Path) -> None:
         {"file": str(first), "row": 10, "reason": "the same pair came before"},
     ]
     path = str(tmp_path / "out" / "pairs.parquet")
-    assert not [finding for finding in check_pairs([path]).errors if finding.check != "length"]
+    assert not [finding for finding in check_pairs(AuditSettings(pairs=[path])).errors if finding.check != "length"]
     config = data_config({"template_options": {"choose_by_number": True}})
     row = ActDataset(data_files=path, tokenizer=make_tokenizer(), config=config)[0]
     assert row["data_source"] == "act/preference/choice"
@@ -326,7 +327,7 @@ def test_hh_rlhfs_compressed_file_is_imported(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl.gz"
     rows = [WITH_HISTORY["HH-RLHF"], {"chosen": f"{HH} Four.", "rejected": f"{HH}"}]
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\r\n" for row in rows).encode("utf-8-sig")))
-    assert import_preferences(tmp_path / "out", [path]).counts["pairs"] == 1
+    assert import_preferences(PreferencesSettings(files=[path]), tmp_path / "out").counts["pairs"] == 1
     (pair,) = read_pairs([tmp_path / "out" / "pairs.parquet"])
     assert (pair.context.history, pair.context.observation, pair.expert_action) == (EARLIER_TURN, ASK, GOOD)
 
@@ -347,7 +348,7 @@ def test_rows_with_one_score_each_make_a_pair_of_a_request(tmp_path: Path) -> No
         rated("A tie?", "No.", 3),
         rated("Alone?", "Yes.", 3),
     ]
-    manifest = import_preferences(tmp_path / "out", [write(tmp_path / "rows.jsonl", rows)])
+    manifest = import_preferences(PreferencesSettings(files=[write(tmp_path / "rows.jsonl", rows)]), tmp_path / "out")
     (pair,) = read_pairs([tmp_path / "out" / "pairs.parquet"])
     assert (pair.context.history, pair.context.observation) == (EARLIER_TURN, ASK)
     assert (pair.expert_action, pair.alternative_action) == (GOOD, BAD)
@@ -362,7 +363,7 @@ def test_rows_with_one_score_each_make_a_pair_of_a_request(tmp_path: Path) -> No
         4: "no reply is better than all others",
         5: "is the only reply to its request",
     }
-    three = import_preferences(tmp_path / "three", [tmp_path / "rows.jsonl"], candidates=3)
+    three = import_preferences(PreferencesSettings(files=[tmp_path / "rows.jsonl"], candidates=3), tmp_path / "three")
     assert three.counts["rejected"] == 3
 
 
@@ -371,7 +372,7 @@ def test_rows_that_contradict_each_other_are_all_rejected(tmp_path: Path) -> Non
     other = {"prompt": "Another?", "chosen": BAD, "rejected": GOOD}
     first = write(tmp_path / "a.jsonl", [PAIR_OF, other])
     second = write(tmp_path / "b.parquet", [opposite])
-    manifest = import_preferences(tmp_path / "out", [first, second])
+    manifest = import_preferences(PreferencesSettings(files=[first, second]), tmp_path / "out")
     assert manifest.counts["pairs"] == 1
     assert manifest.counts["rejected_by_reason"] == {"another row labels the same two replies the other way": 2}
 
@@ -379,7 +380,9 @@ def test_rows_that_contradict_each_other_are_all_rejected(tmp_path: Path) -> Non
 def test_the_same_prompt_is_the_same_task_in_every_file(tmp_path: Path) -> None:
     for name, rejected in (("one", BAD), ("two", "No idea.")):
         rows = [{"prompt": ASK, "chosen": GOOD, "rejected": rejected}]
-        import_preferences(tmp_path / name, [write(tmp_path / f"{name}.jsonl", rows)], split=name)
+        import_preferences(
+            PreferencesSettings(files=[write(tmp_path / f"{name}.jsonl", rows)], split=name), tmp_path / name
+        )
     one, two = (read_pairs([tmp_path / name / "pairs.parquet"])[0] for name in ("one", "two"))
     assert one.task_id == two.task_id and one.pair_id != two.pair_id
 
@@ -388,7 +391,7 @@ def test_lines_and_an_array_are_read_whatever_the_file_is_called(tmp_path: Path)
     row = '{"prompt": "a", "chosen": "b", "rejected": "c"}'
     for name, text in {"lines.json": f"{row}\n", "array.json": f" [{row}]", "array.jsonl": f"[{row}]"}.items():
         (tmp_path / name).write_text(text)
-        assert import_preferences(tmp_path / "out", [tmp_path / name]).counts["pairs"] == 1
+        assert import_preferences(PreferencesSettings(files=[tmp_path / name]), tmp_path / "out").counts["pairs"] == 1
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -405,15 +408,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         if text is not None:
             (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=f"{name}\\b.*{reason}"):
-            import_preferences(tmp_path / "out", [tmp_path / name])
+            import_preferences(PreferencesSettings(files=[tmp_path / name]), tmp_path / "out")
     with pytest.raises(ConfigError, match="candidates is 1"):
-        import_preferences(tmp_path / "out", [], candidates=1)
+        import_preferences(PreferencesSettings(files=[], candidates=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line(tmp_path: Path) -> None:
     path = write(tmp_path / "ultra.jsonl", [ULTRA])
-    command = [sys.executable, "-m", "verl_act", "import-preferences", "--out", str(tmp_path / "out"), str(path)]
+    command = [sys.executable, "-m", "verl_act", "data", "preferences", "--out", str(tmp_path / "out"), str(path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["pairs"] == 1

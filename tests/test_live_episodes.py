@@ -19,9 +19,10 @@ from verl_runs import ACT, arguments, check_steps, run
 from verl_act.chain.recipe import embedded_models
 from verl_act.config.settings import Mode
 from verl_act.data_prep.expert.make_tasks import make_tasks
-from verl_act.engine import EngineSettings, Sampling
 from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.run import evaluate
+from verl_act.settings.data import TasksSettings
+from verl_act.settings.evaluation import EvaluationSettings
 
 TOKENS_PER_TURN = 24
 
@@ -30,14 +31,18 @@ def check_evaluation(validated: dict[str, float], folder: Path) -> None:
     """`evaluate` finds the initial model as good as verl's validation before the first step."""
     tasks = folder / "test" / "webshop" / "tasks.parquet"
     evaluate(
+        EvaluationSettings(
+            name="initial",
+            tasks=[tasks],
+            max_turns=2,
+            mode=Mode.CONCAT,
+            template="compact",
+            model=str(embedded_models()["webshop"]),
+            max_model_len=2048,
+            temperature=0,
+            max_tokens=TOKENS_PER_TURN,
+        ),
         folder / "evaluation",
-        "initial",
-        EngineSettings(model=str(embedded_models()["webshop"]), max_model_len=2048),
-        Sampling(temperature=0, max_tokens=TOKENS_PER_TURN),
-        tasks=[tasks],
-        max_turns=2,
-        mode=Mode.CONCAT,
-        template="compact",
     )
     records = [json.loads(line) for line in (folder / "evaluation" / EPISODES).read_text().splitlines()]
     for name in ("success", "steps", "inadmissible_share", "malformed_share", "longest_failed_repeat"):
@@ -51,7 +56,7 @@ def test_webshop_and_scienceworld_as_one_sequence(tmp_path: Path) -> None:
     files = {}
     for split in ("train", "test"):
         for env in ("webshop", "scienceworld"):
-            make_tasks(tmp_path / split / env, env, [split], limit=4)
+            make_tasks(TasksSettings(env=env, splits=[split], limit=4), tmp_path / split / env)
         files[split] = f"[{tmp_path}/{split}/webshop/tasks.parquet,{tmp_path}/{split}/scienceworld/tasks.parquet]"
     settings = {
         "data.train_files": files["train"],

@@ -15,6 +15,7 @@ from verl_runs import ACT, arguments, check_steps, run
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
+from verl_act.settings.data import TasksSettings
 from verl_act.upstream_gaps.merge_lora import merge_lora
 
 LORA = {
@@ -63,7 +64,7 @@ def test_lora(tmp_path: Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_choices_and_live_episodes_while_another_batch_trains(games: Path, pairs: Path, tmp_path: Path) -> None:
-    make_tasks(tmp_path / "tasks", "alfworld", ["train"], env_settings={"data": str(games)})
+    make_tasks(TasksSettings(env="alfworld", splits=["train"], env_settings={"data": str(games)}), tmp_path / "tasks")
     tasks = tmp_path / "tasks" / "tasks.parquet"
     episodes = {
         "data.val_files": tasks,

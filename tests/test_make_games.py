@@ -14,6 +14,7 @@ from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.games.rooms import HELD_OUT_ROOMS, is_held_out, read_room
 from verl_act.errors import ConfigError
 from verl_act.manifest import read_manifest
+from verl_act.settings.data import GamesSettings
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,8 +31,8 @@ def combination(folder: Path, split: str, task_id: str) -> tuple[int, str, str]:
 
 def test_the_same_seed_gives_the_same_bytes_however_many_work(games: Path, tmp_path: Path) -> None:
     counts = {"train": 12, "valid_seen": 6, "valid_unseen": 6}
-    make_games(tmp_path / "again", counts=counts, seed=7, workers=2, progress=False)
-    make_games(tmp_path / "other", counts=counts, seed=8, progress=False)
+    make_games(GamesSettings(counts=counts, seed=7, workers=2, size="small"), tmp_path / "again")
+    make_games(GamesSettings(counts=counts, seed=8, workers=0, size="small"), tmp_path / "other")
     assert contents(tmp_path / "again") == contents(games)
     assert not set(contents(tmp_path / "other")) & set(contents(games))
 
@@ -61,7 +62,9 @@ def test_splits_differ_as_they_say(games: Path) -> None:
 
 def test_no_task_is_in_two_splits(tmp_path: Path) -> None:
     """With this seed, game 4 of both splits is of one kind, object, destination and room: names would be the same."""
-    make_games(tmp_path / "games", counts={"train": 12, "valid_seen": 6}, seed=3, progress=False)
+    make_games(
+        GamesSettings(counts={"train": 12, "valid_seen": 6}, seed=3, workers=0, size="small"), tmp_path / "games"
+    )
     names = [task.task_id for split in ("train", "valid_seen") for task in list_games(split, tmp_path / "games").tasks]
     assert len(set(names)) == len(names) == 18
 
@@ -75,7 +78,7 @@ def test_small_rooms_are_small_and_can_do_their_tasks() -> None:
 
 
 def test_full_games_can_be_made(tmp_path: Path) -> None:
-    make_games(tmp_path / "full", counts={"train": 6}, size="full", progress=False)
+    make_games(GamesSettings(counts={"train": 6}, size="full", workers=0), tmp_path / "full")
     assert len(list_games("train", tmp_path / "full").tasks) == 6
 
 
@@ -90,5 +93,5 @@ def test_the_manifest_says_what_was_made(games: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"counts": {"test": 1}}, {"counts": {}}, {"counts": {"train": 1}, "size": "big"}])
 def test_impossible_orders_are_refused(wrong: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        make_games(tmp_path / "none", **wrong, progress=False)
+        make_games(GamesSettings(workers=0, size="small", **wrong), tmp_path / "none")
     assert not (tmp_path / "none").exists()

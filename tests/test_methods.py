@@ -17,19 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer.main
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from samples import make_pair
 
-from verl_act.__main__ import app
-from verl_act.chain import check, load_recipe
+from verl_act.chain import check, load_recipe, run_recipe
 from verl_act.chain.methods import budget, method_stages, only, run_methods
 from verl_act.chain.recipe import Recipe, embedded_models
 from verl_act.chain.run import alone, run_stages
-from verl_act.chain.stages import Stage
+from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.sft.make_sft import make_sft
@@ -49,42 +47,47 @@ from verl_act.evaluate.statistics import (
 )
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
+from verl_act.run_folder import RunFolder
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
+from verl_act.settings.data import ExpertSettings, PairsSettings, SftSettings
+from verl_act.settings.evaluation import MethodsTableSettings
 
 RECIPES = [
     "alfworld/methods_thinking",
     *(f"{env}/{size}" for env in ("alfworld", "scienceworld", "webshop") for size in ("methods", "methods_full")),
 ]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def named(recipe: Recipe, out: Path, seeds: tuple[int, ...] = (0, 1)) -> dict[str, Stage]:
-    stages = method_stages(recipe, out, seeds)
+    stages = method_stages(recipe, RunFolder(out), seeds)
     assert len({stage.name for stage in stages}) == len(stages), "a mark of its own for each"
     return {stage.name: stage for stage in stages}
+
+
+def table_of(settings: MethodsTableSettings, out: Path) -> Any:
+    """The content of `methods.json`."""
+    compare_methods(MethodsTableSettings(run=settings), out)
+    return json.loads((out / "methods.json").read_text(encoding="utf-8"))
 
 
 # Stages
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_stage_parses_or_composes(name: str, tmp_path: Path) -> None:
+def test_every_training_stage_composes(name: str, tmp_path: Path) -> None:
     composed = set()
-    for stage in method_stages(load_recipe(name), tmp_path, [3]):
-        if stage.trains:  # those of one trainer differ in the model and the steps alone
-            kind = tuple(word for word in stage.command if word.startswith("+"))
-            if kind not in composed:
-                assert check.compose(stage).endswith("overrides")
+    for stage in method_stages(load_recipe(name), RunFolder(tmp_path), [3]):
+        # Those of one trainer differ in the model and the steps alone.
+        if isinstance(stage, TrainingStage) and (kind := tuple(stage.config)) not in composed:
+            assert check.compose(stage).endswith("overrides")
             composed.add(kind)
-        else:
-            command, *arguments = stage.command[3:]
-            COMMANDS[command].make_context(command, arguments)
+    assert len(composed) >= 3
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_input_is_written_by_an_earlier_stage(name: str, tmp_path: Path) -> None:
     written: list[Path] = []
-    for stage in method_stages(load_recipe(name), tmp_path, [0, 1]):
+    for stage in method_stages(load_recipe(name), RunFolder(tmp_path), [0, 1]):
         for path in stage.inputs:
             ours = path.is_relative_to(tmp_path)
             assert not ours or any(path.is_relative_to(output) for output in written), f"{stage.name}: {path}"
@@ -94,11 +97,11 @@ def test_every_input_is_written_by_an_earlier_stage(name: str, tmp_path: Path) -
 def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> None:
     stages = named(load_recipe("alfworld/methods_thinking"), tmp_path)
     assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
-    trained = [name for name, stage in stages.items() if stage.trains and name.startswith("seed 1")]
+    trained = [name for name, stage in stages.items() if isinstance(stage, TrainingStage) and name.startswith("seed 1")]
     names = ["il", "il-120", "critic", "critic+il", "il+critic", "action", "critic+action", "action-120", "reflection"]
     assert trained == [f"seed 1 {name}" for name in names]
-    (model,) = (word for word in stages["seed 1 il+critic"].command if word.startswith("actor_rollout_ref.model.path"))
-    assert model.endswith('/seed-1/il/model"')
+    model = stages["seed 1 il+critic"].override("actor_rollout_ref.model.path")
+    assert model == str(tmp_path / "seed-1" / "il" / "model")
     evaluated = Counter(name.rpartition(" ")[2] for name in stages if " evaluate " in name)
     assert evaluated.pop("prompting") == 1, "greedy decoding of the initial model is the same for every seed"
     assert set(evaluated.values()) == {2} and len(evaluated) == 9
@@ -107,19 +110,17 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
 def test_a_methods_own_prompt_keeps_the_recipes_options(tmp_path: Path) -> None:
     stages = named(load_recipe("scienceworld/methods_full"), tmp_path, (0,))
     for name, template in (("no-reasoning", "plain"), ("chain-of-thought", "cot")):
-        words = list(stages[f"seed 0 evaluate prompting-{name}"].command)
-        options = json.loads(words[words.index("--template-options") + 1])
-        assert words[words.index("--template") + 1] == template
-        assert options == {"history_length": 10, "max_listed": 60}
+        settings = stages[f"seed 0 evaluate prompting-{name}"].settings
+        assert settings.template == template
+        assert settings.template_options == {"history_length": 10, "max_listed": 60}
 
 
 def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
     stages = named(load_recipe("alfworld/methods"), tmp_path, (5,))
-    assert "trainer.total_training_steps=120" in stages["seed 5 action-120"].command
-    assert "trainer.total_training_steps=40" in stages["seed 5 action"].command
-    assert "data.seed=5" in stages["seed 5 critic"].command
-    rows = list(stages["seed 5 rows il"].command)
-    assert rows[rows.index("--seed") + 1] == "5"
+    assert stages["seed 5 action-120"].override("trainer.total_training_steps") == 120
+    assert stages["seed 5 action"].override("trainer.total_training_steps") == 40
+    assert stages["seed 5 critic"].override("data.seed") == 5
+    assert stages["seed 5 rows il"].settings.seed == 5
     bounded = load_recipe("alfworld/methods", steps=2)
     assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
         "Prompting": [],
@@ -135,7 +136,7 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
         ({"A": {"stages": ["action:many"]}}, "stage 'action:many'"),
         ({"A": {"stages": ["action:0"]}}, "at least 1"),
         ({"A": {"stages": ["action: 5"]}}, "stage 'action: 5'"),
-        ({"A": {"stages": ["il"]}}, "needs il.config"),
+        ({"A": {"stages": ["il"]}}, "needs training.il.config"),
         ({"A": {"stages": [], "against": "B"}}, "against 'B'"),
         ({"A": {"stages": []}, "B": {"stages": [], "against": ["A", "B"]}}, "'B' is against 'B', which is not another"),
         ({"A": {"stage": []}}, "stage"),
@@ -152,16 +153,16 @@ def test_seeds_are_given_each_once(tmp_path: Path) -> None:
     recipe = load_recipe("alfworld/methods")
     for seeds in ([], [1, 1]):
         with pytest.raises(ConfigError, match="--seeds"):
-            method_stages(recipe, tmp_path, seeds)
-    with pytest.raises(ConfigError, match="lists no methods"):
-        method_stages(load_recipe("alfworld/quickstart"), tmp_path, [0])
+            method_stages(recipe, RunFolder(tmp_path), seeds)
+    with pytest.raises(ConfigError, match="--seeds"):
+        run_recipe("alfworld/quickstart", tmp_path, seeds=[0])
 
 
 def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
     chosen = only(load_recipe("alfworld/methods"), ["RL + ACT", "IL + ACT", "IL"])
     assert list(chosen.methods) == ["IL", "IL + ACT", "RL + ACT"]
     assert [method.against for method in chosen.methods.values()] == [[], ["IL"], []]
-    trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if stage.trains]
+    trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if isinstance(stage, TrainingStage)]
     assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
     with pytest.raises(
         ConfigError, match="'IL, more' is not a method of the recipe; choose from 'Prompting', 'IL', 'IL, as"
@@ -175,13 +176,13 @@ DATA_FILES = ("trajectories", "alternatives", "pairs", "tasks", "reflections", "
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Stages leave empty files where their results would be; what `compare-methods` is told is added to the list."""
+    """Stages leave empty files where their results would be; the methods of the table is added to the list."""
     told: list[dict[str, Any]] = []
 
-    def make(stage: Stage) -> None:
-        words = list(map(str, stage.command))
-        if stage.name == "methods":
-            told.append(json.loads(words[words.index("--methods") + 1]))
+    def make(stage: CommandStage) -> None:
+        words = stage.argv()
+        if isinstance(stage.settings, MethodsTableSettings):
+            told.append(stage.settings.model_dump()["methods"])
         if stage.output.suffix:
             stage.output.touch()
             return
@@ -190,7 +191,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             (stage.output / name).write_text(" ".join(words) if name in ("methods.json", "pairs.parquet") else "")
         write_manifest(stage.output, make_manifest(stage.name, settings={}))
 
-    def train(stage: Stage, manifest: Manifest) -> float:
+    def train(stage: TrainingStage, manifest: Manifest) -> float:
         (stage.output / "model").mkdir(parents=True, exist_ok=True)
         return 1.0
 
@@ -208,24 +209,24 @@ def test_the_table_has_all_that_is_finished_in_the_folder(
 ) -> None:
     names = ["Prompting", "IL", "RL", "RL + ACT"]
     whole = only(load_recipe("alfworld/methods"), names)
-    run_methods(whole, tmp_path, [1, 0])
+    run_methods(whole, RunFolder(tmp_path), [1, 0])
     assert seeds_of(tables[-1]) == {"Prompting": [1], "IL": [0, 1], "RL": [0, 1], "RL + ACT": [0, 1]}
-    run_methods(whole, tmp_path, [3])
+    run_methods(whole, RunFolder(tmp_path), [3])
     assert seeds_of(tables[-1]) == {"Prompting": [1], **{name: [0, 1, 3] for name in names[1:]}}
     assert tables[-1]["IL"]["training"] == {str(seed): [f"seed {seed} il"] for seed in (0, 1, 3)}
-    run_methods(only(whole, ["RL + ACT"]), tmp_path, [4], whole)
+    run_methods(only(whole, ["RL + ACT"]), RunFolder(tmp_path), [4], whole)
     expected = {"Prompting": [1], "IL": [0, 1, 3], "RL": [0, 1, 3], "RL + ACT": [0, 1, 3, 4]}
     assert seeds_of(tables[-1]) == expected
     assert tables[-1]["RL + ACT"]["against"] == ["RL"] and tables[-1]["IL"]["against"] == ["Prompting"]
     capsys.readouterr()
-    run_methods(whole, tmp_path, [1, 0, 3])
+    run_methods(whole, RunFolder(tmp_path), [1, 0, 3])
     shown = capsys.readouterr().out
     assert len(tables) == 3 and ": done in" not in shown, "its table is the one that is there"
 
     # A half finished seed has the methods that are finished, and deleted models change nothing.
     shutil.rmtree(tmp_path / "seed-3" / "evaluation" / "rl")
     shutil.rmtree(tmp_path / "seed-0" / "critic+action" / "model")
-    run_methods(only(whole, ["IL"]), tmp_path, [0], whole)
+    run_methods(only(whole, ["IL"]), RunFolder(tmp_path), [0], whole)
     assert seeds_of(tables[-1]) == expected | {"RL": [0, 1]}
 
 
@@ -234,11 +235,11 @@ def test_what_other_settings_or_data_made_is_not_in_the_table(
 ) -> None:
     def run(seed: int, *changes: str, steps: int | None = None) -> str:
         whole = only(load_recipe("alfworld/methods", changes, steps), ["Prompting", "IL", "RL"])
-        run_methods(only(whole, ["IL", "RL"]), tmp_path, [seed], whole)
+        run_methods(only(whole, ["IL", "RL"]), RunFolder(tmp_path), [seed], whole)
         return capsys.readouterr().out
 
     assert "Not in the table" not in run(0)
-    shown = run(1, "il.overrides.optim.lr=1")
+    shown = run(1, "training.il.overrides.optim.lr=1")
     assert seeds_of(tables[-1]) == {"IL": [1], "RL": [0, 1]}
     assert "Not in the table" in shown and "seed-0/evaluation/il. Run" in shown
     run(2, steps=2)
@@ -252,21 +253,22 @@ def test_the_last_of_several_processes_has_all_seeds(
 ) -> None:
     """What becomes finished while it waits for another's table is in its own."""
     recipe = only(load_recipe("alfworld/methods"), ["IL", "RL"])
-    last = threading.Thread(target=run_methods, args=(recipe, tmp_path, [0]))
-    with alone(tmp_path, "table", "the first one's table"):
+    last = threading.Thread(target=run_methods, args=(recipe, RunFolder(tmp_path), [0]))
+    with alone(RunFolder(tmp_path), "table", "the first one's table"):
         last.start()
         shown = ""
         while "table of the methods: waiting, process" not in shown:
             shown += capsys.readouterr().out.replace("\n", " ")
             time.sleep(0.01)
-        run_stages(method_stages(recipe, tmp_path, [1])[:-2], tmp_path)
+        run_stages(method_stages(recipe, RunFolder(tmp_path), [1])[:-2], RunFolder(tmp_path))
     last.join()
     assert [seeds_of(table) for table in tables] == [{"IL": [0, 1], "RL": [0, 1]}]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_games_are_made_for_alfworld_alone(name: str, tmp_path: Path) -> None:
-    made = [stage.name for stage in method_stages(load_recipe(name), tmp_path, [0]) if "make-games" in stage.command]
+    planned = named(load_recipe(name), tmp_path, (0,)).values()
+    made = [stage.name for stage in planned if isinstance(stage, CommandStage) and stage.command == "data games"]
     assert made == (["games"] if name in ("alfworld/methods", "alfworld/methods_thinking") else [])
     if not name.startswith("alfworld"):
         with pytest.raises(ConfigError, match=r"games.counts is for alfworld.*set games\.counts=null"):
@@ -280,8 +282,17 @@ def test_games_are_made_for_alfworld_alone(name: str, tmp_path: Path) -> None:
 def expert(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("expert")
     data = {"data": str(games)}
-    collect_expert(folder, "alfworld", "train", env_settings=data, progress=False)
-    build_pairs(folder / "pairs", [folder / "trajectories.parquet"], (), data, source="admissible")
+    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=data, workers=0), folder)
+    build_pairs(
+        PairsSettings(
+            trajectories=[folder / "trajectories.parquet"],
+            alternatives=[],
+            env_settings=data,
+            source="admissible",
+            workers=0,
+        ),
+        folder / "pairs",
+    )
     return folder
 
 
@@ -326,7 +337,15 @@ def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "r.parquet", [{**row, "reply": "x", "reflection": "It is there."}], REFLECTION)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options: dict[str, Any] = {"template": "compact", "seed": seed}
-        make_sft(tmp_path / name, trajectories, str(embedded_models()["alfworld"]), [tmp_path / "r.parquet"], **options)
+        make_sft(
+            SftSettings(
+                trajectories=trajectories,
+                model=str(embedded_models()["alfworld"]),
+                reflections=[tmp_path / "r.parquet"],
+                **options,
+            ),
+            tmp_path / name,
+        )
     first, again, other = (read_table(tmp_path / name / "sft.parquet", SFT).to_pylist() for name in "abc")
     assert first == again != other
     assert Counter(map(str, first)) == Counter(map(str, other)), "only the order differs"
@@ -336,7 +355,14 @@ def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
     assert reply == {"role": "assistant", "content": f"<think>It is there.</think><action>{step.action}</action>"}
     write_rows(tmp_path / "r.parquet", [{**row, "state_id": "?", "reply": "", "reflection": "x"}], REFLECTION)
     with pytest.raises(DataError, match=r"state \? is not in the trajectories"):
-        make_sft(tmp_path / "d", trajectories, str(embedded_models()["alfworld"]), [tmp_path / "r.parquet"])
+        make_sft(
+            SftSettings(
+                trajectories=trajectories,
+                model=str(embedded_models()["alfworld"]),
+                reflections=[tmp_path / "r.parquet"],
+            ),
+            tmp_path / "d",
+        )
 
 
 def test_rows_that_verl_would_refuse_are_left_out_and_counted(expert: Path, tmp_path: Path) -> None:
@@ -345,7 +371,9 @@ def test_rows_that_verl_would_refuse_are_left_out_and_counted(expert: Path, tmp_
     from verl_act.data.sft_dataset import ActSFTDataset
 
     trajectories, model = [expert / "trajectories.parquet"], str(embedded_models()["alfworld"])
-    everything = make_sft(tmp_path / "all", trajectories, model, template="compact").counts
+    everything = make_sft(
+        SftSettings(trajectories=trajectories, model=model, template="compact"), tmp_path / "all"
+    ).counts
     settings = {"max_length": 4096, "truncation": "error", "messages_key": "messages", "pad_mode": "no_padding"}
 
     def lengths(folder: str, **changes: Any) -> list[int]:
@@ -355,12 +383,16 @@ def test_rows_that_verl_would_refuse_are_left_out_and_counted(expert: Path, tmp_
         return [len(rows[at]["input_ids"]) for at in range(len(rows))]
 
     limit = sorted(lengths("all"))[everything["rows"] // 2]
-    counts = make_sft(tmp_path / "short", trajectories, model, template="compact", max_length=limit).counts
+    counts = make_sft(
+        SftSettings(trajectories=trajectories, model=model, template="compact", max_length=limit), tmp_path / "short"
+    ).counts
     kept = lengths("short", max_length=limit)  # verl would raise at a longer one
     assert kept and sorted(kept) == sorted(length for length in lengths("all") if length <= limit)
     assert counts["too_long"] == everything["rows"] - len(kept) > 0 == everything["too_long"]
     with pytest.raises(DataError, match="max-length"):
-        make_sft(tmp_path / "none", trajectories, model, template="compact", max_length=3)
+        make_sft(
+            SftSettings(trajectories=trajectories, model=model, template="compact", max_length=3), tmp_path / "none"
+        )
 
 
 @given(st.text())
@@ -582,7 +614,7 @@ def three_methods(tmp_path: Path, seeds: int) -> dict[str, Any]:
 
 
 def test_one_seed_has_no_p(tmp_path: Path) -> None:
-    whole = compare_methods(tmp_path, tmp_path / "methods", three_methods(tmp_path, seeds=1))
+    whole = table_of(MethodsTableSettings(run=tmp_path, methods=three_methods(tmp_path, seeds=1)), tmp_path / "methods")
     tests = [test for item in whole["entries"] for test in item["against"].values()]
     assert tests and all(test["p"] is None and test["p_seeds"] is None for test in tests)
     text = (tmp_path / "methods" / "methods.md").read_text()
@@ -591,7 +623,7 @@ def test_one_seed_has_no_p(tmp_path: Path) -> None:
 
 
 def test_p_is_the_larger_one_corrected_for_the_whole_table(tmp_path: Path) -> None:
-    whole = compare_methods(tmp_path, tmp_path / "methods", three_methods(tmp_path, seeds=3))
+    whole = table_of(MethodsTableSettings(run=tmp_path, methods=three_methods(tmp_path, seeds=3)), tmp_path / "methods")
     tests = {
         (item["method"], item["metric"], other): test
         for item in whole["entries"]
@@ -666,7 +698,9 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
         methods[name] = {"steps": steps, "against": ["Prompting"], "evaluations": paths, "training": {}}
     methods["Prompting"]["against"] = []
     methods["RL + ACT"]["against"] = ["RL", "Prompting"]
-    whole = compare_methods(tmp_path, tmp_path / "methods", methods, "models/tiny")
+    whole = table_of(
+        MethodsTableSettings(run=tmp_path, methods=methods, initial_model="models/tiny"), tmp_path / "methods"
+    )
     assert whole["initial_model"] == "models/tiny"
     for name, method in methods.items():
         means = []
@@ -713,7 +747,9 @@ def test_steps_that_epochs_decided_are_those_that_were_taken(tmp_path: Path) -> 
     log = tmp_path / "seed-0" / "il" / "metrics.jsonl"
     log.parent.mkdir(parents=True)
     log.write_text("".join(json.dumps({"step": step, "data": {}}) + "\n" for step in (1, 7)))
-    assert compare_methods(tmp_path, tmp_path / "out", {"A": method})["methods"]["A"]["steps"] == {"il": 7, "action": 5}
+    assert table_of(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")["methods"]["A"][
+        "steps"
+    ] == {"il": 7, "action": 5}
     assert "| A | il 7, action 5 |" in (tmp_path / "out" / "methods.md").read_text()
 
 
@@ -726,7 +762,7 @@ def test_episodes_that_the_environment_lost_are_named(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     counts = {"episodes": len(records), "episode_errors": 1}
     write_manifest(tmp_path / "a", make_manifest("evaluate", settings={}, inputs=[], counts=counts))
-    whole = compare_methods(tmp_path, tmp_path / "out", {"A": method})
+    whole = table_of(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
     assert whole["methods"]["A"]["failed"] == {"0": [1, len(records)]}
     assert f"**A, seed 0: 1 of {len(records)} episodes ended in an error" in (tmp_path / "out/methods.md").read_text()
 
@@ -740,7 +776,7 @@ def test_judging_is_told_from_naming_a_candidate(tmp_path: Path) -> None:
         named = number % 2 == 0
         record |= {"inferable": True, "named_a_candidate": named, "right": named and number % 4 == 0}
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    whole = compare_methods(tmp_path, tmp_path / "out", {"A": method})
+    whole = table_of(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
     named, right = (sum(record[key] for record in records) for key in ("named_a_candidate", "right"))
     values = {name: entry(whole, method="A", metric=name)["estimate"]["value"] for name in CHOICE_METRICS}
     assert values == pytest.approx(
@@ -764,12 +800,12 @@ def random_signs_p(differences: np.ndarray) -> float:
 def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
     method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
     with pytest.raises(DataError, match="no such evaluation"):
-        compare_methods(tmp_path, tmp_path / "out", {"A": method})
+        compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
     lines = (tmp_path / "a" / "episodes.jsonl").read_text()
     (tmp_path / "a" / "episodes.jsonl").write_text(lines + lines)
     with pytest.raises(DataError, match="comes twice"):
-        compare_methods(tmp_path, tmp_path / "out", {"A": method})
+        compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
 
 
 @pytest.mark.parametrize("cut", ["half a line", "whole lines"])
@@ -783,30 +819,28 @@ def test_answers_that_were_cut_are_refused(cut: str, tmp_path: Path) -> None:
     path.write_text("".join(lines[:-1]) + (lines[-1][:20] if cut == "half a line" else ""))
     message = r"episodes\.jsonl(, line \d+: is not JSON|: holds \d+ records, but)"
     with pytest.raises(DataError, match=message):
-        compare_methods(tmp_path, tmp_path / "out", {"A": method})
+        compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
 
 
 def test_a_methods_prompt_changes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    own = {"options": {"history_length": 3}, "chat_template_kwargs": {"enable_thinking": False}}
-    path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": {"Short": {"stages": [], "prompt": own}}}))
+    own = {"template_options": {"history_length": 3}, "chat_template_kwargs": {"enable_thinking": False}}
+    path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": {"Short": {"stages": [], **own}}}))
     short, plain = (
-        list(named(load_recipe(str(path)), tmp_path, (0,))[f"seed 0 evaluate {name}"].command)
+        named(load_recipe(str(path)), tmp_path, (0,))[f"seed 0 evaluate {name}"].settings.model_dump()
         for name in ("short", "prompting")
     )
-    changed = [(one, other) for one, other in zip(short, plain, strict=True) if one != other]
-    assert [json.loads(one) for one, _ in changed if one.startswith("{")] == [
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {**json.loads(plain[plain.index("--template-options") + 1]), "history_length": 3},
-    ]
-    assert short[short.index("--template") + 1] == "compact"
+    changed = {key for key in plain if short[key] != plain[key]}
+    assert changed == {"name", "template_options", "engine_options"}
+    assert short["template_options"] == {**plain["template_options"], "history_length": 3}
+    assert short["engine_options"] == {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def test_a_method_needs_a_name_for_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": {"方法": {"stages": []}}}))
     with pytest.raises(ConfigError, match="a method's name has no letter"):
-        method_stages(load_recipe(str(path)), tmp_path, [0])
+        method_stages(load_recipe(str(path)), RunFolder(tmp_path), [0])
     with pytest.raises(ConfigError, match="--steps"):
         load_recipe("alfworld/methods", steps=0)
 

@@ -12,6 +12,7 @@ import yaml
 from verl_act.chain import load_recipe
 from verl_act.chain.methods import only, run_methods
 from verl_act.parse import parse_action
+from verl_act.run_folder import RunFolder
 from verl_act.schema import REFLECTION, SFT, read_pairs, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -35,7 +36,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluate": {"max_turns": 3, "limit": 8},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run_methods(only(load_recipe(str(folder / "recipe.yaml")), METHODS), folder / "out", [4])
+    run_methods(only(load_recipe(str(folder / "recipe.yaml")), METHODS), RunFolder(folder / "out"), [4])
     return folder / "out"
 
 
@@ -91,6 +92,6 @@ def test_the_table_and_the_page(out: Path) -> None:
 
 
 def test_a_second_run_finds_everything_done(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_methods(only(load_recipe(str(out.parent / "recipe.yaml")), METHODS), out, [4])
+    run_methods(only(load_recipe(str(out.parent / "recipe.yaml")), METHODS), RunFolder(out), [4])
     shown = capsys.readouterr().out
     assert ": done in" not in shown and shown.count("up to date") > 15

@@ -18,6 +18,7 @@ from verl_runs import ACT, arguments, check_steps, run
 from verl_act.chain.recipe import RECIPES
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.schema import PAIR, write_rows
+from verl_act.settings.data import TasksSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -34,7 +35,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, games: Path) -> dict[str, st
         paths[name] = folder / f"{name.lower()}.parquet"
         pq.write_table(pa.Table.from_pylist([gsm8k_row(number) for number in range(count)]), paths[name])
     for name, split in (("TASKS", "train"), ("TASKS_VAL", "valid_seen")):
-        make_tasks(folder / name, "alfworld", [split], limit=5, env_settings={"data": str(games)})
+        make_tasks(
+            TasksSettings(env="alfworld", splits=[split], limit=5, env_settings={"data": str(games)}), folder / name
+        )
         paths[name] = folder / name / "tasks.parquet"
     return {name: str(path) for name, path in paths.items()}
 

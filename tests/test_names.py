@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from script_stages import script
 
 from verl_act.chain.run import run_stages
-from verl_act.chain.stages import Stage
 from verl_act.errors import DataError
 from verl_act.evaluate.methods import compare_methods
 from verl_act.evaluate.table import compare
 from verl_act.names import markdown_text, one_line
 from verl_act.report import write_report
+from verl_act.run_folder import RunFolder
+from verl_act.settings.evaluation import CompareSettings, MethodsTableSettings, ReportSettings
 
 ODD = "a [red]b[/x] | `c`\n| <b>d</b> *e* \x1b[2J\x07 \u202e :smile: \\|"
 
@@ -55,7 +56,7 @@ EPISODE = {
 def test_evaluations_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = evaluation(tmp_path / "one", ODD)
     (folder / "episodes.jsonl").write_text(json.dumps(EPISODE) + "\n")
-    compare([folder], tmp_path / "out")
+    compare(CompareSettings(evaluations=[folder]), tmp_path / "out")
     shown = capsys.readouterr().out
     assert "[red]b[/x]" in shown and ":smile:" in shown and not {"\x1b", "\x07", "\u202e"} & set(shown)
     table = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8").splitlines()
@@ -70,7 +71,10 @@ def test_methods(tmp_path: Path) -> None:
         (folder / "episodes.jsonl").write_text(json.dumps(EPISODE) + "\n")
         against = [ODD, "plain"] if number == 1 else []
         methods[name] = {"steps": {}, "against": against, "evaluations": {"0": str(number)}, "training": {}}
-    compare_methods(tmp_path, tmp_path / "out", methods, f"models/{ODD.replace('/', '')}")
+    compare_methods(
+        MethodsTableSettings(run=tmp_path, methods=methods, initial_model=f"models/{ODD.replace('/', '')}"),
+        tmp_path / "out",
+    )
     lines = (tmp_path / "out" / "methods.md").read_text(encoding="utf-8").splitlines()
     assert all(line.isprintable() for line in lines)
     budgets, tables = ([line for line in lines if line.startswith("|") and cells(line) == count] for count in (6, 4))
@@ -80,7 +84,7 @@ def test_methods(tmp_path: Path) -> None:
 def test_what_a_chain_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "[" / "x]"
     for _ in range(2):
-        run_stages([Stage("[red] \x1b[2J", [sys.executable, "-c", f"open({str(out / 'y')!r}, 'w')"], out / "y")], out)
+        run_stages([script("[red] \x1b[2J", f"open({str(out / 'y')!r}, 'w')", out / "y")], RunFolder(out))
     shown = capsys.readouterr().out
     assert "[red] \\x1b[2J: done" in shown and "[red] \\x1b[2J: up to date" in shown and str(out / "y") in shown
 
@@ -89,13 +93,13 @@ def test_what_a_chain_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_metrics_that_are_not_numbers_are_refused(value: str, tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "one", "one", value)
     with pytest.raises(DataError, match=rf"metrics\.json.*{value}"):
-        compare([folder])
+        compare(CompareSettings(evaluations=[folder]))
     with pytest.raises(DataError, match=rf"metrics\.json.*{value}"):
-        write_report(tmp_path / "page.html", [folder])
+        write_report(ReportSettings(runs=[folder]), tmp_path / "page.html")
 
 
 def test_records_that_hold_no_numbers_are_named(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "one", "one")
     (folder / "episodes.jsonl").write_text('{"score": NaN}\n')
     with pytest.raises(DataError, match=r"episodes\.jsonl, line 1.*NaN"):
-        write_report(tmp_path / "page.html", [folder])
+        write_report(ReportSettings(runs=[folder]), tmp_path / "page.html")

@@ -265,12 +265,10 @@ def test_a_kill_while_a_folder_is_filled_leaves_none_that_seems_whole(
 
 
 def test_of_two_commands_with_one_out_one_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "verl_act", "make-games", "--out", tmp_path / "games", "--size", "small"]
+    command = [sys.executable, "-m", "verl_act", "data", "games", "--out", tmp_path / "games", "--size", "small"]
     seeds = (3, 4)
     processes = [
-        subprocess.Popen(
-            [*command, "--counts", '{"train": 12}', "--seed", str(seed)], stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([*command, "--counts", "train=12", "--seed", str(seed)], stderr=subprocess.PIPE, text=True)
         for seed in seeds
     ]
     ends = {

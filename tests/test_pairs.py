@@ -17,7 +17,6 @@ from verl_act.data_prep.pairs import giveaways
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
 from verl_act.data_prep.pairs.margins import Replayer, ReplayError
-from verl_act.engine import EngineSettings, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
@@ -26,19 +25,21 @@ from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
 from verl_act.parse import normalise
 from verl_act.schema import ALTERNATIVES, PAIR, TRAJECTORY, Alternatives, Pair, Step, read_pairs, read_steps, write_rows
+from verl_act.settings.data import AlternativesSettings, AuditSettings, ExpertSettings, GamesSettings, PairsSettings
+from verl_act.settings.model import ModelSettings
 
 
 @pytest.fixture(scope="module")
 def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("games")
-    make_games(folder, counts={"train": 12}, seed=3, progress=False)
+    make_games(GamesSettings(counts={"train": 12}, seed=3, workers=0, size="small"), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trajectories(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("expert")
-    collect_expert(folder, "alfworld", "train", env_settings={"data": str(games)}, progress=False)
+    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings={"data": str(games)}, workers=0), folder)
     return folder / "trajectories.parquet"
 
 
@@ -71,7 +72,14 @@ def _settings(games: Path) -> dict[str, str]:
 
 def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, replies: Path, tmp_path: Path) -> None:
     manifest = build_pairs(
-        tmp_path / "pairs", [trajectories], [replies], _settings(games), max_alternatives_per_state=100
+        PairsSettings(
+            trajectories=[trajectories],
+            alternatives=[replies],
+            env_settings=_settings(games),
+            max_alternatives_per_state=100,
+            workers=0,
+        ),
+        tmp_path / "pairs",
     )
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     counts = manifest.counts
@@ -88,7 +96,7 @@ def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, r
     refused = [pair for pair in pairs if not pair.alternative_admissible]
     assert {pair.alternative_action for pair in refused} == {"fly away"}
     assert counts["pairs_inadmissible"] == len(refused) > 0
-    check_pairs([tmp_path / "pairs" / "pairs.parquet"]).raise_for_errors()
+    check_pairs(AuditSettings(pairs=[tmp_path / "pairs" / "pairs.parquet"])).raise_for_errors()
 
 
 def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
@@ -103,14 +111,14 @@ def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
     assert sampled_trajectories(steps, None, seed=3) == steps
     assert {step.trajectory_id for step in sampled_trajectories(steps, 20, seed=4)} != names
     settings = {"env_settings": _settings(games), "source": "admissible", "seed": 3, "limit": 10}
-    build_pairs(tmp_path / "pairs", [trajectories], **settings)
+    build_pairs(PairsSettings(trajectories=[trajectories], workers=0, **settings), tmp_path / "pairs")
     states = {step.state_id for step in sampled}
     assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
 
 
 def test_sampling_without_an_action_stops(trajectories: Path, steps: list[Step], tmp_path: Path) -> None:
     """Here all shards are there already, as a killed run leaves them."""
-    out, model = tmp_path / "alternatives", EngineSettings(model=str(embedded_models()["alfworld"]))
+    out, model = tmp_path / "alternatives", ModelSettings(model=str(embedded_models()["alfworld"]))
     shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
     for number, shard in enumerate(shards):
         rows = [
@@ -119,22 +127,32 @@ def test_sampling_without_an_action_stops(trajectories: Path, steps: list[Step],
         ]
         write_rows(tmp_path / ".alternatives.shards" / f"{number:05d}.parquet", rows, ALTERNATIVES)
     with pytest.raises(DataError, match=r"unclosed_think \d+.* --allow-degenerate"):
-        sample_alternatives(out, [trajectories], model, Sampling(n=2))
+        sample_alternatives(AlternativesSettings(trajectories=[trajectories], **model.model_dump(), n=2), out)
     assert not out.exists()
-    sample_alternatives(out, [trajectories], model, Sampling(n=2), allow_degenerate=True)
+    sample_alternatives(
+        AlternativesSettings(trajectories=[trajectories], allow_degenerate=True, **model.model_dump(), n=2), out
+    )
     assert read_manifest(out).counts["states"] == len(steps)
 
 
 def test_processes_share_trajectories_and_change_nothing(games: Path, trajectories: Path, tmp_path: Path) -> None:
     settings = {"env_settings": _settings(games), "source": "admissible", "inferable_only": True}
-    made = [build_pairs(tmp_path / str(workers), [trajectories], workers=workers, **settings) for workers in (1, 2)]
+    made = [
+        build_pairs(PairsSettings(trajectories=[trajectories], workers=workers, **settings), tmp_path / str(workers))
+        for workers in (1, 2)
+    ]
     assert made[0].counts == made[1].counts
     one, two = ((tmp_path / name / "pairs.parquet").read_bytes() for name in "12")
     assert one == two
 
 
 def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tmp_path: Path) -> None:
-    build_pairs(tmp_path / "pairs", [trajectories], env_settings=_settings(games), source="admissible", limit=12)
+    build_pairs(
+        PairsSettings(
+            trajectories=[trajectories], env_settings=_settings(games), source="admissible", limit=12, workers=0
+        ),
+        tmp_path / "pairs",
+    )
     spec = get_env("alfworld")
     tasks = {task.task_id: task for task in spec.tasks("train", **_settings(games))}
     for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"]):
@@ -169,7 +187,15 @@ def test_the_same_seed_gives_the_same_bytes(games: Path, trajectories: Path, tmp
     files = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         build_pairs(
-            tmp_path / name, [trajectories], env_settings=_settings(games), source="admissible", seed=seed, limit=20
+            PairsSettings(
+                trajectories=[trajectories],
+                env_settings=_settings(games),
+                source="admissible",
+                seed=seed,
+                limit=20,
+                workers=0,
+            ),
+            tmp_path / name,
         )
         files.append((tmp_path / name / "pairs.parquet").read_bytes())
     assert files[0] == files[1] != files[2]
@@ -184,11 +210,14 @@ def test_an_admissible_action_stands_in_where_the_policy_fails(
     ]
     write_rows(tmp_path / "alternatives.parquet", rows, ALTERNATIVES)
     build_pairs(
+        PairsSettings(
+            trajectories=[trajectories],
+            alternatives=[tmp_path / "alternatives.parquet"],
+            env_settings=_settings(games),
+            max_alternatives_per_state=3,
+            workers=0,
+        ),
         tmp_path / "pairs",
-        [trajectories],
-        [tmp_path / "alternatives.parquet"],
-        _settings(games),
-        max_alternatives_per_state=3,
     )
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     assert {pair.alternative_source for pair in pairs} == {"admissible"}
@@ -235,19 +264,25 @@ def test_the_share_of_inadmissible_alternatives_is_bounded(
 ) -> None:
     for share in (0.0, 0.05):
         manifest = build_pairs(
+            PairsSettings(
+                trajectories=[trajectories],
+                alternatives=[replies],
+                env_settings=_settings(games),
+                max_alternatives_per_state=100,
+                max_inadmissible_share=share,
+                workers=0,
+            ),
             tmp_path / "pairs",
-            [trajectories],
-            [replies],
-            _settings(games),
-            max_alternatives_per_state=100,
-            max_inadmissible_share=share,
         )
         assert manifest.counts["pairs_inadmissible"] <= share * manifest.counts["pairs"]
         assert manifest.counts["alternatives_inadmissible_beyond_the_share"] > 0
 
 
 def test_without_replay_margins_are_unknown(trajectories: Path, tmp_path: Path) -> None:
-    build_pairs(tmp_path / "pairs", [trajectories], source="admissible", margins=False, inferable_only=True)
+    build_pairs(
+        PairsSettings(trajectories=[trajectories], source="admissible", margins=False, inferable_only=True, workers=0),
+        tmp_path / "pairs",
+    )
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     assert all(pair.margin is None and pair.inferable and pair.alternative_admissible for pair in pairs)
 
@@ -286,7 +321,15 @@ def test_other_environments_are_replayed(kind: type[Bare], games: Path, steps: l
     write_rows(tmp_path / "steps.parquet", [replace(step, env=name).to_row() for step in steps], TRAJECTORY)
     write_rows(tmp_path / "real.parquet", [step.to_row() for step in steps], TRAJECTORY)
     for file in ("steps", "real"):
-        build_pairs(tmp_path / file, [tmp_path / f"{file}.parquet"], env_settings=_settings(games), source="admissible")
+        build_pairs(
+            PairsSettings(
+                trajectories=[tmp_path / f"{file}.parquet"],
+                env_settings=_settings(games),
+                source="admissible",
+                workers=0,
+            ),
+            tmp_path / file,
+        )
     pairs, real = (read_pairs([tmp_path / file / "pairs.parquet"]) for file in ("steps", "real"))
     if kind is Planning:
         assert [replace(pair, env="alfworld") for pair in pairs] == real
@@ -329,7 +372,10 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[
         next(Replayer("alfworld", _settings(games)).replay(changed[:1]))
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in changed], TRAJECTORY)
     manifest = build_pairs(
-        tmp_path / "pairs", [tmp_path / "steps.parquet"], env_settings=_settings(games), source="admissible"
+        PairsSettings(
+            trajectories=[tmp_path / "steps.parquet"], env_settings=_settings(games), source="admissible", workers=0
+        ),
+        tmp_path / "pairs",
     )
     assert manifest.counts["trajectories_not_replayed"] == 1
     built = {pair.state_id.split("#")[0] for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])}
@@ -350,7 +396,16 @@ def test_a_trajectory_on_which_the_environment_fails_costs_no_other(
     monkeypatch.setattr(AlfworldEnvironment, "reset", fails)
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in steps], TRAJECTORY)
     out = tmp_path / "pairs"
-    counts = build_pairs(out, [tmp_path / "steps.parquet"], (), _settings(games), source="admissible").counts
+    counts = build_pairs(
+        PairsSettings(
+            trajectories=[tmp_path / "steps.parquet"],
+            alternatives=[],
+            env_settings=_settings(games),
+            source="admissible",
+            workers=0,
+        ),
+        out,
+    ).counts
     assert counts["trajectories_failed"] == 1 and "trajectories_not_replayed" not in counts
     left = {pair.task_id for pair in read_pairs([out / "pairs.parquet"])}
     assert left == {step.task_id for step in steps} - {broken}
@@ -359,13 +414,34 @@ def test_a_trajectory_on_which_the_environment_fails_costs_no_other(
 def test_a_state_that_comes_twice_counts_once_and_one_that_differs_is_refused(
     games: Path, steps: list[Step], trajectories: Path, tmp_path: Path
 ) -> None:
-    once = build_pairs(tmp_path / "once", [trajectories], (), _settings(games), source="admissible").counts
-    twice = build_pairs(tmp_path / "twice", [trajectories] * 2, (), _settings(games), source="admissible").counts
+    once = build_pairs(
+        PairsSettings(
+            trajectories=[trajectories], alternatives=[], env_settings=_settings(games), source="admissible", workers=0
+        ),
+        tmp_path / "once",
+    ).counts
+    twice = build_pairs(
+        PairsSettings(
+            trajectories=[trajectories] * 2,
+            alternatives=[],
+            env_settings=_settings(games),
+            source="admissible",
+            workers=0,
+        ),
+        tmp_path / "twice",
+    ).counts
     assert once == twice
     write_rows(tmp_path / "other.parquet", [replace(steps[0], action="look").to_row()], TRAJECTORY)
     with pytest.raises(DataError, match=r"other\.parquet: state .*trajectories\.parquet"):
         build_pairs(
-            tmp_path / "pairs", [trajectories, tmp_path / "other.parquet"], (), _settings(games), source="admissible"
+            PairsSettings(
+                trajectories=[trajectories, tmp_path / "other.parquet"],
+                alternatives=[],
+                env_settings=_settings(games),
+                source="admissible",
+                workers=0,
+            ),
+            tmp_path / "pairs",
         )
 
 
@@ -376,7 +452,10 @@ def test_an_expert_action_that_the_environment_refuses_is_not_the_better_one(ste
     in_other_words = replace(steps[2], action="go over to there")
     rows = [step.to_row() for step in (steps[0], refused, in_other_words, *steps[3:])]
     write_rows(tmp_path / "steps.parquet", rows, TRAJECTORY)
-    manifest = build_pairs(tmp_path / "pairs", [tmp_path / "steps.parquet"], source="admissible", margins=False)
+    manifest = build_pairs(
+        PairsSettings(trajectories=[tmp_path / "steps.parquet"], source="admissible", margins=False, workers=0),
+        tmp_path / "pairs",
+    )
     assert manifest.counts["states_expert_inadmissible"] == 1
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     assert {pair.state_id for pair in pairs} == {step.state_id for step in steps} - {refused.state_id}
@@ -388,21 +467,29 @@ def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, rep
     write_rows(tmp_path / "stray.parquet", [stray], ALTERNATIVES)
     out = tmp_path / "pairs"
     with pytest.raises(ConfigError, match="source=admissible"):
-        build_pairs(out, [trajectories])
+        build_pairs(PairsSettings(trajectories=[trajectories], workers=0), out)
     with pytest.raises(ConfigError, match="source is 'expert'"):
-        build_pairs(out, [trajectories], source="expert")
+        build_pairs(PairsSettings(trajectories=[trajectories], source="expert", workers=0), out)
     with pytest.raises(DataError, match=r"stray\.parquet"):
-        build_pairs(out, [trajectories], [tmp_path / "stray.parquet"])
+        build_pairs(
+            PairsSettings(trajectories=[trajectories], alternatives=[tmp_path / "stray.parquet"], workers=0), out
+        )
     for files in ([tmp_path / "stray.parquet", replies], [replies, tmp_path / "stray.parquet"]):
-        counts = build_pairs(tmp_path / "both", [trajectories], files, _settings(games)).counts
+        counts = build_pairs(
+            PairsSettings(trajectories=[trajectories], alternatives=files, env_settings=_settings(games), workers=0),
+            tmp_path / "both",
+        ).counts
         assert counts["states_of_other_trajectories"] == 1, "in whichever order"
     with pytest.raises(DataError, match="occurs twice"):
-        build_pairs(out, [trajectories], [replies, replies])
+        build_pairs(PairsSettings(trajectories=[trajectories], alternatives=[replies, replies], workers=0), out)
     with pytest.raises(DataError, match="holds alternatives/1 rows where trajectory/1"):
-        build_pairs(out, [replies], source="admissible")
+        build_pairs(PairsSettings(trajectories=[replies], source="admissible", workers=0), out)
     write_rows(tmp_path / "lonely.parquet", [_lonely(trajectories).to_row()], TRAJECTORY)
     with pytest.raises(DataError, match="from 1 states"):
-        build_pairs(out, [tmp_path / "lonely.parquet"], source="admissible", margins=False)
+        build_pairs(
+            PairsSettings(trajectories=[tmp_path / "lonely.parquet"], source="admissible", margins=False, workers=0),
+            out,
+        )
     assert not out.exists()
 
 
@@ -418,7 +505,7 @@ def _lonely(trajectories: Path) -> Step:
 def _audit(folder: Path, pairs: list[Pair], held_out: list[Pair] | None = None) -> AuditReport:
     write_rows(folder / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
     write_rows(folder / "held_out.parquet", [pair.to_row() for pair in held_out or []], PAIR)
-    return check_pairs([folder / "pairs.parquet"], [folder / "held_out.parquet"])
+    return check_pairs(AuditSettings(pairs=[folder / "pairs.parquet"], held_out=[folder / "held_out.parquet"]))
 
 
 def _sound(count: int = 40) -> list[Pair]:
@@ -472,7 +559,7 @@ def test_a_planted_fault_is_found(check: str, tmp_path: Path) -> None:
 def test_what_the_audit_allows_is_an_option(tmp_path: Path) -> None:
     longer = [make_pair(number) for number in range(40)]
     write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in longer], PAIR)
-    command = ["check-pairs", "--pairs", str(tmp_path / "pairs.parquet")]
+    command = ["data", "audit", "--pairs", str(tmp_path / "pairs.parquet")]
     assert CliRunner().invoke(app, command).exit_code == 1
     assert CliRunner().invoke(app, [*command, "--bounds", '{"length": 1.0}']).exit_code == 0
     told = CliRunner().invoke(app, [*command, "--template", "compact", "--template-options", '{"colour": 1}'])
@@ -512,7 +599,9 @@ def test_what_is_not_inferable_is_counted(inferable_only: bool, steps: list[Step
     rows = [replace(step, inferable=number % 4 > 0) for number, step in enumerate(steps)]
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in rows], TRAJECTORY)
     settings = {"source": "admissible", "margins": False, "inferable_only": inferable_only}
-    counts = build_pairs(tmp_path / "pairs", [tmp_path / "steps.parquet"], **settings).counts
+    counts = build_pairs(
+        PairsSettings(trajectories=[tmp_path / "steps.parquet"], workers=0, **settings), tmp_path / "pairs"
+    ).counts
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     assert counts["states_not_inferable"] == sum(not step.inferable for step in rows) > 0
     assert counts["pairs_not_inferable"] == sum(not pair.inferable for pair in pairs)

@@ -40,12 +40,12 @@ def closed(tmp_path: Path) -> Path:
 
 def test_alfworld_needs_no_writable_home(closed: Path, tmp_path: Path) -> None:
     games = tmp_path / "games"
-    made = run("make-games", "--out", games, "--counts", '{"train": 1}', "--size", "small", HOME=str(closed))
+    made = run("data", "games", "--out", games, "--counts", "train=1", "--size", "small", HOME=str(closed))
     assert made.returncode == 0, made.stderr.decode()
     assert not list(closed.iterdir())
-    settings = json.dumps({"data": str(games)})
+    settings = f"data={games}"
     refused(
-        run("make-tasks", "alfworld", "--out", closed / "out", "--splits", "train", "--env-settings", settings),
+        run("data", "tasks", "alfworld", "--out", closed / "out", "--splits", "train", "--env-settings", settings),
         str(closed),
         "could not be written: Permission denied",
     )
@@ -65,12 +65,12 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("base: alfworld/quickstart\n")
     recipe.chmod(0)
-    refused(run("chain", recipe, "--out", tmp_path / "out", "--check"), "mine.yaml", "read", "Permission denied")
+    refused(run("run", recipe, "--out", tmp_path / "out", "--check"), "mine.yaml", "read", "Permission denied")
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "questions.jsonl").write_text("")
     folder.chmod(0)
-    result = run("import-trajectories", "alfworld", folder / "questions.jsonl", "--out", tmp_path / "out")
+    result = run("data", "import", "alfworld", folder / "questions.jsonl", "--out", tmp_path / "out")
     folder.chmod(0o755)
     refused(result, "questions.jsonl", "Permission denied")
 
@@ -78,7 +78,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["", "file", "file/out"])
 def test_an_output_that_cannot_be_a_folder_is_refused(out: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refused(run("chain", "alfworld/quickstart", "--out", out, "seed=1", folder=tmp_path), "file" if out else "")
+    refused(run("run", "alfworld/quickstart", "--out", out, "seed=1", folder=tmp_path), "file" if out else "")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -86,7 +86,7 @@ def test_a_working_folder_that_was_deleted_is_told(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     code = f"import os, sys; os.rmdir({str(gone)!r}); from verl_act.__main__ import main; main()"
-    command = [sys.executable, "-c", code, "chain", "alfworld/quickstart", "--out", str(tmp_path / "out"), "--check"]
+    command = [sys.executable, "-c", code, "run", "alfworld/quickstart", "--out", str(tmp_path / "out"), "--check"]
     own = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     result = subprocess.run(command, capture_output=True, check=False, cwd=gone, env=own)
     refused(result, "the working folder was deleted")
@@ -97,18 +97,18 @@ def test_other_locales_and_odd_paths(tmp_path: Path) -> None:
     folder = tmp_path / "100% [größe] = 1, zwei"
     folder.mkdir()
     ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    made = run("make-games", "--out", folder / "games", "--counts", '{"train": 1}', "--size", "small", **ascii_only)
+    made = run("data", "games", "--out", folder / "games", "--counts", "train=1", "--size", "small", **ascii_only)
     assert made.returncode == 0, made.stderr.decode(errors="replace")
     settings = json.dumps({"data": str(folder / "games")}, ensure_ascii=False)
     played = run(
-        "collect-expert", "alfworld", "train", "--out", folder / "expert", "--env-settings", settings, **ascii_only
+        "data", "expert", "alfworld", "train", "--out", folder / "expert", "--env-settings", settings, **ascii_only
     )
     assert played.returncode == 0, played.stderr.decode(errors="replace")
     table = folder / "expert" / "trajectories.parquet"
-    wrong = run("check-pairs", "--pairs", table, **ascii_only)
+    wrong = run("data", "audit", "--pairs", table, **ascii_only)
     refused(wrong, "trajectories.parquet")
     (folder / "räder.yaml").write_text("base: alfworld/quickstart\nmodel: größe\nworkers: -1\n", encoding="utf-8")
-    checked = run("chain", folder / "räder.yaml", "--out", folder / "out", "--check", **ascii_only)
+    checked = run("run", folder / "räder.yaml", "--out", folder / "out", "--check", **ascii_only)
     refused(checked, "settings")
     assert b"workers is -1" in checked.stdout
 

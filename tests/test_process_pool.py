@@ -29,6 +29,7 @@ from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.errors import DataError, EnvError
 from verl_act.journal import Journal, SavedResults
 from verl_act.schema import Turn, read_pairs, read_steps
+from verl_act.settings.data import GamesSettings
 
 TESTS = Path(__file__).parent
 
@@ -95,7 +96,7 @@ def collected(out: Path) -> tuple[list[str], dict[str, str]]:
 def test_a_task_that_fails_costs_no_other_trajectory(site: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--out", str(out), "--task-timeout", "3", "failing", "train"]
-    run = subprocess.run(command("collect-expert", *options), env=site, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command("data", "expert", *options), env=site, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert collected(out) == (list(failing_env.GOOD), failing_env.FAILURES)
 
@@ -108,13 +109,13 @@ def test_pairs_and_reflections_lose_a_trajectory_that_fails(site: dict[str, str]
         (spared / task).touch()
     settings = json.dumps({"spared": str(spared)})
     expert, out = tmp_path / "expert", tmp_path / "pairs"
-    collect = command("collect-expert", "--out", str(expert), "--env-settings", settings, "failing", "train")
+    collect = command("data", "expert", "--out", str(expert), "--env-settings", settings, "failing", "train")
     subprocess.run(collect, env=site, check=True, timeout=120)
     (spared / "hangs in reset").unlink()
     (spared / "raises").unlink()
     (spared / "exits").unlink()
     options = ["--trajectories", str(expert / TRAJECTORIES), "--env-settings", settings, "--task-timeout", "3"]
-    build = command("build-pairs", "--out", str(out), *options, "--settings", '{"source": "admissible"}')
+    build = command("data", "pairs", "--out", str(out), *options, "--source", "admissible")
     run = subprocess.run(build, env=site, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     left = {pair.task_id for pair in read_pairs([out / "pairs.parquet"])}
@@ -166,7 +167,7 @@ def test_nothing_outlives_a_chain(stage: str, dies: str, by: int, site: dict[str
     """Whichever of its processes ends, and by which signal; Ctrl-C is SIGINT for all of them."""
     (tmp_path / "recipe.yaml").write_text(json.dumps({**RECIPES[stage], **SHARED}))
     run = subprocess.Popen(
-        command("chain", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")),
+        command("run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "out")),
         env=site,
         start_new_session=True,
         stderr=subprocess.PIPE,
@@ -206,7 +207,7 @@ def test_a_killed_collection_resumes_and_gives_the_same_bytes(
     log = tmp_path / "log"
     settings = json.dumps({"log": str(log), "seconds": 0.05})
     options = ["--workers", workers, "--limit", "30", "--env-settings", settings, "failing", "good"]
-    collect = command("collect-expert", "--out", str(tmp_path / "out"), *options)
+    collect = command("data", "expert", "--out", str(tmp_path / "out"), *options)
     log.touch()
     run = subprocess.Popen(collect, env=site, stderr=subprocess.DEVNULL, text=True)
     killed_when(lambda: len(log.read_text().splitlines()) > 30, run)
@@ -216,7 +217,7 @@ def test_a_killed_collection_resumes_and_gives_the_same_bytes(
     after = log.read_text().splitlines()
     assert len(set(before) & set(after)) <= 4, "only what was not finished is played again"
     assert len(set(before) | set(after)) == 30
-    whole = command("collect-expert", "--out", str(tmp_path / "whole"), *options)
+    whole = command("data", "expert", "--out", str(tmp_path / "whole"), *options)
     subprocess.run(whole, env=site, check=True, timeout=60)
     for name in (TRAJECTORIES, DROPPED):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -224,15 +225,15 @@ def test_a_killed_collection_resumes_and_gives_the_same_bytes(
 
 
 def test_killed_games_resume_and_give_the_same_bytes(site: dict[str, str], tmp_path: Path) -> None:
-    options = ["--counts", '{"train": 24, "valid_seen": 6}', "--size", "small", "--workers", "2"]
-    make = command("make-games", "--out", str(tmp_path / "out"), *options)
+    options = ["--counts", "train=24", "--counts", "valid_seen=6", "--size", "small", "--workers", "2"]
+    make = command("data", "games", "--out", str(tmp_path / "out"), *options)
 
     def saved() -> int:
         return sum(path.read_bytes().count(b"\n") for path in tmp_path.glob(".out.journal/*"))
 
     killed_when(lambda: saved() > 5, subprocess.Popen(make, env=site, stderr=subprocess.DEVNULL, text=True))
     subprocess.run(make, env=site, check=True, timeout=60)
-    make_games(tmp_path / "whole", counts={"train": 24, "valid_seen": 6}, progress=False)
+    make_games(GamesSettings(counts={"train": 24, "valid_seen": 6}, workers=0, size="small"), tmp_path / "whole")
     files = [sorted((tmp_path / name / "json_2.1.1").rglob("*.*")) for name in ("out", "whole")]
     assert [path.relative_to(tmp_path / "out") for path in files[0]] == [
         path.relative_to(tmp_path / "whole") for path in files[1]

@@ -21,14 +21,14 @@ GAMES = "games.counts={train: 16, valid_seen: 3, valid_unseen: 3}"
 TASKS = "expert.limits={train: 16, dev: 4, test: 4}"
 SHORT = (
     f"evaluate={{max_turns: 4, limit: 16, tasks: 3, reasoning: {[*map(str, REASONING)]}, reasoning_max_tokens: 4}}",
-    "critic.overrides.data.val_max_samples=16",
-    "critic.overrides.data.train_batch_size=8",
-    "critic.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "critic.overrides.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
-    "action.overrides.data.val_max_samples=16",
-    "action.overrides.data.train_batch_size=8",
-    "action.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "action.overrides.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "training.critic.overrides.data.val_max_samples=16",
+    "training.critic.overrides.data.train_batch_size=8",
+    "training.critic.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "training.critic.overrides.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "training.action.overrides.data.val_max_samples=16",
+    "training.action.overrides.data.train_batch_size=8",
+    "training.action.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "training.action.overrides.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
 )
 
 
@@ -43,7 +43,7 @@ def test_a_quickstart_runs_to_its_report(recipe: str, tmp_path: Path) -> None:
     splits = load_recipe(recipe).valid_splits
     if env not in embedded_models():
         pytest.skip(f"its model is made by `make embedded-model-{env}`")
-    command = [sys.executable, "-m", "verl_act", "chain", recipe, "--out", str(tmp_path), "--steps", "2"]
+    command = [sys.executable, "-m", "verl_act", "run", recipe, "--out", str(tmp_path), "--steps", "2"]
     few = GAMES if env == "alfworld" else TASKS
     run = subprocess.run([*command, few, *SHORT], capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-3000:]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from hypothesis import strategies as st
 
 from verl_act.__main__ import app
 from verl_act.chain import load_recipe
-from verl_act.chain.methods import method_stages
+from verl_act.chain.check import check_settings
+from verl_act.chain.methods import plan
 from verl_act.chain.recipe import Recipe
-from verl_act.chain.settings import check_stages
-from verl_act.chain.stages import stages
 from verl_act.errors import ActError, ConfigError
+from verl_act.run_folder import RunFolder
+from verl_act.settings.base import Settings
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMAND: Any = typer.main.get_command(app)
 DEEP = "[" * 5000
 
 MALFORMED = [
@@ -42,13 +42,13 @@ MALFORMED = [
     (b"base: [alfworld/quickstart, 3]\n", "base is"),
     (b"base: mine.yaml\n", "cycle"),
     (b"base: " + b"x" * 300 + b"\n", "there is no recipe or file"),
-    (b"base: alfworld/quickstart\ncritic: []\n", "critic"),
-    (b"base: alfworld/quickstart\ncritic: 5\n", "critic"),
-    (b"base: alfworld/quickstart\ncritic: {overrides: [a]}\n", "overrides"),
-    (b"base: alfworld/quickstart\ncritic: {overrides: {trainer: 5}}\n", "trainer"),
-    (b"base: alfworld/quickstart\ncritic: {overrides: {a..b: 5}}\n", "a..b"),
-    (b"base: alfworld/quickstart\ncritic: {overrides: {trainer.nnodes: many}}\n", "trainer.nnodes"),
-    (b"base: alfworld/quickstart\ncritic: {overrides: {trainer.x: '???'}}\n", "critic.overrides"),
+    (b"base: alfworld/quickstart\ntraining: {critic: []}\n", "critic"),
+    (b"base: alfworld/quickstart\ntraining: {critic: 5}\n", "critic"),
+    (b"base: alfworld/quickstart\ntraining: {critic: {overrides: [a]}}\n", "overrides"),
+    (b"base: alfworld/quickstart\ntraining: {critic: {overrides: {trainer: 5}}}\n", "trainer"),
+    (b"base: alfworld/quickstart\ntraining: {critic: {overrides: {a..b: 5}}}\n", "a..b"),
+    (b"base: alfworld/quickstart\ntraining: {critic: {overrides: {trainer.nnodes: many}}}\n", "trainer.nnodes"),
+    (b"base: alfworld/quickstart\ntraining: {critic: {overrides: {trainer.x: '???'}}}\n", "training.critic.overrides"),
     (b"base: alfworld/quickstart\nvalid_splits: {a: b}\n", "valid_splits"),
     (b"base: alfworld/quickstart\ngames: {counts: [1, 2]}\n", "games.counts"),
     (b"base: alfworld/quickstart\nmethods: [ACT]\n", "methods"),
@@ -117,11 +117,8 @@ def test_changes_may_be_spelled_as_for_hydra() -> None:
     counts = {"train": 24, "valid_seen": 6, "valid_unseen": 6}
     spelled = load_recipe("alfworld/quickstart", ["games.counts={train:24,valid_seen:6,valid_unseen:6}"])
     assert spelled.games.counts == counts
-    assert load_recipe("alfworld/quickstart", ["pairs={candidates:3,source:admissible}"]).pairs == {
-        "max_alternatives_per_state": 3,
-        "candidates": 3,
-        "source": "admissible",
-    }
+    pairs = load_recipe("alfworld/quickstart", ["pairs={candidates:3,source:admissible}"]).pairs
+    assert (pairs.max_alternatives_per_state, pairs.candidates, pairs.source) == (3, 3, "admissible")
     assert load_recipe("alfworld/quickstart", ["env_settings={data: 'C:x'}"]).env_settings == {"data": "C:x"}
 
 
@@ -131,23 +128,22 @@ def test_references_to_verls_own_keys_reach_verl(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
         "base: alfworld/quickstart\nmodel: x\nenv_settings: {data: '${oc.env:HOME}'}\n"
-        "critic: {overrides: {trainer.default_local_dir: 'runs/${trainer.project_name}'}}\n",
+        "training: {critic: {overrides: {trainer.default_local_dir: 'runs/${trainer.project_name}'}}}\n",
         encoding="utf-8",
     )
-    recipe = load_recipe(str(file), ["critic.overrides.trainer.project_name=mine"])
-    assert recipe.critic.overrides["trainer"]["default_local_dir"] == "runs/${trainer.project_name}"
+    recipe = load_recipe(str(file), ["training.critic.overrides.trainer.project_name=mine"])
+    assert recipe.training["critic"].overrides["trainer"]["default_local_dir"] == "runs/${trainer.project_name}"
     assert recipe.env_settings["data"] == os.environ["HOME"]
-    stage = next(stage for stage in stages(recipe, tmp_path / "out") if stage.name == "critic")
+    stage = next(stage for stage in plan(recipe, RunFolder(tmp_path / "out"), [0]) if stage.name == "critic")
     assert _composed(stage).trainer.default_local_dir == "runs/mine"
 
 
-def recipe_keys(settings_class: Any = Recipe, prefix: str = "") -> list[str]:
+def recipe_keys(block: type[Settings] = Recipe, prefix: str = "") -> list[str]:
     keys = []
-    for entry in fields(settings_class):
-        default = entry.default_factory() if callable(entry.default_factory) else entry.default
-        keys.append(f"{prefix}{entry.name}")
-        if is_dataclass(default):
-            keys += recipe_keys(type(default), f"{prefix}{entry.name}.")
+    for name, field in block.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            keys += recipe_keys(field.annotation, f"{prefix}{name}.")
     return keys
 
 
@@ -162,7 +158,7 @@ VALUE = st.recursive(
 @settings(max_examples=40)
 @given(st.sampled_from(recipe_keys()), VALUE)
 @example("methods", {"A": {"stages": ["il"], "against": [None]}})
-@example("critic.overrides", {"trainer": {"total_training_steps": "${x}"}})
+@example("training.critic.overrides", {"trainer": {"total_training_steps": "${x}"}})
 @example("expert.files", {"train": ["a\x1bb"]})
 def test_any_value_of_any_key_is_taken_or_refused(
     key: str,
@@ -177,55 +173,52 @@ def test_any_value_of_any_key_is_taken_or_refused(
     (folder / "fuzzed.yaml").write_text(text, encoding="utf-8")
     with suppress(ActError):
         recipe = load_recipe(str(folder / "fuzzed.yaml"), steps=2)
-        planned = method_stages(recipe, folder / "out", [0]) if recipe.methods else stages(recipe, folder / "out")
+        planned = plan(recipe, RunFolder(folder / "out"), [0])
         if not recipe.engine_options and not recipe.evaluate.engine_options and recipe.env == "alfworld":
-            check_stages(planned)
+            check_settings(recipe, planned)
 
 
-JSON_OPTIONS = [
-    (name, parameter.opts[0])
-    for name, command in COMMANDS.items()
+MAPPINGS = [
+    (f"{group} {name}", parameter.opts[0])
+    for group, commands in COMMAND.commands.items()
+    for name, command in getattr(commands, "commands", {}).items()
     for parameter in command.params
-    if getattr(parameter, "metavar", None) == "JSON" or parameter.name == "methods"
+    if getattr(parameter, "metavar", None) == "KEY=VALUE"
 ]
 REQUIRED = {
-    "make-games": [],
-    "collect-expert": ["alfworld", "train"],
-    "import-trajectories": ["alfworld", "FILE"],
-    "sample-alternatives": ["--trajectories", "FILE", "--model", "/nowhere/model"],
-    "build-pairs": ["--trajectories", "FILE"],
-    "check-pairs": ["--pairs", "FILE"],
-    "make-tasks": ["alfworld", "--splits", "train"],
-    "reflect": ["--trajectories", "FILE", "--pairs", "FILE", "--model", "/nowhere/model"],
-    "make-sft": ["--trajectories", "FILE", "--model", "/nowhere/model"],
-    "make-embedded-model": ["--trajectories", "FILE"],
-    "evaluate": ["--model", "/nowhere/model", "--trajectories", "FILE"],
-    "compare-methods": ["RUN"],
+    "data games": [],
+    "data expert": ["alfworld", "train"],
+    "data import": ["alfworld", "FILE"],
+    "data alternatives": ["--trajectories", "FILE", "--model", "/nowhere/model"],
+    "data pairs": ["--trajectories", "FILE", "--source", "admissible"],
+    "data audit": ["--pairs", "FILE"],
+    "data tasks": ["alfworld", "--splits", "train"],
+    "data reflect": ["--trajectories", "FILE", "--pairs", "FILE", "--model", "/nowhere/model"],
+    "data sft": ["--trajectories", "FILE", "--model", "/nowhere/model"],
+    "eval run": ["--model", "/nowhere/model", "--trajectories", "FILE"],
+    "dev methods-table": ["RUN"],
 }
-KEYS = st.sampled_from(["train", "candidates", "n", "data", "max_steps", "history_length", "length", "ACT"])
-JSON_VALUE = st.dictionaries(KEYS | TEXT, VALUE, max_size=3).map(json.dumps)
-BROKEN = st.sampled_from(
-    ["", "{", "[]", "5", "null", '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": "\\ud800"}', '{"a": "\\u0000"}']
-)
+KEYS = st.sampled_from(["train", "n", "data", "max_steps", "history_length", "max_listed", "ACT", "steps"])
+ENTRY = st.tuples(KEYS | TEXT, VALUE.map(json.dumps) | TEXT | st.sampled_from(["{", "[", "&a", "*a", "!x 5"]))
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(JSON_OPTIONS), JSON_VALUE | BROKEN)
-@example(("make-games", "--counts"), '{"train": 1.5}')
-@example(("make-games", "--counts"), DEEP)
-@example(("make-games", "--counts"), '{"train": ' + "9" * 5000 + "}")
-@example(("build-pairs", "--settings"), '{"trajectories": []}')
-@example(("evaluate", "--pool"), '{"env": "x"}')
-def test_any_json_is_taken_or_refused(option: tuple[str, str], text: str) -> None:
+@given(st.sampled_from(MAPPINGS), ENTRY.map("=".join))
+@example(("data games", "--counts"), "train=1.5")
+@example(("data games", "--counts"), "train=" + DEEP)
+@example(("data games", "--counts"), "train=" + "9" * 5000)
+@example(("data games", "--counts"), "train")
+@example(("dev methods-table", "--methods"), "A={steps: {}}")
+def test_any_entry_of_a_mapping_is_taken_or_refused(option: tuple[str, str], entry: str) -> None:
     """The commands' data do not exist, so that none of them gets further than that."""
     command, name = option
     folder = Path(os.environ["RAY_TMPDIR"])
     (folder / "file").write_bytes(b"no table")
     (folder / "run").mkdir(exist_ok=True)
-    if command == "make-games" and '"train": 1' not in text and "train" in text:
+    if command == "data games" and entry.startswith("train=") and entry[6:].isdecimal() and len(entry) < 20:
         return  # games would be made
-    places = {"FILE": str(folder / "file"), "RUN": str(folder / "run")}
-    words = [places.get(word, word) for word in REQUIRED[command]]
-    out = [] if command == "check-pairs" else ["--out", str(folder / "fuzzed-out")]
+    paths = {"FILE": str(folder / "file"), "RUN": str(folder / "run")}
+    words = [paths.get(word, word) for word in REQUIRED[command]]
+    out = [] if command == "data audit" else ["--out", str(folder / "fuzzed-out")]
     with suppress(ActError, click.UsageError, typer.Exit):
-        COMMANDS[command].main([*out, *words, name, text], standalone_mode=False)
+        COMMAND.main([*command.split(), *out, *words, name, entry], standalone_mode=False)

@@ -29,7 +29,7 @@ from verl_act.__main__ import app
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.data_prep.pairs.build_pairs import build_pairs
-from verl_act.engine import EngineSettings, Reply, Sampling
+from verl_act.engine import ModelSettings, Reply, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
@@ -52,6 +52,8 @@ from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.report.tables import Group
 from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
+from verl_act.settings.data import ExpertSettings, PairsSettings, TasksSettings
+from verl_act.settings.evaluation import CompareSettings, ReportSettings
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
 SPLITS = ("valid_seen", "valid_unseen")
@@ -135,7 +137,7 @@ def hostile(context: Context, candidates: Sequence[str]) -> str:
 
 def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
     """What `evaluate` does, with a script for a model."""
-    files = [run / "tasks" / "panel" / "tasks.parquet"]
+    files = [run / "tasks" / "eval" / "tasks.parquet"]
     files += [run / "expert" / split / "trajectories.parquet" for split in SPLITS]
     files += [run / "pairs" / split / "pairs.parquet" for split in SPLITS]
     sampling = Sampling(temperature=0)
@@ -149,7 +151,7 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
             await evaluate_choices(policy, read_pairs(files[3:])),
         )
 
-    engine = EngineSettings(model=f"models/{name}")
+    engine = ModelSettings(model=f"models/{name}")
     out = run / "evaluation" / name
     manifest = evaluation_manifest(engine, sampling, template="json", inputs=files)
     write_evaluation(out, name, manifest, asyncio.run(ask()), seconds=1.5)
@@ -190,13 +192,20 @@ def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "quick<b>start"
     settings = {"data": str(games)}
     for split in ("train", *SPLITS):
-        collect_expert(folder / "expert" / split, "alfworld", split, env_settings=settings, progress=False)
+        collect_expert(
+            ExpertSettings(env="alfworld", split=split, env_settings=settings, workers=0), folder / "expert" / split
+        )
         trajectories = [folder / "expert" / split / "trajectories.parquet"]
-        build_pairs(folder / "pairs" / split, trajectories, (), settings, source="admissible")
+        build_pairs(
+            PairsSettings(
+                trajectories=trajectories, alternatives=[], env_settings=settings, source="admissible", workers=0
+            ),
+            folder / "pairs" / split,
+        )
         mark(folder, f"expert {split}", 4.0)
         mark(folder, f"pairs {split}", 3.0)
     for name, splits in (("train", ["train"]), ("panel", SPLITS)):
-        make_tasks(folder / "tasks" / name, "alfworld", splits, env_settings=settings)
+        make_tasks(TasksSettings(env="alfworld", splits=splits, env_settings=settings), folder / "tasks" / name)
         mark(folder, f"tasks {name}", 1.0)
     (folder / "alternatives").mkdir()
     mark(folder, "alternatives", 70.0)
@@ -220,7 +229,7 @@ def whole(run: Path) -> Content:
 @pytest.fixture(scope="session")
 def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A written page."""
-    return write_report(tmp_path_factory.mktemp("page") / "report.html", [run], most_examples=8)[0]
+    return write_report(ReportSettings(runs=[run], examples=8), tmp_path_factory.mktemp("page") / "report.html")[0]
 
 
 # Statistics
@@ -536,7 +545,7 @@ def test_the_pipeline_tells_what_every_manifest_says(whole: Content) -> None:
     stages = {stage.name: stage for stage in summary.stages}
     assert list(stages) == [
         *("expert train", "expert valid_seen", "expert valid_unseen", "alternatives"),
-        *("pairs train", "pairs valid_seen", "pairs valid_unseen", "audit", "tasks train", "tasks panel"),
+        *("pairs train", "pairs valid_seen", "pairs valid_unseen", "audit", "tasks train", "tasks eval"),
         *("evaluate initial", "critic", "action", "evaluate critic", "evaluate action", "comparison"),
     ]
     pairs = stages["pairs valid_seen"]
@@ -737,7 +746,7 @@ def test_three_files_hold_the_same_numbers(run: Path, page: Path, whole: Content
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, page: Path, tmp_path: Path) -> None:
-    again = write_report(tmp_path / "again" / "report.html", [run], most_examples=8)
+    again = write_report(ReportSettings(runs=[run], examples=8), tmp_path / "again" / "report.html")
     for path in again:
         same = path.read_bytes() == page.with_suffix(path.suffix).read_bytes()
         assert same, path.name  # not the bytes themselves: pytest would take minutes to show how they differ
@@ -747,16 +756,16 @@ def test_the_same_run_gives_the_same_bytes(run: Path, page: Path, tmp_path: Path
 def test_a_bad_place_or_number_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"ends in \.html"):
-        write_report(tmp_path / "report.pdf", [run])
+        write_report(ReportSettings(runs=[run]), tmp_path / "report.pdf")
     with pytest.raises(ConfigError, match="-1 examples"):
-        write_report(tmp_path / "report.html", [run], -1)
+        write_report(ReportSettings(runs=[run], examples=-1), tmp_path / "report.html")
     with pytest.raises(ConfigError, match="is a file"):
-        write_report(tmp_path / "file" / "report.html", [run], 0)
+        write_report(ReportSettings(runs=[run], examples=0), tmp_path / "file" / "report.html")
 
 
 def test_the_command(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    result = CliRunner().invoke(app, ["report", "--out", str(out), "--examples", "1", str(run)])
+    result = CliRunner().invoke(app, ["eval", "report", "--out", str(out), "--examples", "1", str(run)])
     assert result.exit_code == 0, result.output
     assert result.output.split() == [str(out.with_suffix(suffix)) for suffix in (".html", ".md", ".json")]
 
@@ -1114,7 +1123,7 @@ def test_the_viewer_and_what_scrolls_have_a_role_and_a_name(visit: Callable[...,
     (turn,) = record["turns"]
     replies = ("short", "line\n" * 60, "word " * 320)
     path.write_text(json.dumps({**record, "turns": [{**turn, "reply": reply} for reply in replies]}) + "\n")
-    opened = visit(write_report(tmp_path / "report.html", [folder])[0])
+    opened = visit(write_report(ReportSettings(runs=[folder]), tmp_path / "report.html")[0])
     assert opened.tab.get_by_role("group", name="Answers").get_attribute("id") == "view"
     boxes = opened.tab.locator(".reply")
     opened.tab.get_by_role("group", name="Reply").wait_for()
@@ -1138,7 +1147,7 @@ def test_settings_can_be_scrolled_by_keys(visit: Callable[..., Visit]) -> None:
 
 
 def test_general_reasoning_can_be_looked_at(visit: Callable[..., Visit], run: Path, tmp_path: Path) -> None:
-    opened = visit(write_report(tmp_path / "report.html", [with_reasoning(run, tmp_path)])[0])
+    opened = visit(write_report(ReportSettings(runs=[with_reasoning(run, tmp_path)]), tmp_path / "report.html")[0])
     opened.tab.locator("#view").focus()
     opened.tab.keyboard.press("4")
     assert opened.tab.locator("[role=tab][aria-selected=true]").inner_text() == "General reasoning (8)"
@@ -1183,7 +1192,7 @@ def test_a_damaged_byte_in_a_side_file_is_never_a_raw_error(run: Path, tmp_path:
             path.write_bytes(content)
             try:
                 if path.name == "metrics.json":
-                    compare([folder])
+                    compare(CompareSettings(evaluations=[folder]))
                 read_records(folder)
                 read_manifest(folder)
             except DataError as error:

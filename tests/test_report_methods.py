@@ -24,6 +24,7 @@ from verl_act.report import write_report
 from verl_act.report.content import content
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
+from verl_act.settings.evaluation import MethodsTableSettings, ReportSettings
 
 METHODS = {"Prompting": "initial", "IL <b>bold</b>": "critic", "RL + ACT": "action"}
 
@@ -49,14 +50,14 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
         }
     (folder / "seed-0" / "il+critic").mkdir()
     (folder / "seed-0" / "il+critic" / "metrics.jsonl").write_text(training_metrics("choice"))
-    compare_methods(folder, folder / "methods", methods)
+    compare_methods(MethodsTableSettings(run=folder, methods=methods), folder / "methods")
     return folder
 
 
 @pytest.fixture(scope="module")
 def page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page that `visit` opens."""
-    return write_report(tmp_path_factory.mktemp("page") / "report.html", [compared], most_examples=4)[0]
+    return write_report(ReportSettings(runs=[compared], examples=4), tmp_path_factory.mktemp("page") / "report.html")[0]
 
 
 def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> None:
@@ -88,7 +89,7 @@ def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:  # noqa
     folder = Path(shutil.copytree(compared, tmp_path / "whole", symlinks=True))
     for data in ("expert", "pairs", "tasks", "alternatives"):
         (folder / data).symlink_to(run / data)
-    for name in ("expert train", "expert valid_seen", "pairs train", "alternatives", "audit", "tasks panel"):
+    for name in ("expert train", "expert valid_seen", "pairs train", "alternatives", "audit", "tasks eval"):
         mark(folder, name, 2.0)
     (folder / "seed-0" / "rows-il").mkdir()
     for name in ("rows il", "il+critic", "evaluate initial"):

@@ -31,6 +31,7 @@ from verl_act.schema import (
     schema_name,
     write_rows,
 )
+from verl_act.settings.data import PreferencesSettings
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_an_env_name_that_no_data_source_can_hold_is_refused(env: str, tmp_path:
     with pytest.raises(ConfigError, match="EnvSpec: name"):
         EnvSpec(name=env, make=dict, tasks=list, experts={}, splits=())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--env"):
-        import_preferences(tmp_path / "out", [path], env=env)
+        import_preferences(PreferencesSettings(files=[path], env=env), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

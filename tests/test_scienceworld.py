@@ -30,6 +30,7 @@ from verl_act.envs.scienceworld.game import Game, Menu
 from verl_act.envs.scienceworld.server import ScienceWorldEngine, engine
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import Context, Turn, read_pairs, read_steps
+from verl_act.settings.data import ExpertSettings, PairsSettings, TasksSettings
 
 BOIL = Task("scienceworld", "train", "boil/2", "boil")
 """Begins in the kitchen."""
@@ -206,7 +207,7 @@ def test_all_episodes_of_a_process_share_one_engine() -> None:
 def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"tasks": ["lifespan-longest-lived", "find-plant"], "max_steps": 7}
     manifest = collect_expert(
-        tmp_path / "expert", "scienceworld", "dev", limit=6, env_settings=settings, progress=False
+        ExpertSettings(env="scienceworld", split="dev", limit=6, env_settings=settings, workers=0), tmp_path / "expert"
     )
     steps = read_steps([tmp_path / "expert" / TRAJECTORIES])
     assert manifest.counts["dropped"]["not won"] > 0
@@ -214,14 +215,23 @@ def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path, ca
     assert f"dev: {manifest.counts['dropped']['not won']} of 6 tasks have no trajectory: not won" in caplog.text
     assert all(step.verified and step.success and step.env == "scienceworld" for step in steps)
     counts = build_pairs(
-        tmp_path / "pairs", [tmp_path / "expert" / TRAJECTORIES], env_settings=settings, source="admissible"
+        PairsSettings(
+            trajectories=[tmp_path / "expert" / TRAJECTORIES], env_settings=settings, source="admissible", workers=0
+        ),
+        tmp_path / "pairs",
     ).counts
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     refused = [step for step in steps if not step.admissible]
     assert counts.get("states_expert_inadmissible", 0) == len(refused) < len(steps), "gold paths open open doors"
     assert counts["pairs"] == len(pairs) == len(steps) - len(refused) and "trajectories_not_replayed" not in counts
     assert all(pair.alternative_admissible and pair.margin is None for pair in pairs)
-    assert make_tasks(tmp_path / "tasks", "scienceworld", ["dev", "test"], limit=7, env_settings=settings) == 14
+    assert (
+        make_tasks(
+            TasksSettings(env="scienceworld", splits=["dev", "test"], limit=7, env_settings=settings),
+            tmp_path / "tasks",
+        )
+        == 14
+    )
 
 
 def test_a_gold_path_that_ends_before_the_goal_is_not_won_and_no_failure(
@@ -235,7 +245,9 @@ def test_a_gold_path_that_ends_before_the_goal_is_not_won_and_no_failure(
 
     monkeypatch.setattr(ScienceWorldEnvironment, "gold_path", second_cut_short)
     settings = {"tasks": ["find-animal"]}
-    manifest = collect_expert(tmp_path / "x", "scienceworld", "dev", limit=2, env_settings=settings, progress=False)
+    manifest = collect_expert(
+        ExpertSettings(env="scienceworld", split="dev", limit=2, env_settings=settings, workers=0), tmp_path / "x"
+    )
     assert manifest.counts["dropped"] == {"not won": 1}
     (lost,) = map(json.loads, (tmp_path / "x" / DROPPED).read_text().splitlines())
     assert lost["details"] == f"The gold path ends after {len(found[1]) - 1} actions, before the goal."

@@ -1,4 +1,4 @@
-"""Wrong settings: `chain --check` names the recipe's key, the command refuses the same before any work.
+"""Wrong settings: the recipe's key is named and nothing is written; a command refuses the same before any work.
 
 No engine runs and no file of data exists: a command that looked at its data first would say that they are missing.
 """
@@ -12,15 +12,14 @@ import pytest
 import typer
 
 from verl_act.__main__ import app
-from verl_act.chain import load_recipe
-from verl_act.chain.check import _checks
-from verl_act.chain.methods import method_stages
-from verl_act.chain.recipe import RECIPES, Recipe
-from verl_act.chain.settings import check_stages, recipe_key
-from verl_act.chain.stages import Stage, stages
+from verl_act.chain import load_recipe, run_recipe
+from verl_act.chain.check import check_settings
+from verl_act.chain.methods import plan
+from verl_act.chain.recipe import RECIPES
 from verl_act.errors import ActError, ConfigError, DataError, OptionError
+from verl_act.run_folder import RunFolder
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMAND: Any = typer.main.get_command(app)
 RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
 
 WRONG = [
@@ -57,12 +56,12 @@ WRONG = [
     ("engine_options={max_model_len: long}", "engine_options.max_model_len"),
     ("engine_options={trust_remote_code: maybe}", "engine_options.trust_remote_code"),
     ("engine_options={chat_template_kwargs: thinking}", "engine_options.chat_template_kwargs"),
-    ("prompt.template=compcat", "compcat"),
-    ("prompt.options={history_lenght: 3}", "history_lenght"),
-    ("prompt.options={history_length: -1}", "prompt.options.history_length"),
-    ("prompt.options={history_length: some}", "prompt.options.history_length"),
-    ("prompt.options={max_listed: 0}", "prompt.options.max_listed"),
-    ("prompt.options={admissible_in_action: sometimes}", "prompt.options.admissible_in_action"),
+    ("template=compcat", "compcat"),
+    ("template_options={history_lenght: 3}", "history_lenght"),
+    ("template_options={history_length: -1}", "template_options.history_length"),
+    ("template_options={history_length: some}", "template_options.history_length"),
+    ("template_options={max_listed: 0}", "template_options.max_listed"),
+    ("template_options={admissible_in_action: sometimes}", "template_options.admissible_in_action"),
     ("pairs={candidate: 3}", "candidate"),
     ("pairs={candidates: 1}", "pairs.candidates"),
     ("pairs={candidates: 9}", "pairs.candidates"),
@@ -74,11 +73,11 @@ WRONG = [
     ("pairs={max_inadmissible_share: 2}", "pairs.max_inadmissible_share"),
     ("pairs={max_inadmissible_share: .nan}", "pairs.max_inadmissible_share"),
     ("pairs={limit: 0}", "pairs.limit"),
-    ("pairs={seed: x}", "pairs.seed"),
+    ("pairs={seed: 1}", "seed"),
     ("audit={lenght: 0.7}", "lenght"),
-    ("audit={length: 2}", "audit.length"),
-    ("audit={verb: .nan}", "audit.verb"),
-    ("audit={imbalance: [0.1]}", "audit.imbalance"),
+    ("audit={max_length_accuracy: 2}", "audit.max_length_accuracy"),
+    ("audit={max_verb_accuracy: .nan}", "audit.max_verb_accuracy"),
+    ("audit={max_order_imbalance: [0.1]}", "audit.max_order_imbalance"),
     ("evaluate.temperature=-0.5", "evaluate.temperature"),
     ("evaluate.temperature=.nan", "evaluate.temperature"),
     ("evaluate.max_tokens=0", "evaluate.max_tokens"),
@@ -88,29 +87,29 @@ WRONG = [
     ("evaluate.max_turns=0", "evaluate.max_turns"),
     ("evaluate.actors=0", "evaluate.actors"),
     ("evaluate.limit=-1", "evaluate.limit"),
-    ("evaluate.tasks=0", "evaluate.tasks"),
-    ("evaluate.pool={step_timout: 3}", "step_timout"),
-    ("evaluate.pool={actors: 2}", "evaluate.pool"),
-    ("evaluate.pool={step_timeout: 0}", "evaluate.pool.step_timeout"),
-    ("evaluate.pool={reset_timeout: .nan}", "evaluate.pool.reset_timeout"),
-    ("evaluate.pool={max_memory_mb: -1}", "evaluate.pool.max_memory_mb"),
-    ("evaluate.pool={step_timeout: soon}", "evaluate.pool.step_timeout"),
+    ("evaluate.task_limit=0", "evaluate.task_limit"),
+    ("evaluate={step_timout: 3}", "step_timout"),
+    ("evaluate.step_timeout=0", "evaluate.step_timeout"),
+    ("evaluate.reset_timeout=.nan", "evaluate.reset_timeout"),
+    ("evaluate.max_memory_mb=-1", "evaluate.max_memory_mb"),
+    ("evaluate.step_timeout=soon", "evaluate.step_timeout"),
+    ("evaluate.engine_options={max_model_len: long}", "evaluate.engine_options.max_model_len"),
     ("evaluate.engine_options={dtipe: half}", "dtipe"),
-]
-"""A change of the recipe, and what its refusal must name: settings that a stage gets."""
-
-WRONG_RECIPES = [
     ("games.counts={train: 3, valid_seen: 1, valid_unseen: 0}", "games.counts"),
     ("games.counts={train: 1.5, valid_seen: 1, valid_unseen: 1}", "games.counts"),
     ("train_split=valid_seen", "valid_seen"),
     ("valid_splits=[valid_seen, valid_seen]", "valid_splits"),
     ("valid_splits=[]", "valid_splits"),
-    ("reflect.n=2", "reflect.n"),
-    ("action.data=pairs", "action.data"),
+    ("reflect={temperature: -1}", "reflect.temperature"),
+    ("training.action.data=games", "training.action.data"),
+    ("training.action.overrides.trainer.nnodes=0", "training.action.overrides.trainer.nnodes"),
+    ("stages=[critic, judge]", "stages"),
+    ("stages=['critic:0']", "stages"),
+    ("methods={A: {stages: [critic], against: B}}", "methods.A.against"),
     ("evaluate.mode=whole", "evaluate.mode"),
     ("env=webshop", "games"),
 ]
-"""Settings that a recipe refuses as soon as it is read."""
+"""A change of the recipe, and the key that its refusal must name."""
 
 RIGHT = [
     "seed=-1",
@@ -124,12 +123,13 @@ RIGHT = [
     "alternatives.limit=1",
     "pairs={max_alternatives_per_state: 2, candidates: 3, source: admissible, margins: false, limit: 10}",
     "pairs={max_inadmissible_share: 0}",
-    "audit={length: 1, verb: 0.5, imbalance: 0}",
-    "evaluate.pool={step_timeout: 5, reset_timeout: 0.5, max_memory_mb: 100}",
-    "evaluate={temperature: 1, max_tokens: 1023, reasoning_max_tokens: 1, max_turns: 1, actors: 3, limit: 1, tasks: 1}",
+    "audit={max_length_accuracy: 1, max_verb_accuracy: 0.5, max_order_imbalance: 0}",
+    "evaluate={step_timeout: 5, reset_timeout: 0.5, max_memory_mb: 100}",
+    "evaluate={temperature: 1, max_tokens: 1023, reasoning_max_tokens: 1, max_turns: 1}",
+    "evaluate={actors: 3, limit: 1, task_limit: 1}",
     "evaluate.max_tokens=null",
-    "prompt.options={history_length: 0, max_listed: 1, admissible_in_choice: false}",
-    "prompt={template: compact, options: {history_length: null, observations_in_history: true}}",
+    "template_options={history_length: 0, max_listed: 1, admissible_in_choice: false}",
+    "template_options={history_length: null, observations_in_history: true}",
     "env_settings={max_steps: 1}",
     "engine_options={gpu_memory_utilization: 0.5, trust_remote_code: true}",
     "expert.limits={train: 1, valid_seen: 36}",
@@ -137,89 +137,88 @@ RIGHT = [
 ]
 
 
-@pytest.fixture
-def planned(tmp_path: Path) -> Any:
-    """The stages of the quickstart with a change."""
-    (tmp_path / "FILE").write_text("")
-
-    def plan(change: str) -> list[Stage]:
-        recipe = load_recipe("alfworld/quickstart", [change.replace("FILE", str(tmp_path / "FILE"))])
-        return stages(recipe, tmp_path / "out")
-
-    return plan
-
-
-def run_command(stage: Stage) -> None:
-    """The stage's command line, in this process."""
-    _, _, _, command, *arguments = stage.command
-    COMMANDS[command].main(arguments, standalone_mode=False)
+def check(name: str, folder: Path, *changes: str) -> str:
+    recipe = load_recipe(name, changes)
+    return check_settings(recipe, plan(recipe, RunFolder(folder), [0]))
 
 
 @pytest.mark.parametrize(("change", "key"), WRONG, ids=lambda text: str(text)[:60])
-def test_a_wrong_setting_is_refused_by_check_and_command(change: str, key: str, planned: Any, tmp_path: Path) -> None:
-    found = planned(change)
-    with pytest.raises(ConfigError) as checked:
-        check_stages(found)
-    message = str(checked.value)
-    assert key in message, message
-    after = message[message.index(key) :]
-    stage = min(
-        (stage for stage in found if stage.call), key=lambda stage: (after + f"({stage.name}").index(f"({stage.name}")
-    )
-    with pytest.raises(ConfigError) as refused:
-        run_command(stage)
-    error = refused.value
-    assert not isinstance(error, DataError), "it has looked at its data"
-    if "is not JSON" not in str(error):  # as which NaN is refused
-        told = (
-            f"{recipe_key(stage.call, error.option)} {error.problem}" if isinstance(error, OptionError) else str(error)
-        )
-        assert key in told
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["FILE"], "nothing is written"
+def test_a_wrong_setting_is_refused_by_its_key_before_anything_is_written(
+    change: str, key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "FILE").write_text("")
+    change = change.replace("FILE", str(tmp_path / "FILE"))
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")) as refused:
+        run_recipe("alfworld/quickstart", tmp_path / "out", [change])
+    assert not isinstance(refused.value, DataError)
+    assert [path.name for path in tmp_path.rglob("*")] == ["FILE"]
 
 
-@pytest.mark.parametrize(("change", "key"), WRONG_RECIPES)
-def test_a_recipe_that_cannot_work_is_refused_when_it_is_read(change: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
-        load_recipe("alfworld/quickstart", [change])
+MODEL = ["--model", "/nowhere", "--trajectories", "none.parquet"]
+WRONG_COMMANDS = [
+    (["data", "games", "--counts", "train=-1"], "counts.train"),
+    (["data", "games", "--counts", "trian=1"], "counts"),
+    (["data", "games", "--counts", "train"], "counts"),
+    (["data", "games", "--counts", "train=1", "--counts", "train=2"], "counts"),
+    (["data", "games", "--seed", "99999999999999999999"], "seed"),
+    (["data", "expert", "alfworld", "trian"], "split"),
+    (["data", "expert", "alfworld", "train", "--expert", "nobody"], "expert"),
+    (["data", "expert", "alfworld", "train", "--limit", "0"], "limit"),
+    (["data", "expert", "alfworld", "train", "--env-settings", "max_steps=many"], "env_settings.max_steps"),
+    (["data", "alternatives", *MODEL, "--n", "0"], "n"),
+    (["data", "alternatives", *MODEL, "--temperature", "nan"], "temperature"),
+    (["data", "alternatives", *MODEL, "--max-tokens", "4096"], "max_tokens"),
+    (["data", "alternatives", *MODEL, "--template-options", "history_length=-1"], "template_options.history_length"),
+    (["data", "alternatives", *MODEL, "--engine-options", "model=x"], "engine_options"),
+    (["data", "pairs", "--trajectories", "none.parquet"], "alternatives"),
+    (["data", "pairs", "--trajectories", "none.parquet", "--candidates", "1"], "candidates"),
+    (["data", "tasks", "alfworld", "--splits", "train", "--splits", "train"], "splits"),
+    (["data", "preferences", "none.jsonl", "--candidates", "1"], "candidates"),
+    (["data", "preferences", "none.jsonl", "--env", "a b"], "env"),
+    (["data", "sft", *MODEL, "--max-length", "0"], "max_length"),
+    (["eval", "run", *MODEL, "--max-turns", "0"], "max_turns"),
+    (["eval", "run", *MODEL, "--step-timeout", "0"], "step_timeout"),
+    (["eval", "run", *MODEL, "--reasoning-max-tokens", "5000"], "reasoning_max_tokens"),
+    (["dev", "catalogue", "--products", "1", "--instructions", "1"], "products"),
+]
+
+
+@pytest.mark.parametrize(("words", "option"), WRONG_COMMANDS, ids=lambda entry: " ".join(entry)[:60])
+def test_a_command_refuses_a_wrong_option_before_any_work(words: list[str], option: str, tmp_path: Path) -> None:
+    """Its data do not exist: a command that looked at them first would say that they are missing."""
+    with pytest.raises(OptionError) as refused:
+        COMMAND.main([*words[:2], "--out", str(tmp_path / "out"), *words[2:]], standalone_mode=False)
+    assert refused.value.option == option
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("change", RIGHT)
-def test_a_right_setting_passes(change: str, planned: Any) -> None:
-    assert check_stages(planned(change)).startswith("of ")
+def test_a_right_setting_passes(change: str, tmp_path: Path) -> None:
+    assert check("alfworld/quickstart", tmp_path, change).startswith("of ")
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_the_settings_of_every_recipe_pass(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
-    found = method_stages(recipe, tmp_path, [0]) if recipe.methods else stages(recipe, tmp_path)
-    assert check_stages(found).startswith("of ")
+    assert check(name, tmp_path).startswith("of ")
 
 
-def test_reflections_are_checked_too(tmp_path: Path) -> None:
-    recipe = load_recipe("alfworld/methods_thinking", ["reflect.temperature=-1", "reflect.max_tokens=4096"])
-    with pytest.raises(ConfigError, match=r"reflect\.temperature"):
-        check_stages(method_stages(recipe, tmp_path, [0]))
+def test_settings_of_several_stages_are_all_named(tmp_path: Path) -> None:
+    changes = ["evaluate.max_tokens=5000", "reflect.max_tokens=4096", "expert.name=nobody"]
+    with pytest.raises(ConfigError, match=r"expert\.name(.|\n)*reflect\.max_tokens(.|\n)*evaluate\.max_tokens"):
+        check("alfworld/methods_thinking", tmp_path, *changes)
 
 
 def test_a_limit_of_a_split_that_the_environment_has_not_is_refused(tmp_path: Path) -> None:
-    recipe: Recipe = load_recipe("alfworld/quickstart", ["expert.limits={dev: 3}"])
-    check = dict(_checks(recipe, tmp_path, [0]))["data"]
-    with pytest.raises(ConfigError, match=r"expert\.limits has dev"):
-        check()
+    with pytest.raises(ConfigError, match=r"expert\.limits"):
+        run_recipe("alfworld/quickstart", tmp_path, ["expert.limits={dev: 3}"])
 
 
-def test_every_option_of_a_stage_has_a_key_of_the_recipe(tmp_path: Path) -> None:
-    """Where it does not have one, it comes from other stages, or is not stated at all."""
-    recipe = load_recipe("alfworld/methods_thinking")
-    derived = {"trajectories", "pairs", "alternatives", "reflections", "held_out", "tasks", "name", "mode", "reasoning"}
-    known = set(vars(recipe))
-    for stage in method_stages(recipe, tmp_path, [0]):
-        for option in (
-            stage.call.options if stage.call and not stage.call.command.startswith(("compare", "report")) else ()
-        ):
-            key = recipe_key(stage.call, option)
-            assert option in derived or key.split(".")[0].split(" ")[0] in known | {"trust_remote_code"}, key
+def test_every_option_has_a_help_text() -> None:
+    for group in COMMAND.commands.values():
+        for command in getattr(group, "commands", {"": group}).values():
+            assert command.help
+            for parameter in command.params:
+                assert parameter.help, f"{command.name} {parameter.name}"
 
 
 def test_an_option_error_survives_its_way_between_processes() -> None:

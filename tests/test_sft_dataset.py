@@ -17,6 +17,7 @@ from verl_act.data.sft_dataset import ActSFTDataset
 from verl_act.data_prep.sft.make_sft import FILE_NAME, make_sft
 from verl_act.errors import DataError
 from verl_act.schema import TRAJECTORY, write_rows
+from verl_act.settings.data import SftSettings
 
 THOUGHT, ACTION = "the desk is near", "go to desk 1"
 OPENS_THOUGHT = """{%- for message in messages -%}
@@ -52,7 +53,7 @@ def test_a_row_is_the_prompt_as_it_is_asked_and_then_the_reply(
     shutil.copy(embedded_models()["alfworld"] / "config.json", tmp_path / "model")
     step = make_step(0, action=ACTION, thought=thought)
     write_rows(tmp_path / "steps.parquet", [step.to_row()], TRAJECTORY)
-    make_sft(tmp_path / "sft", [tmp_path / "steps.parquet"], str(tmp_path / "model"))
+    make_sft(SftSettings(trajectories=[tmp_path / "steps.parquet"], model=str(tmp_path / "model")), tmp_path / "sft")
     file = tmp_path / "sft" / FILE_NAME
     overrides = ["+act=sft", "data.max_length=4096", "data.pad_mode=no_padding"]
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -75,7 +76,10 @@ def test_damaged_rows_are_refused_before_verl_reads_them(tmp_path: Path) -> None
     """pandas would read other text without a word."""
     tokenizer = AutoTokenizer.from_pretrained(embedded_models()["alfworld"])
     write_rows(tmp_path / "steps.parquet", [make_step(number).to_row() for number in range(20)], TRAJECTORY)
-    make_sft(tmp_path / "sft", [tmp_path / "steps.parquet"], str(embedded_models()["alfworld"]))
+    make_sft(
+        SftSettings(trajectories=[tmp_path / "steps.parquet"], model=str(embedded_models()["alfworld"])),
+        tmp_path / "sft",
+    )
     file = tmp_path / "sft" / FILE_NAME
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 4

@@ -16,9 +16,11 @@ from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.alternatives.sample_alternatives import sample_alternatives
 from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.data_prep.sft.reflect import reflect
-from verl_act.engine import Engine, EngineSettings, Sampling, load_tokenizer
+from verl_act.engine import Engine, load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
+from verl_act.settings.data import AlternativesSettings, ReflectSettings, SftSettings
+from verl_act.settings.model import ModelSettings, Sampling
 
 PARTS = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
@@ -53,13 +55,20 @@ def test_a_tokenizer_that_cannot_work_is_refused_everywhere(
     steps, pairs, out = tmp_path / "steps.parquet", tmp_path / "pairs.parquet", tmp_path / "out"
     write_rows(steps, [make_step().to_row()], TRAJECTORY)
     write_rows(pairs, [make_pair().to_row()], PAIR)
-    settings, sampling = EngineSettings(model=str(model)), Sampling()
+    settings, sampling = ModelSettings(model=str(model)), Sampling()
     commands: dict[str, Callable[[], Any]] = {
         "load": lambda: load_tokenizer(str(model)),
-        "make-sft": lambda: make_sft(out, [steps], str(model)),
+        "sft": lambda: make_sft(SftSettings(trajectories=[steps], model=str(model)), out),
         "engine": lambda: Engine(settings),
-        "sample-alternatives": lambda: sample_alternatives(out, [steps], settings, sampling),
-        "reflect": lambda: reflect(out, [steps], [pairs], settings, sampling),
+        "alternatives": lambda: sample_alternatives(
+            AlternativesSettings(trajectories=[steps], **settings.model_dump(), **sampling.model_dump()), out
+        ),
+        "reflect": lambda: reflect(
+            ReflectSettings(
+                trajectories=[steps], pairs=[pairs], workers=0, **settings.model_dump(), **sampling.model_dump()
+            ),
+            out,
+        ),
         "dataset": lambda: ActDataset(str(pairs), AutoTokenizer.from_pretrained(model), data_config()),
     }
     for name, command in commands.items():

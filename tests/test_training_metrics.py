@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import wrapt
 
+from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import load_recipe
-from verl_act.chain.stages import stages
 from verl_act.config.settings import ActSettings
 from verl_act.errors import DataError
 from verl_act.learning_signal import STEPS, SWITCH, LearningSignal, equal_groups
+from verl_act.run_folder import RunFolder
 from verl_act.upstream_gaps.training_metrics import last_outputs, means
 
 
@@ -101,13 +102,13 @@ def test_a_switch_continues_and_so_does_a_run_that_has_learnt(caplog: pytest.Log
 def test_the_switch_has_one_name() -> None:
     """In data.act, in a recipe, and as the option of a command."""
     recipe = load_recipe("alfworld/quickstart", [f"{SWITCH}=true"])
-    commands = {stage.name: " ".join(map(str, stage.command)) for stage in stages(recipe, Path("run"))}
+    commands = {stage.name: " ".join(stage.argv()) for stage in run_plan(recipe, RunFolder(Path("run")))}
     assert "--allow-degenerate" in commands["alternatives"]
     assert all(f"data.act.{SWITCH}=true" in commands[name] for name in ("critic", "action"))
     assert SWITCH in {field.name for field in fields(ActSettings)}
     without = {
-        stage.name: " ".join(map(str, stage.command))
-        for stage in stages(load_recipe("alfworld/quickstart"), Path("run"))
+        stage.name: " ".join(stage.argv())
+        for stage in run_plan(load_recipe("alfworld/quickstart"), RunFolder(Path("run")))
     }
     assert not any("degenerate" in command for command in without.values())
 

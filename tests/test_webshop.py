@@ -51,6 +51,7 @@ from verl_act.envs.webshop.stemmer import stem
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
 from verl_act.schema import ALTERNATIVES, TRAJECTORY, Alternatives, read_pairs, read_steps, write_rows
+from verl_act.settings.data import AuditSettings, CatalogueSettings, ExpertSettings, PairsSettings
 
 SPEC = get_env("webshop")
 
@@ -215,14 +216,17 @@ def test_interleaved_episodes_are_strangers(shop: Path) -> None:
 
 
 def test_trajectories_and_pairs(tmp_path: Path) -> None:
-    collect_expert(tmp_path / "x", "webshop", "train", limit=12, progress=False)
+    collect_expert(ExpertSettings(env="webshop", split="train", limit=12, workers=0), tmp_path / "x")
     steps = read_steps([tmp_path / "x" / "trajectories.parquet"])
     assert all(step.verified and step.success and step.plan_length is not None for step in steps)
     trajectories = [tmp_path / "x" / "trajectories.parquet"]
-    build_pairs(tmp_path / "p", trajectories, source="admissible", max_alternatives_per_state=2)
+    build_pairs(
+        PairsSettings(trajectories=trajectories, source="admissible", max_alternatives_per_state=2, workers=0),
+        tmp_path / "p",
+    )
     pairs = read_pairs([tmp_path / "p" / "pairs.parquet"])
     assert pairs and all(pair.alternative_admissible and (pair.margin or 0) > 0 for pair in pairs)
-    result = CliRunner().invoke(app, ["make-tasks", "--out", str(tmp_path / "t"), "--splits", "dev", "webshop"])
+    result = CliRunner().invoke(app, ["data", "tasks", "--out", str(tmp_path / "t"), "--splits", "dev", "webshop"])
     assert result.exit_code == 0, result.output
 
 
@@ -231,7 +235,7 @@ def test_trajectories_and_pairs(tmp_path: Path) -> None:
 
 def test_a_search_that_no_list_has_is_sound_in_a_pair(tmp_path: Path) -> None:
     """The shop takes any words: from a policy that samples them, and from an expert whose trajectory was imported."""
-    collect_expert(tmp_path / "e", "webshop", "dev", limit=3, progress=False)
+    collect_expert(ExpertSettings(env="webshop", split="dev", limit=3, workers=0), tmp_path / "e")
     steps = read_steps([tmp_path / "e" / "trajectories.parquet"])
     searched = [step for step in steps if step.action.startswith("search[")]
     own = {step.state_id: replace(step, action=f"{step.action[:-1]} please]") for step in searched}
@@ -241,22 +245,25 @@ def test_a_search_that_no_list_has_is_sound_in_a_pair(tmp_path: Path) -> None:
     rows = [Alternatives(state_id=step.state_id, replies=(reply,), model="m", sampling="{}").to_row() for step in steps]
     write_rows(tmp_path / "alternatives.parquet", rows, ALTERNATIVES)
     build_pairs(
+        PairsSettings(
+            trajectories=[tmp_path / "imported.parquet"],
+            alternatives=[tmp_path / "alternatives.parquet"],
+            keep_nonpositive_margin=True,
+            workers=0,
+        ),
         tmp_path / "p",
-        [tmp_path / "imported.parquet"],
-        [tmp_path / "alternatives.parquet"],
-        keep_nonpositive_margin=True,
     )
     pairs = read_pairs([tmp_path / "p" / "pairs.parquet"])
     assert {step.action for step in own.values()} <= {pair.expert_action for pair in pairs}
     kettles = [pair for pair in pairs if pair.alternative_action == "search[a kettle]"]
     assert len(kettles) > len(searched) and all(pair.alternative_admissible for pair in kettles)
-    errors = check_pairs([tmp_path / "p" / "pairs.parquet"]).errors
+    errors = check_pairs(AuditSettings(pairs=[tmp_path / "p" / "pairs.parquet"])).errors
     assert not {finding.check for finding in errors} & {"admissible flag", "expert's action admissible"}
 
 
 def test_the_embedded_catalogue_is_the_same_everywhere(tmp_path: Path) -> None:
     """A change of this digest makes every figure measured on the catalogue another one."""
-    make_catalogue(tmp_path / "made")
+    make_catalogue(CatalogueSettings(), tmp_path / "made")
     whole = hashlib.sha256()
     for name in ("items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"):
         whole.update((tmp_path / "made" / name).read_bytes())
@@ -267,7 +274,7 @@ def test_the_embedded_catalogue_is_the_same_everywhere(tmp_path: Path) -> None:
 
 
 def test_seeds_make_other_catalogues(tmp_path: Path) -> None:
-    arguments = ["make-catalogue", "--products", "40", "--instructions", "2", "--out"]
+    arguments = ["dev", "catalogue", "--products", "40", "--instructions", "2", "--out"]
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         result = CliRunner().invoke(app, [*arguments, str(tmp_path / name), "--seed", seed])
         assert result.exit_code == 0, result.output
@@ -276,7 +283,7 @@ def test_seeds_make_other_catalogues(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "a")
     assert manifest is not None and manifest.counts["goals"] == {"train": 40, "dev": 26, "test": 14}
     with pytest.raises(ConfigError, match="each of three splits needs a goal"):
-        make_catalogue(tmp_path / "none", products=1, instructions=2)
+        make_catalogue(CatalogueSettings(products=1, instructions=2), tmp_path / "none")
 
 
 def test_an_official_file_is_read_as_webshop_reads_it(tmp_path: Path) -> None:
@@ -547,7 +554,7 @@ def damaged(name: str, folder: Path) -> Path:
 def test_damaged_data_are_named_with_a_remedy(name: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=says) as caught:
         load_catalogue(damaged(name, tmp_path / "shop"))
-    assert any(remedy in str(caught.value) for remedy in ("make-catalogue", "Download", "Save it as UTF-8"))
+    assert any(remedy in str(caught.value) for remedy in ("dev", "catalogue", "Download", "Save it as UTF-8"))
 
 
 def test_a_shop_without_goals_says_so(tmp_path: Path) -> None:
@@ -1139,7 +1146,7 @@ def test_the_fewest_option_clicks(
 
 def test_plans_are_as_short_as_any_way(tmp_path: Path) -> None:
     """Breadth first over every click and the likely searches, in a shop of six."""
-    make_catalogue(tmp_path / "six", products=6, instructions=3)
+    make_catalogue(CatalogueSettings(products=6, instructions=3), tmp_path / "six")
     catalogue = load_catalogue(tmp_path / "six")
     searches = [f"search[{catalogue.product(row).name.lower()}]" for row in range(6)]
     for one in list_goals(catalogue)[:6]:

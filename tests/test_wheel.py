@@ -122,8 +122,8 @@ def test_verls_own_sft_command_takes_our_groups(installed: Path, tmp_path: Path)
 
 def test_our_command_knows_its_recipes(installed: Path, tmp_path: Path) -> None:
     shown = run(installed, tmp_path, "-m", "verl_act", "--help")
-    assert "build-pairs" in shown and "doctor" in shown
-    chain = ("chain", "alfworld/quickstart", "--out", "out", "--check")
+    assert "data" in shown and "doctor" in shown
+    chain = ("run", "alfworld/quickstart", "--out", "out", "--check")
     shown = run(installed, tmp_path, "-m", "verl_act", *chain)
     assert "ok    critic configuration" in shown and str(installed / "verl_act/assets/embedded_model") in shown
 

@@ -16,23 +16,23 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from uuid import uuid4
 
 from pydantic import Field
 
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.manifest import digest
-from verl_act.options import NotNegative, Positive, Text, TopP, check_options
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix, with_opening
 from verl_act.prompts.rendering import render, require_usable
+from verl_act.settings.model import EngineOptions, ModelSettings, Sampling
 
 if TYPE_CHECKING:
     from verl_act.rollout.sequence import GrowingSequence
@@ -55,25 +55,8 @@ _CPU_ENGINE = {
     "enable_chunked_prefill": False,
 }
 
+_NOT_OF_VLLM = ("chat_template_kwargs", "seed_requests")
 _DEVICES_OF_A_REPLICA = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How replies are sampled; temperature 0 is greedy. `max_tokens` limits one reply."""
-
-    n: Positive = 1
-    temperature: NotNegative = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = -1
-    max_tokens: Positive = 512
-
-    def __post_init__(self) -> None:
-        check_options(type(self), asdict(self))
-        if self.temperature == 0 and self.n > 1:
-            raise OptionError(
-                "n", f"is {self.n} at temperature 0, where all samples are the same; raise the temperature."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,61 +72,20 @@ class Reply:
     cut: bool = False
 
 
-class _OurEngineOptions(TypedDict):
-    """Keys of `--engine-options` that this package reads too."""
-
-    max_model_len: Positive
-    trust_remote_code: bool
-    chat_template_kwargs: dict[str, Any]
-    seed_requests: bool
-
-
-_NOT_OF_VLLM = ("chat_template_kwargs", "seed_requests")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """The model, and vLLM's engine arguments beyond our defaults.
-
-    `extra` may hold any engine argument, and
-
-    - `chat_template_kwargs`, for prompts;
-    - `seed_requests`: whether every request has a seed of its own, so that its replies do not depend on what the engine
-      runs beside it. If not, the engine has one seed, and a repeated or resumed run samples other replies. The default
-      is true where it costs nothing: on a CPU, and with vLLM's V2 model runner. The sampler of its V1 runner
-      handles seeded requests one by one, and without FlashInfer.
-    """
-
-    model: Text
-    max_model_len: Positive = 4096
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_options(type(self), {"model": self.model, "max_model_len": self.max_model_len})
-        check_options(_OurEngineOptions, self.extra, "engine_options")
-        if "model" in self.extra:
-            raise OptionError("engine_options", "has a key 'model'; give it as --model instead.")
-
-    @property
-    def context_length(self) -> int:
-        """Maximum tokens of a prompt and its reply together."""
-        return self.extra.get("max_model_len") or self.max_model_len
-
-
-def check_engine(settings: EngineSettings, sampling: Sampling) -> None:
+def check_engine(settings: ModelSettings, sampling: Sampling) -> None:
     """Raise `ConfigError` if the engine has no such option, or a long reply would leave no room for a prompt."""
     require_room(settings, sampling.max_tokens)
-    if not settings.extra.keys() - _OurEngineOptions.__annotations__.keys():
+    if not settings.engine_options.keys() - EngineOptions.__annotations__.keys():
         return  # vLLM takes seconds to import
     known = sorted(entry.name for entry in fields(_engine_arguments()))
-    for key in settings.extra.keys() - _OurEngineOptions.__annotations__.keys():
+    for key in settings.engine_options.keys() - EngineOptions.__annotations__.keys():
         if key not in known:
             like = get_close_matches(key, known, 1)
             hint = f"; do you mean {like[0]!r}?" if like else ". See vLLM's documentation of its engine arguments."
             raise OptionError("engine_options", f"has a key {key!r}, which vLLM's engine does not take{hint}")
 
 
-def require_room(settings: EngineSettings, max_tokens: int, option: str = "max_tokens") -> None:
+def require_room(settings: ModelSettings, max_tokens: int, option: str = "max_tokens") -> None:
     """Raise `OptionError` about `option` if a reply of `max_tokens` fills the model's context."""
     if max_tokens >= settings.context_length:
         raise OptionError(
@@ -177,11 +119,11 @@ def model_digest(model: str) -> str | None:
     return digest(model) if Path(model).is_dir() else None
 
 
-def vllm_arguments(settings: EngineSettings) -> dict[str, Any]:
+def vllm_arguments(settings: ModelSettings) -> dict[str, Any]:
     """vLLM's engine arguments for `settings` on this machine, without the model."""
     from vllm.platforms import current_platform
 
-    extra = {name: value for name, value in settings.extra.items() if name not in _NOT_OF_VLLM}
+    extra = {name: value for name, value in settings.engine_options.items() if name not in _NOT_OF_VLLM}
     if current_platform.is_cpu():
         defaults = _CPU_ENGINE
         for name, value in _CPU_ENVIRONMENT.items():
@@ -241,11 +183,11 @@ class Engine:
     seed_requests = True
     replicas = 1
 
-    def __init__(self, settings: EngineSettings, start_seconds: float | None = None, seed: int = 0) -> None:
+    def __init__(self, settings: ModelSettings, start_seconds: float | None = None, seed: int = 0) -> None:
         if start_seconds is None:
             start_seconds = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
         self.settings = settings
-        self.chat_template_kwargs = settings.extra.get("chat_template_kwargs", {})
+        self.chat_template_kwargs = settings.engine_options.get("chat_template_kwargs", {})
         self.tokenizer = usable_tokenizer(settings)
         self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -273,7 +215,7 @@ class Engine:
         config = self.llm.vllm_config
         self.replicas = config.parallel_config.data_parallel_size
         self.max_num_seqs = self.replicas * config.scheduler_config.max_num_seqs
-        self.seed_requests = settings.extra.get("seed_requests", _seeds_are_free(config))
+        self.seed_requests = settings.engine_options.get("seed_requests", _seeds_are_free(config))
         self._next_replica = cycle(range(self.replicas))
 
     def __enter__(self) -> Self:
@@ -345,7 +287,7 @@ class Engine:
         from verl.utils.tokenizer import hf_processor
         from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-        trust_remote_code = bool(self.settings.extra.get("trust_remote_code", False))
+        trust_remote_code = bool(self.settings.engine_options.get("trust_remote_code", False))
         return create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=self.llm.model_config.hf_config.model_type,
@@ -388,7 +330,7 @@ class Engine:
         room = self.max_model_len - len(prompt_ids)
         if room < 1:
             return []
-        sampling_options = {**asdict(sampling), "max_tokens": min(sampling.max_tokens, room), **options}
+        sampling_options = {**sampling.model_dump(), "max_tokens": min(sampling.max_tokens, room), **options}
         if self.seed_requests:
             sampling_options["seed"] = seed
         parameters = SamplingParams(**sampling_options, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -438,10 +380,10 @@ def _exit(signal_number: int, _frame: Any) -> None:
     sys.exit(128 + signal_number)
 
 
-def usable_tokenizer(settings: EngineSettings) -> Any:
+def usable_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of an engine. Raises `ConfigError` as `load_tokenizer` does, without starting the engine."""
-    tokenizer = load_tokenizer(settings.model, bool(settings.extra.get("trust_remote_code", False)))
-    require_usable(tokenizer, settings.extra.get("chat_template_kwargs"))
+    tokenizer = load_tokenizer(settings.model, bool(settings.engine_options.get("trust_remote_code", False)))
+    require_usable(tokenizer, settings.engine_options.get("chat_template_kwargs"))
     return tokenizer
 
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -56,17 +56,16 @@ def make_manifest(
     stage: str,
     *,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, os.PathLike[str] | str] | list[os.PathLike[str] | str] = (),  # type: ignore[assignment]
+    inputs: Sequence[os.PathLike[str] | str] = (),
     counts: Mapping[str, Any] | None = None,
     seed: int | None = None,
     seconds: float | None = None,
 ) -> Manifest:
     """A manifest for this process: adds the hashes of `inputs` (files or folders), tool versions and the command."""
-    paths = inputs.values() if isinstance(inputs, Mapping) else inputs
     return Manifest(
         stage=stage,
         settings=json.loads(json.dumps(dict(settings), default=str)),
-        inputs={str(path): digest(path) for path in paths},
+        inputs={str(path): digest(path) for path in inputs},
         counts=dict(counts or {}),
         seed=seed,
         versions=dict(_versions()),

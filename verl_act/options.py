@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from reprlib import repr as brief
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from verl_act.errors import OptionError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _LARGEST = 2**31 - 1
 
@@ -45,9 +48,8 @@ def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: 
             _adapter(owner, name).validate_python(_valid_unicode(value))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            keys = [segment for segment in (inside, name, *_keys(value, first["loc"])) if segment]
-            message = first["msg"].replace("Input", "it", 1)
-            raise OptionError(".".join(keys), f"is {brief(first['input'])}: {message}.") from error
+            keys = [segment for segment in (inside, name, *key_path(value, first["loc"])) if segment]
+            raise OptionError(".".join(keys), problem(first)) from error
 
 
 def check_keys(known: Callable[..., Any] | list[str], values: Mapping[str, Any], option: str) -> None:
@@ -76,7 +78,15 @@ def _adapter(owner: Callable[..., Any], name: str) -> TypeAdapter[Any]:
     return TypeAdapter(_hints(owner)[name], config=_STRICT)
 
 
-def _keys(value: Any, location: tuple[int | str, ...]) -> list[str]:
+def problem(error: ErrorDetails) -> str:
+    """An error of pydantic as the rest of a sentence that begins with the option."""
+    if error["type"] == "missing":
+        return "is missing."
+    message = error["msg"].removeprefix("Value error, ").replace("Input", "it", 1)
+    return f"is {brief(error['input'])}: {message}."
+
+
+def key_path(value: Any, location: tuple[int | str, ...]) -> list[str]:
     """The keys of the value in an error's location, whose other entries name branches of a union."""
     keys = []
     for segment in location:

@@ -14,23 +14,22 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from verl_act.concurrency import for_each
-from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, request_seed
+from verl_act.engine import Engine, check_engine, model_digest, request_seed
 from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import digest, make_manifest, write_manifest
-from verl_act.options import Count, NotNegative, Positive, Seed, check_options
+from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action
-from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.sampling import sampling_key
 from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
+from verl_act.settings.data import AlternativesSettings
 
 FILE_NAME = "alternatives.parquet"
 SHARD_STATES = 256
@@ -39,68 +38,34 @@ SHARDS_IN_FLIGHT = 4
 """Shards that an engine on Ray samples at once."""
 
 _Rows = list[dict[str, Any]]
-_Job = tuple[EngineSettings, Sampling, str, dict[str, Any], int]
-"""The arguments of `Sampler`."""
 
 
 @writes_folder("sample_alternatives")
-def sample_alternatives(
-    out: Path,
-    trajectories: Sequence[Path],
-    engine: EngineSettings,
-    sampling: Sampling,
-    *,
-    template: str = "cot",
-    template_options: dict[str, Any] | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    workers: int = 0,
-    gpus_per_worker: float = 1,
-    allow_degenerate: bool = False,
-) -> None:
+def sample_alternatives(settings: AlternativesSettings, out: str | PathLike[str]) -> Manifest:
     """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in trajectory order) and a manifest.
 
-    `limit` bounds the states per split: whole trajectories are sampled until the limit is reached, in the order in
-    which `build_pairs` with a limit and the same seed uses them. `workers` is the number of engines on a Ray cluster
-    (0: one engine in this process). The same seed and engine give the same replies, even if the run is interrupted.
+    The limit bounds the states per split: whole trajectories are sampled until it is reached, in the order in which
+    `build_pairs` with a limit and the same seed uses them. The same seed and engine give the same replies, even if the
+    run is interrupted.
 
     Raises `DataError` after the first shard if no reply has an action, unless `allow_degenerate`.
     """
-    check_settings(
-        engine,
-        sampling,
-        template=template,
-        template_options=template_options,
-        seed=seed,
-        limit=limit,
-        workers=workers,
-        gpus_per_worker=gpus_per_worker,
-    )
+    check_settings(settings)
     started = time.monotonic()
-    known = sampled_trajectories(read_steps(trajectories), limit, seed)
+    known = sampled_trajectories(read_steps(settings.trajectories), settings.limit, settings.seed)
     steps = steps_to_learn(known)
     if not steps:
         raise DataError(
-            f"{', '.join(map(str, trajectories))}: no expert states to sample at; collect trajectories first."
+            f"{', '.join(map(str, settings.trajectories))}: no expert states to sample at; collect trajectories first."
         )
-    settings = {
-        "engine": asdict(engine),
-        "model_digest": model_digest(engine.model),
-        "sampling": asdict(sampling),
-        "template": template,
-        "template_options": template_options or {},
-        "seed": seed,
-        "states": len(steps),
-        "trajectories": [digest(path) for path in trajectories],
-    }
-    shards_folder = _open_shards(out, settings)
+    recorded = {**settings.recorded(), "model_digest": model_digest(settings.model), "states": len(steps)}
+    shards_folder = _open_shards(out, {**recorded, "trajectories": [digest(path) for path in settings.trajectories]})
     shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
     missing = {index: shard for index, shard in enumerate(shards) if not _shard(shards_folder, index).exists()}
-    job = (engine, sampling, template, template_options or {}, seed)
     sampled = [row for index in range(len(shards)) if index not in missing for row in _read(shards_folder, index)]
-    usable = allow_degenerate or _has_action(sampled)
+    usable = settings.allow_degenerate or _has_action(sampled)
     if sampled and not usable:
-        raise _no_action(sampled, engine.model, template)
+        raise _no_action(sampled, settings)
     with tqdm(total=len(steps), initial=len(sampled), desc="sampling alternatives", unit="state") as progress:
 
         def keep(index: int, rows: _Rows) -> None:
@@ -109,12 +74,12 @@ def sample_alternatives(
             progress.update(len(rows))
             usable = usable or _has_action(rows)
             if not usable:
-                raise _no_action(rows, engine.model, template)
+                raise _no_action(rows, settings)
 
-        if missing and workers:
-            _on_ray(missing, job, workers, gpus_per_worker, keep)
+        if missing and settings.workers:
+            _on_ray(missing, settings, keep)
         elif missing:
-            _in_this_process(missing, job, keep)
+            _in_this_process(missing, settings, keep)
     rows = [row for index in range(len(shards)) for row in _read(shards_folder, index)]
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
@@ -127,47 +92,37 @@ def sample_alternatives(
         }
         manifest = make_manifest(
             "sample_alternatives",
-            settings=settings,
-            inputs=list(trajectories),
+            settings=recorded,
+            inputs=settings.inputs(),
             counts=counts,
-            seed=seed,
+            seed=settings.seed,
             seconds=time.monotonic() - started,
         )
         write_manifest(folder, manifest)
     shutil.rmtree(shards_folder)
+    return manifest
 
 
-def check_settings(
-    engine: EngineSettings,
-    sampling: Sampling,
-    *,
-    template: str = "cot",
-    template_options: dict[str, Any] | None = None,
-    seed: Seed = 0,
-    limit: Positive | None = None,
-    workers: Count = 0,
-    gpus_per_worker: NotNegative = 1,
-) -> None:
+def check_settings(settings: AlternativesSettings) -> None:
     """Raise `ConfigError` for an invalid setting."""
-    check_engine(engine, sampling)
-    options = {"seed": seed, "limit": limit, "workers": workers, "gpus_per_worker": gpus_per_worker}
-    check_options(check_settings, options)
-    get_template(template, **(template_options or {}))
+    check_engine(settings, settings.sampling)
+    settings.make_template()
 
 
 def _has_action(rows: Sequence[dict[str, Any]]) -> bool:
     return any(parse_action(reply).action is not None for row in rows for reply in row["replies"])
 
 
-def _no_action(rows: Sequence[dict[str, Any]], model: str, template: str) -> DataError:
+def _no_action(rows: Sequence[dict[str, Any]], settings: AlternativesSettings) -> DataError:
     replies = [reply for row in rows for reply in row["replies"]]
     reasons = Counter(str(parse_action(reply).malformed) for reply in replies)
     listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     return DataError(
-        f"{model}: none of the {len(replies)} replies for the first {len(rows)} states has an action ({listed}), so "
-        f"the model would give no alternatives. First reply: {replies[0][:200]!r}. If replies are cut (unclosed_think, "
-        f"unclosed), raise --max-tokens; otherwise use a model that follows the template {template!r}. To continue "
-        "anyway, add --allow-degenerate (in a recipe: allow_degenerate: true); pairs then use random actions."
+        f"{settings.model}: none of the {len(replies)} replies for the first {len(rows)} states has an action "
+        f"({listed}), so the model would give no alternatives. First reply: {replies[0][:200]!r}. If replies are cut "
+        "(unclosed_think, unclosed), raise --max-tokens; otherwise use a model that follows the template "
+        f"{settings.template!r}. To continue anyway, add --allow-degenerate (in a recipe: allow_degenerate: true); "
+        "pairs then use random actions."
     )
 
 
@@ -187,14 +142,11 @@ def sampled_trajectories(steps: Sequence[Step], limit: int | None, seed: int) ->
 class Sampler:
     """Samples replies from one engine. Ray Data runs it as an actor."""
 
-    def __init__(
-        self, engine: EngineSettings, sampling: Sampling, template: str, template_options: dict[str, Any], seed: int
-    ) -> None:
-        self.engine = Engine(engine, seed=seed)
-        self.sampling = sampling
-        self.template = get_template(template, **template_options)
-        self.seed = seed
-        self.model = engine.model
+    def __init__(self, settings: AlternativesSettings) -> None:
+        self.engine = Engine(settings, seed=settings.seed)
+        self.settings = settings
+        self.sampling = settings.sampling
+        self.template = settings.make_template()
 
     async def sample(self, shards: Mapping[int, Sequence[Step]], keep: Callable[[int, _Rows], None]) -> None:
         """Call `keep` with each shard's index and rows of schema ALTERNATIVES as soon as all of its states are sampled.
@@ -215,12 +167,12 @@ class Sampler:
 
     async def _sample_one(self, step: Step) -> dict[str, Any]:
         messages = self.template.action_messages(step.context)
-        replies = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, step.state_id))
+        replies = await self.engine.reply(messages, self.sampling, seed=request_seed(self.settings.seed, step.state_id))
         record = Alternatives(
             state_id=step.state_id,
             replies=tuple(replies),
-            model=self.model,
-            sampling=json.dumps({**asdict(self.sampling), "seed": self.seed}, sort_keys=True),
+            model=self.settings.model,
+            sampling=json.dumps({**self.sampling.model_dump(), "seed": self.settings.seed}, sort_keys=True),
         )
         return record.to_row()
 
@@ -235,18 +187,16 @@ class Sampler:
         return {"index": list(sampled), "rows": [json.dumps(rows) for rows in sampled.values()]}
 
 
-def _in_this_process(shards: Mapping[int, Sequence[Step]], job: _Job, keep: Callable[[int, _Rows], None]) -> None:
-    sampler = Sampler(*job)
+def _in_this_process(
+    shards: Mapping[int, Sequence[Step]], settings: AlternativesSettings, keep: Callable[[int, _Rows], None]
+) -> None:
+    sampler = Sampler(settings)
     with sampler.engine as engine:
         engine.run(sampler.sample(shards, keep))
 
 
 def _on_ray(
-    shards: Mapping[int, Sequence[Step]],
-    job: _Job,
-    workers: int,
-    gpus_per_worker: float,
-    keep: Callable[[int, _Rows], None],
+    shards: Mapping[int, Sequence[Step]], settings: AlternativesSettings, keep: Callable[[int, _Rows], None]
 ) -> None:
     import ray
 
@@ -257,17 +207,17 @@ def _on_ray(
         ray.data.DataContext.get_current().enable_progress_bars = False  # the progress bar of this module counts states
         sampled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Sampler,
-            fn_constructor_args=job,
+            fn_constructor_args=(settings,),
             batch_size=1,
-            num_gpus=gpus_per_worker,
+            num_gpus=settings.gpus_per_worker,
             max_concurrency=SHARDS_IN_FLIGHT,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT),
+            compute=ray.data.ActorPoolStrategy(size=settings.workers, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT),
         )
         for row in sampled.iter_rows():
             keep(int(row["index"]), json.loads(row["rows"]))
 
 
-def _open_shards(out: Path, settings: dict[str, Any]) -> Path:
+def _open_shards(out: str | PathLike[str], settings: dict[str, Any]) -> Path:
     """Open the folder of finished shards. Raises `ConfigError` if it holds shards of a run with other settings."""
     folder = work_path(out, "shards")
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from verl_act.data_prep.embedded.chatml import CHATML
 from verl_act.envs.dialect import Dialect, Thinker, Thought
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
-from verl_act.manifest import make_manifest, write_manifest
-from verl_act.options import Above0, Count, Positive, Seed, Share, check_options
+from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
 from verl_act.schema import Context, Step, read_steps, steps_to_learn
+from verl_act.settings.data import EmbeddedModelSettings
 
 TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
@@ -38,57 +38,12 @@ IGNORED = -100
 STORAGE = ("float32", "bfloat16")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddedModelSettings:
-    """Size and warm-up of the model; the Makefile has the settings of each environment."""
-
-    vocabulary: Positive = 1024
-    """Tokens of the byte-level BPE, without the added phrases and names."""
-    layers: Positive = 4
-    width: Positive = 128
-    heads: Positive = 4
-    key_value_heads: Positive = 2
-    feed_forward: Positive = 384
-    context: Positive = 2048
-    steps: Positive = 8000
-    batch_size: Positive = 32
-    learning_rate: Above0 = 3e-3
-    """Learning rate of AdamW, for embeddings and norms."""
-    matrix_learning_rate: Above0 = 0.02
-    """Learning rate of Muon, for the layers' matrices. Loss in ALFWorld after 800 steps: 0.36; AdamW alone: 0.44."""
-    expert_share: Share = 0.6
-    """Share of the next actions that are the expert's; the others are sampled from the admissible ones."""
-    choice_share: Share = 0.25
-    """Share of the warm-up rows that are choice questions (with random answers)."""
-    stranger_share: Share = 0.5
-    """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
-    passes: Positive = 2
-    """How often rows are made of every step, each time with other random answers, so that none is memorized."""
-    whole_text_share: Share = 0.25
-    """Share of the rows whose prompt is learned too, which teaches the vocabulary."""
-    held_out: Count = 500
-    """How many of the last steps, with all of their tasks, are held out for the metrics."""
-    storage: str = "float32"
-    """Data type of the saved weights, `float32` or `bfloat16`; training uses float32."""
-    thoughts: bool = False
-    """Whether a thought, `<think>subgoal</think>`, precedes the answer. Another task's thought and action then replace
-    the random action."""
-    start: str = ""
-    """Folder of an embedded model to continue from, with its tokenizer and size; empty: new weights."""
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        check_options(type(self), asdict(self), "settings")
-        if self.storage not in STORAGE:
-            raise ConfigError(f"storage is {self.storage!r}; it must be one of {', '.join(STORAGE)}.")
-
-
 @writes_folder("make_embedded_model")
-def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: EmbeddedModelSettings | None = None) -> None:
+def make_embedded_model(settings: EmbeddedModelSettings, out: str | PathLike[str]) -> Manifest:
     """Write a Hugging Face model folder to `out`, with `warmup_log.jsonl`, `warmup_metrics.json` and a manifest.
 
-    `trajectories` are files of expert steps (schema TRAJECTORY) of one environment, from tasks that no experiment
-    evaluates on. Raises `ConfigError` if they mix environments, are too few, or the environment has no dialect.
+    The trajectories (schema TRAJECTORY) are of one environment, from tasks that no experiment evaluates
+    on. Raises `ConfigError` if they mix environments, are too few, or the environment has no dialect.
     """
     import torch
     from transformers import AutoTokenizer, Qwen3ForCausalLM, set_seed
@@ -96,9 +51,8 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     # Optimizer moments of rare tokens become denormal numbers, which are many times slower on a CPU. Set before the
     # first parallel operation, because threads inherit it.
     torch.set_flush_denormal(True)
-    settings = settings or EmbeddedModelSettings()
     set_seed(settings.seed)
-    steps = steps_to_learn(read_steps(trajectories))
+    steps = steps_to_learn(read_steps(settings.trajectories))
     dialect = _dialect(steps, settings)
     held_out = steps[max(0, len(steps) - settings.held_out) :]
     template = get_template("compact", **dialect.template_options)
@@ -107,7 +61,9 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
     rows = [
         row
         for index in range(settings.passes)
-        for row in warmup_rows(trained_on, template, replace(settings, seed=settings.seed + index), dialect.think)
+        for row in warmup_rows(
+            trained_on, template, settings.model_copy(update={"seed": settings.seed + index}), dialect.think
+        )
     ]
     if len(rows) < settings.batch_size:
         raise ConfigError(
@@ -131,16 +87,15 @@ def make_embedded_model(out: Path, trajectories: Sequence[Path], settings: Embed
         model.float()
         metrics = examine(model, tokenizer, held_out, template, settings)
         (folder / "warmup_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        write_manifest(
-            folder,
-            make_manifest(
-                "make_embedded_model",
-                settings={**asdict(settings), **dialect.template_options},
-                inputs=list(trajectories),
-                counts={"rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())},
-                seed=settings.seed,
-            ),
+        manifest = make_manifest(
+            "make_embedded_model",
+            settings={**settings.recorded(), **dialect.template_options},
+            inputs=settings.inputs(),
+            counts={"rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())},
+            seed=settings.seed,
         )
+        write_manifest(folder, manifest)
+    return manifest
 
 
 def _dialect(steps: Sequence[Step], settings: EmbeddedModelSettings) -> Dialect:

@@ -29,10 +29,9 @@ from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.journal import Journal, SavedResults, hash_of, journal, key_of
 from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
-from verl_act.options import Count, Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
+from verl_act.settings.data import ExpertSettings
 
 logger = logging.getLogger(__name__)
 
@@ -54,47 +53,33 @@ _Played = list[Step] | _Dropped
 
 
 @writes_folder("collect_expert", "import_trajectories")
-def collect_expert(
-    out: str | os.PathLike[str],
-    env: str,
-    split: str,
-    *,
-    expert: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
-    env_settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> Manifest:
-    """Play the tasks of `split` with `expert` and write `out/trajectories.parquet` (schema TRAJECTORY),
+def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Manifest:
+    """Play the tasks of a split with an expert and write `out/trajectories.parquet` (schema TRAJECTORY),
     `out/dropped.jsonl` (the tasks without a trajectory, with reasons) and a manifest.
 
-    `expert` is one of the environment's experts (default: the first). `limit` samples that many tasks with `seed`.
     Dropped, logged and counted by kind are trajectories that do not win (step limit reached, or the expert gave up) and
-    those that differ when replayed on a fresh environment.
-    `workers` is the number of processes and does not change the result. A task that takes more than `task_timeout`
-    seconds, or crashes its process, is dropped too (see `process_pool`, also for 0). Returns the manifest.
+    those that differ when replayed on a fresh environment. The number of workers does not change the result. A task
+    that takes more than the time limit, or crashes its process, is dropped too (see `process_pool`, also for 0).
 
     Raises `ConfigError` for an unknown environment, split or expert, and `DataError` if no trajectory succeeds.
     """
-    settings = dict(env_settings or {})
-    spec = check_settings(env, split, expert=expert, limit=limit, seed=seed, workers=workers, env_settings=settings)
-    name = expert or next(iter(spec.experts))
+    spec = check_settings(settings)
+    name = settings.expert or next(iter(spec.experts))
     started = time.monotonic()
-    tasks = _sample(spec.tasks(split, **settings), limit, seed)
+    tasks = _sample(spec.tasks(settings.split, **settings.env_settings), settings.limit, settings.seed)
     manifest = make_manifest(
         "collect_expert",
-        settings={"env": env, "split": split, "expert": name, "limit": limit, "env_settings": settings},
-        inputs=[*input_folders(settings)],
-        seed=seed,
+        settings={**settings.recorded(), "expert": name},
+        inputs=[*input_folders(settings.env_settings)],
+        seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
-        with process_pool(_Player(env, settings, name), workers, task_timeout) as play_all:
+        player = _Player(settings.env, settings.env_settings, name)
+        with process_pool(player, settings.workers, settings.task_timeout) as play_all:
             results = play_all(tasks, SavedResults(saved, hash_of(tasks), _Played))
             played = [
                 _Dropped(result.kind, result.reason) if isinstance(result, Failure) else result
-                for result in tqdm(results, one_line(split), len(tasks), disable=not progress)
+                for result in tqdm(results, one_line(settings.split), len(tasks))
             ]
         return _write(out, manifest, tasks, played, saved, started)
 
@@ -226,20 +211,10 @@ def check_expert(spec: EnvSpec, expert: str | None) -> None:
         )
 
 
-def check_settings(
-    env: str,
-    split: str,
-    *,
-    expert: str | None = None,
-    limit: Positive | None = None,
-    seed: Seed = 0,
-    workers: Count = 1,
-    env_settings: Mapping[str, Any] | None = None,
-) -> EnvSpec:
+def check_settings(settings: ExpertSettings) -> EnvSpec:
     """Return the environment. Raises `ConfigError` for an invalid setting."""
-    check_options(check_settings, {"limit": limit, "seed": seed, "workers": workers})
-    spec = check_env(env, env_settings or {}, [split])
-    check_expert(spec, expert)
+    spec = check_env(settings.env, settings.env_settings, [settings.split])
+    check_expert(spec, settings.expert)
     return spec
 
 

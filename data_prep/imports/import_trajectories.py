@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -29,10 +28,9 @@ from verl_act.errors import DataError, OptionError
 from verl_act.journal import SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
-from verl_act.options import Count, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.process import TASK_TIMEOUT
 from verl_act.schema import TRAJECTORY, steps_to_learn, write_rows
+from verl_act.settings.data import ImportSettings
 
 REJECTED = "rejected.jsonl"
 
@@ -49,56 +47,41 @@ class Rejected:
 
 
 @writes_folder("import_trajectories", "collect_expert")
-def import_trajectories(
-    out: str | PathLike[str],
-    files: Sequence[str | PathLike[str]],
-    env: str,
-    *,
-    form: str = "eto",
-    split: str | None = None,
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
-    env_settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> Manifest:
+def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> Manifest:
     """Write `out/trajectories.parquet` (schema TRAJECTORY), `out/rejected.jsonl` and a manifest; return the manifest.
 
-    `form` is `eto`, `early-experience`, `actions` or a format of the environment's importer, with which the rows that
-    match it are always read. The format's name becomes the `source` of the steps. With a `split`, rows of other splits
-    are rejected, and rows that name no task are compared only with the tasks of that split.
+    The format is `eto`, `early-experience`, `actions` or a format of the environment's importer, with which the rows
+    that match it are always read. The format's name becomes the `source` of the steps. With a split, rows of other
+    splits are rejected, and rows that name no task are compared only with the tasks of that split.
 
     Whether a step is inferable is decided by the environment's importer: unless it has rules of its own, a step is if
     the default expert would take the same action for a reason in the transcript, or there is no expert.
 
-    `workers` processes replay the rows and start the tasks that rows are compared with; their count does not change the
-    result. A row that takes a worker more than `task_timeout` seconds, or crashes it, is rejected (see `process_pool`,
-    also for 0 workers).
+    Workers replay the rows and start the tasks that rows are compared with; their number does not change the result. A
+    row that takes a worker more than the time limit, or crashes it, is rejected (see `process_pool`, also for 0
+    workers).
 
     Raises `DataError` if a file cannot be read or every row is rejected (the rejected rows are then listed next to
     `out`, in `<out>.rejected.jsonl`), and `ConfigError` for an unknown format, environment or split.
     """
     started = time.monotonic()
-    settings = dict(env_settings or {})
-    check_settings(files, env, form=form, split=split, workers=workers, env_settings=settings)
-    manifest = make_manifest(
-        "import_trajectories",
-        settings={"env": env, "format": form, "split": split, "env_settings": settings},
-        inputs=list(files),
-    )
+    check_settings(settings)
+    files, env, split, form = settings.files, settings.env, settings.split, settings.format
+    workers, task_timeout = settings.workers, settings.task_timeout
+    manifest = make_manifest("import_trajectories", settings=settings.recorded(), inputs=settings.inputs())
     with journal(Path(out), key_of(manifest)) as saved:
-        finder = task_finder(env, settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)
-        find = _Find(importer_of(env, settings), finder, split)
+        env_settings = settings.env_settings
+        finder = task_finder(env, env_settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)
+        find = _Find(importer_of(env, env_settings), finder, split)
         kept: dict[tuple[str, str], Replayed] = {}
         rejected: list[Rejected] = []
         mismatches: Counter[str] = Counter()
-        replayer = Replayer(env, settings, form)
+        replayer = Replayer(env, settings.env_settings, form)
         with process_pool(replayer, workers, task_timeout) as replay:
             for index, path in enumerate(files):
-                rows = list(read_published(Path(path), form, get_env(env).importer))
+                rows = list(read_published(path, form, get_env(env).importer))
                 saved_results = SavedResults[ReplayResult](saved, f"rows {index}", ReplayResult)
-                results = tqdm(
-                    replay(map(find, rows), saved_results), one_line(Path(path).name), len(rows), disable=not progress
-                )
+                results = tqdm(replay(map(find, rows), saved_results), one_line(path.name), len(rows))
                 for row, result in zip(rows, results, strict=True):
                     if isinstance(result, Failure):
                         assert isinstance(row, Published)
@@ -147,21 +130,12 @@ def import_trajectories(
     return manifest
 
 
-def check_settings(
-    files: Sequence[str | PathLike[str]],
-    env: str,
-    *,
-    form: str = "eto",
-    split: str | None = None,
-    workers: Count = 1,
-    env_settings: Mapping[str, Any] | None = None,
-) -> None:
+def check_settings(settings: ImportSettings) -> None:
     """Raise `ConfigError` for an invalid setting, `DataError` for a file that does not exist."""
-    check_options(check_settings, {"workers": workers})
-    spec = check_env(env, env_settings or {}, [] if split is None else [split])
-    if form not in (formats := formats_of(spec.importer)):
-        raise OptionError("format", f"is {form!r}; it must be one of {', '.join(formats)}.")
-    if missing := [str(file) for file in files if not Path(file).is_file()]:
+    spec = check_env(settings.env, settings.env_settings, [] if settings.split is None else [settings.split])
+    if settings.format not in (formats := formats_of(spec.importer)):
+        raise OptionError("format", f"is {settings.format!r}; it must be one of {', '.join(formats)}.")
+    if missing := [str(file) for file in settings.files if not file.is_file()]:
         raise DataError(f"{', '.join(missing)}: no such file of trajectories.")
 
 

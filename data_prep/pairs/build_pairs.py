@@ -11,23 +11,20 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from verl_act.data_prep.pairs.giveaways import matched
-from verl_act.data_prep.pairs.pairing import PairSettings, make_pairs
-from verl_act.data_prep.pairs.proposals import POLICY
-from verl_act.envs.process_pool import check_workers
-from verl_act.errors import ConfigError, DataError
+from verl_act.data_prep.pairs.pairing import make_pairs
+from verl_act.errors import DataError
 from verl_act.journal import journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.process import TASK_TIMEOUT
 from verl_act.sampling import sampling_key
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
+from verl_act.settings.data import PairsSettings
 
 logger = logging.getLogger(__name__)
 
@@ -35,77 +32,31 @@ FILE_NAME = "pairs.parquet"
 
 
 @writes_folder("build_pairs")
-def build_pairs(
-    out: str | PathLike[str],
-    trajectories: Sequence[str | PathLike[str]],
-    alternatives: Sequence[str | PathLike[str]] = (),
-    env_settings: Mapping[str, Any] | None = None,
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
-    *,
-    max_alternatives_per_state: int = 1,
-    candidates: int = 2,
-    source: str = POLICY,
-    matched_first: bool = True,
-    stand_ins: bool = True,
-    margins: bool = True,
-    keep_nonpositive_margin: bool = False,
-    inferable_only: bool = False,
-    max_inadmissible_share: float = 1.0,
-    seed: int = 0,
-    limit: int | None = None,
-) -> Manifest:
+def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
     """Write `out/pairs.parquet` (schema PAIR) and its manifest; return the manifest, which counts what was dropped.
 
-    `alternatives` are files written by `sample_alternatives`. `env_settings` are the settings of the environment (for
-    ALFWorld: `data`) with which the trajectories were collected. `workers` is the number of processes; a trajectory
-    that takes more than `task_timeout` seconds, or crashes its process, is dropped (see `process_pool`, also for 0).
-    The other arguments are the fields of `PairSettings`.
+    The settings of the environment must be those with which the trajectories were collected. A trajectory that takes
+    more than the time limit, or crashes its process, is dropped (see `process_pool`, also for 0 workers).
 
-    The same inputs and seed give the same bytes. Raises `DataError` if the inputs do not match or no pair remains, and
-    `ConfigError` for invalid settings.
+    The same inputs and seed give the same bytes. Raises `DataError` if the inputs do not match or no pair remains.
     """
-    settings = PairSettings(
-        max_alternatives_per_state=max_alternatives_per_state,
-        candidates=candidates,
-        source=source,
-        matched_first=matched_first,
-        stand_ins=stand_ins,
-        margins=margins,
-        keep_nonpositive_margin=keep_nonpositive_margin,
-        inferable_only=inferable_only,
-        max_inadmissible_share=max_inadmissible_share,
-        seed=seed,
-        limit=limit,
-    )
-    check_workers(workers)
     started = time.monotonic()
-    if settings.source == POLICY and not alternatives:
-        raise ConfigError(
-            "no file of sampled replies is given: run sample_alternatives and pass its file as `alternatives`, "
-            "or sample alternatives from the admissible actions with source=admissible."
-        )
     counts: Counter[str] = Counter()
-    steps = read_steps(trajectories)
-    sampled = _read_replies(alternatives, steps, counts)
+    steps = read_steps(settings.trajectories)
+    sampled = _read_replies(settings.alternatives, steps, counts)
     manifest = make_manifest(
         "build_pairs",
-        settings={**asdict(settings), "env_settings": dict(env_settings or {})},
-        inputs=[*trajectories, *alternatives],
-        seed=seed,
+        settings=settings.recorded(),
+        inputs=settings.inputs(),
+        seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
         # With a limit, replaying stops once there are enough pairs; with several processes, soon after.
-        pairs = list(
-            islice(
-                make_pairs(steps, sampled, env_settings or {}, settings, counts, workers, task_timeout, saved),
-                settings.limit,
-            )
-        )
+        pairs = list(islice(make_pairs(steps, sampled, settings, counts, saved), settings.limit))
         pairs = _bound_inadmissible(pairs, settings, counts)
         if not pairs:
             saved.clear()
-            names = ", ".join(map(str, trajectories))
+            names = ", ".join(map(str, settings.trajectories))
             raise DataError(f"{names}: no pairs from {counts['states']} states. Dropped: {_dropped(counts, settings)}.")
         counts.update(
             pairs=len(pairs),
@@ -147,7 +98,7 @@ def _read_replies(
     return by_state
 
 
-def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Counter[str]) -> list[Pair]:
+def _bound_inadmissible(pairs: list[Pair], settings: PairsSettings, counts: Counter[str]) -> list[Pair]:
     """Drop random pairs with inadmissible alternatives until their share is within the bound."""
     inadmissible = sorted(
         (pair for pair in pairs if not pair.alternative_admissible),
@@ -162,7 +113,7 @@ def _bound_inadmissible(pairs: list[Pair], settings: PairSettings, counts: Count
     return [pair for pair in pairs if pair.pair_id not in dropped]
 
 
-def _dropped(counts: Mapping[str, int], settings: PairSettings) -> str:
+def _dropped(counts: Mapping[str, int], settings: PairsSettings) -> str:
     """The counts of everything dropped, as text."""
     totals = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
     dropped = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}

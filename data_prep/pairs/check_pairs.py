@@ -6,41 +6,20 @@ will see them, with the template and the order of candidates used in training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from verl_act.data.order import expert_positions
 from verl_act.data_prep.pairs import giveaways
 from verl_act.data_prep.pairs.probe import MIN_PAIRS, ProbeResult, probe_pairs
 from verl_act.envs.registry import installed_env
-from verl_act.errors import ConfigError, DataError
-from verl_act.options import Seed, Share, check_options
+from verl_act.errors import DataError
 from verl_act.parse import match_action, normalise, verb
-from verl_act.prompts import Template, get_template
+from verl_act.prompts import Template
 from verl_act.schema import Pair, pair_id, read_pairs
+from verl_act.settings.data import AuditOptions, AuditSettings
 
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditBounds:
-    """Highest accuracy allowed for a classifier that sees only a feature unrelated to the label (0.5 is chance)."""
-
-    length: Share = 0.75
-    """Accuracy of always choosing the longer, or the shorter, action. Above the bound: an error."""
-    verb: Share = 0.65
-    """Accuracy of preferring one verb. Above the bound: a warning, because experts do prefer some verbs."""
-    probe: Share = 0.75
-    """Accuracy of a classifier of shallow features (`FEATURES` in `verl_act.data_prep.pairs.probe`). Above the bound: a
-    warning, because some features, such as words of the goal, are reasons too."""
-    imbalance: Share = 0.01
-    """Distance from one half of the share of rows with the expert's action first. Above the bound: an error."""
-
-    def __post_init__(self) -> None:
-        check_options(type(self), asdict(self), "bounds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,45 +59,33 @@ class AuditReport:
             raise DataError(f"the pairs failed {len(self.errors)} of {len(self.findings)} checks.\n{self.table()}")
 
 
-def check_pairs(
-    files: Sequence[str | PathLike[str]],
-    held_out: Sequence[str | PathLike[str]] = (),
-    *,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    bounds: AuditBounds | None = None,
-) -> AuditReport:
-    """Audit pair files that are used together for training. Their tasks must not occur in the `held_out` pair files.
+def check_pairs(settings: AuditSettings, out: None = None) -> AuditReport:
+    """Audit pair files that are used together for training. Their tasks must not occur in the held-out pair files.
 
-    `template`, its options and `seed` are those of `data.act`. Raises `DataError` if a file cannot be read or there are
-    no pairs.
+    The template, its options and the seed are those of `data.act`. Raises `DataError` if a file cannot be read or there
+    are no pairs.
     """
-    if isinstance(files, str | PathLike):
-        raise ConfigError(f"files is {files!r}; give a list of pair files.")
-    check_settings(template=template, template_options=template_options or {}, seed=seed)
-    bounds = bounds or AuditBounds()
-    pairs, others = read_pairs(files), read_pairs(held_out)
+    template = settings.make_template()
+    pairs, others = read_pairs(settings.pairs), read_pairs(settings.held_out)
     if not pairs:
-        raise DataError(f"{', '.join(str(Path(path)) for path in files)}: no pairs to check.")
+        raise DataError(f"{', '.join(map(str, settings.pairs))}: no pairs to check.")
     probe = probe_pairs(pairs, others if len(others) >= MIN_PAIRS else ())
     findings = [
         _leakage(pairs, others),
         *_each(pairs),
         _repeats(pairs),
-        _balance(pairs, seed, bounds),
-        _label_words(pairs, get_template(template, **(template_options or {}))),
-        _length(pairs, bounds),
-        _verb(pairs, bounds),
-        _shortcuts(probe, bounds),
+        _balance(pairs, settings.seed, settings),
+        _label_words(pairs, template),
+        _length(pairs, settings),
+        _verb(pairs, settings),
+        _shortcuts(probe, settings),
     ]
     return AuditReport(len(pairs), tuple(findings), probe)
 
 
-def check_settings(*, template: str, template_options: Mapping[str, Any], seed: Seed = 0) -> None:
+def check_settings(settings: AuditSettings) -> None:
     """Raise `ConfigError` for an invalid setting."""
-    check_options(check_settings, {"seed": seed})
-    get_template(template, **template_options)
+    settings.make_template()
 
 
 def _skipped(check: str, feature: str, pairs: Sequence[Pair]) -> AuditFinding:
@@ -245,14 +212,14 @@ def _repeats(pairs: Iterable[Pair]) -> AuditFinding:
     return _finding("duplicates", repeated, "no alternative occurs twice at a state")
 
 
-def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditBounds) -> AuditFinding:
+def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditOptions) -> AuditFinding:
     """Check how often `order: hash` puts the expert first. One pair more or less per candidate count is fine."""
     counts = [1 + len(pair.alternatives) for pair in pairs]
     share = float((expert_positions([pair.pair_id for pair in pairs], counts, seed) == 0).mean())
     fair = sum(1 / count for count in counts) / len(pairs)
     text = f"the expert's action is shown first in {share:.1%} of rows"
     one_more = sum(1 - 1 / count for count in set(counts)) / len(pairs)
-    off = abs(share - fair) > max(bounds.imbalance, one_more) + 1e-9  # a share exactly on the bound passes
+    off = abs(share - fair) > max(bounds.max_order_imbalance, one_more) + 1e-9  # a share exactly on the bound passes
     return AuditFinding("position", "error" if off else "ok", text)
 
 
@@ -261,29 +228,29 @@ def _label_words(pairs: Sequence[Pair], template: Template) -> AuditFinding:
     return _finding("label words", leaks, "prompts and actions name no label")
 
 
-def _length(pairs: Sequence[Pair], bounds: AuditBounds) -> AuditFinding:
+def _length(pairs: Sequence[Pair], bounds: AuditOptions) -> AuditFinding:
     if all(len(pair.expert_action) == len(other) for pair in pairs for other in pair.alternatives):
         return _skipped("length", "actions of different length", pairs)
     longer = giveaways.accuracy(pairs, lambda action: len(action))
     which, accuracy = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
-    text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.length:.0%})"
-    return AuditFinding("length", "error" if accuracy > bounds.length else "ok", text)
+    text = f"choosing the {which} action is right in {accuracy:.1%} (bound {bounds.max_length_accuracy:.0%})"
+    return AuditFinding("length", "error" if accuracy > bounds.max_length_accuracy else "ok", text)
 
 
-def _verb(pairs: Sequence[Pair], bounds: AuditBounds) -> AuditFinding:
+def _verb(pairs: Sequence[Pair], bounds: AuditOptions) -> AuditFinding:
     if all(verb(pair.expert_action) == verb(other) for pair in pairs for other in pair.alternatives):
         return _skipped("verb", "actions with different verbs", pairs)
     preferred, accuracy = giveaways.best_verb(pairs)
-    text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.verb:.0%})"
-    return AuditFinding("verb", "warning" if accuracy > bounds.verb else "ok", text)
+    text = f"preferring or avoiding {preferred!r} is right in {accuracy:.1%} (bound {bounds.max_verb_accuracy:.0%})"
+    return AuditFinding("verb", "warning" if accuracy > bounds.max_verb_accuracy else "ok", text)
 
 
-def _shortcuts(probe: ProbeResult | None, bounds: AuditBounds) -> AuditFinding:
+def _shortcuts(probe: ProbeResult | None, bounds: AuditOptions) -> AuditFinding:
     if probe is None:
         return AuditFinding("shortcuts", "skipped", f"a probe needs {MIN_PAIRS} training pairs of several tasks")
-    text = f"a probe on shallow features is right in {probe.accuracy:.1%} (bound {bounds.probe:.0%})"
+    text = f"a probe on shallow features is right in {probe.accuracy:.1%} (bound {bounds.max_probe_accuracy:.0%})"
     if probe.hard_accuracy is not None:
         text += f", in {probe.hard_accuracy:.1%} of the {probe.hard.sum()} hard ones"
     useful = [f"{name} ({lost:.1%})" for name, lost in list(probe.importance.items())[:_EXAMPLES] if lost > 0]
     text += f", of {len(probe.outcomes)} pairs; most useful: {', '.join(useful) or 'none'}"
-    return AuditFinding("shortcuts", "warning" if probe.accuracy > bounds.probe else "ok", text)
+    return AuditFinding("shortcuts", "warning" if probe.accuracy > bounds.max_probe_accuracy else "ok", text)

@@ -20,12 +20,13 @@ from typing import Any
 
 from verl_act.data_prep.pairs.preference_messages import Unusable
 from verl_act.data_prep.pairs.preference_rows import Preference, Request, ScoredReply, best_and_worst, read_preference
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import DataError, OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parquet_file import read_parquet
 from verl_act.parse import normalise
 from verl_act.schema import ENV_NAME, PAIR, Context, Pair, is_env_name, pair_id, write_rows
+from verl_act.settings.data import PreferencesSettings
 from verl_act.text_files import read_rows, text_suffix
 
 logger = logging.getLogger(__name__)
@@ -38,14 +39,7 @@ SOURCE = "preference"
 
 
 @writes_folder("import_preferences")
-def import_preferences(
-    out: str | PathLike[str],
-    files: Sequence[str | PathLike[str]],
-    *,
-    split: str = "train",
-    env: str = SOURCE,
-    candidates: int = 2,
-) -> Manifest:
+def import_preferences(settings: PreferencesSettings, out: str | PathLike[str]) -> Manifest:
     """Write `out/pairs.parquet` (schema PAIR), `out/sources.jsonl`, `out/rejected.jsonl` and the manifest; return it.
 
     rejected.jsonl gives the file, row (from 0) and reason of each rejected row. sources.jsonl gives the file and row of
@@ -54,15 +48,13 @@ def import_preferences(
     worst ones. Rows that label the same two replies in opposite ways are all rejected. A task is a prompt, so the same
     prompt has the same `task_id` in every file. The list of admissible actions is empty, because it is unknown.
 
-    Raises `DataError` if a file cannot be read or no pair remains, `ConfigError` for fewer than two candidates.
+    Raises `DataError` if a file cannot be read or no pair remains.
     """
-    if candidates < 2:
-        raise ConfigError(f"candidates is {candidates}; a choice needs at least 2.")
-    if not is_env_name(env):
-        raise ConfigError(f"--env is {env!r}; give {ENV_NAME}.")
-    reader = _Reader(candidates - 1)
+    check_settings(settings)
+    split, env, files = settings.split, settings.env, settings.files
+    reader = _Reader(settings.candidates - 1)
     for path in files:
-        reader.add_file(Path(path))
+        reader.add_file(path)
     pairs: dict[str, tuple[Pair, _Labelled]] = {}
     for labelled in reader.consistent():
         pair = _pair(labelled.preference, split, env)
@@ -77,8 +69,8 @@ def import_preferences(
         raise DataError(f"{', '.join(map(str, files))}: no pairs. Rejected: {dict(reasons) or 'no rows at all'}.")
     manifest = make_manifest(
         "import_preferences",
-        settings={"split": split, "env": env, "candidates": candidates},
-        inputs=list(files),
+        settings=settings.recorded(),
+        inputs=settings.inputs(),
         counts={
             "pairs": len(pairs),
             "rejected": len(rejected),
@@ -93,6 +85,12 @@ def import_preferences(
         write_manifest(folder, manifest)
     logger.info("%s: %d pairs, %d rows rejected.", Path(out) / FILE_NAME, len(pairs), len(rejected))
     return manifest
+
+
+def check_settings(settings: PreferencesSettings) -> None:
+    """Raise `ConfigError` if the environment has no valid name."""
+    if not is_env_name(settings.env):
+        raise OptionError("env", f"is {settings.env!r}; give {ENV_NAME}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -20,71 +19,28 @@ from verl_act.data_prep.pairs.proposals import (
 )
 from verl_act.envs.process_pool import Failure, failed, process_pool
 from verl_act.envs.registry import is_admissible
-from verl_act.errors import OptionError
 from verl_act.journal import Journal, SavedResults
-from verl_act.options import Positive, Seed, Share, check_options
 from verl_act.parse import match_action
-from verl_act.process import TASK_TIMEOUT
 from verl_act.sampling import sampling_key
 from verl_act.schema import Alternatives, Pair, Step, pair_id
+from verl_act.settings.data import PairsSettings
 
 Judge = Callable[[str], Judgement]
 _Paired = tuple[list[Pair], Counter[str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairSettings:
-    """Which pairs are made.
-
-    `source` is `policy` (replies sampled from the initial policy) or `admissible` (random admissible actions).
-    `candidates` is the maximum number of actions in a pair, including the expert's; with more than two, a pair groups
-    several alternatives of its state. `matched_first` prefers alternatives that are admissible and have the expert's
-    verb and number of words: shallow features tell others from the expert's action. `stand_ins` gives a state without a
-    usable reply a random admissible action, marked as such. `margins` measures margins in the environment; without it
-    they are unknown, and no alternative is dropped for its margin. `max_inadmissible_share` bounds the share of pairs
-    whose alternative the environment would refuse. `limit` bounds the number of pairs; trajectories are then processed
-    in a random order.
-    """
-
-    max_alternatives_per_state: Positive = 1
-    candidates: Positive = 2
-    source: str = POLICY
-    matched_first: bool = True
-    stand_ins: bool = True
-    margins: bool = True
-    keep_nonpositive_margin: bool = False
-    inferable_only: bool = False
-    max_inadmissible_share: Share = 1.0
-    seed: Seed = 0
-    limit: Positive | None = None
-
-    def __post_init__(self) -> None:
-        check_options(type(self), asdict(self), "settings")
-        if self.source not in (POLICY, ADMISSIBLE):
-            raise OptionError("settings.source", f"is {self.source!r}; it can be {POLICY!r} or {ADMISSIBLE!r}.")
-        if not 2 <= self.candidates <= 1 + self.max_alternatives_per_state:
-            raise OptionError(
-                "settings.candidates",
-                f"is {self.candidates}; it must be at least 2, and at most 1 + max_alternatives_per_state "
-                f"({1 + self.max_alternatives_per_state}).",
-            )
-
-
 def make_pairs(
     steps: Sequence[Step],
     sampled: Mapping[str, Alternatives],
-    env_settings: Mapping[str, Any],
-    settings: PairSettings,
+    settings: PairsSettings,
     counts: Counter[str],
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
     journal: Journal | None = None,
 ) -> Iterator[Pair]:
     """Yield all pairs, one trajectory after another. Everything dropped is added to `counts`, by reason.
 
-    A trajectory that does not replay is dropped from the first differing step on. `workers` is the number of processes
-    and does not change the result. A trajectory that takes more than `task_timeout` seconds, or crashes its process, is
-    dropped as a whole. Trajectories that are already in `journal` are not processed again.
+    A trajectory that does not replay is dropped from the first differing step on. The number of workers
+    does not change the result. A trajectory that takes more than the time limit, or crashes its process, is dropped as
+    a whole. Trajectories that are already in `journal` are not processed again.
     """
     trajectories: dict[str, list[Step]] = {}
     for step in steps:
@@ -93,8 +49,8 @@ def make_pairs(
     if settings.limit is not None:
         names.sort(key=lambda name: sampling_key(settings.seed, name))
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
-    replayers = Replayers(env_settings, sorted({step.env for step in steps}) if settings.margins else ())
-    with process_pool(_Pairer(replayers, settings), workers, task_timeout) as pair_all:
+    replayers = Replayers(settings.env_settings, sorted({step.env for step in steps}) if settings.margins else ())
+    with process_pool(_Pairer(replayers, settings), settings.workers, settings.task_timeout) as pair_all:
         saved = SavedResults[_Paired](journal, "pairs", _Paired) if journal else None
         done = tqdm(pair_all(jobs, saved), "building pairs", len(names), unit="trajectory", mininterval=1.0)
         for name, result in zip(names, done, strict=True):
@@ -112,7 +68,7 @@ class _Pairer:
     """Makes the pairs of a trajectory and counts everything it drops."""
 
     replayers: Replayers
-    settings: PairSettings
+    settings: PairsSettings
 
     def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> _Paired:
         settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
@@ -158,7 +114,7 @@ def _unmeasured(step: Step) -> Judge:
 
 
 def _pairs_at(
-    step: Step, sampled: Alternatives | None, judge: Judge, settings: PairSettings, counts: Counter[str]
+    step: Step, sampled: Alternatives | None, judge: Judge, settings: PairsSettings, counts: Counter[str]
 ) -> Iterator[Pair]:
     """The pairs of one state. If the policy gave no usable alternative, one admissible action may be used."""
     most = settings.max_alternatives_per_state
@@ -180,7 +136,7 @@ def _pairs_at(
 
 
 def _usable(
-    proposals: Iterable[Proposal], judge: Judge, most: int, settings: PairSettings, counts: Counter[str]
+    proposals: Iterable[Proposal], judge: Judge, most: int, settings: PairsSettings, counts: Counter[str]
 ) -> list[tuple[Proposal, Judgement]]:
     """The first `most` proposals that are worse than the expert's action, or whose margin is unknown."""
     kept: list[tuple[Proposal, Judgement]] = []

@@ -15,99 +15,66 @@ from typing import Any
 from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.prompts import Message, Template, get_template
+from verl_act.prompts import Message, Template
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
 from verl_act.prompts.rendering import render, require_prompts, require_usable
 from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, steps_to_learn, write_rows
+from verl_act.settings.data import SftSettings
 
 FILE_NAME = "sft.parquet"
 
 
 @writes_folder("make_sft")
-def make_sft(
-    out: str | PathLike[str],
-    trajectories: Sequence[str | PathLike[str]],
-    model: str,
-    reflections: Sequence[str | PathLike[str]] = (),
-    *,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    max_length: int | None = None,
-    trust_remote_code: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Manifest:
+def make_sft(settings: SftSettings, out: str | PathLike[str]) -> Manifest:
     """Write `out/sft.parquet` (schema SFT, the columns that verl's `MultiTurnSFTDataset` reads) and its manifest.
 
-    `model` gives the tokenizer, whose control tokens are removed from the text. Rows of more than `max_length` tokens,
-    encoded with `chat_template_kwargs`, are dropped and counted: verl's SFT trainer stops at the first such row. Rows
-    are shuffled with `seed`; the trainer itself uses a fixed seed, so only this makes two runs differ.
+    The model gives the tokenizer, whose control tokens are removed from the text. Rows of more than `max_length`
+    tokens, encoded with `chat_template_kwargs`, are dropped and counted: verl's SFT trainer stops at the first such
+    row. Rows are shuffled with the seed; the trainer itself uses a fixed seed, so only this makes two runs differ.
 
     Raises `DataError` if there are no rows, or a reflection belongs to a state that is not in the trajectories.
     """
-    check_settings(
-        template=template,
-        template_options=template_options,
-        max_length=max_length,
-        chat_template_kwargs=chat_template_kwargs,
-        seed=seed,
-    )
-    tokenizer = load_tokenizer(model, trust_remote_code)
-    prompts = get_template(template, **(template_options or {}))
-    require_usable(tokenizer, chat_template_kwargs)
-    require_prompts(tokenizer, prompts, chat_template_kwargs)
-    steps = {step.state_id: step for step in read_steps(trajectories)}
+    tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
+    prompts, kwargs, max_length = settings.make_template(), settings.chat_template_kwargs, settings.max_length
+    require_usable(tokenizer, kwargs)
+    require_prompts(tokenizer, prompts, kwargs)
+    steps = {step.state_id: step for step in read_steps(settings.trajectories)}
     expert_steps = steps_to_learn(steps.values())
-    rows = [*_expert_rows(expert_steps, prompts), *_reflection_rows(reflections, steps, prompts)]  # type: ignore[arg-type]
+    rows = [*_expert_rows(expert_steps, prompts), *_reflection_rows(settings.reflections, steps, prompts)]  # type: ignore[arg-type]
     if not rows:
         raise DataError(
-            f"{', '.join(map(str, trajectories))}: no expert states to imitate; collect trajectories first."
+            f"{', '.join(map(str, settings.trajectories))}: no expert states to imitate; collect trajectories first."
         )
     for row in rows:
         row["messages"] = as_plain_text(row["messages"], tokenizer)
     total = len(rows)
     if max_length is not None:
-        kwargs = chat_template_kwargs or {}
         rows = [row for row in rows if _tokens(row["messages"], tokenizer, kwargs) <= max_length]
         if not rows:
             raise DataError(f"none of {total} rows has at most {max_length} tokens. Raise --max-length.")
-    random.Random(seed).shuffle(rows)
+    random.Random(settings.seed).shuffle(rows)
     with atomic_folder(out) as folder:
         write_rows(folder / FILE_NAME, rows, SFT)
         manifest = make_manifest(
             "make_sft",
-            settings={
-                "template": template,
-                "template_options": dict(template_options or {}),
-                "max_length": max_length,
-            },
-            inputs=[*trajectories, *reflections],
+            settings=settings.recorded(),
+            inputs=settings.inputs(),
             counts={
                 "rows": len(rows),
                 "too_long": total - len(rows),
                 "states_expert_inadmissible": len(steps) - len(expert_steps),
                 **Counter(row["source"] for row in rows),
             },
-            seed=seed,
+            seed=settings.seed,
         )
         write_manifest(folder, manifest)
     return manifest
 
 
-def check_settings(
-    *,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    max_length: Positive | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    seed: Seed = 0,
-) -> None:
+def check_settings(settings: SftSettings) -> None:
     """Raise `ConfigError` for an invalid setting."""
-    options = {"max_length": max_length, "chat_template_kwargs": chat_template_kwargs, "seed": seed}
-    check_options(check_settings, options)
-    get_template(template, **(template_options or {}))
+    settings.make_template()
 
 
 def _tokens(messages: Sequence[Message], tokenizer: Any, chat_template_kwargs: Mapping[str, Any]) -> int:

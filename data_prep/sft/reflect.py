@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,6 @@ from verl_act.concurrency import for_each
 from verl_act.data_prep.pairs.margins import Replayers, leave_out
 from verl_act.engine import (
     Engine,
-    EngineSettings,
     Sampling,
     check_engine,
     model_digest,
@@ -34,12 +33,11 @@ from verl_act.envs.process_pool import Failure, failed, process_pool
 from verl_act.errors import DataError
 from verl_act.journal import Journal, Record, SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parse import Malformed, normalise, parse_action
-from verl_act.process import TASK_TIMEOUT
-from verl_act.prompts import Template, get_template
+from verl_act.prompts import Template
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
+from verl_act.settings.data import ReflectSettings
 
 logger = logging.getLogger(__name__)
 
@@ -64,72 +62,43 @@ class Unusable(StrEnum):
 
 
 @writes_folder("reflect")
-def reflect(
-    out: PathName,
-    trajectories: Sequence[PathName],
-    pairs: Sequence[PathName],
-    engine: EngineSettings,
-    sampling: Sampling,
-    env_settings: Mapping[str, Any] | None = None,
-    *,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
-) -> Manifest:
+def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
     """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
-    States whose reply is `Unusable` are dropped and counted. A killed run resumes with the missing reflections.
-    `workers` is the number of processes for the environment; a trajectory that takes more than `task_timeout` seconds,
-    or crashes its process, is dropped (see `process_pool`, also for 0). Raises `DataError` if no reflection remains.
+    States whose reply is `Unusable` are dropped and counted. A killed run resumes with the missing reflections. A
+    trajectory that takes more than the time limit, or crashes its process, is dropped (see `process_pool`, also for 0
+    workers). Raises `DataError` if no reflection remains.
     """
-    check_settings(
-        engine,
-        sampling,
-        env_settings,
-        template=template,
-        template_options=template_options,
-        seed=seed,
-        workers=workers,
-    )
+    check_settings(settings)
     started = time.monotonic()
     counts: Counter[str] = Counter()
-    usable_tokenizer(engine)  # fail early: before the actions are executed
-    known = read_steps(trajectories)
+    usable_tokenizer(settings)  # fail early: before the actions are executed
+    known = read_steps(settings.trajectories)
     steps = steps_to_learn(known)
     counts["states_expert_inadmissible"] = len(known) - len(steps)
     manifest = make_manifest(
         "reflect",
-        settings={
-            "engine": asdict(engine),
-            "model_digest": model_digest(engine.model),
-            "sampling": asdict(sampling),
-            "template": template,
-            "template_options": dict(template_options or {}),
-            "env_settings": dict(env_settings or {}),
-        },
-        inputs=[*trajectories, *pairs],
-        seed=seed,
+        settings={**settings.recorded(), "model_digest": model_digest(settings.model)},
+        inputs=settings.inputs(),
+        seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
-        executed = list(
-            outcomes(steps, alternatives_by_state(pairs), env_settings or {}, counts, workers, task_timeout, saved)
-        )
+        executed = list(outcomes(steps, alternatives_by_state(settings.pairs), settings, counts, saved))
         if not executed:
             saved.clear()
             reasons = (
                 ", ".join(f"{name} {count}" for name, count in (+counts).items()) or "none of their states has pairs"
             )
             raise DataError(
-                f"{', '.join(map(str, trajectories))}: nothing to reflect on ({reasons}). Pass the pairs that were "
-                "built from these trajectories, and the settings of the environment."
+                f"{', '.join(map(str, settings.trajectories))}: nothing to reflect on ({reasons}). Pass the pairs that "
+                "were built from these trajectories, and the settings of the environment."
             )
-        with Engine(engine, seed=seed) as running:
-            prompts = get_template(template, **(template_options or {}))
-            replies = running.run(_replies(running, prompts, executed, sampling, seed, saved))
-            rows = list(_rows(executed, replies, engine.model, prompts.reflections_conclude, counts))
-            _check_usable(rows, counts, engine.model)
+        with Engine(settings, seed=settings.seed) as running:
+            prompts = settings.make_template()
+            sampled = _replies(running, prompts, executed, settings.sampling, settings.seed, saved)
+            replies = running.run(sampled)
+            rows = list(_rows(executed, replies, settings.model, prompts.reflections_conclude, counts))
+            _check_usable(rows, counts, settings.model)
             with atomic_folder(out) as folder:
                 write_rows(folder / FILE_NAME, rows, REFLECTION)
                 manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
@@ -137,20 +106,10 @@ def reflect(
     return manifest
 
 
-def check_settings(
-    engine: EngineSettings,
-    sampling: Sampling,
-    env_settings: Mapping[str, Any] | None = None,
-    *,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    seed: Seed = 0,
-    workers: Count = 1,
-) -> None:
+def check_settings(settings: ReflectSettings) -> None:
     """Raise `ConfigError` for an invalid setting."""
-    check_options(check_settings, {"seed": seed, "workers": workers})
-    check_engine(engine, sampling)
-    get_template(template, **(template_options or {}))
+    check_engine(settings, settings.sampling)
+    settings.make_template()
 
 
 async def _replies(
@@ -214,10 +173,8 @@ def _check_usable(rows: Sequence[dict[str, Any]], counts: Counter[str], model: s
 def outcomes(
     steps: Sequence[Step],
     alternatives: Mapping[str, Sequence[str]],
-    env_settings: Mapping[str, Any],
+    settings: ReflectSettings,
     counts: Counter[str],
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
     journal: Journal | None = None,
 ) -> Iterator[Executed]:
     """Each step with alternatives, and the outcomes of all its actions in the real environment."""
@@ -225,8 +182,8 @@ def outcomes(
     for step in steps:
         if step.state_id in alternatives:
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
-    replayers = Replayers(env_settings, sorted({step.env for step in steps}))
-    with process_pool(_Executor(replayers), workers, task_timeout) as execute_all:
+    replayers = Replayers(settings.env_settings, sorted({step.env for step in steps}))
+    with process_pool(_Executor(replayers), settings.workers, settings.task_timeout) as execute_all:
         saved = SavedResults[_TrajectoryOutcomes](journal, "outcomes", _TrajectoryOutcomes) if journal else None
         done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
         for name, result in zip(jobs, done, strict=True):

@@ -1,7 +1,51 @@
-"""Run all of ACT from a recipe: a list of stages, each a command that can also be run by hand."""
+"""Run recipes: a list of stages, each a command that can also be run by hand, or a training run of verl."""
 
-from verl_act.chain.check import check_chain
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
 from verl_act.chain.recipe import Recipe, load_recipe
-from verl_act.chain.run import run_chain
+from verl_act.errors import ConfigError
 
-__all__ = ["Recipe", "check_chain", "load_recipe", "run_chain"]
+__all__ = ["Recipe", "load_recipe", "run_recipe"]
+
+
+def run_recipe(
+    recipe: str | Recipe,
+    out: str | Path,
+    changes: Sequence[str] = (),
+    *,
+    steps: int | None = None,
+    seeds: Sequence[int] = (),
+    only: Sequence[str] = (),
+    check: bool = False,
+) -> None:
+    """Run a recipe (or its name, or its file) in the folder `out`, with `KEY=VALUE` changes; or only `check` it.
+
+    `steps` bounds each training stage. `seeds` (default: the recipe's) and `only`, names of methods, are for a recipe
+    that lists methods. Finished stages are skipped. Raises `ConfigError` for invalid settings, `EngineError` if a stage
+    fails.
+    """
+    from verl_act.chain import methods
+    from verl_act.chain.check import check_run, check_settings
+    from verl_act.chain.run import run_stages
+    from verl_act.run_folder import RunFolder
+
+    whole = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes, steps)
+    folder = RunFolder(Path(out).resolve())
+    if (seeds or only) and not whole.methods:
+        raise ConfigError("--seeds and --only are for a recipe that lists methods; alfworld/methods is one.")
+    if not whole.methods and not whole.stages:
+        raise ConfigError("stages is empty; name the training stages of the run.")
+    seeds = list(seeds) or [whole.seed]
+    chosen = methods.only(whole, only) if only else whole
+    if check:
+        check_run(chosen, folder, seeds)
+        return
+    planned = methods.plan(chosen, folder, seeds)
+    check_settings(chosen, planned)
+    if chosen.methods:
+        methods.run_methods(chosen, folder, seeds, whole)
+    else:
+        run_stages(planned, folder)

@@ -1,4 +1,4 @@
-"""`chain --check`: find in seconds the faults that would stop a chain after an hour."""
+"""`verl-act run --check`: find in seconds the faults that would stop a run after an hour."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from typing import Any
 
 from rich.console import Console
 
-from verl_act.chain.command_line import flat
-from verl_act.chain.methods import method_stages, with_method_prompt
-from verl_act.chain.recipe import TRAINING, MethodPromptRecipe, Recipe
-from verl_act.chain.settings import check_stages
-from verl_act.chain.stages import Stage, stages
+from verl_act.chain.methods import plan
+from verl_act.chain.plan import with_method_prompt
+from verl_act.chain.recipe import Recipe
+from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingStage
 from verl_act.config.settings import Mode
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, ConfigError
+from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.prompts import get_template
 from verl_act.prompts.rendering import require_prompts, require_usable
+from verl_act.run_folder import RunFolder
 
 _FREE_GIB = 2
 _CHECKPOINT_BYTES = 8
 """Checkpoint bytes per byte of 16-bit weights: weights and Adam's two moments in 32 bits, and the exported model."""
 _MODEL_BYTES = 2
 """Bytes of an exported model per byte of 16-bit weights: verl exports 32 bits by default, as in training."""
-_CONFIG_NAMES = {"verl.trainer.main_ppo": "ppo_trainer", "verl.trainer.sft_trainer": "sft_trainer_engine"}
 
 
 class _Warning(str):
     """The message of a check that could not decide."""
 
 
-def check_chain(recipe: Recipe, out: Path, seeds: Sequence[int] = ()) -> None:
+def check_run(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> None:
     """Check versions, device, model, prompts, data, disk and the configuration of every verl run; print a line each.
 
-    `seeds` are those of a comparison of methods; default: the recipe's seed. A check that cannot decide prints a
-    warning. Raises `ConfigError` naming the checks that failed.
+    `seeds` are those of a comparison of methods. A check that cannot decide prints a warning. Raises `ConfigError`
+    naming the checks that failed.
     """
     console = Console(highlight=False, markup=False, emoji=False)
     wrong = []
-    for name, check in _checks(recipe, out, seeds or [recipe.seed]):
+    for name, check in _checks(recipe, folder, seeds):
         try:
             result = check()
             console.print(f"{'warn' if isinstance(result, _Warning) else 'ok':5} {name}: {result}", soft_wrap=True)
@@ -55,29 +54,48 @@ def check_chain(recipe: Recipe, out: Path, seeds: Sequence[int] = ()) -> None:
             console.print(f"wrong {name}: {error}", soft_wrap=True)
             wrong.append(name)
     if wrong:
-        raise ConfigError(f"the chain cannot run yet: {', '.join(wrong)} (see above).")
+        raise ConfigError(f"the recipe cannot run yet: {', '.join(wrong)} (see above).")
 
 
-def _checks(recipe: Recipe, out: Path, seeds: Sequence[int]) -> Iterator[tuple[str, Callable[[], str]]]:
+def _checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "versions", _versions
     yield "device", lambda: _device(recipe)
     yield "model", lambda: _model(recipe)
     yield "prompt", lambda: _prompt(recipe)
     for name, method in recipe.methods.items():
-        if method.prompt != MethodPromptRecipe():
-            yield f"prompt of {name}", partial(_prompt, with_method_prompt(recipe, method))
-    planned = method_stages(recipe, out, seeds) if recipe.methods else stages(recipe, out)
-    yield "settings", lambda: check_stages(planned)
+        if (prompted := with_method_prompt(recipe, method)) != recipe:
+            yield f"prompt of {name}", partial(_prompt, prompted)
+    planned = plan(recipe, folder, seeds)
+    yield "settings", lambda: check_settings(recipe, planned)
     yield "data", lambda: _data(recipe)
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
-    yield "disk", lambda: _disk(recipe, out, planned)
+    yield "disk", lambda: _disk(recipe, folder, planned)
     # The stages of one seed are enough: those of the others differ in the seed alone.
-    for stage in method_stages(recipe, out, seeds[:1]) if recipe.methods else planned:
-        if stage.trains:
+    for stage in plan(recipe, folder, seeds[:1]):
+        if isinstance(stage, TrainingStage):
             yield f"{stage.name} configuration", partial(compose, stage)
             if recipe.device is None and "RAY_ADDRESS" not in os.environ:
                 yield f"{stage.name} accelerators", partial(_accelerators, stage)
+
+
+def check_settings(recipe: Recipe, planned: Sequence[Stage]) -> str:
+    """Check the settings of all commands before any of them runs.
+
+    Raises `ConfigError` listing every invalid key of the recipe, with the stages that would refuse it.
+    """
+    wrong: dict[str, list[str]] = {}
+    commands = [stage for stage in planned if isinstance(stage, CommandStage)]
+    for stage in commands:
+        try:
+            stage.definition.check(stage.settings)
+        except OptionError as error:
+            wrong.setdefault(f"{stage.recipe_key(error.option, recipe)} {error.problem}", []).append(stage.name)
+        except ActError as error:
+            wrong.setdefault(str(error), []).append(stage.name)
+    if wrong:
+        raise ConfigError(" ".join(f"{problem} ({', '.join(names)})" for problem, names in wrong.items()))
+    return f"of {len(commands)} stages"
 
 
 def _versions() -> str:
@@ -112,7 +130,7 @@ def _tokenizer(recipe: Recipe) -> Any:
 
 def _prompt(recipe: Recipe) -> str:
     """Check the prompt template with its options, and that the model's chat template accepts its messages."""
-    template = get_template(recipe.prompt.template, **recipe.prompt.options)
+    template = get_template(recipe.template, **recipe.template_options)
     options = recipe.engine_options.get("chat_template_kwargs")
     try:
         tokenizer = _tokenizer(recipe)
@@ -125,12 +143,9 @@ def _prompt(recipe: Recipe) -> str:
 
 def _data(recipe: Recipe) -> str:
     spec = get_env(recipe.env)
-    splits = [recipe.train_split, *recipe.valid_splits]
-    if unknown := [split for split in recipe.expert.limits if split not in spec.splits]:
-        raise ConfigError(f"expert.limits has {', '.join(unknown)}; the splits are {', '.join(spec.splits)}.")
     if recipe.games.counts is not None:
         return f"{sum(recipe.games.counts.values())} games will be generated"
-    counts = {split: len(spec.tasks(split, **recipe.env_settings)) for split in splits}
+    counts = {split: len(spec.tasks(split, **recipe.env_settings)) for split in recipe.splits}
     return ", ".join(f"{split} {count}" for split, count in counts.items())
 
 
@@ -140,12 +155,12 @@ def _reasoning(recipe: Recipe) -> str:
     return f"{len(questions)} questions"
 
 
-def _disk(recipe: Recipe, out: Path, planned: Sequence[Stage]) -> str:
+def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
     """Check the disk space for one stage's checkpoints and for the models of all stages that have yet to be trained."""
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    folder = next(path for path in (out.root, *out.root.parents) if path.exists())
     free = shutil.disk_usage(folder).free / 2**30
-    models = sum(stage.trains and not stage.output.exists() for stage in planned)
-    times = models * _MODEL_BYTES + (_checkpoints(recipe) * _CHECKPOINT_BYTES if models else 0)
+    models = sum(isinstance(stage, TrainingStage) and not stage.output.exists() for stage in planned)
+    times = models * _MODEL_BYTES + (_checkpoints(planned) * _CHECKPOINT_BYTES if models else 0)
     weights = _weights_gib(recipe.model_path)
     needed = max(_FREE_GIB, (weights or 0) * times)
     if free < needed:
@@ -177,14 +192,13 @@ def _weights_gib(model: str) -> float | None:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30 or None
 
 
-def _checkpoints(recipe: Recipe) -> int:
+def _checkpoints(planned: Sequence[Stage]) -> int:
     """Largest number of checkpoints on disk at once: those that a training stage keeps, and the one being written."""
-    overrides = [flat(getattr(recipe, kind).overrides) for kind in TRAINING]
     keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
-    return 1 + max(int(values.get(key) or 2) for values in overrides for key in keys)
+    return 1 + max(stage.override(*keys) or 2 for stage in planned if isinstance(stage, TrainingStage))
 
 
-def _accelerators(stage: Stage) -> str:
+def _accelerators(stage: TrainingStage) -> str:
     """Check that this machine has the devices that a stage requests; verl itself checks only when the stage starts."""
     import torch
 
@@ -203,31 +217,28 @@ def _accelerators(stage: Stage) -> str:
     return f"{requested} of {available}"
 
 
-def compose(stage: Stage) -> str:
+def compose(stage: TrainingStage) -> str:
     """Compose and validate the verl configuration of a training stage, without running it."""
     from verl_act.config.settings import ActSettings
 
     config = _composed(stage)
     ActSettings.from_config(config.data)
-    if "verl.trainer.main_ppo" in stage.command:
+    if stage.trainer == "ppo":
         _validate(config, stage.name)
-    return f"{sum('=' in word for word in stage.command)} overrides"
+    return f"{len(stage.overrides)} overrides"
 
 
-def _composed(stage: Stage) -> Any:
+def _composed(stage: TrainingStage) -> Any:
     """The verl configuration of a training stage. Raises `ConfigError` on an invalid key or value."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    trainer = next(index for index, word in enumerate(stage.command) if word.startswith("verl.trainer."))
-    config_name = _CONFIG_NAMES[stage.command[trainer]]
-    overrides = list(stage.command[trainer + 1 :])
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
-            return compose(config_name, overrides=overrides)
+            return compose(CONFIG_NAMES[stage.trainer], overrides=stage.hydra_overrides())
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.name}.overrides."

@@ -1,4 +1,4 @@
-"""Recipes: the YAML files that `chain` and `methods` run, in `verl_act/recipes` or your own.
+"""Recipes: the YAML files that `verl-act run` runs, in `verl_act/recipes` or your own.
 
 A recipe may name one or more others as its `base` (later ones override earlier ones) and states only what differs.
 Unknown keys are refused.
@@ -8,245 +8,211 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as brief
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from verl_act.config.settings import Mode
-from verl_act.errors import ConfigError, DataError
+from verl_act.envs.registry import get_env, installed_env, known_envs
+from verl_act.errors import ConfigError, DataError, OptionError
+from verl_act.options import Positive, check_options
+from verl_act.settings.base import Settings, Text
+from verl_act.settings.data import (
+    AlternativesOptions,
+    AuditOptions,
+    EnvSettings,
+    GamesOptions,
+    PairsOptions,
+    ReflectOptions,
+    SeedSettings,
+    WorkerSettings,
+)
+from verl_act.settings.evaluation import EvaluationOptions
+from verl_act.settings.model import EngineOptions, ModelSettings, TemplateSettings
 from verl_act.text_files import read_text
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-TRAINING = ("il", "reflection", "critic", "action")
-"""The training stages, which are keys of a recipe."""
-_ASSETS = Path(__file__).resolve().parent.parent / "assets"
-_EMBEDDED_MODELS = {
-    "alfworld": _ASSETS / "embedded_model",
-    "scienceworld": _ASSETS / "embedded_model_scienceworld",
-    "webshop": _ASSETS / "embedded_model_webshop",
-}
-_THINKING_MODELS = {"alfworld": _ASSETS / "embedded_model_thinking"}
-"""Models that think before they answer."""
+SFT_DATA = ("il", "reflection")
+"""`TrainingRecipe.data` of stages that verl's SFT trainer runs."""
 
 
 def embedded_models() -> dict[str, Path]:
-    """Environment -> folder of its embedded model; missing ones are made by `make embedded-model-<env>`."""
-    return {env: folder for env, folder in _EMBEDDED_MODELS.items() if folder.is_dir()}
+    """Environment -> folder of its model `embedded`, of the installed environments that have one."""
+    specs = filter(None, map(installed_env, known_envs()))
+    folders = {spec.name: Path(spec.models["embedded"]) for spec in specs if "embedded" in spec.models}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
-@dataclass
-class PromptRecipe:
-    template: str = "cot"
-    options: dict[str, Any] = field(default_factory=dict)
+class ExpertRecipe(Settings):
+    name: Text | None = None
+    """Name of the expert. Default: the environment's first."""
+    limits: dict[str, Positive] = {}
+    """Split -> most tasks that the expert plays."""
+    files: dict[str, list[str]] = {}
+    """Split -> files of published trajectories, which are replayed instead of playing."""
+    format: Text = "actions"
+    """Format of these files, as of `verl-act data import`."""
 
 
-@dataclass
-class GamesRecipe:
-    """Generated games; `counts` null uses the official data instead."""
+class TrainingRecipe(Settings):
+    """One training stage on verl."""
 
-    counts: dict[str, int] | None = None
-    size: str = "full"
-    seed: int = 0
-
-
-@dataclass
-class ExpertRecipe:
-    """`name` null is the environment's first expert; `limits` samples that many tasks of a split.
-
-    In a split with `files`, no expert plays: the trajectories in these files, in a `format` of `import-trajectories`,
-    are replayed instead.
-    """
-
-    name: str | None = None
-    limits: dict[str, int] = field(default_factory=dict)
-    files: dict[str, list[str]] = field(default_factory=dict)
-    format: str = "actions"
+    data: Literal["pairs", "steps", "episodes", "il", "reflection"] = "pairs"
+    """What the stage trains on. By RL: `pairs` (the critic stage), `steps` (expert states) or `episodes` (live tasks).
+    By SFT: `il` (the expert's actions) or `reflection` (with the model's reflections)."""
+    config: list[str] = []
+    """Hydra groups of this package."""
+    overrides: dict[str, Any] = {}
+    """Any keys of verl, dotted (`data.train_batch_size`) or nested."""
 
 
-@dataclass
-class SamplingRecipe:
-    n: int = 1
-    temperature: float = 1.0
-    max_tokens: int = 512
+class EvaluateRecipe(EvaluationOptions):
+    """`mode` also holds for live episodes in training. `max_tokens` null uses that of the alternatives."""
+
+    task_limit: Positive | None = None
+    """Most tasks of each split. Default: all."""
+    engine_options: dict[str, Any] = {}
+    """Overrides the recipe's `engine_options`."""
+
+    def check(self) -> None:
+        check_options(EngineOptions, self.engine_options, "engine_options")
 
 
-@dataclass
-class AlternativesRecipe(SamplingRecipe):
-    """`workers` engines of `gpus_per_worker` GPUs on Ray, or 0 for one engine without Ray.
+class MethodRecipe(Settings):
+    """One row of a comparison."""
 
-    `limit` samples trajectories until a split has that many states; null uses all.
-    """
-
-    workers: int = 0
-    gpus_per_worker: float = 1
-    limit: int | None = None
-
-
-@dataclass
-class TrainRecipe:
-    """One training stage on verl. `config` lists Hydra groups of this package; `overrides` sets any key of verl.
-
-    YAML may write override keys dotted (`data.train_batch_size`) or nested; here they are nested.
-
-    `data` is what the action stage trains on: `steps` (expert states) or `episodes` (live tasks).
-    """
-
-    config: list[str] = field(default_factory=list)
-    overrides: dict[str, Any] = field(default_factory=dict)
-    data: str = "pairs"
+    stages: list[str] = []
+    """Training stages in order, from the initial model, optionally with a number of steps: `action:80`. Without any,
+    the initial model is evaluated."""
+    against: list[str] = []
+    """Methods for paired tests on the same items; a single one needs no list. Default: the first method."""
+    template: Text | None = None
+    """Prompt template of the method's evaluation. Default: the recipe's."""
+    template_options: dict[str, Any] = {}
+    """Override the recipe's."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Override the recipe's."""
 
 
-@dataclass
-class EvaluateRecipe:
-    """`limit` samples that many expert states and pairs of each split, `tasks` that many episodes; null uses all.
-    Reasoning questions are always used in full.
+class Recipe(ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerSettings):
+    """Every key of a recipe, with its default."""
 
-    `mode` is the format of live episodes, in the action stage too: `stepwise` or `concat` (`data.act.episode.mode`).
-    `max_tokens` null uses that of the alternatives. `engine_options` override the recipe's. `actors` is the number of
-    environment processes, `pool` has further options of `EnvPool` (`step_timeout`, `max_memory_mb`). `reasoning` lists
-    files of questions as in MATH-500 or GPQA-Diamond; `reasoning_max_tokens` limits a reply to one (null:
-    `max_tokens`).
-    """
-
-    temperature: float = 0.0
-    max_turns: int = 50
-    mode: str = "stepwise"
-    actors: int = 1
-    pool: dict[str, Any] = field(default_factory=dict)
-    max_tokens: int | None = None
-    limit: int | None = None
-    tasks: int | None = None
-    reasoning: list[str] = field(default_factory=list)
-    reasoning_max_tokens: int | None = None
-    engine_options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class MethodPromptRecipe:
-    """The prompt of a method in its evaluation; the recipe's settings apply where this has none."""
-
-    template: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class MethodRecipe:
-    """One row of a comparison: training stages in order, from the initial model; without any, that model is evaluated.
-
-    A stage is `il`, `reflection`, `critic` or `action`, optionally with a number of steps: `action:80`. `against` lists
-    methods for paired tests on the same items (default: the first method); a single one needs no list.
-    """
-
-    stages: list[str] = field(default_factory=list)
-    against: list[str] = field(default_factory=list)
-    prompt: MethodPromptRecipe = field(default_factory=MethodPromptRecipe)
-
-
-@dataclass
-class Recipe:
-    """Every key of a recipe, with its default. `device` is a Hydra config of `act/device`, or null for verl's settings.
-
-    `workers` processes make games, play the expert and test alternatives. `chat_template_kwargs` apply to prompts in
-    sampling, training and evaluation: `{enable_thinking: false}`. `pairs` are the settings of `build-pairs`, `audit`
-    the bounds of `check-pairs`. `allow_degenerate` continues if no sampled reply has an action, or if all rewards of a
-    training stage are equal.
-    """
-
-    env: str = "alfworld"
-    env_settings: dict[str, Any] = field(default_factory=dict)
-    train_split: str = "train"
-    valid_splits: list[str] = field(default_factory=lambda: ["valid_seen", "valid_unseen"])
-    model: str = "embedded"
-    device: str | None = None
-    seed: int = 0
-    workers: int = 1
-    max_model_len: int = 4096
-    engine_options: dict[str, Any] = field(default_factory=dict)
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    env: Text = "alfworld"
+    """Name of the environment."""
+    train_split: Text = "train"
+    """The split of the training data."""
+    valid_splits: list[Text] = ["valid_seen", "valid_unseen"]
+    """The splits of the evaluation."""
+    model: Text = "embedded"
+    """The initial policy: a model folder, a hub id, or a model that comes with the environment (`embedded`, or
+    `embedded_thinking`, which thinks before it answers)."""
+    device: Text | None = None
+    """A Hydra config of `act/device`, such as `cpu`. Default: verl's settings."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """For prompts in sampling, training and evaluation: `{enable_thinking: false}`."""
     allow_degenerate: bool = False
-    prompt: PromptRecipe = field(default_factory=PromptRecipe)
-    games: GamesRecipe = field(default_factory=GamesRecipe)
-    expert: ExpertRecipe = field(default_factory=ExpertRecipe)
-    alternatives: AlternativesRecipe = field(default_factory=AlternativesRecipe)
-    pairs: dict[str, Any] = field(default_factory=dict)
-    audit: dict[str, Any] = field(default_factory=dict)
-    critic: TrainRecipe = field(default_factory=TrainRecipe)
-    action: TrainRecipe = field(default_factory=TrainRecipe)
-    il: TrainRecipe = field(default_factory=TrainRecipe)
-    reflect: SamplingRecipe = field(default_factory=SamplingRecipe)
-    """How the model's reflections are sampled; `reflection` is the stage that trains on them."""
-    reflection: TrainRecipe = field(default_factory=TrainRecipe)
-    methods: dict[str, MethodRecipe] = field(default_factory=dict)
-    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+    """Continue if no sampled reply has an action, or if all rewards of a training stage are equal."""
+    games: GamesOptions = GamesOptions()
+    """Generated games; `counts` null uses the official data instead."""
+    expert: ExpertRecipe = ExpertRecipe()
+    """The expert trajectories."""
+    alternatives: AlternativesOptions = AlternativesOptions()
+    """Sampling of the initial policy at expert states."""
+    pairs: PairsOptions = PairsOptions()
+    """Pairs of expert actions and alternatives."""
+    audit: AuditOptions = AuditOptions()
+    """Bounds of the audit of pairs."""
+    reflect: ReflectOptions = ReflectOptions()
+    """How reflections are sampled."""
+    training: dict[str, TrainingRecipe] = {}
+    """The training stages by name."""
+    stages: list[str] = ["critic", "action"]
+    """The training stages of a run without methods, in order."""
+    methods: dict[str, MethodRecipe] = {}
+    """The methods of a comparison."""
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    """The evaluation."""
 
     @property
     def model_path(self) -> str:
-        """The initial policy: a folder, a hub id, or the environment's model in this package (`embedded`, or
-        `embedded_thinking`, which thinks before it answers).
-
-        Raises `ConfigError` if the package has none for the environment.
-        """
-        models = {"embedded": _EMBEDDED_MODELS, "embedded_thinking": _THINKING_MODELS}.get(self.model)
-        if models is None:
+        """The initial policy's folder or hub id. Raises `ConfigError` if the environment has no model of this name."""
+        if not self.model.startswith("embedded"):
             return self.model
-        if self.env not in models:
+        models = get_env(self.env).models
+        if self.model not in models:
             raise ConfigError(
-                f"the package has no model {self.model!r} for env {self.env!r} (only for {', '.join(models)}). Set "
+                f"env {self.env!r} has no model {self.model!r} (its models are {', '.join(models) or 'none'}). Set "
                 "model to a model folder or a hub id."
             )
-        return str(models[self.env])
+        return str(models[self.model])
 
+    @property
+    def splits(self) -> list[str]:
+        """All splits, that of training first."""
+        return [self.train_split, *self.valid_splits]
 
-def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
-    """Load the recipe `name` (below `verl_act/recipes`, or a file) with `KEY=VALUE` changes; `steps` bounds each stage.
+    def check(self) -> None:
+        super().check()
+        if not self.valid_splits:
+            raise OptionError("valid_splits", "is empty; name at least one split for evaluation.")
+        if twice := [split for split in self.splits if self.splits.count(split) > 1]:
+            raise OptionError(
+                "valid_splits",
+                f"has {twice[0]!r} twice, or it is the train_split too; name it once, so that training and evaluation "
+                "use different splits.",
+            )
+        for key in ("files", "limits"):
+            if unused := [split for split in getattr(self.expert, key) if split not in self.splits]:
+                raise OptionError(f"expert.{key}", f"has {unused[0]!r}; the splits are {', '.join(self.splits)}.")
+        counts = self.games.counts
+        if counts is not None and get_env(self.env).make_games is None:
+            raise OptionError("games.counts", f"is set, but {self.env} generates no games; set games.counts=null.")
+        if counts is not None and (without := [split for split in self.splits if not counts.get(split)]):
+            raise OptionError("games.counts", f"has no games for {without[0]}; give a count for every split.")
+        for name in self.training:
+            for key in _WHOLE_NUMBERS:
+                self.whole_override(name, key)
+        self._check_methods()
 
-    Interpolations in `overrides` refer to verl's keys and are kept. Raises `ConfigError` naming the file or change, and
-    the key.
-    """
-    layers = [(str(path), _own_keys(path)) for path in _layers(_recipe_path(name))]
-    layers += [(change, _change(change)) for change in changes]
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps {steps}: give at least 1.")
-    recipe = _merged(name, layers)
-    if recipe.reflect.n != 1:
-        raise ConfigError(f"recipe {name}: reflect.n is {recipe.reflect.n}; it must be 1: a state has one reflection.")
-    if recipe.action.data not in ("steps", "episodes"):
-        raise ConfigError(f"recipe {name}: action.data is {recipe.action.data!r}; it must be steps or episodes.")
-    if recipe.evaluate.mode not in list(Mode):
-        raise ConfigError(f"recipe {name}: evaluate.mode is {recipe.evaluate.mode!r}; it must be {' or '.join(Mode)}.")
-    if not recipe.model:
-        raise ConfigError(f"recipe {name}: model is empty; set it to a model folder, a hub id, or embedded.")
-    if recipe.games.counts and recipe.env != "alfworld":
-        raise ConfigError(
-            f"recipe {name}: games.counts is for alfworld, and env is {recipe.env!r}; set games.counts=null."
-        )
-    _check_splits(name, recipe)
-    _check_methods(name, recipe)
-    for stage in TRAINING:
-        for key in _WHOLE_NUMBERS:
-            whole_override(recipe, stage, key)
-    if recipe.chat_template_kwargs:
-        recipe.engine_options.setdefault("chat_template_kwargs", recipe.chat_template_kwargs)
-        for stage in TRAINING:
-            key = "++data.apply_chat_template_kwargs"
-            getattr(recipe, stage).overrides.setdefault(key, recipe.chat_template_kwargs)
-    if steps is not None:
-        for stage in filter(lambda stage: getattr(recipe, stage).config, TRAINING):
-            trainer = getattr(recipe, stage).overrides.setdefault("trainer", {})
-            configured = whole_override(recipe, stage, "trainer.total_training_steps")
-            trainer["total_training_steps"] = min(configured or steps, steps)
-        for method in recipe.methods.values():
-            method.stages = [bounded_stage(stage, steps) for stage in method.stages]
-    return recipe
+    def _check_methods(self) -> None:
+        named = {} if self.methods else {"stages": self.stages}
+        for title, method in self.methods.items():
+            named[f"methods.{title}.stages"] = method.stages
+            for other in method.against:
+                if other not in self.methods or other == title:
+                    raise OptionError(f"methods.{title}.against", f"has {other!r}, which is not another method.")
+        for key, stages in named.items():
+            for stage in stages:
+                try:
+                    name, _ = parse_stage(stage)
+                except ValueError as error:
+                    raise OptionError(key, f"has {stage!r}: {error}.") from error
+                if name not in self.training:
+                    known = ", ".join(self.training) or "none"
+                    raise OptionError(key, f"has {stage!r}; the stages of `training` are: {known}.")
+
+    def whole_override(self, stage: str, key: str) -> int | None:
+        """The value of verl's `key` in the overrides of a training stage; None if it is not set there.
+
+        Raises `OptionError` if it is not a whole number above 0.
+        """
+        value: Any = self.training[stage].overrides
+        for segment in key.split("."):
+            if not isinstance(value, dict):
+                raise OptionError(
+                    f"training.{stage}.overrides", f"is {value!r} at {key!r}; it must be a mapping of verl's keys."
+                )
+            value = value.get(segment)
+            if value is None:
+                return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"training.{stage}.overrides.{key}", f"is {value!r}; give a whole number, at least 1.")
+        return value
 
 
 _WHOLE_NUMBERS = (
@@ -259,90 +225,95 @@ _WHOLE_NUMBERS = (
 """Keys of verl that this package reads from a stage's overrides."""
 
 
-def whole_override(recipe: Recipe, stage: str, key: str) -> int | None:
-    """The value of verl's `key` in the overrides of a training stage; None if it is not set there.
+def parse_stage(text: str) -> tuple[str, int | None]:
+    """`action:80` is ("action", 80), `action` is ("action", None). Raises `ValueError` on anything else."""
+    name, colon, steps = text.partition(":")
+    if colon and not (steps.isdecimal() and int(steps) > 0):
+        raise ValueError("the number of steps after the colon must be at least 1")
+    return name, int(steps) if colon else None
 
-    Raises `ConfigError` if it is not a whole number above 0.
+
+def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None) -> Recipe:
+    """Load the recipe `name` (below `verl_act/recipes`, or a file) with `KEY=VALUE` changes; `steps` bounds each stage.
+
+    Interpolations in `overrides` refer to verl's keys and are kept. Raises `ConfigError` naming the file or change, and
+    the key.
     """
-    value: Any = getattr(recipe, stage).overrides
-    for segment in key.split("."):
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"{stage}.overrides.{key.split('.')[0]} is {value!r}; it must be a mapping of verl's keys."
-            )
-        value = value.get(segment)
-        if value is None:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{stage}.overrides.{key} is {value!r}; give a whole number, at least 1.")
-    return value
+    layers = [(str(path), _own_keys(path)) for path in _layers(_recipe_path(name))]
+    layers += [(change, _change(change)) for change in changes]
+    values = _merged(name, layers)
+    try:
+        recipe = Recipe(**values)
+    except OptionError as error:
+        source = _source(layers, error.option) or name
+        raise ConfigError(f"recipe {source}: {error.option or 'a recipe'} {error.problem}") from error
+    if recipe.chat_template_kwargs:
+        recipe.engine_options.setdefault("chat_template_kwargs", recipe.chat_template_kwargs)
+        for stage in recipe.training.values():
+            stage.overrides.setdefault("++data.apply_chat_template_kwargs", recipe.chat_template_kwargs)
+    return recipe if steps is None else _bounded(recipe, steps)
 
 
-def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Recipe:
-    """Merge the layers, later ones override earlier ones. Errors name the layer and the key."""
-    for layer_name, layer in layers:
-        _check_shape(f"recipe {layer_name}", Recipe, layer)
+def _bounded(recipe: Recipe, most: int) -> Recipe:
+    """The recipe with at most so many steps of each training stage."""
+    if most < 1:
+        raise ConfigError(f"--steps {most}: give at least 1.")
+
+    def bounded(text: str) -> str:
+        name, steps = parse_stage(text)
+        return text if steps is None else f"{name}:{min(steps, most)}"
+
+    for name, stage in recipe.training.items():
+        configured = recipe.whole_override(name, "trainer.total_training_steps")
+        stage.overrides.setdefault("trainer", {})["total_training_steps"] = min(configured or most, most)
+    methods = {
+        title: method.model_copy(update={"stages": list(map(bounded, method.stages))})
+        for title, method in recipe.methods.items()
+    }
+    return recipe.model_copy(update={"methods": methods, "stages": list(map(bounded, recipe.stages))})
+
+
+def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Merge the layers, later ones override earlier ones, and resolve interpolations. Raises `ConfigError`."""
     missing: dict[str, str] = {}
-    for layer_name, layer in layers:
+    values: dict[str, Any] = {}
+    for source, layer in layers:
         for key, value in _leaves(layer):
             missing.pop(key, None)
-            if value == "???":  # OmegaConf would keep a lower layer's value
-                missing[key] = layer_name
-    for key, layer_name in missing.items():
-        raise ConfigError(f"recipe {layer_name}: {key} is ???, a placeholder for a required value: set {key}=VALUE.")
-    merged = OmegaConf.structured(Recipe)
-    source = name
+            if value == "???":
+                missing[key] = source
+        values = _overlaid(values, layer)
+    for key, source in missing.items():
+        raise ConfigError(f"recipe {source}: {key} is ???, a placeholder for a required value: set {key}=VALUE.")
+    overrides = {}
+    if isinstance(training := values.get("training"), dict):
+        blocks = {stage: block for stage, block in training.items() if isinstance(block, dict) and "overrides" in block}
+        overrides = {stage: block["overrides"] for stage, block in blocks.items()}
+        values["training"] = {**training, **{stage: {**block, "overrides": {}} for stage, block in blocks.items()}}
     try:
-        for layer_name, layer in layers:
-            source = layer_name
-            merged = OmegaConf.merge(merged, layer)
-        source = name
-        overrides = {stage: OmegaConf.to_container(merged[stage].overrides, resolve=False) for stage in TRAINING}
-        for stage in TRAINING:
-            merged[stage].overrides = {}
-        recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"recipe {source}: {_wrong_key(error)}") from error
-    except (ValueError, TypeError, AttributeError, AssertionError) as error:  # raised by OmegaConf on unexpected input
-        raise ConfigError(f"recipe {source}: {first_line(error)}") from error
+        resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
+        key = getattr(error, "full_key", None) or ", ".join(key for key, value in _leaves(values) if "${" in str(value))
+        raise ConfigError(f"recipe {_source(layers, key) or name}: {key}: {first_line(error)}") from error
     except RecursionError as error:
-        raise ConfigError(f"recipe {source}: is nested too deeply.") from error
-    assert isinstance(recipe, Recipe)
-    for stage in TRAINING:
-        getattr(recipe, stage).overrides = overrides[stage]
-    for text in _strings(asdict(recipe)):
+        raise ConfigError(f"recipe {name}: is nested too deeply.") from error
+    assert isinstance(resolved, dict)
+    for stage, block in overrides.items():
+        resolved["training"][stage]["overrides"] = block
+    for text in _strings(resolved):
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ConfigError(
                 f"recipe {name}: {text!r} holds an invalid character (NUL or a lone surrogate); write it as UTF-8."
             )
-    return recipe
+    return {str(key): value for key, value in resolved.items()}
 
 
-def _check_shape(source: str, settings: type, layer: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `ConfigError` where a value is not of the kind (mapping, list, single value) that its key expects."""
-    hints = get_type_hints(settings)
-    for name, value in layer.items():
-        key = f"{prefix}{name}"
-        hint = hints.get(name)
-        if hint is None or value is None or (isinstance(value, str) and ("${" in value or value == "???")):
-            continue  # left to the merge
-        kinds = {get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
-        if is_dataclass(hint) or dict in kinds:
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a mapping: {name}: {{key: value}}.")
-            if is_dataclass(hint):
-                _check_shape(source, hint, value, f"{key}.")  # type: ignore[arg-type]
-            elif name == "methods":
-                for title, method in value.items():
-                    if not isinstance(method, Mapping):
-                        raise ConfigError(f"{source}: {key}.{title} is {brief(method)}; it must be a mapping.")
-                    _check_shape(source, MethodRecipe, method, f"{key}.{title}.")
-        elif list in kinds and not isinstance(value, list):
-            raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a list, such as {name}: [a, b].")
-        elif list in kinds and any(entry is None or isinstance(entry, Mapping | list) for entry in value):
-            raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a list of single values.")
-        elif list not in kinds and isinstance(value, Mapping | list):
-            raise ConfigError(f"{source}: {key} is {brief(value)}; it must be a single value.")
+def _source(layers: Sequence[tuple[str, dict[str, Any]]], key: str) -> str | None:
+    """The last layer that sets `key`, or a key above or below it."""
+    for source, layer in reversed(layers):
+        if any(f"{known}.".startswith(f"{key}.") or f"{key}.".startswith(f"{known}.") for known, _ in _leaves(layer)):
+            return source
+    return None
 
 
 def _leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -366,68 +337,9 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
-def _check_splits(name: str, recipe: Recipe) -> None:
-    """Raise `ConfigError` where splits overlap, or settings name a split that is not used."""
-    splits = [recipe.train_split, *recipe.valid_splits]
-    if not recipe.valid_splits:
-        raise ConfigError(f"recipe {name}: valid_splits is empty; name at least one split for evaluation.")
-    if twice := [split for split in splits if splits.count(split) > 1]:
-        raise ConfigError(
-            f"recipe {name}: split {twice[0]!r} appears twice in train_split and valid_splits; name it once, so "
-            "that training and evaluation use different splits."
-        )
-    if unused := [split for split in recipe.expert.files if split not in splits]:
-        raise ConfigError(f"recipe {name}: expert.files has {', '.join(unused)}; the splits are {', '.join(splits)}.")
-    counts = recipe.games.counts
-    if counts is not None and (without := [split for split in splits if not counts.get(split)]):
-        raise ConfigError(
-            f"recipe {name}: games.counts has no games for {', '.join(without)}; give a count for every split."
-        )
-
-
-def _wrong_key(error: OmegaConfBaseException) -> str:
-    """The key and its fault as a sentence; an unknown key is listed with the known ones."""
-    known = error.object_type
-    if isinstance(error, ConfigKeyError) and is_dataclass(known):
-        where = str(error.full_key).rpartition(".")[0] or "a recipe"
-        return f"{where} has no key {error.key!r}; its keys are {', '.join(entry.name for entry in fields(known))}."
-    return f"{first_line(error)} (key {str(error.full_key)!r})."
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def parse_stage(text: str) -> tuple[str, int | None]:
-    """`action:80` is ("action", 80), `action` is ("action", None). Raises `ValueError` on anything else."""
-    kind, colon, steps = text.partition(":")
-    if kind not in TRAINING:
-        raise ValueError(f"the stages are {', '.join(TRAINING)}")
-    if colon and not (steps.isdecimal() and int(steps) > 0):
-        raise ValueError("the number of steps after the colon must be at least 1")
-    return kind, int(steps) if colon else None
-
-
-def bounded_stage(text: str, most: int) -> str:
-    """The stage with its number of steps, if it has one, limited to `most`."""
-    kind, steps = parse_stage(text)
-    return text if steps is None else f"{kind}:{min(steps, most)}"
-
-
-def _check_methods(name: str, recipe: Recipe) -> None:
-    """Raise `ConfigError` on a method whose stages are unknown or not configured."""
-    for title, method in recipe.methods.items():
-        for other in method.against:
-            if other not in recipe.methods or other == title:
-                raise ConfigError(f"recipe {name}: method {title!r} is against {other!r}, which is not another method.")
-        for stage in method.stages:
-            try:
-                kind, _ = parse_stage(stage)
-            except ValueError as error:
-                raise ConfigError(f"recipe {name}: method {title!r} has stage {stage!r}: {error}.") from error
-            if not getattr(recipe, kind).config:
-                raise ConfigError(f"recipe {name}: method {title!r} needs {kind}.config; set it in the recipe.")
 
 
 def _recipe_path(name: str) -> Path:
@@ -510,10 +422,10 @@ def _has_keys_of_hydra(value: Any) -> bool:
 
 def _normalized(source: str, layer: dict[str, Any]) -> dict[str, Any]:
     """The layer with nested keys in `overrides`, and with lists for single `against` methods."""
-    for stage in TRAINING:
-        block = layer.get(stage)
+    training = layer.get("training")
+    for stage, block in training.items() if isinstance(training, dict) else ():
         if isinstance(block, dict) and isinstance(block.get("overrides"), dict):
-            layer[stage] = {**block, "overrides": nested(f"{source}: {stage}.overrides", block["overrides"])}
+            block["overrides"] = nested(f"{source}: training.{stage}.overrides", block["overrides"])
     methods = layer.get("methods")
     for method in methods.values() if isinstance(methods, dict) else ():
         if isinstance(method, dict) and isinstance(method.get("against"), str):
@@ -542,6 +454,7 @@ def nested(source: str, values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _overlaid(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """The two nested mappings merged, without changing either."""
     both = {
         key: _overlaid(lower[key], upper[key])
         for key in lower.keys() & upper.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import subprocess
 import time
@@ -13,30 +14,27 @@ from pathlib import Path
 from rich.console import Console
 
 from verl_act.chain.outputs import damaged_outputs, discard_damaged, record_outputs
-from verl_act.chain.recipe import Recipe
-from verl_act.chain.stages import Stage, stages
+from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
 from verl_act.manifest import make_manifest, own_manifest, up_to_date, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked
 from verl_act.process import dies_with_parent
+from verl_act.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 console = Console(highlight=False, markup=False, emoji=False)  # titles and paths are not ours
 
 
-def run_chain(recipe: Recipe, out: Path) -> None:
-    """Run all stages of `recipe` that are not up to date, as `run_stages` does."""
-    run_stages(stages(recipe, out), out)
-
-
-def run_stages(planned: Sequence[Stage], out: Path) -> None:
-    """Run every stage that is not up to date; each writes `out/.done/<stage>/manifest.json` when it is.
+def run_stages(planned: Sequence[Stage], out: RunFolder) -> None:
+    """Run every stage that is not up to date; each has a manifest in `out.record(stage)` when it is.
 
     Several processes may share `out`: one runs a stage, the others wait and then skip it.
     Raises `EngineError` naming the stage if one fails; finished stages are kept.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    out.root.mkdir(parents=True, exist_ok=True)
     for index, stage in enumerate(planned, 1):
         title = f"[{index}/{len(planned)}] {one_line(stage.name)}"
         with alone(out, stage.name, title):
@@ -44,77 +42,77 @@ def run_stages(planned: Sequence[Stage], out: Path) -> None:
                 _run_stage(stage, out, title)
                 continue
             console.print(f"{title}: up to date")
-            if stage.trains:
+            if isinstance(stage, TrainingStage):
                 discard_work(stage)  # an earlier process may have been killed before it had deleted everything
 
 
 @contextmanager
-def alone(out: Path, name: str, title: str) -> Iterator[None]:
-    """Hold the lock `out/.done/<name>.lock`, which the kernel releases when this process dies."""
+def alone(out: RunFolder, name: str, title: str) -> Iterator[None]:
+    """Hold the lock of the stage `name`, which the kernel releases when this process dies."""
 
     def wait(holder: str) -> None:
         console.print(f"{title}: waiting, {holder} is running it", markup=False)
 
-    with locked(out / ".done" / f"{name.replace(' ', '-')}.lock", wait):
+    with locked(out.lock(name), wait):
         yield
 
 
-def is_done(stage: Stage, out: Path, as_recorded: Collection[Path] = ()) -> bool:
+def is_done(stage: Stage, out: RunFolder, as_recorded: Collection[Path] = ()) -> bool:
     """Whether the stage was run with the current settings and inputs, and its output exists.
 
     Inputs in `as_recorded` are not read: the hashes recorded by that run are used. The files of a training stage's
     output are not checked either (see `_is_up_to_date`).
     """
     finish_replacement(stage.output)
-    recorded = own_manifest(_record_folder(out, stage))
+    recorded = own_manifest(out.record(stage.name))
     checked = [path for path in stage.inputs if path not in as_recorded]
-    if recorded is None or recorded.settings != _settings(stage) or not stage.output.exists():
+    if recorded is None or not stage.output.exists():
         return False
-    if not stage.trains and damaged_outputs(stage, _record_folder(out, stage)):
+    if isinstance(stage, CommandStage) and damaged_outputs(stage, out.record(stage.name)):
         return False
     if not all(path.exists() for path in checked):
         return False
-    expected = make_manifest(stage.name, settings=_settings(stage), inputs=list(checked))
+    expected = make_manifest(stage.name, settings=stage.recorded(), inputs=list(checked))
     recorded_inputs = {str(path): recorded.inputs.get(str(path), "") for path in stage.inputs if path in as_recorded}
-    return up_to_date(_record_folder(out, stage), replace(expected, inputs=expected.inputs | recorded_inputs))
+    return up_to_date(out.record(stage.name), replace(expected, inputs=expected.inputs | recorded_inputs))
 
 
-def _is_up_to_date(stage: Stage, planned: Sequence[Stage], out: Path) -> bool:
+def _is_up_to_date(stage: Stage, planned: Sequence[Stage], out: RunFolder) -> bool:
     """Whether the stage can be skipped.
 
     A trained model may have been deleted to free space; it is needed only if a stage that starts from it must run.
     """
-    deleted = {other.output / "model" for other in planned if other.trains and not _has_model(other, out)}
+    trained = [other for other in planned if isinstance(other, TrainingStage)]
+    deleted = {other.folder.model for other in trained if not _has_model(other, out)}
     if not is_done(stage, out, deleted):
         return False
-    model = stage.output / "model"
-    return model not in deleted or all(
-        _is_up_to_date(later, planned, out) for later in planned if model in later.inputs
-    )
+    if not isinstance(stage, TrainingStage) or stage.folder.model not in deleted:
+        return True
+    return all(_is_up_to_date(later, planned, out) for later in planned if stage.folder.model in later.inputs)
 
 
-def _has_model(stage: Stage, out: Path) -> bool:
+def _has_model(stage: TrainingStage, out: RunFolder) -> bool:
     """Whether the exported model of a training stage exists and is unchanged."""
-    damaged = damaged_outputs(stage, _record_folder(out, stage))
-    return (stage.output / "model").exists() and not any(name.startswith("model/") for name in damaged)
+    damaged = damaged_outputs(stage, out.record(stage.name))
+    return stage.folder.model.exists() and not any(name.startswith("model/") for name in damaged)
 
 
-def _run_stage(stage: Stage, out: Path, title: str) -> None:
+def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
     """Run the stage and record that it is done."""
     console.rule(title, align="left")
-    record = _record_folder(out, stage)
-    if stage.trains and stage.output.exists() and not _has_model(stage, out):
+    record = out.record(stage.name)
+    if isinstance(stage, TrainingStage) and stage.output.exists() and not _has_model(stage, out):
         console.print("The model was deleted but is needed: training again, and then the stages that start from it.")
     elif damaged := damaged_outputs(stage, record):
         name, *others = damaged
         more = f" (and {len(others)} more)" if others else ""
         console.print(f"output file {name}{more} is missing or has changed: running the stage again.", markup=False)
     discard_damaged(stage, record)
-    console.print(f"$ {shlex.join(stage.command)}", style="dim", soft_wrap=True)
+    logger.info("%s", shlex.join(stage.argv()))
     started = time.monotonic()
     # Inputs are hashed first: one that changes during the run then makes the stage out of date.
-    manifest = make_manifest(stage.name, settings=_settings(stage), inputs=list(stage.inputs))
-    if stage.trains:
+    manifest = make_manifest(stage.name, settings=stage.recorded(), inputs=list(stage.inputs))
+    if isinstance(stage, TrainingStage):
         seconds = train(stage, manifest)
     else:
         _run(stage)
@@ -122,23 +120,15 @@ def _run_stage(stage: Stage, out: Path, title: str) -> None:
     manifest = replace(manifest, seconds=round(seconds, 1))
     record_outputs(stage, record)
     write_manifest(record, manifest)
-    if stage.trains:
+    if isinstance(stage, TrainingStage):
         discard_work(stage)
     console.print(f"{title}: done in {seconds:.0f} s")
 
 
-def _run(stage: Stage) -> None:
-    finished = subprocess.run(stage.command, preexec_fn=dies_with_parent, check=False)
+def _run(stage: CommandStage) -> None:
+    finished = subprocess.run(stage.argv(), preexec_fn=dies_with_parent, check=False)
     if finished.returncode:
         raise EngineError(
             f"stage {stage.name!r} failed with status {finished.returncode}; see its messages above. Fix the cause "
             "and run the same command again: finished stages are skipped."
         )
-
-
-def _settings(stage: Stage) -> dict[str, object]:
-    return {"command": list(map(str, stage.command[1:]))}
-
-
-def _record_folder(out: Path, stage: Stage) -> Path:
-    return out / ".done" / stage.name.replace(" ", "-")

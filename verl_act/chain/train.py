@@ -17,23 +17,23 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import psutil
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from verl_act.chain.command_line import hydra_value
-from verl_act.chain.stages import Stage
+from verl_act.chain.hydra_overrides import flat
+from verl_act.chain.stages import TrainingStage
 from verl_act.errors import ConfigError, DataError, EngineError
 from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, reserved
 from verl_act.process import dies_with_parent
+from verl_act.run_folder import TRAINING_LOG, TRAINING_METRICS, TrainingFolder
 from verl_act.text_files import read_json
 from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, step_of, tidy
 from verl_act.upstream_gaps.damaged_checkpoints import exported_models as _exported_models
@@ -48,10 +48,11 @@ _PROGRESS_METRICS = {
     "train/loss": "loss",
 }
 _MAY_CHANGE_ON_RESUME = re.compile(
-    r"(gpu_memory_utilization|micro_batch_size_per_gpu|max_token_len_per_gpu|max_num_seqs|max_num_batched_tokens"
-    r"|\w+_offload|enforce_eager|free_cache_engine|save_freq|test_freq|logger)="
+    r".*(gpu_memory_utilization|micro_batch_size_per_gpu|max_token_len_per_gpu|max_num_seqs|max_num_batched_tokens"
+    r"|_offload|enforce_eager|free_cache_engine|save_freq|test_freq|logger)"
 )
 """Settings that may change on resume: they affect memory, speed and logging, not what is learned."""
+_TOTAL_STEPS = "trainer.total_training_steps"
 _MAX_CHANGES = 5
 _LOG_TAIL_LINES = 40
 _COLOR = r"(?:\x1b\[[\d;]*m)?"
@@ -84,88 +85,80 @@ _STANDSTILL_SECONDS = 900.0
 """Time after a killed process in which the run must complete a step; otherwise it is stopped."""
 
 
-def train(stage: Stage, manifest: Manifest | None = None) -> float:
+def train(stage: TrainingStage, manifest: Manifest | None = None) -> float:
     """Run verl to its last step and export the model. Returns the seconds of all attempts, including killed ones.
 
     `manifest` is the stage's; it is written to the output, with the seconds. Raises `EngineError` with the end of the
     log if verl fails, and `ConfigError` if the output is not from this stage or another process is writing it.
     """
-    work = stage.output.with_name(f"{stage.output.name}.work")
     with reserved(stage.output, stage.name):
-        _prepare(work, stage)
-        tidy(work / "checkpoints", _contents(stage.command), _max_checkpoints(stage.command))
-        if not _last_step_saved(work, stage.command):  # resumed from it, verl would train one step more
-            _run(work, stage)
-        return _export(work, stage, manifest or make_manifest(stage.name, settings={}))
+        _prepare(stage)
+        tidy(stage.folder.checkpoints, _contents(stage), _max_checkpoints(stage))
+        if not _last_step_saved(stage):  # resumed from it, verl would train one step more
+            _run(stage)
+        return _export(stage, manifest or make_manifest(stage.name, settings={}))
 
 
-def _run(work: Path, stage: Stage) -> None:
-    """Run verl once in `work`, from the last checkpoint if there is one. Raises `EngineError` if it fails."""
-    attempt = _attempts(work)
-    (work / f"started-{attempt}").touch()
+def _run(stage: TrainingStage) -> None:
+    """Run verl once, from the last checkpoint if there is one. Raises `EngineError` if it fails."""
+    folder, attempt = stage.folder, stage.folder.attempts
+    folder.started(attempt).touch()
+    metrics, log = folder.metrics(attempt).absolute(), folder.log(attempt)
     environment = {
         **os.environ,
-        "VERL_FILE_LOGGER_PATH": str((work / f"metrics-{attempt}.jsonl").absolute()),
+        "VERL_FILE_LOGGER_PATH": str(metrics),
         "PYTHONUNBUFFERED": "1",
         "HYDRA_FULL_ERROR": "1",
     }
-    command = [
-        *stage.command,
-        f"trainer.logger={hydra_value(_loggers(stage.command))}",
-        f"trainer.default_local_dir={hydra_value(str(work / 'checkpoints'))}",
-        f"hydra.run.dir={hydra_value(str(work / 'hydra'))}",
-    ]
-    if "verl.trainer.main_ppo" in command:  # workers of an existing Ray cluster do not inherit the environment
-        path = hydra_value(environment["VERL_FILE_LOGGER_PATH"])
-        command.append(f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={path}")
-    log = work / f"log-{attempt}.txt"
-    status = _watch(command, environment, log, stage.name)
-    if status or not _exported_models(work / "checkpoints"):
+    further: dict[str, Any] = {
+        "trainer.logger": _loggers(stage),
+        "trainer.default_local_dir": str(folder.checkpoints),
+        "hydra.run.dir": str(folder.work / "hydra"),
+    }
+    if stage.trainer == "ppo":  # workers of an existing Ray cluster do not inherit the environment
+        further["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"] = str(metrics)
+    status = _watch(stage, stage.argv(further), environment, log)
+    if status or not _exported_models(folder.checkpoints):
         tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_LOG_TAIL_LINES:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
 
 
-def _contents(command: Sequence[str]) -> list[str]:
-    """Contents of this run's checkpoints: as in the command, or the default of this package's configurations."""
-    configured = _values(command, "actor_rollout_ref.actor.checkpoint.save_contents", "checkpoint.save_contents")
-    return list(OmegaConf.create(configured[-1])) if configured and configured[-1].startswith("[") else list(CONTENTS)
+def _contents(stage: TrainingStage) -> list[str]:
+    """Contents of this run's checkpoints: the stage's, or the default of this package's configurations."""
+    keys = ("actor_rollout_ref.actor.checkpoint.save_contents", "checkpoint.save_contents")
+    configured = stage.override(*keys)
+    return list(configured) if isinstance(configured, list) else list(CONTENTS)
 
 
-def _max_checkpoints(command: Sequence[str]) -> int | None:
+def _max_checkpoints(stage: TrainingStage) -> int | None:
     """Number of checkpoints that verl keeps; None for all."""
-    kept = ["2", *_values(command, "trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")][-1]
-    return max(1, int(kept)) if kept.isdecimal() else None
+    keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
+    return None if stage.sets_null(*keys) else stage.override(*keys) or 2
 
 
-def _values(command: Sequence[str], *keys: str) -> list[str]:
-    """Values of these keys among the command's KEY=VALUE arguments."""
-    split = (word.lstrip("+").partition("=") for word in command)
-    return [value for key, _, value in split if key in keys]
-
-
-def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
+def _export(stage: TrainingStage, manifest: Manifest) -> float:
     """Write the last model, the metrics of all attempts and the last log to the stage's output.
 
     Returns the seconds of all attempts. Raises `DataError` where the disk is full.
     """
-    attempts = _attempts(work)
-    seconds = sum(_duration(work, attempt) for attempt in range(attempts))
-    model = _exported_models(work / "checkpoints")[-1]
-    metrics = _merged_metrics(work)
+    trained = stage.folder
+    seconds = sum(_duration(trained, attempt) for attempt in range(trained.attempts))
+    model = _exported_models(trained.checkpoints)[-1]
+    metrics = _merged_metrics(trained)
     if not metrics:
         logger.warning(
             "%s: the run left no metrics in %s, so the report will have no curves. Did it run on a machine that does "
             "not share this folder?",
             stage.name,
-            work,
+            trained.work,
         )
     try:
         merge_lora(model.parent)
         with atomic_folder(stage.output) as folder:
             shutil.copytree(model, folder / "model")
-            (folder / "metrics.jsonl").write_text(metrics, encoding="utf-8")
-            shutil.copy(work / f"log-{attempts - 1}.txt", folder / "log.txt")
+            (folder / TRAINING_METRICS).write_text(metrics, encoding="utf-8")
+            shutil.copy(trained.log(trained.attempts - 1), folder / TRAINING_LOG)
             write_manifest(folder, replace(manifest, seconds=round(seconds, 1)))
     except DataError as error:
         raise DataError(f"{error} The trained model stays in {model}: the same command resumes there.") from error
@@ -181,9 +174,9 @@ def _export(work: Path, stage: Stage, manifest: Manifest) -> float:
     return seconds
 
 
-def discard_work(stage: Stage) -> None:
+def discard_work(stage: TrainingStage) -> None:
     """Delete the work folder of a finished stage. It is renamed first, so that a half deleted one is never resumed."""
-    work = stage.output.with_name(f"{stage.output.name}.work")
+    work = stage.folder.work
     trash = work.with_name(f"{work.name}.deleted")
     shutil.rmtree(trash, ignore_errors=True)
     if work.exists():
@@ -191,43 +184,38 @@ def discard_work(stage: Stage) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _loggers(command: Sequence[str]) -> list[str]:
-    """The loggers in the command, and the two that the chain reads."""
-    configured = _values(command, "trainer.logger")
-    parsed = OmegaConf.to_container(OmegaConf.create(configured[-1])) if configured else []
-    loggers = list(parsed) if isinstance(parsed, list) else [str(parsed)]
+def _loggers(stage: TrainingStage) -> list[str]:
+    """The loggers of the stage, and the two that the chain reads."""
+    configured = stage.override("trainer.logger") or []
+    loggers = list(configured) if isinstance(configured, list) else [str(configured)]
     return [*loggers, *(name for name in ("console", "file") if name not in loggers)]
 
 
-def _attempts(work: Path) -> int:
-    return len(list(work.glob("started-*")))
-
-
-def _duration(work: Path, attempt: int) -> float:
+def _duration(folder: TrainingFolder, attempt: int) -> float:
     """Seconds from an attempt's start to the last line of its log, which exist for a killed attempt too."""
-    log = work / f"log-{attempt}.txt"
-    return log.stat().st_mtime - (work / f"started-{attempt}").stat().st_mtime if log.exists() else 0.0
+    log = folder.log(attempt)
+    return log.stat().st_mtime - folder.started(attempt).stat().st_mtime if log.exists() else 0.0
 
 
-def _last_step_saved(work: Path, command: Sequence[str]) -> bool:
-    """Whether an earlier attempt has saved the command's last step, and its model."""
-    total = _values(command, "trainer.total_training_steps")
-    saved = work / "checkpoints" / TRACKER
-    done = bool(total) and saved.is_file() and saved.read_text(encoding="utf-8").strip() == total[-1]
-    return done and any(f"global_step_{total[-1]}" in path.parts for path in _exported_models(work / "checkpoints"))
+def _last_step_saved(stage: TrainingStage) -> bool:
+    """Whether an earlier attempt has saved the stage's last step, and its model."""
+    total, checkpoints = stage.override(_TOTAL_STEPS), stage.folder.checkpoints
+    saved = checkpoints / TRACKER
+    done = total is not None and saved.is_file() and saved.read_text(encoding="utf-8").strip() == str(total)
+    return done and any(f"global_step_{total}" in path.parts for path in _exported_models(checkpoints))
 
 
-def _prepare(work: Path, stage: Stage) -> None:
-    """Create `work`, or clear it if it is from other arguments or other input contents.
+def _prepare(stage: TrainingStage) -> None:
+    """Create the work folder, or clear it if it is from other settings or other input contents.
 
     Raises `ConfigError` if that would delete checkpoints.
     """
-    # A missing input is left for verl to report: the command may not read it.
+    work = stage.folder.work
+    # A missing input is left for verl to report: it may not read it.
     inputs = {str(path): digest(path) for path in stage.inputs if path.exists()}
-    current = {
-        "arguments": [word for word in stage.command[1:] if not _MAY_CHANGE_ON_RESUME.search(word)],
-        "inputs": inputs,
-    }
+    recorded = stage.recorded()
+    decisive = {key: value for key, value in recorded["overrides"].items() if not _MAY_CHANGE_ON_RESUME.fullmatch(key)}
+    current = {"trainer": stage.trainer, "config": recorded["config"], "overrides": decisive, "inputs": inputs}
     stamp = work / "stage.json"
     try:
         previous = read_json(stamp) if stamp.exists() else {}
@@ -236,7 +224,7 @@ def _prepare(work: Path, stage: Stage) -> None:
     except DataError as error:
         raise DataError(f"{error} {work} cannot be resumed; delete that folder to start over.") from error
     if previous != current and work.exists():
-        if saved := sorted((work / "checkpoints").glob("global_step_*"), key=step_of):
+        if saved := sorted(stage.folder.checkpoints.glob("global_step_*"), key=step_of):
             raise ConfigError(
                 f"stage {stage.name!r} has checkpoints up to {saved[-1]} from another configuration or other data "
                 f"({_changes(previous, current)}). Restore the earlier settings to resume, delete {work} to start "
@@ -249,27 +237,26 @@ def _prepare(work: Path, stage: Stage) -> None:
 
 def _changes(previous: dict[str, Any], current: dict[str, Any]) -> str:
     """The differences between two stamps, as text."""
-    before, now = previous.get("arguments", []), current["arguments"]
-    inputs = previous.get("inputs", {})
+    before, now = flat(previous), flat(current)
     changes = [
-        *(f"now {word}" for word in now if word not in before),
-        *(f"then {word}" for word in before if word not in now),
-        *(f"{path} has changed" for path, digest_then in inputs.items() if current["inputs"].get(path) != digest_then),
+        f"{key.partition('.')[2] or key} was {brief(before.get(key))} and is {brief(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
     ]
-    return "; ".join([*changes[:_MAX_CHANGES], *(["..."] if len(changes) > _MAX_CHANGES else [])]) or "their order"
+    return "; ".join([*changes[:_MAX_CHANGES], *(["..."] if len(changes) > _MAX_CHANGES else [])])
 
 
-def _watch(command: list[str], environment: dict[str, str], log: Path, name: str) -> int:
+def _watch(stage: TrainingStage, command: list[str], environment: dict[str, str], log: Path) -> int:
     """Run `command` with its output in `log` and a progress bar of steps, time and metrics; return its exit status."""
-    total = _values(command, "trainer.total_training_steps")[-1:]
+    title = one_line(stage.name)
     with (
         log.open("wb") as stream,
-        tqdm(desc=f"{one_line(name)} (starting)", unit="step", total=_step_count(*total)) as progress,
+        tqdm(desc=f"{title} (starting)", unit="step", total=stage.override(_TOTAL_STEPS)) as progress,
         subprocess.Popen(
             command, env=environment, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=dies_with_parent
         ) as process,
     ):
-        run = _RunMonitor(process, log, Path(environment["VERL_FILE_LOGGER_PATH"]), progress, name)
+        run = _RunMonitor(process, log, Path(environment["VERL_FILE_LOGGER_PATH"]), progress, title)
         try:
             while (status := process.poll()) is None:
                 run.update()
@@ -317,7 +304,7 @@ class _RunMonitor:
             self.processes |= {*psutil.Process(self._process.pid).children(recursive=True)}
         self._killed = None
         if self._step is None:  # estimate the time left from here, without the start of the engines
-            self._progress.set_description(one_line(self._name))
+            self._progress.set_description(self._name)
             self._progress.initial, self._progress.start_t = step, time.time()
         self._step = self._progress.n = step
         postfix = {
@@ -345,10 +332,6 @@ class _Tail:
         self._position += len(read)
         *whole, self._rest = (self._rest + read).split(b"\n")
         return [line.decode(errors="replace") for line in whole]
-
-
-def _step_count(text: str = "") -> int | None:
-    return int(text) if text.isdecimal() else None
 
 
 def _wait_and_kill(processes: set[psutil.Process]) -> None:
@@ -379,10 +362,12 @@ def _is_running(process: psutil.Process) -> bool:
     return False
 
 
-def _merged_metrics(work: Path) -> str:
+def _merged_metrics(folder: TrainingFolder) -> str:
     """The metrics of all attempts, one line per step. If a step was repeated, its last values count."""
     by_step: dict[int, dict[str, Any]] = {}
-    for path in sorted(work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1])):
+    for path in map(folder.metrics, range(folder.attempts)):
+        if not path.is_file():
+            continue
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line cut off by a kill
                 entry = json.loads(line)

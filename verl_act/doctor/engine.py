@@ -41,11 +41,12 @@ def report_start(seconds: float) -> None:
 
 
 def _start(seconds: float) -> str:
-    from verl_act.engine import Engine, EngineSettings, Sampling
+    from verl_act.engine import Engine
+    from verl_act.settings.model import ModelSettings, Sampling
 
     started = time.monotonic()
     model = str(ASSETS / "embedded_model")
-    with Engine(EngineSettings(model=model, max_model_len=512), seconds) as engine:
+    with Engine(ModelSettings(model=model, max_model_len=512), seconds) as engine:
         ready = time.monotonic() - started
         message = {"role": "user", "content": _QUESTION}
         (reply,) = engine.run(engine.reply([message], Sampling(temperature=0, max_tokens=8)))

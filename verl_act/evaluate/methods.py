@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,10 +20,10 @@ from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.records import json_lines
 from verl_act.evaluate.statistics import Against, Estimate, against, holm
-from verl_act.manifest import make_manifest, read_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
-from verl_act.options import check_options
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.settings.evaluation import MethodsTableSettings
 
 MARKDOWN, JSON = "methods.md", "methods.json"
 
@@ -42,21 +43,20 @@ class Entry:
 
 
 @writes_folder("compare_methods")
-def compare_methods(
-    run: Path, out: Path, methods: Mapping[str, Mapping[str, Any]], initial_model: str = ""
-) -> dict[str, Any]:
-    """Write `methods.md` and `methods.json` to `out`; returns the content of `methods.json`.
+def compare_methods(settings: MethodsTableSettings, out: str | PathLike[str]) -> Manifest:
+    """Write `methods.md` and `methods.json` to `out`, with a manifest; return the manifest.
 
-    `methods`: name -> `{"steps": {stage: steps}, "against": [name], "evaluations": {seed: folder}, "training":
-    {seed: [stage]}}`, with folders relative to `run`. Steps of -1 mean that epochs decided: the count is then read
-    from the trainer's log. All methods started from `initial_model`. Raises `DataError` if an evaluation is missing.
+    Folders are relative to the run. Steps of -1 mean that epochs decided: the count is then read from the trainer's
+    log. Raises `DataError` if an evaluation is missing.
     """
-    _check(methods)
+    check_settings(settings)
+    run, initial_model = settings.run, settings.initial_model
+    methods = {name: method.model_dump() for name, method in settings.methods.items()}
     values = {name: _values(run, method) for name, method in methods.items()}
     entries = list(_entries(values, methods))
     manifest = make_manifest(
         "compare_methods",
-        settings={"methods": methods, "initial_model": initial_model},
+        settings=settings.recorded(),
         inputs=[run / path for method in methods.values() for path in method["evaluations"].values()],
     )
     comparison = {
@@ -78,26 +78,16 @@ def compare_methods(
         (folder / JSON).write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
         (folder / MARKDOWN).write_text(markdown(comparison), encoding="utf-8")
         write_manifest(folder, manifest)
-    return comparison
+    return manifest
 
 
-def _check(methods: Mapping[str, Any]) -> None:
-    """Raise `OptionError` if `methods` does not have the form that `compare_methods` documents."""
-
-    def method_options(
-        *, steps: dict[str, int], against: list[str], evaluations: dict[str, str], training: dict[str, list[str]]
-    ) -> None:
-        """The options of one method."""
-
-    if not methods:
+def check_settings(settings: MethodsTableSettings) -> None:
+    """Raise `OptionError` if a method is compared with one that is not in the table."""
+    if not settings.methods:
         raise OptionError("methods", "names no method; give at least one.")
-    for name, method in methods.items():
-        option = f"methods.{name}"
-        if not isinstance(method, Mapping) or not method_options.__annotations__.keys() - {"return"} <= method.keys():
-            raise OptionError(option, "must have steps, against, evaluations and training.")
-        check_options(method_options, method, option)
-        if unknown := [other for other in method["against"] if other not in methods]:
-            raise OptionError(option, f"is compared with {unknown[0]!r}, which is not a method.")
+    for name, method in settings.methods.items():
+        if unknown := [other for other in method.against if other not in settings.methods]:
+            raise OptionError(f"methods.{name}", f"is compared with {unknown[0]!r}, which is not a method.")
 
 
 def _values(run: Path, method: Mapping[str, Any]) -> list[MetricItems]:

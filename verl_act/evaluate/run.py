@@ -6,19 +6,18 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from verl_act.concurrency import gather
 from verl_act.config.settings import Mode
-from verl_act.engine import Engine, EngineSettings, Sampling, check_engine, model_digest, require_room
+from verl_act.engine import Engine, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
-from verl_act.envs.settings import check_pool
-from verl_act.errors import ConfigError, DataError, OptionError
+from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.evaluate.metric_registry import finished, summary
@@ -33,129 +32,68 @@ from verl_act.evaluate.rollouts import (
 )
 from verl_act.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Positive, Seed, Text, check_keys, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.prompts import get_template
 from verl_act.ray_session import ray_session
 from verl_act.sampling import sampling_key
 from verl_act.schema import read_pairs, read_steps, steps_to_learn
+from verl_act.settings.evaluation import EvaluationSettings
 
 logger = logging.getLogger(__name__)
 PathName = str | PathLike[str]
-POOL_OPTIONS = ["step_timeout", "reset_timeout", "max_memory_mb", "num_cpus"]
-"""Keys that `pool` may have; `actors` is a separate option."""
 RATIONALE_LIMIT = 400
 """Pairs of each split in the rationale intervention, as in the paper."""
-RationaleName = Literal["free", "none", "wrong"]
 _Record = TypeVar("_Record", bound=Any)
 
 
 @writes_folder("evaluate")
-def evaluate(
-    out: PathName,
-    name: str,
-    engine: EngineSettings,
-    sampling: Sampling,
-    *,
-    tasks: Sequence[PathName] = (),
-    trajectories: Sequence[PathName] = (),
-    pairs: Sequence[PathName] = (),
-    reasoning: Sequence[PathName] = (),
-    reasoning_max_tokens: int | None = None,
-    max_turns: int = 50,
-    mode: Mode = Mode.STEPWISE,
-    actors: int = 1,
-    pool: Mapping[str, float] | None = None,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    env_settings: Mapping[str, Any] | None = None,
-    limit: int | None = None,
-    rationale: Sequence[RationaleName] = (),
-    rationale_limit: int | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Write `metrics.json`, the records as JSON lines and a manifest to `out`; returns the metrics.
+def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
+    """Write `metrics.json`, the records as JSON lines and a manifest to `out`; returns the manifest.
 
     Every item of the files is evaluated exactly once, in file order. A run that was killed resumes with the remaining
-    items. Expert states whose action the environment refused are left out. `limit` samples at most so many expert
-    states and pairs of each split, the same ones for every model and seed (tasks and questions are never left out).
-    `rationale`: ask the pairs once more under these interventions on the thought (`Rationale`), at most
-    `rationale_limit` of each split (default: `limit`, or else 400).
-    Temperature 0 is greedy. `reasoning_max_tokens` (None: as in `sampling`) limits a reply to a reasoning question.
-    `mode`: a fresh prompt for every turn, or one growing sequence per episode, for a model trained that way. The
-    environment runs in `actors` processes, on the caller's Ray if it is running; `pool` holds further arguments of
-    `EnvPool`.
+    items. Expert states whose action the environment refused are left out. The limit samples at most so many expert
+    states and pairs of each split, the same ones for every model and seed (tasks and questions are never left out). The
+    pairs are asked once more under the settings' interventions on the thought (`Rationale`). The environment runs on the
+    caller's Ray if it is running.
 
     Raises `DataError` if an item occurs twice or items come from several environments, `ConfigError` for bad settings.
     """
-    check_settings(
-        engine,
-        sampling,
-        name=name,
-        reasoning_max_tokens=reasoning_max_tokens,
-        max_turns=max_turns,
-        actors=actors,
-        pool=pool,
-        template=template,
-        template_options=template_options,
-        limit=limit,
-        rationale=rationale,
-        rationale_limit=rationale_limit,
-        seed=seed,
-    )
-    if rationale and not pairs:
-        raise OptionError("rationale", "intervenes in the answers to pairs; give --pairs.")
-    if not (tasks or trajectories or pairs or reasoning):
+    check_settings(settings)
+    if not settings.inputs():
         raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
-    eval_tasks = [task for path in tasks for task in read_tasks(path)]
-    known = read_steps(trajectories)
+    limit = settings.limit
+    eval_tasks = [task for path in settings.tasks for task in read_tasks(path)]
+    known = read_steps(settings.trajectories)
     learnable = steps_to_learn(known)
     steps = some_of_each_split(learnable, limit, lambda step: step.state_id)
-    all_pairs = read_pairs(pairs)
+    all_pairs = read_pairs(settings.pairs)
     choice_pairs = some_of_each_split(all_pairs, limit, lambda pair: pair.pair_id)
-    rationale_pairs = some_of_each_split(
-        all_pairs, rationale_limit or limit or RATIONALE_LIMIT, lambda pair: pair.pair_id
-    )
-    reasoning_questions = read_questions(reasoning)
-    _each_once(tasks, [f"{task.env} {task.split} task {task.task_id}" for task in eval_tasks])
-    _each_once(pairs, [f"{pair.split} pair {pair.pair_id}" for pair in all_pairs])
+    most = settings.rationale_limit or limit or RATIONALE_LIMIT
+    rationale_pairs = some_of_each_split(all_pairs, most, lambda pair: pair.pair_id)
+    reasoning_questions = read_questions(settings.reasoning)
+    _each_once(settings.tasks, [f"{task.env} {task.split} task {task.task_id}" for task in eval_tasks])
+    _each_once(settings.pairs, [f"{pair.split} pair {pair.pair_id}" for pair in all_pairs])
     require_one_environment([*eval_tasks, *steps, *choice_pairs])
     if reasoning_questions:
         is_right(reasoning_questions[0], "")  # fails now, not after the episodes, if math-verify is missing
-    manifest = evaluation_manifest(
-        engine,
-        sampling,
-        template=template,
-        inputs=[*tasks, *trajectories, *pairs, *reasoning],
-        settings={
-            "max_turns": max_turns,
-            "mode": mode,
-            "template_options": dict(template_options or {}),
-            "env_settings": dict(env_settings or {}),
-            "limit": limit,
-            "rationale": list(rationale),
-            "rationale_limit": rationale_limit,
-            "reasoning_max_tokens": reasoning_max_tokens,
-        },
-        seed=seed,
-    )
+    manifest = evaluation_manifest(settings)
     manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(learnable)})
     with (
         journal(Path(out), key_of(manifest), lambda: running.without_room) as answered,
-        Engine(engine, seed=seed) as running,
+        Engine(settings, seed=settings.seed) as running,
     ):
-        prompts = get_template(template, **(template_options or {}))
-        policy = PolicyUnderTest(running, prompts, sampling, seed, mode, running.max_num_seqs)
-        reasoner = replace(policy, sampling=replace(sampling, max_tokens=reasoning_max_tokens or sampling.max_tokens))
+        prompts, mode = settings.make_template(), Mode(settings.mode)
+        policy = PolicyUnderTest(running, prompts, settings.sampling, settings.seed, mode, running.max_num_seqs)
+        longest = settings.reasoning_max_tokens or settings.max_tokens
+        reasoner = replace(policy, sampling=settings.sampling.model_copy(update={"max_tokens": longest}))
 
         async def evaluate_all() -> Answers:
             (played, memory), *others = await gather(
                 [
-                    rollout_eval_tasks(policy, eval_tasks, env_settings, max_turns, actors, answered, pool),
+                    rollout_eval_tasks(policy, eval_tasks, settings, answered),
                     evaluate_next_actions(policy, steps, answered),
                     evaluate_choices(policy, choice_pairs, answered),
                     evaluate_reasoning(reasoner, reasoning_questions, answered),
-                    evaluate_rationales(policy, rationale_pairs, list(map(Rationale, rationale)), answered),
+                    evaluate_rationales(policy, rationale_pairs, list(map(Rationale, settings.rationale)), answered),
                 ]
             )
             return Answers(played, *others, env_memory_mb=memory)
@@ -164,44 +102,17 @@ def evaluate(
         for record in answers.episodes:
             record |= _token_counts(record["turns"], running.tokenizer)
         without_room = answered.counted + running.without_room
-        return write_evaluation(out, name, manifest, answers, without_room=without_room, seconds=answered.seconds)
+        return write_evaluation(out, settings, manifest, answers, without_room=without_room, seconds=answered.seconds)
 
 
-def check_settings(
-    engine: EngineSettings,
-    sampling: Sampling,
-    *,
-    name: Text = "model",
-    reasoning_max_tokens: Positive | None = None,
-    max_turns: Positive = 50,
-    actors: Positive = 1,
-    pool: Mapping[str, float] | None = None,
-    template: str = "cot",
-    template_options: Mapping[str, Any] | None = None,
-    limit: Positive | None = None,
-    rationale: Sequence[RationaleName] = (),
-    rationale_limit: Positive | None = None,
-    seed: Seed = 0,
-) -> None:
+def check_settings(settings: EvaluationSettings) -> None:
     """Raise `ConfigError` for a setting that cannot work."""
-    options = {
-        "name": name,
-        "reasoning_max_tokens": reasoning_max_tokens,
-        "max_turns": max_turns,
-        "limit": limit,
-        "rationale": rationale,
-        "rationale_limit": rationale_limit,
-        "seed": seed,
-    }
-    check_options(check_settings, options)
-    check_engine(engine, sampling)
-    if reasoning_max_tokens is not None:
-        require_room(engine, reasoning_max_tokens, "reasoning_max_tokens")
-    check_keys(POOL_OPTIONS, pool or {}, "pool")
-    check_pool(actors=actors, **(pool or {}))
-    prompts = get_template(template, **(template_options or {}))
-    if rationale:
-        require_rationales(prompts, template)
+    check_engine(settings, settings.sampling)
+    if settings.reasoning_max_tokens is not None:
+        require_room(settings, settings.reasoning_max_tokens, "reasoning_max_tokens")
+    prompts = settings.make_template()
+    if settings.rationale:
+        require_rationales(prompts, settings.template)
 
 
 def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
@@ -211,23 +122,17 @@ def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
 
 
 async def rollout_eval_tasks(
-    policy: PolicyUnderTest,
-    tasks: Sequence[Task],
-    env_settings: Mapping[str, Any] | None,
-    max_turns: int,
-    actors: int = 1,
-    journal: Journal | None = None,
-    pool: Mapping[str, Any] | None = None,
+    policy: PolicyUnderTest, tasks: Sequence[Task], settings: EvaluationSettings, journal: Journal | None = None
 ) -> tuple[list[Record], float]:
     """Play all tasks in pools of their environments: the records of `rollout_tasks`, and the peak memory of an actor in
     MB."""
     if not tasks:
         return [], 0.0
     with ray_session():
-        pools = {env: EnvPool(env, env_settings, actors=actors, **(pool or {})) for env in {task.env for task in tasks}}
+        pools = {env: EnvPool(env, settings.env_settings, **settings.pool) for env in {task.env for task in tasks}}
         limits = [limit for env in pools if (limit := get_env(env).max_episodes)]
-        at_once = min(limits) * actors if limits else None
-        records = await rollout_tasks(policy, tasks, pools, max_turns, journal, at_once)
+        at_once = min(limits) * settings.actors if limits else None
+        records = await rollout_tasks(policy, tasks, pools, settings.max_turns, journal, at_once)
         return records, max(pool.memory_mb for pool in pools.values())
 
 
@@ -243,35 +148,23 @@ class Answers:
     env_memory_mb: float = 0.0
 
 
-def evaluation_manifest(
-    engine: EngineSettings,
-    sampling: Sampling,
-    *,
-    template: str,
-    inputs: Sequence[PathName],
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Manifest:
-    """The manifest: everything that determines the answers. `inputs` are the files of the items, from which a report
-    reads the prompts again; `settings` are further settings."""
-    return make_manifest(
-        "evaluate",
-        settings={
-            "engine": asdict(engine),
-            "model_digest": model_digest(engine.model),
-            "sampling": asdict(sampling),
-            "template": template,
-            **(settings or {}),
-        },
-        inputs=list(inputs),
-        seed=seed,
-    )
+def evaluation_manifest(settings: EvaluationSettings) -> Manifest:
+    """The manifest: everything that determines the answers. Its inputs are the files of the items, from which a report
+    reads the prompts again."""
+    recorded = {**settings.recorded(), "model_digest": model_digest(settings.model)}
+    return make_manifest("evaluate", settings=recorded, inputs=settings.inputs(), seed=settings.seed)
 
 
 def write_evaluation(
-    out: PathName, name: str, manifest: Manifest, answers: Answers, *, without_room: int = 0, seconds: float = 0.0
-) -> dict[str, Any]:
-    """Write the files of `evaluate` to `out` from existing answers; returns the metrics.
+    out: PathName,
+    settings: EvaluationSettings,
+    manifest: Manifest,
+    answers: Answers,
+    *,
+    without_room: int = 0,
+    seconds: float = 0.0,
+) -> Manifest:
+    """Write the files of `evaluate` to `out` from existing answers; returns the manifest.
 
     `manifest` comes from `evaluation_manifest`. `without_room`: how many prompts left no room for a reply.
     """
@@ -283,10 +176,10 @@ def write_evaluation(
         RATIONALES: answers.rationales,
     }
     metrics = {
-        "name": name,
-        "model": manifest.settings["engine"]["model"],
-        "sampling": manifest.settings["sampling"],
-        "template": manifest.settings["template"],
+        "name": settings.name,
+        "model": settings.model,
+        "sampling": settings.sampling.model_dump(),
+        "template": settings.template,
         "metrics": summary(records, str(out)),
         "without_room": without_room,
         "env_memory_mb": round(answers.env_memory_mb),
@@ -302,13 +195,14 @@ def write_evaluation(
         "rationales": len(answers.rationales),
         "without_room": without_room,
     }
-    _warn_of_malformed(name, answers)
+    _warn_of_malformed(settings.name, answers)
     with atomic_folder(out) as folder:
         (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         for file, rows in records.items():
             _write_lines(folder / file, rows)
-        write_manifest(folder, replace(manifest, counts=counts, seconds=round(seconds, 1)))
-    return metrics
+        manifest = replace(manifest, counts=counts, seconds=round(seconds, 1))
+        write_manifest(folder, manifest)
+    return manifest
 
 
 def _warn_of_malformed(name: str, answers: Answers) -> None:

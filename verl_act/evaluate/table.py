@@ -20,6 +20,7 @@ from verl_act.evaluate.records import read_metrics_file
 from verl_act.evaluate.statistics import Estimate, ItemOutcome
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
+from verl_act.settings.evaluation import CompareSettings
 
 WIDTH = 100
 """Columns of a terminal that a table fits in."""
@@ -41,12 +42,12 @@ class Headline(NamedTuple):
         return ", ".join(filter(None, (METRICS[self.metric].title, self.split)))
 
 
-def compare(evaluations: Sequence[str | PathLike[str]], out: str | PathLike[str] | None = None) -> None:
+def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -> None:
     """Print the rows that matter; with `out`, also write all metrics to comparison.md and comparison.json there.
 
     Raises `DataError` if a folder is no evaluation or a file in it is damaged.
     """
-    folders = [Path(folder) for folder in evaluations]
+    folders = settings.evaluations
     all_metrics = [read_metrics_file(folder / METRICS_FILE) for folder in folders]
     names = [metrics["name"] for metrics in all_metrics]
     items = [read_metrics(folder) for folder in folders]

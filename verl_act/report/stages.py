@@ -18,7 +18,7 @@ _ORDER = (
 _FIRST = ("train", "initial", "critic")
 """Order of stages of the same kind."""
 _ALWAYS = (
-    *("alternatives", "audit", "tasks train", "tasks panel", "critic", "action"),
+    *("alternatives", "audit", "tasks train", "tasks eval", "critic", "action"),
     *("evaluate initial", "evaluate critic", "evaluate action", "comparison"),
 )
 """Stages of every chain. `games` is optional, and splits differ between chains."""

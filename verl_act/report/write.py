@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from verl_act.errors import ConfigError
+from verl_act.errors import OptionError
 from verl_act.output_folder import replace_file, reserved_file
 from verl_act.report.content import Content, content
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
+from verl_act.settings.evaluation import ReportSettings
 
 EXAMPLES = 40
 """Default number of answers of each kind on the page."""
 
 
-def write_report(
-    out: str | PathLike[str], folders: Sequence[str | PathLike[str]], most_examples: int = EXAMPLES
-) -> list[Path]:
+def write_report(settings: ReportSettings, out: str | PathLike[str]) -> list[Path]:
     """Write `out` (HTML) and next to it the same name with `.md` and `.json`; returns the three paths.
 
-    `folders` are output folders of `chain` (finished or not), `methods` or `evaluate`. All models are tested against
-    the first model of the first folder. The same folders give the same bytes. Raises `DataError` for a damaged file in
-    a folder, `ConfigError` for an invalid `out` or `most_examples`.
+    All models are tested against the first model of the first run. The same folders give the same bytes. Raises
+    `DataError` for a damaged file in a folder, `ConfigError` if `out` is no page.
     """
     page = Path(out)
     if page.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{page}: the page is HTML; give a name that ends in .html.")
-    if most_examples < 0:
-        raise ConfigError(f"{most_examples} examples cannot be shown; give 0 for none.")
-    if not folders:
-        raise ConfigError("no run is named; give the output folder of a chain, or several.")
+        raise OptionError("out", f"is {page}; the page is HTML, so give a name that ends in .html.")
     with reserved_file(page):
-        whole = content(read_runs(folders), most_examples)
+        whole = content(read_runs(settings.runs), settings.examples)
         files = {
             page: html(whole),
             page.with_suffix(".md"): markdown(whole),

@@ -11,26 +11,25 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from verl_act.envs.webshop.embedded import INSTRUCTIONS, PRODUCTS, SEED, embedded_records
+from verl_act.envs.webshop.embedded import embedded_records
 from verl_act.envs.webshop.files import ATTRIBUTE_FILE, HUMAN_FILE, PRODUCT_FILE
 from verl_act.envs.webshop.goals import SPLITS, split_bounds
 from verl_act.errors import OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Positive, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.settings.data import CatalogueSettings
 
 
 @writes_folder("make_catalogue")
-def make_catalogue(
-    out: str | os.PathLike[str], *, products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED
-) -> Manifest:
-    """Write `products` products with `instructions` goals each to `out`, with a manifest; return the manifest.
+def make_catalogue(settings: CatalogueSettings, out: str | os.PathLike[str]) -> Manifest:
+    """Write products with their goals to `out`, with a manifest; return the manifest.
 
-    The defaults give the embedded catalogue. Raises `ConfigError` for counts below 1, or for fewer than three goals.
+    The defaults give the embedded catalogue. Raises `ConfigError` for fewer than three goals.
     """
-    _check(products=products, instructions=instructions, seed=seed)
+    check_settings(settings)
+    products, instructions = settings.products, settings.instructions
     started = time.monotonic()
-    records = embedded_records(products, instructions, seed)
+    records = embedded_records(products, instructions, settings.seed)
     with atomic_folder(out) as folder:
         _write_lines(folder / PRODUCT_FILE, "[]", map(_json, records.products))
         _write_lines(
@@ -39,24 +38,25 @@ def make_catalogue(
         _write_lines(folder / HUMAN_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in records.human.items()))
         manifest = make_manifest(
             "make_catalogue",
-            settings={"products": products, "instructions": instructions},
+            settings=settings.recorded(),
             counts={
                 "products": products,
                 "by_category": dict(sorted(Counter(product["category"] for product in records.products).items())),
                 "goals": {split: len(split_bounds(split, products * instructions)) for split in SPLITS},
             },
-            seed=seed,
+            seed=settings.seed,
             seconds=time.monotonic() - started,
         )
         write_manifest(folder, manifest)
     return manifest
 
 
-def _check(*, products: Positive, instructions: Positive, seed: Seed) -> None:
-    check_options(_check, {"products": products, "instructions": instructions, "seed": seed})
-    if products * instructions < 3:
+def check_settings(settings: CatalogueSettings) -> None:
+    """Raise `ConfigError` if a split would have no goal."""
+    if settings.products * settings.instructions < 3:
         raise OptionError(
-            "products", f"is {products} with {instructions} goals each; each of three splits needs a goal."
+            "products",
+            f"is {settings.products} with {settings.instructions} goals each; each of three splits needs a goal.",
         )
 
 

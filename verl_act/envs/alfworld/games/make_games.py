@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +30,8 @@ from verl_act.envs.process_pool import Failure, RunJobs, close_env, process_pool
 from verl_act.errors import EngineError, OptionError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
-from verl_act.options import Count, Seed, check_options
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.process import TASK_TIMEOUT
+from verl_act.settings.data import GamesSettings
 
 _ATTEMPTS = 1000
 _STEP_LIMIT = 50
@@ -65,43 +64,33 @@ class _Game:
 
 
 @writes_folder("make_games")
-def make_games(
-    out: str | os.PathLike[str],
-    *,
-    counts: Mapping[str, int],
-    seed: int = 0,
-    size: Size = "small",
-    workers: int = 0,
-    task_timeout: float = TASK_TIMEOUT,
-    progress: bool = True,
-) -> Manifest:
-    """Write `counts[split]` verified games per split to `out/json_2.1.1`, and a manifest next to them; return it.
+def make_games(settings: GamesSettings, out: str | os.PathLike[str]) -> Manifest:
+    """Write verified games of each split to `out/json_2.1.1`, and a manifest next to them.
 
     The six task types alternate. `valid_seen` uses the rooms of the training games with new layouts; `valid_unseen`
-    uses rooms and object-destination combinations that no training game has. `size` is `small` (nine receptacles, about
-    eight objects) or `full` (the whole floor plan). `workers` is the number of processes and does not change the
-    result. A layout that takes more than `task_timeout` seconds, or crashes its process, is replaced by another (see
-    `process_pool`, also for 0). Raises `ConfigError` for an unknown split or size, and `EngineError` if a game cannot
-    be generated.
+    uses rooms and object-destination combinations that no training game has. The number of workers does not change the
+    result. A layout that takes more than the time limit, or crashes its process, is replaced by another (see
+    `process_pool`, also for 0). Raises `ConfigError` for an unknown split, and `EngineError` if a game cannot be
+    generated.
     """
-    check_settings(counts=counts, size=size, seed=seed, workers=workers)
+    check_settings(settings)
     started = time.monotonic()
     games: dict[str, list[_Game]] = {}
-    manifest = make_manifest("make_games", settings={"counts": dict(counts), "size": size}, seed=seed)
+    manifest = make_manifest("make_games", settings=settings.recorded(), seed=settings.seed)
     with (
         journal(Path(out), key_of(manifest)) as saved,
-        process_pool(_Maker(), workers, task_timeout) as run,
+        process_pool(_Maker(), settings.workers, settings.task_timeout) as run,
         atomic_folder(out) as folder,
     ):
         seen: set[object] = set()
-        for split in [split for split in SPLITS if counts.get(split)]:
+        for split in [split for split in SPLITS if settings.counts.get(split)]:
             orders = [
-                _Order(split, index, seed, size, _rooms(split, index, games.get("train", ())))
-                for index in range(counts[split])
+                _Order(split, index, settings.seed, settings.size, _rooms(split, index, games.get("train", ())))
+                for index in range(settings.counts[split])
             ]
             made = games[split] = []
             known = SavedResults[_Game](saved, hash_of(orders), _Game)
-            results = tqdm(run(orders, known), split, len(orders), disable=not progress)
+            results = tqdm(run(orders, known), split, len(orders))
             for order, result in zip(orders, results, strict=True):
                 game = _new_game(order, result, seen, run)
                 seen |= {game.signature, game.folder}
@@ -113,12 +102,11 @@ def make_games(
     return manifest
 
 
-def check_settings(*, counts: Mapping[str, Count], size: Size = "small", seed: Seed = 0, workers: Count = 1) -> None:
-    """Raise `ConfigError` for an invalid setting."""
-    check_options(check_settings, {"counts": counts, "size": size, "seed": seed, "workers": workers})
-    if set(counts) - set(SPLITS) or not any(counts.values()):
+def check_settings(settings: GamesSettings) -> None:
+    """Raise `ConfigError` for an unknown split, or no game at all."""
+    if set(settings.counts) - set(SPLITS) or not any(settings.counts.values()):
         raise OptionError(
-            "counts", f"is {dict(counts)}; give the number of games for at least one of {', '.join(SPLITS)}."
+            "counts", f"is {settings.counts}; give the number of games for at least one of {', '.join(SPLITS)}."
         )
 
 

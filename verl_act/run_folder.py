@@ -1,0 +1,190 @@
+"""The layout of a run folder, which `verl-act run` writes and reports read. No other module knows a path in it.
+
+games/ expert/<split>/ alternatives/ pairs/<split>/ tasks/train/ tasks/eval/     data, shared by all seeds
+<stage>/ evaluation/<model>/ comparison/                                         a run of one seed
+seed-<seed>/<stages>/ seed-<seed>/evaluation/<method>/ methods/                  a comparison of methods
+report.html
+.done/<stage>/       manifest and output files of each finished stage, and its lock
+<training>.work/     a training stage in progress: checkpoints, logs and metrics of its attempts
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TRAJECTORIES = "trajectories.parquet"
+ALTERNATIVES = "alternatives.parquet"
+PAIRS = "pairs.parquet"
+TASKS = "tasks.parquet"
+REFLECTIONS = "reflections.parquet"
+SFT_ROWS = "sft.parquet"
+METHODS = "methods.json"
+TRAINING_METRICS = "metrics.jsonl"
+TRAINING_LOG = "log.txt"
+
+_SLUG = re.compile(r"[^a-z0-9]+")
+_SEED = re.compile(r"seed-(-?\d+)")
+_WORK = ".work"
+
+
+def slug(name: str) -> str:
+    """The folder name of a method."""
+    return _SLUG.sub("-", name.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFolder:
+    """The output folder of a training stage, and the work folder next to it."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The exported model."""
+        return self.path / "model"
+
+    @property
+    def work(self) -> Path:
+        return self.path.with_name(f"{self.path.name}{_WORK}")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.work / "checkpoints"
+
+    def log(self, attempt: int) -> Path:
+        return self.work / f"log-{attempt}.txt"
+
+    def started(self, attempt: int) -> Path:
+        """An empty file whose time is the start of the attempt."""
+        return self.work / f"started-{attempt}"
+
+    def metrics(self, attempt: int) -> Path:
+        return self.work / f"metrics-{attempt}.jsonl"
+
+    @property
+    def attempts(self) -> int:
+        return len(list(self.work.glob("started-*")))
+
+    @property
+    def metrics_files(self) -> list[Path]:
+        """The metrics of the finished stage, or else of all attempts so far, in order."""
+        finished = self.path / TRAINING_METRICS
+        attempts = self.work.glob("metrics-*.jsonl")
+        return [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The paths in the run folder `root`. `seed` is that of a comparison of methods; None for a run of one seed."""
+
+    root: Path
+    seed: int | None = None
+
+    @property
+    def games(self) -> Path:
+        return self.root / "games"
+
+    def expert(self, split: str) -> Path:
+        return self.root / "expert" / split
+
+    def trajectories(self, split: str) -> Path:
+        return self.expert(split) / TRAJECTORIES
+
+    @property
+    def alternatives(self) -> Path:
+        return self.root / "alternatives"
+
+    @property
+    def alternatives_file(self) -> Path:
+        return self.alternatives / ALTERNATIVES
+
+    def pairs(self, split: str) -> Path:
+        return self.root / "pairs" / split
+
+    def pairs_file(self, split: str) -> Path:
+        return self.pairs(split) / PAIRS
+
+    def tasks(self, name: str) -> Path:
+        """`train`, or `eval` for the eval set."""
+        return self.root / "tasks" / name
+
+    def tasks_file(self, name: str) -> Path:
+        return self.tasks(name) / TASKS
+
+    @property
+    def reflections(self) -> Path:
+        return self.root / "reflections"
+
+    @property
+    def reflections_file(self) -> Path:
+        return self.reflections / REFLECTIONS
+
+    @property
+    def _seed_folder(self) -> Path:
+        return self.root if self.seed is None else self.root / f"seed-{self.seed}"
+
+    def sft_rows(self, data: str) -> Path:
+        return self._seed_folder / f"rows-{data}"
+
+    def sft_rows_file(self, data: str) -> Path:
+        return self.sft_rows(data) / SFT_ROWS
+
+    def training(self, stages: Sequence[str]) -> TrainingFolder:
+        """The model trained by `stages`, in order; in a run of one seed, each stage has one folder."""
+        name = stages[-1] if self.seed is None else "+".join(stages)
+        return TrainingFolder(self._seed_folder / name.replace(":", "-"))
+
+    def evaluation(self, name: str) -> Path:
+        return self._seed_folder / "evaluation" / slug(name)
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """Folders of evaluations, sorted by name, finished or not."""
+        return sorted(path for path in (self._seed_folder / "evaluation").glob("*") if path.is_dir())
+
+    @property
+    def trainings(self) -> list[TrainingFolder]:
+        """Training stages that have begun, sorted by name."""
+        files = (*self._seed_folder.glob(f"*/{TRAINING_METRICS}"), *self._seed_folder.glob(f"*{_WORK}/*"))
+        return [TrainingFolder(self._seed_folder / name) for name in sorted({_stage_of(file.parent) for file in files})]
+
+    @property
+    def comparison(self) -> Path:
+        return self.root / "comparison"
+
+    @property
+    def methods(self) -> Path:
+        return self.root / "methods"
+
+    @property
+    def methods_file(self) -> Path:
+        return self.methods / METHODS
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def record(self, stage: str) -> Path:
+        """Folder of the manifest of a finished stage."""
+        return self.root / ".done" / stage.replace(" ", "-")
+
+    def lock(self, stage: str) -> Path:
+        return self.root / ".done" / f"{stage.replace(' ', '-')}.lock"
+
+    @property
+    def records(self) -> list[Path]:
+        """Folders of the manifests of all finished stages."""
+        return sorted(path for path in (self.root / ".done").glob("*") if path.is_dir())
+
+    @property
+    def seeds(self) -> list[RunFolder]:
+        """One for each seed of a comparison of methods, in ascending order."""
+        named = (_SEED.fullmatch(path.name) for path in self.root.glob("seed-*") if path.is_dir())
+        return [RunFolder(self.root, seed) for seed in sorted(int(name[1]) for name in named if name)]
+
+
+def _stage_of(folder: Path) -> str:
+    return folder.name.removesuffix(_WORK)

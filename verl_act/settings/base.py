@@ -1,0 +1,114 @@
+"""The base of all settings: validated when created, and described once for recipes, manifests and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic.fields import FieldInfo
+
+from verl_act.errors import OptionError
+from verl_act.options import key_path, problem
+
+Role = Literal["input", "argument", "runtime"]
+INPUT: Role = "input"
+"""Files that a stage reads: recorded by their content."""
+ARGUMENT: Role = "argument"
+"""An argument of the command line instead of an option."""
+RUNTIME: Role = "runtime"
+"""A setting that does not change the result, such as the number of processes: not recorded."""
+
+
+def _text(value: object) -> str:
+    # Not pydantic's string, which refuses what Python makes of a file name that the locale cannot decode.
+    if not isinstance(value, str) or not value:
+        raise ValueError("it should be a text that is not empty")
+    return value
+
+
+def _path(value: object) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ValueError("it should be the name of a file or folder")
+    return Path(value)
+
+
+Text = Annotated[str, PlainValidator(_text)]
+File = Annotated[Path, PlainValidator(_path)]
+
+
+class Settings(BaseModel):
+    """Settings of one stage, or a block of a recipe. Raises `OptionError` naming the key that is invalid.
+
+    A field's docstring is the help text of its option; `Annotated[type, INPUT]` and so on give it a `Role`.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+    def __init__(self, **values: Any) -> None:
+        values = {name: self._nested(name, value) for name, value in values.items()}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(key_path(values, first["loc"])) or ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                block, _, name = key.rpartition(".")
+                known = ", ".join(type(self).model_fields)
+                raise OptionError(block, f"has no key {name!r}; its keys are {known}.") from error
+            raise OptionError(key, problem(first)) from error
+        self.check()
+
+    def check(self) -> None:
+        """Raise `OptionError` where values that are valid by themselves do not fit together."""
+
+    @classmethod
+    def _nested(cls, name: str, value: Any) -> Any:
+        """The value with its blocks created, so that an error names the whole key."""
+        field = cls.model_fields.get(name)
+        if field is None or not isinstance(value, Mapping):
+            return value
+        if (block := _block(field.annotation)) is not None:
+            return _create(block, name, value)
+        if get_origin(field.annotation) is dict and (block := _block(get_args(field.annotation)[1])) is not None:
+            return {
+                key: _create(block, f"{name}.{key}", entry) if isinstance(entry, Mapping) else entry
+                for key, entry in value.items()
+            }
+        return value
+
+    def values(self, *roles: Role) -> dict[str, Any]:
+        """Name -> value of the fields that have one of `roles`, in order."""
+        return {name: getattr(self, name) for name, field in type(self).model_fields.items() if role(field) in roles}
+
+    def inputs(self) -> list[Path]:
+        """All files that the stage reads."""
+        fields = self.values(INPUT).values()
+        return [path for value in fields for path in (value if isinstance(value, list) else [value]) if path]
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that determine the result, besides the input files, for a manifest."""
+        return self.model_dump(exclude={*self.values(INPUT), *self.values(RUNTIME)})
+
+
+def role(field: FieldInfo) -> Role | None:
+    return next((entry for entry in field.metadata if entry in get_args(Role)), None)
+
+
+def _block(annotation: Any) -> type[Settings] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+
+
+def _create(block: type[Settings], name: str, values: Mapping[Any, Any]) -> Settings:
+    try:
+        return block(**{str(key): value for key, value in values.items()})
+    except OptionError as error:
+        raise OptionError(f"{name}.{error.option}".rstrip("."), error.problem) from error
