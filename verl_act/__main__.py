@@ -107,12 +107,11 @@ def export_recipe(out: Out) -> None:
 
 def _show(result: Any) -> None:
     """Print what a command returns: the counts of its manifest, the paths that it wrote, or the table of an audit."""
-    import json
-
     from verl_act.manifest import Manifest
 
     if isinstance(result, Manifest):
-        typer.echo(json.dumps(result.counts, indent=2))
+        counts = ((name, value) for name, value in result.counts.items() if value)
+        typer.echo(", ".join(f"{name} {value}" for name, value in counts))
     elif isinstance(result, Iterable):
         for line in result:
             typer.echo(line)
