@@ -52,8 +52,8 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
     Every item of the files is evaluated exactly once, in file order. A run that was killed resumes with the remaining
     items. Expert states whose action the environment refused are left out. The limit samples at most so many expert
     states and pairs of each split, the same ones for every model and seed (tasks and questions are never left out). The
-    pairs are asked once more under the settings' interventions on the thought (`Rationale`). The environment runs on the
-    caller's Ray if it is running.
+    pairs are asked once more under the settings' interventions on the thought (`Rationale`). The environment runs on
+    the caller's Ray if it is running.
 
     Raises `DataError` if an item occurs twice or items come from several environments, `ConfigError` for bad settings.
     """
@@ -96,7 +96,7 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
                     evaluate_rationales(policy, rationale_pairs, list(map(Rationale, settings.rationale)), answered),
                 ]
             )
-            return Answers(played, *others, env_memory_mb=memory)
+            return replace(Answers(played, *others), env_memory_mb=memory)
 
         answers = running.run(evaluate_all())
         for record in answers.episodes:
