@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 
-from verl_act.doctor.check_result import CheckResult, CheckState
 from verl_act.doctor.engine import engine_start
 from verl_act.doctor.installed import model_libraries, requirements, tested_versions
 from verl_act.doctor.registered import hydra_groups, in_driver, in_ray_workers, platform
@@ -13,6 +14,25 @@ from verl_act.envs.registry import get_env, known_envs
 from verl_act.errors import ActError, InstallationError, NotInstalledError
 
 Check = tuple[str, Callable[[], str]]
+"""Its name, and the function that returns one line of detail or raises `InstallationError`."""
+
+
+class CheckState(StrEnum):
+    OK = "ok"
+    ABSENT = "absent"
+    """Not installed, and not required."""
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One line of the doctor's report; `remedy` is empty where there is nothing to fix."""
+
+    name: str
+    state: CheckState
+    detail: str
+    remedy: str = ""
+
 
 # The driver's registration runs before anything else imports verl, to see what verl loads without help.
 CHECKS: tuple[Check, ...] = (

@@ -210,6 +210,18 @@ class EnvSpec:
         if not isinstance(self.make, CheckedMake):
             object.__setattr__(self, "make", CheckedMake(self.name, self.make))
 
+    def model_folder(self, model: str) -> str:
+        """The folder of `model` in `models`, or else `model` itself: a folder or a hub id.
+
+        Raises `ConfigError` for a name `embedded...` that `models` does not have.
+        """
+        if model.startswith("embedded") and model not in self.models:
+            raise ConfigError(
+                f"the package has no model {model!r} for env {self.name!r} (only {', '.join(self.models) or 'none'}). "
+                "Set model to a model folder or a hub id."
+            )
+        return os.fspath(self.models.get(model, model))
+
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for a setting that `make` does not take."""
         parameters = inspect.signature(self.make).parameters

@@ -14,7 +14,6 @@ from verl_act.parse import match_action
 
 _PUT = "put "
 _INTO = re.compile(r" (?:in/on|into|onto|in|on) (?=\S)")
-_INDEX = re.compile(r"alfworld_\d+", re.IGNORECASE)
 
 
 class AlfworldImporter(TrajectoryImporter):
@@ -24,9 +23,8 @@ class AlfworldImporter(TrajectoryImporter):
 
     @classmethod
     def recognizes(cls, row: Published) -> bool:
-        if "you are in the middle of a room" in row.instruction.lower() or row.task.endswith(".tw-pddl"):
-            return True
-        return _INDEX.fullmatch(row.task) is not None
+        named = row.task.endswith(".tw-pddl") or row.task.lower().startswith("alfworld_")
+        return named or "you are in the middle of a room" in row.instruction.lower()
 
     def is_known_by_start(self, row: Published) -> bool:
         return len(_folders(row)) < 2

@@ -10,7 +10,15 @@ from verl_act.envs.scienceworld.dialect import DIALECT
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert
 from verl_act.envs.scienceworld.importer import ScienceWorldImporter
-from verl_act.envs.scienceworld.installation import check_engine
+from verl_act.envs.scienceworld.server import ScienceWorldEngine
+from verl_act.names import counts_text
+
+
+def check_engine() -> str:
+    """The number of tasks, if the Java engine starts. Raises `ConfigError` if Java is missing."""
+    ScienceWorldEngine().close()
+    return f"{counts_text({split: len(list_tasks(split)) for split in SPLITS})}; its Java engine starts"
+
 
 SPEC = EnvSpec(
     name=NAME,

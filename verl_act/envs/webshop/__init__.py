@@ -12,9 +12,15 @@ from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.experts import GoalExpert
 from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks, prepare
 from verl_act.envs.webshop.importer import WebShopImporter
-from verl_act.envs.webshop.installation import check_catalogue
 from verl_act.envs.webshop.session import is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
+from verl_act.names import counts_text
+
+
+def check_catalogue() -> str:
+    """The number of goals in the embedded catalogue, which is built on first use."""
+    return f"{counts_text({split: len(list_tasks(split)) for split in SPLITS})} (the embedded catalogue)"
+
 
 SPEC = EnvSpec(
     name=NAME,

@@ -32,7 +32,6 @@ _INSTRUCTION = re.compile(r"\binstruction:", re.IGNORECASE)
 _BEFORE_INSTRUCTION = re.compile(r"Instruction:|Your task is to:")
 _ACTION = re.compile(r"\W*(?:search|click)\[", re.IGNORECASE)
 _TITLE = re.compile(r"click\[item - (.*)\]", re.IGNORECASE | re.DOTALL)  # titles may contain brackets
-_INDEX = re.compile(r"webshop_\d+", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -64,9 +63,8 @@ class WebShopImporter(TrajectoryImporter):
 
     @classmethod
     def recognizes(cls, row: Published) -> bool:
-        if any(map(_ACTION.match, row.actions)) or "[sep]" in row.instruction.lower():
-            return True
-        return _INDEX.fullmatch(row.task) is not None
+        named = row.task.lower().startswith("webshop_")
+        return named or any(map(_ACTION.match, row.actions)) or "[sep]" in row.instruction.lower()
 
     def find_tasks(self, row: Published) -> Sequence[Task]:
         if row.task in self.tasks_by_id:
