@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,15 +12,17 @@ from samples import ALTERNATING, alternating_tokenizer, make_pair
 from transformers import AutoTokenizer
 
 from verl_act.chain.recipe import embedded_models
-from verl_act.engine import Engine, EngineSettings, Reply, Sampling
+from verl_act.engine import Engine, Reply
 from verl_act.errors import OptionError
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.rationale import Rationale, evaluate_rationales, opening
 from verl_act.evaluate.rollouts import PolicyUnderTest
-from verl_act.evaluate.run import Answers, check_settings, evaluate, evaluation_manifest, write_evaluation
+from verl_act.evaluate.run import Answers, check_settings, evaluation_manifest, write_evaluation
 from verl_act.parse import has_thought, parse_action
 from verl_act.prompts import get_template
 from verl_act.prompts.plain_text import reply_prefix
+from verl_act.settings.evaluation import EvaluationSettings
+from verl_act.settings.model import Sampling
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 ASSISTANT = "<|im_start|>assistant\n"
@@ -79,22 +82,21 @@ def end_of_turn(engine: Engine) -> int:
     return cast(int, engine.tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
+def settings(**changes: Any) -> EvaluationSettings:
+    return EvaluationSettings(**{"model": "a/model", "pairs": [Path("pairs.parquet")], **changes})
+
+
 @pytest.mark.parametrize("rationale", [["none"], ["free", "wrong"]])
-def test_a_template_without_thoughts_is_refused(rationale: list[Any], tmp_path: Path) -> None:
-    model = str(embedded_models()["alfworld"])
+def test_a_template_without_thoughts_is_refused(rationale: list[str]) -> None:
     for name, options in (("plain", {}), ("cot", {"reasoning": False})):
         with pytest.raises(OptionError) as error:
-            check_settings(
-                EngineSettings(model=model), Sampling(), template=name, template_options=options, rationale=rationale
-            )
+            check_settings(settings(template=name, template_options=options, rationale=rationale))
         assert error.value.option == "rationale"
-    check_settings(EngineSettings(model=model), Sampling(), template="compact", rationale=rationale)
-    with pytest.raises(OptionError) as error:
-        check_settings(EngineSettings(model=model), Sampling(), template="cot", rationale=cast(Any, ["mine"]))
-    assert error.value.option == "rationale"
-    with pytest.raises(OptionError) as error:
-        evaluate(tmp_path / "out", "model", EngineSettings(model=model), Sampling(), rationale=rationale)
-    assert error.value.option == "rationale"
+    check_settings(settings(template="compact", rationale=rationale))
+    for change in ({"rationale": ["mine"]}, {"rationale": rationale, "pairs": []}):
+        with pytest.raises(OptionError) as error:
+            settings(**change)
+        assert error.value.option.startswith("rationale")
 
 
 class Obeys:
@@ -124,8 +126,11 @@ def test_a_model_whose_thoughts_decide_follows_the_injected_one(tmp_path: Path) 
             (right, follows, thought)
         }
         assert all(record["well_formed"] for record in answers)
-    manifest = evaluation_manifest(EngineSettings(model="a/model"), Sampling(), template="compact", inputs=[])
-    written = write_evaluation(tmp_path / "out", "it", manifest, Answers([], [], [], rationales=records))
+    evaluation = settings(template="compact", pairs=[])
+    write_evaluation(
+        tmp_path / "out", evaluation, evaluation_manifest(evaluation), Answers([], [], [], rationales=records)
+    )
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     follows = written["metrics"]["train"]["rationale_choice_follows"]
     assert {group: (entry["value"], entry["items"]) for group, entry in follows.items()} == {
         "free thought": (0, 1),

@@ -104,7 +104,7 @@ def _engine_arguments() -> Any:
     return AsyncEngineArgs
 
 
-def _finite(log_probability: float | None) -> float | None:
+def finite(log_probability: float | None) -> float | None:
     """None instead of NaN and infinities of a diverged model, which JSON cannot hold."""
     return log_probability if log_probability is not None and math.isfinite(log_probability) else None
 
@@ -268,7 +268,7 @@ class Engine:
         """As `reply`, with each reply's log-probability and whether it was truncated."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
         replies = [
-            Reply(self.reply_prefix + one.text, _finite(one.cumulative_logprob), one.finish_reason == "length")
+            Reply(self.reply_prefix + one.text, finite(one.cumulative_logprob), one.finish_reason == "length")
             for one in completions
         ]
         return replies or [Reply("", None, cut=True)] * sampling.n

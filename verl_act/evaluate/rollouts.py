@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import is_admissible
 from verl_act.errors import DataError, EnvError
+from verl_act.evaluate.endpoint import Endpoint
 from verl_act.evaluate.reasoning import Question, is_right
 from verl_act.journal import Journal, Record
 from verl_act.parse import has_thought, match_action, parse_action, verb
@@ -44,7 +45,7 @@ class PolicyUnderTest:
     (an episode counts until it ends); `Engine.max_num_seqs` keeps an engine full without a queue.
     """
 
-    engine: Engine
+    engine: Engine | Endpoint
     template: Template
     sampling: Sampling
     seed: int = 0
@@ -100,7 +101,8 @@ class _ConcatPlayer(_Player):
     sequence: GrowingSequence | None = None
 
     async def answer(self, context: Context, item: str) -> str | None:
-        engine, template = self.policy.engine, self.policy.template
+        # The settings refuse one sequence with an endpoint.
+        engine, template = cast(Engine, self.policy.engine), self.policy.template
         if self.sequence is None:
             self.sequence = engine.sequence(template.action_messages(context))
         else:

@@ -19,6 +19,7 @@ from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices
+from verl_act.evaluate.endpoint import Endpoint, check_endpoint
 from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.evaluate.metric_registry import finished, summary
 from verl_act.evaluate.rationale import Rationale, evaluate_rationales, require_rationales
@@ -79,7 +80,7 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
     manifest = replace(manifest, counts={"states_expert_inadmissible": len(known) - len(learnable)})
     with (
         journal(Path(out), key_of(manifest), lambda: running.without_room) as answered,
-        Engine(settings, seed=settings.seed) as running,
+        _model(settings) as running,
     ):
         prompts, mode = settings.make_template(), Mode(settings.mode)
         policy = PolicyUnderTest(running, prompts, settings.sampling, settings.seed, mode, running.max_num_seqs)
@@ -99,15 +100,25 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
             return replace(Answers(played, *others), env_memory_mb=memory)
 
         answers = running.run(evaluate_all())
-        for record in answers.episodes:
-            record |= _token_counts(record["turns"], running.tokenizer)
+        if running.tokenizer:
+            for record in answers.episodes:
+                record |= _token_counts(record["turns"], running.tokenizer)
         without_room = answered.counted + running.without_room
         return write_evaluation(out, settings, manifest, answers, without_room=without_room, seconds=answered.seconds)
 
 
+def _model(settings: EvaluationSettings) -> Engine | Endpoint:
+    if settings.endpoint is None:
+        return Engine(settings, seed=settings.seed)
+    return Endpoint(settings.endpoint, settings)
+
+
 def check_settings(settings: EvaluationSettings) -> None:
     """Raise `ConfigError` for a setting that cannot work."""
-    check_engine(settings, settings.sampling)
+    if settings.endpoint is None:
+        check_engine(settings, settings.sampling)
+    else:
+        check_endpoint(settings.endpoint, settings)
     if settings.reasoning_max_tokens is not None:
         require_room(settings, settings.reasoning_max_tokens, "reasoning_max_tokens")
     prompts = settings.make_template()

@@ -56,6 +56,9 @@ class EvaluationOptions(PoolSettings):
 class EvaluationSettings(EvaluationOptions, ModelSettings, TemplateSettings, EnvSettings, SeedSettings):
     max_tokens: Positive = 512
     """Most tokens of a reply."""
+    endpoint: Text | None = None
+    """URL of an OpenAI-compatible server that runs the model, such as http://localhost:8000/v1; its key is in
+    $OPENAI_API_KEY. Default: an engine of our own."""
     name: Annotated[Text, RUNTIME] = "model"
     """Name of the model in tables and reports."""
     tasks: Files = []
