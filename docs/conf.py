@@ -1,11 +1,16 @@
 """Sphinx: the documentation site (`make docs`)."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import verl_act
+from verl_act.chain.recipe import Recipe
+from verl_act.settings.base import Settings
 
 project = "verl_act"
 author = "the authors of verl_act"
@@ -35,6 +40,45 @@ _DOCS = Path(__file__).parent
 _page = _DOCS / "reference" / "commands.md"
 _typer = [sys.executable, "-m", "typer", "verl_act.__main__", "utils", "docs"]
 subprocess.run([*_typer, "--name", "verl-act", "--title", "Commands", "--output", str(_page)], check=True)
+
+
+def _settings_table(block, prefix=""):
+    """One line of Markdown for each key: its type, default and help text."""
+    for name, field in block.model_fields.items():
+        kind = field.annotation
+        text = " ".join((field.description or "").split())
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            yield f"| `{prefix}{name}` | | | {text} |"
+            yield from _settings_table(kind, f"{prefix}{name}.")
+            continue
+        blocks = [kind for kind in get_args(kind) if isinstance(kind, type) and issubclass(kind, Settings)]
+        default = "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
+        if blocks:
+            yield f"| `{prefix}{name}` | | | {text} |"
+            yield from _settings_table(blocks[0], f"{prefix}{name}.NAME.")
+        else:
+            yield f"| `{prefix}{name}` | {_kind(kind)} | {default} | {text} |"
+
+
+def _kind(kind):
+    """A type as words: `int`, `text`, `a or b`, `list of files`."""
+    names = {str: "text", Path: "file", type(None): "null", Any: "value", bool: "true or false", float: "number"}
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_kind, inner))
+    if origin is list:
+        return f"list of {_kind(inner[0])}s"
+    if origin is dict:
+        return f"mapping to {_kind(inner[1])}s"
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+_lines = ["# Keys of recipes", "", Recipe.__doc__, "", "| key | value | default | meaning |", "|---|---|---|---|"]
+(_DOCS / "reference" / "recipes.md").write_text("\n".join([*_lines, *_settings_table(Recipe)]) + "\n", encoding="utf-8")
 
 # The recipes' pages are their READMEs, which link to each other and to these documents as files of the repository.
 (_DOCS / "recipes").mkdir(exist_ok=True)

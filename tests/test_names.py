@@ -86,7 +86,7 @@ def test_what_a_chain_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for _ in range(2):
         run_stages([script("[red] \x1b[2J", f"open({str(out / 'y')!r}, 'w')", out / "y")], RunFolder(out))
     shown = capsys.readouterr().out
-    assert "[red] \\x1b[2J: done" in shown and "[red] \\x1b[2J: up to date" in shown and str(out / "y") in shown
+    assert "[red] \\x1b[2J: done" in shown and "[red] \\x1b[2J: up to date" in shown
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])

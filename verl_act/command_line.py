@@ -13,7 +13,7 @@ from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
 from reprlib import repr as brief
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 import yaml
@@ -86,7 +86,9 @@ def _plain_type(annotation: Any) -> Any:
         (kind,) = (_plain_type(kind) for kind in get_args(annotation) if kind is not NoneType)
         return kind | None
     if origin in (list, dict):
-        return origin[tuple(map(_plain_type, get_args(annotation)))]
+        kinds = [_plain_type(kind) for kind in get_args(annotation)]
+        # Typer has no lists of choices: the settings refuse others.
+        return origin[tuple(str if get_origin(kind) is Literal else kind for kind in kinds)]
     return annotation
 
 
