@@ -10,10 +10,15 @@ report.html
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from verl_act.errors import DataError
+from verl_act.output_folder import locked, replace_file
+from verl_act.text_files import read_json
 
 TRAJECTORIES = "trajectories.parquet"
 ALTERNATIVES = "alternatives.parquet"
@@ -25,14 +30,33 @@ METHODS = "methods.json"
 TRAINING_METRICS = "metrics.jsonl"
 TRAINING_LOG = "log.txt"
 
+_LAST = ("comparison", "methods", "report")
+"""Stages that follow those of all seeds."""
 _SLUG = re.compile(r"[^a-z0-9]+")
 _SEED = re.compile(r"seed-(-?\d+)")
+_SEEDED_STAGE = re.compile(r"seed (-?\d+) .+")
 _WORK = ".work"
 
 
 def slug(name: str) -> str:
     """The folder name of a method."""
     return _SLUG.sub("-", name.lower()).strip("-")
+
+
+def seed_of(stage: str) -> int | None:
+    """The seed in the name of a stage of a comparison of methods; None if all seeds share it."""
+    named = _SEEDED_STAGE.fullmatch(stage)
+    return int(named[1]) if named else None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of the run, whether it has begun or not."""
+
+    name: str
+    output: str
+    """Relative to the run folder."""
+    trains: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +204,34 @@ class RunFolder:
         return sorted(path for path in (self.root / ".done").glob("*") if path.is_dir())
 
     @property
+    def plan(self) -> list[PlannedStage]:
+        """All stages that runs in this folder have had, in order. Raises `DataError` for a damaged file."""
+        file = self.root / ".done" / "plan.json"
+        if not file.is_file():
+            return []
+        try:
+            return [PlannedStage(**entry) for entry in read_json(file)]
+        except TypeError as error:
+            raise DataError(f"{file}: is damaged ({error}). Delete it and run the recipe again.") from error
+
+    def add_to_plan(self, stages: Sequence[PlannedStage]) -> None:
+        """Record stages that will run. Several processes may do so."""
+        with locked(self.root / ".done" / "plan.lock", lambda _: None):
+            by_name = {stage.name: stage for stage in (*self.plan, *stages)}
+            ordered = sorted(by_name.values(), key=_plan_order)
+            text = json.dumps([asdict(stage) for stage in ordered], indent=1)
+            replace_file(self.root / ".done" / "plan.json", f"{text}\n")
+
+    @property
     def seeds(self) -> list[RunFolder]:
         """One for each seed of a comparison of methods, in ascending order."""
         named = (_SEED.fullmatch(path.name) for path in self.root.glob("seed-*") if path.is_dir())
         return [RunFolder(self.root, seed) for seed in sorted(int(name[1]) for name in named if name)]
+
+
+def _plan_order(stage: PlannedStage) -> tuple[bool, int]:
+    seed = seed_of(stage.name)
+    return stage.name in _LAST, -(2**63) if seed is None else seed
 
 
 def _stage_of(folder: Path) -> str:

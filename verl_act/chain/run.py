@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import subprocess
 import time
@@ -21,7 +22,7 @@ from verl_act.manifest import make_manifest, own_manifest, up_to_date, write_man
 from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked
 from verl_act.process import dies_with_parent
-from verl_act.run_folder import RunFolder
+from verl_act.run_folder import PlannedStage, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ def run_stages(planned: Sequence[Stage], out: RunFolder) -> None:
     Raises `EngineError` naming the stage if one fails; finished stages are kept.
     """
     out.root.mkdir(parents=True, exist_ok=True)
+    out.add_to_plan(
+        [
+            PlannedStage(stage.name, os.path.relpath(stage.output, out.root), isinstance(stage, TrainingStage))
+            for stage in planned
+        ]
+    )
     for index, stage in enumerate(planned, 1):
         title = f"[{index}/{len(planned)}] {one_line(stage.name)}"
         with alone(out, stage.name, title):
