@@ -1,11 +1,11 @@
 """The layout of a run folder, which `verl-act run` writes and reports read. No other module knows a path in it.
 
-games/ expert/<split>/ alternatives/ pairs/<split>/ tasks/train/ tasks/eval/     data, shared by all seeds
-<stage>/ evaluation/<model>/ comparison/                                         a run of one seed
-seed-<seed>/<stages>/ seed-<seed>/evaluation/<method>/ methods/                  a comparison of methods
-report.html
-.done/<stage>/       manifest and output files of each finished stage, and its lock
-<training>.work/     a training stage in progress: checkpoints, logs and metrics of its attempts
+- `games expert/<split> alternatives pairs/<split> tasks/train tasks/eval`: data, shared by all seeds
+- `<stage> evaluation/<model> comparison`: a run of one seed
+- `seed-<seed>/<stages> seed-<seed>/evaluation/<method> methods`: a comparison of methods
+- `report.html`
+- `.done/plan.json`: all stages, finished or not; `.done/<stage>`: manifest and output files of a finished one
+- `<training>.work`: a training stage in progress, with checkpoints, logs and metrics of its attempts
 """
 
 from __future__ import annotations

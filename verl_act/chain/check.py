@@ -84,6 +84,9 @@ def check_settings(recipe: Recipe, planned: Sequence[Stage]) -> str:
 
     Raises `ConfigError` listing every invalid key of the recipe, with the stages that would refuse it.
     """
+    splits = get_env(recipe.env).splits
+    if unknown := [split for split in recipe.expert.limits if split not in splits]:
+        raise ConfigError(f"expert.limits has {unknown[0]!r}; the splits are {', '.join(splits)}.")
     wrong: dict[str, list[str]] = {}
     commands = [stage for stage in planned if isinstance(stage, CommandStage)]
     for stage in commands:

@@ -166,9 +166,8 @@ class Recipe(ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerS
                 f"has {twice[0]!r} twice, or it is the train_split too; name it once, so that training and evaluation "
                 "use different splits.",
             )
-        for key in ("files", "limits"):
-            if unused := [split for split in getattr(self.expert, key) if split not in self.splits]:
-                raise OptionError(f"expert.{key}", f"has {unused[0]!r}; the splits are {', '.join(self.splits)}.")
+        if unused := [split for split in self.expert.files if split not in self.splits]:
+            raise OptionError("expert.files", f"has {unused[0]!r}; the splits are {', '.join(self.splits)}.")
         counts = self.games.counts
         if counts is not None and get_env(self.env).make_games is None:
             raise OptionError("games.counts", f"is set, but {self.env} generates no games; set games.counts=null.")
