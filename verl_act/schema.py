@@ -254,20 +254,28 @@ TRAJECTORY = _columns(
     pa.field("admissible", pa.bool_(), metadata=_ADDED_LATER),
 )
 
+_MESSAGES = pa.list_(
+    pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
+)
+
 SFT = _columns(
     "sft",
     1,
     _required("state_id", pa.string()),
     _required("source", pa.string()),
-    pa.field(
-        "messages",
-        pa.list_(
-            pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
-        ),
-        nullable=False,
-    ),
+    _required("messages", _MESSAGES),
 )
-"""Rows for verl's SFT trainer; `source` is `expert` or `reflection`."""
+"""Rows for verl's SFT trainer; `source` is `expert`, `reflection`, `choice` or `rejection`."""
+
+DPO = _columns(
+    "dpo",
+    1,
+    _required("state_id", pa.string()),
+    _required("prompt", _MESSAGES),
+    _required("chosen", _MESSAGES),
+    _required("rejected", _MESSAGES),
+)
+"""Rows for TRL's `DPOTrainer`, in its conversational format."""
 
 REFLECTION = _columns(
     "reflection",
@@ -334,6 +342,7 @@ _WRITTEN_BY = {
     "pair": "build-pairs or import-preferences",
     "reflection": "reflect",
     "sft": "make-sft",
+    "dpo": "make-sft",
 }
 """The commands that write a file of each schema."""
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from verl_act.data_prep.sft.rows import imitation, reflection
 from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.prompts import Message, Template
+from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
 from verl_act.prompts.rendering import render, require_prompts, require_usable
 from verl_act.schema import REFLECTION, SFT, Step, read_steps, read_table, steps_to_learn, write_rows
@@ -41,7 +42,8 @@ def make_sft(settings: SftSettings, out: str | PathLike[str]) -> Manifest:
     require_prompts(tokenizer, prompts, kwargs)
     steps = {step.state_id: step for step in read_steps(settings.trajectories)}
     expert_steps = steps_to_learn(steps.values())
-    rows = [*_expert_rows(expert_steps, prompts), *_reflection_rows(settings.reflections, steps, prompts)]  # type: ignore[arg-type]
+    texts = _read_reflections(settings.reflections, steps)
+    rows = [*imitation(expert_steps, prompts), *reflection(expert_steps, texts, prompts)]
     if not rows:
         raise DataError(
             f"{', '.join(map(str, settings.trajectories))}: no expert states to imitate; collect trajectories first."
@@ -84,29 +86,14 @@ def _tokens(messages: Sequence[Message], tokenizer: Any, chat_template_kwargs: M
     return len(tokenizer.encode(prompt + reply, add_special_tokens=False)) + 1  # end of the reply
 
 
-def _expert_rows(steps: Sequence[Step], template: Template) -> Iterator[dict[str, Any]]:
-    for step in steps:
-        yield _row(step, "expert", template, step.thought)
-
-
-def _reflection_rows(
-    paths: Sequence[str | PathLike[str]], steps: Mapping[str, Step], template: Template
-) -> Iterator[dict[str, Any]]:
+def _read_reflections(paths: Sequence[str | PathLike[str]], steps: Mapping[str, Step]) -> dict[str, str]:
+    """State id -> reflection. Raises `DataError` for a state that is not in `steps`."""
+    reflections: dict[str, str] = {}
     for path in paths:
         for row in read_table(path, REFLECTION).to_pylist():
             if row["state_id"] not in steps:
                 raise DataError(
                     f"{path}: state {row['state_id']} is not in the trajectories; pass those that `reflect` has used."
                 )
-            if steps_to_learn([step := steps[row["state_id"]]]):
-                yield _row(step, "reflection", template, row["reflection"])
-
-
-def _row(step: Step, source: str, template: Template, thought: str | None) -> dict[str, Any]:
-    reasoning = f"<think>{thought}</think>" if thought else ""
-    reply = {"role": "assistant", "content": f"{reasoning}<action>{step.action}</action>"}
-    return {
-        "state_id": step.state_id,
-        "source": source,
-        "messages": [*template.action_messages(step.context), reply],
-    }
+            reflections[row["state_id"]] = row["reflection"]
+    return reflections

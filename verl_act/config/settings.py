@@ -120,6 +120,8 @@ class ActSettings:
     """Random seed of the order of candidates and of `mix`."""
     verb_balance: int = 1
     """Maximum times to show a training pair in an epoch, so that verbs alone do not reveal the better action."""
+    shuffled_labels: bool = False
+    """A control: any candidate of a training pair, drawn once by `seed`, earns the reward of the expert's action."""
     inferable_only: bool = False
     """Leave out pairs and steps whose label does not follow from the prompt."""
     allow_degenerate: bool = False

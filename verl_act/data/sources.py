@@ -25,6 +25,7 @@ from verl_act.errors import DataError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import verb
 from verl_act.prompts import Message
+from verl_act.sampling import sampling_key
 from verl_act.schema import PAIR, TASK, TRAJECTORY, Context, Pair, missing_columns, read_table, schema_name
 
 SINGLE_TURN_AGENT = "single_turn_agent"
@@ -110,18 +111,26 @@ class PairSource(Source):
         pair = Pair.from_row({**stored, "model": "", "sampling": "{}"})
         candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, position)
         listed = pair.context.admissible_actions
+        label = self._label(pair)
         copied = ("pair_id", "state_id", "step", "margin", "inferable", "alternative_source", "alternative_admissible")
         return _row(
             stored,
             "choice",
             choice_prompt(self.template, pair, candidates),
-            ground_truth=pair.expert_action,
+            ground_truth=label,
             candidates=candidates,
             candidates_admissible=admissible_candidates(pair.env, candidates, listed, pair.judged_admissible),
-            expert_position=position,
+            expert_position=candidates.index(label),
             admissible_actions=stored["admissible_actions"],
             **{name: stored[name] for name in copied},
         )
+
+    def _label(self, pair: Pair) -> str:
+        """The action that is rewarded as the best: the expert's, or with shuffled labels any of a training pair."""
+        if not self.settings.shuffled_labels or pair.split != TRAIN_SPLIT:
+            return pair.expert_action
+        draw = int.from_bytes(sampling_key(self.settings.seed, f"label {pair.pair_id}")[:8])
+        return (pair.expert_action, *pair.alternatives)[draw % (1 + len(pair.alternatives))]
 
 
 class TrajectorySource(Source):

@@ -45,6 +45,9 @@ class ChatTemplate(Template):
         )
         return _user(self._context(context), admissible, question)
 
+    def choice_answer(self, candidates: Sequence[str], index: int) -> str:
+        return str(index + 1) if self.choose_by_number else candidates[index]
+
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         return _paragraphs(f"Observation: {observation}", *self._action_request(admissible_actions))
 

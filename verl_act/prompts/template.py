@@ -44,6 +44,10 @@ class Template(ABC):
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
         """The prompt that asks which of `candidates`, shown in this order, is the better next action."""
 
+    def choice_answer(self, candidates: Sequence[str], index: int) -> str:
+        """How a reply to `choice_messages` gives the candidate at `index`, inside its action tag."""
+        return candidates[index]
+
     @abstractmethod
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         """The user turn that answers an action in a conversation begun with `action_messages`."""
