@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from samples import ALTERNATING, alternating_tokenizer, make_tokenizer
-from test_config import composed
+from test_config import RECIPE_NAMES, composed
 from transformers import Qwen3Config, Qwen3VLConfig
 
-from verl_act.chain.recipe import embedded_models
+from verl_act.chain import load_recipe
+from verl_act.chain.command_line import flat, hydra_value
+from verl_act.chain.recipe import TRAINING, embedded_models
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.preflight import Devices, ModelShape, Problem, check_training, local_devices, model_shape
@@ -262,3 +264,29 @@ def test_a_template_without_follow_ups_is_refused_in_one_sequence() -> None:
     template = get_template("cot")
     assert not conversation_problems(tokenizer, "llama", template)
     assert keys_named(conversation_problems(tokenizer, "llama", template, one_sequence=True), "stepwise")
+
+
+GPU_RECIPES = [name for name in RECIPE_NAMES if name.endswith("full") or name == "alfworld/gpu_smoke"]
+
+
+@pytest.mark.parametrize("name", GPU_RECIPES)
+def test_the_recipes_for_gpus_fit_the_machine_that_they_are_for(
+    name: str, qwen3_8b: ModelShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 GPUs of 80 GB and 2 TB of disk; the smoke run on one GPU of 24 GB."""
+    monkeypatch.setenv("WEBSHOP_DATA", str(tmp_path))
+    recipe = load_recipe(name)
+    smoke = name.endswith("smoke")
+    model = model_shape(recipe.model_path) if smoke else qwen3_8b
+    devices = Devices("cuda", 1, 24_000_000_000) if smoke else H100
+    trained = [kind for kind in TRAINING if getattr(recipe, kind).config]
+    assert {"critic", "action"} <= set(trained)
+    for kind in trained:
+        stage = getattr(recipe, kind)
+        trainer = "sft_trainer_engine" if kind in ("il", "reflection") else "ppo_trainer"
+        overrides = [f"{key}={hydra_value(value)}" for key, value in flat(stage.overrides).items()]
+        config = composed(*(f"+{group}" for group in stage.config), *overrides, trainer=trainer)
+        assert config.trainer.n_gpus_per_node == devices.count
+        assert not length_problems(config, model)
+        assert not memory_problems(config, model, devices)
+        assert not disk_problems(config, model, 2 * 10**12)

