@@ -11,8 +11,8 @@ from test_config import RECIPE_NAMES, composed
 from transformers import Qwen3Config, Qwen3VLConfig
 
 from verl_act.chain import load_recipe
-from verl_act.chain.command_line import flat, hydra_value
-from verl_act.chain.recipe import TRAINING, embedded_models
+from verl_act.chain.hydra_overrides import flat, hydra_value
+from verl_act.chain.recipe import embedded_models
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.preflight import Devices, ModelShape, Problem, check_training, local_devices, model_shape
@@ -279,11 +279,9 @@ def test_the_recipes_for_gpus_fit_the_machine_that_they_are_for(
     smoke = name.endswith("smoke")
     model = model_shape(recipe.model_path) if smoke else qwen3_8b
     devices = Devices("cuda", 1, 24_000_000_000) if smoke else H100
-    trained = [kind for kind in TRAINING if getattr(recipe, kind).config]
-    assert {"critic", "action"} <= set(trained)
-    for kind in trained:
-        stage = getattr(recipe, kind)
-        trainer = "sft_trainer_engine" if kind in ("il", "reflection") else "ppo_trainer"
+    assert {"critic", "action"} <= set(recipe.training)
+    for stage in recipe.training.values():
+        trainer = "sft_trainer_engine" if stage.data in ("il", "reflection") else "ppo_trainer"
         overrides = [f"{key}={hydra_value(value)}" for key, value in flat(stage.overrides).items()]
         config = composed(*(f"+{group}" for group in stage.config), *overrides, trainer=trainer)
         assert config.trainer.n_gpus_per_node == devices.count
