@@ -49,7 +49,7 @@ test-verl: setup  ## what touches verl, against the release VERL in a folder of 
 test-pins: setup  ## what touches verl and two steps of every stage, at the versions SET=gpu (of requirements/gpu.txt) or newest, on this CPU
 	@UV=$(VENV)/bin/uv requirements/test_pins.sh $(SET)
 
-LOCK_GPU = pip compile --quiet ../pyproject.toml --extra alfworld --extra scienceworld --extra webshop --extra reasoning \
+LOCK_GPU = pip compile --quiet ../pyproject.toml --extra all \
   --override gpu-overrides.txt --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header
 lock-gpu: setup   ## requirements/gpu.txt and gpu-tested.txt from PyPI, for Linux on x86-64
 	cd requirements && for set in gpu gpu-tested; do ../$(VENV)/bin/uv $(LOCK_GPU) $$set.in --output-file $$set.txt || exit 1; done

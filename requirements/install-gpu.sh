@@ -40,8 +40,8 @@ uv_install=("$venv/bin/uv" pip install --quiet --no-deps --python "$venv/bin/pyt
 
 echo "set-up: $(grep -c '==' "$lock") pinned packages of $lock (some 5 GB)"
 "${uv_install[@]}" -r "$lock" || fail "a pinned package could not be installed; the lines above say which."
-"${uv_install[@]}" hatchling editables pathspec pluggy trove-classifiers packaging
-"${uv_install[@]}" --no-build-isolation --editable . || fail "this package could not be installed."
+"${uv_install[@]}" hatchling hatch-vcs setuptools-scm vcs-versioning editables pathspec pluggy trove-classifiers packaging
+"${uv_install[@]}" --no-build-isolation --editable ".[all]" || fail "this package could not be installed."
 if [ "$set" = gpu ]; then
   "${uv_install[@]}" --only-binary flash-attn --default-index "$wheelhouse" flash-attn==2.8.3 ||
     echo "set-up: verl's wheelhouse gave no wheel of flash-attn. docs/how-to/gpu.md has three ways to do without it." >&2

@@ -42,7 +42,7 @@ if ! "$venv/bin/python" -c "import torch, sys; sys.exit('torch==' + torch.__vers
 fi
 echo "set-up: $(grep -c '==' $lock) pinned packages (a few minutes the first time)"
 "${uv_install[@]}" -r $lock || fail "a pinned package could not be installed; the lines above say which."
-"${uv_install[@]}" --no-build-isolation --editable . || fail "this package could not be installed."
+"${uv_install[@]}" --no-build-isolation --editable ".[all]" || fail "this package could not be installed."
 "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python3.*/site-packages >/dev/null 2>&1 || true
 cat $lock pyproject.toml | sha256sum > "$done_mark"
 echo "set-up: done"

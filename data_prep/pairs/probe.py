@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verl_act.data_prep.pairs.giveaways import matched
+from verl_act.extras import needs_extra
 from verl_act.parse import normalise, verb
 from verl_act.schema import Pair
 
@@ -78,7 +79,9 @@ def probe_pairs(train: Sequence[Pair], scored: Sequence[Pair] = ()) -> ProbeResu
 
     The result is deterministic. None if there are too few training pairs (`MIN_PAIRS`) or tasks.
     """
-    from threadpoolctl import threadpool_limits
+    with needs_extra("report"):
+        import sklearn  # noqa: F401
+        from threadpoolctl import threadpool_limits
 
     tasks = [f"{pair.env}/{pair.task_id}" for pair in train]
     if len(train) < MIN_PAIRS or not (scored or len(set(tasks)) >= _FOLDS):

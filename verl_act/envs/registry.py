@@ -12,7 +12,8 @@ from importlib import import_module
 
 from verl_act.entry_points import entry_point_names, load_entry_point
 from verl_act.envs.base import EnvSpec
-from verl_act.errors import ConfigError, NotInstalledError
+from verl_act.errors import ConfigError
+from verl_act.extras import needs_extra
 from verl_act.parse import match_action
 from verl_act.prompts import Message, Template
 from verl_act.prompts.shortened import choice_context
@@ -51,12 +52,8 @@ def get_env(name: str) -> EnvSpec:
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name in _BUILT_IN:
-        try:
+        with needs_extra(name):
             return register_env(import_module(_BUILT_IN[name]).SPEC)
-        except ModuleNotFoundError as error:
-            raise NotInstalledError(
-                f"Environment {name!r} needs the package {error.name!r}.", f"Install: pip install 'verl-act[{name}]'"
-            ) from error
     spec = load_entry_point(ENTRY_POINT_GROUP, name)
     if spec is None:
         raise ConfigError(f"There is no environment named {name!r}. Known: {', '.join(known_envs())}.")

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from verl_act.engine import Reply, finite, usable_tokenizer
 from verl_act.errors import ConfigError, EngineError, OptionError
+from verl_act.extras import needs_extra
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
 from verl_act.settings.evaluation import EvaluationSettings
@@ -64,12 +65,8 @@ class Endpoint:
     """Requests at once."""
 
     def __init__(self, url: str, settings: ModelSettings, retries: int = 8) -> None:
-        try:
+        with needs_extra("endpoint"):
             from openai import AsyncOpenAI
-        except ImportError as error:
-            raise EngineError(
-                f"the client of endpoints cannot be imported ({error}); run pip install openai."
-            ) from error
         self.url, self.settings = url, settings
         self.chat_template_kwargs = settings.engine_options.get("chat_template_kwargs", {})
         self.tokenizer = usable_tokenizer(settings) if Path(settings.model).is_dir() else None

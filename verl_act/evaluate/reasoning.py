@@ -25,8 +25,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import DataError
 from verl_act.evaluate.answers import chosen_letter, last_box
+from verl_act.extras import needs_extra
 from verl_act.parquet_file import read_parquet
 from verl_act.prompts import Message
 from verl_act.text_files import open_bytes, read_rows, text_suffix
@@ -78,12 +79,8 @@ def is_right(question: Question, reply: str) -> bool:
     reply = _after_thoughts(reply)
     if question.is_choice:
         return chosen_letter(reply) == question.gold
-    try:
+    with needs_extra("reasoning"):
         from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-    except ImportError as error:
-        raise ConfigError(
-            "math-verify, which verifies the answers, is not installed; run pip install 'verl-act[reasoning]'."
-        ) from error
     maths = (
         LatexExtractionConfig(try_extract_without_anchor=False),
         ExprExtractionConfig(try_extract_without_anchor=False),

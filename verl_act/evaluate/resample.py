@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, permutation_test
+
+from verl_act.extras import needs_extra
+
+with needs_extra("report"):
+    from scipy.stats import binomtest, bootstrap, permutation_test
 
 _RESAMPLES = 2000
 _PERMUTATIONS = 9999

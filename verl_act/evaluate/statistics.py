@@ -9,9 +9,12 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import ttest_1samp, ttest_ind
 
 from verl_act.evaluate.resample import difference_interval, ratio_interval, sign_flip_p, sums_by_task
+from verl_act.extras import needs_extra
+
+with needs_extra("report"):
+    from scipy.stats import ttest_1samp, ttest_ind
 
 _FEW_TASKS = 5
 _SAME = 1e-12

@@ -11,12 +11,15 @@ import shutil
 from importlib.metadata import requires
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from packaging.requirements import Requirement
 
 from verl_act import __version__
 from verl_act.errors import ConfigError
+from verl_act.extras import needs_extra
 from verl_act.output_folder import atomic_folder, content, reserved
+
+with needs_extra("report"):
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 PACKAGE = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).with_name("templates")

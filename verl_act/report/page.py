@@ -13,17 +13,19 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from verl_act.evaluate.methods import NOTE
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, format_value
+from verl_act.extras import needs_extra
 from verl_act.names import markdown_text
 from verl_act.report import plots
 from verl_act.report.content import Content
 from verl_act.report.curves import curve_table
 from verl_act.report.summary import duration
 from verl_act.report.tables import Group, MetricCell, Row
+
+with needs_extra("report"):
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
 _HEADLINES = ("success", "next_action", "choice")
 

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-import altair as alt
-import vl_convert
-from markupsafe import Markup
-
 from verl_act.evaluate.metric_registry import format_value
 from verl_act.evaluate.statistics import Estimate
+from verl_act.extras import needs_extra
 from verl_act.report.calibration import Calibration
 from verl_act.report.curves import Curve, Series
 from verl_act.report.tables import Group
+
+with needs_extra("report"):
+    import altair as alt
+    import vl_convert
+    from markupsafe import Markup
 
 WIDTH = 340
 """Width of every chart in CSS pixels: fits a narrow phone without scrolling."""
