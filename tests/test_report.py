@@ -33,6 +33,7 @@ from verl_act.engine import ModelSettings, Reply, Sampling
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.registry import choice_prompt
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import EPISODES
@@ -43,7 +44,7 @@ from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
 from verl_act.evaluate.statistics import Estimate, ItemOutcome, against
 from verl_act.evaluate.table import compare
 from verl_act.manifest import digest, make_manifest, read_manifest, write_manifest
-from verl_act.prompts import Message, Template
+from verl_act.prompts import Message, Template, register_template
 from verl_act.report import plots, write_report
 from verl_act.report.content import Content, content
 from verl_act.report.curves import Curve, Series, curve_table
@@ -71,6 +72,9 @@ class JsonTemplate(Template):
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
         return observation
+
+
+register_template("json", JsonTemplate)
 
 
 class Script:
@@ -623,7 +627,7 @@ def test_a_damaged_line_is_named(file: str, run: Path, tmp_path: Path) -> None:
             read_runs([copy])
     path.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(
-        DataError, match=rf"{file}: holds {len(lines) - 1} records, but its manifest counts {len(lines)}"
+        DataError, match=rf"{file}: holds {len(lines) - 1} records, but \S+manifest.json counts {len(lines)}"
     ):
         read_runs([copy])
 
@@ -1042,6 +1046,75 @@ def test_the_viewer_shows_what_happened(visit: Callable[..., Visit], whole: Cont
     assert answer.locator("article").count() == 1
 
 
+def test_the_verdict_comes_first_and_the_navigation_stays(visit: Callable[..., Visit], whole: Content) -> None:
+    opened = visit(viewport={"width": 1280, "height": 720})
+    assert opened.tab.locator("main section").first.get_attribute("id") == "verdict"
+    assert whole.verdict.sentence in opened.tab.locator("#verdict").inner_text()
+    opened.tab.locator("#pipeline").scroll_into_view_if_needed()
+    opened.tab.get_by_role("link", name="Pipeline").click()
+    navigation = opened.tab.get_by_role("navigation")
+    opened.expect(navigation).to_be_in_viewport()
+    opened.expect(opened.tab.locator("#pipeline h2")).to_be_in_viewport()
+    below = (
+        "(title) => title.getBoundingClientRect().top >= document.querySelector('nav').getBoundingClientRect().bottom"
+    )
+    opened.tab.wait_for_function("document.querySelector('#pipeline h2').getBoundingClientRect().top < 300")
+    assert opened.tab.locator("#pipeline h2").evaluate(below), "the navigation does not cover the title"
+
+
+def test_bars_show_their_numbers_inside_the_chart(visit: Callable[..., Visit], whole: Content) -> None:
+    opened = visit()
+    chart = opened.tab.locator("#verdict figure svg").first
+    values = [
+        cell.estimate.value
+        for block in whole.blocks
+        for row in block.rows
+        if row.key == "success"
+        for cell in row.cells
+    ]
+    texts = chart.locator("text").all_text_contents()
+    for value in values:
+        assert format_value(value, "share") in texts
+    inside = """(svg) => { const box = svg.getBoundingClientRect(); return [...svg.querySelectorAll("text")].every(
+        (text) => text.getBoundingClientRect().right <= box.right + 1); }"""
+    assert chart.evaluate(inside)
+
+
+def test_the_prompt_is_shown_as_it_was_sent(visit: Callable[..., Visit], run: Path, whole: Content) -> None:
+    pairs = {pair.pair_id: pair for pair in read_pairs([run / "pairs" / split / "pairs.parquet" for split in SPLITS])}
+    for item in whole.examples[2].items:
+        for answer in item["answers"]:
+            candidates = [whole.texts[index] for index in answer["candidates"]]
+            (message,) = choice_prompt(JsonTemplate(), pairs[item["id"]], candidates)
+            assert whole.texts[answer["prompt"]] == f"[{message['role']}]\n{message['content']}"
+    opened = visit()
+    opened.tab.get_by_role("tab", name="Choices").click()
+    prompt = opened.tab.locator("article").first.locator("details", has_text="the prompt as sent")
+    prompt.locator("summary").click()
+    assert prompt.locator("pre").text_content() in whole.texts
+
+
+def test_transcripts_can_be_searched(visit: Callable[..., Visit], whole: Content) -> None:
+    opened = visit()
+    search = opened.tab.get_by_role("searchbox", name="Search")
+    search.fill("open DOOR 1")
+    count = int(opened.where.split(" of ")[1].split(";")[0])
+    shown = [
+        item
+        for item in whole.examples[0].items
+        if any(
+            turn["action"] is not None and whole.texts[turn["action"]] == "open door 1"
+            for turn in item["answers"][0]["turns"]
+        )
+    ]
+    assert 0 < count == len(shown) < 8
+    search.press("j")
+    assert search.input_value() == "open DOOR 1j", "keys are letters here"
+    assert opened.where.startswith("no match")
+    search.fill("")
+    assert opened.where.startswith("1 of 8")
+
+
 def test_hostile_replies_stay_text(visit: Callable[..., Visit]) -> None:
     opened = visit()
     opened.select("Right-hand model", "1")
@@ -1057,7 +1130,8 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(visit: Callable[..., Visit]
     opened = visit(viewport={"width": 360, "height": 740})
     fits = """() => [...document.querySelectorAll("body *")].filter((element) => {
         const box = element.getBoundingClientRect();
-        return box.width && !element.closest("thead, .skip") && (box.right > innerWidth + 1 || box.left < -1);
+        return box.width && (box.right > innerWidth + 1 || box.left < -1)
+            && !element.closest("thead, .skip, .sections"); // the navigation scrolls on its own
     }).map((element) => element.tagName + "." + element.getAttribute("class"))"""
     for kind in ("Episodes", "Next actions", "Choices"):
         opened.tab.get_by_role("tab", name=kind).click()

@@ -19,7 +19,7 @@ from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.records import json_lines
-from verl_act.evaluate.statistics import Against, Estimate, against, holm
+from verl_act.evaluate.statistics import SIGNIFICANT, Against, Estimate, against, holm
 from verl_act.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -277,8 +277,6 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     return "\n".join([*lines, NOTE, ""])
 
 
-SIGNIFICANT = 0.05
-"""An adjusted p below this is called clear."""
 NOTE = (
     "Each metric has its 95% interval and, with several seeds, ± the standard deviation over seeds. Then follows the "
     "change against the methods named in the first table, on the same items, with its 95% interval over tasks. A share "

@@ -142,7 +142,7 @@ _TURNS = "of an episode's turns"
 
 
 def _position(record: Record) -> str:
-    return _POSITIONS[min(record["expert_position"], len(_POSITIONS) - 1)]
+    return _POSITIONS[min(int(record["expert_position"]), len(_POSITIONS) - 1)]
 
 
 def _margin(record: Record) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING
+from verl_act.manifest import FILE_NAME as MANIFEST
 from verl_act.manifest import read_manifest
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
@@ -41,8 +42,8 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
         expected = None if manifest is None else manifest.counts.get(path.stem)
         if expected is not None and expected != len(records):
             raise DataError(
-                f"{path}: holds {len(records)} records, but its manifest counts {expected}. "
-                "The file was cut short; run the evaluation again."
+                f"{path}: holds {len(records)} records, but {folder / MANIFEST} counts {expected}. "
+                "A file was cut short or changed; run the evaluation again."
             )
         by_file[file] = records
     return by_file

@@ -41,15 +41,19 @@ def difference_interval(
     """The 95% percentile bootstrap interval of the difference of two ratios of sums on the same items.
 
     `first` and `second` are (amounts, sizes); each resampled task counts for both. None if there is only one task or
-    the two do not differ.
+    all tasks differ by the same amount: resampling would give an interval of zero width.
     """
     columns = [sums_by_task(values, tasks) for values in (*first, *second)]
-    if len(columns[0]) < 2 or np.allclose(columns[0] * columns[3], columns[2] * columns[1]):
+    above, below, their_above, their_below = columns
+    if len(above) < 2 or np.allclose(above * their_below, their_above * below):
+        return None
+    if min(below.min(), their_below.min()) > 0 and np.ptp(above / below - their_above / their_below) < 1e-12:
         return None
 
     def difference(*resampled: np.ndarray, axis: int) -> np.ndarray:
         above, below, their_above, their_below = (values.sum(axis) for values in resampled)
-        return above / below - their_above / their_below
+        result: np.ndarray = above / below - their_above / their_below
+        return result
 
     low, high = _percentiles(columns, difference)
     return (low, high) if np.isfinite([low, high]).all() else None

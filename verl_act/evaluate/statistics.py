@@ -16,6 +16,8 @@ from verl_act.extras import needs_extra
 with needs_extra("report"):
     from scipy.stats import ttest_1samp, ttest_ind
 
+SIGNIFICANT = 0.05
+"""A p below this is called clear."""
 _FEW_TASKS = 5
 _SAME = 1e-12
 """Values that differ by less are equal but for rounding."""
@@ -73,8 +75,10 @@ class Against:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval over tasks excludes 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether it holds for other tasks, given these trained models: `p_tasks` is below 5% and the interval, if
+        there is one, excludes 0."""
+        excludes_zero = self.low is None or self.high is None or self.low > 0 or self.high < 0
+        return self.p_tasks < SIGNIFICANT and excludes_zero
 
 
 def estimate(seeds: Sequence[Items], is_share: bool) -> Estimate:

@@ -17,7 +17,7 @@ from rich.text import Text
 from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.records import read_metrics_file
-from verl_act.evaluate.statistics import Estimate, ItemOutcome
+from verl_act.evaluate.statistics import Against, Estimate, ItemOutcome, against
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
 from verl_act.settings.evaluation import CompareSettings
@@ -31,11 +31,15 @@ _MOST_COLUMNS = 3
 
 
 class Headline(NamedTuple):
-    """One of the rows that matter: a metric of all models, on one split or, if `split` is empty, on all of them."""
+    """One of the rows that matter: a metric of all models, on one split or, if `split` is empty, on all of them.
+
+    `changes` are against the first model, None for that model itself.
+    """
 
     metric: str
     split: str
     estimates: list[Estimate]
+    changes: list[Against | None]
 
     @property
     def title(self) -> str:
@@ -51,7 +55,7 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
     all_metrics = [read_metrics_file(folder / METRICS_FILE) for folder in folders]
     names = [metrics["name"] for metrics in all_metrics]
     items = [read_metrics(folder) for folder in folders]
-    print(text_table(names, headlines(items)), end="")
+    print(text_table(names, headlines([[each] for each in items])), end="")
     if out is not None:
         file = Path(out) / "comparison.json"
         with reserved_file(file):
@@ -59,14 +63,24 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
             replace_file(file, json.dumps(all_metrics, indent=2) + "\n")
 
 
-def headlines(models: Sequence[MetricItems]) -> list[Headline]:
-    """Tasks solved on each split, then choices, next actions and malformed replies on all splits."""
+def headlines(models: Sequence[Sequence[MetricItems]]) -> list[Headline]:
+    """Tasks solved on each split, then choices, next actions and malformed replies on all splits.
+
+    `models` has the metrics of each seed of each model.
+    """
     rows = []
     for metric in (*_BY_SPLIT, *_OF_ALL):
-        splits = sorted({split for items in models for split, name, _ in items if name == metric})
+        splits = sorted({split for seeds in models for items in seeds for split, name, _ in items if name == metric})
         for chosen in [[split] for split in splits] if metric in _BY_SPLIT else [splits] if splits else []:
-            estimates = [METRICS[metric].estimate([_on(items, metric, chosen)]) for items in models]
-            rows.append(Headline(metric, chosen[0] if metric in _BY_SPLIT else "", estimates))
+            outcomes = [[_on(items, metric, chosen) for items in seeds] for seeds in models]
+            rows.append(
+                Headline(
+                    metric,
+                    chosen[0] if metric in _BY_SPLIT else "",
+                    [METRICS[metric].estimate(seeds) for seeds in outcomes],
+                    [None, *(against(seeds, outcomes[0]) for seeds in outcomes[1:])],
+                )
+            )
     return rows
 
 

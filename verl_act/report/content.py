@@ -12,14 +12,8 @@ from verl_act.report.examples import Examples, Texts, examples
 from verl_act.report.methods import MethodBudget, MethodTable, method_budgets, method_tables, methods_start
 from verl_act.report.read import Run
 from verl_act.report.summary import RunSummary, notes, summary
-from verl_act.report.tables import (
-    Block,
-    Group,
-    Model,
-    blocks,
-    groups,
-    models,
-)
+from verl_act.report.tables import Block, Group, Model, blocks, groups, models
+from verl_act.report.verdict import Verdict, verdict
 
 VERSION = 3
 """Version of the JSON file's format."""
@@ -33,6 +27,7 @@ class Content:
     runs: list[RunSummary]
     notes: list[str]
     methods_start: str
+    verdict: Verdict
     method_budgets: list[MethodBudget]
     method_tables: list[MethodTable]
     comparisons: dict[str, dict[str, Any]]
@@ -76,7 +71,14 @@ class Content:
         ]
         runs = [{**asdict(run), "missing": run.missing} for run in self.runs]
         example_counts = {group.kind: {"shown": len(group.items), "total": group.total} for group in self.examples}
-        return {"version": VERSION, **fields, "runs": runs, "models": compared, "examples": example_counts}
+        return {
+            "version": VERSION,
+            "verdict": asdict(self.verdict),
+            **fields,
+            "runs": runs,
+            "models": compared,
+            "examples": example_counts,
+        }
 
 
 def content(runs: Sequence[Run], most: int) -> Content:
@@ -90,6 +92,7 @@ def content(runs: Sequence[Run], most: int) -> Content:
         runs=[summary(run) for run in runs],
         notes=notes(compared, selected, runs),
         methods_start=methods_start(runs),
+        verdict=verdict(runs, compared),
         method_budgets=method_budgets(runs),
         method_tables=method_tables(runs),
         comparisons={run.name: run.comparison for run in runs if run.comparison},

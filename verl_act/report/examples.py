@@ -15,14 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from verl_act.errors import DataError
+from verl_act.envs.registry import choice_prompt
+from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
 from verl_act.evaluate.metric_registry import LOOP_LENGTH
 from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import match_action, parse_action, parse_choice
-from verl_act.report.read import Run
+from verl_act.prompts import Message, Template, get_template
+from verl_act.report.read import Evaluation, Run
 from verl_act.report.tables import Model
 from verl_act.rollout.episode import failed_repeats
 from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_name
@@ -72,10 +74,11 @@ class Texts:
 def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: Texts) -> list[Examples]:
     """At most `most` items of each kind, the same for every model, alternating between right and wrong answers."""
     questions = _Questions(runs)
+    templates = [_template(model.evaluation) for model in compared]
     describe: dict[str, Callable[[list[str]], Callable[[str, list[Json | None]], Json]]] = {
         "episodes": lambda chosen: _episodes(questions.expert_actions(chosen), texts),
-        "next_actions": lambda chosen: _next_actions(questions.steps(chosen), texts),
-        "choices": lambda chosen: _choices(questions.pairs(chosen), texts),
+        "next_actions": lambda chosen: _next_actions(questions.steps(chosen), templates, texts),
+        "choices": lambda chosen: _choices(questions.pairs(chosen), templates, texts),
         "reasoning": lambda chosen: _reasoning(questions.reasoning() if chosen else {}, texts),
     }
     by_kind = []
@@ -163,28 +166,46 @@ def _steps_with_the_expert(turns: Sequence[Json], plan: Sequence[str] | None) ->
     return len(turns)
 
 
-def _next_actions(steps: Mapping[str, Step], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
+def _next_actions(
+    steps: Mapping[str, Step], templates: Sequence[Template | None], texts: Texts
+) -> Callable[[str, list[Json | None]], Json]:
     def item(state: str, records: list[Json | None]) -> Json:
         step = steps.get(state)
+
+        def prompt(template: Template | None) -> list[Message]:
+            return template.action_messages(step.context) if template and step else []
+
         return {
             **_question(records, step, texts),
             "expert": texts.index(step.action) if step else None,
-            "answers": [None if record is None else _answer(record, texts) for record in records],
+            "answers": [
+                None if record is None else _answer(record, prompt(template), texts)
+                for record, template in zip(records, templates, strict=True)
+            ],
         }
 
     return item
 
 
-def _choices(pairs: Mapping[str, Pair], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
+def _choices(
+    pairs: Mapping[str, Pair], templates: Sequence[Template | None], texts: Texts
+) -> Callable[[str, list[Json | None]], Json]:
     def item(pair_id: str, records: list[Json | None]) -> Json:
         pair = pairs.get(pair_id)
+
+        def prompt(template: Template | None, record: Json) -> list[Message]:
+            return choice_prompt(template, pair, record["candidates"]) if template and pair else []
+
         first = next(record for record in records if record is not None)
         return {
             **_question(records, pair, texts),
             "expert": texts.index(pair.expert_action) if pair else None,
             "alternative": texts.index(pair.alternative_action) if pair else None,
             "margin": first["margin"],
-            "answers": [None if record is None else _choice(record, texts) for record in records],
+            "answers": [
+                None if record is None else _choice(record, prompt(template, record), texts)
+                for record, template in zip(records, templates, strict=True)
+            ],
         }
 
     return item
@@ -207,6 +228,20 @@ def _reasoning(questions: Mapping[str, Question], texts: Texts) -> Callable[[str
     return item
 
 
+def _template(evaluation: Evaluation) -> Template | None:
+    """The prompt template of an evaluation; None if it is not recorded or not installed here."""
+    if evaluation.manifest is None:
+        return None
+    with suppress(ConfigError):
+        return get_template(evaluation.template, **evaluation.manifest.settings.get("template_options", {}))
+    return None
+
+
+def _as_text(messages: Sequence[Message]) -> str | None:
+    """The messages as one text; None without any."""
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages) or None
+
+
 def _question(records: Sequence[Json | None], source: Step | Pair | None, texts: Texts) -> Json:
     first = next(record for record in records if record is not None)
     known: Json = {"split": first["split"], "inferable": first["inferable"], "goal": None}
@@ -221,10 +256,11 @@ def _question(records: Sequence[Json | None], source: Step | Pair | None, texts:
     return known
 
 
-def _answer(record: Json, texts: Texts) -> Json:
+def _answer(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
     parsed = parse_action(record["reply"])
     return {
         "right": record["right"],
+        "prompt": texts.index(_as_text(prompt)),
         "reply": texts.index(record["reply"]),
         "action": texts.index(parsed.action),
         "malformed": parsed.malformed,
@@ -232,12 +268,13 @@ def _answer(record: Json, texts: Texts) -> Json:
     }
 
 
-def _choice(record: Json, texts: Texts) -> Json:
+def _choice(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
     """`chose` is `expert`, `alternative` or None. `candidates` are in the order of the prompt."""
     chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
     parsed = parse_choice(record["reply"], record["candidates"])
     return {
         "right": record["right"],
+        "prompt": texts.index(_as_text(prompt)),
         "reply": texts.index(record["reply"]),
         "action": texts.index(parsed.text),
         "malformed": parsed.malformed,

@@ -31,6 +31,8 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _SVG = "http://www.w3.org/2000/svg"
 _LONGEST_LABEL = 60
+_ROOM = 1.16
+"""End of the axis of bars, which leaves room for the number after a bar of 100%."""
 _UNPRINTABLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
 # As JSON, since altair has no layout for several legends.
 _CONFIG: dict[str, Any] = {
@@ -129,8 +131,11 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
         "description": alt.Description("label:N"),
     }
     base = _chart(rows).encode(**channels)
-    bar = base.mark_bar().encode(x=_share_axis("value"), color=_colour("model", models))
-    chart = bar + _interval(base)
+    bar = base.mark_bar().encode(x=_share_axis("value", end=_ROOM), color=_colour("model", models))
+    number = base.mark_text(align="left", baseline="middle", dx=4, fontSize=10, fill="var(--ink)").encode(
+        x=_share_axis("end", end=_ROOM), text="text:N"
+    )
+    chart = bar + _interval(base) + number
     if neutral is not None:
         line = _chart([{"at": neutral}]).mark_rule(stroke="var(--ink)", strokeDash=[3, 3], size=1)
         chart += line.encode(x="at:Q")
@@ -190,6 +195,8 @@ def _interval_row(group: str, model: str, metric: Estimate) -> dict[str, Any]:
         "value": metric.value,
         "low": metric.low,
         "high": metric.high,
+        "end": max(filter(None, (metric.value, metric.high)), default=0),
+        "text": format_value(metric.value, "share"),
         "label": f"{group}, {_plain(model)}: {_with_interval(metric)}",
     }
 
@@ -205,16 +212,19 @@ def _points(base: alt.Chart, models: Sequence[str], title: str | None = None) ->
         y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
     )
     shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
-    return interval + base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
+    points = base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
+    layers: alt.LayerChart = interval + points
+    return layers
 
 
 def _interval(base: alt.Chart) -> alt.Chart:
-    return base.mark_rule(size=1.5, stroke="var(--ink)").encode(x=_share_axis("low"), x2="high:Q")
+    rule: alt.Chart = base.mark_rule(size=1.5, stroke="var(--ink)").encode(x=_share_axis("low", end=_ROOM), x2="high:Q")
+    return rule
 
 
-def _share_axis(column: str, title: str | None = None) -> alt.X:
+def _share_axis(column: str, title: str | None = None, end: float = 1) -> alt.X:
     axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    return alt.X(f"{column}:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=axis)
+    return alt.X(f"{column}:Q", title=title, scale=alt.Scale(domain=[0, end]), axis=axis)
 
 
 def _bounds(series: Series) -> list[tuple[float, float]]:

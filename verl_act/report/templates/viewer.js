@@ -7,7 +7,7 @@
   const END = { goal: "solved", over: "not solved: the episode was over", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
   const KINDS = Object.keys(NAMES).filter((kind) => data.kinds[kind].items.length);
   const state = {
-    kind: KINDS[0], split: "", outcome: "", item: 0, left: 0,
+    kind: KINDS[0], split: "", outcome: "", search: "", item: 0, left: 0,
     right: data.models.length > 1 ? data.models.length - 1 : -1, side: "left",
   };
   const START = { ...state };
@@ -48,8 +48,22 @@
   }
   function filtered() {
     return data.kinds[state.kind].items.filter(
-      (item) => (!state.split || item.split === state.split) && OUTCOMES[state.outcome][1](...answers(item)),
+      (item) => (!state.split || item.split === state.split) && OUTCOMES[state.outcome][1](...answers(item)) && matches(item),
     );
+  }
+  // Whether an item holds the words searched for: in its id, question, and the transcripts of the models shown.
+  function matches(item) {
+    const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+    if (!words.length) return true;
+    const shown = [item.id, ...textsOf({ ...item, answers: answers(item) })].join("\n").toLowerCase();
+    return words.every((word) => shown.includes(word));
+  }
+  const TEXTS = ["goal", "observation", "history", "expert", "alternative", "expected", "reply", "action"];
+  function textsOf(value, key = "") {
+    if (Array.isArray(value)) return value.flatMap((entry) => textsOf(entry, key));
+    if (typeof value === "number") return TEXTS.includes(key) ? [text(value)] : [];
+    if (value && typeof value === "object") return Object.entries(value).flatMap(([name, entry]) => textsOf(entry, name));
+    return [];
   }
 
   // Replies longer than their box can be scrolled by keys. That depends on the layout, which changes with the window.
@@ -75,6 +89,8 @@
   const split = select([], (value) => { state.split = value; state.item = 0; });
   const outcome = select([], (value) => { state.outcome = value; state.item = 0; });
   const items = select([], (value) => { state.item = Number(value); });
+  const search = make("input", "", { type: "search", placeholder: "words in the transcripts", autocomplete: "off" });
+  search.addEventListener("input", () => { state.search = search.value; state.item = 0; acted(); });
   const previous = make("button", "← Previous", { type: "button" });
   const next = make("button", "Next →", { type: "button" });
   const where = make("span.where", "", { role: "status" });
@@ -123,6 +139,7 @@
     answer.setAttribute("aria-labelledby", `tab-${state.kind}`);
     left.value = state.left;
     right.value = state.right;
+    if (search.value !== state.search) search.value = state.search;
     fill(split, [["", "all"], ...[...new Set(all.map((item) => item.split))].sort().map((name) => [name, name])], state.split);
     if (!possible().includes(state.outcome)) state.outcome = "";
     fill(outcome, possible().map((key) => [key, OUTCOMES[key][0]]), state.outcome);
@@ -219,6 +236,7 @@
       ]))));
     }
     if (state.kind === "choices" && !result.malformed && !result.chose) parts.push(make("p", badge("names no candidate", "bad")));
+    if (result.prompt !== null) parts.push(details("the prompt as sent (before the model's chat template)", make("pre", text(result.prompt), { tabindex: "0", role: "group", "aria-label": "Prompt" })));
     parts.push(reply(result), done(result));
     return parts;
   }
@@ -322,7 +340,7 @@
       const to = (tabs.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : tabs.length - 1)) % tabs.length;
       open(KINDS[to]);
       tabs[to].focus();
-    } else if (event.target instanceof HTMLSelectElement) {
+    } else if (event.target.matches("select, input")) {
       return;
     } else if (event.key === "j" || event.key === "k") {
       move(event.key === "j" ? 1 : -1);
@@ -343,7 +361,7 @@
   view.setAttribute("aria-labelledby", "viewer-title");
   view.append(
     make("div.tabs", tabs, { role: "tablist", "aria-label": "Kind of answer" }),
-    make("div.controls", [labelled("Left-hand model", left), labelled("Right-hand model", right), labelled("Split", split), labelled("Show", outcome)]),
+    make("div.controls", [labelled("Left-hand model", left), labelled("Right-hand model", right), labelled("Split", split), labelled("Show", outcome), labelled("Search", search)]),
     make("div.steps", [previous, next, items, where]),
     make("p.keys", ["Keys, while the viewer has the focus: ", make("kbd", "j"), " next, ", make("kbd", "k"), " previous, ", make("kbd", "1"), " to ", make("kbd", KINDS.length), " kind of answer."]),
     answer,
