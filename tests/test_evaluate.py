@@ -308,10 +308,11 @@ def play(engine: object, pool: Corridor, *names: str, seed: int = 0, kept: Journ
 
 
 def write(out: Path, model: str = "a/model", answers: Answers | None = None, **settings: Any) -> dict[str, Any]:
-    answers = answers or Answers([], [], [])
-    engine = ModelSettings(model=model)
-    manifest = evaluation_manifest(engine, Sampling(), template="cot", inputs=[], settings=settings)
-    return write_evaluation(out, "it", manifest, answers)
+    """Write `answers`; returns the content of metrics.json."""
+    given = EvaluationSettings(model=model, name="it", **settings)
+    write_evaluation(out, given, evaluation_manifest(given), answers or Answers([], [], []))
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return metrics
 
 
 def test_every_item_and_turn_draws_its_own_noise() -> None:

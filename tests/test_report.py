@@ -54,7 +54,7 @@ from verl_act.report.read import read_runs
 from verl_act.report.tables import Group
 from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 from verl_act.settings.data import ExpertSettings, PairsSettings, TasksSettings
-from verl_act.settings.evaluation import CompareSettings, ReportSettings
+from verl_act.settings.evaluation import CompareSettings, EvaluationSettings, ReportSettings
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror="window.hacked = 1"><b>bold</b>\u2028{{ 7 * 7 }}'
 SPLITS = ("valid_seen", "valid_unseen")
@@ -144,8 +144,10 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
     files = [run / "tasks" / "eval" / "tasks.parquet"]
     files += [run / "expert" / split / "trajectories.parquet" for split in SPLITS]
     files += [run / "pairs" / split / "pairs.parquet" for split in SPLITS]
-    sampling = Sampling(temperature=0)
-    policy = PolicyUnderTest(cast(Any, Script(policy)), JsonTemplate(), sampling)
+    settings = EvaluationSettings(
+        model=f"models/{name}", name=name, template="json", tasks=files[:1], trajectories=files[1:3], pairs=files[3:]
+    )
+    policy = PolicyUnderTest(cast(Any, Script(policy)), JsonTemplate(), settings.sampling)
 
     async def ask() -> Answers:
         tasks = [Task(**row) for row in read_table(files[0], TASK).to_pylist()]
@@ -155,10 +157,8 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
             await evaluate_choices(policy, read_pairs(files[3:])),
         )
 
-    engine = ModelSettings(model=f"models/{name}")
     out = run / "evaluation" / name
-    manifest = evaluation_manifest(engine, sampling, template="json", inputs=files)
-    write_evaluation(out, name, manifest, asyncio.run(ask()), seconds=1.5)
+    write_evaluation(out, settings, evaluation_manifest(settings), asyncio.run(ask()), seconds=1.5)
     mark(run, f"evaluate {name}", 2.5)
 
 
@@ -208,7 +208,7 @@ def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         mark(folder, f"expert {split}", 4.0)
         mark(folder, f"pairs {split}", 3.0)
-    for name, splits in (("train", ["train"]), ("panel", SPLITS)):
+    for name, splits in (("train", ["train"]), ("eval", list(SPLITS))):
         make_tasks(TasksSettings(env="alfworld", splits=splits, env_settings=settings), folder / "tasks" / name)
         mark(folder, f"tasks {name}", 1.0)
     (folder / "alternatives").mkdir()
