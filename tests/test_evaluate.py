@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_context, make_pair, make_step, make_tokenizer
 
-from verl_act.engine import Engine, ModelSettings, Reply, Sampling
+from verl_act.engine import Engine, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.choices import evaluate_choices
