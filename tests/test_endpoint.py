@@ -8,16 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_server import completion, refusal, server
 from samples import make_pair, make_step
 
 from verl_act.chain.recipe import embedded_models
@@ -31,53 +30,6 @@ from verl_act.settings.model import ModelSettings, Sampling
 
 MODEL = str(embedded_models()["alfworld"])
 MESSAGES = [{"role": "user", "content": "act :"}]
-Answer = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
-
-
-def completion(
-    content: str | None, finish_reason: str = "stop", logprobs: Any = None, **message: Any
-) -> dict[str, Any]:
-    choice = {
-        "index": 0,
-        "finish_reason": finish_reason,
-        "logprobs": logprobs,
-        "message": {"role": "assistant", "content": content, **message},
-    }
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "a-model", "choices": [choice]}
-
-
-def refusal(message: str) -> tuple[int, dict[str, Any]]:
-    return 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}
-
-
-@contextmanager
-def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server on loopback: its URL, and the requests that it got (with their `key`)."""
-    requests: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append({**request, "key": self.headers["Authorization"], "path": self.path})
-            status, body = answer(request)
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", requests
-    finally:
-        running.shutdown()
-        running.server_close()
 
 
 def replies(url: str, **sampling: Any) -> list[str]:

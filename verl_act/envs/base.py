@@ -196,6 +196,8 @@ class EnvSpec:
     """Name -> folder of a small policy that comes with the environment; `embedded` is the usual name."""
     make_games: Callable[..., object] | None = None
     """Generates games into a folder, which is then the setting `data`; the stage `games` of a recipe calls it."""
+    data_digest: Callable[..., str] | None = None
+    """Takes tasks and the settings; a hash of the data that these tasks are played on, the same wherever they lie."""
     doctor: Callable[[], str] | None = None
     """Checks the installation, and returns one line about it. Raises `InstallationError` for a fault, its
     `NotInstalledError` where only something optional is missing."""

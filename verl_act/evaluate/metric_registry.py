@@ -322,11 +322,12 @@ def read_metrics(folder: Path) -> MetricItems:
 
 
 def metric_items(records: Mapping[str, Sequence[Record]], source: str = "an evaluation") -> MetricItems:
-    """All metrics of `records` (file name -> records). The orders of a choice are one item, with their mean.
+    """All metrics of `records` (file name -> records). The orders and samplings of an item are one, with
+    their mean.
 
     Raises `DataError` naming `source` if an item occurs twice.
     """
-    outcomes: dict[tuple[str, str, str], dict[str, dict[int, ItemOutcome]]] = {}
+    outcomes: dict[tuple[str, str, str], dict[str, dict[tuple[int, int], ItemOutcome]]] = {}
     counted = {file: finished(rows) for file, rows in records.items()}
     for name, metric in METRICS.items():
         section = SECTIONS[metric.section]
@@ -334,7 +335,7 @@ def metric_items(records: Mapping[str, Sequence[Record]], source: str = "an eval
             if (amount := metric.amount(record)) is None:
                 continue
             split, group = record["split"], metric.group(record) if metric.group else ""
-            item, order = f"{split}/{record[section.item]}", record.get("order", 0)
+            item, order = f"{split}/{record[section.item]}", (record.get("order", 0), record.get("sample", 0))
             by_order = outcomes.setdefault((split, name, group), {}).setdefault(item, {})
             if order in by_order:
                 raise DataError(f"{source}: item {item} of {section.file} comes twice; run the evaluation again.")
@@ -356,12 +357,28 @@ def table_order(key: tuple[str, str, str]) -> tuple[str, int, int, str]:
 def summary(records: Mapping[str, Sequence[Record]], source: str = "an evaluation") -> dict[str, dict[str, Any]]:
     """Split -> metric -> `{"value", "low", "high", "items"}`, or group -> such an entry.
 
-    `records` and `source` are as in `metric_items`.
+    With several samplings, entries also have `by_sample` and its `deviation`. `records` and `source` are as in
+    `metric_items`.
     """
+    samples = sorted({record.get("sample", 0) for rows in records.values() for record in rows}) or [0]
+    by_sample = [
+        metric_items(
+            {file: [row for row in rows if row.get("sample", 0) == sample] for file, rows in records.items()}, source
+        )
+        for sample in samples
+    ]
     by_split: dict[str, dict[str, Any]] = {}
-    for (split, name, group), items in metric_items(records, source).items():
-        result = METRICS[name].estimate([items])
-        entry = {"value": result.value, "low": result.low, "high": result.high, "items": result.items}
+    for key in sorted({key for items in by_sample for key in items}, key=table_order):
+        split, name, group = key
+        result = METRICS[name].estimate([items.get(key, {}) for items in by_sample])
+        entry: dict[str, Any] = {
+            "value": result.value,
+            "low": result.low,
+            "high": result.high,
+            "items": result.items,
+        }
+        if len(samples) > 1:
+            entry |= {"by_sample": result.by_seed, "deviation": result.deviation}
         metrics = by_split.setdefault(split, {})
         if METRICS[name].group:
             metrics.setdefault(name, {})[group] = entry

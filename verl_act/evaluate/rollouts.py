@@ -42,7 +42,8 @@ class PolicyUnderTest:
     """A model with the prompts and sampling of its evaluation.
 
     `mode`: how the turns of an episode are prompted. `at_once`: items in progress at the same time, whatever their kind
-    (an episode counts until it ends); `Engine.max_num_seqs` keeps an engine full without a queue.
+    (an episode counts until it ends); `Engine.max_num_seqs` keeps an engine full without a queue. `sample` counts the
+    samplings of the same items; each has its own noise.
     """
 
     engine: Engine | Endpoint
@@ -51,6 +52,7 @@ class PolicyUnderTest:
     seed: int = 0
     mode: Mode = Mode.STEPWISE
     at_once: int = 256
+    sample: int = 0
     slots: asyncio.Semaphore | None = None
     """Shared by all kinds of items; made from `at_once`."""
 
@@ -62,13 +64,17 @@ class PolicyUnderTest:
         """The reply to `messages`, which begins with `opening`. `item` names the request; with `seed` it determines
         the sampling seed."""
         start = {"opening": opening} if opening else {}
-        (reply,) = await self.engine.reply(messages, self.sampling, seed=request_seed(self.seed, item), **start)
+        (reply,) = await self.engine.reply(messages, self.sampling, seed=self.request_seed(item), **start)
         return reply
 
     async def scored_answer(self, messages: list[dict[str, str]], item: str) -> Reply:
         """Like `answer`, with the reply's log-probability."""
-        (reply,) = await self.engine.scored_reply(messages, self.sampling, seed=request_seed(self.seed, item))
+        (reply,) = await self.engine.scored_reply(messages, self.sampling, seed=self.request_seed(item))
         return reply
+
+    def request_seed(self, item: str) -> int:
+        """The sampling seed of the request named `item`."""
+        return request_seed(self.seed, f"{item}, sample {self.sample}" if self.sample else item)
 
 
 class _Player(ABC):
@@ -110,7 +116,7 @@ class _ConcatPlayer(_Player):
             content = template.followup(context.observation, context.admissible_actions)
             if not self.sequence.observe(content, room):
                 return None
-        return await engine.next_reply(self.sequence, self.policy.sampling, request_seed(self.policy.seed, item))
+        return await engine.next_reply(self.sequence, self.policy.sampling, self.policy.request_seed(item))
 
 
 _PLAYERS = {Mode.STEPWISE: _StepwisePlayer, Mode.CONCAT: _ConcatPlayer}
@@ -247,18 +253,20 @@ async def answer_all(
     journal: Journal | None,
     at_once: int | None = None,
 ) -> list[Record]:
-    """The records of all items, in their order; those in `journal`, under the name `what`, are not computed again.
+    """The records of all items, in their order, with their `sample`; those in `journal`, under the name `what`, are not
+    computed again.
 
     `at_once` limits the items in progress, besides the policy's own limit, which holds for all kinds together.
     """
     assert policy.slots is not None
     slots = policy.slots
+    what = f"{what}, sample {policy.sample}" if policy.sample else what
     records = {index: record for index in range(len(items)) if journal and (record := journal.get(what, index))}
     progress = tqdm(total=len(items), initial=len(records), desc=what)
 
     async def evaluate_at(index: int) -> None:
         async with slots:
-            records[index] = await evaluate_item(items[index])
+            records[index] = {**await evaluate_item(items[index]), "sample": policy.sample}
         if journal:
             journal.add(what, index, records[index])
         progress.update()

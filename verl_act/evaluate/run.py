@@ -31,6 +31,7 @@ from verl_act.evaluate.rollouts import (
     require_one_environment,
     rollout_tasks,
 )
+from verl_act.evaluate.suites import citation, get_suite, protocol, with_suite
 from verl_act.journal import Journal, Record, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -59,10 +60,10 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
     Raises `DataError` if an item occurs twice or items come from several environments, `ConfigError` for bad settings.
     """
     check_settings(settings)
-    if not settings.inputs():
-        raise ConfigError("nothing to evaluate: give tasks, trajectories, pairs or reasoning.")
-    limit = settings.limit
-    eval_tasks = [task for path in settings.tasks for task in read_tasks(path)]
+    if not settings.inputs() and settings.suite is None:
+        raise ConfigError("nothing to evaluate: give a suite, tasks, trajectories, pairs or reasoning.")
+    settings, limit = with_suite(settings), settings.limit
+    eval_tasks = _tasks(settings)
     known = read_steps(settings.trajectories)
     learnable = steps_to_learn(known)
     steps = some_of_each_split(learnable, limit, lambda step: step.state_id)
@@ -87,24 +88,27 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
         longest = settings.reasoning_max_tokens or settings.max_tokens
         reasoner = replace(policy, sampling=settings.sampling.model_copy(update={"max_tokens": longest}))
 
-        async def evaluate_all() -> Answers:
+        async def evaluate_all(sample: int) -> Answers:
+            sampled, reasoned = (replace(one, sample=sample) for one in (policy, reasoner))
             (played, memory), *others = await gather(
                 [
-                    rollout_eval_tasks(policy, eval_tasks, settings, answered),
-                    evaluate_next_actions(policy, steps, answered),
-                    evaluate_choices(policy, choice_pairs, answered),
-                    evaluate_reasoning(reasoner, reasoning_questions, answered),
-                    evaluate_rationales(policy, rationale_pairs, list(map(Rationale, settings.rationale)), answered),
+                    rollout_eval_tasks(sampled, eval_tasks, settings, answered),
+                    evaluate_next_actions(sampled, steps, answered),
+                    evaluate_choices(sampled, choice_pairs, answered),
+                    evaluate_reasoning(reasoned, reasoning_questions, answered),
+                    evaluate_rationales(sampled, rationale_pairs, list(map(Rationale, settings.rationale)), answered),
                 ]
             )
             return replace(Answers(played, *others), env_memory_mb=memory)
 
-        answers = running.run(evaluate_all())
+        answers = _all_samples([running.run(evaluate_all(sample)) for sample in range(settings.samples)])
         if running.tokenizer:
             for record in answers.episodes:
                 record |= _token_counts(record["turns"], running.tokenizer)
         without_room = answered.counted + running.without_room
-        return write_evaluation(out, settings, manifest, answers, without_room=without_room, seconds=answered.seconds)
+        return write_evaluation(
+            out, settings, manifest, answers, eval_tasks, without_room=without_room, seconds=answered.seconds
+        )
 
 
 def _model(settings: EvaluationSettings) -> Engine | Endpoint:
@@ -113,8 +117,16 @@ def _model(settings: EvaluationSettings) -> Engine | Endpoint:
     return Endpoint(settings.endpoint, settings)
 
 
+def _tasks(settings: EvaluationSettings) -> list[Task]:
+    """The tasks of the suite, or else of the files."""
+    if settings.suite is not None:
+        return get_suite(settings.suite).tasks(settings.env_settings)
+    return [task for path in settings.tasks for task in read_tasks(path)]
+
+
 def check_settings(settings: EvaluationSettings) -> None:
     """Raise `ConfigError` for a setting that cannot work."""
+    with_suite(settings)
     if settings.endpoint is None:
         check_engine(settings, settings.sampling)
     else:
@@ -159,6 +171,18 @@ class Answers:
     env_memory_mb: float = 0.0
 
 
+def _all_samples(answers: Sequence[Answers]) -> Answers:
+    """The records of all samplings, one after the other."""
+    return Answers(
+        episodes=[record for one in answers for record in one.episodes],
+        next_actions=[record for one in answers for record in one.next_actions],
+        choices=[record for one in answers for record in one.choices],
+        reasoning=[record for one in answers for record in one.reasoning],
+        rationales=[record for one in answers for record in one.rationales],
+        env_memory_mb=max(one.env_memory_mb for one in answers),
+    )
+
+
 def evaluation_manifest(settings: EvaluationSettings) -> Manifest:
     """The manifest: everything that determines the answers. Its inputs are the files of the items, from which a report
     reads the prompts again."""
@@ -171,13 +195,15 @@ def write_evaluation(
     settings: EvaluationSettings,
     manifest: Manifest,
     answers: Answers,
+    tasks: Sequence[Task] = (),
     *,
     without_room: int = 0,
     seconds: float = 0.0,
 ) -> Manifest:
     """Write the files of `evaluate` to `out` from existing answers; returns the manifest.
 
-    `manifest` comes from `evaluation_manifest`. `without_room`: how many prompts left no room for a reply.
+    `manifest` comes from `evaluation_manifest`; `tasks` are those of the episodes. `without_room`: how many prompts
+    left no room for a reply.
     """
     records = {
         EPISODES: answers.episodes,
@@ -192,14 +218,18 @@ def write_evaluation(
         "sampling": settings.sampling.model_dump(),
         "template": settings.template,
         "metrics": summary(records, str(out)),
+        "protocol": protocol(settings, manifest, tasks),
+        "records": [file for file, rows in records.items() if rows],
+        "episode_errors": len(answers.episodes) - len(finished(answers.episodes)),
         "without_room": without_room,
         "env_memory_mb": round(answers.env_memory_mb),
         "seconds": round(seconds, 1),
     }
+    metrics["cite"] = citation(metrics)
     counts = {
         **manifest.counts,
         "episodes": len(answers.episodes),
-        "episode_errors": len(answers.episodes) - len(finished(answers.episodes)),
+        "episode_errors": metrics["episode_errors"],
         "next_actions": len(answers.next_actions),
         "choices": len(answers.choices),
         "reasoning": len(answers.reasoning),

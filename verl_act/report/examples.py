@@ -85,7 +85,11 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
     for kind, (file, _) in KINDS.items():
         answers = [
             # Of a choice's orders, the first: the others ask the same.
-            {_name(kind, record): record for record in model.evaluation.records[file] if not record.get("order")}
+            {
+                _name(kind, record): record
+                for record in model.evaluation.records[file]
+                if not record.get("order") and not record.get("sample")
+            }
             for model in compared
         ]
         items = list(dict.fromkeys(item for by_item in answers for item in by_item))

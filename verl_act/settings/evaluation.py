@@ -61,6 +61,10 @@ class EvaluationSettings(EvaluationOptions, ModelSettings, TemplateSettings, Env
     $OPENAI_API_KEY. Default: an engine of our own."""
     name: Annotated[Text, RUNTIME] = "model"
     """Name of the model in tables and reports."""
+    suite: Text | None = None
+    """Evaluation suite to play: it fixes tasks, order, environment, turns and seed, so that results can be cited."""
+    samples: Positive = 1
+    """Samplings of everything, each with another seed; the metrics are means, with the deviation over samplings."""
     tasks: Files = []
     """Eval sets to play, each task once; may be given several times."""
     trajectories: Files = []
@@ -72,6 +76,10 @@ class EvaluationSettings(EvaluationOptions, ModelSettings, TemplateSettings, Env
         super().check()
         if self.rationale and not self.pairs:
             raise OptionError("rationale", "intervenes in the answers to pairs; give --pairs.")
+        if self.samples > 1 and self.temperature == 0:
+            raise OptionError(
+                "samples", f"is {self.samples} at temperature 0, where all are the same; raise the temperature."
+            )
 
     @property
     def sampling(self) -> Sampling:

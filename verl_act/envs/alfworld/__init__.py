@@ -6,7 +6,7 @@ and `search` are the non-privileged expert.
 
 from typing import Any
 
-from verl_act.envs.alfworld.data import NAME, SPLITS, list_tasks
+from verl_act.envs.alfworld.data import NAME, SPLITS, data_digest, list_tasks
 from verl_act.envs.alfworld.dialect import DIALECT
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.experts import PlannerExpert, WalkthroughExpert
@@ -28,6 +28,7 @@ SPEC = EnvSpec(
     name=NAME,
     make=AlfworldEnvironment,
     tasks=list_tasks,
+    data_digest=data_digest,
     experts={"search": SearchExpert, "planner": PlannerExpert, "walkthrough": WalkthroughExpert},
     splits=SPLITS,
     importer=AlfworldImporter,

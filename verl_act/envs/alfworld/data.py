@@ -5,16 +5,17 @@ Both have the layout `<data>/json_2.1.1/<split>/<task>/<trial>/{game.tw-pddl, tr
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_act.envs.alfworld.game import FILE_NAME
+from verl_act.envs.alfworld.game import FILE_NAME, read_game
 from verl_act.envs.base import Task
 from verl_act.errors import DataError, EmptySplitError, EnvError
 from verl_act.linked_files import Files, files_below
@@ -114,6 +115,16 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
 def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any) -> tuple[Task, ...]:
     """The tasks of `list_games`; other environment settings are accepted and ignored."""
     return list_games(split, data).tasks
+
+
+def data_digest(tasks: Iterable[Task], data: str | os.PathLike[str] | None = None, **_: Any) -> str:
+    """SHA-256 of what the engine plays of the tasks' game files: domain, grammar and problem, in their order."""
+    whole = hashlib.sha256()
+    for task in tasks:
+        game = read_game(game_path(task, data))
+        for text in (game.domain, game.grammar, game.problem):
+            whole.update(hashlib.sha256(text.encode()).digest())
+    return whole.hexdigest()
 
 
 @contextmanager

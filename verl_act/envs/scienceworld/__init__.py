@@ -5,7 +5,7 @@ an episode of the game, `experts` replays the package's gold paths.
 """
 
 from verl_act.envs.base import ASSETS, EnvSpec
-from verl_act.envs.scienceworld.data import NAME, SPLITS, list_tasks
+from verl_act.envs.scienceworld.data import NAME, SPLITS, data_digest, list_tasks
 from verl_act.envs.scienceworld.dialect import DIALECT
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert
@@ -24,6 +24,7 @@ SPEC = EnvSpec(
     name=NAME,
     make=ScienceWorldEnvironment,
     tasks=list_tasks,
+    data_digest=data_digest,
     experts={"gold": GoldExpert},
     splits=SPLITS,
     lists_all_actions=False,

@@ -12,6 +12,7 @@ from typing import Any
 
 from verl_act.envs.base import Task
 from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.manifest import digest
 
 NAME = "scienceworld"
 VERSION = "1.2.3"
@@ -77,6 +78,13 @@ def list_tasks(
                 f"naming others as `tasks`, or use {EASY!r}, which spares such tasks."
             )
     return _listed(split, names)
+
+
+def data_digest(*_: Any, **__: Any) -> str:
+    """SHA-256 of the package's engine, which holds the tasks."""
+    from scienceworld.constants import JAR_PATH
+
+    return digest(JAR_PATH)
 
 
 def task_names(tasks: Iterable[str] | None) -> tuple[str, ...]:

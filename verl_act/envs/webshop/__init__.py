@@ -14,6 +14,7 @@ from verl_act.envs.webshop.goals import NAME, SPLITS, list_tasks, prepare
 from verl_act.envs.webshop.importer import WebShopImporter
 from verl_act.envs.webshop.session import is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
+from verl_act.envs.webshop.sources import data_digest
 from verl_act.names import counts_text
 
 
@@ -26,6 +27,7 @@ SPEC = EnvSpec(
     name=NAME,
     make=WebShopEnvironment,
     tasks=list_tasks,
+    data_digest=data_digest,
     experts={"shopper": ShopperExpert, "goal": GoalExpert},
     splits=SPLITS,
     lists_all_actions=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from verl_act.envs.webshop.embedded import embedded_records
-from verl_act.envs.webshop.files import DataFiles, list_entries, map_entries
+from verl_act.envs.webshop.files import DataFiles, find_files, list_entries, map_entries
 from verl_act.envs.webshop.product import valid_text
 from verl_act.errors import DataError
+from verl_act.manifest import digest
 
 
 class Instruction(NamedTuple):
@@ -123,3 +127,12 @@ def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list | tuple):
         raise TypeError(f"{values!r} is not a list")
     return tuple(sys.intern(_text(value)) for value in values)
+
+
+def data_digest(_: Sequence[Any], data: str | os.PathLike[str] | None = None, **__: Any) -> str:
+    """SHA-256 of the catalogue's files, or of the records of the embedded one."""
+    if not data:
+        return hashlib.sha256(json.dumps(embedded_records(), sort_keys=True).encode()).hexdigest()
+    files = find_files(data)
+    paths = [path for path in (files.products, files.attributes, files.human) if path is not None]
+    return hashlib.sha256("".join(map(digest, paths)).encode()).hexdigest()
