@@ -53,6 +53,6 @@ status=0
   tests/test_dataset.py tests/test_platform_gaps.py tests/test_doctor.py || status=$?
 [ $status -eq 0 ] || [ -n "${KEEP_GOING:-}" ] || exit $status
 rm -rf "$venv/chain"
-"$venv/bin/python" -m verl_act chain alfworld/quickstart --out "$venv/chain" --steps 2 evaluate.task_limit=4 evaluate.limit=40 \
+"$venv/bin/python" -m verl_act run alfworld/quickstart --out "$venv/chain" --steps 2 evaluate.task_limit=4 evaluate.limit=40 \
   'games.counts={train: 24, valid_seen: 6, valid_unseen: 6}'
 exit $status
