@@ -15,6 +15,7 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
+from verl_act.doctor.installed import tested_versions
 from verl_act.doctor.registered import in_ray_workers
 from verl_act.envs.alfworld.installation import check_games
 from verl_act.errors import InstallationError
@@ -81,6 +82,7 @@ def test_every_planted_fault_is_named_with_its_remedy(tmp_path: Path) -> None:
         "requirements": ("verl 0.8.0 (needed: <0.10,>=0.9.1)", "pip install 'verl<0.10,>=0.9.1'"),
         "registered in the driver": ("VERL_USE_EXTERNAL_PLUGINS=other", "add verl_act to it"),
         "platform": ("cuda (by VERL_PLATFORM=nvidia)", "Unset VERL_PLATFORM"),
+        "vLLM build": ("built for CPUs", "make setup-gpu"),
         "environment alfworld": (f"{tmp_path}/data: holds no ALFWorld games", "Run alfworld-download again"),
         "environment scienceworld": ("Java", "Install Java 8 or newer"),
     }
@@ -149,3 +151,15 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(InstallationError, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1:1.*unset RAY_ADDRESS"):
         in_ray_workers()
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [("0.28.0", "vllm 0.28.0,"), ("0.24.0", "(trained only; tested"), ("0.19.0", "(tested: ==0.28.*)")],
+)
+def test_versions_are_reported_with_what_was_done_with_them(
+    version: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_distribution(tmp_path, "vllm", version)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert said in tested_versions()

@@ -16,7 +16,7 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.preflight import Devices, ModelShape, Problem, check_training, local_devices, model_shape
-from verl_act.preflight.conversation import conversation_problems
+from verl_act.preflight.conversation import conversation_problems, date_problems
 from verl_act.preflight.lengths import length_problems
 from verl_act.preflight.memory import checkpoint_bytes, device_memory, disk_problems, memory_problems
 from verl_act.preflight.software import (
@@ -264,6 +264,26 @@ def test_a_template_without_follow_ups_is_refused_in_one_sequence() -> None:
     template = get_template("cot")
     assert not conversation_problems(tokenizer, "llama", template)
     assert keys_named(conversation_problems(tokenizer, "llama", template, one_sequence=True), "stepwise")
+
+
+LLAMA_DATE = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "Today Date: {{ date_string }}{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+GPT_OSS_DATE = (
+    "Current date: {{ strftime_now('%Y-%m-%d') }}{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+
+
+def test_a_template_with_the_date_is_named() -> None:
+    """As Llama 3's, which takes a date, and gpt-oss's, which does not."""
+    tokenizer = make_tokenizer(["go"])
+    assert not date_problems(tokenizer)
+    fixed = {"date_string": "26 Jul 2024"}
+    for chat_template, takes_a_date in ((LLAMA_DATE, True), (GPT_OSS_DATE, False)):
+        tokenizer.chat_template = chat_template
+        assert keys_named(date_problems(tokenizer), "chat_template_kwargs")
+        assert bool(date_problems(tokenizer, fixed)) is not takes_a_date
 
 
 GPU_RECIPES = [name for name in RECIPE_NAMES if name.endswith("full") or name == "alfworld/gpu_smoke"]

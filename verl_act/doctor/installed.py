@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from verl_act.errors import InstallationError
 
-TESTED = (
-    "torch>=2.13,<2.14",
-    "vllm>=0.28,<0.29",
-    "ray>=2.60,<2.61",
-    "transformers>=5.10,<5.11",
-    "tensordict>=0.10,<0.11",
-)
-"""Versions with which all tests pass. Others may work: the check reports them without failing."""
+VERSIONS = {
+    "torch": {"==2.13.*": "tested", "==2.11.*": "trained"},
+    "vllm": {"==0.28.*": "tested", "==0.24.*": "trained", "==0.31.*": "composed"},
+    "ray": {"==2.60.*": "tested"},
+    "transformers": {"==5.10.*": "tested", "==5.9.*": "trained"},
+    "tensordict": {"==0.10.*": "tested"},
+}
+"""Package -> versions -> what was done with them. `tested`: all tests pass. `trained`: `make test-pins` takes two steps
+of every stage. `composed`: only configurations compose. Others may work: the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
@@ -44,7 +46,7 @@ def requirements() -> str:
 
 def tested_versions() -> str:
     """Report the versions of the engines: verl's own requirements allow untested combinations."""
-    return ", ".join(_described(Requirement(text)) for text in TESTED)
+    return ", ".join(_described(name, versions) for name, versions in VERSIONS.items())
 
 
 def model_libraries() -> str:
@@ -62,15 +64,16 @@ def model_libraries() -> str:
     return f"transformers {version('transformers')} imports with torch {torch.__version__}"
 
 
-def _described(requirement: Requirement) -> str:
-    installed = _installed(requirement.name)
+def _described(name: str, versions: Mapping[str, str]) -> str:
+    installed = _installed(name)
+    tested = next(specifier for specifier, level in versions.items() if level == "tested")
     if installed is None:
-        raise InstallationError(
-            f"{requirement.name} is not installed.",
-            f"Install it: pip install '{requirement.name}{requirement.specifier}'",
-        )
-    untested = "" if installed in requirement.specifier else f" (tested: {requirement.specifier})"
-    return f"{requirement.name} {installed}{untested}"
+        raise InstallationError(f"{name} is not installed.", f"Install it: pip install '{name}{tested}'")
+    level = next((level for specifier, level in versions.items() if installed in SpecifierSet(specifier)), None)
+    if level == "tested":
+        return f"{name} {installed}"
+    known = f"{level} only; " if level else ""
+    return f"{name} {installed} ({known}tested: {tested})"
 
 
 def _installed(name: str) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from verl_act.doctor.devices import attention, engine_build
 from verl_act.doctor.engine import engine_start
 from verl_act.doctor.installed import model_libraries, requirements, tested_versions
 from verl_act.doctor.registered import hydra_groups, in_driver, in_ray_workers, platform
@@ -41,6 +42,8 @@ CHECKS: tuple[Check, ...] = (
     ("model libraries", model_libraries),
     ("registered in the driver", in_driver),
     ("platform", platform),
+    ("vLLM build", engine_build),
+    ("attention", attention),
     ("configuration groups", hydra_groups),
 )
 ENGINE_CHECKS: tuple[Check, ...] = (

@@ -1,4 +1,4 @@
-"""Whether verl can turn a conversation of this model into tokens: its token builder, and a follow-up turn."""
+"""Whether verl can turn a conversation of this model into tokens, the same on every day."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_act.preflight.problem import Problem
+from verl_act.prompts.rendering import render
 from verl_act.prompts.template import Template
 from verl_act.schema import Context, Turn
 
@@ -63,6 +64,23 @@ def conversation_problems(
             )
         ]
     return []
+
+
+def date_problems(tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[Problem]:
+    """Whether the chat template writes today's date into prompts, as Llama's and gpt-oss's do."""
+    probe = "a date that no template writes"
+    messages = [{"role": "user", "content": "a question"}]
+    options = {**(chat_template_kwargs or {}), "strftime_now": lambda _: probe}
+    if probe not in render(tokenizer, messages, add_generation_prompt=True, tokenize=False, **options):
+        return []
+    return [
+        Problem(
+            "the chat template writes today's date into every prompt: a run of another day has other prompts.",
+            "Fix it where the template takes one, such as Llama's (chat_template_kwargs: {date_string: 26 Jul 2024}); "
+            "otherwise, as with gpt-oss, copy the model's folder and write a date into its chat_template.jinja.",
+            fatal=False,
+        )
+    ]
 
 
 def _first_line(error: BaseException) -> str:
