@@ -129,7 +129,7 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
     write_manifest(record, manifest)
     if isinstance(stage, TrainingStage):
         discard_work(stage)
-    console.print(f"{title}: done in {seconds:.0f} s")
+    console.print(f"{title}: done in {seconds:.0f} s, {os.path.relpath(stage.output, out.root)}", soft_wrap=True)
 
 
 def _run(stage: CommandStage) -> None:
