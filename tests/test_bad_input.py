@@ -90,7 +90,7 @@ def test_missing_games_are_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["data", "pairs", "data", "audit", "data", "alternatives"])
+@pytest.mark.parametrize("command", ["pairs", "alternatives", "audit"])
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -152,7 +152,18 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
     "arguments",
     [
         ["data", "expert", "--out", "OUT", "--env-settings", "dta=1", "alfworld", "train"],
-        ["data", "pairs", "--out", "OUT", "--trajectories", "TABLE", "--source", "margin"],
+        [
+            "data",
+            "pairs",
+            "--out",
+            "OUT",
+            "--trajectories",
+            "TABLE",
+            "--source",
+            "admissible",
+            "--env-settings",
+            "margin=1",
+        ],
         ["data", "games", "--out", "OUT", "--counts", "trian=3"],
         ["run", "alfworld/quickstart", "--out", "OUT", "critics.config=[]"],
         ["run", "alfworld/quickstrat", "--out", "OUT"],

@@ -93,5 +93,5 @@ def test_the_manifest_says_what_was_made(games: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"counts": {"test": 1}}, {"counts": {}}, {"counts": {"train": 1}, "size": "big"}])
 def test_impossible_orders_are_refused(wrong: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        make_games(GamesSettings(workers=0, size="small", **wrong), tmp_path / "none")
+        make_games(GamesSettings(**{"workers": 0, "size": "small", **wrong}), tmp_path / "none")
     assert not (tmp_path / "none").exists()

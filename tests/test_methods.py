@@ -49,7 +49,7 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
 from verl_act.run_folder import RunFolder
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
-from verl_act.settings.data import ExpertSettings, PairsSettings, SftSettings
+from verl_act.settings.data import ExpertSettings, PairsSettings, ReflectSettings, SftSettings
 from verl_act.settings.evaluation import MethodsTableSettings
 
 RECIPES = [
@@ -66,7 +66,7 @@ def named(recipe: Recipe, out: Path, seeds: tuple[int, ...] = (0, 1)) -> dict[st
 
 def table_of(settings: MethodsTableSettings, out: Path) -> Any:
     """The content of `methods.json`."""
-    compare_methods(MethodsTableSettings(run=settings), out)
+    compare_methods(settings, out)
     return json.loads((out / "methods.json").read_text(encoding="utf-8"))
 
 
@@ -132,13 +132,13 @@ def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ({"A": {"stages": ["imitation"]}}, "stage 'imitation'.*the stages are il, reflection, critic, action"),
-        ({"A": {"stages": ["action:many"]}}, "stage 'action:many'"),
+        ({"A": {"stages": ["imitation"]}}, r"methods\.A\.stages has 'imitation'"),
+        ({"A": {"stages": ["action:many"]}}, r"methods\.A\.stages has 'action:many'"),
         ({"A": {"stages": ["action:0"]}}, "at least 1"),
-        ({"A": {"stages": ["action: 5"]}}, "stage 'action: 5'"),
-        ({"A": {"stages": ["il"]}}, "needs training.il.config"),
-        ({"A": {"stages": [], "against": "B"}}, "against 'B'"),
-        ({"A": {"stages": []}, "B": {"stages": [], "against": ["A", "B"]}}, "'B' is against 'B', which is not another"),
+        ({"A": {"stages": ["action: 5"]}}, r"methods\.A\.stages has 'action: 5'"),
+        ({"A": {"stages": ["il"]}}, r"methods\.A\.stages has 'il'"),
+        ({"A": {"stages": [], "against": "B"}}, r"methods\.A\.against has 'B'"),
+        ({"A": {"stages": []}, "B": {"stages": [], "against": ["A", "B"]}}, r"methods\.B\.against has 'B'"),
         ({"A": {"stage": []}}, "stage"),
     ],
 )
@@ -271,7 +271,7 @@ def test_games_are_made_for_alfworld_alone(name: str, tmp_path: Path) -> None:
     made = [stage.name for stage in planned if isinstance(stage, CommandStage) and stage.command == "data games"]
     assert made == (["games"] if name in ("alfworld/methods", "alfworld/methods_thinking") else [])
     if not name.startswith("alfworld"):
-        with pytest.raises(ConfigError, match=r"games.counts is for alfworld.*set games\.counts=null"):
+        with pytest.raises(ConfigError, match=r"games\.counts"):
             load_recipe(name, ["games.counts={train: 3}"])
 
 
@@ -296,13 +296,18 @@ def expert(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def reflecting(games: Path, workers: int = 0) -> ReflectSettings:
+    settings = {"env_settings": {"data": str(games)}, "workers": workers}
+    return ReflectSettings(model="none", trajectories=[], pairs=[], **settings)
+
+
 def test_outcomes_are_what_the_environment_shows(expert: Path, games: Path) -> None:
     steps = read_steps([expert / "trajectories.parquet"])
     following = {(step.trajectory_id, step.step): step for step in steps}
     pairs = {pair.state_id: [pair.alternative_action] for pair in read_pairs([expert / "pairs" / "pairs.parquet"])}
     counts: Counter[str] = Counter()
     compared = 0
-    for step, taken, others in outcomes(steps, pairs, {"data": str(games)}, counts):
+    for step, taken, others in outcomes(steps, pairs, reflecting(games), counts):
         assert [turn.action for turn in others] == pairs[step.state_id]
         assert all(turn.observation for turn in others)
         if after := following.get((step.trajectory_id, step.step + 1)):
@@ -316,7 +321,7 @@ def test_processes_share_outcomes_and_change_nothing(expert: Path, games: Path) 
     alternatives = alternatives_by_state([expert / "pairs" / "pairs.parquet"])
     counts: list[Counter[str]] = [Counter(), Counter()]
     one, two = (
-        list(outcomes(steps, alternatives, {"data": str(games)}, counts[workers - 1], workers)) for workers in (1, 2)
+        list(outcomes(steps, alternatives, reflecting(games, workers), counts[workers - 1])) for workers in (1, 2)
     )
     assert one == two and counts[0] == counts[1]
 

@@ -20,7 +20,7 @@ from verl_act.engine import Engine, load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
 from verl_act.settings.data import AlternativesSettings, ReflectSettings, SftSettings
-from verl_act.settings.model import ModelSettings, Sampling
+from verl_act.settings.model import ModelSettings
 
 PARTS = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>
@@ -55,18 +55,16 @@ def test_a_tokenizer_that_cannot_work_is_refused_everywhere(
     steps, pairs, out = tmp_path / "steps.parquet", tmp_path / "pairs.parquet", tmp_path / "out"
     write_rows(steps, [make_step().to_row()], TRAJECTORY)
     write_rows(pairs, [make_pair().to_row()], PAIR)
-    settings, sampling = ModelSettings(model=str(model)), Sampling()
+    settings = ModelSettings(model=str(model))
     commands: dict[str, Callable[[], Any]] = {
         "load": lambda: load_tokenizer(str(model)),
         "sft": lambda: make_sft(SftSettings(trajectories=[steps], model=str(model)), out),
         "engine": lambda: Engine(settings),
         "alternatives": lambda: sample_alternatives(
-            AlternativesSettings(trajectories=[steps], **settings.model_dump(), **sampling.model_dump()), out
+            AlternativesSettings(trajectories=[steps], **settings.model_dump()), out
         ),
         "reflect": lambda: reflect(
-            ReflectSettings(
-                trajectories=[steps], pairs=[pairs], workers=0, **settings.model_dump(), **sampling.model_dump()
-            ),
+            ReflectSettings(trajectories=[steps], pairs=[pairs], workers=0, **settings.model_dump()),
             out,
         ),
         "dataset": lambda: ActDataset(str(pairs), AutoTokenizer.from_pretrained(model), data_config()),

@@ -239,7 +239,9 @@ def _changes(previous: dict[str, Any], current: dict[str, Any]) -> str:
     """The differences between two stamps, as text."""
     before, now = flat(previous), flat(current)
     changes = [
-        f"{key.partition('.')[2] or key} was {brief(before.get(key))} and is {brief(now.get(key))}"
+        f"{key.removeprefix('inputs.')} has changed"
+        if key.startswith("inputs.")
+        else f"{key.removeprefix('overrides.')} was {brief(before.get(key))} and is {brief(now.get(key))}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
