@@ -152,18 +152,6 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
     "arguments",
     [
         ["data", "expert", "--out", "OUT", "--env-settings", "dta=1", "alfworld", "train"],
-        [
-            "data",
-            "pairs",
-            "--out",
-            "OUT",
-            "--trajectories",
-            "TABLE",
-            "--source",
-            "admissible",
-            "--env-settings",
-            "margin=1",
-        ],
         ["data", "games", "--out", "OUT", "--counts", "trian=3"],
         ["run", "alfworld/quickstart", "--out", "OUT", "critics.config=[]"],
         ["run", "alfworld/quickstrat", "--out", "OUT"],
@@ -172,7 +160,7 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
 )
 def test_an_unknown_key_is_named(arguments: list[str], expert: Path, tmp_path: Path) -> None:
     places = {"OUT": tmp_path / "out", "TABLE": expert / "trajectories.parquet"}
-    wrong = {"dta", "margin", "trian", "critics", "alfworld/quickstrat"}
+    wrong = {"dta", "trian", "critics", "alfworld/quickstrat"}
     result = run(*(places.get(word, word) for word in arguments))
     refused(result, next(word for word in wrong if any(word in argument for argument in arguments)))
     assert not (tmp_path / "out").exists()
