@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from verl_act.chain.recipe import embedded_models
@@ -87,6 +87,19 @@ def make_tokenizer(texts: Iterable[str] = (), special: Iterable[str] = ()) -> Pr
     fast.pad_token = "<|im_end|>"
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def byte_level(
+    special: Sequence[str], chat_template: str, ordinary: Sequence[str] = (), **named: str
+) -> PreTrainedTokenizerFast:
+    """Every byte a token, the special ones, and `ordinary` ones that were added."""
+    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    bpe.add_tokens([AddedToken(name, special=False, normalized=False) for name in ordinary])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=chat_template, **named)
 
 
 def data_config(act: dict[str, Any] | None = None, **keys: Any) -> DictConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +16,13 @@ from verl_act.data_prep.alternatives import sample_alternatives as module
 from verl_act.data_prep.alternatives.sample_alternatives import Sampler, sample_alternatives
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
-from verl_act.engine import EngineSettings, Sampling
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS
 from verl_act.evaluate.run import evaluate
 from verl_act.prompts import Message
 from verl_act.schema import ALTERNATIVES, TRAJECTORY, read_table, write_rows
+from verl_act.settings.data import AlternativesSettings, ExpertSettings, TasksSettings
+from verl_act.settings.evaluation import EvaluationSettings
+from verl_act.settings.model import Sampling
 
 MODEL = str(embedded_models()["alfworld"])
 
@@ -37,7 +39,7 @@ class ScriptedEngine:
 
     max_num_seqs = 4
 
-    def __init__(self, settings: EngineSettings, seed: int = 0) -> None:
+    def __init__(self, settings: AlternativesSettings, seed: int = 0) -> None:
         self.requests = 0
 
     def __enter__(self) -> Self:
@@ -65,7 +67,9 @@ def test_sampling_streams_over_shards_and_resumes_to_the_same_bytes(
         monkeypatch.setattr(module, "Engine", engine)
     trajectories = tmp_path / "steps.parquet"
     write_rows(trajectories, [step.to_row() for step in STEPS], TRAJECTORY)
-    settings, sampling = EngineSettings(model=MODEL, max_model_len=1024), Sampling(n=2, max_tokens=24)
+    settings = AlternativesSettings(
+        model=MODEL, max_model_len=1024, n=2, max_tokens=24, template="compact", trajectories=[trajectories]
+    )
     kept: list[int] = []
     sample = Sampler.sample
 
@@ -81,12 +85,12 @@ def test_sampling_streams_over_shards_and_resumes_to_the_same_bytes(
     with monkeypatch.context() as context:
         context.setattr(Sampler, "sample", killed)
         with pytest.raises(Killed):
-            sample_alternatives(tmp_path / "out", [trajectories], settings, sampling, template="compact")
+            sample_alternatives(settings, tmp_path / "out")
     if engine:
         assert 0 not in kept, "the shards after it did not wait for the slow one"
     assert len(list((tmp_path / ".out.shards").glob("*.parquet"))) == 2
     for out in ("out", "whole"):
-        sample_alternatives(tmp_path / out, [trajectories], settings, sampling, template="compact")
+        sample_alternatives(settings, tmp_path / out)
     resumed, whole = (tmp_path / out / "alternatives.parquet" for out in ("out", "whole"))
     assert resumed.read_bytes() == whole.read_bytes()
     assert [row["state_id"] for row in read_table(whole, ALTERNATIVES).to_pylist()] == [step.state_id for step in STEPS]
@@ -102,29 +106,27 @@ def records(folder: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_two_replicas_evaluate_every_kind_like_one(games: Path, pairs: Path, tmp_path: Path) -> None:
-    settings = {"data": str(games)}
-    make_tasks(tmp_path / "tasks", "alfworld", ["valid_seen"], env_settings=settings)
-    collect_expert(tmp_path / "expert", "alfworld", "valid_seen", env_settings=settings, progress=False)
-    files: dict[str, Sequence[Path]] = {
-        "tasks": [tmp_path / "tasks" / "tasks.parquet"],
-        "trajectories": [tmp_path / "expert" / "trajectories.parquet"],
-        "pairs": [pairs],
-    }
+    where: dict[str, Any] = {"env": "alfworld", "env_settings": {"data": str(games)}}
+    make_tasks(TasksSettings(**where, splits=["valid_seen"]), tmp_path / "tasks")
+    collect_expert(ExpertSettings(**where, split="valid_seen", workers=0), tmp_path / "expert")
     made = []
     for replicas in (1, 2):
-        extra = {"data_parallel_size": replicas, "max_num_seqs": 8}
-        evaluate(
-            tmp_path / str(replicas),
-            "model",
-            EngineSettings(model=MODEL, max_model_len=1024, extra=extra),
-            Sampling(temperature=0, max_tokens=16),
-            **files,
-            max_turns=8,
+        settings = EvaluationSettings(
+            model=MODEL,
+            max_model_len=1024,
+            engine_options={"data_parallel_size": replicas, "max_num_seqs": 8},
+            tasks=[tmp_path / "tasks" / "tasks.parquet"],
+            trajectories=[tmp_path / "expert" / "trajectories.parquet"],
+            pairs=[pairs],
+            env_settings=where["env_settings"],
             template="compact",
             template_options={"history_length": 4},
-            env_settings=settings,
+            temperature=0,
+            max_tokens=16,
+            max_turns=8,
             limit=20,
         )
+        evaluate(settings, tmp_path / str(replicas))
         made.append({name: records(tmp_path / str(replicas), name) for name in (EPISODES, NEXT_ACTIONS, CHOICES)})
     assert all(made[0].values())
     assert made[0] == made[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from samples import CHAT_TEMPLATE, make_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from samples import CHAT_TEMPLATE, byte_level, make_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
@@ -82,19 +81,6 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
         "overlapping": byte_level(overlapping, CHAT_TEMPLATE, eos_token="<|im_end|>"),
         "words": make_tokenizer([words], special=["<|vision_start|>"]),
     }
-
-
-def byte_level(
-    special: Sequence[str], chat_template: str, ordinary: Sequence[str] = (), **named: str
-) -> PreTrainedTokenizerFast:
-    """Every byte a token, the special ones, and `ordinary` ones that were added."""
-    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    bpe.add_tokens([AddedToken(name, special=False, normalized=False) for name in ordinary])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=chat_template, **named)
 
 
 def _names(tokenizer: Any) -> frozenset[str]:

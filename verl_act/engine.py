@@ -30,8 +30,9 @@ from pydantic import Field
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.manifest import digest
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import as_plain_text, reply_prefix, with_opening
+from verl_act.prompts.plain_text import as_plain_text, with_opening
 from verl_act.prompts.rendering import render, require_usable
+from verl_act.prompts.reply_decoder import ReplyDecoder
 from verl_act.settings.model import EngineOptions, ModelSettings, Sampling
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ _CPU_ENGINE = {
     "enable_chunked_prefill": False,
 }
 
-_NOT_OF_VLLM = ("chat_template_kwargs", "seed_requests")
+_NOT_OF_VLLM = ("chat_template_kwargs", "seed_requests", "thought_markers")
 _DEVICES_OF_A_REPLICA = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 
 
@@ -182,6 +183,7 @@ class Engine:
 
     seed_requests = True
     replicas = 1
+    decoder: ReplyDecoder | None = None
 
     def __init__(self, settings: ModelSettings, start_seconds: float | None = None, seed: int = 0) -> None:
         if start_seconds is None:
@@ -189,7 +191,8 @@ class Engine:
         self.settings = settings
         self.chat_template_kwargs = settings.engine_options.get("chat_template_kwargs", {})
         self.tokenizer = usable_tokenizer(settings)
-        self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs)
+        self.decoder = reply_decoder(self.tokenizer, settings)
+        self.reply_prefix = self.decoder.prefix
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         _engine_arguments()  # raises an error that says how to install vLLM
         arguments = {"seed": seed, **vllm_arguments(settings)}
@@ -260,7 +263,7 @@ class Engine:
         """
         completions = await self._complete(messages, sampling, seed, opening)
         start = opening or self.reply_prefix
-        return [start + completion.text for completion in completions] or [""] * sampling.n
+        return [start + self._text(completion) for completion in completions] or [""] * sampling.n
 
     async def scored_reply(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
@@ -268,7 +271,7 @@ class Engine:
         """As `reply`, with each reply's log-probability and whether it was truncated."""
         completions = await self._complete(messages, sampling, seed, logprobs=0)
         replies = [
-            Reply(self.reply_prefix + one.text, finite(one.cumulative_logprob), one.finish_reason == "length")
+            Reply(self.reply_prefix + self._text(one), finite(one.cumulative_logprob), one.finish_reason == "length")
             for one in completions
         ]
         return replies or [Reply("", None, cut=True)] * sampling.n
@@ -301,8 +304,15 @@ class Engine:
         if not completions:
             return None
         (completion,) = completions
-        sequence.reply(completion.token_ids, completion.text)
-        return f"{self.reply_prefix}{completion.text}"
+        text = self._text(completion)
+        sequence.reply(completion.token_ids, text)
+        return f"{self.reply_prefix}{text}"
+
+    def _text(self, completion: Any) -> str:
+        if self.decoder is None or not self.decoder.rewrites:
+            text: str = completion.text
+            return text
+        return self.decoder.text(completion.token_ids)
 
     async def _complete(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, opening: str = "", **options: Any
@@ -384,7 +394,14 @@ def usable_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of an engine. Raises `ConfigError` as `load_tokenizer` does, without starting the engine."""
     tokenizer = load_tokenizer(settings.model, bool(settings.engine_options.get("trust_remote_code", False)))
     require_usable(tokenizer, settings.engine_options.get("chat_template_kwargs"))
+    reply_decoder(tokenizer, settings)
     return tokenizer
+
+
+def reply_decoder(tokenizer: Any, settings: ModelSettings) -> ReplyDecoder:
+    """The decoder of the model's replies. Raises `ConfigError` if it may mark thoughts in a way that is not known."""
+    options = settings.engine_options
+    return ReplyDecoder(tokenizer, options.get("chat_template_kwargs"), options.get("thought_markers"))
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:

@@ -3,7 +3,7 @@
 A reply reasons and then gives one `<action>…</action>`. An action must match exactly after `normalise`, since an
 environment accepts nothing else. A choice is parsed more leniently, since only the candidate counts: see
 `parse_choice`. A malformed reply is data, not an error: the result holds a `Malformed` reason. If the prompt itself
-opened `<think>`, callers prepend that to the reply (`prompts.plain_text.reply_prefix`). Every function takes linear
+opened `<think>`, callers prepend that to the reply (`prompts.reply_decoder`). Every function takes linear
 time, whatever a policy in training produces.
 """
 
@@ -15,7 +15,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+THINK, END_OF_THINK = "<think>", "</think>"
+THOUGHT_MARKERS: dict[str, dict[str, str]] = {
+    "gpt-oss": {
+        "<|channel|>analysis<|message|>": THINK,
+        "<|channel|>commentary<|message|>": THINK,
+        "<|channel|>final<|message|>": "",
+        "<|end|><|start|>assistant": END_OF_THINK,
+    },
+    "Gemma 4": {"<|channel>thought": THINK, "<|channel>": THINK, "<channel|>": END_OF_THINK},
+    "Magistral": {"[THINK]": THINK, "[/THINK]": END_OF_THINK},
+    "Command A Reasoning": {"<|START_THINKING|>": THINK, "<|END_THINKING|>": END_OF_THINK},
+    "Kimi K3": {
+        "<|open|>think<|sep|>": THINK,
+        "<|close|>think<|sep|>": END_OF_THINK,
+        "<|open|>response<|sep|>": "",
+        "<|close|>response<|sep|>": "",
+    },
+    "Seed-OSS": {"<seed:think>": THINK, "</seed:think>": END_OF_THINK},
+}
+"""Model family -> what it writes around thoughts and answers, with control tokens -> the tag that replaces it.
+
+Families that write the two tags themselves (Qwen3, DeepSeek-R1, GLM, Olmo) need no entry. `prompts.reply_decoder` uses
+the table."""
 _ACTION_TAG = re.compile(r"</?action>")
 _ACTION_OPEN = "<action>"
 _WORD = re.compile(r"\w+")
@@ -122,8 +144,8 @@ def has_thought(reply: str) -> bool:
 
     If the prompt opened `<think>`, the caller must prepend it to the reply, as in `parse_action`.
     """
-    thought, end, _ = reply.rpartition(_THINK_CLOSE)
-    thought = _ACTION_TAG.sub(" ", thought.replace(_THINK_OPEN, " ").replace(_THINK_CLOSE, " "))
+    thought, end, _ = reply.rpartition(END_OF_THINK)
+    thought = _ACTION_TAG.sub(" ", thought.replace(THINK, " ").replace(END_OF_THINK, " "))
     return bool(end) and sum(len(word) for word in _WORD.findall(thought)) >= _THOUGHT_LETTERS
 
 
@@ -144,8 +166,8 @@ def verb(action: str) -> str:
 
 def _answers(reply: str) -> dict[str, str] | Malformed:
     """The different answers after the reasoning, normalised -> as written; never empty."""
-    reply = reply[reply.rfind(_THINK_CLOSE) + len(_THINK_CLOSE) :] if _THINK_CLOSE in reply else reply
-    if _THINK_OPEN in reply:
+    reply = reply[reply.rfind(END_OF_THINK) + len(END_OF_THINK) :] if END_OF_THINK in reply else reply
+    if THINK in reply:
         return Malformed.UNCLOSED_THINK
     answers: dict[str, str] = {}
     start: int | None = None

@@ -128,6 +128,9 @@ class ActSettings:
     """Keep training if the first steps had no learning signal (all rewards of each group are equal)."""
     default_agent: str = "single_turn_agent"
     """The agent loop of rows in verl's own layout that name none."""
+    thought_markers: tuple[str, ...] | None = None
+    """The texts that begin and end a thought, for a model that marks it by control tokens and whose family is not in
+    `parse.THOUGHT_MARKERS`; [] if it marks none."""
     mix: MixtureSettings = field(default_factory=MixtureSettings)
     """The training files in a fixed ratio; validation is never mixed."""
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)

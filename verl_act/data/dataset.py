@@ -28,8 +28,9 @@ from verl_act.data.sources import PairSource, Source, TaskSource, open_source
 from verl_act.data.verl_rows import VerlRows
 from verl_act.errors import ConfigError, DataError
 from verl_act.prompts import Message
-from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+from verl_act.prompts.plain_text import as_plain_text
 from verl_act.prompts.rendering import require_prompts, require_usable
+from verl_act.prompts.reply_decoder import ReplyDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class ActDataset(Dataset):
         require_usable(tokenizer, options)
         one_sequence = self.settings.episode.mode == Mode.CONCAT
         require_prompts(tokenizer, self.settings.make_template(), options, one_sequence=one_sequence)
-        self._reply_prefix = reply_prefix(tokenizer, options)
+        self._reply_prefix = ReplyDecoder(tokenizer, options, self.settings.thought_markers).prefix
         files = [data_files] if isinstance(data_files, str) else list(data_files)
         if not files:
             raise ConfigError("data.train_files or data.val_files is empty; name at least one file.")

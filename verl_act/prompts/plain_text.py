@@ -13,13 +13,13 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from verl_act.parse import END_OF_THINK, THINK
 from verl_act.prompts.template import Message
 
-_THINK, _END_OF_THINK = "<think>", "</think>"
-OWN_TAGS = ("<action>", "</action>", _THINK, _END_OF_THINK)
+OWN_TAGS = ("<action>", "</action>", THINK, END_OF_THINK)
 """Tags of this package's prompts and replies, which must be ordinary text for every tokenizer."""
 
-_EMPTY_THOUGHT = re.compile(rf"{_THINK}\s*{_END_OF_THINK}\s*\Z")
+_EMPTY_THOUGHT = re.compile(rf"{THINK}\s*{END_OF_THINK}\s*\Z")
 _PROBE = "some text"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
@@ -51,15 +51,20 @@ def turn_markers(tokenizer: Any) -> frozenset[str]:
     return frozenset(tags) - set(OWN_TAGS)
 
 
-def reply_prefix(tokenizer: Any, options: Mapping[str, Any] | None = None) -> str:
+def reply_prefix(
+    tokenizer: Any, options: Mapping[str, Any] | None = None, thought_tags: Mapping[str, str] | None = None
+) -> str:
     """The part of a reply that the generation prompt already wrote: `<think>` if it opens the thought, else empty.
 
     A reply must be parsed together with it, or a truncated thought would pass for an answer. `options` are those of
-    the chat template (`data.apply_chat_template_kwargs`).
+    the chat template (`data.apply_chat_template_kwargs`), `thought_tags` the tags for the markers of thoughts that the
+    model has (`parse.THOUGHT_MARKERS`).
     """
     rendered = _rendered(tokenizer, "user", **(options or {}))
     opening = rendered[rendered.rindex(_PROBE) + len(_PROBE) :]
-    return _THINK if opening.rfind(_THINK) > opening.rfind(_END_OF_THINK) else ""
+    for marker, tag in (thought_tags or {}).items():
+        opening = opening.replace(marker, tag)
+    return THINK if opening.rfind(THINK) > opening.rfind(END_OF_THINK) else ""
 
 
 def continued(reply: str, prefix: str) -> str:
@@ -69,7 +74,7 @@ def continued(reply: str, prefix: str) -> str:
     """
     if not prefix:
         return reply
-    return reply.removeprefix(prefix) if reply.startswith(prefix) else f"{_END_OF_THINK}{reply}"
+    return reply.removeprefix(prefix) if reply.startswith(prefix) else f"{END_OF_THINK}{reply}"
 
 
 def with_opening(prompt: str, opening: str, prefix: str) -> str:

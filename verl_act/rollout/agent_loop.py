@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -22,7 +21,8 @@ from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, Template
-from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+from verl_act.prompts.plain_text import as_plain_text
+from verl_act.prompts.reply_decoder import ReplyDecoder
 from verl_act.rollout.episode import Episode, play
 from verl_act.rollout.sequence import GrowingSequence, Sample
 from verl_act.schema import Context
@@ -60,7 +60,9 @@ class ActEnvAgentLoop(AgentLoopBase):
         self._require_room_for_turns(settings.episode)
         pool = EnvPool.shared(task.env, settings.episode)
         policy_class = ConcatPolicy if settings.episode.mode is Mode.CONCAT else StepwisePolicy
-        policy = policy_class(self, settings.make_template(), settings.episode, sampling_params)
+        policy = policy_class(
+            self, settings.make_template(), settings.episode, sampling_params, settings.thought_markers
+        )
         session = await pool.open(task)
         try:
             episode = await play(task, session, policy, settings.episode.max_turns)
@@ -88,6 +90,7 @@ class _TokenPolicy(ABC):
         template: Template,
         settings: EpisodeSettings,
         sampling_params: dict[str, Any],
+        thought_markers: Sequence[str] | None = None,
     ) -> None:
         self.agent_loop = agent_loop
         self.template = template
@@ -95,7 +98,7 @@ class _TokenPolicy(ABC):
         self.sampling_params = sampling_params
         self.samples: list[Sample] = []
         options = agent_loop.data_config.get("apply_chat_template_kwargs")
-        self.reply_prefix = reply_prefix(agent_loop.tokenizer, options)
+        self.decoder = ReplyDecoder(agent_loop.tokenizer, options, thought_markers)
         self.seconds = 0.0
         self.preempted = -1  # verl's value for "unknown"
         self.routed_experts: list[Any] = []
@@ -107,7 +110,7 @@ class _TokenPolicy(ABC):
     async def reply(self, context: Context) -> str | None:
         """The reply, preceded by the part that the prompt already wrote; None if there is no room for one."""
         text = await self.generated_text(context)
-        return None if text is None else self.reply_prefix + text
+        return None if text is None else self.decoder.prefix + text
 
     @abstractmethod
     async def generated_text(self, context: Context) -> str | None:
@@ -149,8 +152,7 @@ class _TokenPolicy(ABC):
         return output
 
     async def text(self, token_ids: list[int]) -> str:
-        tokenizer: Any = self.agent_loop.tokenizer
-        return await self.in_thread(partial(tokenizer.decode, token_ids, skip_special_tokens=True))
+        return await self.in_thread(self.decoder.text, token_ids)
 
     def outputs(self, episode: Episode, **metrics: float) -> list[AgentLoopOutput]:
         """The samples that verl trains on. `metrics` are logged with those of the episode.

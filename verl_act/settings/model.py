@@ -47,6 +47,9 @@ class EngineOptions(TypedDict):
     If not, the engine has one seed, and a repeated or resumed run samples other replies. The default is true where it
     costs nothing: on a CPU, and with vLLM's V2 model runner. The sampler of its V1 runner handles seeded requests one
     by one, and without FlashInfer."""
+    thought_markers: list[str]
+    """The texts that begin and end a thought, for a model that marks it by control tokens and whose family is not in
+    `parse.THOUGHT_MARKERS`; [] if it marks none."""
 
 
 class ModelSettings(Settings):
