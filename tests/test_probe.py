@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from samples import make_context, make_pair
 
 from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.data_prep.pairs.probe import FEATURES, MIN_PAIRS, probe_pairs
+from verl_act.evaluate.choices import choice_questions, judged_choice, with_probe
+from verl_act.evaluate.files import CHOICES
+from verl_act.evaluate.metric_registry import summary
 from verl_act.schema import Context, Pair, Turn
 
 PLACES = [f"{name} {number}" for name in ("desk", "shelf", "drawer", "cabinet") for number in range(1, 6)]
@@ -136,3 +140,41 @@ def test_matched_pairs_are_listed_and_of_one_verb_and_length(expert: str, altern
     listed = ("go to desk 1", "go to desk", "go to shelf 1", "sit at desk 1")
     context = replace(make_context(), admissible_actions=listed)
     assert matched(make_pair(context=context, expert_action=expert, alternative_action=alternative)) is alike
+
+
+def answered(pairs: list[Pair]) -> list[dict[str, Any]]:
+    """Records of a model that always answers with the first of the two."""
+    return [
+        {
+            "pair_id": question.pair.pair_id,
+            "order": question.order,
+            "task_id": question.pair.task_id,
+            "split": question.pair.split,
+            "inferable": True,
+            "margin": 1,
+            "candidates": question.candidates,
+            "expert_position": question.candidates.index(question.pair.expert_action),
+            "consistent": False,
+            **judged_choice(question, "<action>1</action>"),
+        }
+        for question in choice_questions(pairs)
+    ]
+
+
+def test_choices_on_hard_pairs_and_the_probe_s_stand_beside_the_model_s() -> None:
+    pairs = [*pairs_of(any_two, 300, seed=0), *pairs_of(named_in_the_goal, 300, seed=1)]
+    result = probe_pairs(pairs)
+    assert result is not None and 0 < result.hard.sum() < 600
+    metrics = summary({CHOICES: with_probe(answered(pairs), pairs)})["train"]
+    assert metrics["choice"]["value"] == metrics["choice_hard"]["value"] == 0.5, "every pair in both orders"
+    assert metrics["choice"]["items"] == metrics["choice_probe"]["items"] == 600
+    assert metrics["choice_hard"]["items"] == metrics["choice_probe_hard"]["items"] == result.hard.sum()
+    assert metrics["choice_probe"]["value"] == pytest.approx(result.accuracy)
+    assert metrics["choice_probe_hard"]["value"] == pytest.approx(result.hard_accuracy)
+
+
+def test_choices_on_few_pairs_have_no_probe() -> None:
+    pairs = pairs_of(any_two, 20, seed=0)
+    records = answered(pairs)
+    assert with_probe(records, pairs) == records
+    assert not {"choice_hard", "choice_probe"} & set(summary({CHOICES: records})["train"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_act.data.order import candidate_rotations
+from verl_act.data_prep.pairs.probe import probe_pairs
 from verl_act.envs.registry import admissible_candidates, choice_prompt, is_admissible
 from verl_act.evaluate.rollouts import PolicyUnderTest, answer_all
 from verl_act.journal import Journal, Record
@@ -65,6 +66,23 @@ async def evaluate_choices(
         }
 
     return _with_consistency(await answer_all(policy, one, choice_questions(pairs), "choices", journal))
+
+
+def with_probe(records: Sequence[Record], pairs: Sequence[Pair]) -> list[Record]:
+    """The records of `evaluate_choices` with what the shortcut probe makes of their pairs: `probe` (1: it prefers the
+    expert's action, 0.5: it is undecided) and `hard`.
+
+    The probe is cross-validated by task on `pairs`, all pairs of the files. Too few have no probe, and no hard pairs.
+    """
+    result = probe_pairs(pairs)
+    if result is None:
+        return list(records)
+    seen = zip(result.outcomes.tolist(), result.hard.tolist(), strict=True)
+    by_pair = {
+        (pair.split, pair.pair_id): {"probe": outcome, "hard": hard}
+        for pair, (outcome, hard) in zip(pairs, seen, strict=True)
+    }
+    return [{**record, **by_pair[record["split"], record["pair_id"]]} for record in records]
 
 
 def judged_choice(question: ChoiceQuestion, reply: str) -> Record:

@@ -121,7 +121,7 @@ def _column(name: str) -> Callable[[Record], float | None]:
 
 def _if(condition: str, name: str) -> Callable[[Record], float | None]:
     """The value of a column, of records with a true `condition` only."""
-    return lambda record: float(record[name]) if record[condition] else None
+    return lambda record: float(record[name]) if record.get(condition) else None
 
 
 def _is_false(name: str) -> Callable[[Record], float]:
@@ -139,6 +139,7 @@ _LARGE_MARGIN, _NO_MARGIN = "9+", "unknown"
 _THOUGHTS = {"free": "free thought", "none": "no thought", "wrong": "wrong thought"}
 _INFERABLE = "inferable states"
 _TURNS = "of an episode's turns"
+_PROBE = "of shallow features, not the model"
 
 
 def _position(record: Record) -> str:
@@ -258,6 +259,20 @@ METRICS: dict[str, Metric] = {
     ),
     "choice": Metric("choice", "Better action chosen", _column("right"), tested=True, note="all states"),
     "choice_inferable": Metric("choice", "Better action chosen", _if("inferable", "right"), note=_INFERABLE),
+    "choice_hard": Metric(
+        "choice", "Better action chosen", _if("hard", "right"), note="hard pairs: one verb and length, an unsure probe"
+    ),
+    "choice_probe": Metric(
+        "choice", "Better action named by a probe", _column("probe"), direction=0, average="mean", note=_PROBE
+    ),
+    "choice_probe_hard": Metric(
+        "choice",
+        "Better action named by a probe",
+        _if("hard", "probe"),
+        direction=0,
+        average="mean",
+        note=f"{_PROBE}, hard pairs",
+    ),
     "choice_named": Metric(
         "choice",
         "A candidate named",

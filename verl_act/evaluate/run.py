@@ -18,7 +18,7 @@ from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.choices import evaluate_choices
+from verl_act.evaluate.choices import evaluate_choices, with_probe
 from verl_act.evaluate.endpoint import Endpoint, check_endpoint
 from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.evaluate.metric_registry import finished, summary
@@ -102,6 +102,7 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
             return replace(Answers(played, *others), env_memory_mb=memory)
 
         answers = _all_samples([running.run(evaluate_all(sample)) for sample in range(settings.samples)])
+        answers = replace(answers, choices=with_probe(answers.choices, all_pairs))
         if running.tokenizer:
             for record in answers.episodes:
                 record |= _token_counts(record["turns"], running.tokenizer)
