@@ -453,7 +453,7 @@ BROKEN: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 
 class Winner:
-    def reset(self, task: Task) -> None:
+    def reset(self, task: Task, seed: int) -> None:
         pass
 
     def act(self, context: Any, environment: Any) -> tuple[str, bool]:

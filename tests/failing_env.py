@@ -81,7 +81,7 @@ class FailingEnvironment:
 
 
 class Expert:
-    def reset(self, task: Task) -> None:
+    def reset(self, task: Task, seed: int) -> None:
         pass
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:

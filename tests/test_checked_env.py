@@ -210,7 +210,7 @@ class Counter:
     def __init__(self, act: Callable[[Context, Environment], Any]) -> None:
         self._act = act
 
-    def reset(self, task: Task) -> None:
+    def reset(self, task: Task, seed: int) -> None:
         pass
 
     def act(self, context: Context, environment: Environment) -> Any:

@@ -194,10 +194,10 @@ def shelf(wanted: str) -> Context:
 
 def test_a_thought_is_the_subgoal_that_the_action_serves() -> None:
     think, context = dialect_of("alfworld").think, shelf("mug")
-    right = think(context, context.goal)
+    right = think(context, context.goal, None)
     assert right == Thought("take mug 1 from shelf 1", "take mug 1 from shelf 1")
-    assert think(context, "put some plate on desk.") == Thought("find plate", "go to desk 1")
-    assert think(context, "dance with a mug") is None
+    assert think(context, "put some plate on desk.", None) == Thought("find plate", "go to desk 1")
+    assert think(context, "dance with a mug", None) is None
     goals = [context.goal, "dance with a mug", "put some pen on desk."]
     assert wrong_thought(think, context, goals, right.action) == Thought(*["take pen 1 from shelf 1"] * 2)
     assert wrong_thought(think, context, goals[:2], right.action) is None

@@ -17,7 +17,7 @@ from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.importer import modern_command
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.alfworld.task_sentence import TaskGoal, parse_sentence
-from verl_act.envs.base import StepResult
+from verl_act.envs.base import StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
@@ -46,9 +46,10 @@ def full_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_unseen_object_is_searched_for_and_a_seen_one_fetched() -> None:
-    assert decide("put a pen in drawer") == ("go to desk 1", False)
+    action, inferable = decide("put a pen in drawer")
+    assert action in ("go to desk 1", "go to shelf 1") and not inferable
     nothing = "You arrive at desk 1. On the desk 1, you see nothing."
-    assert decide("put a pen in drawer", nothing) == ("go to shelf 1", False)
+    assert decide("put a pen in drawer", nothing) == ("go to shelf 1", True)
     pen = "You arrive at shelf 1. On the shelf 1, you see a book 1, and a pen 2."
     take = (*GO, "take pen 2 from shelf 1")
     assert decide("put a pen in drawer", nothing, pen, admissible=take) == ("take pen 2 from shelf 1", True)
@@ -132,8 +133,43 @@ def test_the_search_expert_needs_no_environment(games: Path) -> None:
     """Its actions are the same where there is nothing to ask."""
     environment = AlfworldEnvironment(games)
     for task in list_tasks("valid_unseen", games):
-        for step in play(environment, SearchExpert(), task, source="search"):
-            assert SearchExpert().act(step.context) == (step.action, step.inferable)
+        expert = SearchExpert()
+        for step in play(environment, expert, task, source="search", seed=3):
+            assert expert.act(step.context) == (step.action, step.inferable)
+            assert expert.ties(step.context) == step.tied_actions
+
+
+def test_ties_are_drawn_by_task_and_seed() -> None:
+    context = Context("put a pen in drawer", (), ROOM, GO)
+
+    def drawn(number: int, seed: int) -> str:
+        expert = SearchExpert()
+        expert.reset(Task("alfworld", "train", f"game {number}", "pick_and_place_simple"), seed)
+        assert expert.ties(context) == ("go to desk 1", "go to shelf 1")
+        return expert.act(context)[0]
+
+    first, second = ([drawn(number, seed) for number in range(200)] for seed in (0, 1))
+    assert first == [drawn(number, 0) for number in range(200)] != second
+    assert all(70 < actions.count("go to desk 1") < 130 for actions in (first, second))
+
+
+def test_equal_destinations_tools_and_objects_are_tied() -> None:
+    room = ROOM.replace("a shelf 1", "a shelf 1, a shelf 2, a sinkbasin 1, and a sinkbasin 2")
+    go = tuple(f"go to {name}" for name in ("desk 1", "shelf 1", "shelf 2", "sinkbasin 1", "sinkbasin 2"))
+
+    def ties(goal: str, *said: str, admissible: tuple[str, ...] = go) -> tuple[str, ...]:
+        *earlier, last = (room, *said)
+        return SearchExpert().ties(Context(goal, tuple(Turn(text, "x") for text in earlier), last, admissible))
+
+    holding = "You pick up the pen 1 from the desk 1."
+    assert ties("put a pen on shelf", holding) == ("go to shelf 1", "go to shelf 2")
+    assert ties("put a clean pen on shelf", holding) == ("go to sinkbasin 1", "go to sinkbasin 2")
+    pens = "You arrive at desk 1. On the desk 1, you see a pen 1, and a pen 2."
+    take = ("take pen 1 from desk 1", "take pen 2 from desk 1")
+    assert ties("put a pen on shelf", pens, admissible=(*go, *take)) == take
+    assert ties("put a pen on shelf", pens, "You arrive at shelf 1. On the shelf 1, you see nothing.") == ()
+    put = "You move the pen 1 to the shelf 2."
+    assert ties("put two pen on shelf", pens, put, "You pick up the pen 2 from the desk 1.") == ()
 
 
 def test_trajectories_are_written_proven_and_repeatable(games: Path, tmp_path: Path) -> None:
@@ -149,6 +185,11 @@ def test_trajectories_are_written_proven_and_repeatable(games: Path, tmp_path: P
     assert len({step.state_id for step in steps}) == len(steps)
     assert (manifest.counts["trajectories"], manifest.counts["dropped"]) == (12, {})
     assert 0.3 < manifest.counts["inferable_share"] < 1
+    assert all(bool(step.tied_actions) is not step.inferable for step in steps)
+    assert all(step.action in step.tied_actions for step in steps if step.tied_actions)
+    other = ExpertSettings(env="alfworld", split="train", env_settings=settings, seed=1, workers=0)
+    collect_expert(other, tmp_path / "other")
+    assert steps != read_steps([tmp_path / "other" / TRAJECTORIES])
     stored = read_manifest(tmp_path / "one")
     assert stored is not None and list(stored.inputs) == [str(games)]
 

@@ -596,7 +596,7 @@ def test_a_check_of_some_pairs_says_of_how_many(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inferable_only", [False, True])
 def test_what_is_not_inferable_is_counted(inferable_only: bool, steps: list[Step], tmp_path: Path) -> None:
-    rows = [replace(step, inferable=number % 4 > 0) for number, step in enumerate(steps)]
+    rows = [replace(step, inferable=number % 4 > 0, tied_actions=()) for number, step in enumerate(steps)]
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in rows], TRAJECTORY)
     settings = {"source": "admissible", "margins": False, "inferable_only": inferable_only}
     counts = build_pairs(
@@ -607,6 +607,31 @@ def test_what_is_not_inferable_is_counted(inferable_only: bool, steps: list[Step
     assert counts["pairs_not_inferable"] == sum(not pair.inferable for pair in pairs)
     assert (counts["pairs_not_inferable"] == 0) is inferable_only
     assert counts["pairs_with_margin"] == 0
+
+
+@pytest.mark.parametrize("inferable_only", [False, True])
+def test_a_pair_is_not_inferable_where_the_expert_drew_between_its_actions(
+    inferable_only: bool, steps: list[Step], tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "steps.parquet", [step.to_row() for step in steps], TRAJECTORY)
+    settings = PairsSettings(
+        trajectories=[tmp_path / "steps.parquet"],
+        source="admissible",
+        margins=False,
+        max_alternatives_per_state=100,
+        inferable_only=inferable_only,
+        workers=0,
+    )
+    counts = build_pairs(settings, tmp_path / "pairs").counts
+    pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
+    tied = {step.state_id: step.tied_actions for step in steps if step.tied_actions}
+    at_ties = [pair for pair in pairs if pair.state_id in tied]
+    assert {pair.state_id for pair in at_ties} == set(tied)
+    assert all(pair.inferable is (pair.alternative_action not in tied[pair.state_id]) for pair in at_ties)
+    assert all(pair.inferable for pair in at_ties) is inferable_only
+    assert counts.get("alternatives_tied_with_the_expert", 0) == inferable_only * sum(
+        len(actions) - 1 for actions in tied.values()
+    )
 
 
 def test_a_task_that_is_held_out_is_found(tmp_path: Path) -> None:

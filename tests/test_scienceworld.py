@@ -255,7 +255,7 @@ def test_a_gold_path_that_ends_before_the_goal_is_not_won_and_no_failure(
 
 def test_an_expert_refuses_what_it_cannot_judge(environment: ScienceWorldEnvironment) -> None:
     first, expert = environment.reset(LIFE_SPAN), GoldExpert()
-    expert.reset(LIFE_SPAN)
+    expert.reset(LIFE_SPAN, 0)
     history = (Turn("", "another way"),)
     with pytest.raises(EnvError, match="another path was taken"):
         expert.act(Context(first.goal, history, first.observation, ()), environment)

@@ -1233,7 +1233,7 @@ def test_a_margin_is_unknown_where_the_planner_has_not_looked_everywhere(
     task = next(task for split in SPLITS for task in list_tasks(split, shop) if "green" in environment.reset(task).goal)
 
     class Knows:
-        def reset(self, task: Task) -> None: ...
+        def reset(self, task: Task, seed: int) -> None: ...
 
         def act(self, context: Any, environment: Any) -> tuple[str, bool]:
             return actions[len(context.history)], True

@@ -75,12 +75,15 @@ class _ContextRecord:
     context: Context
 
     def to_row(self) -> dict[str, Any]:
-        flat = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "context"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "context"}
+        flat = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {**flat, **self.context.to_row()}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        flat = {field.name: row[field.name] for field in fields(cls) if field.name != "context"}
+        lists = {field.name for field in fields(cls) if field.default == ()}
+        flat = {field.name: row[field.name] for field in fields(cls) if field.name not in {"context", *lists}}
+        flat |= {name: () if row.get(name) is None else tuple(row[name]) for name in lists}
         return cls(context=Context.from_row(row), **flat)
 
 
@@ -89,8 +92,9 @@ class Step(_ContextRecord):
     """One step of an expert trajectory.
 
     `plan_length` is the number of actions that the environment's planner still needs at this state, before `action`;
-    None without a planner. `inferable` says whether `action` follows from the context alone. `success` is the outcome
-    of the whole trajectory; `reward` and `done` belong to this step. `verified` means that a replay in the real
+    None without a planner. `inferable` says whether the expert's rules determine `action` from the context alone;
+    `tied_actions` are the actions, `action` included, between which it was drawn, if any. `success` is the outcome of
+    the whole trajectory; `reward` and `done` belong to this step. `verified` means that a replay in the real
     environment gave the same observations and outcome. `admissible` says whether the environment accepted `action`,
     even if its list words it differently; None if this was not checked.
     """
@@ -108,6 +112,7 @@ class Step(_ContextRecord):
     success: bool
     source: str
     inferable: bool
+    tied_actions: tuple[str, ...] = ()
     plan_length: int | None
     verified: bool
     admissible: bool | None = None
@@ -176,19 +181,6 @@ class Pair(_ContextRecord):
         further = dict(zip(self.further_alternatives, self.further_admissible, strict=False))
         return {**further, self.alternative_action: self.alternative_admissible}
 
-    def to_row(self) -> dict[str, Any]:
-        row = super(Pair, self).to_row()  # a dataclass with slots is a new class, which bare `super()` does not know
-        lists = {name: list(getattr(self, name)) for name in _FURTHER}
-        return {**row, **lists}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        lists = {name: tuple(() if row.get(name) is None else row[name]) for name in _FURTHER}
-        return super(Pair, cls).from_row({**row, **lists})
-
-
-_FURTHER = ("further_alternatives", "further_admissible")
-
 
 def pair_id(state_id: str, expert_action: str, *alternatives: str) -> str:
     """A stable 16-digit id: the same texts give the same id on every machine."""
@@ -249,6 +241,7 @@ TRAJECTORY = _columns(
     _required("success", pa.bool_()),
     _required("source", pa.string()),
     _required("inferable", pa.bool_()),
+    pa.field("tied_actions", pa.list_(pa.string()), metadata=_ADDED_LATER),
     pa.field("plan_length", pa.int32()),
     _required("verified", pa.bool_()),
     pa.field("admissible", pa.bool_(), metadata=_ADDED_LATER),

@@ -142,7 +142,7 @@ def _thoughtful_rows(
     questions_per_action = settings.choice_share / (1 - settings.choice_share)
     goals = sorted({step.context.goal for step in steps})
     for step in steps:
-        right = think(step.context, step.context.goal)
+        right = think(step.context, step.context.goal, step.action)
         wrong = wrong_thought(think, step.context, rng.sample(goals, min(8, len(goals))), step.action)
         if right is None or right.action != step.action or wrong is None:
             continue
@@ -157,7 +157,7 @@ def _thoughtful_rows(
 
 def wrong_thought(think: Thinker, context: Context, goals: Sequence[str], right: str) -> Thought | None:
     """Return the first thought, over `goals`, whose action differs from the action `right`; None if there is none."""
-    thoughts = (think(context, goal) for goal in goals)
+    thoughts = (think(context, goal, None) for goal in goals)
     return next((thought for thought in thoughts if thought is not None and thought.action != right), None)
 
 

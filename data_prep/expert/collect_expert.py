@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task
+from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task, TyingExpert
 from verl_act.envs.process_pool import Failure, Player, process_pool
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env
@@ -55,7 +55,8 @@ _Played = list[Step] | _Dropped
 @writes_folder("collect_expert", "import_trajectories")
 def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Manifest:
     """Play the tasks of a split with an expert and write `out/trajectories.parquet` (schema TRAJECTORY),
-    `out/dropped.jsonl` (the tasks without a trajectory, with reasons) and a manifest.
+    `out/dropped.jsonl` (the tasks without a trajectory, with reasons) and a manifest. The seed samples the tasks and is
+    that of the expert's random choices.
 
     Dropped, logged and counted by kind are trajectories that do not win (step limit reached, or the expert gave up) and
     those that differ when replayed on a fresh environment. The number of workers does not change the result. A task
@@ -74,7 +75,7 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
         seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
-        player = _Player(settings.env, settings.env_settings, name)
+        player = _Player(settings.env, settings.env_settings, name, settings.seed)
         with process_pool(player, settings.workers, settings.task_timeout) as play_all:
             results = play_all(tasks, SavedResults(saved, hash_of(tasks), _Played))
             played = [
@@ -121,16 +122,17 @@ def _write(
     return manifest
 
 
-def play(environment: Environment, expert: Expert, task: Task, *, source: str) -> list[Step]:
+def play(environment: Environment, expert: Expert, task: Task, *, source: str, seed: int = 0) -> list[Step]:
     """Play one episode with `expert`. Every step gets the `success` of the episode; `verified` is still false."""
     first = environment.reset(task)
-    expert.reset(task)
+    expert.reset(task, seed)
     history: list[Turn] = []
     steps: list[Step] = []
     observation, admissible, done = first.observation, first.admissible_actions, False
     while not done:
         context = Context(first.goal, tuple(history), observation, admissible)
         action, inferable = expert.act(context, environment)
+        ties = expert.ties(context) if isinstance(expert, TyingExpert) else ()
         plan_length = environment.plan_length() if isinstance(environment, PlanningEnvironment) else None
         result = environment.step(action)
         steps.append(
@@ -148,6 +150,7 @@ def play(environment: Environment, expert: Expert, task: Task, *, source: str) -
                 success=result.success,
                 source=source,
                 inferable=inferable,
+                tied_actions=ties,
                 plan_length=plan_length,
                 verified=False,
                 admissible=result.admissible,
@@ -177,6 +180,7 @@ class _Player(Player[Task, _Played]):
     """Plays tasks with an expert."""
 
     expert: str
+    seed: int
 
     @cached_property
     def _expert(self) -> Expert:
@@ -185,7 +189,7 @@ class _Player(Player[Task, _Played]):
     def __call__(self, task: Task) -> _Played:
         environment, fresh = self.environments
         try:
-            steps = play(environment, self._expert, task, source=self.expert)
+            steps = play(environment, self._expert, task, source=self.expert, seed=self.seed)
             if not steps[-1].success:
                 return _Dropped(_NOT_WON, f"The episode ended after {len(steps)} actions without success.")
             if not replays(fresh, task, steps):

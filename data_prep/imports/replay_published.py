@@ -114,7 +114,7 @@ class _Follower:
     importer: TrajectoryImporter
     played: list[str] = field(default_factory=list)
 
-    def reset(self, task: Task) -> None:
+    def reset(self, task: Task, seed: int) -> None:
         self.played.clear()
         self._task = task
 

@@ -73,7 +73,7 @@ class _Pairer:
     def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> _Paired:
         settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
         sampled = {step.state_id: replies for step, replies in trajectory}
-        usable = [step for step, _ in trajectory if step.inferable or not settings.inferable_only]
+        usable = [step for step, _ in trajectory if step.inferable or step.tied_actions or not settings.inferable_only]
         counts["states"] += len(trajectory)
         counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
         try:
@@ -121,7 +121,7 @@ def _pairs_at(
 
     def usable(proposals: Iterable[Proposal], most: int) -> list[tuple[Proposal, Judgement]]:
         ordered = matched_first(step, proposals) if settings.matched_first else proposals
-        return _usable(ordered, judge, most, settings, counts)
+        return _usable(step, ordered, judge, most, settings, counts)
 
     if settings.source == ADMISSIBLE:
         kept = usable(from_admissible(step, settings.seed), most)
@@ -136,13 +136,16 @@ def _pairs_at(
 
 
 def _usable(
-    proposals: Iterable[Proposal], judge: Judge, most: int, settings: PairsSettings, counts: Counter[str]
+    step: Step, proposals: Iterable[Proposal], judge: Judge, most: int, settings: PairsSettings, counts: Counter[str]
 ) -> list[tuple[Proposal, Judgement]]:
     """The first `most` proposals that are worse than the expert's action, or whose margin is unknown."""
     kept: list[tuple[Proposal, Judgement]] = []
     for proposal in proposals:
         if len(kept) == most:
             counts["alternatives_beyond_the_limit"] += proposal.source == POLICY
+            continue
+        if settings.inferable_only and proposal.action in step.tied_actions:
+            counts["alternatives_tied_with_the_expert"] += 1
             continue
         judgement = judge(proposal.action)
         if judgement.margin is not None and judgement.margin <= 0 and not settings.keep_nonpositive_margin:
@@ -176,5 +179,5 @@ def _pair(step: Step, kept: Sequence[tuple[Proposal, Judgement]], sampled: Alter
         model=from_model.model if from_model else "",
         sampling=from_model.sampling if from_model else "{}",
         margin=min(margins) if len(margins) == len(kept) else None,
-        inferable=step.inferable,
+        inferable=step.inferable or (bool(step.tied_actions) and not {*actions} & {*step.tied_actions}),
     )

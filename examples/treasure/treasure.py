@@ -14,6 +14,7 @@ from typing import Any
 from verl_act.envs.base import Environment, EnvSpec, Observation, StepResult, Task
 from verl_act.envs.dialect import Dialect
 from verl_act.envs.importer import Published, TrajectoryImporter
+from verl_act.envs.ties import TieBreaker
 from verl_act.errors import DataError, EnvError
 from verl_act.schema import Context
 
@@ -77,17 +78,27 @@ class TreasureEnvironment:
 
 
 class TreasureExpert:
-    """Acts on the transcript alone, so every label can be judged from it; which box to open next is a guess."""
+    """Acts on the transcript alone, so every label can be judged from it; which box to open next is a guess, drawn by
+    task and seed.
+    """
 
-    def reset(self, task: Task) -> None:
-        """Nothing to prepare."""
+    def reset(self, task: Task, seed: int) -> None:
+        self._ties = TieBreaker.of(task, seed)
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        wanted = f"take {re.sub('^take the ', '', context.goal)}"
-        if wanted in context.admissible_actions:
-            return wanted, True
-        closed = [action for action in context.admissible_actions if action.startswith("open")]
-        return closed[0], len(closed) == 1
+        best = self._best(context)
+        return self._ties.draw(best, len(context.history)), len(best) == 1
+
+    def ties(self, context: Context) -> tuple[str, ...]:
+        best = self._best(context)
+        return best if len(best) > 1 else ()
+
+    def _best(self, context: Context) -> tuple[str, ...]:
+        """The actions that are equally good by what the transcript shows."""
+        treasure = f"take {re.sub('^take the ', '', context.goal)}"
+        if treasure in context.admissible_actions:
+            return (treasure,)
+        return tuple(action for action in context.admissible_actions if action.startswith("open"))
 
 
 def list_tasks(split: str, **settings: Any) -> Sequence[Task]:

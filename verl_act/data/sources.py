@@ -138,7 +138,9 @@ class TrajectorySource(Source):
 
     schema = TRAJECTORY
     columns = tuple(
-        name for name in TRAJECTORY.names if name not in ("thought", "reward", "done", "source", "admissible")
+        name
+        for name in TRAJECTORY.names
+        if name not in ("thought", "reward", "done", "source", "admissible", "tied_actions")
     )
 
     def _usable(self, table: pa.Table) -> pa.Table:

@@ -155,16 +155,27 @@ class ReleasingEnvironment(Environment, Protocol):
 
 
 class Expert(Protocol):
-    """Chooses expert actions. `reset` is called with each task before its first `act`."""
+    """Chooses expert actions, the same ones for the same task and seed."""
 
-    def reset(self, task: Task) -> None: ...
+    def reset(self, task: Task, seed: int) -> None:
+        """Called with each task before its first `act`. `seed` is the seed of the stage, for random choices."""
+        ...
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
-        """The action, and whether it is inferable (follows from `context` alone).
+        """The action, and whether it is inferable: whether the expert's rules determine it from `context` alone.
 
         A non-privileged expert uses `context` only; a privileged one may query `environment`. Raises `ExpertGaveUp` if
         it has no further action.
         """
+        ...
+
+
+@runtime_checkable
+class TyingExpert(Expert, Protocol):
+    """An expert that draws its action where its rules rank several equal (see `verl_act.envs.ties`)."""
+
+    def ties(self, context: Context) -> tuple[str, ...]:
+        """The actions between which `act` draws in this state, its own included; empty if it does not draw."""
         ...
 
 
@@ -246,5 +257,6 @@ __all__ = [
     "SnapshotEnvironment",
     "StepResult",
     "Task",
+    "TyingExpert",
     "read_tasks",
 ]

@@ -114,18 +114,18 @@ def check_expert(spec: EnvSpec, environment: Environment, tasks: Sequence[Task],
         expert = next(iter(spec.experts.values()))()
     won = lucky = 0
     for task in tasks:
-        won += _play(expert, environment, task)
+        won += _play(expert, environment, task, seed)
         steps = walk(environment, task, seed)[1:]
         lucky += any(step.success for step in steps if isinstance(step, StepResult))
     _require(won > 0, f"{spec.name}: the expert wins none of {len(tasks)} tasks")
     _require(won >= lucky, f"{spec.name}: a random player wins {lucky} of {len(tasks)} tasks, the expert only {won}")
 
 
-def _play(expert: Expert, environment: Environment, task: Task) -> bool:
+def _play(expert: Expert, environment: Environment, task: Task, seed: int) -> bool:
     """Whether the expert wins."""
     first = environment.reset(task)
     with _called(f"{task}: the expert's reset"):
-        expert.reset(task)
+        expert.reset(task, seed)
     history: list[Turn] = []
     observation, admissible = first.observation, first.admissible_actions
     for _ in range(_HORIZON):

@@ -34,8 +34,10 @@ class Thought(NamedTuple):
     action: str
 
 
-Thinker = Callable[[Context, str], Thought | None]
-"""Maps a state and a goal to the thought for that goal; None if no admissible action follows."""
+Thinker = Callable[[Context, str, str | None], Thought | None]
+"""Maps a state, a goal and perhaps an action to the thought for that goal, which leads to the action if it is one of
+several that serve the goal alike; None if no admissible action follows.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ class TrajectoryImporter:
         if self.expert is None:
             return True
         if not context.history:
-            self.expert.reset(task)
+            self.expert.reset(task, 0)
         try:
             return self.expert.act(context, environment) == (action, True)
         except EnvError:

@@ -10,10 +10,10 @@ from verl_act.errors import EnvError
 from verl_act.schema import Context
 
 
-def think(context: Context, goal: str) -> Thought | None:
+def think(context: Context, goal: str, action: str | None) -> Thought | None:
     """The subgoal and the action of the search expert, which sees only `context`."""
     try:
-        decision = decide(context, goal)
+        decision = decide(context, goal, taken=action)
     except EnvError:  # unknown type of task
         return None
     return Thought(decision.subgoal, decision.action) if decision.action in context.admissible_actions else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from verl_act.envs.alfworld.data import game_path
 from verl_act.envs.alfworld.engine import AlfworldEngine, AlfworldState, Frame
 from verl_act.envs.alfworld.game import GameFile, read_game
-from verl_act.envs.alfworld.planner import Planner
+from verl_act.envs.alfworld.planner import Planner, Rank
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, EnvError
 
@@ -119,13 +119,16 @@ class AlfworldEnvironment:
             self._frame = Frame("", snapshot.engine.menu.commands, snapshot.engine.won)
             self._steps = snapshot.steps
 
-    def plan(self) -> list[str] | None:
-        """A shortest plan to the goal, ignoring the step limit (privileged); None if there is none."""
+    def plan(self, rank: Rank | None = None) -> list[str] | None:
+        """A shortest plan to the goal, ignoring the step limit (privileged); None if there is none.
+
+        `rank` chooses between plans of the same length, as in `Planner.plan`.
+        """
         with _LOCK:
             engine = self._playing()
             if self._planner is None:
                 self._planner = Planner(engine)
-            return self._planner.plan()
+            return self._planner.plan(rank)
 
     def plan_length(self) -> int | None:
         """The length of `plan` (privileged); None if there is none."""

@@ -5,28 +5,36 @@ from __future__ import annotations
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Environment, Task
+from verl_act.envs.ties import TieBreaker
 from verl_act.errors import EnvError
 from verl_act.schema import Context
 
 
 class PlannerExpert:
-    """Follows a shortest plan. An action is inferable if the search expert also takes it and calls it inferable."""
+    """Follows a shortest plan, drawn by task and seed where there are several.
 
-    def reset(self, task: Task) -> None:
-        """Nothing to prepare."""
+    An action is inferable if the search expert also takes it and calls it inferable.
+    """
+
+    def __init__(self) -> None:
+        self._ties = TieBreaker()
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._ties = TieBreaker.of(task, seed)
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
         """The first action of a shortest plan. Raises `EnvError` if there is none."""
-        plan = _alfworld(environment).plan()
+        step = len(context.history)
+        plan = _alfworld(environment).plan(rank=lambda name: self._ties.rank(name, step))
         if not plan:
             raise EnvError(f"No plan reaches the goal {context.goal!r} from here.")
         return plan[0], SearchExpert().act(context) == (plan[0], True)
 
 
 class WalkthroughExpert:
-    """Replays the solution stored in the game file, as long as the history follows it."""
+    """Replays the solution stored in the game file, as long as the history follows it. The seed is not used."""
 
-    def reset(self, task: Task) -> None:
+    def reset(self, task: Task, seed: int) -> None:
         """Nothing to prepare."""
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:

@@ -10,7 +10,7 @@ are closed, and one of each kind is enough.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ _TREATMENTS = {
     "iscool": ("coolobject", "coolable", "fridgetype"),
 }
 """Treated state -> (the domain's action, the required property of the object, the type of receptacle)."""
+
+
+Rank = Callable[[str], bytes]
 
 
 class _Action(NamedTuple):
@@ -65,22 +68,26 @@ class Planner:
         self._engine = engine
         self._goal = parse_goal(engine.game.file.problem)
 
-    def plan(self) -> list[str] | None:
+    def plan(self, rank: Rank | None = None) -> list[str] | None:
         """A shortest plan from the current state; None if there is none.
+
+        `rank` is the sort key of objects and receptacles: of several shortest plans, the one is found whose things come
+        first. By default they are sorted by name.
 
         For goals other than those of the six task types, Fast Downward's plan, which may not be the shortest.
         """
         if self._goal is None:
             return self._engine.replan()
-        actions = _Search(self._goal, self._engine.facts).run()
+        actions = _Search(self._goal, self._engine.facts, rank).run()
         return None if actions is None else [action.command(self._engine.game) for action in actions]
 
 
 class _Search:
     """One search from the state of `facts`."""
 
-    def __init__(self, goal: PlaceGoal | LookGoal, facts: Facts) -> None:
+    def __init__(self, goal: PlaceGoal | LookGoal, facts: Facts, rank: Rank | None) -> None:
         self._goal = goal
+        self._rank = rank
         self._location_of = _pairs(facts, "receptacleatlocation")
         self._types = _pairs(facts, "objecttype")
         self._receptacle_types = _pairs(facts, "receptacletype")
@@ -109,6 +116,9 @@ class _Search:
             switched=_column(facts, "istoggled"),
         )
         self._receptacles = self._representatives()
+        if rank is not None:
+            self._tools.sort(key=rank)
+            self._lamps.sort(key=lambda lamp: rank(lamp[0]))
 
     def run(self) -> list[_Action] | None:
         """A* from the start; ties go to the oldest entry, so that the same state gives the same plan."""
@@ -135,7 +145,7 @@ class _Search:
         involved |= {self._location_of[r] for r in self._tools} | {self._location_of[r] for _, r in self._lamps}
         kinds = {self._goal.object_type} | ({self._types[start.held]} if start.held else set())
         chosen, seen = [], set()
-        for receptacle in sorted(self._location_of):
+        for receptacle in sorted(self._location_of, key=self._rank):
             kind = self._receptacle_types[receptacle]
             alike = (
                 kind == getattr(self._goal, "receptacle_type", None),
@@ -151,7 +161,7 @@ class _Search:
     def _events(self, state: _PlanState) -> Iterator[_Event]:
         held = state.held
         if held is None:
-            for thing, r in sorted(state.placed):
+            for thing, r in self._sorted(state.placed):
                 if thing in self._pickupable and r in self._location_of:
                     after = state._replace(held=thing, placed=state.placed - {(thing, r)})
                     yield self._at(r, state, after, _Action("pickupobject", r, thing))
@@ -171,6 +181,10 @@ class _Search:
                 yield self._at(r, state, after, _Action("toggleobject", r, lamp), inside=False)
             elif state.location != self._location_of[r]:
                 yield self._at(r, state, state, None, inside=False)
+
+    def _sorted(self, placed: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        rank = self._rank
+        return sorted(placed, key=None if rank is None else lambda pair: (rank(pair[0]), rank(pair[1])))
 
     def _at(
         self, r: str, state: _PlanState, after: _PlanState, action: _Action | None, *, inside: bool = True

@@ -7,6 +7,7 @@ the direct way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from verl_act.envs.alfworld.beliefs import Beliefs, kind
 from verl_act.envs.alfworld.package import constants
 from verl_act.envs.alfworld.task_sentence import TaskGoal, parse_sentence
 from verl_act.envs.base import Environment, Task
+from verl_act.envs.ties import TieBreaker
 from verl_act.errors import EnvError
 from verl_act.schema import Context
 
@@ -26,36 +28,50 @@ _LAMP_STANDS = ("desk", "sidetable", "dresser", "shelf", "diningtable", "coffeet
 class SearchExpert:
     """Wins almost every game with no more knowledge than the agent.
 
-    An action is *inferable* if the context determines it: a manipulation; going to where the target object has been
-    seen, to the tool or to the destination (the first listed, if several qualify); opening the closed receptacle that
-    the agent is at while searching; going to the only unseen receptacle. Choosing one of several unseen receptacles is
-    a guess, so it is not inferable.
+    Its rules: fetch a seen object, use the tool and go to the destination, preferring where the agent is; while
+    searching, look into where the agent is, then into the usual homes of the object before other receptacles, and of
+    those into the ones that need no opening. An action is *inferable* if these rules determine it. Where they rank
+    several actions equal, such as going to one of four unseen shelves, one is drawn by task and seed: no model can
+    learn which.
     """
 
-    def reset(self, task: Task) -> None:
-        """Nothing to prepare: everything is in the context."""
+    def __init__(self) -> None:
+        self._ties = TieBreaker()
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._ties = TieBreaker.of(task, seed)
 
     def act(self, context: Context, environment: Environment | None = None) -> tuple[str, bool]:
         """The next action and whether it is inferable; `environment` is not used.
 
         Raises `EnvError` if the task sentence follows none of ALFWorld's templates.
         """
-        decision = decide(context)
+        decision = decide(context, ties=self._ties)
         return decision.action, decision.inferable
+
+    def ties(self, context: Context) -> tuple[str, ...]:
+        """As `TyingExpert.ties`; raises `EnvError` like `act`."""
+        return decide(context, ties=self._ties).ties
 
 
 class Decision(NamedTuple):
-    """The next action, whether it is inferable, and its subgoal: `take mug 1 from shelf 2`, `find mug`."""
+    """The next action, its subgoal (`take mug 1 from shelf 2`, `find mug`), whether the action is inferable, and the
+    actions between which it was drawn, if it was.
+    """
 
     action: str
-    inferable: bool
     subgoal: str
+    inferable: bool
+    ties: tuple[str, ...]
 
 
-def decide(context: Context, goal: str | None = None) -> Decision:
+def decide(
+    context: Context, goal: str | None = None, *, ties: TieBreaker | None = None, taken: str | None = None
+) -> Decision:
     """The expert's decision in this state; for another task in the same room if `goal` is given.
 
-    Raises `EnvError` if the task sentence follows none of ALFWorld's templates.
+    Between actions that rank equal, `taken` is preferred; else `ties` draws. Raises `EnvError` if the task sentence
+    follows none of ALFWorld's templates.
     """
     goal = context.goal if goal is None else goal
     task_goal = parse_sentence(goal)
@@ -64,7 +80,19 @@ def decide(context: Context, goal: str | None = None) -> Decision:
             f"The search expert cannot read the task {goal!r}: it follows none of ALFWorld's templates. "
             "Use the expert 'planner'."
         )
-    return _SearchState(task_goal, Beliefs.from_context(context), context.admissible_actions).decide()
+    state = _SearchState(task_goal, Beliefs.from_context(context), context.admissible_actions)
+    subgoals: dict[str, str] = {}
+    for action, subgoal in state.options():
+        subgoals.setdefault(action, subgoal)
+    if not subgoals:
+        return Decision("look", "look", False, ())
+    drawn = taken if taken in subgoals else (ties or TieBreaker()).draw(tuple(subgoals), len(context.history))
+    tied = tuple(subgoals) if len(subgoals) > 1 else ()
+    return Decision(drawn, subgoals[drawn], not tied, tied)
+
+
+_Option = tuple[str, str]
+"""An action and its subgoal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,67 +103,82 @@ class _SearchState:
     beliefs: Beliefs
     admissible: tuple[str, ...]
 
-    def decide(self) -> Decision:
+    def options(self) -> Iterator[_Option]:
+        """The actions that rank first; none if no action serves the goal."""
         held, goal = self.beliefs.held, self.goal
         if held is not None and kind(held) != goal.thing:
-            return self._put_away(held)
-        if goal.look:
-            return self._fetch(set()) if held is None else self._switch_lamp()
-        destination = self._destination()
-        if held is None:
-            return self._fetch({name for name in self.beliefs.contents.get(destination or "", ()) if self._ready(name)})
-        if self._ready(held):
-            return self._at(destination, f"move {held} to {destination}", f"put {held} in/on {destination}")
-        tool = next((r for r in self.beliefs.receptacles if kind(r) == _TOOLS.get(goal.verb or "")), None)
-        return self._at(tool, f"{goal.verb} {held} with {tool}")
+            yield from self._put_away(held)
+        elif held is None:
+            yield from self._fetch(goal.thing, "take {0} from {1}", set() if goal.look else self._finished())
+        elif goal.look:
+            yield from self._fetch(goal.target, "use {0}", set())
+        elif self._ready(held):
+            for receptacle in self._destinations():
+                yield from self._at(receptacle, f"move {held} to {receptacle}", f"put {held} in/on {receptacle}")
+        else:
+            tools = [r for r in self.beliefs.receptacles if kind(r) == _TOOLS.get(goal.verb or "")]
+            for tool in self._here_first(tools):
+                yield from self._at(tool, f"{goal.verb} {held} with {tool}")
 
-    def _fetch(self, finished: set[str]) -> Decision:
-        for name, receptacle in self.beliefs.known(self.goal.thing):
-            if name not in finished:
-                return self._at(receptacle, f"take {name} from {receptacle}")
-        return self._search(self.goal.thing)
+    def _fetch(self, thing: str, command: str, finished: set[str]) -> Iterator[_Option]:
+        """Do `command` with a known object of this kind, or search for one."""
+        known = [(name, r) for name, r in self.beliefs.known(thing) if name not in finished]
+        nearest = self._here_first([r for _, r in known])
+        for name, receptacle in known:
+            if receptacle in nearest:
+                yield from self._at(receptacle, command.format(name, receptacle))
+        if not known:
+            yield from self._search(thing)
 
-    def _switch_lamp(self) -> Decision:
-        for lamp, receptacle in self.beliefs.known(self.goal.target):
-            return self._at(receptacle, f"use {lamp}")
-        return self._search(self.goal.target)
+    def _search(self, thing: str) -> Iterator[_Option]:
+        unseen = self._here_first(self.beliefs.unseen())
+        least = min((_effort(thing, kind(r)) for r in unseen), default=None)
+        for receptacle in unseen:
+            if _effort(thing, kind(receptacle)) == least:
+                commands = (f"open {receptacle}", f"go to {receptacle}")
+                action = next((command for command in commands if command in self.admissible), f"examine {receptacle}")
+                yield action, f"find {thing}"
 
-    def _search(self, thing: str) -> Decision:
-        unseen, subgoal = self.beliefs.unseen(), f"find {thing}"
-        if not unseen:
-            return Decision("look", False, subgoal)
-        here = self.beliefs.position
-        first_of_best = min(unseen, key=lambda r: _effort(thing, kind(r)))
-        target = here if here in unseen else first_of_best
-        for command in (f"open {target}", f"go to {target}"):
-            if command in self.admissible:
-                return Decision(command, target == here or len(unseen) == 1, subgoal)
-        return Decision(f"examine {target}", len(unseen) == 1, subgoal)
-
-    def _at(self, receptacle: str | None, *commands: str) -> Decision:
+    def _at(self, receptacle: str, *commands: str) -> Iterator[_Option]:
         """Do one of `commands` at `receptacle`, after going there and opening it if necessary."""
-        for command in (*commands, f"open {receptacle}", f"go to {receptacle}"):
-            if command in self.admissible:
-                return Decision(command, True, commands[0])
-        return Decision("look", False, commands[0])
+        ways = (*commands, f"open {receptacle}", f"go to {receptacle}")
+        for action in [command for command in ways if command in self.admissible][:1]:
+            yield action, commands[0]
 
-    def _put_away(self, held: str) -> Decision:
-        """Put down an object that the goal does not need: here if possible, else in the first suitable receptacle."""
+    def _put_away(self, held: str) -> Iterator[_Option]:
+        """Put down an object that the goal does not need: here if possible, else in a suitable receptacle."""
         here = (f"move {held} to ", f"put {held} in/on ")
-        ways = [command for command in self.admissible if command.startswith(here)]
-        ways += [f"open {self.beliefs.position}"]
-        ways += [f"go to {r}" for r in self.beliefs.receptacles if kind(r) in _homes(kind(held))]
-        action = next((command for command in ways if command in self.admissible), None)
-        return Decision(action or "look", action is not None, f"put away {held}")
+        homes = [f"go to {r}" for r in self.beliefs.receptacles if kind(r) in _homes(kind(held))]
+        for ways in (
+            [command for command in self.admissible if command.startswith(here)],
+            [f"open {self.beliefs.position}"],
+            homes,
+        ):
+            if possible := [command for command in ways if command in self.admissible]:
+                yield from ((command, f"put away {held}") for command in possible)
+                return
 
-    def _destination(self) -> str | None:
-        """The destination with the most finished objects, or else the agent's position, or else the first listed."""
+    def _here_first(self, receptacles: Sequence[str]) -> Sequence[str]:
+        """The receptacle that the agent is at, if it is among these; else all of them."""
+        here = self.beliefs.position
+        return [here] if here is not None and here in receptacles else receptacles
 
-        def rank(receptacle: str) -> tuple[int, bool]:
-            ready = sum(self._ready(name) for name in self.beliefs.contents.get(receptacle, ()))
-            return -ready, receptacle != self.beliefs.position
+    def _destinations(self) -> Sequence[str]:
+        """The destinations with the most finished objects; of these, the one that the agent is at."""
+        fitting = [r for r in self.beliefs.receptacles if kind(r) == self.goal.target]
+        finished = {r: len(self._ready_in(r)) for r in fitting}
+        return self._here_first([r for r in fitting if finished[r] == max(finished.values())])
 
-        return min((r for r in self.beliefs.receptacles if kind(r) == self.goal.target), key=rank, default=None)
+    def _finished(self) -> set[str]:
+        """The objects that stay where they are: those in the destination that has the most finished ones."""
+        fitting = [r for r in self.beliefs.receptacles if kind(r) == self.goal.target]
+        counts = sorted((len(self._ready_in(r)) for r in fitting), reverse=True)
+        if not counts or (len(counts) > 1 and counts[0] == counts[1]):
+            return set()
+        return next({*self._ready_in(r)} for r in fitting if len(self._ready_in(r)) == counts[0])
+
+    def _ready_in(self, receptacle: str) -> list[str]:
+        return [name for name in self.beliefs.contents.get(receptacle, ()) if self._ready(name)]
 
     def _ready(self, name: str) -> bool:
         verb = self.goal.verb

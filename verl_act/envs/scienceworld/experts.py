@@ -45,8 +45,10 @@ class GoldExpert:
         self._path: tuple[str, ...] | None = None
         self._played: list[str] = []
 
-    def reset(self, task: Task) -> None:
-        """Forget the last task's path. The next one is computed at the first `act`, in seconds."""
+    def reset(self, task: Task, seed: int) -> None:
+        """Forget the last task's path. The next one is computed at the first `act`, in seconds. The engine draws its
+        own ties: `seed` is not used.
+        """
         self._path, self._played = None, []
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:

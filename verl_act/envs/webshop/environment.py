@@ -11,7 +11,7 @@ from verl_act.envs.webshop.goals import Goal, goal_of, list_goals
 from verl_act.envs.webshop.instruction import likely_search
 from verl_act.envs.webshop.nouns import EMBEDDED, noun_tagger
 from verl_act.envs.webshop.pages import STYLES, page_parts
-from verl_act.envs.webshop.planner import Planner
+from verl_act.envs.webshop.planner import Planner, Rank
 from verl_act.envs.webshop.reward import score_purchase
 from verl_act.envs.webshop.session import START, Page, ShopState, clickables, follow
 from verl_act.errors import ConfigError, EnvError
@@ -113,9 +113,9 @@ class WebShopEnvironment:
         self._playing()
         self._now = snapshot
 
-    def plan(self) -> tuple[str, ...] | None:
+    def plan(self, rank: Rank | None = None) -> tuple[str, ...] | None:
         """Return the shortest action sequence to a purchase of reward 1.0, ignoring the step limit (privileged; see
-        `planner`).
+        `planner`). `rank` chooses between sequences of the same length.
 
         None if the planner finds none, which does not prove that there is none, unless the purchase is made.
         """
@@ -124,7 +124,7 @@ class WebShopEnvironment:
             return () if self._now.reward == 1.0 else None
         if self._planner is None:
             self._planner = Planner(catalogue, goal, self._nouns)
-        return self._planner.plan(self._now.state)
+        return self._planner.plan(self._now.state, rank)
 
     def plan_length(self) -> int | None:
         """Return the length of `plan` (privileged); None if there is no plan."""

@@ -9,7 +9,7 @@ another search would lead to a winner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
@@ -25,6 +25,8 @@ SCANNED = 5000
 """Up to this many products, all are examined, which takes 50 microseconds per product and goal."""
 
 Actions = tuple[str, ...]
+Rank = Callable[[str], bytes]
+"""The sort key of a text: of equally good products and option clicks, those that come first are taken."""
 
 
 class Planner:
@@ -36,24 +38,30 @@ class Planner:
         self._nouns = nouns
         self._fits: dict[int, bool] = {}
 
-    def plan(self, state: ShopState) -> Actions | None:
-        """Return the shortest action sequence from `state`, preferring one without a search; None if there is none."""
-        plans = [plan for plan in (*self._from_here(state), self._from_a_search) if plan is not None]
+    def plan(self, state: ShopState, rank: Rank | None = None) -> Actions | None:
+        """Return the shortest action sequence from `state`, preferring one without a search; None if there is none.
+
+        By default, results and options come in the order of their page.
+        """
+        plans = [plan for plan in (*self._from_here(state, rank), self._from_a_search) if plan is not None]
         return min(plans, key=len, default=None)
 
-    def _from_here(self, state: ShopState) -> Iterator[Actions | None]:
+    def _from_here(self, state: ShopState, rank: Rank | None) -> Iterator[Actions | None]:
         if state.page in SUB_PAGES:
-            yield from (_after(PREVIOUS, plan) for plan in self._from_item(state))
+            yield from (_after(PREVIOUS, plan) for plan in self._from_item(state, rank))
         elif state.page is Page.ITEM:
-            yield from self._from_item(state)
+            yield from self._from_item(state, rank)
         elif state.page is Page.RESULTS:
-            yield self._from_results(state.hits, state.page_number)
+            yield self._from_results(state.hits, state.page_number, rank)
 
-    def _from_item(self, state: ShopState) -> Iterator[Actions | None]:
-        yield self._purchase(state.row, dict(state.options))
+    def _from_item(self, state: ShopState, rank: Rank | None) -> Iterator[Actions | None]:
+        purchase = self._purchase(state.row, dict(state.options))
+        if purchase is not None and rank is not None:
+            purchase = (*sorted(purchase[:-1], key=rank), purchase[-1])
+        yield purchase
         yield _after(PREVIOUS, self._from_results(state.hits, state.page_number))
 
-    def _from_results(self, hits: tuple[int, ...], page_number: int) -> Actions | None:
+    def _from_results(self, hits: tuple[int, ...], page_number: int, rank: Rank | None = None) -> Actions | None:
         """Return the actions to page to a winning product among `hits`, open it and buy it."""
         plans = []
         for index, row in enumerate(hits):
@@ -62,7 +70,8 @@ class Planner:
                 turns = index // ON_A_PAGE + 1 - page_number
                 turning = (_click(NEXT if turns > 0 else PREVIOUS),) * abs(turns)
                 plans.append((*turning, _click(self._catalogue.product(row).asin), *purchase))
-        return min(plans, key=len, default=None)
+        shortest = [plan for plan in plans if len(plan) == min(map(len, plans))]
+        return min(shortest, key=lambda plan: rank("\n".join(plan)) if rank else b"", default=None)
 
     @cached_property
     def _from_a_search(self) -> Actions | None:

@@ -6,14 +6,15 @@ It sees only the transcript, so its actions can be inferred from the transcript.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from verl_act.envs.base import Environment, Task
+from verl_act.envs.ties import TieBreaker
 from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
 from verl_act.envs.webshop.analysis import Analyzer
 from verl_act.envs.webshop.instruction import content_words, likely_search, price_limit
-from verl_act.envs.webshop.reading import Listed, Reading, options_on, read_page
+from verl_act.envs.webshop.reading import Reading, options_on, read_page
 from verl_act.envs.webshop.reward import COLORS
 from verl_act.envs.webshop.session import SUB_PAGES, Page
 from verl_act.schema import Context
@@ -31,26 +32,36 @@ _TOKEN = re.compile(r"\w+(?:[.'’-]\w+)*")
 class ShopperExpert:
     """Wins most goals without knowing more than the agent.
 
-    An action is *inferable* if the context determines it: searching for the instruction's words; opening the first
-    affordable unopened product, unless another title matches more requested terms; reading the details of a product
-    that does not show all requested terms yet, and leaving it if they stay missing; choosing the requested options;
-    buying a product that shows all requested terms. Opening a product against the titles, or buying because steps run
-    out, is a guess.
+    An action is *inferable* if its rules determine it: search for the instruction's words; open the first affordable
+    unopened product; read the details of a product that does not show all requested terms yet, and leave it if they
+    stay missing; choose the requested options; buy. Where several actions rank equal, one is drawn by task and seed:
+    between the options left to choose, and between the opened products that miss the fewest terms.
     """
 
-    def reset(self, task: Task) -> None:
-        """Does nothing: the context holds everything."""
+    def __init__(self) -> None:
+        self._ties = TieBreaker()
+
+    def reset(self, task: Task, seed: int) -> None:
+        self._ties = TieBreaker.of(task, seed)
 
     def act(self, context: Context, environment: Environment | None = None) -> tuple[str, bool]:
         """Return the next action and whether it is inferable; `environment` is not used."""
-        trip = _Trip.from_context(context)
-        if trip.now.page is Page.RESULTS:
-            return _choose_product(trip)
-        if trip.now.page is Page.ITEM:
-            return _examine_product(trip, context.admissible_actions)
-        if trip.now.page is Page.SEARCH:
-            return f"search[{likely_search(context.goal)}]", True
-        return _click(PREVIOUS), True
+        best = best_actions(context)
+        return self._ties.draw(best, len(context.history)), len(best) == 1
+
+    def ties(self, context: Context) -> tuple[str, ...]:
+        best = best_actions(context)
+        return tuple(best) if len(best) > 1 else ()
+
+
+def best_actions(context: Context) -> Sequence[str]:
+    """The actions that rank first, each once."""
+    trip = _Trip.from_context(context)
+    if trip.now.page is Page.RESULTS:
+        return _choose_product(trip)
+    if trip.now.page is Page.ITEM:
+        return _examine_product(trip, context.admissible_actions)
+    return [f"search[{likely_search(context.goal)}]" if trip.now.page is Page.SEARCH else _click(PREVIOUS)]
 
 
 @dataclass(slots=True)
@@ -117,7 +128,7 @@ class _Trip:
         return [term for term in self.requested if term not in visit.terms]
 
 
-def _choose_product(trip: _Trip) -> tuple[str, bool]:
+def _choose_product(trip: _Trip) -> list[str]:
     """Open the first affordable unopened product; else turn the page; else go back to the best opened product.
 
     The order of results is more informative than their titles: the search also covers descriptions and options.
@@ -127,22 +138,17 @@ def _choose_product(trip: _Trip) -> tuple[str, bool]:
         listed for listed in trip.now.listed if listed.asin not in trip.visits and (not limit or listed.price <= limit)
     ]
     if fresh and (trip.steps_left() >= 3 or not trip.visits):
-        matches = [_matching_terms(listed, trip.requested) for listed in fresh]
-        return _click(fresh[0].asin), matches[0] == max(matches)
+        return [_click(fresh[0].asin)]
     if trip.now.more and trip.steps_left() >= 5:
-        return _click(NEXT), True
+        return [_click(NEXT)]
     known = [listed.asin for listed in trip.now.listed if listed.asin in trip.visits]
-    if known:
-        return _click(min(known, key=lambda asin: len(trip.open_terms(trip.visits[asin])))), False
-    return f"search[{likely_search(trip.goal)}]", False
+    missing = {asin: len(trip.open_terms(trip.visits[asin])) for asin in known}
+    if missing:
+        return [_click(asin) for asin, terms in missing.items() if terms == min(missing.values())]
+    return [f"search[{likely_search(trip.goal)}]"]
 
 
-def _matching_terms(listed: Listed, requested: Iterable[str]) -> int:
-    """Count the requested terms in the title."""
-    return len({*requested} & {*_TERMS(listed.title)})
-
-
-def _examine_product(trip: _Trip, admissible: Sequence[str]) -> tuple[str, bool]:
+def _examine_product(trip: _Trip, admissible: Sequence[str]) -> list[str]:
     """Read the details while requested terms are missing; then choose options and buy, or leave."""
     visit = trip.visits.setdefault(trip.current, _Visit(times=2))
     options = options_on(trip.now, admissible).values()
@@ -154,10 +160,10 @@ def _examine_product(trip: _Trip, admissible: Sequence[str]) -> tuple[str, bool]
         unread = [action for action in map(_click, _TO_READ) if action not in visit.read and action in admissible]
         worth_reading = bool(unread) and not any(map(_only_an_option, missing))
         if left >= 2:
-            return unread[0] if worth_reading else _click(PREVIOUS), True
+            return [unread[0] if worth_reading else _click(PREVIOUS)]
     if to_click:
-        return f"click[{to_click[0]}]", True
-    return _click(BUY), not missing
+        return [f"click[{value}]" for value in dict.fromkeys(to_click)]
+    return [_click(BUY)]
 
 
 def _only_an_option(term: str) -> bool:
@@ -166,7 +172,7 @@ def _only_an_option(term: str) -> bool:
 
 
 def _requested_value(values: Sequence[str], goal: str) -> str | None:
-    """Return the value that the instruction names; of several, the one with the most words."""
+    """Return the value that the instruction names; of several, the first with the most words."""
     text = f" {' '.join(_TOKEN.findall(goal.lower()))} "
     named = [
         (len(words), value) for value in values if (words := _TOKEN.findall(value)) and f" {' '.join(words)} " in text

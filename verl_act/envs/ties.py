@@ -1,0 +1,29 @@
+"""Ties of experts: which of several actions that an expert's rules rank equal is played is drawn by task and seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from verl_act.envs.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class TieBreaker:
+    """Draws that repeat for the same task, seed and step, and that no transcript tells."""
+
+    key: str = ""
+
+    @classmethod
+    def of(cls, task: Task, seed: int) -> Self:
+        return cls(f"{task.env}\0{task.split}\0{task.task_id}\0{seed}")
+
+    def rank(self, text: str, step: int) -> bytes:
+        """The sort key of `text` at a step of the episode."""
+        return hashlib.sha256(f"{self.key}\0{step}\0{text}".encode(errors="surrogatepass")).digest()
+
+    def draw(self, texts: Sequence[str], step: int) -> str:
+        """One of `texts`, which must not be empty."""
+        return min(texts, key=lambda text: self.rank(text, step))
