@@ -222,14 +222,6 @@ def test_answers_of_a_model_that_thinks_follow_from_their_thoughts() -> None:
     assert 0.3 < sum(right["pick"]) / len(right["pick"]) < 0.7, "it judges at chance"
 
 
-def test_a_model_is_one_of_the_environments_or_a_path() -> None:
-    spec = get_env("scienceworld")
-    assert Path(spec.model_folder("embedded"), "config.json").is_file()
-    assert spec.model_folder("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
-    with pytest.raises(ConfigError, match="'embedded_thinking' for env 'scienceworld'"):
-        spec.model_folder("embedded_thinking")
-
-
 def test_what_is_not_there_is_told() -> None:
     with pytest.raises(ConfigError, match="mygame"):
         _ = load_recipe("alfworld/quickstart", ["env=mygame", "games.counts=null"]).model_path

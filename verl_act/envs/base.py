@@ -202,7 +202,7 @@ class EnvSpec:
     importer: type[TrajectoryImporter] = TrajectoryImporter
     """How published trajectories are imported; the default knows rows by their `task_id`."""
     dialect: Dialect | None = None
-    """How `make-embedded-model` makes a small policy."""
+    """How `verl-act dev embedded-model` makes a small policy."""
     models: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
     """Name -> folder of a small policy that comes with the environment; `embedded` is the usual name."""
     make_games: Callable[..., object] | None = None
@@ -222,18 +222,6 @@ class EnvSpec:
             raise ConfigError(f"EnvSpec: name is {self.name!r}; give {ENV_NAME}.")
         if not isinstance(self.make, CheckedMake):
             object.__setattr__(self, "make", CheckedMake(self.name, self.make))
-
-    def model_folder(self, model: str) -> str:
-        """The folder of `model` in `models`, or else `model` itself: a folder or a hub id.
-
-        Raises `ConfigError` for a name `embedded...` that `models` does not have.
-        """
-        if model.startswith("embedded") and model not in self.models:
-            raise ConfigError(
-                f"the package has no model {model!r} for env {self.name!r} (only {', '.join(self.models) or 'none'}). "
-                "Set model to a model folder or a hub id."
-            )
-        return os.fspath(self.models.get(model, model))
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for a setting that `make` does not take."""

@@ -42,7 +42,7 @@ several that serve the goal alike; None if no admissible action follows.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How `make-embedded-model` reads an environment.
+    """How `verl-act dev embedded-model` reads an environment.
 
     The matches of `names` that occur in enough prompts become single tokens, and so do `phrases`. `lower_case`: text is
     converted to lower case before tokenization, for environments that ignore case and mix it. `template_options` are
