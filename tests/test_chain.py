@@ -56,7 +56,9 @@ from verl_act.settings.base import INPUT
 from verl_act.settings.data import SftSettings
 from verl_act.settings.model import ModelSettings
 
-RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+RECIPE_NAMES = sorted(
+    str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.parent.name != "layers"
+)
 COMMAND: Any = typer.main.get_command(app)
 VARIANTS = [
     [],

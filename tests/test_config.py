@@ -42,7 +42,9 @@ from verl_act.run_folder import RunFolder
 
 CONFIG = Path(verl_act.__file__).parent / "config"
 GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))
-RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+RECIPE_NAMES = sorted(
+    str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.parent.name != "layers"
+)
 STAGES = ["critic", "action", "action_ppo"]
 ENVIRONMENTS = sorted(path.stem for path in (CONFIG / "act" / "env").glob("*.yaml"))
 SFT = "sft_trainer_engine"

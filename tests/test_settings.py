@@ -20,7 +20,9 @@ from verl_act.errors import ActError, ConfigError, DataError, OptionError
 from verl_act.run_folder import RunFolder
 
 COMMAND: Any = typer.main.get_command(app)
-RECIPE_NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+RECIPE_NAMES = sorted(
+    str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.parent.name != "layers"
+)
 
 WRONG = [
     ("games.counts={train: 3, valid_seen: 1, valid_unseen: 1, trian: 3}", "games.counts"),
@@ -200,6 +202,18 @@ def test_a_right_setting_passes(change: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_the_settings_of_every_recipe_pass(name: str, tmp_path: Path) -> None:
     assert check(name, tmp_path).startswith("of ")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPE_NAMES if name.endswith(("full", "quickstart"))])
+def test_the_paper_s_choices_go_over_any_recipe(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: [{name}, layers/paper]\n")
+    assert check(str(tmp_path / "mine.yaml"), tmp_path).startswith("of ")
+    ours, papers = load_recipe(name), load_recipe(str(tmp_path / "mine.yaml"))
+    assert (papers.alternatives.n, papers.pairs.max_alternatives_per_state) == (1, 1)
+    assert not papers.pairs.stand_ins and papers.pairs.keep_nonpositive_margin
+    assert papers.training["critic"].overrides["data"]["act"]["verb_balance"] == 1
+    assert papers.template_options == {**ours.template_options, "admissible_in_choice": False}
+    assert papers.evaluate == ours.evaluate
 
 
 def test_settings_of_several_stages_are_all_named(tmp_path: Path) -> None:
