@@ -19,7 +19,7 @@ from verl_act.data_prep.embedded.make_embedded_model import (
 )
 from verl_act.envs.dialect import Dialect, Thought
 from verl_act.envs.registry import get_env
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, OptionError
 from verl_act.manifest import read_manifest
 from verl_act.prompts import get_template
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
@@ -225,5 +225,5 @@ def test_answers_of_a_model_that_thinks_follow_from_their_thoughts() -> None:
 def test_what_is_not_there_is_told() -> None:
     with pytest.raises(ConfigError, match="mygame"):
         _ = load_recipe("alfworld/quickstart", ["env=mygame", "games.counts=null"]).model_path
-    with pytest.raises(ConfigError, match="storage is 'int8'; it must be one of float32, bfloat16"):
+    with pytest.raises(OptionError, match="--storage"):
         EmbeddedModelSettings(trajectories=[], storage="int8")
