@@ -64,7 +64,8 @@ def test_a_prompt_ends_with_one_finished_thought(name: str, chat_template: str, 
     assert (said.count("<think>"), said.count("</think>")) == (1, 1)
     assert "".join(said.split()) == "".join(start.split())
     assert (pair.alternative_action in said) == (rationale is Rationale.WRONG)
-    reply = f"{start}<action>look</action>"
+    reply = f"{start.removesuffix('<action>')}<action>look</action>"
+    assert start.endswith("<action>") == (rationale is Rationale.NONE)
     assert parse_action(reply).action == "look"
     assert has_thought(reply) == (rationale is Rationale.WRONG)
     assert engine.encode(messages) == engine.encode(messages, opening(template, Rationale.FREE, pair))
@@ -108,7 +109,8 @@ class Obeys:
     async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None, opening: str = "") -> list[str]:
         self.seeds.append(seed)
         action = "go to shelf 1" if "go to shelf 1" in opening else "take mug 0 from desk 1"
-        return [f"{opening or '<think>the mug is here</think>'}<action>{action}</action>"]
+        thought = opening.removesuffix("<action>") or "<think>the mug is here</think>"
+        return [f"{thought}<action>{action}</action>"]
 
     async def scored_reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[Reply]:
         raise AssertionError("an intervention needs no log-probability")

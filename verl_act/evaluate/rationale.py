@@ -24,11 +24,12 @@ class Rationale(StrEnum):
     FREE = "free"
     """The model's own."""
     NONE = "none"
-    """Nobody's: an empty thought opens the reply."""
+    """Nobody's: the reply begins with an empty thought and the answer's tag, so that no other thought can follow."""
     WRONG = "wrong"
     """One that argues for the alternative, as the template words it, opens the reply."""
 
 
+_ANSWER = "<action>"
 CHOICE, NEXT_ACTION = "choice", "next_action"
 
 
@@ -47,7 +48,7 @@ def opening(template: Template, rationale: Rationale, pair: Pair) -> str:
     if rationale is Rationale.FREE:
         return ""
     if rationale is Rationale.NONE:
-        return template.reply_opening("")
+        return template.reply_opening("") + _ANSWER
     return template.reply_opening(template.rationale(pair.alternative_action, pair.expert_action) or "")
 
 
