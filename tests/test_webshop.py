@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from verl_act.envs.webshop.search import _LENGTHS, SearchIndex, _length_bytes
 from verl_act.envs.webshop.session import Page, ShopState, clickables, follow, is_search
 from verl_act.envs.webshop.shopper import ShopperExpert
 from verl_act.envs.webshop.stemmer import stem
-from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.errors import ConfigError, DataError, EmptySplitError, EnvError
 from verl_act.manifest import read_manifest
 from verl_act.schema import ALTERNATIVES, TRAJECTORY, Alternatives, read_pairs, read_steps, write_rows
 from verl_act.settings.data import AuditSettings, CatalogueSettings, ExpertSettings, PairsSettings
@@ -329,6 +330,33 @@ def test_a_product_beyond_the_price_range_has_no_limit(tmp_path: Path) -> None:
     assert {(one.price_upper, "price" in one.instruction) for one in list_goals(load_catalogue(shop))} == {
         (NO_LIMIT, False)
     }
+
+
+def test_splits_by_product_share_no_product(shop: Path) -> None:
+    def products(split_by: str) -> list[set[str]]:
+        tasks = [list_tasks(split, split_by=split_by) for split in SPLITS]
+        assert sorted(int(task.task_id.split("-")[0]) for split in tasks for task in split) == list(range(4000))
+        assert [len(split) for split in tasks] == [2500, 1000, 500]
+        return [{task.task_id.partition("-")[2] for task in split} for split in tasks]
+
+    train, dev, test = products("product")
+    assert not (train & dev or train & test or dev & test)
+    train, dev, test = products("goal")
+    assert len(test & train) > 0.9 * len(test) and dev & train
+    environment = WebShopEnvironment(split_by="product")
+    by_goal = {task.task_id: task for task in list_tasks("test")}
+    for task in list_tasks("test", split_by="product"):
+        environment.reset(task)
+        assert task.task_id not in by_goal or by_goal[task.task_id] == task
+    (moved, *_) = (task for task in by_goal.values() if task not in list_tasks("test", split_by="product"))
+    with pytest.raises(EnvError, match="split_by"):
+        environment.reset(moved)
+    assert [task.task_id[2:] for task in list_tasks("test", shop, split_by="product")] == ["B00TEAPOT1"] * 3
+    with pytest.raises(EmptySplitError, match="only 1 products"):
+        list_tasks("train", shop, split_by="product")
+    for make in (WebShopEnvironment, partial(list_tasks, "train")):
+        with pytest.raises(ConfigError, match="split_by is 'asin'"):
+            make(split_by="asin")
 
 
 @pytest.mark.parametrize(

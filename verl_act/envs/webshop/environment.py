@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
-from verl_act.envs.webshop.goals import Goal, goal_of, list_goals
+from verl_act.envs.webshop.goals import SPLIT_BY, Goal, goal_of
 from verl_act.envs.webshop.instruction import likely_search
 from verl_act.envs.webshop.nouns import EMBEDDED, noun_tagger
 from verl_act.envs.webshop.pages import STYLES, page_parts
@@ -47,11 +47,12 @@ class WebShopEnvironment:
         goals: str = "human",
         observation: str = "text",
         nouns: str = EMBEDDED,
+        split_by: str = SPLIT_BY[0],
     ) -> None:
         """`data`: the folder with WebShop's files (default: the embedded catalogue); `max_steps`: the longest
         episode, in actions; `goals`: `human` or `synthetic` instructions; `observation`: WebShop's `text` or
         `text_rich`, or `brief`, which is `text` without the instruction; `nouns`: the noun tagger of the reward (see
-        `nouns`).
+        `nouns`); `split_by`: whether the splits divide goals, as WebShop's do, or products.
 
         The data are read at the first reset. Raises `ConfigError` for invalid settings.
         """
@@ -62,7 +63,10 @@ class WebShopEnvironment:
         self._nouns = noun_tagger(nouns)
         self._data = data
         self._max_steps = max_steps
+        if split_by not in SPLIT_BY:
+            raise ConfigError(f"split_by is {split_by!r}; it must be one of {', '.join(SPLIT_BY)}.")
         self._kind = goals
+        self._split_by = split_by
         self._style = STYLES[observation]
         self._catalogue: Catalogue | None = None
         self._goal: Goal | None = None
@@ -76,7 +80,7 @@ class WebShopEnvironment:
         self._goal = None  # if this fails, the old episode must not continue
         if self._catalogue is None:
             self._catalogue = load_catalogue(self._data)
-        self._goal = goal_of(task, list_goals(self._catalogue, self._kind))
+        self._goal = goal_of(task, self._catalogue, self._kind, self._split_by)
         self._planner = None
         self._now = WebShopSnapshot()
         return Observation(self._goal.instruction, self._page(), self._admissible())

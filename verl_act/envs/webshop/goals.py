@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "webshop"
 SPLITS = ("train", "dev", "test")
+SPLIT_BY = ("goal", "product")
+"""WebShop's splits share products: most test goals are for one that has train goals too. With `product` none do."""
 
 NO_LIMIT = 1_000_000.0
 """The price limit, in US dollars, of a product above WebShop's price range; its instruction names no limit."""
@@ -148,6 +150,37 @@ def split_bounds(split: str, goals: int) -> range:
     return bounds
 
 
+@lru_cache(maxsize=12)
+def split_goals(catalogue: Catalogue, kind: str, split: str, split_by: str = SPLIT_BY[0]) -> Sequence[int]:
+    """Return the indices of the goals of `split` among `list_goals`, in order.
+
+    By `product`, a split has all goals of its products and at least as many as WebShop's split, as long as there are
+    products left. Raises `ConfigError` for an unknown `split_by`, otherwise as `split_bounds`.
+    """
+    if split_by not in SPLIT_BY:
+        raise ConfigError(f"split_by is {split_by!r}; it must be one of {', '.join(SPLIT_BY)}.")
+    goals = list_goals(catalogue, kind)
+    bounds = split_bounds(split, len(goals))
+    if split_by == "goal":
+        return bounds
+    by_product: dict[int, list[int]] = {}
+    for index, goal in enumerate(goals):
+        by_product.setdefault(goal.row, []).append(index)
+    products = iter(by_product.values())
+    for name in ("test", "dev", "train"):
+        indices: list[int] = []
+        while len(indices) < len(split_bounds(name, len(goals))) and (own := next(products, None)):
+            indices += own
+        if name == split:
+            break
+    if not indices:
+        raise EmptySplitError(
+            f"The split {split!r} is empty: the catalogue has only {len(by_product)} products with goals. Use "
+            "split_by='goal'."
+        )
+    return tuple(sorted(indices))
+
+
 def _has_standard_splits(goals: int) -> bool:
     return goals > _TEST + _DEV
 
@@ -169,7 +202,11 @@ def _warn_of_small_splits(catalogue: Catalogue, kind: str) -> None:
 
 
 def list_tasks(
-    split: str, data: str | os.PathLike[str] | None = None, goals: str = "human", **_: Any
+    split: str,
+    data: str | os.PathLike[str] | None = None,
+    goals: str = "human",
+    split_by: str = SPLIT_BY[0],
+    **_: Any,
 ) -> tuple[Task, ...]:
     """Return one task per goal of `split`. Other settings of the environment are accepted and ignored.
 
@@ -183,7 +220,7 @@ def list_tasks(
     _warn_of_small_splits(catalogue, goals)
     return tuple(
         Task(NAME, split, f"{index}-{all_goals[index].asin}", all_goals[index].category)
-        for index in split_bounds(split, len(all_goals))
+        for index in split_goals(catalogue, goals, split, split_by)
     )
 
 
@@ -192,14 +229,21 @@ def prepare(data: str | os.PathLike[str] | None = None, goals: str = "human", **
     list_goals(load_catalogue(data), goals)
 
 
-def goal_of(task: Task, goals: tuple[Goal, ...]) -> Goal:
-    """Return the goal of `task`. Raises `EnvError` if it is not a task of these goals."""
+def goal_of(task: Task, catalogue: Catalogue, kind: str, split_by: str) -> Goal:
+    """Return the goal of `task`. Raises `EnvError` if it is not a task of these goals and splits."""
+    goals = list_goals(catalogue, kind)
     index, _, asin = task.task_id.partition("-")
     if task.env != NAME or task.split not in SPLITS or not (index.isascii() and index.isdigit() and len(index) < 10):
         raise EnvError(f"{task}: not a WebShop task. Ids are like '17-B0FVH4CJRR', splits {', '.join(SPLITS)}.")
-    if int(index) not in split_bounds(task.split, len(goals)) or goals[int(index)].asin != asin:
+    if int(index) not in _members(catalogue, kind, task.split, split_by) or goals[int(index)].asin != asin:
         raise EnvError(
             f"{task}: this catalogue has another goal at this index, or none in {task.split}. Play it with the "
-            "settings (`data`, `goals`) that it was listed with."
+            "settings (`data`, `goals`, `split_by`) that it was listed with."
         )
     return goals[int(index)]
+
+
+@lru_cache(maxsize=12)
+def _members(catalogue: Catalogue, kind: str, split: str, split_by: str) -> Container[int]:
+    indices = split_goals(catalogue, kind, split, split_by)
+    return indices if isinstance(indices, range) else frozenset(indices)
