@@ -7,7 +7,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate.reasoning import is_right, read_questions
+from verl_act.preflight import ModelShape, Problem, check_training, local_devices, model_shape
+from verl_act.preflight.conversation import conversation_problems, date_problems
 from verl_act.prompts import get_template
 from verl_act.prompts.rendering import require_prompts, require_usable
 from verl_act.run_folder import RunFolder
@@ -65,6 +68,7 @@ def _checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator
     for name, method in recipe.methods.items():
         if (prompted := with_method_prompt(recipe, method)) != recipe:
             yield f"prompt of {name}", partial(_prompt, prompted)
+    yield "conversation", lambda: _conversation(recipe)
     planned = plan(recipe, folder, seeds)
     yield "settings", lambda: check_settings(recipe, planned)
     yield "data", lambda: _data(recipe)
@@ -75,6 +79,7 @@ def _checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator
     for stage in plan(recipe, folder, seeds[:1]):
         if isinstance(stage, TrainingStage):
             yield f"{stage.name} configuration", partial(compose, stage)
+            yield f"{stage.name} preflight", partial(_preflight, recipe, stage)
             if recipe.device is None and "RAY_ADDRESS" not in os.environ:
                 yield f"{stage.name} accelerators", partial(_accelerators, stage)
 
@@ -114,7 +119,7 @@ def _device(recipe: Recipe) -> str:
     if recipe.device == "cpu" and platform != "cpu":
         raise ConfigError(
             f"the recipe is for a CPU, but verl chose platform {platform!r} here. Run with device=null and settings "
-            "for your accelerator, or set VERL_PLATFORM=cpu."
+            "for your accelerator, or in the CPU environment (make setup)."
         )
     if recipe.device != "cpu" and platform == "cpu":
         raise ConfigError(
@@ -142,6 +147,55 @@ def _prompt(recipe: Recipe) -> str:
     require_usable(tokenizer, options)
     require_prompts(tokenizer, template, options, one_sequence=recipe.evaluate.mode == Mode.CONCAT)
     return type(template).__name__
+
+
+def _conversation(recipe: Recipe) -> str:
+    """Check that verl can turn the model's conversations into tokens."""
+    from verl.utils.tokenizer import hf_processor
+
+    shape = _shape(recipe)
+    if shape is None:
+        return _Warning(f"not checked, because config.json of {recipe.model_path} cannot be read here")
+    tokenizer, trust = _tokenizer(recipe), bool(recipe.engine_options.get("trust_remote_code", False))
+    options = recipe.engine_options.get("chat_template_kwargs")
+    problems = conversation_problems(
+        tokenizer,
+        shape.model_type,
+        get_template(recipe.template, **recipe.template_options),
+        options,
+        one_sequence=recipe.evaluate.mode == Mode.CONCAT,
+        processor=hf_processor(recipe.model_path, trust_remote_code=trust),
+    )
+    return _verdict([*problems, *date_problems(tokenizer, options)], f"verl's token builder for {shape.model_type}")
+
+
+def _preflight(recipe: Recipe, stage: TrainingStage) -> str:
+    """Check memory, lengths and packages of a training stage; on a cluster, memory only where it begins."""
+    devices, shape = local_devices(), _shape(recipe)
+    if "RAY_ADDRESS" in os.environ:
+        devices = replace(devices, count=0)
+    counted = shape is not None and devices.kind != "cpu" and devices.count
+    problems = check_training(_composed(stage), shape, devices)
+    return _verdict(problems, f"lengths and packages{', memory of devices' if counted else ''}")
+
+
+def _verdict(problems: Sequence[Problem], passed: str) -> str:
+    """A warning of what is not fatal. Raises `ConfigError` if something is."""
+    text = " ".join(map(str, problems))
+    if any(problem.fatal for problem in problems):
+        raise ConfigError(text)
+    return _Warning(text) if problems else passed
+
+
+def _shape(recipe: Recipe) -> ModelShape | None:
+    """The sizes of the initial policy; None if its configuration cannot be read here."""
+    try:
+        return _read_shape(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
+    except ConfigError:
+        return None
+
+
+_read_shape = cache(model_shape)
 
 
 def _data(recipe: Recipe) -> str:

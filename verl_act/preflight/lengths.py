@@ -68,8 +68,9 @@ def _context_problems(config: Any, longest: int, names: str, model: ModelShape |
         problems.append(
             Problem(
                 f"samples may have {max(context or 0, longest)} tokens ({key}, {names}), and the model's context has "
-                f"{limit} (max_position_embeddings).",
+                f"{limit} (max_position_embeddings): verl refuses the first, and cuts samples of the others.",
                 "Lower the lengths, or choose a model with a longer context.",
+                fatal=(context or 0) > limit,
             )
         )
     return problems

@@ -23,7 +23,7 @@ def refuse_another_device(
     device = get_platform().device_name
     if requested == "cpu" and device != "cpu":
         raise ConfigError(
-            f"trainer.device=cpu, but verl has found a platform of device {device!r} and would train on that. Set "
-            "VERL_PLATFORM=cpu in the environment, or leave out +act/device=cpu."
+            f"trainer.device=cpu, but verl has found a platform of device {device!r} and would train on that. Leave "
+            "out +act/device=cpu, or use the CPU environment (make setup), whose torch and vLLM are built for it."
         )
     wrapped(*args, **kwargs)
