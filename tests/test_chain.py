@@ -262,7 +262,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of a model folder that the check reads: a configuration, a tokenizer with a chat template, weights' size."""
     folder = tmp_path_factory.mktemp("policy")
     make_tokenizer(["go"]).save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "model.safetensors").write_text("of a size that is known")
     return folder
 

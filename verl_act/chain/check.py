@@ -78,8 +78,7 @@ def _checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator
     # The stages of one seed are enough: those of the others differ in the seed alone.
     for stage in plan(recipe, folder, seeds[:1]):
         if isinstance(stage, TrainingStage):
-            yield f"{stage.name} configuration", partial(compose, stage)
-            yield f"{stage.name} preflight", partial(_preflight, recipe, stage)
+            yield f"{stage.name} configuration", partial(_configuration, recipe, stage)
             if recipe.device is None and "RAY_ADDRESS" not in os.environ:
                 yield f"{stage.name} accelerators", partial(_accelerators, stage)
 
@@ -169,14 +168,15 @@ def _conversation(recipe: Recipe) -> str:
     return _verdict([*problems, *date_problems(tokenizer, options)], f"verl's token builder for {shape.model_type}")
 
 
-def _preflight(recipe: Recipe, stage: TrainingStage) -> str:
-    """Check memory, lengths and packages of a training stage; on a cluster, memory only where it begins."""
+def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
+    """Check the configuration of a training stage; then memory, lengths and packages. A cluster's memory is unknown."""
+    composed = compose(stage)
     devices, shape = local_devices(), _shape(recipe)
     if "RAY_ADDRESS" in os.environ:
         devices = replace(devices, count=0)
     counted = shape is not None and devices.kind != "cpu" and devices.count
     problems = check_training(_composed(stage), shape, devices)
-    return _verdict(problems, f"lengths and packages{', memory of devices' if counted else ''}")
+    return _verdict(problems, f"{composed}; lengths and packages{', memory of devices' if counted else ''} fit")
 
 
 def _verdict(problems: Sequence[Problem], passed: str) -> str:
@@ -298,7 +298,7 @@ def _composed(stage: TrainingStage) -> Any:
             return compose(CONFIG_NAMES[stage.trainer], overrides=stage.hydra_overrides())
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.name}.overrides."
+            f"{str(error).strip().splitlines()[0]} Correct the recipe's training.{stage.name}.overrides."
         ) from error
 
 
@@ -312,4 +312,6 @@ def _validate(config: Any, stage: str) -> None:
             # Without the value model's checks: they read a model that an earlier stage has yet to write.
             validate_config(config, need_reference_policy(config), use_critic=False)
     except (AssertionError, ValueError) as error:
-        raise ConfigError(f"verl refuses the configuration: {error} Correct the recipe's {stage}.overrides.") from error
+        raise ConfigError(
+            f"verl refuses the configuration: {error} Correct the recipe's training.{stage}.overrides."
+        ) from error
