@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.run import check_settings, evaluate
 from verl_act.evaluate.suites import data_digest, get_suite, incomparable, suites, task_list_digest, with_suite
+from verl_act.evaluate.table import compare
 from verl_act.report.read import read_runs
 from verl_act.schema import PAIR, write_rows
 from verl_act.settings.data import GamesSettings
-from verl_act.settings.evaluation import EvaluationSettings
+from verl_act.settings.evaluation import CompareSettings, EvaluationSettings
 
 WITHOUT_DOWNLOAD = ("webshop-embedded", "scienceworld-dev", "scienceworld-test")
 
@@ -190,6 +192,21 @@ def test_results_say_why_they_do_not_compare(result: dict[str, Any]) -> None:
         assert len(incomparable(result, other)) == len(incomparable(other, result)) == 1, key
     assert len(incomparable(result, {**result, "episode_errors": 2})) == 1
     assert len(incomparable(result, {"name": "old"})) == 1
+
+
+def test_a_comparison_names_what_differs(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for name, turns in (("one", 50), ("same", 50), ("short", 20)):
+        folders.append(tmp_path / name)
+        shutil.copytree(tmp_path / "out", folders[-1])
+        protocol = {**result["protocol"], "max_turns": turns}
+        (folders[-1] / "metrics.json").write_text(json.dumps({**result, "name": name, "protocol": protocol}))
+    compare(CompareSettings(evaluations=folders), tmp_path / "comparison")
+    note = "Not like one: short has different limits of turns: 50 and 20"
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not like")] == [note]
+    assert note in (tmp_path / "comparison" / "comparison.md").read_text()
 
 
 def test_a_result_can_be_cited_in_one_line(result: dict[str, Any]) -> None:

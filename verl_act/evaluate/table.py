@@ -18,6 +18,7 @@ from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.records import read_metrics_file
 from verl_act.evaluate.statistics import Against, Estimate, ItemOutcome, against
+from verl_act.evaluate.suites import incomparable
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
 from verl_act.settings.evaluation import CompareSettings
@@ -47,7 +48,8 @@ class Headline(NamedTuple):
 
 
 def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -> None:
-    """Print the rows that matter; with `out`, also write all metrics to comparison.md and comparison.json there.
+    """Print the rows that matter, and why evaluations do not compare with the first one (`suites.incomparable`); with
+    `out`, also write this and all metrics to comparison.md and comparison.json there.
 
     Raises `DataError` if a folder is no evaluation or a file in it is damaged.
     """
@@ -56,10 +58,17 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
     names = [metrics["name"] for metrics in all_metrics]
     items = [read_metrics(folder) for folder in folders]
     print(text_table(names, headlines([[each] for each in items])), end="")
+    notes = [
+        f"Not like {one_line(names[0])}: {one_line(name)} has {one_line(reason)}"
+        for name, metrics in zip(names[1:], all_metrics[1:], strict=True)
+        for reason in incomparable(all_metrics[0], metrics)
+    ]
+    print("".join(f"{note}\n" for note in notes), end="")
     if out is not None:
         file = Path(out) / "comparison.json"
         with reserved_file(file):
-            replace_file(file.with_suffix(".md"), markdown(names, items))
+            text = markdown(names, items) + "".join(f"\n{markdown_text(note)}\n" for note in notes)
+            replace_file(file.with_suffix(".md"), text)
             replace_file(file, json.dumps(all_metrics, indent=2) + "\n")
 
 
