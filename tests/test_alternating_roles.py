@@ -16,12 +16,13 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
-from verl_act.data_prep.sft.make_sft import FILE_NAME, make_sft
+from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.errors import ConfigError
 from verl_act.prompts import Message, get_template
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.rendering import require_prompts
 from verl_act.rollout.sequence import GrowingSequence
+from verl_act.run_folder import SFT_ROWS as FILE_NAME
 from verl_act.schema import REFLECTION, TRAJECTORY, Context, write_rows
 from verl_act.settings.data import SftSettings
 from verl_act.upstream_gaps.alternating_roles import close_gap, system_prompt_and_generation
@@ -48,6 +49,7 @@ def sft_file(folder: Path, tokenizer: Any) -> Path:
         SftSettings(
             trajectories=[folder / "steps.parquet"],
             model=str(folder / "model"),
+            kind="reflection",
             reflections=[folder / "reflections.parquet"],
         ),
         folder / "sft",

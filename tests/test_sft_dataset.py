@@ -14,8 +14,9 @@ from trl.chat_template_utils import qwen3_chat_template
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
-from verl_act.data_prep.sft.make_sft import FILE_NAME, make_sft
+from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.errors import DataError
+from verl_act.run_folder import SFT_ROWS as FILE_NAME
 from verl_act.schema import TRAJECTORY, write_rows
 from verl_act.settings.data import SftSettings
 

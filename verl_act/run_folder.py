@@ -26,6 +26,7 @@ PAIRS = "pairs.parquet"
 TASKS = "tasks.parquet"
 REFLECTIONS = "reflections.parquet"
 SFT_ROWS = "sft.parquet"
+DPO_ROWS = "dpo.parquet"
 METHODS = "methods.json"
 TRAINING_METRICS = "metrics.jsonl"
 TRAINING_LOG = "log.txt"
@@ -154,7 +155,7 @@ class RunFolder:
         return self._seed_folder / f"rows-{data}"
 
     def sft_rows_file(self, data: str) -> Path:
-        return self.sft_rows(data) / SFT_ROWS
+        return self.sft_rows(data) / (DPO_ROWS if data == "dpo" else SFT_ROWS)
 
     def training(self, stages: Sequence[str]) -> TrainingFolder:
         """The model trained by `stages`, in order; in a run of one seed, each stage has one folder."""

@@ -27,11 +27,11 @@ from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action
 from verl_act.ray_session import ray_session
+from verl_act.run_folder import ALTERNATIVES as ALTERNATIVES_FILE
 from verl_act.sampling import sampling_key
 from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
 from verl_act.settings.data import AlternativesSettings
 
-FILE_NAME = "alternatives.parquet"
 SHARD_STATES = 256
 
 SHARDS_IN_FLIGHT = 4
@@ -82,7 +82,7 @@ def sample_alternatives(settings: AlternativesSettings, out: str | PathLike[str]
             _in_this_process(missing, settings, keep)
     rows = [row for index in range(len(shards)) for row in _read(shards_folder, index)]
     with atomic_folder(out) as folder:
-        write_rows(folder / FILE_NAME, rows, ALTERNATIVES)
+        write_rows(folder / ALTERNATIVES_FILE, rows, ALTERNATIVES)
         replies = [reply for row in rows for reply in row["replies"]]
         counts = {
             "states": len(rows),

@@ -30,12 +30,12 @@ from verl_act.journal import Journal, SavedResults, hash_of, journal, key_of
 from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.run_folder import TRAJECTORIES
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 from verl_act.settings.data import ExpertSettings
 
 logger = logging.getLogger(__name__)
 
-TRAJECTORIES = "trajectories.parquet"
 DROPPED = "dropped.jsonl"
 _NOT_WON, _REPLAY_DIFFERS = "not won", "replay differs"
 

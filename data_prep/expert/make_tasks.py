@@ -10,10 +10,9 @@ from verl_act.envs.base import EnvSpec
 from verl_act.envs.settings import check_env
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.run_folder import TASKS as TASKS_FILE
 from verl_act.schema import TASK, write_rows
 from verl_act.settings.data import TasksSettings
-
-FILE_NAME = "tasks.parquet"
 
 
 @writes_folder("make_tasks")
@@ -31,7 +30,7 @@ def make_tasks(settings: TasksSettings, out: str | PathLike[str]) -> Manifest:
         "make_tasks", settings=settings.recorded(), counts={"tasks": len(rows)}, seed=settings.seed
     )
     with atomic_folder(out) as folder:
-        write_rows(folder / FILE_NAME, rows, TASK)
+        write_rows(folder / TASKS_FILE, rows, TASK)
         write_manifest(folder, manifest)
     return manifest
 

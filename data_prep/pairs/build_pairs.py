@@ -22,13 +22,12 @@ from verl_act.errors import DataError
 from verl_act.journal import journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.run_folder import PAIRS as PAIRS_FILE
 from verl_act.sampling import sampling_key
 from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
 from verl_act.settings.data import PairsSettings
 
 logger = logging.getLogger(__name__)
-
-FILE_NAME = "pairs.parquet"
 
 
 @writes_folder("build_pairs")
@@ -69,9 +68,9 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
         seconds = round(time.monotonic() - started, 1)
         manifest = replace(manifest, counts=dict(sorted(counts.items())), seconds=seconds)
         with atomic_folder(out) as folder:
-            write_rows(folder / FILE_NAME, [pair.to_row() for pair in pairs], PAIR)
+            write_rows(folder / PAIRS_FILE, [pair.to_row() for pair in pairs], PAIR)
             write_manifest(folder, manifest)
-        logger.info("%s: %d pairs. Dropped: %s.", Path(out) / FILE_NAME, len(pairs), _dropped(counts, settings))
+        logger.info("%s: %d pairs. Dropped: %s.", Path(out) / PAIRS_FILE, len(pairs), _dropped(counts, settings))
         return manifest
 
 

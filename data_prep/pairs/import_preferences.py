@@ -25,13 +25,13 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parquet_file import read_parquet
 from verl_act.parse import normalise
+from verl_act.run_folder import PAIRS as PAIRS_FILE
 from verl_act.schema import ENV_NAME, PAIR, Context, Pair, is_env_name, pair_id, write_rows
 from verl_act.settings.data import PreferencesSettings
 from verl_act.text_files import read_rows, text_suffix
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "pairs.parquet"
 REJECTED = "rejected.jsonl"
 SOURCES = "sources.jsonl"
 SOURCE = "preference"
@@ -79,11 +79,11 @@ def import_preferences(settings: PreferencesSettings, out: str | PathLike[str]) 
         },
     )
     with atomic_folder(out) as folder:
-        write_rows(folder / FILE_NAME, [pair.to_row() for pair, _ in pairs.values()], PAIR)
+        write_rows(folder / PAIRS_FILE, [pair.to_row() for pair, _ in pairs.values()], PAIR)
         _write_lines(folder / SOURCES, ({"pair_id": name, **row.source()} for name, (_, row) in pairs.items()))
         _write_lines(folder / REJECTED, rejected)
         write_manifest(folder, manifest)
-    logger.info("%s: %d pairs, %d rows rejected.", Path(out) / FILE_NAME, len(pairs), len(rejected))
+    logger.info("%s: %d pairs, %d rows rejected.", Path(out) / PAIRS_FILE, len(pairs), len(rejected))
     return manifest
 
 

@@ -36,12 +36,12 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parse import Malformed, normalise, parse_action
 from verl_act.prompts import Template
+from verl_act.run_folder import REFLECTIONS as REFLECTIONS_FILE
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
 from verl_act.settings.data import ReflectSettings
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "reflections.parquet"
 _TAGS = re.compile(r"</?(?:think|action)>")
 _ACTION = re.compile(r"<action>.*?</action>", re.DOTALL)
 
@@ -100,7 +100,7 @@ def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
             rows = list(_rows(executed, replies, settings.model, prompts.reflections_conclude, counts))
             _check_usable(rows, counts, settings.model)
             with atomic_folder(out) as folder:
-                write_rows(folder / FILE_NAME, rows, REFLECTION)
+                write_rows(folder / REFLECTIONS_FILE, rows, REFLECTION)
                 manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
                 write_manifest(folder, manifest)
     return manifest

@@ -20,6 +20,7 @@ from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingStage
 from verl_act.config.settings import Mode
 from verl_act.doctor.installed import requirements, tested_versions
+from verl_act.dpo import DpoSettings
 from verl_act.engine import load_tokenizer
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, OptionError
@@ -278,6 +279,9 @@ def compose(stage: TrainingStage) -> str:
     """Compose and validate the verl configuration of a training stage, without running it."""
     from verl_act.config.settings import ActSettings
 
+    if stage.trainer == "dpo":
+        DpoSettings.parse(stage.hydra_overrides({"trainer.default_local_dir": "checkpoints"}))
+        return f"{len(stage.overrides)} overrides"
     config = _composed(stage)
     ActSettings.from_config(config.data)
     if stage.trainer == "ppo":

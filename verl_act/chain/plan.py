@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.chain.hydra_overrides import flat
-from verl_act.chain.recipe import SFT_DATA, MethodRecipe, Recipe, TrainingRecipe, parse_stage
-from verl_act.chain.stages import CommandStage, Stage, TrainingStage
+from verl_act.chain.recipe import ROWS_DATA, SFT_DATA, MethodRecipe, Recipe, TrainingRecipe, parse_stage
+from verl_act.chain.stages import CommandStage, Stage, Trainer, TrainingStage
 from verl_act.data_prep.expert.collect_expert import input_folders
 from verl_act.errors import ConfigError
 from verl_act.evaluate.files import FILES
 from verl_act.run_folder import RunFolder
 from verl_act.settings.base import Settings
 from verl_act.settings.data import (
+    SFT_INPUTS,
     AlternativesSettings,
     AuditSettings,
     ExpertSettings,
@@ -171,24 +172,31 @@ def _reflections_stage(recipe: Recipe, folder: RunFolder) -> CommandStage:
 
 
 def rows_stages(recipe: Recipe, folder: RunFolder, sequences: Sequence[Sequence[str]]) -> list[CommandStage]:
-    """The rows of the SFT stages, shuffled with the recipe's seed."""
+    """The rows of stages that train on such, shuffled with the recipe's seed."""
     used = [recipe.training[parse_stage(stage)[0]].data for stages in sequences for stage in stages]
-    return [_rows_stage(recipe, folder, data) for data in SFT_DATA if data in used]
+    return [_rows_stage(recipe, folder, data) for data in ROWS_DATA if data in used]
 
 
-def _rows_stage(recipe: Recipe, folder: RunFolder, data: str) -> CommandStage:
-    rows = SftSettings(
+def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
+    files = {
+        "trajectories": folder.trajectories(recipe.train_split),
+        "pairs": folder.pairs_file(recipe.train_split),
+        "alternatives": folder.alternatives_file,
+        "reflections": folder.reflections_file,
+    }
+    options: dict[str, Any] = {name: [files[name]] for name in SFT_INPUTS[kind]}
+    options |= {
         **_prompt(recipe),
-        model=recipe.model_path,
-        trajectories=[folder.trajectories(recipe.train_split)],
-        reflections=[folder.reflections_file] if data == "reflection" else [],
-        max_length=recipe.max_model_len,
-        trust_remote_code=recipe.engine_options.get("trust_remote_code", False),
-        chat_template_kwargs=recipe.chat_template_kwargs,
-    )
-    name = _seeded(folder, f"rows {data}")
+        "kind": kind,
+        "model": recipe.model_path,
+        "max_length": recipe.max_model_len,
+        "trust_remote_code": recipe.engine_options.get("trust_remote_code", False),
+        "chat_template_kwargs": recipe.chat_template_kwargs,
+    }
+    rows = SftSettings(**options)
+    name = _seeded(folder, f"rows {kind}")
     model = model_input(recipe, recipe.model_path)
-    return _command(name, "data sft", rows, folder.sft_rows(data), model, max_length="max_model_len")
+    return _command(name, "data sft", rows, folder.sft_rows(kind), model, max_length="max_model_len")
 
 
 def training_stages(recipe: Recipe, folder: RunFolder, sequences: Iterable[Sequence[str]]) -> list[TrainingStage]:
@@ -220,35 +228,38 @@ def _training_stage(recipe: Recipe, folder: RunFolder, stages: Sequence[str], mo
             f"training.{title}.config has {groups[0]!r}, which would change the prompts of training alone. Set the "
             "recipe's template_options, which all stages share."
         )
-    is_sft = training.data in SFT_DATA
-    if is_sft and (overrides.get("trainer.nnodes") or 1) > 1:
+    trainer: Trainer = "sft" if training.data in SFT_DATA else "dpo" if training.data == "dpo" else "ppo"
+    if trainer != "ppo" and (overrides.get("trainer.nnodes") or 1) > 1:
         raise ConfigError(
-            f"training.{title}.overrides has trainer.nnodes above 1, but verl's SFT trainer is run on one machine "
+            f"training.{title}.overrides has trainer.nnodes above 1, but this trainer is run on one machine "
             "here. Start torchrun on each node yourself, as verl's documentation says."
         )
     train, valid = _training_files(recipe, folder, training)
-    if is_sft:
-        settings = _sft_overrides(recipe, train, model)
-    else:
+    if trainer == "ppo":
         settings = _rl_overrides(recipe, folder, training, train, valid, model)
-    device = [f"act/device={recipe.device}{'_sft' if is_sft else ''}"] if recipe.device else []
+    else:
+        settings = _rows_overrides(recipe, trainer, train, model)
+    device = {"ppo": [f"act/device={recipe.device}"], "sft": [f"act/device={recipe.device}_sft"], "dpo": []}
     trained = folder.training(stages)
     return TrainingStage(
         name=_seeded(folder, trained.path.name),
-        trainer="sft" if is_sft else "ppo",
-        config=[*training.config, *device],
+        trainer=trainer,
+        config=[*training.config, *(device[trainer] if recipe.device else [])],
         overrides={**settings, **overrides},
         folder=trained,
         inputs=[*train, *valid, *model_input(recipe, model)],
     )
 
 
-def _sft_overrides(recipe: Recipe, train: Sequence[Path], model: str) -> dict[str, Any]:
-    return {
+def _rows_overrides(recipe: Recipe, trainer: Trainer, train: Sequence[Path], model: str) -> dict[str, Any]:
+    overrides = {
         "data.train_files": list(map(str, train)),
         "data.max_length": recipe.max_model_len,
         "model.path": model,
     }
+    if trainer == "dpo":
+        overrides |= {"data.seed": recipe.seed, "checkpoint.save_contents": ["hf_model"]}
+    return overrides
 
 
 def _rl_overrides(
@@ -285,7 +296,7 @@ def _rl_overrides(
 
 def _training_files(recipe: Recipe, folder: RunFolder, training: TrainingRecipe) -> tuple[list[Path], list[Path]]:
     """The files of training and of validation."""
-    if training.data in SFT_DATA:
+    if training.data in ROWS_DATA:
         return [folder.sft_rows_file(training.data)], []
     if training.data == "episodes":
         return [folder.tasks_file(_TRAIN)], [folder.tasks_file(_EVAL)]

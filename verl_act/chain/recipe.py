@@ -37,8 +37,10 @@ from verl_act.settings.model import EngineOptions, ModelSettings, TemplateSettin
 from verl_act.text_files import read_text
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-SFT_DATA = ("il", "reflection")
+SFT_DATA = ("il", "reflection", "choice", "rejection")
 """`TrainingRecipe.data` of stages that verl's SFT trainer runs."""
+ROWS_DATA = (*SFT_DATA, "dpo")
+"""`TrainingRecipe.data` of stages that train on rows of `data sft`."""
 
 
 def embedded_models() -> dict[str, Path]:
@@ -62,13 +64,13 @@ class ExpertRecipe(Settings):
 class TrainingRecipe(Settings):
     """One training stage on verl."""
 
-    data: Literal["pairs", "steps", "episodes", "il", "reflection"] = "pairs"
+    data: Literal["pairs", "steps", "episodes", "il", "reflection", "choice", "rejection", "dpo"] = "pairs"
     """What the stage trains on. By RL: `pairs` (the critic stage), `steps` (expert states) or `episodes` (live tasks).
-    By SFT: `il` (the expert's actions) or `reflection` (with the model's reflections)."""
+    By SFT, on rows of that kind of `data sft`: `il`, `reflection`, `choice` or `rejection`. By TRL: `dpo`."""
     config: list[str] = []
     """Hydra groups of this package."""
     overrides: dict[str, Any] = {}
-    """Any keys of verl, dotted (`data.train_batch_size`) or nested."""
+    """Any keys of verl, dotted (`data.train_batch_size`) or nested; for `dpo`, those of `verl_act.dpo.DpoSettings`."""
 
 
 class EvaluateRecipe(EvaluationOptions):

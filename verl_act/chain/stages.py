@@ -14,8 +14,12 @@ from verl_act.commands import COMMANDS, Command
 from verl_act.run_folder import TrainingFolder
 from verl_act.settings.base import Settings
 
-Trainer = Literal["ppo", "sft"]
-_MODULES: Mapping[Trainer, str] = {"ppo": "verl.trainer.main_ppo", "sft": "verl.trainer.sft_trainer"}
+Trainer = Literal["ppo", "sft", "dpo"]
+_MODULES: Mapping[Trainer, str] = {
+    "ppo": "verl.trainer.main_ppo",
+    "sft": "verl.trainer.sft_trainer",
+    "dpo": "verl_act.dpo",
+}
 CONFIG_NAMES: Mapping[Trainer, str] = {"ppo": "ppo_trainer", "sft": "sft_trainer_engine"}
 """The configurations of verl that the trainers start from."""
 
@@ -62,7 +66,7 @@ class CommandStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStage:
-    """A run of verl, which writes a model to `folder.model` and resumes from its checkpoints."""
+    """A run of verl, or of TRL for `dpo`, which writes a model to `folder.model` and resumes from its checkpoints."""
 
     name: str
     trainer: Trainer
@@ -100,7 +104,7 @@ class TrainingStage:
 
     def argv(self, further: Mapping[str, Any] | None = None) -> list[str]:
         launcher = [sys.executable, "-m"]
-        if self.trainer == "sft":  # one process per device
+        if self.trainer != "ppo":  # one process per device
             processes = self.override("trainer.n_gpus_per_node") or 1
             launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
         return [*launcher, _MODULES[self.trainer], *self.hydra_overrides(further)]

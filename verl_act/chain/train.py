@@ -113,8 +113,9 @@ def _run(stage: TrainingStage) -> None:
     further: dict[str, Any] = {
         "trainer.logger": _loggers(stage),
         "trainer.default_local_dir": str(folder.checkpoints),
-        "hydra.run.dir": str(folder.work / "hydra"),
     }
+    if stage.trainer != "dpo":
+        further["hydra.run.dir"] = str(folder.work / "hydra")
     if stage.trainer == "ppo":  # workers of an existing Ray cluster do not inherit the environment
         further["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"] = str(metrics)
     status = _watch(stage, stage.argv(further), environment, log)

@@ -205,18 +205,45 @@ class ReflectSettings(ReflectOptions, ModelSettings, TemplateSettings, EnvSettin
 
 
 class SftSettings(TemplateSettings, SeedSettings):
-    trajectories: Files
-    """Files of expert trajectories; may be given several times."""
+    kind: Literal["il", "reflection", "choice", "rejection", "dpo"] = "il"
+    """What the rows teach. `il`: the expert's actions; `reflection`: these, and again with a reflection before them;
+    `choice`: the better action of a pair; `rejection`: sampled replies that have the expert's action; `dpo`: to prefer
+    the expert's action, for TRL's `DPOTrainer`."""
+    trajectories: Files = []
+    """Files of expert trajectories; may be given several times. For `il`, `reflection` and `rejection`."""
+    pairs: Files = []
+    """Pairs; may be given several times. For `choice` and `dpo`."""
+    alternatives: Files = []
+    """Files of `data alternatives`; may be given several times. For `rejection`."""
+    reflections: Files = []
+    """Files of `data reflect`; may be given several times. For `reflection`."""
     model: Text
     """Model folder or hub id, whose tokenizer counts the tokens."""
-    reflections: Files = []
-    """Files of `data reflect`, for self-reflection; may be given several times."""
     max_length: Positive | None = None
     """Most tokens of a row; longer rows are left out. Default: no limit."""
     trust_remote_code: Annotated[bool, RUNTIME] = False
     """Run code that comes with the model's tokenizer."""
     chat_template_kwargs: dict[str, Any] = {}
     """The trainer's `data.apply_chat_template_kwargs`, to count tokens as it does."""
+
+    def check(self) -> None:
+        needed = SFT_INPUTS[self.kind]
+        for name, files in self.values(INPUT).items():
+            if bool(files) != (name in needed):
+                raise OptionError(
+                    name,
+                    f"is {'missing' if not files else 'given'}, but rows of kind {self.kind} need {', '.join(needed)}.",
+                )
+
+
+SFT_INPUTS = {
+    "il": ("trajectories",),
+    "reflection": ("trajectories", "reflections"),
+    "choice": ("pairs",),
+    "rejection": ("trajectories", "alternatives"),
+    "dpo": ("pairs",),
+}
+"""Kind of rows -> the files that they are made from."""
 
 
 class EmbeddedModelSettings(SeedSettings):
