@@ -62,6 +62,7 @@ def trainer(
         overrides=overrides or {},
         folder=TrainingFolder(folder),
         inputs=inputs,
+        key="training.critic",
         code=code,
         arguments=arguments,
     )

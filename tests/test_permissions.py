@@ -108,8 +108,7 @@ def test_other_locales_and_odd_paths(tmp_path: Path) -> None:
     refused(wrong, "trajectories.parquet")
     (folder / "räder.yaml").write_text("base: alfworld/quickstart\nmodel: größe\nworkers: -1\n", encoding="utf-8")
     checked = run("run", folder / "räder.yaml", "--out", folder / "out", "--check", **ascii_only)
-    refused(checked, "settings")
-    assert b"workers is -1" in checked.stdout
+    refused(checked, "workers")
 
 
 def text_without_encoding(file: Path) -> Iterator[str]:

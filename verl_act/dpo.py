@@ -97,6 +97,8 @@ def train(settings: DpoSettings) -> None:
 
     A run that was stopped resumes from TRL's last checkpoint. Raises `ConfigError` if TRL is not installed.
     """
+    import verl_act.upstream_gaps.trl_optional_packages  # noqa: F401
+
     try:
         from trl import DPOConfig, DPOTrainer
     except ModuleNotFoundError as error:
@@ -143,6 +145,7 @@ def train(settings: DpoSettings) -> None:
     )
     options = {"trust_remote_code": settings.model.trust_remote_code, "dtype": torch.float32}
     model = AutoModelForCausalLM.from_pretrained(settings.model.path, **options)
+    model.warnings_issued = {}  # TRL writes to it; transformers 5 has it no more
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[MetricsFile()]
     )

@@ -285,7 +285,7 @@ def compose(stage: TrainingStage) -> str:
     config = _composed(stage)
     ActSettings.from_config(config.data)
     if stage.trainer == "ppo":
-        _validate(config, stage.name)
+        _validate(config, stage.key)
     return f"{len(stage.overrides)} overrides"
 
 
@@ -302,11 +302,11 @@ def _composed(stage: TrainingStage) -> Any:
             return compose(CONFIG_NAMES[stage.trainer], overrides=stage.hydra_overrides())
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"{str(error).strip().splitlines()[0]} Correct the recipe's training.{stage.name}.overrides."
+            f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.key}.overrides."
         ) from error
 
 
-def _validate(config: Any, stage: str) -> None:
+def _validate(config: Any, key: str) -> None:
     """Run verl's own validation, which finds batch sizes that do not divide, for example."""
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
@@ -316,6 +316,4 @@ def _validate(config: Any, stage: str) -> None:
             # Without the value model's checks: they read a model that an earlier stage has yet to write.
             validate_config(config, need_reference_policy(config), use_critic=False)
     except (AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"verl refuses the configuration: {error} Correct the recipe's training.{stage}.overrides."
-        ) from error
+        raise ConfigError(f"verl refuses the configuration: {error} Correct the recipe's {key}.overrides.") from error

@@ -248,6 +248,7 @@ def _training_stage(recipe: Recipe, folder: RunFolder, stages: Sequence[str], mo
         overrides={**settings, **overrides},
         folder=trained,
         inputs=[*train, *valid, *model_input(recipe, model)],
+        key=f"training.{title}",
     )
 
 

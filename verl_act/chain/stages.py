@@ -76,6 +76,8 @@ class TrainingStage:
     """Dotted key of verl, with `++` where it may be new -> value."""
     folder: TrainingFolder
     inputs: Sequence[Path]
+    key: str
+    """The recipe's key of the stage, `training.critic`."""
 
     @property
     def output(self) -> Path:
