@@ -42,7 +42,8 @@ def neither(thought: bool = False) -> dict[str, float]:
 
 def full_reply(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:
     """The reply, preceded by the part that the prompt already wrote (`extra_info["reply_prefix"]`, if any)."""
-    return (extra_info or {}).get("reply_prefix", "") + solution_str
+    prefix: str = (extra_info or {}).get("reply_prefix", "")
+    return prefix + solution_str
 
 
 def is_admissible(action: str, extra_info: Mapping[str, Any] | None, data_source: str) -> bool:

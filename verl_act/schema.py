@@ -342,7 +342,8 @@ _WRITTEN_BY = {
 
 def schema_name(schema: pa.Schema) -> str:
     """`name/version` as stored in the file, or `none`."""
-    return (schema.metadata or {}).get(b"verl_act.schema", b"none").decode(errors="replace")
+    name: bytes = (schema.metadata or {}).get(b"verl_act.schema", b"none")
+    return name.decode(errors="replace")
 
 
 def written_by(schema: pa.Schema) -> str:

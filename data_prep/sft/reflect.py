@@ -23,7 +23,6 @@ from verl_act.concurrency import for_each
 from verl_act.data_prep.pairs.margins import Replayers, leave_out
 from verl_act.engine import (
     Engine,
-    Sampling,
     check_engine,
     model_digest,
     request_seed,
@@ -39,6 +38,7 @@ from verl_act.prompts import Template
 from verl_act.run_folder import REFLECTIONS as REFLECTIONS_FILE
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
 from verl_act.settings.data import ReflectSettings
+from verl_act.settings.model import Sampling
 
 logger = logging.getLogger(__name__)
 

@@ -52,7 +52,7 @@ _ENTRY = np.dtype([("source", np.int32), ("row", np.int64), ("position", np.int6
 _DUMMY = torch.zeros(1, dtype=torch.uint8)
 
 
-class ActDataset(Dataset):
+class ActDataset(Dataset[dict[str, Any]]):
     """Rows for verl's trainer; `data.custom_cls` prescribes the constructor.
 
     `data_files` is a path or a list of them; `config` is verl's `data` block, with ours as `config.act`.
@@ -112,7 +112,7 @@ class ActDataset(Dataset):
         index = int(index)
         entry = self._entries[index]
         source = self._sources[entry["source"]]
-        row = source.row(int(entry["row"]), int(entry["position"]))
+        row: dict[str, Any] = source.row(int(entry["row"]), int(entry["position"]))
         if isinstance(source, Source):
             row["raw_prompt"] = as_plain_text(row["raw_prompt"], self._tokenizer)
             row["extra_info"] |= {"index": index, "reply_prefix": self._reply_prefix}

@@ -29,14 +29,14 @@ class ActSFTDataset(MultiTurnSFTDataset):
 
     def _download(self) -> None:
         require_usable(self.tokenizer, self.apply_chat_template_kwargs)
-        super()._download()
+        super()._download()  # type: ignore[no-untyped-call]
         for path in self.parquet_files:
             if schema_name(read_parquet_schema(path)) == schema_name(SFT):
                 read_table(path, SFT)  # raises `DataError` on damage, which pandas would read as other text
 
     def _read_files_and_process(self) -> None:
         with patch.object(multiturn_sft_dataset, "extract_system_prompt_and_generation", system_prompt_and_generation):
-            super()._read_files_and_process()
+            super()._read_files_and_process()  # type: ignore[no-untyped-call]
 
     def _process_single_message(
         self,
@@ -60,7 +60,8 @@ class ActSFTDataset(MultiTurnSFTDataset):
 
     def _rendered(self, prompt: list[dict[str, Any]], tools: Any) -> list[int]:
         options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
-        return render(self.tokenizer, prompt, tools=tools, **options)
+        ids: list[int] = render(self.tokenizer, prompt, tools=tools, **options)
+        return ids
 
     def _end(self) -> int:
         ends = (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id)

@@ -58,7 +58,7 @@ class Source(ABC):
         if settings.inferable_only and self.filtered_by_inferable:
             table = table.filter(table["inferable"])
         self._columns = {name: _joined(table[name]) for name in self.columns}
-        self._length = table.num_rows
+        self._length: int = table.num_rows
 
     def __len__(self) -> int:
         return self._length
@@ -96,7 +96,8 @@ class PairSource(Source):
     def candidates(self) -> np.ndarray:
         """Number of actions of each pair, including the expert's; int64, shape [pairs]."""
         further = pc.list_value_length(self._columns["further_alternatives"])
-        return 2 + pc.fill_null(further, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        counts: np.ndarray = 2 + pc.fill_null(further, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return counts
 
     def repeats(self) -> np.ndarray:
         """Times to show each pair; int64, shape [pairs]. Held-out pairs are shown once."""

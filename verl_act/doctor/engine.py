@@ -28,7 +28,7 @@ def engine_start(seconds: float = 180) -> str:
     result = json.loads(lines[-1])
     if "error" in result:
         raise InstallationError(result["error"], _REMEDY)
-    return result["detail"]
+    return str(result["detail"])
 
 
 def report_start(seconds: float) -> None:

@@ -55,10 +55,10 @@ class _PendingStep(NamedTuple):
 class PooledActor:
     """Handle of one actor: started (and prepared) on first use, replaced when lost."""
 
-    def __init__(self, start: Callable[[int], ActorHandle], prepares: bool = False) -> None:
+    def __init__(self, start: Callable[[int], ActorHandle[Any]], prepares: bool = False) -> None:
         self._start = start
         self._prepares = prepares
-        self._actor: ActorHandle | None = None
+        self._actor: ActorHandle[Any] | None = None
         self._process: tuple[str, int] | None = None
         """Node id and process id."""
         self.generation = 0

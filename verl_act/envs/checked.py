@@ -136,9 +136,10 @@ def as_text(value: Any, name: str) -> str:
         if not isinstance(plain, str):
             raise BrokenPromise(f"{name} must be a text", value)
         value = str.__str__(plain)
-    if value.isascii() or _is_unicode(value):
-        return value
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text: str = value
+    if text.isascii() or _is_unicode(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def as_texts(values: Any, name: str) -> tuple[str, ...]:
@@ -148,13 +149,14 @@ def as_texts(values: Any, name: str) -> tuple[str, ...]:
         if not isinstance(listed, Sequence) or isinstance(listed, str | bytes | bytearray):
             raise BrokenPromise(f"{name} must be a tuple of texts, and () where nothing is listed", values)
         values = tuple(listed)
+    texts: tuple[str, ...] = values
     if not {*map(type, values)} <= _STR:
-        values = tuple([as_text(value, f"each of {name}") for value in values])
-    whole = "".join(values)
+        texts = tuple([as_text(value, f"each of {name}") for value in values])
+    whole = "".join(texts)
     if not whole.isascii() and not _is_unicode(whole):
         # Not replaced: the environment would not recognize its own action in another spelling.
-        raise BrokenPromise(f"each of {name} must be Unicode", next(text for text in values if not _is_unicode(text)))
-    return values
+        raise BrokenPromise(f"each of {name} must be Unicode", next(text for text in texts if not _is_unicode(text)))
+    return texts
 
 
 def as_number(value: Any, name: str) -> float:
@@ -167,13 +169,14 @@ def as_number(value: Any, name: str) -> float:
         if plain is None or isinstance(plain, str | bytes | bytearray):
             raise BrokenPromise(promise, value)
         try:
-            converted = float(plain)
+            number = float(plain)
         except Exception:  # whatever that object's conversion raises
             raise BrokenPromise(promise, value) from None
-        value = converted
-    if not abs(value) < _LARGEST:  # nor NaN
+    else:
+        number = value
+    if not abs(number) < _LARGEST:  # nor NaN
         raise BrokenPromise(promise, value)
-    return value
+    return number
 
 
 def as_flag(value: Any, name: str) -> bool:

@@ -22,10 +22,10 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from reprlib import repr as brief  # an action may be of any length
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -38,6 +38,8 @@ from verl_act.envs.base import NoRoom, Observation, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_pool
 from verl_act.errors import EnvError
+
+Result = TypeVar("Result")
 
 _ALONE = 4
 """Most actors of a pool that retry suspects at the same time."""
@@ -168,11 +170,13 @@ class EnvPool:
         """The handle of a new actor that no other episode uses."""
         return PooledActor(self._starter(None), self._prepares)
 
-    def _starter(self, name: str | None) -> Callable[[int], ActorHandle]:
-        def start(generation: int) -> ActorHandle:
+    def _starter(self, name: str | None) -> Callable[[int], ActorHandle[Any]]:
+        def start(generation: int) -> ActorHandle[Any]:
             # A lost actor's name may persist, so each replacement has a new one. All callers count the same way.
             options = {"name": f"{name}-{generation}", "get_if_exists": True} if name else {}
-            return _RemoteActor.options(num_cpus=self._num_cpus, **options).remote(*self._arguments)
+            actor = _RemoteActor.options(num_cpus=self._num_cpus, **options)
+            handle: ActorHandle[Any] = actor.remote(*self._arguments)
+            return handle
 
         return start
 
@@ -205,7 +209,8 @@ class EnvSession:
 
     async def start(self) -> None:
         """Reset the environment; called by `EnvPool.open`."""
-        self.first = self._last_result = await self._safely(self._replay, "its reset")
+        self.first = await self._safely(self._replay, "its reset")
+        self._last_result = self.first
 
     async def step(self, action: str) -> StepResult:
         """Take `action`. Raises `EnvError` if the environment fails, dies or hangs on it twice, and `NoRoom` if the
@@ -263,14 +268,14 @@ class EnvSession:
             with suppress(ActorLost):
                 await self._host.call(self._pool.step_timeout, "close", self._episode)
 
-    async def _safely(self, attempt: Callable[[], Any], what: str) -> Any:
+    async def _safely(self, attempt: Callable[[], Awaitable[Result]], what: str) -> Result:
         try:
             async with self._host.turn:
                 return await attempt()
         except ActorLost:
             return await self._alone(attempt, what)
 
-    async def _alone(self, attempt: Callable[[], Any], what: str) -> Any:
+    async def _alone(self, attempt: Callable[[], Awaitable[Result]], what: str) -> Result:
         """Run `attempt` on a temporary actor that no other episode uses. The next step goes to the shared actor again,
         unless this episode was a suspect too often.
         """
@@ -307,12 +312,14 @@ class EnvSession:
                     "deterministic."
                 )
         try:
-            return await self._host.call(self._pool.step_timeout, "step", self._episode, action)
+            stepped: StepResult = await self._host.call(self._pool.step_timeout, "step", self._episode, action)
+            return stepped
         except EnvError:
             self._generation = None  # the actor has discarded the environment
             raise
 
-    async def _replay(self) -> Observation | StepResult:
+    async def _replay(self) -> Any:
+        """The `StepResult` of the last action; the first `Observation` if there is none."""
         result = await self._host.call(
             self._pool.reset_timeout, "play", self._pool.step_timeout, self._episode, self._task, self._actions
         )

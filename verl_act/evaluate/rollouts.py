@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from verl_act.concurrency import for_each
 from verl_act.config.settings import Mode
-from verl_act.engine import Engine, Reply, Sampling, request_seed
+from verl_act.engine import Engine, Reply, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import is_admissible
@@ -28,6 +28,7 @@ from verl_act.parse import has_thought, match_action, parse_action, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
 from verl_act.schema import Context, Pair, Step
+from verl_act.settings.model import Sampling
 
 if TYPE_CHECKING:
     from verl_act.rollout.sequence import GrowingSequence

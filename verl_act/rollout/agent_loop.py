@@ -128,7 +128,7 @@ class _TokenPolicy(ABC):
 
     def fits(self, prompt_ids: list[int], context: Context) -> bool:
         """Whether a prompt is within the limit. Raises `ConfigError` if an episode's first prompt is not."""
-        limit = self.agent_loop.rollout_config.prompt_length
+        limit: int = self.agent_loop.rollout_config.prompt_length
         if len(prompt_ids) > limit and not context.history:
             raise ConfigError(
                 f"The first prompt of an episode takes {len(prompt_ids)} tokens, more than data.max_prompt_length="
@@ -140,7 +140,7 @@ class _TokenPolicy(ABC):
     async def generate(self, prompt_ids: list[int], max_tokens: int) -> TokenOutput:
         """Sampled token ids, their log-probabilities and their routed experts (None if the server returns none)."""
         started = perf_counter()
-        output = await self.agent_loop.server_manager.generate(
+        output: TokenOutput = await self.agent_loop.server_manager.generate(
             request_id=self.request_id,
             prompt_ids=prompt_ids,
             sampling_params={**self.sampling_params, "max_tokens": max_tokens},
@@ -221,7 +221,8 @@ class StepwisePolicy(_TokenPolicy):
     def _prompt(self, messages: list[Message]) -> list[int]:
         """All token ids of a prompt: verl's own method would truncate the left, where the goal is."""
         messages = as_plain_text(messages, self.agent_loop.tokenizer)
-        return self.agent_loop.continuous_token_builder.build_initial_tokens(messages)
+        ids: list[int] = self.agent_loop.continuous_token_builder.build_initial_tokens(messages)
+        return ids
 
 
 class ConcatPolicy(_TokenPolicy):

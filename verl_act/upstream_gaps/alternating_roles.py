@@ -23,9 +23,10 @@ def system_prompt_and_generation(tokenizer: Any, **options: Any) -> tuple[list[i
     the generation prompt. `options` are those of the chat template."""
 
     def tokens(*messages: dict[str, str], add_generation_prompt: bool = False) -> list[int]:
-        return tokenizer.apply_chat_template(
+        ids: list[int] = tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **options
         )
+        return ids
 
     first = tokens(_USER)
     message = len(tokens(_USER, _REPLY, _USER)) - len(tokens(_USER, _REPLY))
@@ -40,5 +41,5 @@ def close_gap(builder: Any) -> None:
         builder._tokenize_single_non_tool = partial(_after_a_reply, builder)
 
 
-def _after_a_reply(builder: Any, message: dict[str, Any], **options: Any) -> list[int]:
+def _after_a_reply(builder: Any, message: dict[str, Any], **options: Any) -> Any:
     return builder.render_delta_token_id([_USER, _REPLY], [message], **options)

@@ -17,8 +17,8 @@ from verl_act.upstream_gaps import wrap_when_imported
 @wrap_when_imported("verl.experimental.reward_loop.reward_loop:RewardLoopWorker._init_reward_fn")
 def load_as_configured(wrapped: Callable[[], None], worker: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     from verl.experimental.reward_loop import reward_loop
+    from verl.utils.tokenizer import hf_tokenizer as load
 
-    load = reward_loop.hf_tokenizer
     trusted = bool(worker.config.actor_rollout_ref.model.get("trust_remote_code", False))
 
     def hf_tokenizer(path: str, **options: Any) -> Any:

@@ -163,7 +163,8 @@ def compile_game(game: GameFile) -> CompiledGame:
 def translate_for_planner(game: GameFile) -> bytes:
     """The problem in the pruned form for Fast Downward's planner; only `AlfworldEngine.replan` needs it."""
     with _translating(game):
-        return fast_downward.pddl2sas(game.domain, game.problem, optimize=True)[1].encode()
+        task: str = fast_downward.pddl2sas(game.domain, game.problem, optimize=True)[1]
+    return task.encode()
 
 
 @contextmanager

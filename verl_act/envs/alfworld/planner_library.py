@@ -22,7 +22,8 @@ _PT_LOAD = 1
 def load_library() -> CDLL:
     """Load a new copy of the planner library, with the signatures that `fast_downward` sets."""
     fast_downward.interface.DOWNWARD_LIB_PATH = _loaded_part(_WHOLE)
-    return fast_downward.load_lib()
+    library: CDLL = fast_downward.load_lib()
+    return library
 
 
 @cache
@@ -44,7 +45,7 @@ def _end_of_segments(elf: bytes) -> int | None:
         return None
     (headers,) = struct.unpack_from("<Q", elf, 32)
     size, count = struct.unpack_from("<HH", elf, 54)
-    ends = []
+    ends: list[int] = []
     for header in range(headers, headers + size * count, size):
         kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", elf, header)
         if kind == _PT_LOAD:

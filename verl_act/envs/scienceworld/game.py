@@ -87,7 +87,8 @@ class Game:
     def goal(self) -> str:
         """The task's description."""
         with self._engine.turn(self._globals):
-            return self._interface.getTaskDescription()
+            description: str = self._interface.getTaskDescription()
+        return description
 
     def say(self, text: str) -> Answer:
         """Take a step. Raises `EnvError` if the engine failed at this step or the one before."""

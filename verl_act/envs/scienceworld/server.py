@@ -262,7 +262,7 @@ class ScienceWorldEngine:
             socket.get(opened.get(index)).setTcpNoDelay(True)
 
 
-class _Client(GatewayClient):
+class _Client(GatewayClient):  # type: ignore[misc]  # py4j has no types
     """Sends every command once. Py4J's own client retries, which could apply a step twice."""
 
     def send_command(self, command: str, retry: bool = True, binary: bool = False) -> Any:
