@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -260,7 +261,7 @@ def test_verls_reward_workers_trust_a_model_only_where_the_run_does(hostile_mode
     with pytest.raises(ValueError, match="trust_remote_code"):
         RewardLoopWorker(config)
     assert not ran.exists()
-    RewardLoopWorker._init_reward_fn.__wrapped__(SimpleNamespace(config=config, reward_router_address=None))
+    inspect.unwrap(RewardLoopWorker._init_reward_fn)(SimpleNamespace(config=config, reward_router_address=None))
     assert ran.exists(), "verl has closed the gap: verl_act/upstream_gaps/trusted_code.py can be removed"
     ran.unlink()
     config.actor_rollout_ref.model.trust_remote_code = True
