@@ -132,6 +132,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
+    # Warnings about settings that we chose, in the middle of progress bars.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         _require_working_folder()
         app(prog_name="verl-act")
