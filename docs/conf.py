@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import verl_act
+import verl_act.schema
 from verl_act.chain.recipe import Recipe
 from verl_act.settings.base import Settings
 
@@ -79,6 +80,18 @@ def _kind(kind):
 
 _lines = ["# Keys of recipes", "", Recipe.__doc__, "", "| key | value | default | meaning |", "|---|---|---|---|"]
 (_DOCS / "reference" / "recipes.md").write_text("\n".join([*_lines, *_settings_table(Recipe)]) + "\n", encoding="utf-8")
+
+
+def _columns(schema):
+    for column in schema:
+        yield f"| `{column.name}` | {str(column.type).replace('|', ' ')} | {'yes' if column.nullable else ''} |"
+
+
+_lines = ["# Columns of tables", ""]
+for _name in ("TASK", "TRAJECTORY", "ALTERNATIVES", "PAIR", "REFLECTION", "SFT", "DPO"):
+    _lines += [f"## {_name.lower()}", "", "| column | type | may be null |", "|---|---|---|"]
+    _lines += [*_columns(getattr(verl_act.schema, _name)), ""]
+(_DOCS / "reference" / "tables.md").write_text("\n".join(_lines), encoding="utf-8")
 
 # The recipes' pages are their READMEs, which link to each other and to these documents as files of the repository.
 (_DOCS / "recipes").mkdir(exist_ok=True)
