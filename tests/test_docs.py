@@ -188,7 +188,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_site_builds_without_a_warning(site: Path) -> None:
     assert {"index.html", "tutorial.html", "gaps.html"} <= {path.name for path in site.iterdir()}
-    assert "data alternatives" in (site / "reference" / "commands.html").read_text()
+    assert "verl-act-data-alternatives" in (site / "reference" / "commands.html").read_text()
 
 
 def test_the_marks_of_blocks_are_not_shown(site: Path) -> None:

@@ -6,6 +6,7 @@ less information than 200 games.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from verl_act.extras import needs_extra
 
 with needs_extra("report"):
-    from scipy.stats import binomtest, bootstrap, permutation_test
+    from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, permutation_test
 
 _RESAMPLES = 2000
 _PERMUTATIONS = 9999
@@ -61,15 +62,18 @@ def difference_interval(
 
 def _percentiles(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
     """The 95% percentile bootstrap interval of a statistic of columns with one entry per task, resampled together."""
-    interval = bootstrap(
-        columns,
-        statistic,
-        paired=True,
-        n_resamples=_RESAMPLES,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        # A resample without any item of a metric has no value; the callers check for it.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        interval = bootstrap(
+            columns,
+            statistic,
+            paired=True,
+            n_resamples=_RESAMPLES,
+            batch=100,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
