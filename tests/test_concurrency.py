@@ -32,10 +32,12 @@ def test_no_item_and_a_wide_window() -> None:
 
     async def call(item: int) -> None:
         calls.append(item)
+        tasks.append(len(asyncio.all_tasks()))
 
+    tasks: list[int] = []
     asyncio.run(for_each(call, [], 4))
     asyncio.run(for_each(call, [1, 2], 100))
-    assert calls == [1, 2]
+    assert calls == [1, 2] and max(tasks) <= 3
 
 
 def test_a_failure_ends_the_other_calls() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -20,7 +20,7 @@ async def gather(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def for_each(function: Callable[[Item], Awaitable[None]], items: Iterable[Item], window: int) -> None:
+async def for_each(function: Callable[[Item], Awaitable[None]], items: Sequence[Item], window: int) -> None:
     """Call `function` with each item, in order of start; as one call ends the next starts, at most `window` at once."""
     remaining = iter(items)
 
@@ -28,4 +28,4 @@ async def for_each(function: Callable[[Item], Awaitable[None]], items: Iterable[
         for item in remaining:
             await function(item)
 
-    await gather(work() for _ in range(window))
+    await gather(work() for _ in range(min(window, len(items))))
