@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import subprocess
@@ -20,11 +19,9 @@ from verl_act.chain.train import discard_work, train
 from verl_act.errors import EngineError
 from verl_act.manifest import make_manifest, own_manifest, up_to_date, write_manifest
 from verl_act.names import one_line
-from verl_act.output_folder import finish_replacement, locked
+from verl_act.output_folder import finish_replacement, locked, replace_file
 from verl_act.process import dies_with_parent
 from verl_act.run_folder import PlannedStage, RunFolder
-
-logger = logging.getLogger(__name__)
 
 console = Console(highlight=False, markup=False, emoji=False)  # titles and paths are not ours
 
@@ -115,7 +112,7 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
         more = f" (and {len(others)} more)" if others else ""
         console.print(f"output file {name}{more} is missing or has changed: running the stage again.", markup=False)
     discard_damaged(stage, record)
-    logger.info("%s", shlex.join(stage.argv()))
+    replace_file(record / "command.txt", f"{shlex.join(stage.argv())}\n")  # to run the stage by hand
     started = time.monotonic()
     # Inputs are hashed first: one that changes during the run then makes the stage out of date.
     manifest = make_manifest(stage.name, settings=stage.recorded(), inputs=list(stage.inputs))
