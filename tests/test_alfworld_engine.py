@@ -23,7 +23,7 @@ from verl_act.envs.alfworld.engine import AlfworldEngine, Frame
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import read_game
 from verl_act.envs.base import Task
-from verl_act.errors import ConfigError, DataError, EnvError
+from verl_act.errors import ConfigError, DataError, EmptySplitError, EnvError
 
 STEPS = 30
 MANIPULATIONS = ("take", "move", "open", "close", "clean", "heat", "cool", "use", "slice")
@@ -381,6 +381,26 @@ def test_linked_games_are_listed_once(one_game: Path, tmp_path: Path) -> None:
     found = list_games("train", data)
     assert [task.task_id for task in found.tasks] == expected
     assert found.skipped == {"link to a folder that is listed already": 4}
+
+
+def test_a_share_of_the_training_games_is_for_development(one_game: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        for trial in ("a", "b"):
+            add_game(tmp_path, f"task-{number}", one_game).rename(tmp_path / f"json_2.1.1/train/task-{number}/{trial}")
+    split = {name: [task.task_id for task in list_games(name, tmp_path, 0.3).tasks] for name in ("train", "dev")}
+    assert sorted(split["train"] + split["dev"]) == [task.task_id for task in list_games("train", tmp_path).tasks]
+    assert 10 <= len(split["dev"]) <= 40
+    folders = {name: {task_id.partition("/")[0] for task_id in ids} for name, ids in split.items()}
+    assert not folders["train"] & folders["dev"]
+    environment = AlfworldEnvironment(tmp_path, dev_share=0.3)
+    assert environment.reset(list_games("dev", tmp_path, 0.3).tasks[0]).goal
+    with pytest.raises(EmptySplitError, match="dev_share"):
+        list_games("dev", tmp_path)
+    (tmp_path / "json_2.1.1" / "dev").mkdir()
+    with pytest.raises(DataError, match="dev_share"):
+        list_games("train", tmp_path, 0.3)
+    with pytest.raises(ConfigError, match="dev_share"):
+        AlfworldEnvironment(tmp_path, dev_share=1.0)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from verl_act.chain.check import _accelerators as accelerators
 from verl_act.chain.check import _disk, _Warning, _weights_gib, check_run
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.hydra_overrides import hydra_value
-from verl_act.chain.methods import method_stages
+from verl_act.chain.methods import method_stages, only
 from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.run import run_stages
@@ -301,7 +301,8 @@ def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkey
     many = load_recipe("alfworld/full", [change, "training.critic.overrides.trainer.max_actor_ckpt_to_keep=9999"])
     with pytest.raises(ConfigError, match=r"at least \d{7}"):
         disk(many, out, 416, monkeypatch)
-    methods = load_recipe("alfworld/methods_full", [change])
+    names = ["Self-reflection", "ACT", "IL", "RL", "ACT -> IL", "ACT -> RL"]
+    methods = only(load_recipe("alfworld/methods_full", [change]), names)
     assert disk(methods, out, 9999, monkeypatch) == "9999 GiB free, 536 needed", "six models"
     with pytest.raises(ConfigError, match=r"at least 894.*18 trained models"):
         disk(methods, out, 800, monkeypatch, seeds=(0, 1, 2))

@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_bytes_however_many_work(games: Path, tmp_p
 
 def test_games_are_balanced_and_their_walkthroughs_win(games: Path) -> None:
     environment = AlfworldEnvironment(games)
-    for split, each in zip(SPLITS, (2, 1, 1), strict=True):
+    for split, each in (("train", 2), ("valid_seen", 1), ("valid_unseen", 1)):
         found = list_games(split, games)
         assert not found.skipped
         assert Counter(task.task_type for task in found.tasks) == dict.fromkeys(TASK_TYPES, each)
@@ -69,6 +69,23 @@ def test_no_task_is_in_two_splits(tmp_path: Path) -> None:
     assert len(set(names)) == len(names) == 18
 
 
+def test_development_games_change_no_other_split_and_are_in_none(games: Path, tmp_path: Path) -> None:
+    counts = {"train": 12, "valid_seen": 6, "valid_unseen": 6, "dev": 18}
+    make_games(GamesSettings(counts=counts, seed=7, workers=0, size="small"), tmp_path / "games")
+    made = contents(tmp_path / "games")
+    assert {name: text for name, text in made.items() if not name.startswith("dev/")} == contents(games)
+    tasks = {split: list_games(split, tmp_path / "games").tasks for split in SPLITS}
+    assert Counter(task.task_type for task in tasks["dev"]) == dict.fromkeys(TASK_TYPES, 3)
+    names = [task.task_id for listed in tasks.values() for task in listed]
+    assert len(set(names)) == len(names) == sum(counts.values())
+    texts = [text for name, text in made.items() if name.endswith("initial_state.pddl")]
+    assert len(set(texts)) == len(texts)
+    trained = {combination(tmp_path / "games", "train", task.task_id)[0] for task in tasks["train"]}
+    for task in tasks["dev"]:
+        room, *pair = combination(tmp_path / "games", "dev", task.task_id)
+        assert room in trained and not is_held_out(*pair)
+
+
 def test_small_rooms_are_small_and_can_do_their_tasks() -> None:
     for number in (1, 10, 201, 301, 401):
         small, full = read_room(number, "small"), read_room(number, "full")
@@ -85,9 +102,8 @@ def test_full_games_can_be_made(tmp_path: Path) -> None:
 def test_the_manifest_says_what_was_made(games: Path) -> None:
     manifest = read_manifest(games)
     assert manifest is not None and (manifest.stage, manifest.seed) == ("make_games", 7)
-    assert {split: count["games"] for split, count in manifest.counts.items()} == dict(
-        zip(SPLITS, (12, 6, 6), strict=True)
-    )
+    made = {split: count["games"] for split, count in manifest.counts.items()}
+    assert made == {"train": 12, "valid_seen": 6, "valid_unseen": 6}
 
 
 @pytest.mark.parametrize("wrong", [{"counts": {"test": 1}}, {"counts": {}}, {"counts": {"train": 1}, "size": "big"}])

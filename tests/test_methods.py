@@ -25,7 +25,7 @@ from samples import make_pair
 
 from verl_act.chain import check, load_recipe, run_recipe
 from verl_act.chain.methods import budget, method_stages, only, run_methods
-from verl_act.chain.recipe import Recipe, embedded_models
+from verl_act.chain.recipe import Recipe, embedded_models, parse_stage
 from verl_act.chain.run import alone, run_stages
 from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.data_prep.expert.collect_expert import collect_expert
@@ -53,7 +53,7 @@ from verl_act.settings.data import ExpertSettings, PairsSettings, ReflectSetting
 from verl_act.settings.evaluation import MethodsTableSettings
 
 RECIPES = [
-    "alfworld/methods_thinking",
+    *(f"alfworld/{name}" for name in ("methods_thinking", "official", "smollm2_methods", "sweep")),
     *(f"{env}/{size}" for env in ("alfworld", "scienceworld", "webshop") for size in ("methods", "methods_full")),
 ]
 
@@ -98,35 +98,72 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
     stages = named(load_recipe("alfworld/methods_thinking"), tmp_path)
     assert [name for name in stages if not name.startswith("seed")].count("alternatives") == 1
     trained = [name for name, stage in stages.items() if isinstance(stage, TrainingStage) and name.startswith("seed 1")]
-    names = ["il", "il-120", "critic", "critic+il", "il+critic", "action", "critic+action", "action-120", "reflection"]
-    assert trained == [f"seed 1 {name}" for name in names]
-    model = stages["seed 1 il+critic"].override("actor_rollout_ref.model.path")
+    assert len(trained) == len(set(trained)) and {"seed 1 il", "seed 1 critic+il", "seed 1 il+action"} <= set(trained)
+    model = stages["seed 1 il+action"].override("actor_rollout_ref.model.path")
     assert model == str(tmp_path / "seed-1" / "il" / "model")
     evaluated = Counter(name.rpartition(" ")[2] for name in stages if " evaluate " in name)
     assert evaluated.pop("prompting") == 1, "greedy decoding of the initial model is the same for every seed"
-    assert set(evaluated.values()) == {2} and len(evaluated) == 9
+    assert set(evaluated.values()) == {2} and len(evaluated) == 21
 
 
 def test_a_methods_own_prompt_keeps_the_recipes_options(tmp_path: Path) -> None:
     stages = named(load_recipe("scienceworld/methods_full"), tmp_path, (0,))
-    for name, template in (("no-reasoning", "plain"), ("chain-of-thought", "cot")):
-        settings = stages[f"seed 0 evaluate prompting-{name}"].settings
+    for name, template in (("prompting-no-reasoning", "plain"), ("prompting", "cot")):
+        settings = stages[f"seed 0 evaluate {name}"].settings
         assert settings.template == template
         assert settings.template_options == {"history_length": 10, "max_listed": 60}
 
 
 def test_steps_and_seeds_reach_the_trainers(tmp_path: Path) -> None:
-    stages = named(load_recipe("alfworld/methods"), tmp_path, (5,))
+    longer = {"Longer": {"stages": ["action:120"]}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": longer}))
+    stages = named(load_recipe(str(path)), tmp_path, (5,))
     assert stages["seed 5 action-120"].override("trainer.total_training_steps") == 120
-    assert stages["seed 5 action"].override("trainer.total_training_steps") == 40
+    assert stages["seed 5 action"].override("trainer.total_training_steps") == 80
     assert stages["seed 5 critic"].override("data.seed") == 5
     assert stages["seed 5 rows il"].settings.seed == 5
-    bounded = load_recipe("alfworld/methods", steps=2)
-    assert {name: list(budget(bounded, method).values()) for name, method in bounded.methods.items()} == {
-        "Prompting": [],
-        **{name: [2] for name in ("IL", "IL, as many steps", "ACT", "RL", "RL, as many steps")},
-        **{name: [2, 2] for name in ("IL + ACT", "IL, then ACT", "RL + ACT")},
+    bounded = load_recipe(str(path), steps=2)
+    budgets = {name: budget(bounded, method) for name, method in bounded.methods.items()}
+    assert {name: sum(steps.values()) for name, steps in budgets.items()} == {
+        name: 2 * len(method.stages) for name, method in bounded.methods.items()
     }
+    assert budgets["Longer"] == {"action:2": 2} and budgets["IL -> RL -> RL"] == {"il": 2, "action": 4}
+
+
+def test_a_comparison_with_dpo_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check.check_run(only(load_recipe("alfworld/methods"), ["DPO"]), RunFolder(tmp_path), [0])
+    assert "ok    seed 0 dpo configuration" in capsys.readouterr().out
+
+
+def test_a_stage_like_another_follows_it(tmp_path: Path) -> None:
+    critic, shuffled = (load_recipe("webshop/methods").training[name] for name in ("critic", "shuffled"))
+    assert shuffled.overrides["data"].pop("act") == {**critic.overrides["data"].pop("act"), "shuffled_labels": True}
+    assert (shuffled.overrides, shuffled.config, shuffled.data) == (critic.overrides, critic.config, critic.data)
+    for like in ("judge", "shuffled", 3):
+        with pytest.raises(ConfigError, match=r"training\.mine\.like"):
+            load_recipe("alfworld/methods", [f"training.mine={{like: {like}}}"])
+    changed = "training.critic.overrides.trainer.save_freq=7"
+    assert load_recipe("alfworld/methods", [changed]).training["shuffled"].overrides["trainer"]["save_freq"] == 7
+
+
+@pytest.mark.parametrize("name", ["alfworld/methods", "alfworld/official"])
+def test_a_comparison_gives_every_stage_as_many_prompts(name: str) -> None:
+    recipe = load_recipe(name)
+    used = {parse_stage(stage)[0] for method in recipe.methods.values() for stage in method.stages}
+    shown = {recipe.training[stage].overrides["data"]["train_batch_size"] for stage in used}
+    steps = {recipe.whole_override(stage, "trainer.total_training_steps") for stage in used}
+    assert len(shown) == len(steps) == 1 and len(used) == 7
+
+
+def test_learning_rates_are_compared_on_development_games_alone(tmp_path: Path) -> None:
+    stages = named(load_recipe("alfworld/sweep"), tmp_path, (0,))
+    games, evaluation = stages["games"].settings, stages["seed 0 evaluate il-lr-1e-3"]
+    assert games.counts.items() >= {"train": 300, "valid_seen": 140, "valid_unseen": 134}.items()
+    assert {Path(path).parent.name for path in evaluation.settings.trajectories} == {"dev"}
+    assert stages["tasks eval"].settings.splits == ["dev"]
+    assert stages["seed 0 il_3e-4"].override("optim.lr") == 3e-4
+    assert stages["seed 0 critic_3e-3"].override("actor_rollout_ref.actor.optim.lr") == 3e-3
 
 
 @pytest.mark.parametrize(
@@ -159,16 +196,16 @@ def test_seeds_are_given_each_once(tmp_path: Path) -> None:
 
 
 def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
-    chosen = only(load_recipe("alfworld/methods"), ["RL + ACT", "IL + ACT", "IL"])
-    assert list(chosen.methods) == ["IL", "IL + ACT", "RL + ACT"]
+    chosen = only(load_recipe("alfworld/methods"), ["ACT -> RL", "ACT -> IL", "IL"])
+    assert list(chosen.methods) == ["IL", "ACT -> IL", "ACT -> RL"]
     assert [method.against for method in chosen.methods.values()] == [[], ["IL"], []]
     trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if isinstance(stage, TrainingStage)]
     assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
     with pytest.raises(
-        ConfigError, match="'IL, more' is not a method of the recipe; choose from 'Prompting', 'IL', 'IL, as"
+        ConfigError, match="'IL, more' is not a method of the recipe; choose from 'Prompting', 'ACT', 'IL', "
     ):
         only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
-    assert len(chosen.methods) == 9
+    assert len(chosen.methods) == 21
 
 
 DATA_FILES = ("trajectories", "alternatives", "pairs", "tasks", "reflections", "sft")
@@ -207,17 +244,17 @@ def seeds_of(table: dict[str, Any]) -> dict[str, list[int]]:
 def test_the_table_has_all_that_is_finished_in_the_folder(
     tables: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["Prompting", "IL", "RL", "RL + ACT"]
+    names = ["Prompting", "IL", "RL", "ACT -> RL"]
     whole = only(load_recipe("alfworld/methods"), names)
     run_methods(whole, RunFolder(tmp_path), [1, 0])
-    assert seeds_of(tables[-1]) == {"Prompting": [1], "IL": [0, 1], "RL": [0, 1], "RL + ACT": [0, 1]}
+    assert seeds_of(tables[-1]) == {"Prompting": [1], "IL": [0, 1], "RL": [0, 1], "ACT -> RL": [0, 1]}
     run_methods(whole, RunFolder(tmp_path), [3])
     assert seeds_of(tables[-1]) == {"Prompting": [1], **{name: [0, 1, 3] for name in names[1:]}}
     assert tables[-1]["IL"]["training"] == {str(seed): [f"seed {seed} il"] for seed in (0, 1, 3)}
-    run_methods(only(whole, ["RL + ACT"]), RunFolder(tmp_path), [4], whole)
-    expected = {"Prompting": [1], "IL": [0, 1, 3], "RL": [0, 1, 3], "RL + ACT": [0, 1, 3, 4]}
+    run_methods(only(whole, ["ACT -> RL"]), RunFolder(tmp_path), [4], whole)
+    expected = {"Prompting": [1], "IL": [0, 1, 3], "RL": [0, 1, 3], "ACT -> RL": [0, 1, 3, 4]}
     assert seeds_of(tables[-1]) == expected
-    assert tables[-1]["RL + ACT"]["against"] == ["RL"] and tables[-1]["IL"]["against"] == ["Prompting"]
+    assert tables[-1]["ACT -> RL"]["against"] == ["RL"] and tables[-1]["IL"]["against"] == ["Prompting"]
     capsys.readouterr()
     run_methods(whole, RunFolder(tmp_path), [1, 0, 3])
     shown = capsys.readouterr().out
@@ -269,7 +306,8 @@ def test_the_last_of_several_processes_has_all_seeds(
 def test_games_are_made_for_alfworld_alone(name: str, tmp_path: Path) -> None:
     planned = named(load_recipe(name), tmp_path, (0,)).values()
     made = [stage.name for stage in planned if isinstance(stage, CommandStage) and stage.command == "data games"]
-    assert made == (["games"] if name in ("alfworld/methods", "alfworld/methods_thinking") else [])
+    generated = name.startswith("alfworld") and name not in ("alfworld/official", "alfworld/methods_full")
+    assert made == (["games"] if generated else [])
     if not name.startswith("alfworld"):
         with pytest.raises(ConfigError, match=r"games\.counts"):
             load_recipe(name, ["games.counts={train: 3}"])

@@ -172,6 +172,8 @@ def _conversation(recipe: Recipe) -> str:
 def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
     """Check the configuration of a training stage; then memory, lengths and packages. A cluster's memory is unknown."""
     composed = compose(stage)
+    if stage.trainer == "dpo":
+        return composed
     devices, shape = local_devices(), _shape(recipe)
     if "RAY_ADDRESS" in os.environ:
         devices = replace(devices, count=0)
@@ -260,16 +262,21 @@ def _accelerators(stage: TrainingStage) -> str:
     """Check that this machine has the devices that a stage requests; verl itself checks only when the stage starts."""
     import torch
 
-    config, available = _composed(stage), torch.accelerator.device_count()
-    requested, rollout = int(config.trainer.n_gpus_per_node), config.get("actor_rollout_ref", {}).get("rollout")
-    if config.trainer.nnodes == 1 and requested > available:
+    available = torch.accelerator.device_count()
+    if stage.trainer == "dpo":
+        requested, nodes, rollout = int(stage.override("trainer.n_gpus_per_node") or 1), 1, None
+    else:
+        config = _composed(stage)
+        requested, nodes = int(config.trainer.n_gpus_per_node), config.trainer.nnodes
+        rollout = config.get("actor_rollout_ref", {}).get("rollout")
+    if nodes == 1 and requested > available:
         raise ConfigError(
             f"{requested} devices are requested, and this machine has {available}. Set trainer.n_gpus_per_node in the "
             "stage's overrides, or name a Ray cluster by $RAY_ADDRESS."
         )
-    if rollout and requested * config.trainer.nnodes % rollout.tensor_model_parallel_size:
+    if rollout and requested * nodes % rollout.tensor_model_parallel_size:
         raise ConfigError(
-            f"{requested * config.trainer.nnodes} devices cannot be divided into engines of "
+            f"{requested * nodes} devices cannot be divided into engines of "
             f"{rollout.tensor_model_parallel_size} (actor_rollout_ref.rollout.tensor_model_parallel_size)."
         )
     return f"{requested} of {available}"

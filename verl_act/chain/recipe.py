@@ -64,6 +64,8 @@ class ExpertRecipe(Settings):
 class TrainingRecipe(Settings):
     """One training stage on verl."""
 
+    like: Text | None = None
+    """Another stage, whose keys are this one's too, except those that it sets itself."""
     data: Literal["pairs", "steps", "episodes", "il", "reflection", "choice", "rejection", "dpo"] = "pairs"
     """What the stage trains on. By RL: `pairs` (the critic stage), `steps` (expert states) or `episodes` (live tasks).
     By SFT, on rows of that kind of `data sft`: `il`, `reflection`, `choice` or `rejection`. By TRL: `dpo`."""
@@ -286,6 +288,7 @@ def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> dict[str
         values = _overlaid(values, layer)
     for key, source in missing.items():
         raise ConfigError(f"recipe {source}: {key} is ???, a placeholder for a required value: set {key}=VALUE.")
+    values = _with_like(name, values)
     overrides = {}
     if isinstance(training := values.get("training"), dict):
         blocks = {stage: block for stage, block in training.items() if isinstance(block, dict) and "overrides" in block}
@@ -307,6 +310,23 @@ def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> dict[str
                 f"recipe {name}: {text!r} holds an invalid character (NUL or a lone surrogate); write it as UTF-8."
             )
     return {str(key): value for key, value in resolved.items()}
+
+
+def _with_like(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values, where each training stage has the keys of the one that it is `like`. Raises `ConfigError`."""
+    training = values.get("training")
+    if not isinstance(training, dict):
+        return values
+    complete = dict(training)
+    for stage, block in training.items():
+        if isinstance(block, dict) and (like := block.get("like")) is not None:
+            model = training.get(like) if isinstance(like, str) else None
+            if not isinstance(model, dict) or "like" in model:
+                raise ConfigError(
+                    f"recipe {name}: training.{stage}.like is {like!r}; name a training stage that is like no other."
+                )
+            complete[stage] = _overlaid(model, block)
+    return {**values, "training": complete}
 
 
 def _source(layers: Sequence[tuple[str, dict[str, Any]]], key: str) -> str | None:

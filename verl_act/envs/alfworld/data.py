@@ -23,8 +23,9 @@ from verl_act.text_files import read_json
 
 NAME = "alfworld"
 VERSION_FOLDER = "json_2.1.1"
-SPLITS = ("train", "valid_seen", "valid_unseen")
-"""`valid_seen`: rooms of the training games, in distribution; `valid_unseen`: other rooms, out of distribution."""
+SPLITS = ("train", "valid_seen", "valid_unseen", "dev")
+"""`valid_seen`: rooms of the training games, in distribution; `valid_unseen`: other rooms, out of distribution; `dev`:
+rooms of the training games, to choose settings on. The official data have no `dev`: see `list_games`."""
 
 TASK_TYPES = (
     "pick_and_place_simple",
@@ -75,11 +76,14 @@ def game_path(task: Task, data: str | os.PathLike[str] | None = None) -> Path:
     """The game file of `task`. Raises `EnvError` if it is not an ALFWorld task."""
     if task.env != NAME or task.split not in SPLITS:
         raise EnvError(f"{task}: is not an ALFWorld task; its splits are {', '.join(SPLITS)}.")
-    return data_root(data) / VERSION_FOLDER / task.split / task.task_id / FILE_NAME
+    return _split_folder(task.split, data) / task.task_id / FILE_NAME
 
 
-def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameList:
+def list_games(split: str, data: str | os.PathLike[str] | None = None, dev_share: float = 0.0) -> GameList:
     """Every playable game of `split` once, sorted by task id, which is the path below the split's folder.
+
+    Data without a folder `dev` take about `dev_share` of the training games for it, which `train` then lacks. They are
+    chosen by a hash of the task, so that all games of one task in one room are on the same side.
 
     Follows links. Skips games that are damaged or not known to be solvable, as ALFWorld's own loader does, and logs the
     number of damaged games. Raises `EmptySplitError` if the split is missing or holds no playable game, `DataError` if
@@ -87,7 +91,9 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
     """
     if split not in SPLITS:
         raise DataError(f"ALFWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
-    folder = data_root(data) / VERSION_FOLDER / split
+    folder = _split_folder(split, data)
+    if dev_share and _split_folder("dev", data).name == "dev":
+        raise DataError(f"{folder.parent}: has games of its own for dev. Remove the setting dev_share.")
     with _reading():
         below = files_below(folder) if folder.is_dir() else Files((), (), ())
     tasks: list[Task] = []
@@ -107,14 +113,21 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None) -> GameLi
     skipped["damaged"] = len(damaged)
     if damaged:
         logger.warning("%s: damaged games left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY)
+    if folder.name == "train":
+        tasks = [task for task in tasks if (_position(task) < dev_share) == (split == "dev")]
     if not tasks:
-        raise EmptySplitError(f"{folder}: holds no playable game (left out: {dict(+skipped) or 'none'}). {_REMEDY}")
+        missing = " `dev` needs games in a folder of that name, or the setting dev_share." if split == "dev" else ""
+        raise EmptySplitError(
+            f"{folder}: holds no playable game of {split} (left out: {dict(+skipped) or 'none'}).{missing} {_REMEDY}"
+        )
     return GameList(tuple(tasks), dict(+skipped), tuple(damaged))
 
 
-def list_tasks(split: str, data: str | os.PathLike[str] | None = None, **_: Any) -> tuple[Task, ...]:
+def list_tasks(
+    split: str, data: str | os.PathLike[str] | None = None, dev_share: float = 0.0, **_: Any
+) -> tuple[Task, ...]:
     """The tasks of `list_games`; other environment settings are accepted and ignored."""
-    return list_games(split, data).tasks
+    return list_games(split, data, dev_share).tasks
 
 
 def data_digest(tasks: Iterable[Task], data: str | os.PathLike[str] | None = None, **_: Any) -> str:
@@ -125,6 +138,19 @@ def data_digest(tasks: Iterable[Task], data: str | os.PathLike[str] | None = Non
         for text in (game.domain, game.grammar, game.problem):
             whole.update(hashlib.sha256(text.encode()).digest())
     return whole.hexdigest()
+
+
+def _split_folder(split: str, data: str | os.PathLike[str] | None) -> Path:
+    """The folder with the games of `split`: that of `train` for `dev`, if there is none of that name."""
+    folder = data_root(data) / VERSION_FOLDER / split
+    with _reading():
+        return folder.with_name("train") if split == "dev" and not folder.is_dir() else folder
+
+
+def _position(task: Task) -> float:
+    """A number from 0 to 1 by the task's hash: the same for all games of one task in one room."""
+    name = task.task_id.partition("/")[0]
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
 
 
 @contextmanager

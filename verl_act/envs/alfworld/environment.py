@@ -40,12 +40,14 @@ class AlfworldEnvironment:
     threads (one lock per process).
     """
 
-    def __init__(self, data: str | os.PathLike[str] | None = None, max_steps: int = 50) -> None:
+    def __init__(self, data: str | os.PathLike[str] | None = None, max_steps: int = 50, dev_share: float = 0.0) -> None:
         """`data`: the folder with `json_2.1.1` (default: `$ALFWORLD_DATA`); `max_steps`: most actions in an
-        episode.
+        episode; `dev_share`: share of the training games that are of the split `dev` instead (see `list_games`).
         """
         if max_steps < 1:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
+        if not 0 <= dev_share < 1:
+            raise ConfigError(f"dev_share is {dev_share}; give a share of the training games, from 0 to below 1.")
         self._data = data
         self._max_steps = max_steps
         self._engine: AlfworldEngine | None = None

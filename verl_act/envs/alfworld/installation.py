@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from verl_act.envs.alfworld.data import SPLITS, VERSION_FOLDER, list_games
+from verl_act.envs.alfworld.data import VERSION_FOLDER, list_games
 from verl_act.errors import DataError, InstallationError, NotInstalledError
 from verl_act.names import counts_text
 
@@ -24,7 +24,7 @@ def check_games() -> str:
             "For the official games: alfworld-download, then set ALFWORLD_DATA to their folder.",
         )
     try:
-        games = {split: list_games(split, folder) for split in SPLITS}
+        games = {split: list_games(split, folder) for split in OFFICIAL_GAMES}
     except DataError as error:
         raise InstallationError(f"{str(error).partition('. ')[0].rstrip('.')}.", _DOWNLOAD) from error
     for split, listed in games.items():

@@ -67,10 +67,10 @@ class _Game:
 def make_games(settings: GamesSettings, out: str | os.PathLike[str]) -> Manifest:
     """Write verified games of each split to `out/json_2.1.1`, and a manifest next to them.
 
-    The six task types alternate. `valid_seen` uses the rooms of the training games with new layouts; `valid_unseen`
-    uses rooms and object-destination combinations that no training game has. The number of workers does not change the
-    result. A layout that takes more than the time limit, or crashes its process, is replaced by another (see
-    `process_pool`, also for 0). Raises `ConfigError` for an unknown split, and `EngineError` if a game cannot be
+    The six task types alternate. `valid_seen` and `dev` use the rooms of the training games with new layouts;
+    `valid_unseen` uses rooms and object-destination combinations that no training game has. The number of workers does
+    not change the result. A layout that takes more than the time limit, or crashes its process, is replaced by another
+    (see `process_pool`, also for 0). Raises `ConfigError` for an unknown split, and `EngineError` if a game cannot be
     generated.
     """
     check_settings(settings)
@@ -145,9 +145,11 @@ class _Maker:
 
 
 def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:
-    """The rooms for game `index`. `valid_seen` uses the rooms of training games of the same task type."""
+    """The rooms for game `index`. `valid_seen` and `dev` use the rooms of training games of the same task type."""
     task_type = TASK_TYPES[index % len(TASK_TYPES)]
-    if split == "valid_seen" and (known := sorted({game.room for game in trained if game.task_type == task_type})):
+    if split in ("valid_seen", "dev") and (
+        known := sorted({game.room for game in trained if game.task_type == task_type})
+    ):
         return tuple(known)
     kinds = sorted(constants.GOALS_VALID[task_type])
     return tuple(plan for kind in kinds for plan in floor_plans(kind, held_out=split == "valid_unseen"))
