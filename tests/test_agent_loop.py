@@ -183,7 +183,7 @@ def run_loop(
     server = ScriptedServer(tokenizer, script, log_probs)
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": log_probs}
 
-    async def run() -> list[AgentLoopOutput]:
+    async def run() -> AgentLoopOutput | list[AgentLoopOutput]:
         loop = hydra.utils.instantiate(
             config=verl_agent_loop._agent_loop_registry[row["agent_name"]],
             trainer_config=DictConfigWrap(config=config),
@@ -198,7 +198,8 @@ def run_loop(
         columns = {name: value for name, value in row.items() if name != "agent_name"}
         return await loop.run(sampling, uid=uid, session_id=0, global_steps=1, **columns)
 
-    outputs = asyncio.run(run())
+    result = asyncio.run(run())
+    outputs = result if isinstance(result, list) else [result]
     assert all(request.sampling_params.items() >= sampling.items() for request in server.requests)
     return Run(outputs, server.requests)
 

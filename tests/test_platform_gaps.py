@@ -112,6 +112,32 @@ def test_a_value_model_is_loaded_as_configured_on_every_device(tmp_path: Path) -
     assert try_gaps("with", tmp_path, "value_model", VERL_PLATFORM="nvidia") == {"value_model": "works"}
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_build_for_accelerators_passes_these_tests(tmp_path: Path) -> None:
+    """Where torch comes from PyPI, it is a CUDA build, on any machine."""
+    fake = 'import wrapt\nwrapt.when_imported("torch.version")(lambda module: setattr(module, "cuda", "13.0"))\n'
+    (tmp_path / "sitecustomize.py").write_text(fake)
+    folder = Path(__file__).resolve().parent
+    path = os.pathsep.join((str(tmp_path), str(folder.parent)))
+    shown = subprocess.run(
+        [sys.executable, "-c", "import torch, sys; sys.exit(torch.version.cuda != '13.0')"],
+        env=clean_environment(PYTHONPATH=path),
+        check=False,
+    )
+    assert shown.returncode == 0, "the build is not faked"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow"]
+    run = subprocess.run(
+        [*command, str(folder / "test_platform_gaps.py")],
+        env=clean_environment(PYTHONPATH=path),
+        capture_output=True,
+        text=True,
+        timeout=1000,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+
+
 def test_no_setting_reaches_the_polling_interval() -> None:
     """`sampling_poll` waits for one."""
     generated = Path(verl.__file__).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml"

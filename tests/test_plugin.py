@@ -36,6 +36,9 @@ def run_python(code: str, folder: Path, **environment: str) -> subprocess.Comple
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
+WITHOUT = {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_PLATFORM": "nvidia"}
+
+
 def look(folder: Path, **environment: str) -> dict[str, Any]:
     shown = run_python(LOOK, folder, **environment)
     assert shown.returncode == 0, shown.stderr
@@ -54,7 +57,7 @@ def test_importing_verl_registers_everything_at_little_cost(tmp_path: Path) -> N
 
     `benchmarks/import_time.py` measures the seconds.
     """
-    without, with_it = (look(tmp_path, **environment) for environment in ({"VERL_USE_EXTERNAL_PLUGINS": "none"}, {}))
+    without, with_it = (look(tmp_path, **environment) for environment in (WITHOUT, {}))
     assert with_it["loops"]["act_env"] == {"_target_": "verl_act.rollout.agent_loop.ActEnvAgentLoop"}
     assert "act_env" not in without["loops"]
     assert with_it["platform"] == "cpu"

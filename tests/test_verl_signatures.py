@@ -121,6 +121,18 @@ PINS = [
         "verl_act/upstream_gaps/trusted_code.py",
         exactly=True,
     ),
+    Pin(
+        f"{AGENT_LOOP}:AgentLoopWorker._run_agent_loop",
+        ("self", "sampling_params", "trajectory", "agent_name"),
+        "verl_act/upstream_gaps/one_output.py",
+        keywords=False,
+    ),
+    Pin(
+        f"{AGENT_LOOP}:AgentLoopWorker._agent_loop_postprocess",
+        ("self", "output", "validate"),
+        "verl_act/upstream_gaps/one_output.py",
+        keywords=False,
+    ),
     Pin("verl.utils.device:auto_set_device", ("config",), "verl_act/upstream_gaps/cpu/asked_device.py", exactly=True),
     Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",

@@ -50,6 +50,7 @@ print(json.dumps({
 
 
 WRAPPED = [
+    "AgentLoopWorker._run_agent_loop",
     "CheckpointHandler._find_latest_checkpoint",
     "PPOTrainer.__init__",
     "PPOTrainer._add_prompts_to_generate",

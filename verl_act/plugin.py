@@ -18,6 +18,7 @@ def register() -> None:
         cpu,
         damaged_checkpoints,
         failed_rollouts,
+        one_output,
         thought_tokens,
         training_metrics,
         trusted_code,

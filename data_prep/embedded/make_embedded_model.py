@@ -19,7 +19,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from verl_act.data_prep.embedded.chatml import CHATML
 from verl_act.envs.dialect import Dialect, Thinker, Thought
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
@@ -30,6 +29,11 @@ from verl_act.prompts import Message, Template, get_template
 from verl_act.schema import Context, Step, read_steps, steps_to_learn
 from verl_act.settings.data import EmbeddedModelSettings
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template that works with verl's token builder for Qwen."""
 TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
 """Names in fewer prompts do not become tokens."""

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
-from verl_act.data_prep.embedded.chatml import CHATML
+from verl_act.data_prep.embedded.make_embedded_model import CHATML
 from verl_act.errors import ConfigError
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder

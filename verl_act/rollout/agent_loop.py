@@ -45,12 +45,12 @@ class ActEnvAgentLoop(AgentLoopBase):
 
     async def run(  # type: ignore[override]  # verl accepts a list too
         self, sampling_params: dict[str, Any], **row: Any
-    ) -> list[AgentLoopOutput]:
+    ) -> AgentLoopOutput | list[AgentLoopOutput]:
         task = Task(**row["extra_info"]["task"])
         with FAILURES.watch(str(row.get("uid", task))):
             return await self._play(task, sampling_params)
 
-    async def _play(self, task: Task, sampling_params: dict[str, Any]) -> list[AgentLoopOutput]:
+    async def _play(self, task: Task, sampling_params: dict[str, Any]) -> AgentLoopOutput | list[AgentLoopOutput]:
         settings = ActSettings.from_config(self.data_config)
         if (manager := self.config.reward.reward_manager.name) in _WITHOUT_EXTRA_FIELDS:
             raise ConfigError(
@@ -68,7 +68,8 @@ class ActEnvAgentLoop(AgentLoopBase):
             episode = await play(task, session, policy, settings.episode.max_turns)
         finally:
             await session.close()
-        return policy.outputs(episode, env_memory_mb=session.memory_mb)
+        outputs = policy.outputs(episode, env_memory_mb=session.memory_mb)
+        return outputs[0] if len(outputs) == 1 else outputs  # see upstream_gaps/one_output.py
 
     def _require_room_for_turns(self, settings: EpisodeSettings) -> None:
         """Raise `ConfigError` if one reply may use up the tokens of a whole episode."""
