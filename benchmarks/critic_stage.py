@@ -1,9 +1,9 @@
 """What the critic stage teaches, seed by seed: choice accuracy over its steps, next actions before and after.
 
-    python benchmarks/critic_stage.py runs/quickstart runs/methods/seed-0 runs/methods/seed-1
+    python benchmarks/critic_stage.py runs/quickstart runs/methods
 
-Reads finished chains, or the seeds of a comparison of methods (their metrics and evaluations, all on held-out games;
-what was trained with ACT alone and with RL + ACT stands in the place of a chain's stages), prints a table and writes
+Reads finished runs; of a comparison of methods every seed (metrics and evaluations, all on held-out games; the models
+trained with ACT alone and with RL + ACT stand for those of a run's stages). Prints a table and writes
 `benchmarks/results/critic_stage.json` and the curves, `critic_stage.svg`.
 """
 
@@ -13,11 +13,13 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
+from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS
+from verl_act.evaluate.records import json_lines, read_metrics_file
+from verl_act.run_folder import RunFolder
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
@@ -32,31 +34,31 @@ MODELS = {"initial": "prompting", "critic": "act", "action": "rl-act"}
 """Names of evaluations in a chain, and in a comparison of methods."""
 
 
-def curves(run: Path) -> dict[str, dict[int, float]]:
+def curves(run: RunFolder) -> dict[str, dict[int, float]]:
     """Split -> step -> accuracy of the validation's choices."""
-    found: dict[str, dict[int, float]] = {}
-    for line in (run / "critic" / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        for name, value in entry["data"].items():
-            if match := VALIDATION.fullmatch(name):
-                found.setdefault(match[1], {})[entry["step"]] = round(value, 4)
-    return found
+    by_split: dict[str, dict[int, float]] = {}
+    for file in run.training(["critic"]).metrics_files:
+        for _, entry in json_lines(file):
+            for name, value in entry["data"].items():
+                if match := VALIDATION.fullmatch(name):
+                    by_split.setdefault(match[1], {})[entry["step"]] = round(value, 4)
+    return by_split
 
 
-def evaluations(run: Path) -> dict[str, dict[str, dict[str, float]]]:
+def evaluations(run: RunFolder) -> dict[str, dict[str, dict[str, float]]]:
     """Model -> split -> figure."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    by_model: dict[str, dict[str, dict[str, float]]] = {}
     for model, method in MODELS.items():
-        places = [run / "evaluation" / model, run / "evaluation" / method]
-        places += run.parent.glob(f"*/evaluation/{method}")  # a greedy initial model is asked for one seed only
-        file = next(folder / "metrics.json" for folder in places if (folder / "metrics.json").is_file())
-        by_split: dict[str, Any] = json.loads(file.read_text())["metrics"]
-        found[model] = {
+        seeds = [run, *RunFolder(run.root).seeds]  # a greedy initial model is evaluated with one seed only
+        folders = [seed.evaluation(name) for seed in seeds for name in (model, method)]
+        file = next(folder / METRICS_FILE for folder in folders if (folder / METRICS_FILE).is_file())
+        by_split = read_metrics_file(file)["metrics"]
+        by_model[model] = {
             split: {METRICS[name].full_title: round(metrics[name]["value"], 4) for name in SHOWN}
             for split, metrics in by_split.items()
             if "choice" in metrics
         }
-    return found
+    return by_model
 
 
 def draw(runs: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
@@ -77,7 +79,8 @@ def draw(runs: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
-    runs = {run.name: run for run in parser.parse_args().runs}
+    folders = [seed for run in parser.parse_args().runs for seed in RunFolder(run).seeds or [RunFolder(run)]]
+    runs = {run.root.name if run.seed is None else f"{run.root.name}, seed {run.seed}": run for run in folders}
     measured = {name: {"validation": curves(run), "evaluation": evaluations(run)} for name, run in runs.items()}
     for name, figures in measured.items():
         print(f"\n{name}\n{'metric':52} {'split':13} {'initial':>8} {'critic':>8} {'action':>8}")

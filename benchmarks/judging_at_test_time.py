@@ -29,15 +29,16 @@ from typing import Any
 from tqdm.asyncio import tqdm_asyncio
 
 from verl_act.chain import load_recipe
-from verl_act.chain.methods import evaluation_folder, training_folder
 from verl_act.engine import Engine, request_seed
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
+from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.statistics import ItemOutcome, against, estimate
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.prompts import Template, get_template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.episode import play
+from verl_act.run_folder import RunFolder
 from verl_act.schema import Context
 from verl_act.settings.model import ModelSettings, Sampling
 
@@ -163,20 +164,20 @@ def main() -> None:
     parser.add_argument("--method", action="append", help="may be given several times; without it, all with a model")
     parser.add_argument("--name", default="alfworld", help="of the file in results")
     options = parser.parse_args()
-    run = options.run.resolve()
+    run = RunFolder(options.run.resolve(), options.seed)
     recipe = load_recipe(options.recipe)
     result = RESULTS / f"{options.name}_judging_at_test_time.json"
     results = json.loads(result.read_text()) if result.is_file() else {}
-    panel = read_tasks(run / "tasks" / "eval" / "tasks.parquet")
+    panel = read_tasks(run.tasks_file("eval"))
     tasks = [task for task in panel if task.split == options.split]
-    games = {"data": str(run / "games")} if (run / "games").is_dir() else {}
+    games = {"data": str(run.games)} if run.games.is_dir() else {}
     template = get_template(recipe.template, **recipe.template_options)
     for name in options.method or recipe.methods:
         stages = recipe.methods[name].stages
-        path = training_folder(run, options.seed, stages) / "model" if stages else Path(recipe.model_path)
-        evaluation = evaluation_folder(run, options.seed, name) / "episodes.jsonl"
+        path = run.training(stages).model if stages else Path(recipe.model_path)
+        evaluation = run.evaluation(name) / EPISODES
         if not path.is_dir() or not evaluation.is_file():
-            print(f"{name}: is not in {run}")
+            print(f"{name}: is not in {run.root}")
             continue
         records = [json.loads(line) for line in evaluation.read_text().splitlines()]
         won = {

@@ -2,16 +2,15 @@
 
     python benchmarks/methods_table.py runs/methods --name alfworld [--columns success next_action choice_inferable]
 
-Reads a finished comparison (`python -m verl_act methods alfworld/methods --out runs/methods --seeds ...`), prints a
+Reads a finished comparison (`verl-act run alfworld/methods --out runs/methods --seeds ...`), prints a
 table in Markdown and copies its full report to `benchmarks/results/<name>_methods.md` and `.json`, the latter with the
-command of every stage and the versions of what ran it.
+settings of every stage and the versions of what ran it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 from verl_act.evaluate.methods import steps_in_words
 from verl_act.evaluate.metric_registry import METRICS
+from verl_act.manifest import read_manifest
+from verl_act.run_folder import METHODS_TABLE, RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,15 +37,10 @@ def cell(entry: dict[str, Any] | None) -> str:
 
 
 def made_by(run: Path) -> dict[str, Any]:
-    """Stage -> the command that made it, with paths below the run, and the versions of what it ran on."""
-    found = {}
-    for mark in sorted((run / ".done").glob("*/manifest.json")):
-        manifest = json.loads(mark.read_text())
-        command = " ".join(manifest["settings"].get("command", []))
-        command = re.sub(r"\S*/(?=verl_act/)", "", command.replace(str(run.resolve()), "RUN"))
-        found[mark.parent.name] = {"command": command}
-        found[mark.parent.name]["versions"] = manifest["versions"]
-    return found
+    """Stage -> the settings and versions that made it, with paths below the run."""
+    manifests = filter(None, map(read_manifest, RunFolder(run).records))
+    made = {manifest.stage: {"settings": manifest.settings, "versions": manifest.versions} for manifest in manifests}
+    return json.loads(json.dumps(made).replace(str(run.resolve()), "RUN"))
 
 
 def splits_of(entries: Iterable[tuple[str, str, str]], metric: str) -> list[str]:
@@ -58,8 +54,8 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the files in benchmarks/results: the environment")
     parser.add_argument("--columns", nargs="+", choices=METRICS, default=["success", "next_action", "choice_inferable"])
     options = parser.parse_args()
-    folder = options.run / "methods"
-    report = json.loads((folder / "methods.json").read_text())
+    folder = RunFolder(options.run)
+    report = json.loads(folder.methods_file.read_text())
     entries = {
         (entry["method"], entry["split"], entry["metric"]): entry for entry in report["entries"] if not entry["group"]
     }
@@ -74,7 +70,7 @@ def main() -> None:
     report["initial_model"] = Path(report["initial_model"]).name
     report["stages"] = made_by(options.run)
     (RESULTS / f"{options.name}_methods.json").write_text(json.dumps(report) + "\n")
-    shutil.copy(folder / "methods.md", RESULTS / f"{options.name}_methods.md")
+    shutil.copy(folder.methods / METHODS_TABLE, RESULTS / f"{options.name}_methods.md")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import psutil
 
+from verl_act.manifest import read_manifest
+from verl_act.run_folder import RunFolder
+
 RESULTS = Path(__file__).parent / "results"
 SECONDS_BETWEEN_SAMPLES = 2.0
 
@@ -35,9 +38,10 @@ def memory(process: psutil.Process) -> int:
 
 
 def stages(run: Path) -> dict[str, float]:
-    """Seconds of every stage, in the order they ended."""
-    marks = sorted((run / ".done").glob("*/manifest.json"), key=lambda mark: mark.stat().st_mtime)
-    return {mark.parent.name: json.loads(mark.read_text())["seconds"] for mark in marks}
+    """Seconds of every finished stage, in order."""
+    folder = RunFolder(run)
+    records = {stage.name: read_manifest(folder.record(stage.name)) for stage in folder.plan}
+    return {name: record.seconds or 0.0 for name, record in records.items() if record}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.registry import choice_prompt
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.metric_registry import format_value
@@ -52,6 +52,7 @@ from verl_act.report.examples import turns_in_loops
 from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.report.tables import Group
+from verl_act.run_folder import PlannedStage, RunFolder
 from verl_act.schema import TASK, TRAJECTORY, Context, read_pairs, read_steps, read_table, write_rows
 from verl_act.settings.data import ExpertSettings, PairsSettings, TasksSettings
 from verl_act.settings.evaluation import CompareSettings, EvaluationSettings, ReportSettings
@@ -116,11 +117,16 @@ class LocalPool:
         return LocalSession(self.games, task)
 
 
-def expert(context: Context, candidates: Sequence[str]) -> str:
-    """Does as the search expert does, and says why."""
-    action, inferable = SearchExpert().act(context)
-    chosen = action if action in candidates or not candidates else candidates[0]
-    return f"<think>The goal is to {context.goal} I have seen enough: {inferable}.</think><action>{chosen}</action>"
+def as_played(trajectories: Sequence[Path]) -> Policy:
+    """Does as the search expert did, and says why."""
+    steps = {step.context: step for step in read_steps(trajectories)}
+
+    def policy(context: Context, candidates: Sequence[str]) -> str:
+        step = steps[context]
+        why = f"The goal is to {context.goal} I have seen enough: {step.inferable}."
+        return f"<think>{why}</think><action>{step.action}</action>"
+
+    return policy
 
 
 def stubborn(context: Context, candidates: Sequence[str]) -> str:
@@ -163,8 +169,8 @@ def evaluate_script(run: Path, name: str, policy: Policy, games: Path) -> None:
 
 
 def mark(run: Path, stage: str, seconds: float) -> None:
-    """What the chain leaves when a stage is done."""
-    folder = run / ".done" / stage.replace(" ", "-")
+    """What a run leaves when a stage is done."""
+    folder = RunFolder(run).record(stage)
     folder.mkdir(parents=True)
     write_manifest(folder, make_manifest(stage, settings={"command": ["-m", "verl_act", stage]}, seconds=seconds))
 
@@ -190,11 +196,32 @@ def training_metrics(kind: str, steps: int = 20) -> str:
     return "".join(lines)
 
 
+def plan(run: Path, stages: dict[str, str], trains: Sequence[str] = ()) -> None:
+    """Record the stages, name -> output, as planned."""
+    RunFolder(run).add_to_plan([PlannedStage(name, output, name in trains) for name, output in stages.items()])
+
+
+MODELS = ("initial", "critic", "action")
+PLAN = {
+    **{f"expert {split}": f"expert/{split}" for split in ("train", *SPLITS)},
+    "alternatives": "alternatives",
+    **{f"pairs {split}": f"pairs/{split}" for split in ("train", *SPLITS)},
+    "audit": "pairs/train/pairs.parquet",
+    **{f"tasks {name}": f"tasks/{name}" for name in ("train", "eval")},
+    "evaluate initial": "evaluation/initial",
+    **{name: name for name in MODELS[1:]},
+    **{f"evaluate {name}": f"evaluation/{name}" for name in MODELS[1:]},
+    "comparison": "comparison",
+    "report": "report.html",
+}
+
+
 @pytest.fixture(scope="session")
 def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished chain."""
+    """A finished run without methods."""
     folder = tmp_path_factory.mktemp("report") / "quick<b>start"
     settings = {"data": str(games)}
+    plan(folder, PLAN, MODELS[1:])
     for split in ("train", *SPLITS):
         collect_expert(
             ExpertSettings(env="alfworld", split=split, env_settings=settings, workers=0), folder / "expert" / split
@@ -218,7 +245,8 @@ def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / stage).mkdir()
         (folder / stage / "metrics.jsonl").write_text(training_metrics(kind))
         mark(folder, stage, 4000.0)
-    for name, policy in (("initial", stubborn), ("critic", hostile), ("action", expert)):
+    expert = as_played([folder / "expert" / split / "trajectories.parquet" for split in SPLITS])
+    for name, policy in zip(MODELS, (stubborn, hostile, expert), strict=True):
         evaluate_script(folder, name, policy, games)
     (folder / "comparison").mkdir()
     mark(folder, "comparison", 0.5)
@@ -564,7 +592,7 @@ def test_an_unfinished_run_says_what_is_missing(run: Path, tmp_path: Path) -> No
     copy = copied(run, tmp_path)
     for name in ("evaluation", "action", "comparison", "pairs/valid_unseen"):
         shutil.rmtree(copy / name)
-    shutil.rmtree(copy / ".done" / "critic")
+    shutil.rmtree(RunFolder(copy).record("critic"))
     (copy / "critic").rename(copy / "critic.work")
     lines = training_metrics("choice").splitlines(keepends=True)
     (copy / "critic.work" / "metrics.jsonl").unlink()
@@ -586,7 +614,7 @@ def test_an_unfinished_run_says_what_is_missing(run: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"neither a folder that `chain` writes .* nor one of `evaluate`"):
+    with pytest.raises(DataError, match=r"neither a folder that `run` writes .* nor one of `eval run`"):
         read_runs([tmp_path])
 
 
@@ -761,10 +789,11 @@ def test_a_bad_place_or_number_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"ends in \.html"):
         write_report(ReportSettings(runs=[run]), tmp_path / "report.pdf")
-    with pytest.raises(ConfigError, match="-1 examples"):
-        write_report(ReportSettings(runs=[run], examples=-1), tmp_path / "report.html")
+    with pytest.raises(OptionError) as refused:
+        ReportSettings(runs=[run], examples=-1)
+    assert refused.value.option == "examples"
     with pytest.raises(ConfigError, match="is a file"):
-        write_report(ReportSettings(runs=[run], examples=0), tmp_path / "file" / "report.html")
+        write_report(ReportSettings(runs=[run]), tmp_path / "file" / "report.html")
 
 
 def test_the_command(run: Path, tmp_path: Path) -> None:

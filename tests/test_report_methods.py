@@ -13,6 +13,7 @@ from test_report import (
     browser,  # noqa: F401  (a fixture)
     copied,
     mark,
+    plan,
     run,  # noqa: F401  (a fixture)
     training_metrics,
     visit,  # noqa: F401  (a fixture)
@@ -20,6 +21,7 @@ from test_report import (
 
 from verl_act.errors import DataError
 from verl_act.evaluate.methods import compare_methods
+from verl_act.manifest import read_manifest
 from verl_act.report import write_report
 from verl_act.report.content import content
 from verl_act.report.page import html, markdown
@@ -27,6 +29,14 @@ from verl_act.report.read import read_runs
 from verl_act.settings.evaluation import MethodsTableSettings, ReportSettings
 
 METHODS = {"Prompting": "initial", "IL <b>bold</b>": "critic", "RL + ACT": "action"}
+OF_SEED = {"evaluate initial": "evaluation/initial", "rows il": "rows-il", "il+critic": "il+critic"}
+OF_SEED |= {f"evaluate {name}": f"evaluation/{name}" for name in ("critic", "action")}
+PLAN = {
+    **{"expert train": "expert/train", "expert valid_seen": "expert/valid_seen", "alternatives": "alternatives"},
+    **{"pairs train": "pairs/train", "audit": "pairs/train/pairs.parquet", "tasks eval": "tasks/eval"},
+    **{f"seed {seed} {name}": f"seed-{seed}/{output}" for seed in (0, 1) for name, output in OF_SEED.items()},
+    **{"methods": "methods", "report": "report.html"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +58,7 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
             "evaluations": paths,
             "training": {},
         }
+    plan(folder, PLAN, ["seed 0 il+critic", "seed 1 il+critic"])
     (folder / "seed-0" / "il+critic").mkdir()
     (folder / "seed-0" / "il+critic" / "metrics.jsonl").write_text(training_metrics("choice"))
     compare_methods(MethodsTableSettings(run=folder, methods=methods), folder / "methods")
@@ -63,9 +74,7 @@ def page(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> None:
     whole = json.loads((compared / "methods" / "methods.json").read_text())
     shown = content(read_runs([compared]), 0)
-    (table,) = (
-        entry.table for entry in shown.method_tables if not entry.table.detail and entry.table.split == "valid_seen"
-    )
+    (table,) = (table for table in shown.method_tables if not table.detail and table.split == "valid_seen")
     cells = dict(zip(table.columns, dict(table.rows)["Tasks solved"], strict=True))
     for name, cell in cells.items():
         (entry,) = (
@@ -76,7 +85,7 @@ def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> 
         assert cell.value == f"{100 * entry['estimate']['value']:.1f}%"
         assert cell.deviation == "± 0.0% over seeds"
         assert bool(cell.changes) == (name != "Prompting")
-    assert [budget.steps for budget in shown.method_budgets] == ["", *["critic 40, action 40"] * 2]
+    assert [budget.steps for budget in shown.method_budgets] == ["none", *["critic 40, action 40"] * 2]
     assert any("first seed" in note for note in shown.notes)
     assert {curve.stage for curve in shown.curves} == {"il+critic"}
     assert "| RL + ACT | critic 40, action 40 | Prompting | 0, 1 |" in page.with_suffix(".md").read_text()
@@ -99,17 +108,13 @@ def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:  # noqa
 
 def test_a_comparison_tells_what_its_manifests_say(whole_comparison: Path) -> None:
     (found,) = content(read_runs([whole_comparison]), 0).runs
-    assert (found.env, found.seeds, found.missing) == ("alfworld", [0, 1], [])
+    assert (found.env, found.seeds) == ("alfworld", [0, 1])
+    assert found.missing == ["seed 1 rows il", "seed 1 il+critic"]
     stages = {stage.name: stage for stage in found.stages}
     assert stages["pairs train"].counts["pairs"] > 0 and stages["pairs train"].inputs
     assert stages["seed 1 evaluate initial"].counts["choices"] > 0
     assert (stages["seed 0 il+critic"].state, stages["seed 0 il+critic"].seconds) == ("done", 60.0)
-    assert list(stages)[-9:] == [
-        *("seed 0 rows il", "seed 0 evaluate initial", "seed 0 il+critic"),
-        *("seed 0 evaluate critic", "seed 0 evaluate action"),
-        *(f"seed 1 evaluate {name}" for name in ("initial", "critic", "action")),
-        "methods",
-    ]
+    assert list(stages) == list(PLAN)[:-1]
 
 
 def test_curves_are_of_all_seeds(whole_comparison: Path) -> None:
@@ -142,11 +147,26 @@ def test_an_unfinished_comparison_knows_what_it_has(whole_comparison: Path) -> N
     (work / "metrics-0.jsonl").write_text(training_metrics("choice", steps=3))
     whole = content(read_runs([whole_comparison]), 0)
     (found,) = whole.runs
-    assert found.missing == ["seed 1 il+critic", "methods"]
-    assert (found.seeds, [model.label for model in whole.models]) == ([0, 1], ["action", "critic", "initial"])
+    assert found.missing == [f"seed 1 {name}" for name in list(OF_SEED)[1:]] + ["methods"]
+    states = {stage.name: stage.state for stage in found.stages}
+    assert (states["seed 1 rows il"], states["seed 1 il+critic"]) == ("missing", "unfinished")
+    assert (found.seeds, [model.label for model in whole.models]) == ([0, 1], ["initial", "critic", "action"])
     assert whole.method_tables == [] and {curve.stage for curve in whole.curves} == {"il+critic"}
     assert any("first seed" in note for note in whole.notes)
-    assert "evaluate critic" not in found.missing, "a stage of a chain, which nobody has planned"
+
+
+def test_a_method_without_the_first_seed_is_shown_too(compared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compared, tmp_path / "comparison", symlinks=True))
+    methods = json.loads((folder / "methods" / "methods.json").read_text())
+    del methods["methods"]["RL + ACT"]["evaluations"]["0"]
+    (folder / "methods" / "methods.json").write_text(json.dumps(methods))
+    (folder / "seed-0" / "evaluation" / "action").unlink()
+    for finished in (True, False):
+        models = {model.label: model.evaluation.folder for model in content(read_runs([folder]), 0).models}
+        assert list(models) == ["initial", "critic", "action"]
+        assert models["action"] == folder / "seed-1" / "evaluation" / "action"
+        if finished:
+            shutil.rmtree(folder / "methods")
 
 
 def test_a_lost_evaluation_is_named(whole_comparison: Path) -> None:
@@ -223,9 +243,12 @@ def test_episodes_that_the_environment_ended_are_told_of_every_seed(compared: Pa
     manifest = json.loads(path.read_text())
     manifest["counts"]["episode_errors"] = 2
     path.write_text(json.dumps(manifest))
-    ended = "ended in an error of the environment and are not counted."
-    notes = [note for note in content(read_runs([folder]), 0).notes if ended in note]
-    assert notes == [f"In the method tables, over all seeds: 2 of 24 episodes of IL <b>bold</b> {ended}"]
+    written = read_manifest(folder / "methods")
+    assert written is not None
+    shutil.rmtree(folder / "methods")
+    compare_methods(MethodsTableSettings(run=folder, methods=written.settings["methods"]), folder / "methods")
+    (note,) = (note for note in content(read_runs([folder]), 0).notes if "error of the environment" in note)
+    assert "IL <b>bold</b>, seed 1: 2 of 12 episodes" in note
 
 
 def test_a_run_without_a_comparison_has_no_method_table(run: Path, tmp_path: Path) -> None:  # noqa: F811

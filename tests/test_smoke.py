@@ -10,6 +10,7 @@ import pytest
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.errors import DataError
+from verl_act.manifest import make_manifest, write_manifest
 from verl_act.preflight.smoke import FILE_NAME, main, smoke_report
 
 
@@ -17,7 +18,7 @@ from verl_act.preflight.smoke import FILE_NAME, main, smoke_report
 def run(tmp_path: Path) -> Path:
     stage = tmp_path / "critic"
     shutil.copytree(embedded_models()["alfworld"], stage / "model")
-    (stage / "manifest.json").write_text('{"seconds": 61.5}')
+    write_manifest(stage, make_manifest("critic", settings={}, seconds=61.5))
     write_metrics(stage, **{"actor/grad_norm": 0.2, "training/rollout_probs_diff_mean": 0.001})
     evaluation = tmp_path / "evaluation" / "critic"
     evaluation.mkdir(parents=True)
@@ -34,6 +35,7 @@ def test_a_sound_run_passes_and_leaves_its_report(run: Path, capsys: pytest.Capt
     assert main(run) == 0
     report = json.loads((run / FILE_NAME).read_text())
     assert report["passed"] and report["stages"]["critic"]["steps"] == 2
+    assert report["stages"]["critic"]["seconds"] == 61.5
     assert report["stages"]["critic"]["metrics"]["actor/grad_norm"] == 0.2
     assert report["packages"]["verl"] and report["devices"]
     assert capsys.readouterr().out.splitlines()[-1].startswith("passed")

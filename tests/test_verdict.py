@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import run  # noqa: F401  (a fixture)
+from test_report import (
+    plan,
+    run,  # noqa: F401  (a fixture)
+)
 from test_report_methods import compared  # noqa: F401  (a fixture)
 
 from verl_act.evaluate.methods import compare_methods
@@ -36,6 +39,7 @@ def evaluation(folder: Path, name: str, won: list[bool]) -> Path:
 def chain(folder: Path, before: list[bool], after: list[bool]) -> Path:
     for name, won in (("initial", before), ("action", after)):
         evaluation(folder / "evaluation" / name, name, won)
+    plan(folder, {f"evaluate {name}": f"evaluation/{name}" for name in ("initial", "action")})
     return folder
 
 
@@ -70,6 +74,7 @@ def test_nothing_is_sure_where_the_interval_holds_zero(after: list[bool], tmp_pa
 def methods(folder: Path, seeds: int, won: dict[str, list[int]]) -> Path:
     """A comparison; `won` has how many of 40 tasks each seed of a method solves."""
     listed: dict[str, Any] = {}
+    plan(folder, {"methods": "methods"})
     for name, counts in won.items():
         paths = {}
         for seed in range(seeds):
@@ -124,6 +129,7 @@ def test_many_methods_fit_a_terminal(tmp_path: Path) -> None:
 
 
 def test_a_run_without_evaluations_says_so(tmp_path: Path) -> None:
+    plan(tmp_path, {"critic": "critic"}, ["critic"])
     (tmp_path / "critic.work").mkdir()
     (tmp_path / "critic.work" / "metrics-0.jsonl").write_text('{"step": 1, "data": {}}\n')
     assert "No model has been evaluated yet" in summary_text(tmp_path)

@@ -27,7 +27,7 @@ TASKS = "tasks.parquet"
 REFLECTIONS = "reflections.parquet"
 SFT_ROWS = "sft.parquet"
 DPO_ROWS = "dpo.parquet"
-METHODS = "methods.json"
+METHODS, METHODS_TABLE = "methods.json", "methods.md"
 TRAINING_METRICS = "metrics.jsonl"
 TRAINING_LOG = "log.txt"
 

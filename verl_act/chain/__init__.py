@@ -24,8 +24,8 @@ def run_recipe(
     """Run a recipe (or its name, or its file) in the folder `out`, with `KEY=VALUE` changes; or only `check` it.
 
     `steps` bounds each training stage. `seeds` (default: the recipe's) and `only`, names of methods, are for a recipe
-    that lists methods. Finished stages are skipped. Raises `ConfigError` for invalid settings, `EngineError` if a stage
-    fails.
+    that lists methods. Finished stages are skipped. At the end, the results are printed in a few lines. Raises
+    `ConfigError` for invalid settings, `EngineError` if a stage fails.
     """
     from verl_act.chain import methods
     from verl_act.chain.check import check_run, check_settings
@@ -49,3 +49,6 @@ def run_recipe(
         methods.run_methods(chosen, folder, seeds, whole)
     else:
         run_stages(planned, folder)
+    from verl_act.report import summary_text  # needs the extra `report`, as the settings' check has told
+
+    print(summary_text(folder.root), end="")

@@ -23,9 +23,8 @@ from verl_act.evaluate.statistics import SIGNIFICANT, Against, Estimate, against
 from verl_act.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.run_folder import METHODS, METHODS_TABLE, RunFolder, TrainingFolder
 from verl_act.settings.evaluation import MethodsTableSettings
-
-MARKDOWN, JSON = "methods.md", "methods.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,8 @@ def compare_methods(settings: MethodsTableSettings, out: str | PathLike[str]) ->
         "entries": [asdict(entry) for entry in entries],
     }
     with atomic_folder(out) as folder:
-        (folder / JSON).write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
-        (folder / MARKDOWN).write_text(markdown(comparison), encoding="utf-8")
+        (folder / METHODS).write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+        (folder / METHODS_TABLE).write_text(markdown(comparison), encoding="utf-8")
         write_manifest(folder, manifest)
     return manifest
 
@@ -95,7 +94,7 @@ def _values(run: Path, method: Mapping[str, Any]) -> list[MetricItems]:
     folders = [run / path for path in method["evaluations"].values()]
     for folder in folders:
         if not (folder / METRICS_FILE).is_file():
-            raise DataError(f"{folder}: no such evaluation; run `methods` again, it resumes where it stopped.")
+            raise DataError(f"{folder}: no such evaluation; run the recipe again, it resumes where it stopped.")
     return [read_metrics(folder) for folder in folders]
 
 
@@ -140,7 +139,7 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
     for seed, stages in method["training"].items():
         by_seed[seed] = {}
         for stage in stages:
-            mark = read_manifest(run / ".done" / stage.replace(" ", "-"))
+            mark = read_manifest(RunFolder(run).record(stage))
             by_seed[seed][stage.removeprefix(f"seed {seed} ")] = mark.seconds if mark else None
         evaluation = read_manifest(run / method["evaluations"][seed]) if seed in method["evaluations"] else None
         if evaluation:
@@ -151,11 +150,13 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
 def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
     """Stage -> optimizer steps. If epochs decided: the last step logged by the first seed that has a log."""
     counts = dict(method["steps"])
-    for seed, names in method["training"].items():
+    outputs = {stage.name: run / stage.output for stage in RunFolder(run).plan}
+    for names in method["training"].values():
         for stage, name in zip(method["steps"], names, strict=False):
-            log = run / f"seed-{seed}" / name.removeprefix(f"seed {seed} ") / "metrics.jsonl"
-            if counts[stage] < 1 and log.is_file():
-                steps = [line["step"] for _, line in json_lines(log) if isinstance(line.get("step"), int)]
+            if counts[stage] < 1 and name in outputs:
+                files = TrainingFolder(outputs[name]).metrics_files
+                lines = [line for file in files for _, line in json_lines(file)]
+                steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]
                 counts[stage] = max(steps, default=-1)
     return counts
 
@@ -171,17 +172,16 @@ def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 _SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
-"""Prefixes of the shared stages' names. A chain in the same folder has other stages."""
+"""First words of the names of shared stages. A run without methods in the same folder has others."""
 
 
 def _shared(run: Path) -> dict[str, dict[str, Any]]:
-    """Stage -> seconds and counts, for the stages that all methods and seeds share."""
+    """Stage -> seconds and counts, for the finished stages that all methods and seeds share."""
     shared = {}
-    for mark in sorted((run / ".done").glob("*")):
-        name, manifest = mark.name, read_manifest(mark)
-        if manifest and name.startswith(_SHARED):
-            made = read_manifest(run / name.replace("-", "/", 1))
-            shared[name.replace("-", " ", 1)] = {"seconds": manifest.seconds, "counts": made.counts if made else {}}
+    for stage in RunFolder(run).plan:
+        if stage.name.startswith(_SHARED) and (mark := read_manifest(RunFolder(run).record(stage.name))):
+            made = read_manifest(run / stage.output)
+            shared[stage.name] = {"seconds": mark.seconds, "counts": made.counts if made else {}}
     return shared
 
 
@@ -208,6 +208,39 @@ class MethodTable:
     columns: list[str]
     rows: list[tuple[str, list[MethodCell]]]
     detail: bool
+    run: str = ""
+    """The comparison's run, where a report has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodBudget:
+    """The training budget and time of a method; `minutes` of training per seed. `run`: as in `MethodTable`."""
+
+    name: str
+    steps: str
+    against: str
+    seeds: str
+    minutes: str
+    by_stage: str
+    run: str = ""
+
+
+def method_budgets(comparison: Mapping[str, Any]) -> list[MethodBudget]:
+    """The budget of every method, in the recipe's order."""
+    budgets = []
+    for name, method in comparison["methods"].items():
+        times = _mean_seconds(method["seconds"])
+        budgets.append(
+            MethodBudget(
+                name=name,
+                steps=steps_in_words(method["steps"]) or "none",
+                against="; ".join(method["against"]),
+                seeds=", ".join(method["evaluations"]),
+                minutes=f"{sum(seconds for stage, seconds in times.items() if stage != 'evaluation') / 60:.1f}",
+                by_stage=", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items()),
+            )
+        )
+    return budgets
 
 
 def method_tables(comparison: Mapping[str, Any]) -> list[MethodTable]:
@@ -316,19 +349,11 @@ def _budget_table(comparison: Mapping[str, Any]) -> list[str]:
             made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in keys)
             lines.append(_line([markdown_text(name), f"{stage['seconds']:.0f}", made]))
         lines.append("")
-    lines += [
-        "| method | training steps | tested against | seeds | training, minutes a seed | seconds a seed, by stage |"
-    ]
+    lines += ["| method | training steps | tested against | seeds | training, minutes a seed | by stage |"]
     lines += ["| --- | --- | --- | --- | ---: | --- |"]
-    for name, method in comparison["methods"].items():
-        steps = steps_in_words(method["steps"])
-        times = mean_seconds(method["seconds"])
-        training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
-        by_stage = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in times.items())
-        seeds = ", ".join(method["evaluations"])
-        other = "; ".join(method["against"])
-        named = [markdown_text(text) for text in (name, steps or "none", other, seeds)]
-        lines.append(_line([*named, f"{training / 60:.1f}", markdown_text(by_stage)]))
+    for row in method_budgets(comparison):
+        cells = (row.name, row.steps, row.against, row.seeds, row.minutes, row.by_stage)
+        lines.append(_line([markdown_text(text) for text in cells]))
     return lines
 
 
@@ -338,7 +363,7 @@ def steps_in_words(steps: Mapping[str, int]) -> str:
     return ", ".join(f"{stage.partition(':')[0]} {count}" for stage, count in named.items())
 
 
-def mean_seconds(by_seed: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+def _mean_seconds(by_seed: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     """Stage -> mean wall time in seconds over the seeds for which it is known."""
     known: dict[str, list[float]] = {}
     for times in by_seed.values():

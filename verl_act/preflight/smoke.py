@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
+from verl_act.evaluate.records import json_lines
+from verl_act.manifest import FILE_NAME as MANIFEST
+from verl_act.manifest import read_manifest
 from verl_act.output_folder import replace_file
-from verl_act.text_files import read_json
+from verl_act.run_folder import RunFolder, TrainingFolder
 
 FILE_NAME = "gpu_smoke.json"
 MAX_PROBABILITY_DIFFERENCE = 0.05
@@ -35,10 +38,14 @@ def smoke_report(folder: Path) -> dict[str, Any]:
 
     Raises `DataError` if the folder holds no finished training stage, or a damaged file.
     """
-    stages = {str(path.parent.relative_to(folder)): _stage(path.parent) for path in _metrics_files(folder)}
+    run = RunFolder(folder)
+    seeds = [run, *run.seeds]
+    finished = [stage for seed in seeds for stage in seed.trainings if (stage.path / MANIFEST).is_file()]
+    stages = {str(stage.path.relative_to(folder)): _stage(stage) for stage in finished}
     if not stages:
-        raise DataError(f"{folder}: holds no finished training stage (<stage>/metrics.jsonl); run alfworld/gpu_smoke.")
-    missing = [] if any(folder.rglob("evaluation/*/manifest.json")) else ["no model was evaluated"]
+        raise DataError(f"{folder}: holds no finished training stage; run alfworld/gpu_smoke.")
+    evaluated = any((path / MANIFEST).is_file() for seed in seeds for path in seed.evaluations)
+    missing = [] if evaluated else ["no model was evaluated"]
     problems = [f"{name}: {problem}" for name, stage in stages.items() for problem in stage["problems"]] + missing
     return {
         "passed": not problems,
@@ -61,28 +68,22 @@ def main(folder: Path) -> int:
     return int(not report["passed"])
 
 
-def _metrics_files(folder: Path) -> Iterator[Path]:
-    """Those of finished stages; the work folder of an unfinished one has others."""
-    return iter(path for path in sorted(folder.rglob("metrics.jsonl")) if (path.parent / "manifest.json").is_file())
-
-
-def _stage(folder: Path) -> dict[str, Any]:
+def _stage(stage: TrainingFolder) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     steps = 0
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-            steps = max(steps, int(entry["step"]))
-            metrics |= entry["data"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{folder / 'metrics.jsonl'}: a line cannot be read ({error}). Run the stage again."
-            ) from error
+    for file in stage.metrics_files:
+        for number, entry in json_lines(file):
+            try:
+                steps = max(steps, int(entry["step"]))
+                metrics |= entry["data"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{file}, line {number}: cannot be read ({error!r}). Run the stage again.") from error
+    manifest = read_manifest(stage.path)
     return {
         "steps": steps,
-        "seconds": read_json(folder / "manifest.json").get("seconds"),
+        "seconds": manifest.seconds if manifest else None,
         "metrics": {name: metrics[name] for name in _SHOWN if name in metrics},
-        "problems": list(_problems(folder / "model", metrics, steps)),
+        "problems": list(_problems(stage.model, metrics, steps)),
     }
 
 

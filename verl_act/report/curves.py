@@ -11,7 +11,6 @@ from typing import Any
 
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.report.read import Run
-from verl_act.report.stages import RL_STAGES
 
 Point = tuple[int, float]
 Range = tuple[int, float, float]
@@ -140,10 +139,10 @@ def _spread(length: int, count: int) -> list[int]:
 def curves(runs: Sequence[Run]) -> list[Curve]:
     """The charts of all training stages; charts without values are left out."""
     ordered = []
-    for stage in dict.fromkeys([*RL_STAGES, *(stage for run in runs for stage in run.metrics)]):
+    for stage in dict.fromkeys(stage for run in runs for stage in run.trained):
         charts: dict[str, Curve] = {}
         for run in runs:
-            by_seed = [_all_series(lines) for lines in run.metrics.get(stage, [])]
+            by_seed = [_all_series(lines) for lines in run.trained.get(stage, [])]
             for about, name in dict.fromkeys(line for seed in by_seed for line in seed):
                 key, title, note, unit = about
                 chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))

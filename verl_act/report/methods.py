@@ -1,43 +1,23 @@
-"""The method tables of comparisons over seeds, from the files that `compare-methods` wrote."""
+"""The method tables of comparisons over seeds, from the files that `dev methods-table` wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from verl_act.evaluate import methods
+from verl_act.evaluate.methods import MethodBudget, MethodTable
 from verl_act.report.read import Run
-
-
-@dataclass(frozen=True, slots=True)
-class MethodTable:
-    """A table of the comparison of `run`, which is empty if only one run has methods."""
-
-    run: str
-    table: methods.MethodTable
-
-
-@dataclass(frozen=True, slots=True)
-class MethodBudget:
-    """The training budget and time of a method; `minutes` of training per seed. `run`: as in `MethodTable`."""
-
-    run: str
-    name: str
-    steps: str
-    against: str
-    seeds: str
-    minutes: float
-    by_stage: str
 
 
 def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
     """The tables of all comparisons, as in `methods.md`."""
-    return [
-        MethodTable(_name(run, runs), table)
-        for run in runs
-        if run.comparison
-        for table in methods.method_tables(run.comparison)
-    ]
+    return [replace(table, run=name) for run, name in _names(runs) for table in methods.method_tables(run.comparison)]
+
+
+def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
+    """The budgets of all methods."""
+    return [replace(row, run=name) for run, name in _names(runs) for row in methods.method_budgets(run.comparison)]
 
 
 def methods_start(runs: Sequence[Run]) -> str:
@@ -73,26 +53,7 @@ def _initial_model(run: Run) -> tuple[str, str]:
     return name, next(filter(None, hashes), "")
 
 
-def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
-    """The budget of every method, in the recipe's order."""
-    budgets = []
-    for run in runs:
-        for name, method in run.comparison.get("methods", {}).items():
-            times = methods.mean_seconds(method["seconds"])
-            training = sum(seconds for stage, seconds in times.items() if stage != "evaluation")
-            budgets.append(
-                MethodBudget(
-                    run=_name(run, runs),
-                    name=name,
-                    steps=methods.steps_in_words(method["steps"]),
-                    against="; ".join(method["against"]),
-                    seeds=", ".join(method["evaluations"]),
-                    minutes=training / 60,
-                    by_stage=", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items()),
-                )
-            )
-    return budgets
-
-
-def _name(run: Run, runs: Sequence[Run]) -> str:
-    return run.name if sum(bool(other.comparison) for other in runs) > 1 else ""
+def _names(runs: Sequence[Run]) -> list[tuple[Run, str]]:
+    """The runs with a comparison, and their names where there are several."""
+    compared = [run for run in runs if run.comparison]
+    return [(run, run.name if len(compared) > 1 else "") for run in compared]

@@ -10,16 +10,19 @@ from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.methods import JSON as METHODS
 from verl_act.evaluate.records import json_lines, read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
-from verl_act.report.stages import RL_STAGES, StageRecord, StageState, rank, read_stages, seed_folders
+from verl_act.report.stages import StageRecord, read_stages
+from verl_act.run_folder import RunFolder, TrainingFolder
 from verl_act.text_files import read_json
+
+Steps = list[dict[str, Any]]
+"""`{"step", "data"}` for each step of a training, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A folder that `evaluate` wrote: its records and its settings."""
+    """A folder that `eval run` wrote: its records and its settings."""
 
     folder: Path
     name: str
@@ -33,18 +36,17 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The output folder of a chain or of a comparison, or a single evaluation (then `stages` is empty)."""
+    """A run folder, with methods or without, or a single evaluation (then `stages` is empty)."""
 
     name: str
     folder: Path
     stages: list[StageRecord] = field(default_factory=list)
-    metrics: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
-    """Training stage -> for each seed with metrics: `{"step", "data"}` per step, in order. A chain has one seed."""
+    metrics: dict[str, Steps] = field(default_factory=dict)
+    """Name of a training stage -> its steps, if it has logged any."""
     evaluations: list[Evaluation] = field(default_factory=list)
+    """One for each model; that of a method is from its first seed."""
     comparison: dict[str, Any] = field(default_factory=dict)
-    """The file of `compare-methods`, if any. `evaluations` of a comparison are those of its first seed."""
-    failed_episodes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Method -> (episodes that ended in an environment error, all episodes), over all seeds."""
+    """The file of `dev methods-table`, if any."""
 
     @property
     def seeds(self) -> list[int]:
@@ -55,8 +57,17 @@ class Run:
 
     @property
     def manifests(self) -> list[Manifest]:
-        of_stages = [manifest for stage in self.stages for manifest in stage.manifests]
+        of_stages = [manifest for stage in self.stages for manifest in (stage.made, stage.mark) if manifest]
         return of_stages or [evaluation.manifest for evaluation in self.evaluations if evaluation.manifest]
+
+    @property
+    def trained(self) -> dict[str, list[Steps]]:
+        """Training stage without its seed -> the steps of each seed that has logged any."""
+        by_title: dict[str, list[Steps]] = {}
+        for stage in self.stages:
+            if stage.name in self.metrics:
+                by_title.setdefault(stage.title, []).append(self.metrics[stage.name])
+        return by_title
 
 
 def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
@@ -70,57 +81,41 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
     return [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> Run:
     """One run. Raises `DataError` like `read_runs`."""
-    if (folder / METRICS_FILE).is_file():
-        return Run(name, folder, evaluations=[_read_evaluation(folder)])
-    if (folder / "methods" / METHODS).is_file() or seed_folders(folder):
-        return _read_methods(folder, name)
+    if (path / METRICS_FILE).is_file():
+        return Run(name, path, evaluations=[_read_evaluation(path)])
+    folder = RunFolder(path)
     stages = read_stages(folder)
-    metrics = {stage: [lines] for stage in RL_STAGES if (lines := _metrics(folder, stage))}
-    evaluations = [_read_evaluation(path.parent) for path in folder.glob(f"evaluation/*/{METRICS_FILE}")]
-    evaluations.sort(key=lambda evaluation: rank(f"evaluate {evaluation.name}"))
-    if not (metrics or evaluations or any(stage.state is StageState.DONE for stage in stages)):
+    if not stages:
         raise DataError(
-            f"{folder}: neither a folder that `chain` writes (no stage is done in it) nor one of `evaluate` "
-            f"({METRICS_FILE} is missing). Give the folder named with --out."
+            f"{path}: neither a folder that `run` writes (it has no plan) nor one of `eval run` ({METRICS_FILE} is "
+            "missing). Give the folder named with --out."
         )
-    return Run(name, folder, stages, metrics, evaluations)
+    logged = {stage.name: _training_metrics(TrainingFolder(stage.output)) for stage in stages if stage.trains}
+    metrics = {name: steps for name, steps in logged.items() if steps}
+    comparison = read_json(folder.methods_file) if folder.methods_file.is_file() else {}
+    evaluations = _compared(folder, comparison) if comparison else _finished(folder, stages)
+    return Run(name, path, stages, metrics, list(map(_read_evaluation, evaluations)), comparison)
 
 
-def _read_methods(folder: Path, name: str) -> Run:
-    """A comparison of methods, finished or not: stages, metrics of all seeds, evaluations of the first seed."""
-    path = folder / "methods" / METHODS
-    seeds = seed_folders(folder)
-    first = next(iter(seeds), folder)
-    folders = sorted(file.parent for file in first.glob(f"evaluation/*/{METRICS_FILE}"))
-    comparison: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            comparison = read_json(path)
-            methods = comparison["methods"].values()
-            seed = next(iter(next(iter(methods))["evaluations"]))
-            folders = [folder / method["evaluations"][seed] for method in methods if seed in method["evaluations"]]
-        except (KeyError, TypeError, AttributeError, StopIteration) as error:
-            raise DataError(f"{path}: is damaged ({error!r}). Run `methods` again.") from error
-    logged = [
-        path for pattern in ("*/metrics.jsonl", "*.work/metrics-*.jsonl") for path in folder.glob(f"seed-*/{pattern}")
-    ]
-    trained = sorted({path.parent.name.removesuffix(".work") for path in logged})
-    by_stage = {stage: [lines for seed in seeds if (lines := _metrics(seed, stage))] for stage in trained}
-    metrics = {stage: several for stage, several in by_stage.items() if several}
-    evaluations = list(map(_read_evaluation, folders))
-    stages = read_stages(folder, comparison=True)
-    return Run(name, folder, stages, metrics, evaluations, comparison, _failed_episodes(folder, comparison))
+def _compared(folder: RunFolder, comparison: dict[str, Any]) -> list[Path]:
+    """The evaluation of every method with its first seed."""
+    try:
+        return [folder.root / next(iter(method["evaluations"].values())) for method in comparison["methods"].values()]
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise DataError(f"{folder.methods_file}: is damaged ({error!r}). Run the recipe again.") from error
 
 
-def _failed_episodes(folder: Path, comparison: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    failed = {}
-    for name, method in comparison.get("methods", {}).items():
-        manifests = [read_manifest(folder / path) for path in method["evaluations"].values()]
-        counts = [manifest.counts for manifest in manifests if manifest]
-        failed[name] = tuple(sum(entry.get(key, 0) for entry in counts) for key in ("episode_errors", "episodes"))
-    return failed
+def _finished(folder: RunFolder, stages: Sequence[StageRecord]) -> list[Path]:
+    """The finished evaluation of every model with its first seed; those that no stage made come last."""
+    by_model: dict[str, Path] = {}
+    for seed in folder.seeds or [folder]:
+        for path in seed.evaluations:
+            if (path / METRICS_FILE).is_file():
+                by_model.setdefault(path.name, path)
+    order = {stage.output: index for index, stage in enumerate(stages)}
+    return sorted(by_model.values(), key=lambda path: order.get(path, len(order)))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -132,14 +127,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
         depth += 1
 
 
-def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
+def _training_metrics(folder: TrainingFolder) -> Steps:
     """The metrics of all attempts, one entry per step; for a repeated step, the latest values."""
-    finished = folder / stage / "metrics.jsonl"
-    attempts = (folder / f"{stage}.work").glob("metrics-*.jsonl")
-    files = [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
     by_step: dict[int, dict[str, Any]] = {}
-    for path in files:
-        for line_number, line in json_lines(path, unfinished=path != finished):
+    for path in folder.metrics_files:
+        for line_number, line in json_lines(path, unfinished=path.parent == folder.work):
             if not isinstance(line.get("step"), int) or not isinstance(line.get("data"), dict):
                 raise DataError(f"{path}, line {line_number}: has no step and data; it is not a metrics file of verl.")
             by_step.setdefault(line["step"], {}).update(line["data"])
@@ -149,7 +141,7 @@ def _metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
 def _read_evaluation(folder: Path) -> Evaluation:
     path = folder / METRICS_FILE
     if not path.is_file():
-        raise DataError(f"{folder}: holds no evaluation ({METRICS_FILE} is missing); run the chain or `methods` again.")
+        raise DataError(f"{folder}: holds no evaluation ({METRICS_FILE} is missing); run the recipe again.")
     metrics = read_metrics_file(path)
     name, model, template, sampling = (metrics[key] for key in ("name", "model", "template", "sampling"))
     return Evaluation(folder, name, model, template, sampling, read_manifest(folder), read_records(folder))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.methods import failures_in_words
 from verl_act.evaluate.metric_registry import finished
 from verl_act.report.examples import Examples
 from verl_act.report.read import Run
-from verl_act.report.stages import RL_STAGES, StageRecord, StageState
+from verl_act.report.stages import StageRecord, StageState
 from verl_act.report.tables import Model
 
 _MAIN_COUNTS = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
@@ -116,10 +117,10 @@ def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequenc
     if any(run.seeds for run in runs):
         sentences.append(
             "The method tables of a comparison and its learning curves cover all seeds. Everything else on this page, "
-            "including the other charts and the answers, is from the first seed."
+            "including the other charts and the answers, is from the first seed of each method."
         )
-    logged = [entry for run in runs for seeds in run.metrics.values() for lines in seeds for entry in lines]
-    if logged and not any("actor/entropy" in entry["data"] for entry in logged):
+    logged = [step for run in runs for steps in run.metrics.values() for step in steps]
+    if logged and not any("actor/entropy" in step["data"] for step in logged):
         sentences.append(
             "There is no entropy curve: verl logs the entropy only if the trainer recomputes the log-probabilities of "
             "the rollouts, which algorithm.rollout_correction.bypass_mode skips."
@@ -132,16 +133,14 @@ def _not_counted(compared: Sequence[Model], runs: Sequence[Run]) -> Iterator[str
     for model in compared:
         episodes = model.evaluation.records[EPISODES]
         if failed := len(episodes) - len(finished(episodes)):
-            yield _failed(failed, len(episodes), model.label)
+            yield (
+                f"{failed} of {len(episodes)} episodes of {model.label} ended in an error of the environment and are "
+                "not counted."
+            )
     for run in runs:
-        for method, (failed, count) in run.failed_episodes.items():
-            if failed:
-                name = f"{run.name} · {method}" if len(runs) > 1 else method
-                yield f"In the method tables, over all seeds: {_failed(failed, count, name)}"
-
-
-def _failed(failed: int, count: int, name: str) -> str:
-    return f"{failed} of {count} episodes of {name} ended in an error of the environment and are not counted."
+        name = f"{run.name} · " if len(runs) > 1 else ""
+        for sentence in failures_in_words(run.comparison.get("methods", {})):
+            yield f"Method tables: {name}{sentence}"
 
 
 def duration(seconds: float | None) -> str:
@@ -156,7 +155,7 @@ def duration(seconds: float | None) -> str:
 
 def _stage(stage: StageRecord, run: Run) -> StageSummary:
     made = stage.made or stage.mark
-    steps = sum(map(len, run.metrics.get(stage.name, ()))) if stage.name in RL_STAGES else 0
+    steps = len(run.metrics.get(stage.name, ()))
     return StageSummary(
         name=stage.name,
         state=stage.state,

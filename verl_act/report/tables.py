@@ -9,6 +9,9 @@ from verl_act.evaluate.metric_registry import METRICS, SECTIONS, MetricItems, me
 from verl_act.evaluate.statistics import Against, Estimate, against
 from verl_act.report.read import Evaluation, Run
 
+CHARTED = ("success_by_type", "choice_by_position", "choice_by_margin")
+"""Metrics whose groups have a chart, and no rows in the tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -30,7 +33,7 @@ class MetricCell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The metric `key` of all models, in their order."""
+    """The metric `key` of all models, in their order. `note` names the group, or else is the metric's."""
 
     key: str
     title: str
@@ -76,9 +79,9 @@ def blocks(compared: Sequence[Model]) -> list[Block]:
     """All sections and splits for which any model has answers."""
     rows: dict[tuple[str, str], list[Row]] = {}
     for key in _keys(compared):
-        split, name, group = key
+        split, name, _ = key
         row = _row(key, compared)
-        if not group and not (METRICS[name].optional and not any(cell.estimate.value for cell in row.cells)):
+        if name not in CHARTED and not (METRICS[name].optional and not any(cell.estimate.value for cell in row.cells)):
             rows.setdefault((METRICS[name].section, split), []).append(row)
     order = list(SECTIONS)
     return [Block(*key, rows[key]) for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]
@@ -104,7 +107,7 @@ def _row(key: tuple[str, str, str], compared: Sequence[Model]) -> Row:
         MetricCell(_estimate(key, model), against([model.items.get(key, {})], [first]) if index else None)
         for index, model in enumerate(compared)
     ]
-    return Row(key[1], metric.title, metric.note, metric.unit, cells)
+    return Row(key[1], metric.title, key[2] or metric.note, metric.unit, cells)
 
 
 def _estimate(key: tuple[str, str, str], model: Model) -> Estimate:

@@ -16,6 +16,7 @@ from verl_act.evaluate.table import WIDTH, Headline, headlines, text_table
 from verl_act.names import one_line
 from verl_act.report.read import Run, read_run
 from verl_act.report.tables import Model, models
+from verl_act.run_folder import RunFolder
 
 _MOST_CLEAR = 8
 _ONE_TRAINING = "Intervals and tests are about other tasks; another training (seed) may come out differently."
@@ -120,8 +121,8 @@ def _test_in_words(entry: Mapping[str, Any], other: str, change: Mapping[str, An
 def summary_text(folder: str | os.PathLike[str], report: str | os.PathLike[str] | None = None) -> str:
     """A run in a few lines of at most 100 columns: the rows that matter, the verdict, and the path of the report.
 
-    `folder` is the output of a chain or of a comparison; `report` is by default its `report.html`, left out if there is
-    none. A longer path is not broken. Raises `DataError` if a file is damaged.
+    `report` is by default that of the run `folder`, left out if there is none. A longer path is not broken. Raises
+    `DataError` if a file is damaged.
     """
     path = Path(folder).absolute()
     run = read_run(path, path.name)
@@ -133,7 +134,7 @@ def summary_text(folder: str | os.PathLike[str], report: str | os.PathLike[str] 
         names, items = [model.label for model in compared], [[model.items] for model in compared]
     result = verdict([run], compared)
     lines = [fill(one_line(text), WIDTH) for text in (result.sentence, *result.details)]
-    page = Path(report) if report else path / "report.html"
+    page = Path(report) if report else RunFolder(path).report
     if page.is_file():
         lines.append(f"Report: {_shortest(page)}")
     return "\n".join([*([text_table(names, headlines(items))] if items else []), *lines]) + "\n"
