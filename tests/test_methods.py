@@ -47,7 +47,7 @@ from verl_act.evaluate.statistics import (
 )
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.prompts import get_template
-from verl_act.run_folder import RunFolder
+from verl_act.run_folder import PlannedStage, RunFolder
 from verl_act.schema import PAIR, REFLECTION, SFT, read_pairs, read_steps, read_table, write_rows
 from verl_act.settings.data import ExpertSettings, PairsSettings, ReflectSettings, SftSettings
 from verl_act.settings.evaluation import MethodsTableSettings
@@ -785,6 +785,7 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
 def test_steps_that_epochs_decided_are_those_that_were_taken(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     training = {"0": ["seed 0 il", "seed 0 il+action"]}
+    RunFolder(tmp_path).add_to_plan([PlannedStage("seed 0 il", "seed-0/il", trains=True)])
     method = {"steps": {"il": -1, "action": 5}, "against": [], "evaluations": {"0": "a"}, "training": training}
     write_evaluation(tmp_path / "a", rng, 0.5)
     log = tmp_path / "seed-0" / "il" / "metrics.jsonl"

@@ -324,6 +324,41 @@ def test_behaviour_is_that_of_the_records(whole: Content) -> None:
     assert not {"reply_length", "useful_tokens"} & set(rows), "a script has no tokens"
 
 
+def test_interventions_and_hard_pairs_have_rows(run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    for name in MODELS:
+        folder = copy / "evaluation" / name
+        choices = [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
+        answers = [
+            {key: choice[key] for key in ("pair_id", "split", "order", "reply", "well_formed", "right")}
+            | {"task_id": choice["pair_id"], "thought": True, "follows": not choice["right"]}
+            | {"rationale": rationale, "question": "choice"}
+            for choice in choices
+            for rationale in ("free", "wrong")
+        ]
+        hard = [{**choice, "hard": True, "probe": 0.5} for choice in choices]
+        for file, records in (("rationales.jsonl", answers), ("choices.jsonl", hard)):
+            (folder / file).write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "manifest.json").unlink()
+    whole = content(read_runs([copy]), 0)
+    rows = {
+        (row.key, row.note): [cell.estimate.value for cell in row.cells]
+        for block in whole.blocks
+        for row in block.rows
+        if block.split == "valid_seen"
+    }
+    choice = next(values for (key, _), values in rows.items() if key == "choice")
+    for thought in ("free thought", "wrong thought"):
+        assert rows["rationale_choice", thought] == choice
+        assert rows["rationale_choice_follows", thought] == pytest.approx([1 - value for value in choice])
+    assert [values for (key, _), values in rows.items() if key in ("choice_hard", "choice_probe")] == [
+        choice,
+        [0.5] * 3,
+    ]
+    assert "Better action chosen by thought" in html(whole)
+    assert "Better action chosen by thought (wrong thought)" in markdown(whole)
+
+
 def test_models_are_compared_with_the_first(whole: Content) -> None:
     assert [model.label for model in whole.models] == ["initial", "critic", "action"]
     success = next(row for block in whole.blocks for row in block.rows if row.key == "success")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ from test_report import (
 )
 from test_report_methods import compared  # noqa: F401  (a fixture)
 
+from verl_act.chain import run_recipe
+from verl_act.chain.stages import CommandStage, TrainingStage
+from verl_act.evaluate.files import FILES
 from verl_act.evaluate.methods import compare_methods
+from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.report import summary_text
 from verl_act.report.content import content
 from verl_act.report.read import read_runs
-from verl_act.settings.evaluation import MethodsTableSettings
+from verl_act.run_folder import ALTERNATIVES, PAIRS, REFLECTIONS, SFT_ROWS, TASKS, TRAJECTORIES
+from verl_act.settings.evaluation import EvaluationSettings, MethodsTableSettings
 
 SHARES = {"inadmissible_share": 0.0, "malformed_share": 0.0, "longest_failed_repeat": 0}
 
@@ -119,6 +126,60 @@ def test_the_last_words_name_the_report(compared: Path, tmp_path: Path) -> None:
     text = summary_text(compared, page)
     assert text.splitlines()[-1].endswith("report.html")
     assert all(name in text for name in ("Prompting", "IL <b>bold</b>", "RL + ACT"))
+
+
+def make(stage: CommandStage) -> None:
+    """What a command leaves: evaluations and the table of methods as they are, all other files without content."""
+    if isinstance(stage.settings, MethodsTableSettings):
+        compare_methods(stage.settings, stage.output)
+        return
+    if stage.output.suffix:
+        stage.output.touch()
+        return
+    if isinstance(stage.settings, EvaluationSettings):
+        evaluation(stage.output, stage.settings.name, [index % 3 > 0 for index in range(30)])
+    stage.output.mkdir(parents=True, exist_ok=True)
+    for name in (*FILES, TRAJECTORIES, ALTERNATIVES, PAIRS, TASKS, REFLECTIONS, SFT_ROWS):
+        (stage.output / name).touch()
+    write_manifest(stage.output, make_manifest(stage.name, settings={}))
+
+
+def train(stage: TrainingStage, manifest: Manifest) -> float:
+    stage.folder.model.mkdir(parents=True, exist_ok=True)
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "only", "models"),
+    [("alfworld/quickstart", [], ["initial", "critic", "action"]), ("alfworld/methods", ["IL", "RL"], ["IL", "RL"])],
+)
+def test_a_run_ends_with_them(
+    recipe: str,
+    only: list[str],
+    models: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("verl_act.chain.run._run", make)
+    monkeypatch.setattr("verl_act.chain.run.train", train)
+    for times in (1, 2):
+        run_recipe(recipe, tmp_path, only=only)
+        shown = capsys.readouterr().out
+        assert shown.endswith(summary_text(tmp_path)) and "report.html" in shown.splitlines()[-1]
+        assert all(model in summary_text(tmp_path).splitlines()[0] for model in models)
+        assert (": done in" in shown) == (times == 1), "the second time, all stages are up to date"
+
+
+def test_without_the_reports_packages_no_stage_is_run(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['altair'] = None\n"
+        "from verl_act.__main__ import main\n"
+        f"sys.argv = ['verl-act', 'run', 'alfworld/quickstart', '--out', {str(tmp_path / 'run')!r}]; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2 and "verl-act[report]" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_many_methods_fit_a_terminal(tmp_path: Path) -> None:

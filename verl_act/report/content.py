@@ -18,6 +18,10 @@ from verl_act.report.verdict import Verdict, verdict
 
 VERSION = 3
 """Version of the JSON file's format."""
+_IN_JSON = (
+    *("title", "notes", "methods_start", "comparisons", "method_budgets", "blocks"),
+    *("task_types", "positions", "margins", "calibrations", "curves"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,40 +49,19 @@ class Content:
 
     def as_json(self) -> dict[str, Any]:
         """The metrics, without the examples: those are in the files of the evaluations."""
-        keys = (
-            "title",
-            "notes",
-            "methods_start",
-            "comparisons",
-            "method_budgets",
-            "blocks",
-            "task_types",
-            "positions",
-            "margins",
-            "calibrations",
-            "curves",
-        )
-        fields = {name: _plain(getattr(self, name)) for name in keys}
+        fields = {name: _plain(getattr(self, name)) for name in _IN_JSON}
+        evaluated = ("name", "model", "template", "sampling")
         compared = [
-            {
-                "label": model.label,
-                "run": model.run,
-                "name": model.evaluation.name,
-                "model": model.evaluation.model,
-                "template": model.evaluation.template,
-                "sampling": model.evaluation.sampling,
-            }
+            {"label": model.label, "run": model.run, **{key: getattr(model.evaluation, key) for key in evaluated}}
             for model in self.models
         ]
-        runs = [{**asdict(run), "missing": run.missing} for run in self.runs]
-        example_counts = {group.kind: {"shown": len(group.items), "total": group.total} for group in self.examples}
         return {
             "version": VERSION,
             "verdict": asdict(self.verdict),
             **fields,
-            "runs": runs,
+            "runs": [{**asdict(run), "missing": run.missing} for run in self.runs],
             "models": compared,
-            "examples": example_counts,
+            "examples": {group.kind: {"shown": len(group.items), "total": group.total} for group in self.examples},
         }
 
 
@@ -110,6 +93,4 @@ def content(runs: Sequence[Run], most: int) -> Content:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [asdict(entry) if not isinstance(entry, str) else entry for entry in value]
-    return value
+    return [entry if isinstance(entry, str) else asdict(entry) for entry in value] if isinstance(value, list) else value
