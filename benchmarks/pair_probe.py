@@ -20,6 +20,7 @@ from verl_act import __version__
 from verl_act.chain import load_recipe
 from verl_act.chain.plan import data_stages
 from verl_act.chain.run import run_stages
+from verl_act.chain.stages import CommandStage
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.data_prep.pairs.probe import probe_pairs
@@ -78,7 +79,8 @@ def main() -> None:
         recipe, folder = load_recipe(f"{env}/quickstart"), RunFolder(arguments.out / env)
         planned = data_stages(recipe, folder)
         run_stages(planned, folder)
-        stages = [stage.settings for stage in planned if isinstance(getattr(stage, "settings", None), PairsSettings)]
+        commands = [stage.settings for stage in planned if isinstance(stage, CommandStage)]
+        stages = [settings for settings in commands if isinstance(settings, PairsSettings)]
         for name, changes in BUILDS.items():
             train, *held_out = built_pairs(stages, changes, arguments.out / "pairs" / env / name.replace(" ", "-"))
             row = measured(train, [pair for split in held_out for pair in split])
