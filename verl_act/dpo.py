@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_act.errors import ConfigError
+from verl_act.extras import needs_extra
 from verl_act.options import Above0, Positive, Seed
 from verl_act.settings.base import Settings, Text
 
@@ -99,15 +100,13 @@ def train(settings: DpoSettings) -> None:
     """
     import verl_act.upstream_gaps.trl_optional_packages  # noqa: F401
 
-    try:
-        from trl import DPOConfig, DPOTrainer
-    except ModuleNotFoundError as error:
-        raise ConfigError("DPO needs TRL. Install: pip install 'verl-act[dpo]'") from error
+    with needs_extra("dpo"):
+        from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]  # trl imports lazily
     import torch
     from transformers import AutoModelForCausalLM, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    class MetricsFile(TrainerCallback):
         """Writes the metrics of each step as verl's file logger does."""
 
         def on_log(self, args: Any, state: Any, control: Any, **context: Any) -> None:
@@ -145,7 +144,7 @@ def train(settings: DpoSettings) -> None:
     )
     options = {"trust_remote_code": settings.model.trust_remote_code, "dtype": torch.float32}
     model = AutoModelForCausalLM.from_pretrained(settings.model.path, **options)
-    model.warnings_issued = {}  # TRL writes to it; transformers 5 has it no more
+    model.warnings_issued = {}  # type: ignore[assignment]  # TRL writes to it; transformers 5 has it no more
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[MetricsFile()]
     )

@@ -31,7 +31,7 @@ def mark_thoughts(wrapped: Callable[[], None], worker: Any, args: tuple[Any, ...
         manager.tokenizer = _MarksThoughts(manager.tokenizer, decoder)
 
 
-class _MarksThoughts(wrapt.ObjectProxy):  # type: ignore[misc]  # wrapt has no types
+class _MarksThoughts(wrapt.ObjectProxy):  # type: ignore[type-arg]  # a generic only in its stubs
     """A tokenizer whose `decode` without control tokens marks thoughts."""
 
     def __init__(self, tokenizer: Any, decoder: Any) -> None:
