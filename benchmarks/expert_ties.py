@@ -1,13 +1,13 @@
 """Can a label that is marked as not inferable be learned? And what do drawn ties cost the experts?
 
     verl-act data games --out /tmp/games --counts '{"train": 600}' --size full --seed 7
-    python benchmarks/expert_ties.py --alfworld /tmp/games [--official OFFICIAL_GAMES] [--scienceworld]
+    python benchmarks/expert_ties.py --alfworld /tmp/games [--official OFFICIAL_GAMES] [--scienceworld 80]
 
-Each expert plays its tasks twice: with ties drawn by task and seed, and by the first listed action. Pairs of the
-expert's action and an admissible one are made with and without margins; gradient boosting learns from shallow features
-of the two actions (position in the list and in the transcript, words, number) which is the expert's, on two thirds of
-the tasks, and is asked about the others. ScienceWorld's gold paths are not drawn: there the mark means knowledge that
-the transcript lacks, and the alternative has the verb of the expert's action. Writes `results/expert_ties.json`.
+Each expert plays its tasks twice: with ties drawn by task and seed, and by the first of the tied actions, as a pure
+function of the transcript. Gradient boosting learns from shallow features of the two actions (positions in the list and
+in the transcript, words, number) which of two tied actions is the expert's, on two thirds of the tasks, and is asked
+about the others; the same for those whose measured margin says that the other is worse. ScienceWorld's gold paths are
+not drawn: there the mark means knowledge that the transcript lacks. Writes `results/expert_ties.json`.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ import argparse
 import json
 import random
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from verl_act.data_prep.expert.collect_expert import play
-from verl_act.data_prep.pairs.pairing import make_pairs
-from verl_act.data_prep.pairs.proposals import ADMISSIBLE
+from verl_act.data_prep.pairs.margins import Replayers
 from verl_act.envs.alfworld.search import SearchExpert, decide
 from verl_act.envs.base import Expert, ExpertGaveUp, Task
 from verl_act.envs.registry import get_env
 from verl_act.envs.ties import TieBreaker
 from verl_act.envs.webshop.shopper import ShopperExpert, best_actions
 from verl_act.parse import verb
-from verl_act.schema import Context, Pair, Step
-from verl_act.settings.data import PairsSettings
+from verl_act.schema import Context, Step
 
 RESULT = Path(__file__).parent / "results" / "expert_ties.json"
 SEED = 0
 BUCKETS = 48
 """Of hashed words."""
+FEWEST = 100
+"""Choices to learn from."""
 
 
 class FirstListed(TieBreaker):
@@ -87,18 +87,39 @@ def played(
     }
 
 
-def pairs_of(steps: Sequence[Step], settings: Mapping[str, Any], margins: bool) -> list[Pair]:
-    """Pairs with every admissible alternative."""
-    every = PairsSettings(
-        trajectories=[],
-        env_settings=dict(settings),
-        source=ADMISSIBLE,
-        max_alternatives_per_state=1000,
-        margins=margins,
-        seed=SEED,
-        workers=0,
-    )
-    return list(make_pairs(steps, {}, every, Counter()))
+class Choice(NamedTuple):
+    task_id: str
+    context: Context
+    expert: str
+    alternative: str
+
+
+def tied_choices(steps: Sequence[Step], settings: Mapping[str, Any], margins: bool) -> Iterator[Choice]:
+    """A choice for each state where the expert's action is tied; with `margins`, one where the other is worse."""
+    trajectories: dict[str, list[Step]] = {}
+    for step in steps:
+        if step.tied_actions:
+            trajectories.setdefault(step.trajectory_id, []).append(step)
+    replayers = Replayers(settings)
+    for trajectory in trajectories.values():
+        if not margins:
+            yield from (_choice(step, _others(step)[0]) for step in trajectory)
+            continue
+        for state in replayers.get(trajectory[0].env).replay(trajectory):
+            worse = (other for other in _others(state.step) if (state.judge(other).margin or 0) > 0)
+            yield from (_choice(state.step, other) for other in islice(worse, 1))
+    replayers.close()
+
+
+def _others(step: Step) -> list[str]:
+    """The actions that the expert's is tied with, in random order."""
+    others = [action for action in step.tied_actions if action != step.action]
+    random.Random(f"{SEED}/{step.state_id}").shuffle(others)
+    return others
+
+
+def _choice(step: Step, other: str) -> Choice:
+    return Choice(step.task_id, step.context, step.action, other)
 
 
 def features(context: Context, actions: tuple[str, str]) -> np.ndarray:
@@ -127,23 +148,22 @@ def _described(context: Context, action: str) -> np.ndarray:
     return row
 
 
-def learned(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Accuracy on held-out tasks, with its standard error at chance."""
+def learned(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Accuracy on tasks that were not learned from (three folds), with its standard error at chance."""
     rng = random.Random(SEED)
-    rows, labels, groups = [], [], []
-    for pair in pairs:
+    rows, labels = [], []
+    for choice in choices:
         first = rng.random() < 0.5
-        actions = (pair.expert_action, pair.alternative_action)
-        rows.append(features(pair.context, actions if first else actions[::-1]))
+        actions = (choice.expert, choice.alternative)
+        rows.append(features(choice.context, actions if first else actions[::-1]))
         labels.append(first)
-        groups.append(zlib.crc32(pair.task_id.encode()) % 3 == 0)
-    x, y, held_out = np.array(rows), np.array(labels), np.array(groups)
-    if min(held_out.sum(), (~held_out).sum()) < 50:
-        return {"pairs": len(pairs)}
-    learner = HistGradientBoostingClassifier(max_iter=100, random_state=SEED).fit(x[~held_out], y[~held_out])
-    asked = int(held_out.sum())
-    accuracy = round(float(learner.score(x[held_out], y[held_out])), 4)
-    return {"pairs": len(pairs), "held_out": asked, "accuracy": accuracy, "error_at_chance": round(0.5 / asked**0.5, 4)}
+    if len(choices) < FEWEST:
+        return {"choices": len(choices)}
+    learner = HistGradientBoostingClassifier(max_iter=100, random_state=SEED)
+    groups = [choice.task_id for choice in choices]
+    predicted = cross_val_predict(learner, np.array(rows), np.array(labels), groups=groups, cv=GroupKFold(3))
+    accuracy = round(float((predicted == np.array(labels)).mean()), 4)
+    return {"choices": len(choices), "accuracy": accuracy, "error_at_chance": round(0.5 / len(choices) ** 0.5, 4)}
 
 
 def compared(
@@ -152,29 +172,26 @@ def compared(
     result = {}
     for name, make in experts.items():
         steps, metrics = played(env, settings, tasks, make)
-        guessed = [step for step in steps if not step.inferable]
-        for key, margins in (("not_inferable", False), ("not_inferable_with_margin", True)):
-            pairs = [pair for pair in pairs_of(guessed, settings, margins) if not pair.inferable]
-            metrics[key] = learned(pairs)
+        metrics["tied"] = learned(list(tied_choices(steps, settings, margins=False)))
+        metrics["tied, the alternative worse"] = learned(list(tied_choices(steps, settings, margins=True)))
         result[name] = metrics
-        print(env, name, json.dumps(metrics))
+        print(env, name, json.dumps(metrics), flush=True)
     return result
 
 
-def gold_paths() -> dict[str, Any]:
-    """ScienceWorld's labels that are marked as not inferable, beside an alternative with the same verb."""
+def gold_paths(tasks: int) -> dict[str, Any]:
+    """ScienceWorld's labels, those marked as not inferable and the others, beside an alternative of the same verb."""
     env, settings = "scienceworld", {"max_steps": 60}
     spec, rng = get_env(env), random.Random(SEED)
-    tasks = rng.sample(list(spec.tasks("train", **settings)), 60)
-    steps, metrics = played(env, settings, tasks, spec.experts["gold"])
-    for key, inferable in (("not_inferable", False), ("inferable", True)):
-        pairs = []
-        for step in (step for step in steps if step.inferable is inferable):
+    sample = rng.sample(list(spec.tasks("train", **settings)), tasks)
+    steps, metrics = played(env, settings, sample, spec.experts["gold"])
+    for key, inferable in (("not inferable, one verb", False), ("inferable, one verb", True)):
+        choices = []
+        for step in (step for step in steps if step.inferable is inferable and step.admissible):
             alike = [a for a in step.context.admissible_actions if verb(a) == verb(step.action) and a != step.action]
-            (pair,) = list(pairs_of([replace(step, tied_actions=())], settings, False))[:1] or (None,)
-            if alike and pair is not None:
-                pairs.append(replace(pair, alternative_action=rng.choice(alike)))
-        metrics[f"{key}_of_one_verb"] = learned(pairs)
+            if alike:
+                choices.append(_choice(step, rng.choice(alike)))
+        metrics[key] = learned(choices)
     print(env, json.dumps(metrics))
     return metrics
 
@@ -183,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alfworld", type=Path, required=True, help="generated games")
     parser.add_argument("--official", type=Path, help="the official games")
-    parser.add_argument("--scienceworld", action="store_true")
+    parser.add_argument("--scienceworld", type=int, metavar="TASKS", help="tasks of ScienceWorld; it needs Java")
     parser.add_argument("--tasks", type=int, default=600, help="most tasks of each environment")
     options = parser.parse_args()
     search = {"drawn": SearchExpert, "first listed": FixedSearch}
@@ -197,7 +214,7 @@ def main() -> None:
     tasks = get_env("webshop").tasks("train")[: options.tasks]
     result["webshop"] = compared("webshop", {}, tasks, shopper)
     if options.scienceworld:
-        result["scienceworld"] = {"gold": gold_paths()}
+        result["scienceworld"] = {"gold": gold_paths(options.scienceworld)}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
