@@ -1,7 +1,7 @@
 """Every metric of an evaluation: title, unit, direction, and how it is computed, averaged and tested.
 
 This is the only place that knows them. To add a metric, add an entry to `METRICS`: `metrics.json`, the tables of
-`compare` and `compare-methods`, the report and its charts then have it.
+`eval compare` and `dev methods-table`, the report and its charts then have it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def read_metrics_file(path: Path) -> dict[str, Any]:
     or lacks a required key.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give a folder that `evaluate` wrote.")
+        raise DataError(f"{path}: no such file; give a folder that `eval run` wrote.")
     try:
         metrics = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
         if not isinstance(metrics, dict):
