@@ -27,7 +27,10 @@ from verl_act.upstream_gaps.cpu import ray_loopback
 GAPS = {
     "cpu_platform": ("cpu/platform.py", "Unknown platform 'cpu'"),
     "process_group": ("cpu/process_group.py", "Duplicate device type cpu"),
-    "reference_offload": ("cpu/reference_offload.py", "Cannot access accelerator device"),
+    "reference_offload": (
+        "cpu/reference_offload.py",
+        "Cannot access accelerator device" if platform.torch_is_cpu_build() else "no NVIDIA driver",
+    ),
     "engine_device": ("cpu/__init__.py (VERL_ENGINE_DEVICE)", "No engine registered for device='cpu'"),
     "sampling_poll": ("cpu/sampling_poll.py", "looks every 2.0 s"),
     "vllm_distribution": ("cpu/vllm_distribution.py", "No package metadata was found for vllm"),

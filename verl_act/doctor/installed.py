@@ -11,14 +11,15 @@ from packaging.specifiers import SpecifierSet
 from verl_act.errors import InstallationError
 
 VERSIONS = {
-    "torch": {"==2.13.*": "tested", "==2.11.*": "trained"},
-    "vllm": {"==0.28.*": "tested", "==0.24.*": "trained", "==0.31.*": "composed"},
+    "torch": {"==2.13.*": "tested", "==2.11.*": "started"},
+    "vllm": {"==0.28.*": "tested", "==0.24.*": "started", "==0.31.*": "composed"},
     "ray": {"==2.60.*": "tested"},
-    "transformers": {"==5.10.*": "tested", "==5.9.*": "trained"},
+    "transformers": {"==5.10.*": "tested", "==5.9.*": "started"},
     "tensordict": {"==0.10.*": "tested"},
 }
-"""Package -> versions -> what was done with them. `tested`: all tests pass. `trained`: `make test-pins` takes two steps
-of every stage. `composed`: only configurations compose. Others may work: the check reports them without failing."""
+"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `trained`: two steps of every
+stage (`make test-pins`). `started`: the engine samples and evaluates. `composed`: configurations compose. Others may work:
+the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
