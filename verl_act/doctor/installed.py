@@ -18,8 +18,8 @@ VERSIONS = {
     "tensordict": {"==0.10.*": "tested"},
 }
 """Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `trained`: two steps of every
-stage (`make test-pins`). `started`: the engine samples and evaluates. `composed`: configurations compose. Others may work:
-the check reports them without failing."""
+stage (`make test-pins`). `started`: the engine samples and evaluates. `composed`: configurations compose. Others may
+work: the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
