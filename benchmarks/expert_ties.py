@@ -1,13 +1,14 @@
 """Can a label that is marked as not inferable be learned? And what do drawn ties cost the experts?
 
-    verl-act data games --out /tmp/games --counts '{"train": 600}' --size full --seed 7
-    python benchmarks/expert_ties.py --alfworld /tmp/games [--official OFFICIAL_GAMES] [--scienceworld 80]
+    verl-act data games --out /tmp/games --counts '{"train": 300}' --size full --seed 7
+    python benchmarks/expert_ties.py --alfworld /tmp/games --official OFFICIAL_GAMES --webshop --scienceworld 60
 
 Each expert plays its tasks twice: with ties drawn by task and seed, and by the first of the tied actions, as a pure
 function of the transcript. Gradient boosting learns from shallow features of the two actions (positions in the list and
 in the transcript, words, number) which of two tied actions is the expert's, on two thirds of the tasks, and is asked
 about the others; the same for those whose measured margin says that the other is worse. ScienceWorld's gold paths are
-not drawn: there the mark means knowledge that the transcript lacks. Writes `results/expert_ties.json`.
+not drawn: there the mark means knowledge that the transcript lacks. Writes what was asked for to
+`results/expert_ties.json`.
 """
 
 from __future__ import annotations
@@ -198,24 +199,28 @@ def gold_paths(tasks: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--alfworld", type=Path, required=True, help="generated games")
-    parser.add_argument("--official", type=Path, help="the official games")
+    parser.add_argument("--alfworld", type=Path, help="generated games")
+    parser.add_argument("--official", type=Path, help="ALFWorld's official games")
+    parser.add_argument("--webshop", action="store_true")
     parser.add_argument("--scienceworld", type=int, metavar="TASKS", help="tasks of ScienceWorld; it needs Java")
-    parser.add_argument("--tasks", type=int, default=600, help="most tasks of each environment")
+    parser.add_argument("--tasks", type=int, default=250, help="most tasks of each other environment")
     options = parser.parse_args()
-    search = {"drawn": SearchExpert, "first listed": FixedSearch}
-    shopper = {"drawn": ShopperExpert, "first listed": FixedShopper}
-    result: dict[str, Any] = {}
     for name, data in (("alfworld, generated", options.alfworld), ("alfworld, official", options.official)):
         if data is not None:
             settings = {"data": str(data)}
-            tasks = get_env("alfworld").tasks("train", **settings)[: options.tasks]
-            result[name] = compared("alfworld", settings, tasks, search)
-    tasks = get_env("webshop").tasks("train")[: options.tasks]
-    result["webshop"] = compared("webshop", {}, tasks, shopper)
+            tasks = random.Random(SEED).sample(list(get_env("alfworld").tasks("train", **settings)), options.tasks)
+            save(name, compared("alfworld", settings, tasks, {"drawn": SearchExpert, "first listed": FixedSearch}))
+    if options.webshop:
+        tasks = get_env("webshop").tasks("train")[: 4 * options.tasks]
+        save("webshop", compared("webshop", {}, tasks, {"drawn": ShopperExpert, "first listed": FixedShopper}))
     if options.scienceworld:
-        result["scienceworld"] = {"gold": gold_paths(options.scienceworld)}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        save("scienceworld", {"gold": gold_paths(options.scienceworld)})
+
+
+def save(name: str, result: Mapping[str, Any]) -> None:
+    """Write the result of one environment beside those of the others."""
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps(dict(sorted({**known, name: result}.items())), indent=2) + "\n")
 
 
 if __name__ == "__main__":
