@@ -224,7 +224,7 @@ def test_settings_of_several_stages_are_all_named(tmp_path: Path) -> None:
 
 def test_a_limit_of_a_split_that_the_environment_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expert\.limits"):
-        run_recipe("alfworld/quickstart", tmp_path, ["expert.limits={dev: 3}"])
+        run_recipe("alfworld/quickstart", tmp_path, ["expert.limits={nowhere: 3}"])
 
 
 def test_every_option_has_a_help_text() -> None:
