@@ -242,7 +242,7 @@ def test_the_table_fits_a_terminal(count: int, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{tmp_path}.*give a folder that `evaluate` wrote"):
+    with pytest.raises(DataError, match=rf"{tmp_path}.*give a folder that `eval run` wrote"):
         compare(CompareSettings(evaluations=[tmp_path]))
 
 

@@ -419,4 +419,4 @@ def test_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "verl_act", "data", "preferences", "--out", str(tmp_path / "out"), str(path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout)["pairs"] == 1
+    assert "pairs 1" in shown.stdout
