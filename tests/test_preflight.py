@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3VLConfig
 
 from verl_act.chain import load_recipe
 from verl_act.chain.hydra_overrides import flat, hydra_value
-from verl_act.chain.recipe import embedded_models
+from verl_act.chain.recipe import SFT_DATA, embedded_models
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.preflight import Devices, ModelShape, Problem, check_training, local_devices, model_shape
@@ -301,7 +301,9 @@ def test_the_recipes_for_gpus_fit_the_machine_that_they_are_for(
     devices = Devices("cuda", 1, 24_000_000_000) if smoke else H100
     assert {"critic", "action"} <= set(recipe.training)
     for stage in recipe.training.values():
-        trainer = "sft_trainer_engine" if stage.data in ("il", "reflection") else "ppo_trainer"
+        if stage.data == "dpo":  # TRL's, which verl does not configure
+            continue
+        trainer = "sft_trainer_engine" if stage.data in SFT_DATA else "ppo_trainer"
         overrides = [f"{key}={hydra_value(value)}" for key, value in flat(stage.overrides).items()]
         config = composed(*(f"+{group}" for group in stage.config), *overrides, trainer=trainer)
         assert config.trainer.n_gpus_per_node == devices.count
