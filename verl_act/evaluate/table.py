@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -63,7 +64,7 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
         for name, metrics in zip(names[1:], all_metrics[1:], strict=True)
         for reason in incomparable(all_metrics[0], metrics)
     ]
-    print("".join(f"{note}\n" for note in notes), end="")
+    print("".join(f"{textwrap.fill(note, WIDTH)}\n" for note in notes), end="")
     if out is not None:
         file = Path(out) / "comparison.json"
         with reserved_file(file):
