@@ -25,6 +25,8 @@ import typer.main
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import example, given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from samples import make_tokenizer
 from script_stages import Script, Trainer, script, trainer
@@ -43,7 +45,7 @@ from verl_act.chain.recipe import RECIPES, Recipe
 from verl_act.chain.run import run_stages
 from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.chain.train import _prepare, train
-from verl_act.command_line import settings_from
+from verl_act.command_line import settings_from, words
 from verl_act.engine import Engine
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, EngineError
@@ -53,12 +55,13 @@ from verl_act.prompts import get_template
 from verl_act.run_folder import RunFolder
 from verl_act.schema import read_steps
 from verl_act.settings.base import INPUT
-from verl_act.settings.data import SftSettings
+from verl_act.settings.data import ExpertSettings, SftSettings
 from verl_act.settings.model import ModelSettings
 
 RECIPE_NAMES = sorted(
     str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.parent.name != "layers"
 )
+LETTERS = st.text(st.characters(exclude_characters="$"))  # `${` begins an interpolation
 COMMAND: Any = typer.main.get_command(app)
 VARIANTS = [
     [],
@@ -86,6 +89,27 @@ def test_every_command_line_gives_the_settings_of_its_stage(name: str, variant: 
             context = COMMAND.commands[group].commands[title].make_context(title, arguments)
             assert context.params.pop("out", None) == stage.out
             assert settings_from(type(stage.settings), context.params) == stage.settings
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
+        | LETTERS,
+        lambda values: st.lists(values) | st.dictionaries(LETTERS, values),
+    )
+)
+@example(1e-05)
+@example("1e-05")
+@example("2026-11-30")
+@example("\x7f \u2028 😀 \\ud83d")
+def test_a_mapping_of_the_command_line_keeps_every_value(value: Any) -> None:
+    settings = ExpertSettings(env="alfworld", split="train", env_settings={"key": value})
+    context = COMMAND.commands["data"].commands["expert"].make_context("expert", ["--out", "out", *words(settings)])
+    del context.params["out"]
+    assert settings_from(ExpertSettings, context.params) == settings
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)

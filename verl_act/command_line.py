@@ -2,7 +2,7 @@
 settings.
 
 Text, numbers and files are one word each, a list repeats its option, and a mapping is given as `KEY=VALUE`, where the
-value is YAML (`--env-settings data=games`).
+value is YAML, as in a recipe (`--env-settings data=games`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-import yaml
 from pydantic.fields import FieldInfo
 
 from verl_act.commands import Command
-from verl_act.errors import OptionError
+from verl_act.errors import ConfigError, OptionError
 from verl_act.settings.base import ARGUMENT, Settings
+from verl_act.yaml_text import parse_value
 
 _OUT_HELP = {
     "folder": "Output folder; replaced as a whole when the command is done.",
@@ -115,8 +115,9 @@ def _mapping(name: str, entries: Sequence[str]) -> dict[str, Any]:
         if "\0" in entry:
             raise OptionError(name, f"holds a NUL character, which is not allowed: {brief(entry)}.")
         try:
-            values[key] = yaml.safe_load(text) if text.isprintable() else text
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            # YAML has no control characters, and no names that the locale cannot decode.
+            values[key] = parse_value(name, text) if text.isprintable() else text
+        except ConfigError as error:
             raise OptionError(name, f"is {brief(entry)}, whose value is not YAML.") from error
     return values
 
@@ -144,4 +145,6 @@ def words(settings: Settings) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return json.dumps(value.model_dump() if isinstance(value, Settings) else value)
+    plain = value.model_dump() if isinstance(value, Settings) else value
+    text = json.dumps(plain, ensure_ascii=False).replace("\x7f", r"\x7f")
+    return text.encode("ascii", "backslashreplace").decode()  # YAML's escapes: it does not join JSON's surrogate pairs

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from io import StringIO
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Literal
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +33,7 @@ from verl_act.settings.data import (
 from verl_act.settings.evaluation import EvaluationOptions
 from verl_act.settings.model import EngineOptions, ModelSettings, TemplateSettings
 from verl_act.text_files import read_text
+from verl_act.yaml_text import parse_mapping, parse_value
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SFT_DATA = ("il", "reflection", "choice", "rejection")
@@ -395,23 +394,7 @@ def _load(path: Path) -> dict[str, Any]:
         text = read_text(path)
     except DataError as error:
         raise ConfigError(str(error)) from error
-    return _mapping(str(path), text)
-
-
-def _mapping(source: str, text: str) -> dict[str, Any]:
-    """Parse a YAML mapping; interpolations are kept as text. Raises `ConfigError`."""
-    try:
-        config = OmegaConf.load(StringIO(text))
-        plain = OmegaConf.to_container(config, resolve=False)
-    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{source}: is not valid YAML for a recipe: {' '.join(str(error).split())}") from error
-    except (OSError, TypeError, AttributeError) as error:  # raised by OmegaConf where the file is a single value
-        raise ConfigError(f"{source}: is not a mapping of recipe keys.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source}: is nested too deeply.") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{source}: is not a mapping of recipe keys.")
-    return plain  # type: ignore[return-value]
+    return parse_mapping(str(path), text)
 
 
 def _change(change: str) -> dict[str, Any]:
@@ -419,7 +402,7 @@ def _change(change: str) -> dict[str, Any]:
     key, equals, text = change.partition("=")
     if not equals or not key:
         raise ConfigError(f"{change!r} is not of the form KEY=VALUE.")
-    value = _mapping(change, f"value: {text}" if "\n" not in text else f"value:\n  {text}").get("value")
+    value = parse_value(change, text)
     if _has_keys_of_hydra(value):
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.errors import HydraException
