@@ -124,7 +124,7 @@ def ours(how: str) -> list[Any]:
             words = shlex.split(command[-1])
             while "=" in words[0]:
                 words.pop(0)  # a variable
-            if words[0] in ("pip", "ray"):
+            if words[0] in ("export", "pip", "ray"):
                 continue
             assert words[0] == "verl-act", words
             found.append(pytest.param(words[1:], id=f"{block.page}-{number}"))

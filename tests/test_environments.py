@@ -33,7 +33,7 @@ from verl_act.schema import TASK, Context, write_rows
 @pytest.fixture(params=["alfworld"])
 def environment(request: pytest.FixtureRequest, games: Path) -> tuple[str, dict[str, Any]]:
     """Name and settings of each environment."""
-    return request.param, {"alfworld": {"data": str(games)}}[request.param]
+    return request.param, {"alfworld": {"data": str(games), "dev_share": 0.5}}[request.param]
 
 
 def test_every_environment_keeps_the_contract(environment: tuple[str, dict[str, Any]]) -> None:

@@ -384,6 +384,7 @@ def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
             SftSettings(
                 trajectories=trajectories,
                 model=str(embedded_models()["alfworld"]),
+                kind="reflection",
                 reflections=[tmp_path / "r.parquet"],
                 **options,
             ),
@@ -402,6 +403,7 @@ def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
             SftSettings(
                 trajectories=trajectories,
                 model=str(embedded_models()["alfworld"]),
+                kind="reflection",
                 reflections=[tmp_path / "r.parquet"],
             ),
             tmp_path / "d",

@@ -31,8 +31,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "valid_splits": ["valid_seen"],
         "games": {"counts": {"train": 12, "valid_seen": 3, "valid_unseen": 0}},
         "alternatives": {"n": 2, "max_tokens": 32},
-        "il": {"overrides": {**sft, "trainer.save_freq": 2}},
-        "reflection": {"overrides": {**sft, "trainer.save_freq": 2}},
+        "training": {name: {"overrides": {**sft, "trainer.save_freq": 2}} for name in ("il", "reflection")},
         "evaluate": {"max_turns": 3, "limit": 8},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
