@@ -288,7 +288,7 @@ def test_a_game_that_loads_in_part_is_never_played(games: Path, tmp_path: Path) 
 
 def test_missing_data_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
-    with pytest.raises(DataError, match=r"ALFWORLD_DATA.*make-games"):
+    with pytest.raises(DataError, match=r"ALFWORLD_DATA.*data games"):
         list_games("train")
     with pytest.raises(DataError, match="holds no ALFWorld games"):
         list_games("train", tmp_path)

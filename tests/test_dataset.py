@@ -397,8 +397,8 @@ def test_files_that_cannot_be_trained_on_are_refused(files: dict[str, str], tmp_
         ("alternatives.parquet", "holds alternatives rows"),
         ("cut.parquet", "cut.parquet: the file is damaged or was cut short"),
         ("empty.parquet", "empty.parquet"),
-        ("pairs.jsonl", r"pairs.jsonl: has no column 'prompt'.*pair/1 rows, but is no parquet file;.*build-pairs"),
-        ("no_margin.parquet", r"no_margin.parquet: .*pair/1 rows, but lacks step, margin;.*build-pairs"),
+        ("pairs.jsonl", r"pairs.jsonl: has no column 'prompt'.*pair/1 rows, but is no parquet file;.*data pairs"),
+        ("no_margin.parquet", r"no_margin.parquet: .*pair/1 rows, but lacks step, margin;.*data pairs"),
         ("broken.jsonl", "broken.jsonl: cannot be read as rows in JSON"),
         ("pairs.csv", r"pairs.csv: is neither .parquet nor .json nor .jsonl"),
     ]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from chromium import chromium
+from parsed_command import parsed
 from test_config import composed, validated
 from test_platform_gaps import clean_environment
 from typer.testing import CliRunner
@@ -44,7 +44,6 @@ FILES = sorted(
     if path not in GENERATED and "_build" not in path.parts
 )
 ENDINGS = {"run": "", "check": " --check", "parse": "", "cfg": "", "make": " --dry-run"}
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 REMARK = re.compile(r" +# .*$")
 LINK = re.compile(r"\]\((?!\w+:)([^)#]+)")
 BLOCK = re.compile(
@@ -137,11 +136,7 @@ def test_a_documented_command_takes_its_arguments(
 ) -> None:
     """`run` is further asked whether the recipe has the keys, and verl those of its configuration."""
     monkeypatch.chdir(tmp_path)
-    command, *arguments = words
-    commands = COMMANDS
-    while hasattr(commands[command], "commands"):
-        commands, (command, *arguments) = commands[command].commands, arguments
-    context = commands[command].make_context(command, arguments)
+    context = parsed(words)
     if words[0] == "run":
         recipe = load_recipe(context.params["recipe"], context.args)
         for stage in plan(recipe, RunFolder(tmp_path), [0]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from parsed_command import parsed
 from small_run import SMALL_RUN
 from test_platform_gaps import clean_environment
 
@@ -68,6 +70,14 @@ def test_it_has_what_verl_recipe_asks_for(recipe: Path) -> None:
     large = [path for path in recipe.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
     assert not large, "verl-recipe holds no weights"
     assert not [path for path in recipe.rglob("*") if path.is_symlink()]
+
+
+def test_its_page_names_commands_that_there_are(recipe: Path) -> None:
+    lines = (recipe / "README.md").read_text().replace("\\\n", " ").splitlines()
+    commands = [line for line in lines if line.startswith("python -m verl_act ")]
+    assert len(commands) == 5
+    for command in commands:
+        parsed(shlex.split(command)[3:])
 
 
 def test_only_an_earlier_export_is_replaced(recipe: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_bad_file_is_named(damage: Callable[[Path], Any], message: str, tmp_pa
 
 def test_text_is_not_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "pairs.parquet").write_text("pair_id,env\n")
-    with pytest.raises(DataError, match=r"pairs.parquet: is not a parquet file.*build-pairs"):
+    with pytest.raises(DataError, match=r"pairs.parquet: is not a parquet file.*data pairs"):
         read_pairs([tmp_path / "pairs.parquet"])
 
 

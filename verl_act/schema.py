@@ -328,14 +328,14 @@ TASK = _columns(
 """Tasks to play in the live environment: rows of the multi-turn stages and of eval sets."""
 
 
-_WRITTEN_BY = {
-    "trajectory": "collect-expert or import-trajectories",
-    "task": "make-tasks",
-    "alternatives": "sample-alternatives",
-    "pair": "build-pairs or import-preferences",
-    "reflection": "reflect",
-    "sft": "make-sft",
-    "dpo": "make-sft",
+WRITTEN_BY = {
+    "trajectory": ("data expert", "data import"),
+    "task": ("data tasks",),
+    "alternatives": ("data alternatives",),
+    "pair": ("data pairs", "data preferences"),
+    "reflection": ("data reflect",),
+    "sft": ("data sft",),
+    "dpo": ("data sft",),
 }
 """The commands that write a file of each schema."""
 
@@ -348,7 +348,8 @@ def schema_name(schema: pa.Schema) -> str:
 
 def written_by(schema: pa.Schema) -> str:
     """The commands that write a file of `schema`, as a sentence."""
-    return f"`python -m verl_act {_WRITTEN_BY[schema_name(schema).split('/')[0]]}` writes such a file."
+    commands = " or ".join(f"`verl-act {name}`" for name in WRITTEN_BY[schema_name(schema).split("/")[0]])
+    return f"{commands} writes such a file."
 
 
 def missing_columns(names: Iterable[str], schema: pa.Schema) -> list[str]:

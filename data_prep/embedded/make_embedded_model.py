@@ -59,7 +59,8 @@ def make_embedded_model(settings: EmbeddedModelSettings, out: str | PathLike[str
     steps = steps_to_learn(read_steps(settings.trajectories))
     dialect = _dialect(steps, settings)
     held_out = steps[max(0, len(steps) - settings.held_out) :]
-    template = get_template("compact", **dialect.template_options)
+    template_options = {**dialect.template_options, **settings.template_options}
+    template = get_template("compact", **template_options)
     unseen_tasks = {step.task_id for step in held_out}
     trained_on = [step for step in steps if step.task_id not in unseen_tasks]
     rows = [
@@ -93,7 +94,7 @@ def make_embedded_model(settings: EmbeddedModelSettings, out: str | PathLike[str
         (folder / "warmup_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         manifest = make_manifest(
             "make_embedded_model",
-            settings={**settings.recorded(), **dialect.template_options},
+            settings={**settings.recorded(), "template_options": template_options},
             inputs=settings.inputs(),
             counts={"rows": len(rows), "parameters": sum(p.numel() for p in model.parameters())},
             seed=settings.seed,

@@ -207,7 +207,7 @@ def check_expert(spec: EnvSpec, expert: str | None) -> None:
     if not spec.experts:
         raise ConfigError(
             f"{spec.name} has no expert. Add one to its EnvSpec, or import recorded trajectories: "
-            "use import-trajectories, or expert.files in a recipe."
+            "use `verl-act data import`, or expert.files in a recipe."
         )
     if expert is not None and expert not in spec.experts:
         raise OptionError(

@@ -1,1 +1,1 @@
-"""`python -m verl_act doctor`: checks whether this installation can run ACT, and says how to fix what is wrong."""
+"""`verl-act doctor`: checks whether this installation can run ACT, and says how to fix what is wrong."""

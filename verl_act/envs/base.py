@@ -63,7 +63,7 @@ class Task:
             if not value or "\0" in value or value.startswith(_SEPARATORS) or ".." in _PARTS.split(value):
                 raise EnvError(
                     f"{self!r:.1000}: the {name} must be a name or a relative path without '..' parts, not "
-                    f"{value!r:.200}. List the tasks again (`make-tasks`)."
+                    f"{value!r:.200}. List the tasks again (`verl-act data tasks`)."
                 )
 
 

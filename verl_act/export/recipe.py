@@ -1,4 +1,4 @@
-"""`python -m verl_act export-recipe`: the package, its configurations and run scripts as a folder of verl-recipe.
+"""`verl-act dev export-recipe`: the package, its configurations and run scripts as a folder of verl-recipe.
 
 Such a folder is used from a checkout, without installation: the run scripts put it on PYTHONPATH, verl loads the plugin
 by VERL_USE_EXTERNAL_MODULES, and each configuration names its own search path. The embedded models are left out, since

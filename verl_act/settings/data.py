@@ -290,5 +290,7 @@ class EmbeddedModelSettings(SeedSettings):
     thoughts: bool = False
     """Whether a thought, `<think>subgoal</think>`, precedes the answer. Another task's thought and action then replace
     the random action."""
+    template_options: dict[str, Any] = {}
+    """Options of the template `compact`, over those of the environment's dialect."""
     start: str = ""
     """Folder of an embedded model to continue from, with its tokenizer and size; empty: new weights."""

@@ -1,7 +1,7 @@
 """Gap: the Hugging Face export of a LoRA run has PEFT's names and unmerged adapters, and loads as random weights.
 
 `merge_lora` merges the adapters with PEFT, so that the export is the trained model. The chain calls it
-after every training stage; by hand: `python -m verl_act merge-lora CHECKPOINT/actor`.
+after every training stage; by hand: `verl-act dev merge-lora CHECKPOINT/actor`.
 
 Upstream change it waits for: `FSDPCheckpointManager.save_checkpoint` merging adapters into `hf_model`
 (verl/utils/checkpoint/fsdp_checkpoint_manager.py).

@@ -38,7 +38,10 @@ TASK_TYPES = (
 _UNSUPPORTED = ("movable", "Sliced")
 """Words in a game's path that ALFWorld's own loader excludes: the text engine cannot play such tasks."""
 
-_REMEDY = "Generate games (`make-games`) or download ALFWorld's own (`alfworld-download`); pass their folder as `data`."
+_REMEDY = (
+    "Generate games (`verl-act data games`) or download ALFWorld's own (`alfworld-download`); pass their folder as "
+    "`data`."
+)
 
 logger = logging.getLogger(__name__)
 

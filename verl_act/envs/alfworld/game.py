@@ -109,7 +109,7 @@ class Menu(NamedTuple):
 
 def read_game(path: Path) -> GameFile:
     """Read a game file. Raises `EnvError` with the file, what is wrong and how to fix it."""
-    remedy = "Write the games again (`make-games`) or download them again (`alfworld-download`)."
+    remedy = "Write the games again (`verl-act data games`) or download them again (`alfworld-download`)."
     try:
         return game_from(read_json(path), name=str(path))
     except DataError as error:
@@ -184,7 +184,7 @@ def _translating(game: GameFile) -> Iterator[None]:
         except (Exception, SystemExit) as error:  # the translator and parsers raise anything, even SystemExit
             raise EnvError(
                 f"{game.name}: its rules cannot be translated: {type(error).__name__}: {error}. "
-                "The file is damaged; write it again (`make-games`) or download it again (`alfworld-download`)."
+                "The file is damaged; write it (`verl-act data games`) or download it (`alfworld-download`) again."
             ) from error
         finally:
             sys.argv = arguments

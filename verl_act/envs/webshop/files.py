@@ -27,7 +27,7 @@ _LARGEST_ENTRY = 1 << 25
 
 REMEDY = (
     "Download the files with WebShop's setup script (`setup.sh -d small` or `-d all`), or generate a catalogue with "
-    "`python -m verl_act make-catalogue`; pass their folder as `data`, or leave `data` out for the embedded catalogue."
+    "`verl-act dev catalogue`; pass their folder as `data`, or leave `data` out for the embedded catalogue."
 )
 
 
