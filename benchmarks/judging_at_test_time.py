@@ -35,7 +35,7 @@ from verl_act.envs.pool import EnvPool
 from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.statistics import ItemOutcome, against, estimate
 from verl_act.parse import match_action, parse_action, parse_choice
-from verl_act.prompts import Template, get_template
+from verl_act.prompts import Template
 from verl_act.ray_session import ray_session
 from verl_act.rollout.episode import play
 from verl_act.run_folder import RunFolder
@@ -171,7 +171,7 @@ def main() -> None:
     panel = read_tasks(run.tasks_file("eval"))
     tasks = [task for task in panel if task.split == options.split]
     games = {"data": str(run.games)} if run.games.is_dir() else {}
-    template = get_template(recipe.template, **recipe.template_options)
+    template = recipe.make_template()
     for name in options.method or recipe.methods:
         stages = recipe.methods[name].stages
         path = run.training(stages).model if stages else Path(recipe.model_path)

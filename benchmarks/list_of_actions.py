@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from verl_act.chain import load_recipe
-from verl_act.prompts import Message, get_template
+from verl_act.prompts import Message
 from verl_act.schema import Pair, read_pairs
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="alfworld/quickstart")
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.recipe)
-    template = get_template(recipe.template, **recipe.template_options)
+    template = recipe.make_template()
     tokenizer = AutoTokenizer.from_pretrained(recipe.model_path)
     model = AutoModelForCausalLM.from_pretrained(recipe.model_path, dtype=torch.float32).eval()
     files = [arguments.run / "pairs" / split / "pairs.parquet" for split in recipe.valid_splits]

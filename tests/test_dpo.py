@@ -40,6 +40,27 @@ def test_a_recipe_may_have_dpo_as_a_stage(tmp_path: Path) -> None:
         compose(dpo_stage(tmp_path, "training.dpo.overrides.data.train_batchsize=3"))
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["trainer.nnodes=2"], "trainer.nnodes"),
+        (["data.train_batch_size=12"], "data.train_batch_size"),  # 8 at once: the rest would be left out
+        (["data.train_batch_size=3", "trainer.n_gpus_per_node=2"], "data.train_batch_size"),
+        (["data.train_batch_size=2", "trainer.n_gpus_per_node=4"], "data.train_batch_size"),
+    ],
+)
+def test_a_batch_is_trained_whole(words: list[str], option: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        DpoSettings.parse(["data.train_files=[a]", "model.path=m", "trainer.default_local_dir=x", *words])
+    assert refused.value.option == option
+
+
+def test_micro_batches_make_up_a_batch() -> None:
+    words = ["data.train_files=[a]", "model.path=m", "trainer.default_local_dir=x", "trainer.n_gpus_per_node=2"]
+    assert DpoSettings.parse([*words, "data.train_batch_size=32"]).micro_batch_size == 8
+    assert DpoSettings.parse([*words, "data.train_batch_size=6"]).micro_batch_size == 3
+
+
 @pytest.mark.parametrize("word", ["data.train_batch_size=0", "beta=-1", "trainer.total_epochs=many", "optim=3"])
 def test_a_wrong_setting_is_refused(word: str) -> None:
     words = ["data.train_files=[a]", "model.path=m", "trainer.default_local_dir=x", word]

@@ -708,7 +708,8 @@ class Adds:
 def test_a_panel_of_two_environments_is_played_on_the_callers_ray() -> None:
     panel = [task(0), Task(hostile_env.NAME, "train", "note", "note"), task(1)]
     policy = PolicyUnderTest(cast(Any, Adds()), get_template("plain"), Sampling(temperature=0))
-    played, memory = asyncio.run(rollout_eval_tasks(policy, panel, None, max_turns=hostile_env.STEPS, actors=2))
+    settings = EvaluationSettings(model="m", max_turns=hostile_env.STEPS, actors=2)
+    played, memory = asyncio.run(rollout_eval_tasks(policy, panel, settings))
     assert [record["end"] for record in played] == ["step_limit", "goal", "step_limit"]
     assert memory > 10, "MB that an actor held"
     assert [played[at]["turns"][-1]["observation"] for at in (0, 2)] == ["t0: 2", "t1: 2"]

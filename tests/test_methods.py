@@ -397,6 +397,9 @@ def test_rows_for_sft(expert: Path, tmp_path: Path) -> None:
     (reflected,) = (entry for entry in first if entry["source"] == "reflection")
     reply = reflected["messages"][-1]
     assert reply == {"role": "assistant", "content": f"<think>It is there.</think><action>{step.action}</action>"}
+    kind: Any = {"kind": "reflection", "trajectories": trajectories, "model": str(embedded_models()["alfworld"])}
+    with pytest.raises(DataError, match="occurs twice"):
+        make_sft(SftSettings(reflections=[tmp_path / "r.parquet", tmp_path / "r.parquet"], **kind), tmp_path / "d")
     write_rows(tmp_path / "r.parquet", [{**row, "state_id": "?", "reply": "", "reflection": "x"}], REFLECTION)
     with pytest.raises(DataError, match=r"state \? is not in the trajectories"):
         make_sft(

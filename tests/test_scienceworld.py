@@ -229,7 +229,7 @@ def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path, ca
         make_tasks(
             TasksSettings(env="scienceworld", splits=["dev", "test"], limit=7, env_settings=settings),
             tmp_path / "tasks",
-        )
+        ).counts["tasks"]
         == 14
     )
 

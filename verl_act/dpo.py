@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, OptionError
 from verl_act.extras import needs_extra
 from verl_act.options import Above0, Positive, Seed
 from verl_act.settings.base import Settings, Text
@@ -61,7 +61,7 @@ class TrainerSettings(Settings):
     save_freq: Positive = 20
     """Steps between checkpoints."""
     n_gpus_per_node: Positive = 1
-    """Processes on this machine."""
+    """Processes on this machine, those of torchrun."""
     nnodes: Positive = 1
     """Always 1."""
     logger: list[Text] = []
@@ -92,6 +92,23 @@ class DpoSettings(Settings):
         assert isinstance(values, dict)
         return cls(**{str(key): value for key, value in values.items()})
 
+    def check(self) -> None:
+        if self.trainer.nnodes > 1:
+            raise OptionError("trainer.nnodes", f"is {self.trainer.nnodes}; this trainer is run on one machine: set 1.")
+        batch, processes = self.data.train_batch_size, self.trainer.n_gpus_per_node
+        if batch % processes or (batch // processes) % self.micro_batch_size:
+            raise OptionError(
+                "data.train_batch_size",
+                f"is {batch}, which {processes} processes with micro-batches of {self.micro_batch_size} "
+                "(data.micro_batch_size_per_gpu) do not divide.",
+            )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Pairs that a process computes at once."""
+        of_process = self.data.train_batch_size // self.trainer.n_gpus_per_node
+        return max(1, min(self.data.micro_batch_size_per_gpu, of_process))
+
 
 def train(settings: DpoSettings) -> None:
     """Train, and export the model to `global_step_<steps>/huggingface` in the folder of checkpoints.
@@ -118,16 +135,15 @@ def train(settings: DpoSettings) -> None:
 
     folder = Path(settings.trainer.default_local_dir)
     tokenizer, rows = _rows(settings)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(settings.data.micro_batch_size_per_gpu, settings.data.train_batch_size // processes)
     on_cpu = not torch.accelerator.is_available()
     states = str(folder / "trl")
     arguments = DPOConfig(
         output_dir=states,
         beta=settings.beta,
         max_length=settings.data.max_length,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.data.train_batch_size // (micro * processes),
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.data.train_batch_size
+        // (settings.micro_batch_size * settings.trainer.n_gpus_per_node),
         max_steps=settings.trainer.total_training_steps or -1,
         num_train_epochs=settings.trainer.total_epochs,
         learning_rate=settings.optim.lr,

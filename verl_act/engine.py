@@ -290,12 +290,11 @@ class Engine:
         from verl.utils.tokenizer import hf_processor
         from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-        trust_remote_code = bool(self.settings.engine_options.get("trust_remote_code", False))
         return create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=self.llm.model_config.hf_config.model_type,
             chat_template_kwargs=self.chat_template_kwargs,
-            processor=hf_processor(self.settings.model, trust_remote_code=trust_remote_code),
+            processor=hf_processor(self.settings.model, trust_remote_code=self.settings.trust_remote_code),
         )
 
     async def next_reply(self, sequence: GrowingSequence, sampling: Sampling, seed: int | None = None) -> str | None:
@@ -392,7 +391,7 @@ def _exit(signal_number: int, _frame: Any) -> None:
 
 def usable_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of an engine. Raises `ConfigError` as `load_tokenizer` does, without starting the engine."""
-    tokenizer = load_tokenizer(settings.model, bool(settings.engine_options.get("trust_remote_code", False)))
+    tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     require_usable(tokenizer, settings.engine_options.get("chat_template_kwargs"))
     reply_decoder(tokenizer, settings)
     return tokenizer

@@ -1,7 +1,7 @@
 """Types with ranges for options (`Positive`, `Share` and so on), and validation of values against them.
 
-A command's `check_settings` declares the type of each option in its signature, a settings class in its fields. Values
-are validated before any work: by the command itself, and by `chain --check` for every stage.
+Settings classes use them for their fields, annotations of others (an environment's `make`, `EngineOptions`) for the
+keys of a mapping. Values are validated before any work, by a command and by `verl-act run --check`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,6 @@ def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: 
             first = error.errors(include_url=False)[0]
             keys = [segment for segment in (inside, name, *key_path(value, first["loc"])) if segment]
             raise OptionError(".".join(keys), problem(first)) from error
-
-
-def check_keys(known: Callable[..., Any] | list[str], values: Mapping[str, Any], option: str) -> None:
-    """Raise `OptionError` for a key of the JSON option `option` that is not in `known` (a list, or annotations)."""
-    names = known if isinstance(known, list) else list(_hints(known))
-    for key in values:
-        if key not in names:
-            raise OptionError(option, f"has no key {key!r}; its keys are {', '.join(names)}.")
 
 
 def _valid_unicode(value: Any) -> Any:

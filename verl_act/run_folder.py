@@ -30,13 +30,30 @@ DPO_ROWS = "dpo.parquet"
 METHODS, METHODS_TABLE = "methods.json", "methods.md"
 TRAINING_METRICS = "metrics.jsonl"
 TRAINING_LOG = "log.txt"
+COMMAND, OUTPUTS = "command.txt", "outputs.json"
+"""In the folder of a stage's record: its command, to run the stage by hand, and its output files."""
 
+_WORK = ".work"
 _LAST = ("comparison", "methods", "report")
 """Stages that follow those of all seeds."""
+_OTHERS = (
+    *("games", "expert", "alternatives", "pairs", "tasks", "reflections", "rows", "audit"),
+    *("evaluate", "evaluation", "comparison", "methods", "report", "plan", "seed"),
+)
+_STAGE_NAME = re.compile(rf"(?!(?:{'|'.join(_OTHERS)})(?:-|$))\w[\w.-]*(?<!\{_WORK})")
 _SLUG = re.compile(r"[^a-z0-9]+")
 _SEED = re.compile(r"seed-(-?\d+)")
 _SEEDED_STAGE = re.compile(r"seed (-?\d+) .+")
-_WORK = ".work"
+
+
+def stage_name_problem(name: str) -> str | None:
+    """Why no training stage can be called so; None if it can. Its folder and record must be no other stage's."""
+    if _STAGE_NAME.fullmatch(name):
+        return None
+    return (
+        f"has a stage {name!r}; use letters, digits, '.', '_' and '-', and another name than {', '.join(_OTHERS)}, "
+        f"which are folders and stages of every run, alone or before a '-'; it must not end in {_WORK}."
+    )
 
 
 def slug(name: str) -> str:
@@ -78,6 +95,11 @@ class TrainingFolder:
     @property
     def checkpoints(self) -> Path:
         return self.work / "checkpoints"
+
+    @property
+    def stamp(self) -> Path:
+        """The settings and inputs that the work folder is of."""
+        return self.work / "stage.json"
 
     def log(self, attempt: int) -> Path:
         return self.work / f"log-{attempt}.txt"
@@ -193,7 +215,7 @@ class RunFolder:
         return self.root / "report.html"
 
     def record(self, stage: str) -> Path:
-        """Folder of the manifest of a finished stage."""
+        """Folder of the manifest of a finished stage, with `COMMAND` and `OUTPUTS`."""
         return self.root / ".done" / stage.replace(" ", "-")
 
     def lock(self, stage: str) -> Path:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from sys import intern
@@ -500,6 +500,34 @@ def steps_to_learn(steps: Iterable[Step]) -> list[Step]:
 def read_pairs(paths: Iterable[str | os.PathLike[str]]) -> list[Pair]:
     """All pairs of the pair files, in file and row order."""
     return [Pair.from_row(row) for path in paths for row in _rows(path, PAIR)]
+
+
+def read_alternatives(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Alternatives]:
+    """State id -> replies. Raises `DataError` if a state occurs twice."""
+    return {state_id: Alternatives.from_row(row) for _, state_id, row in _by_state(paths, ALTERNATIVES)}
+
+
+def read_reflections(paths: Iterable[str | os.PathLike[str]], known: Container[str]) -> dict[str, str]:
+    """State id -> reflection. Raises `DataError` if a state occurs twice, or is not `known`."""
+    reflections = {}
+    for path, state_id, row in _by_state(paths, REFLECTION):
+        if state_id not in known:
+            raise DataError(f"{path}: state {state_id} is not in the trajectories; pass those that it was made from.")
+        reflections[state_id] = row["reflection"]
+    return reflections
+
+
+def _by_state(
+    paths: Iterable[str | os.PathLike[str]], schema: pa.Schema
+) -> Iterator[tuple[str | os.PathLike[str], str, dict[str, Any]]]:
+    """File, state id and row of each state. Raises `DataError` if one occurs twice."""
+    seen: set[str] = set()
+    for path in paths:
+        for row in _rows(path, schema):
+            if row["state_id"] in seen:
+                raise DataError(f"{path}: state {row['state_id']} occurs twice. Pass the files of one run.")
+            seen.add(row["state_id"])
+            yield path, row["state_id"], row
 
 
 def _rows(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import PAIRS as PAIRS_FILE
 from verl_act.sampling import sampling_key
-from verl_act.schema import ALTERNATIVES, PAIR, Alternatives, Pair, Step, read_steps, read_table, write_rows
+from verl_act.schema import PAIR, Alternatives, Pair, Step, read_alternatives, read_steps, write_rows
 from verl_act.settings.data import PairsSettings
 
 logger = logging.getLogger(__name__)
@@ -77,18 +77,10 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
 def _read_replies(
     paths: Sequence[str | PathLike[str]], steps: Sequence[Step], counts: Counter[str]
 ) -> dict[str, Alternatives]:
-    """State id -> replies. Raises `DataError` if a state occurs twice, or no state is in the trajectories."""
-    known = {step.state_id for step in steps}
-    by_state: dict[str, Alternatives] = {}
-    for path in paths:
-        for row in read_table(path, ALTERNATIVES).to_pylist():
-            replies = Alternatives.from_row(row)
-            if replies.state_id in by_state:
-                raise DataError(f"{path}: state {replies.state_id} occurs twice. Pass the replies of one sampling run.")
-            if replies.state_id in known:
-                by_state[replies.state_id] = replies
-            else:
-                counts["states_of_other_trajectories"] += 1
+    """State id -> replies, for `steps`. Raises `DataError` if a state occurs twice, or none is in the trajectories."""
+    replies = read_alternatives(paths)
+    by_state = {step.state_id: replies[step.state_id] for step in steps if step.state_id in replies}
+    counts["states_of_other_trajectories"] += len(replies) - len(by_state)
     if counts["states_of_other_trajectories"] and not by_state:
         names = ", ".join(map(str, paths))
         raise DataError(

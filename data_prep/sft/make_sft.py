@@ -21,15 +21,12 @@ from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
 from verl_act.prompts.rendering import render, require_prompts, require_usable
 from verl_act.run_folder import DPO_ROWS, SFT_ROWS
 from verl_act.schema import (
-    ALTERNATIVES,
     DPO,
-    REFLECTION,
     SFT,
-    Alternatives,
-    Step,
+    read_alternatives,
     read_pairs,
+    read_reflections,
     read_steps,
-    read_table,
     steps_to_learn,
     write_rows,
 )
@@ -90,10 +87,10 @@ def _rows(settings: SftSettings, counts: Counter[str]) -> Iterator[Row]:
         learnable = steps_to_learn(steps.values())
         counts["states_expert_inadmissible"] = len(steps) - len(learnable)
         if settings.kind == "rejection":
-            yield from rejection(learnable, _read_alternatives(settings.alternatives), template)
+            yield from rejection(learnable, read_alternatives(settings.alternatives), template)
         else:
             yield from imitation(learnable, template)
-            yield from reflection(learnable, _read_reflections(settings.reflections, steps), template)
+            yield from reflection(learnable, read_reflections(settings.reflections, steps), template)
 
 
 def check_settings(settings: SftSettings) -> None:
@@ -127,21 +124,3 @@ def prompt_and_reply(
     """The text of a conversation up to its last reply, and that reply as the model writes it."""
     prompt = render(tokenizer, messages[:-1], add_generation_prompt=True, tokenize=False, **chat_template_kwargs)
     return prompt, continued(messages[-1]["content"], reply_prefix(tokenizer, chat_template_kwargs))
-
-
-def _read_alternatives(paths: Sequence[str | PathLike[str]]) -> dict[str, Alternatives]:
-    rows = (row for path in paths for row in read_table(path, ALTERNATIVES).to_pylist())
-    return {row["state_id"]: Alternatives.from_row(row) for row in rows}
-
-
-def _read_reflections(paths: Sequence[str | PathLike[str]], steps: Mapping[str, Step]) -> dict[str, str]:
-    """State id -> reflection. Raises `DataError` for a state that is not in `steps`."""
-    reflections: dict[str, str] = {}
-    for path in paths:
-        for row in read_table(path, REFLECTION).to_pylist():
-            if row["state_id"] not in steps:
-                raise DataError(
-                    f"{path}: state {row['state_id']} is not in the trajectories; pass those that `reflect` has used."
-                )
-            reflections[row["state_id"]] = row["reflection"]
-    return reflections

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -27,7 +28,6 @@ from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.preflight import ModelShape, Problem, check_training, local_devices, model_shape
 from verl_act.preflight.conversation import conversation_problems, date_problems
-from verl_act.prompts import get_template
 from verl_act.prompts.rendering import require_prompts, require_usable
 from verl_act.run_folder import RunFolder
 
@@ -133,12 +133,12 @@ def _model(recipe: Recipe) -> str:
 
 
 def _tokenizer(recipe: Recipe) -> Any:
-    return load_tokenizer(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
+    return load_tokenizer(recipe.model_path, recipe.trust_remote_code)
 
 
 def _prompt(recipe: Recipe) -> str:
     """Check the prompt template with its options, and that the model's chat template accepts its messages."""
-    template = get_template(recipe.template, **recipe.template_options)
+    template = recipe.make_template()
     options = recipe.engine_options.get("chat_template_kwargs")
     try:
         tokenizer = _tokenizer(recipe)
@@ -156,15 +156,15 @@ def _conversation(recipe: Recipe) -> str:
     shape = _shape(recipe)
     if shape is None:
         return _Warning(f"not checked, because config.json of {recipe.model_path} cannot be read here")
-    tokenizer, trust = _tokenizer(recipe), bool(recipe.engine_options.get("trust_remote_code", False))
+    tokenizer = _tokenizer(recipe)
     options = recipe.engine_options.get("chat_template_kwargs")
     problems = conversation_problems(
         tokenizer,
         shape.model_type,
-        get_template(recipe.template, **recipe.template_options),
+        recipe.make_template(),
         options,
         one_sequence=recipe.evaluate.mode == Mode.CONCAT,
-        processor=hf_processor(recipe.model_path, trust_remote_code=trust),
+        processor=hf_processor(recipe.model_path, trust_remote_code=recipe.trust_remote_code),
     )
     return _verdict([*problems, *date_problems(tokenizer, options)], f"verl's token builder for {shape.model_type}")
 
@@ -193,7 +193,7 @@ def _verdict(problems: Sequence[Problem], passed: str) -> str:
 def _shape(recipe: Recipe) -> ModelShape | None:
     """The sizes of the initial policy; None if its configuration cannot be read here."""
     try:
-        return _read_shape(recipe.model_path, bool(recipe.engine_options.get("trust_remote_code", False)))
+        return _read_shape(recipe.model_path, recipe.trust_remote_code)
     except ConfigError:
         return None
 
@@ -298,6 +298,12 @@ def compose(stage: TrainingStage) -> str:
 
 def _composed(stage: TrainingStage) -> Any:
     """The verl configuration of a training stage. Raises `ConfigError` on an invalid key or value."""
+    # A copy, because verl's validation writes to it.
+    return deepcopy(_hydra_config(CONFIG_NAMES[stage.trainer], tuple(stage.hydra_overrides()), stage.key))
+
+
+@cache
+def _hydra_config(name: str, overrides: tuple[str, ...], key: str) -> Any:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -306,11 +312,9 @@ def _composed(stage: TrainingStage) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
-            return compose(CONFIG_NAMES[stage.trainer], overrides=stage.hydra_overrides())
+            return compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"{str(error).strip().splitlines()[0]} Correct the recipe's {stage.key}.overrides."
-        ) from error
+        raise ConfigError(f"{str(error).strip().splitlines()[0]} Correct the recipe's {key}.overrides.") from error
 
 
 def _validate(config: Any, key: str) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from verl_act.chain.stages import Stage
 from verl_act.manifest import digest, own_manifest
 from verl_act.output_folder import content, replace_file
+from verl_act.run_folder import OUTPUTS
 
-_FILE_NAME = "outputs.json"
 _HASHED_BYTES = 64 * 2**20
 """Larger files, such as a model's weights, are compared by size alone."""
 
@@ -23,7 +23,7 @@ _HASHED_BYTES = 64 * 2**20
 def record_outputs(stage: Stage, record: Path) -> None:
     """Write the stage's output files, with sizes and hashes, to the folder `record`."""
     outputs = {str(path.relative_to(_base_folder(stage))): _entry(path) for path in _files(stage)}
-    replace_file(record / _FILE_NAME, json.dumps(outputs, indent=0) + "\n")
+    replace_file(record / OUTPUTS, json.dumps(outputs, indent=0) + "\n")
 
 
 def damaged_outputs(stage: Stage, record: Path) -> list[str]:
@@ -48,7 +48,7 @@ def discard_damaged(stage: Stage, record: Path) -> None:
 
 def _recorded(record: Path) -> dict[str, list[Any]]:
     try:
-        outputs = json.loads((record / _FILE_NAME).read_text(encoding="utf-8"))
+        outputs = json.loads((record / OUTPUTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return outputs if isinstance(outputs, dict) else {}

@@ -40,7 +40,7 @@ def run_plan(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     """
     trained = training_stages(recipe, folder, [recipe.stages])
     models = {"initial": recipe.model_path}
-    models |= {parse_stage(stage.name)[0]: str(stage.folder.model) for stage in trained}
+    models |= {stage.name: str(stage.folder.model) for stage in trained}
     initial, *evaluations = [
         evaluation_stage(recipe, folder, name, model, f"evaluate {name}") for name, model in models.items()
     ]
@@ -190,7 +190,7 @@ def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
         "kind": kind,
         "model": recipe.model_path,
         "max_length": recipe.max_model_len,
-        "trust_remote_code": recipe.engine_options.get("trust_remote_code", False),
+        "trust_remote_code": recipe.trust_remote_code,
         "chat_template_kwargs": recipe.chat_template_kwargs,
     }
     rows = SftSettings(**options)

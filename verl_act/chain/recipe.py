@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_act.envs.registry import get_env, installed_env, known_envs
 from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.options import Positive, check_options
+from verl_act.run_folder import stage_name_problem
 from verl_act.settings.base import Settings, Text
 from verl_act.settings.data import (
     AlternativesOptions,
@@ -177,9 +178,17 @@ class Recipe(ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerS
         if counts is not None and (without := [split for split in self.splits if not counts.get(split)]):
             raise OptionError("games.counts", f"has no games for {without[0]}; give a count for every split.")
         for name in self.training:
+            if wrong := stage_name_problem(name):
+                raise OptionError("training", wrong)
             for key in _WHOLE_NUMBERS:
                 self.whole_override(name, key)
         self._check_methods()
+        if not self.methods and (twice := [stage for stage in self.stages if self.stages.count(stage) > 1]):
+            raise OptionError(
+                "stages",
+                f"has {twice[0]!r} twice, which have one folder; add a stage that is like it "
+                f"(training.NAME.like={parse_stage(twice[0])[0]}).",
+            )
 
     def _check_methods(self) -> None:
         named = {} if self.methods else {"stages": self.stages}

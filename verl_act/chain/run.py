@@ -21,7 +21,7 @@ from verl_act.manifest import make_manifest, own_manifest, up_to_date, write_man
 from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked, replace_file
 from verl_act.process import dies_with_parent
-from verl_act.run_folder import PlannedStage, RunFolder
+from verl_act.run_folder import COMMAND, PlannedStage, RunFolder
 
 console = Console(highlight=False, markup=False, emoji=False)  # titles and paths are not ours
 
@@ -112,7 +112,7 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
         more = f" (and {len(others)} more)" if others else ""
         console.print(f"output file {name}{more} is missing or has changed: running the stage again.", markup=False)
     discard_damaged(stage, record)
-    replace_file(record / "command.txt", f"{shlex.join(stage.argv())}\n")  # to run the stage by hand
+    replace_file(record / COMMAND, f"{shlex.join(stage.argv())}\n")
     started = time.monotonic()
     # Inputs are hashed first: one that changes during the run then makes the stage out of date.
     manifest = make_manifest(stage.name, settings=stage.recorded(), inputs=list(stage.inputs))

@@ -217,7 +217,7 @@ def _prepare(stage: TrainingStage) -> None:
     recorded = stage.recorded()
     decisive = {key: value for key, value in recorded["overrides"].items() if not _MAY_CHANGE_ON_RESUME.fullmatch(key)}
     current = {"trainer": stage.trainer, "config": recorded["config"], "overrides": decisive, "inputs": inputs}
-    stamp = work / "stage.json"
+    stamp = stage.folder.stamp
     try:
         previous = read_json(stamp) if stamp.exists() else {}
         if not isinstance(previous, dict):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
-from pydantic.fields import FieldInfo
 
 from verl_act.errors import OptionError
 from verl_act.options import key_path, problem
@@ -87,7 +86,11 @@ class Settings(BaseModel):
 
     def values(self, *roles: Role) -> dict[str, Any]:
         """Name -> value of the fields that have one of `roles`, in order."""
-        return {name: getattr(self, name) for name, field in type(self).model_fields.items() if role(field) in roles}
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if any(role in field.metadata for role in roles)
+        }
 
     def inputs(self) -> list[Path]:
         """All files that the stage reads."""
@@ -97,10 +100,6 @@ class Settings(BaseModel):
     def recorded(self) -> dict[str, Any]:
         """The settings that determine the result, besides the input files, for a manifest."""
         return self.model_dump(exclude={*self.values(INPUT), *self.values(RUNTIME)})
-
-
-def role(field: FieldInfo) -> Role | None:
-    return next((entry for entry in field.metadata if entry in get_args(Role)), None)
 
 
 def _block(annotation: Any) -> type[Settings] | None:

@@ -69,6 +69,11 @@ class ModelSettings(Settings):
         super().check()
 
     @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that comes with the model may run."""
+        return bool(self.engine_options.get("trust_remote_code", False))
+
+    @property
     def context_length(self) -> int:
         """Maximum tokens of a prompt and its reply together."""
         return self.engine_options.get("max_model_len") or self.max_model_len
