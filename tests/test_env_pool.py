@@ -30,6 +30,7 @@ from verl_act.errors import ConfigError, EnvError
 from verl_act.evaluate.rollouts import PolicyUnderTest
 from verl_act.evaluate.run import rollout_eval_tasks
 from verl_act.prompts import get_template
+from verl_act.settings.evaluation import EvaluationSettings
 
 pytestmark = pytest.mark.slow
 
