@@ -23,12 +23,6 @@ from verl_act.errors import ConfigError, OptionError
 from verl_act.settings.base import ARGUMENT, Settings
 from verl_act.yaml_text import parse_value
 
-_OUT_HELP = {
-    "folder": "Output folder; replaced as a whole when the command is done.",
-    "optional": "Folder to write the result to as well.",
-    "page": "The page, .html; .md and .json are written next to it.",
-}
-
 
 def parse_folder(text: str) -> Path:
     """Parse a folder name; an empty one would be the working folder."""
@@ -37,7 +31,17 @@ def parse_folder(text: str) -> Path:
     return Path(text).resolve()
 
 
-Out = Annotated[Path, typer.Option(help=_OUT_HELP["folder"], parser=parse_folder, metavar="PATH")]
+def _option(kind: Any, text: str) -> Any:
+    return Annotated[kind, typer.Option(help=text)]
+
+
+_OUT_HELP = "Output folder; replaced as a whole when the command is done."
+Out = Annotated[Path, typer.Option(help=_OUT_HELP, parser=parse_folder, metavar="PATH")]
+_OUT = {
+    "folder": Out,
+    "optional": _option(Path | None, "Folder to write the result to as well."),
+    "page": _option(Path, "The page, .html; .md and .json are written next to it."),
+}
 
 
 def typer_command(command: Command[Any], show: Callable[[Any], None]) -> Callable[..., None]:
@@ -51,18 +55,13 @@ def typer_command(command: Command[Any], show: Callable[[Any], None]) -> Callabl
     # Required options come first in the help.
     parameters.sort(key=lambda parameter: parameter.default is not Parameter.empty)
     if command.writes != "nothing":
-        parser = Out if command.writes == "folder" else _option(Path, _OUT_HELP[command.writes])
         default = None if command.writes == "optional" else Parameter.empty
-        annotation = parser if default is Parameter.empty else _option(Path | None, _OUT_HELP[command.writes])
-        parameters.insert(0, Parameter("out", Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        out = Parameter("out", Parameter.KEYWORD_ONLY, default=default, annotation=_OUT[command.writes])
+        parameters.insert(0, out)
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = command.help
     return run
-
-
-def _option(kind: Any, text: str) -> Any:
-    return Annotated[kind, typer.Option(help=text)]
 
 
 def _parameter(name: str, field: FieldInfo) -> Parameter:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from verl_act.settings import data, evaluation
 from verl_act.settings.base import Settings
@@ -28,7 +28,7 @@ class Command(Generic[S]):
     module: str
     function: str
     help: str
-    writes: str = "folder"
+    writes: Literal["folder", "optional", "page", "nothing"] = "folder"
     """What `--out` names: a `folder`, an optional folder (`optional`), a `page`, or `nothing` (no `--out`)."""
 
     def check(self, settings: S) -> None:
