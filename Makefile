@@ -1,7 +1,7 @@
 # The two commands of the README are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup setup-gpu quickstart quickstart-scienceworld quickstart-webshop test test-all check lint types docs audit test-verl test-pins lock lock-gpu check-locks embedded-model embedded-model-thinking embedded-model-scienceworld embedded-model-webshop clean
+.PHONY: setup setup-gpu quickstart quickstart-scienceworld quickstart-webshop test test-all check lint types docs audit test-verl test-pins lock lock-gpu check-locks embedded-model embedded-model-thinking embedded-model-full embedded-model-scienceworld embedded-model-webshop clean
 
 setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
@@ -77,6 +77,17 @@ embedded-model-thinking: verl_act/assets/embedded_model_thinking ## one that sta
 verl_act/assets/embedded_model_thinking: runs/embedded/expert | setup # goes on from the one above
 	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ --trajectories runs/embedded/expert/trajectories.parquet \
 	  --thoughts --start verl_act/assets/embedded_model --steps 2000 --passes 1 --learning-rate 0.001 --matrix-learning-rate 0.006
+
+runs/embedded/full_expert: | setup # from generated games in whole rooms; no official game is among them
+	$(PYTHON_RUN) -m verl_act data games --out runs/embedded/full_games --counts train=1000 --size full --seed 1000 --workers 2
+	$(PYTHON_RUN) -m verl_act data expert --out $@ --workers 2 --env-settings data=runs/embedded/full_games alfworld train
+
+embedded-model-full: verl_act/assets/embedded_model_full ## the initial policy of alfworld/official, where it is missing (about an hour on two cores)
+
+verl_act/assets/embedded_model_full: runs/embedded/full_expert | setup # goes on from the one of small rooms, with whole transcripts; ends early
+	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ --trajectories runs/embedded/full_expert/trajectories.parquet \
+	  --start verl_act/assets/embedded_model --template-options history_length=null --expert-share 1 --passes 1 --steps 700 \
+	  --learning-rate 0.002 --matrix-learning-rate 0.01 --storage bfloat16
 
 embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/assets/embedded_model_% ## where they are missing
 

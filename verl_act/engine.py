@@ -411,7 +411,10 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     if Path(model).is_absolute() and not Path(model, "config.json").is_file():
-        raise ConfigError(f"{model}: no model here (config.json is missing). Give a Hugging Face folder or model id.")
+        raise ConfigError(
+            f"{model}: no model here (config.json is missing). Give a Hugging Face folder or model id; a model of this "
+            "package that is missing is made by `make` in a checkout (make embedded-model-full, for example)."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files raise errors of many types

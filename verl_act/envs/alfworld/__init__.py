@@ -33,7 +33,11 @@ SPEC = EnvSpec(
     splits=SPLITS,
     importer=AlfworldImporter,
     dialect=DIALECT,
-    models={"embedded": ASSETS / "embedded_model", "embedded_thinking": ASSETS / "embedded_model_thinking"},
+    models={
+        "embedded": ASSETS / "embedded_model",
+        "embedded_thinking": ASSETS / "embedded_model_thinking",
+        "embedded_full": ASSETS / "embedded_model_full",  # not in the package: make embedded-model-full
+    },
     make_games=make_games,
     doctor=check_games,
 )
