@@ -82,11 +82,11 @@ runs/embedded/full_expert: | setup # from generated games in whole rooms; no off
 	$(PYTHON_RUN) -m verl_act data games --out runs/embedded/full_games --counts train=1000 --size full --seed 1000 --workers 2
 	$(PYTHON_RUN) -m verl_act data expert --out $@ --workers 2 --env-settings data=runs/embedded/full_games alfworld train
 
-embedded-model-full: verl_act/assets/embedded_model_full ## the initial policy of alfworld/official, where it is missing (about an hour on two cores)
+embedded-model-full: verl_act/assets/embedded_model_full ## the initial policy of alfworld/official, where it is missing (about half an hour on two cores)
 
 verl_act/assets/embedded_model_full: runs/embedded/full_expert | setup # goes on from the one of small rooms, with whole transcripts; ends early
 	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ --trajectories runs/embedded/full_expert/trajectories.parquet \
-	  --start verl_act/assets/embedded_model --template-options history_length=null --expert-share 1 --passes 1 --steps 700 \
+	  --start verl_act/assets/embedded_model --template-options history_length=null --expert-share 1 --passes 1 --steps 350 \
 	  --learning-rate 0.002 --matrix-learning-rate 0.01 --storage bfloat16
 
 embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/assets/embedded_model_% ## where they are missing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +20,12 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_act.chain import load_recipe
+from verl_act.chain.check import check_run
+from verl_act.chain.check import compose as compose_stage
+from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import embedded_models
+from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import EpisodeSettings
 from verl_act.data.dataset import ActDataset
 from verl_act.engine import Engine, usable_tokenizer
@@ -28,6 +34,7 @@ from verl_act.parse import Malformed, has_thought, parse_action
 from verl_act.prompts import get_template
 from verl_act.prompts.reply_decoder import ReplyDecoder
 from verl_act.rollout.agent_loop import StepwisePolicy
+from verl_act.run_folder import RunFolder
 from verl_act.schema import PAIR, write_rows
 from verl_act.settings.model import ModelSettings, Sampling
 
@@ -227,3 +234,17 @@ def test_verls_reward_managers_mark_thoughts(family: Family, tmp_path: Any) -> N
 
     assert score(family.reply)["acc"] == score(family.reply)["thought"] == 1
     assert score(f"{family.opens}{ANSWER}")["fmt"] == 1
+
+
+def test_a_recipe_checks_its_model_and_trains_with_its_markers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [f"model={save_model(UNKNOWN, tmp_path / 'model')}"]
+    with pytest.raises(ConfigError, match="model"):
+        check_run(load_recipe("alfworld/quickstart", changes), RunFolder(tmp_path / "out"), [0])
+    assert "thought_markers" in capsys.readouterr().out
+    recipe = load_recipe("alfworld/quickstart", [*changes, f"engine_options={{thought_markers: {UNKNOWN.control}}}"])
+    trained = [stage for stage in run_plan(recipe, RunFolder(tmp_path)) if isinstance(stage, TrainingStage)]
+    assert [stage.overrides["data.act.thought_markers"] for stage in trained] == [UNKNOWN.control] * 2
+    for stage in trained:
+        compose_stage(stage)

@@ -22,7 +22,7 @@ from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingSta
 from verl_act.config.settings import Mode
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.dpo import DpoSettings
-from verl_act.engine import load_tokenizer
+from verl_act.engine import load_tokenizer, reply_decoder
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, OptionError
 from verl_act.evaluate.reasoning import is_right, read_questions
@@ -129,7 +129,10 @@ def _device(recipe: Recipe) -> str:
 
 
 def _model(recipe: Recipe) -> str:
-    return f"{recipe.model_path} ({len(_tokenizer(recipe))} tokens)"
+    """Check that the tokenizer can be read, and that the model marks thoughts in a way that is known."""
+    tokenizer = _tokenizer(recipe)
+    reply_decoder(tokenizer, recipe)
+    return f"{recipe.model_path} ({len(tokenizer)} tokens)"
 
 
 def _tokenizer(recipe: Recipe) -> Any:

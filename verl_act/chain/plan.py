@@ -284,6 +284,8 @@ def _rl_overrides(
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.rollout.max_model_len": recipe.max_model_len,
     }
+    if (markers := recipe.engine_options.get("thought_markers")) is not None:
+        settings["data.act.thought_markers"] = markers
     if recipe.allow_degenerate:
         settings["data.act.allow_degenerate"] = True
     if training.data == "episodes":  # as in the evaluation
