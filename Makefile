@@ -35,6 +35,7 @@ test-all: check   ## the same with the further kinds of runs on verl: PPO, LoRA,
 docs: setup       ## the documentation site in docs/_build; warnings are errors
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON_RUN) --no-deps -r requirements/docs.txt
 	$(PYTHON_RUN) -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo docs/_build/index.html
 
 audit: setup      ## known vulnerabilities of the pinned packages; needs PyPI's own JSON API, which few mirrors have
 	sed 's/+cpu//' requirements/cpu.txt | $(VENV)/bin/uv tool run pip-audit==2.10.1 --strict --no-deps --disable-pip -r /dev/stdin
@@ -93,7 +94,7 @@ embedded-model-scienceworld embedded-model-webshop: embedded-model-%: verl_act/a
 
 verl_act/assets/embedded_model_scienceworld: | setup # from its training variations
 	$(PYTHON_RUN) -m verl_act data expert --out runs/embedded/scienceworld --limit 240 --seed 1000 \
-	  --env-settings simplification= --env-settings max_steps=20 --env-settings 'tasks=["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]' scienceworld train
+	  --env-settings 'simplification=""' --env-settings max_steps=20 --env-settings 'tasks=["find-living-thing", "find-non-living-thing", "find-plant", "find-animal", "lifespan-longest-lived", "lifespan-shortest-lived"]' scienceworld train
 	$(PYTHON_RUN) -m verl_act dev embedded-model --out $@ \
 	  --trajectories runs/embedded/scienceworld/trajectories.parquet --steps 1200 --passes 8 --choice-share 0.5 --storage bfloat16
 

@@ -3,7 +3,7 @@
     python benchmarks/critic_stage.py runs/quickstart runs/methods
 
 Reads finished runs; of a comparison of methods every seed (metrics and evaluations, all on held-out games; the models
-trained with ACT alone and with RL + ACT stand for those of a run's stages). Prints a table and writes
+trained with ACT alone and with ACT -> RL stand for those of a run's stages). Prints a table and writes
 `benchmarks/results/critic_stage.json` and the curves, `critic_stage.svg`.
 """
 
@@ -30,7 +30,7 @@ SHOWN = (
     *("choice_inferable", "choice", "choice_malformed", "choice_named"),
     *("next_action_inferable", "next_action", "success"),
 )
-MODELS = {"initial": "prompting", "critic": "act", "action": "rl-act"}
+MODELS = {"initial": "prompting", "critic": "act", "action": "act-rl"}
 """Names of evaluations in a chain, and in a comparison of methods."""
 
 

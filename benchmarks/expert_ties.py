@@ -1,6 +1,6 @@
 """Can a label that is marked as not inferable be learned? And what do drawn ties cost the experts?
 
-    verl-act data games --out /tmp/games --counts '{"train": 300}' --size full --seed 7
+    verl-act data games --out /tmp/games --counts train=300 --size full --seed 7
     python benchmarks/expert_ties.py --alfworld /tmp/games --official OFFICIAL_GAMES --webshop --scienceworld 60
 
 Each expert plays its tasks twice: with ties drawn by task and seed, and by the first of the tied actions, as a pure

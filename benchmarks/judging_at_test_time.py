@@ -1,7 +1,7 @@
 """Does judging reach acting? Episodes in which a model's own choices decide between the actions that it proposes.
 
     python benchmarks/judging_at_test_time.py runs/methods --recipe alfworld/methods --seed 0 [--split valid_seen]
-      [--method IL --method "IL + ACT"]
+      [--method IL --method "ACT -> IL"]
 
 For every method of a finished comparison the panel is played three times more, without any training. Each turn the
 model proposes its greedy action and four sampled ones; of those that are admissible

@@ -17,7 +17,7 @@ project = "verl_act"
 author = "the authors of verl_act"
 version = release = verl_act.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = "verl_act"
 html_static_path = ["_static"]

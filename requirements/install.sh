@@ -15,7 +15,7 @@ if [ -f "$done_mark" ] && [ "$(cat "$done_mark")" = "$(cat $lock pyproject.toml 
 fi
 case "$(uname -s)-$(uname -m)" in
   Linux-x86_64) ;;
-  *) fail "the CPU lock file is for Linux on x86-64, this is $(uname -s) on $(uname -m). Use the GPU path in the README, or a Linux machine." ;;
+  *) fail "the CPU lock file is for Linux on x86-64, this is $(uname -s) on $(uname -m). See docs/how-to/gpu.md, or use a Linux machine." ;;
 esac
 command -v "$python" >/dev/null || fail "$python was not found. Install Python 3.11 or 3.12, or name yours: PYTHON=/path/to/python3.11 make setup"
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' ||

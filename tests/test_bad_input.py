@@ -146,7 +146,7 @@ def test_pairs_that_do_not_survive_are_an_error(games: Path, expert: Path, tmp_p
         *("--env-settings", f"data={games}"),
         *("--source", "admissible", "--inferable-only"),
     )
-    refused(result, "unknowable.parquet", f"states_not_inferable {len(steps)}")
+    refused(result, "unknowable.parquet", f"states_left_out {len(steps)}")
     assert not (tmp_path / "out").exists()
 
 

@@ -36,7 +36,7 @@ from verl_act.__main__ import app
 from verl_act.chain import load_recipe, run_recipe
 from verl_act.chain import train as train_module
 from verl_act.chain.check import _accelerators as accelerators
-from verl_act.chain.check import _disk, _Warning, _weights_gib, check_run
+from verl_act.chain.check import _configuration, _disk, _Warning, _weights_gib, check_run
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.hydra_overrides import hydra_value
 from verl_act.chain.methods import method_stages, only
@@ -335,6 +335,15 @@ def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkey
     assert disk(methods, out, 3, monkeypatch) == "3 GiB free, 2 needed", "all is trained"
     with pytest.raises(ConfigError, match=r"1.0 GiB free.*at least 2"):
         disk(methods, out, 1, monkeypatch)
+
+
+def test_the_check_warns_of_checkpoints_without_a_bound(tmp_path: Path) -> None:
+    change = "training.critic.overrides.trainer.max_actor_ckpt_to_keep=null"
+    recipe = load_recipe("alfworld/quickstart", [change, "training.critic.overrides.trainer.total_training_steps=null"])
+    stages = training(recipe, tmp_path)
+    told = _configuration(recipe, stages["critic"])
+    assert isinstance(told, _Warning) and "max_actor_ckpt_to_keep=2" in told
+    assert not isinstance(_configuration(recipe, stages["action"]), _Warning)
 
 
 def test_a_model_whose_size_is_not_known_is_a_doubt(

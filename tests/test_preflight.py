@@ -176,8 +176,14 @@ def test_every_budget_of_a_run_is_compared() -> None:
     small = [f"{ROLE}.rollout.log_prob_max_token_len_per_gpu=100", f"{ROLE}.ref.log_prob_max_token_len_per_gpu=101"]
     assert len(length_problems(composed("+act=critic", *small), None)) == 2
     assert len(length_problems(composed("+act=action", *small), None)) == 1, "no reference model"
-    ppo = length_problems(composed("+act=action_ppo", "critic.ppo_max_token_len_per_gpu=100"), None)
-    assert keys_named(ppo, "critic.ppo_max_token_len_per_gpu", "critic.forward_max_token_len_per_gpu")
+    ppo = length_problems(composed("+act=action_ppo", "+critic.ppo_infer_max_token_len_per_gpu=100"), None)
+    assert keys_named(ppo, "+critic.ppo_infer_max_token_len_per_gpu")
+    long = ("data.max_prompt_length=40000", f"{BUDGET}=50000", f"{ROLE}.rollout.log_prob_max_token_len_per_gpu=50000")
+    assert keys_named(
+        length_problems(composed("+act=action_ppo", *long), None), "+critic.ppo_infer_max_token_len_per_gpu"
+    )
+    unread = "critic.ppo_max_token_len_per_gpu=100"  # by verl's trainer
+    assert not length_problems(composed("+act=action_ppo", unread), None)
     sft = composed("+act=sft", "data.max_length=4096", "data.max_token_len_per_gpu=2048", trainer="sft_trainer_engine")
     assert keys_named(length_problems(sft, None), "data.max_token_len_per_gpu")
 

@@ -20,7 +20,8 @@ REASONING = sorted((Path(__file__).parents[1] / "examples" / "reasoning").iterdi
 GAMES = "games.counts={train: 16, valid_seen: 3, valid_unseen: 3}"
 TASKS = "expert.limits={train: 16, dev: 4, test: 4}"
 SHORT = (
-    f"evaluate={{max_turns: 4, limit: 16, tasks: 3, reasoning: {[*map(str, REASONING)]}, reasoning_max_tokens: 4}}",
+    "evaluate={max_turns: 4, limit: 16, task_limit: 3, reasoning_max_tokens: 4}",
+    f"evaluate.reasoning={[*map(str, REASONING)]}",
     "training.critic.overrides.data.val_max_samples=16",
     "training.critic.overrides.data.train_batch_size=8",
     "training.critic.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",

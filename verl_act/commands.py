@@ -126,7 +126,7 @@ _COMMANDS: list[Command[Any]] = [
         evaluation.CompareSettings,
         "verl_act.evaluate.table",
         "compare",
-        "Compare evaluations in a table, one row per model.",
+        "Compare evaluations in a table.",
         writes="optional",
     ),
     Command(

@@ -101,7 +101,7 @@ def _engine_arguments() -> Any:
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
     except ImportError as error:
-        raise EngineError(f"vLLM cannot be imported ({error}). Install it: see the README's set-up.") from error
+        raise EngineError(f"vLLM cannot be imported ({error}). Install it: see docs/install.md.") from error
     return AsyncEngineArgs
 
 

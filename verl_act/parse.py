@@ -61,7 +61,7 @@ class Malformed(StrEnum):
     NO_TAG = "no_tag"
     """No action tag at all."""
     UNCLOSED = "unclosed"
-    """Action tags do not pair up: unclosed, nested, or closed without being opened."""
+    """Action tags that do not pair up (unclosed, nested, or closed without being opened)."""
     SEVERAL = "several"
     """Two different answers."""
     EMPTY = "empty"

@@ -1,8 +1,8 @@
 """The layout of a run folder, which `verl-act run` writes and reports read. No other module knows a path in it.
 
-- `games expert/<split> alternatives pairs/<split> tasks/train tasks/eval`: data, shared by all seeds
-- `<stage> evaluation/<model> comparison`: a run of one seed
-- `seed-<seed>/<stages> seed-<seed>/evaluation/<method> methods`: a comparison of methods
+- `games expert/<split> alternatives pairs/<split> tasks/train tasks/eval reflections`: data, shared by all seeds
+- `rows-<kind> <stage> evaluation/<model> comparison`: a run of one seed
+- `seed-<seed>/rows-<kind> seed-<seed>/<stages> seed-<seed>/evaluation/<method> methods`: a comparison of methods
 - `report.html`
 - `.done/plan.json`: all stages, finished or not; `.done/<stage>`: manifest and output files of a finished one
 - `<training>.work`: a training stage in progress, with checkpoints, logs and metrics of its attempts

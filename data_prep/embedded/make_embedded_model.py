@@ -26,6 +26,7 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
+from verl_act.prompts.plain_text import OWN_TAGS
 from verl_act.schema import Context, Step, read_steps, steps_to_learn
 from verl_act.settings.data import EmbeddedModelSettings
 
@@ -34,12 +35,10 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """A chat template that works with verl's token builder for Qwen."""
-TAGS = ("<action>", "</action>", "<think>", "</think>")
 RAREST_NAME = 20
 """Names in fewer prompts do not become tokens."""
 LONGEST_REPLY = 32
 IGNORED = -100
-STORAGE = ("float32", "bfloat16")
 
 
 @writes_folder("make_embedded_model")
@@ -128,7 +127,7 @@ def warmup_rows(
         knows = rng.random() < settings.expert_share
         yield (
             template.action_messages(step.context),
-            _answer(step.action if knows else rng.choice(step.context.admissible_actions)),
+            _answer(step.action if knows else rng.choice(step.context.admissible_actions or (step.action,))),
         )
         stranger = rng.random() < settings.stranger_share
         actions = rng.choice(steps).context.admissible_actions if stranger else step.context.admissible_actions
@@ -201,7 +200,7 @@ def train_tokenizer(rows: Sequence[tuple[list[Message], str]], vocabulary: int, 
     bpe.add_tokens(
         [
             AddedToken(word, special=False, normalized=dialect.lower_case)
-            for word in dict.fromkeys((*TAGS, *dialect.phrases, *words))
+            for word in dict.fromkeys((*OWN_TAGS, *dialect.phrases, *words))
         ]
     )
     return PreTrainedTokenizerFast(
@@ -290,7 +289,7 @@ def examine(
 
 def _share(results: Iterable[bool]) -> float:
     hits = list(results)
-    return round(sum(hits) / len(hits), 4)
+    return round(sum(hits) / len(hits), 4) if hits else 0.0
 
 
 def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]], batch_size: int = 100) -> list[str]:

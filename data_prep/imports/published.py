@@ -174,7 +174,7 @@ def _early_experience(index: int, rows: list[dict[str, Any]]) -> Published:
 def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
     if "messages" not in row:
         return [("user", _text(row, "instruction")), ("assistant", _text(row, "output"))]
-    return [(_text(turn, "role"), _text(turn, "content")) for turn in map(_object, list_in(row, "messages"))]
+    return [_turn(turn) for turn in map(_object, list_in(row, "messages"))]
 
 
 def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:

@@ -56,7 +56,7 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
         if not pairs:
             saved.clear()
             names = ", ".join(map(str, settings.trajectories))
-            raise DataError(f"{names}: no pairs from {counts['states']} states. Dropped: {_dropped(counts, settings)}.")
+            raise DataError(f"{names}: no pairs from {counts['states']} states. Dropped: {_dropped(counts)}.")
         counts.update(
             pairs=len(pairs),
             pairs_matched=sum(map(matched, pairs)),
@@ -70,7 +70,7 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
         with atomic_folder(out) as folder:
             write_rows(folder / PAIRS_FILE, [pair.to_row() for pair in pairs], PAIR)
             write_manifest(folder, manifest)
-        logger.info("%s: %d pairs. Dropped: %s.", Path(out) / PAIRS_FILE, len(pairs), _dropped(counts, settings))
+        logger.info("%s: %d pairs. Dropped: %s.", Path(out) / PAIRS_FILE, len(pairs), _dropped(counts))
         return manifest
 
 
@@ -104,8 +104,8 @@ def _bound_inadmissible(pairs: list[Pair], settings: PairsSettings, counts: Coun
     return [pair for pair in pairs if pair.pair_id not in dropped]
 
 
-def _dropped(counts: Mapping[str, int], settings: PairsSettings) -> str:
+def _dropped(counts: Mapping[str, int]) -> str:
     """The counts of everything dropped, as text."""
-    totals = {"states", "replies"} | (set() if settings.inferable_only else {"states_not_inferable"})
+    totals = {"states", "replies", "states_not_inferable"}
     dropped = {name: count for name, count in counts.items() if count and not name.startswith("pairs")}
     return ", ".join(f"{name} {dropped[name]}" for name in sorted(dropped.keys() - totals)) or "nothing"

@@ -138,9 +138,9 @@ def _has_list(pair: Pair) -> bool:
 
 
 def _unlisted(action: str, pair: Pair) -> bool:
-    """Whether the environment lists all admissible actions, and `action` is not in the list of the pair's state."""
+    """Whether the environment is known to list all admissible actions, and `action` is not in the pair's list."""
     spec = installed_env(pair.env)
-    lists_all = spec is None or spec.lists_all_actions
+    lists_all = spec is not None and spec.lists_all_actions
     return lists_all and match_action(action, pair.context.admissible_actions) is None
 
 
@@ -159,10 +159,9 @@ _RULES = (
     ),
     _Rule(
         "admissible flag",
-        lambda pair: (
-            _unlisted(pair.alternative_action, pair)
-            if pair.alternative_admissible
-            else match_action(pair.alternative_action, pair.context.admissible_actions) is not None
+        lambda pair: any(
+            _unlisted(action, pair) if flag else match_action(action, pair.context.admissible_actions) is not None
+            for action, flag in pair.judged_admissible.items()
         ),
         "every flag agrees with its state's list",
         _has_list,

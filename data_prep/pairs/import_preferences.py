@@ -59,7 +59,7 @@ def import_preferences(settings: PreferencesSettings, out: str | PathLike[str]) 
     for labelled in reader.consistent():
         pair = _pair(labelled.preference, split, env)
         if pair.pair_id in pairs:
-            reader.reject(labelled.file, labelled.row, "the same pair came before")
+            reader.reject_all(labelled, "the same pair came before")
         else:
             pairs[pair.pair_id] = pair, labelled
     rejected = reader.rejected()
@@ -95,14 +95,14 @@ def check_settings(settings: PreferencesSettings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Labelled:
-    """A preference and its row; if several rows form it, the row of the chosen reply."""
+    """A preference and the rows that form it, that of the chosen reply first."""
 
     file: str
-    row: int
+    rows: tuple[int, ...]
     preference: Preference
 
     def source(self) -> dict[str, Any]:
-        return {"file": self.file, "row": self.row, **self.preference.origin}
+        return {"file": self.file, "row": self.rows[0], **self.preference.origin}
 
     def comparisons(self) -> Iterator[tuple[Request, str, str]]:
         """The request, the better reply and the worse reply, for each rejected reply."""
@@ -130,7 +130,7 @@ class _Reader:
                 self.reject(str(path), index, str(unusable))
                 continue
             if isinstance(result, Preference):
-                self._labelled.append(_Labelled(str(path), index, result))
+                self._labelled.append(_Labelled(str(path), (index,), result))
             else:
                 groups.setdefault(result.request, []).append(result)
         for request, scored in groups.items():
@@ -152,23 +152,28 @@ class _Reader:
                 self.reject(file, entry.reply.index, str(unusable))
             return
         chosen, rejected = preference.origin["chosen"]["index"], preference.origin["rejected"]
-        used = {chosen, *(reply["index"] for reply in rejected)}
+        used = tuple(dict.fromkeys((chosen, *(reply["index"] for reply in rejected))))
         for entry in scored:
             if entry.reply.index not in used:
                 self.reject(file, entry.reply.index, "is neither the best reply to its request nor one of the worst")
-        self._labelled.append(_Labelled(file, chosen, preference))
+        self._labelled.append(_Labelled(file, used, preference))
 
     def consistent(self) -> Iterator[_Labelled]:
         """The preferences that no other row contradicts. Contradicting rows are rejected."""
         known = {comparison for labelled in self._labelled for comparison in labelled.comparisons()}
         for labelled in self._labelled:
             if any((request, worse, better) in known for request, better, worse in labelled.comparisons()):
-                self.reject(labelled.file, labelled.row, "another row labels the same two replies the other way")
+                self.reject_all(labelled, "another row labels the same two replies the other way")
             else:
                 yield labelled
 
     def reject(self, file: str, row: int, reason: str) -> None:
         self._rejected[file, row] = reason
+
+    def reject_all(self, labelled: _Labelled, reason: str) -> None:
+        """Reject every row of a preference."""
+        for row in labelled.rows:
+            self.reject(labelled.file, row, reason)
 
     def rejected(self) -> list[dict[str, Any]]:
         """The rejected rows with reasons, in the order of the rows."""
@@ -210,7 +215,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """Read the rows of one file. Raises `DataError` naming the file and the invalid line."""
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         for batch in read_parquet(path).to_batches(max_chunksize=1024):
             yield from batch.to_pylist()
     elif text_suffix(path) in (".jsonl", ".json"):

@@ -76,6 +76,7 @@ class _Pairer:
         usable = [step for step, _ in trajectory if step.inferable or step.tied_actions or not settings.inferable_only]
         counts["states"] += len(trajectory)
         counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
+        counts["states_left_out"] += len(trajectory) - len(usable)
         try:
             for step, judge in self._states(usable):
                 if _does_nothing(step, judge):

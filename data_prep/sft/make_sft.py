@@ -60,7 +60,9 @@ def make_sft(settings: SftSettings, out: str | PathLike[str]) -> Manifest:
     if max_length is not None:
         rows = [row for row in rows if _tokens(row, tokenizer, kwargs) <= max_length]
         if not rows:
-            raise DataError(f"none of {total} rows has at most {max_length} tokens. Raise --max-length.")
+            raise DataError(
+                f"none of {total} rows has at most {max_length} tokens. Raise --max-length (in recipes max_model_len)."
+            )
     random.Random(settings.seed).shuffle(rows)
     counts.update({"rows": len(rows), "too_long": total - len(rows)})
     counts.update(row["source"] for row in rows if "source" in row)

@@ -24,7 +24,7 @@ shift
 
 step=$(cat "$OUT/checkpoints/latest_checkpointed_iteration.txt")
 actor="$OUT/checkpoints/global_step_$step/actor"
-"${PYTHON:-python3}" -m verl_act merge-lora "$actor"  # does nothing where the critic stage trained no LoRA adapters
+"${PYTHON:-python3}" -m verl_act dev merge-lora "$actor"  # does nothing where the critic stage trained no LoRA adapters
 model="$actor/huggingface"
 [ -d "$model" ] || model="$actor/model/huggingface"  # Megatron's
 exec "$@" actor_rollout_ref.model.path="$model"

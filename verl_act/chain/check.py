@@ -19,12 +19,13 @@ from verl_act.chain.methods import plan
 from verl_act.chain.plan import with_method_prompt
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingStage
+from verl_act.chain.train import max_checkpoints
 from verl_act.config.settings import Mode
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.dpo import DpoSettings
 from verl_act.engine import load_tokenizer, reply_decoder
 from verl_act.envs.registry import get_env
-from verl_act.errors import ActError, ConfigError, OptionError
+from verl_act.errors import ActError, ConfigError, OptionError, first_line
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.preflight import ModelShape, Problem, check_training, local_devices, model_shape
 from verl_act.preflight.conversation import conversation_problems, date_problems
@@ -173,7 +174,8 @@ def _conversation(recipe: Recipe) -> str:
 
 
 def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
-    """Check the configuration of a training stage; then memory, lengths and packages. A cluster's memory is unknown."""
+    """Check the configuration of a training stage; then memory, disk, lengths and packages. A cluster's memory is
+    unknown."""
     composed = compose(stage)
     if stage.trainer == "dpo":
         return composed
@@ -181,7 +183,7 @@ def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
     if "RAY_ADDRESS" in os.environ:
         devices = replace(devices, count=0)
     counted = shape is not None and devices.kind != "cpu" and devices.count
-    problems = check_training(_composed(stage), shape, devices)
+    problems = check_training(_composed(stage), shape, devices, _free_bytes(stage.folder.path))
     return _verdict(problems, f"{composed}; lengths and packages{', memory of devices' if counted else ''} fit")
 
 
@@ -220,15 +222,14 @@ def _reasoning(recipe: Recipe) -> str:
 
 def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
     """Check the disk space for one stage's checkpoints and for the models of all stages that have yet to be trained."""
-    folder = next(path for path in (out.root, *out.root.parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 2**30
+    free = _free_bytes(out.root) / 2**30
     models = sum(isinstance(stage, TrainingStage) and not stage.output.exists() for stage in planned)
     times = models * _MODEL_BYTES + (_checkpoints(planned) * _CHECKPOINT_BYTES if models else 0)
     weights = _weights_gib(recipe.model_path)
     needed = max(_FREE_GIB, (weights or 0) * times)
     if free < needed:
         raise ConfigError(
-            f"{folder} has {free:.1f} GiB free and needs at least {needed:.0f}: for the checkpoints of the stage in "
+            f"{out.root} has {free:.1f} GiB free and needs at least {needed:.0f}: for the checkpoints of the stage in "
             f"training, and for {models} trained models, which are kept. Free space, choose another --out, keep fewer "
             "checkpoints (trainer.max_actor_ckpt_to_keep, for SFT max_ckpt_to_keep), or run some methods and seeds "
             "first and delete their `model` folders: finished evaluations do not need them."
@@ -240,6 +241,11 @@ def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
             f"{models} trained models. Download the model to have this checked."
         )
     return f"{free:.0f} GiB free, {needed:.0f} needed"
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free disk space where `folder` is or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _weights_gib(model: str) -> float | None:
@@ -256,9 +262,9 @@ def _weights_gib(model: str) -> float | None:
 
 
 def _checkpoints(planned: Sequence[Stage]) -> int:
-    """Largest number of checkpoints on disk at once: those that a training stage keeps, and the one being written."""
-    keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
-    return 1 + max(stage.override(*keys) or 2 for stage in planned if isinstance(stage, TrainingStage))
+    """Largest number of checkpoints on disk at once: those that a training stage keeps, and the one being written.
+    Those of a stage that keeps all are in the check of its configuration."""
+    return 1 + max(max_checkpoints(stage) or 2 for stage in planned if isinstance(stage, TrainingStage))
 
 
 def _accelerators(stage: TrainingStage) -> str:
@@ -317,7 +323,7 @@ def _hydra_config(name: str, overrides: tuple[str, ...], key: str) -> Any:
         with initialize_config_module("verl.trainer.config", version_base=None):
             return compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{str(error).strip().splitlines()[0]} Correct the recipe's {key}.overrides.") from error
+        raise ConfigError(f"{first_line(error)} Correct the recipe's {key}.overrides.") from error
 
 
 def _validate(config: Any, key: str) -> None:

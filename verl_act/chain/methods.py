@@ -55,7 +55,7 @@ def plan(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> list[Stage]
 def method_stages(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> list[Stage]:
     """All stages in execution order, with a table of these seeds alone.
 
-    Raises `ConfigError` if the recipe has no methods, or seeds are missing or repeated.
+    Raises `ConfigError` if seeds are missing or repeated, or two methods have one folder name.
     """
     table = _table_stages(recipe, folder, _evaluated_seeds(recipe, seeds))
     return [*_stages_before_table(recipe, folder, seeds), *table]
@@ -87,7 +87,7 @@ def _stages_before_table(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]
 
 
 def only(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe with only these methods. One whose `against` methods are all left out is tested against the first.
+    """The recipe with only these methods.
 
     Raises `ConfigError` on an unknown name.
     """
@@ -95,11 +95,7 @@ def only(recipe: Recipe, names: Sequence[str]) -> Recipe:
         raise ConfigError(
             f"{unknown[0]!r} is not a method of the recipe; choose from {', '.join(map(repr, recipe.methods))}."
         )
-    methods = {
-        name: method.model_copy(update={"against": [other for other in method.against if other in names]})
-        for name, method in recipe.methods.items()
-        if name in names
-    }
+    methods = {name: method for name, method in recipe.methods.items() if name in names}
     return recipe.model_copy(update={"methods": methods})
 
 

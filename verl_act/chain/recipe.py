@@ -17,11 +17,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_act.envs.registry import get_env, installed_env, known_envs
-from verl_act.errors import ConfigError, DataError, OptionError
+from verl_act.errors import ConfigError, DataError, OptionError, first_line
 from verl_act.options import Positive, check_options
 from verl_act.run_folder import stage_name_problem
 from verl_act.settings.base import Settings, Text
 from verl_act.settings.data import (
+    SFT_INPUTS,
     AlternativesOptions,
     AuditOptions,
     EnvSettings,
@@ -37,10 +38,10 @@ from verl_act.text_files import read_text
 from verl_act.yaml_text import parse_mapping, parse_value
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-SFT_DATA = ("il", "reflection", "choice", "rejection")
-"""`TrainingRecipe.data` of stages that verl's SFT trainer runs."""
-ROWS_DATA = (*SFT_DATA, "dpo")
+ROWS_DATA = tuple(SFT_INPUTS)
 """`TrainingRecipe.data` of stages that train on rows of `data sft`."""
+SFT_DATA = tuple(kind for kind in ROWS_DATA if kind != "dpo")
+"""Those of them that verl's SFT trainer runs."""
 
 
 def embedded_models() -> dict[str, Path]:
@@ -113,8 +114,8 @@ class Recipe(ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerS
     valid_splits: list[Text] = ["valid_seen", "valid_unseen"]
     """The splits of the evaluation."""
     model: Text = "embedded"
-    """The initial policy: a model folder, a hub id, or a model that comes with the environment (`embedded`, or
-    `embedded_thinking`, which thinks before it answers)."""
+    """The initial policy: a model folder, a hub id, or a model that comes with the environment (`embedded`, say; in
+    ALFWorld also `embedded_thinking`, which thinks before it answers, and `embedded_full` for whole rooms)."""
     device: Text | None = None
     """A Hydra config of `act/device`, such as `cpu`. Default: verl's settings."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -364,11 +365,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from _strings(entry)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _recipe_path(name: str) -> Path:

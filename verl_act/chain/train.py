@@ -93,7 +93,7 @@ def train(stage: TrainingStage, manifest: Manifest | None = None) -> float:
     """
     with reserved(stage.output, stage.name):
         _prepare(stage)
-        tidy(stage.folder.checkpoints, _contents(stage), _max_checkpoints(stage))
+        tidy(stage.folder.checkpoints, _contents(stage), max_checkpoints(stage))
         if not _last_step_saved(stage):  # resumed from it, verl would train one step more
             _run(stage)
         return _export(stage, manifest or make_manifest(stage.name, settings={}))
@@ -132,7 +132,7 @@ def _contents(stage: TrainingStage) -> list[str]:
     return list(configured) if isinstance(configured, list) else list(CONTENTS)
 
 
-def _max_checkpoints(stage: TrainingStage) -> int | None:
+def max_checkpoints(stage: TrainingStage) -> int | None:
     """Number of checkpoints that verl keeps; None for all."""
     keys = ("trainer.max_actor_ckpt_to_keep", "trainer.max_ckpt_to_keep")
     return None if stage.sets_null(*keys) else stage.override(*keys) or 2

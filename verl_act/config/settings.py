@@ -31,28 +31,37 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeSettings:
-    """Limits and reward of an episode, and the size of the environment pool.
+    """The block `data.act.episode`: limits and reward of an episode, and the size of the environment pool.
 
-    `data.max_response_length` limits a reply in stepwise mode and the whole episode in concat mode, where
-    `max_tokens_per_turn` keeps one reply from using all of it; `data.max_prompt_length` limits each prompt. Timeouts
-    are in seconds. An actor that exceeds `max_memory_mb` is replaced, and its episodes are replayed. The reward of an
-    episode is `success_reward` if the goal was met, plus `score_reward` times the environment's own
-    score, the sum of its rewards (partial credit in WebShop and ScienceWorld), plus `inadmissible_penalty` and
-    `malformed_penalty` (both usually negative or zero) for each such turn.
+    `data.max_response_length` limits a reply in stepwise mode and the whole episode in concat mode;
+    `data.max_prompt_length` limits each prompt. The reward of an episode is the sum of its parts.
     """
 
     mode: Mode = Mode.STEPWISE
+    """Format of an episode, a sample per turn (`stepwise`) or one growing sequence (`concat`)."""
     max_turns: int = 50
+    """Most turns."""
     max_tokens_per_turn: int | None = None
+    """Most tokens of a reply in concat mode, so that one reply cannot use all of an episode. Default: no limit."""
     success_reward: float = 1.0
+    """Reward for meeting the goal."""
     score_reward: float = 0.0
+    """Reward for each point of the environment's own score, the sum of its rewards: partial credit in WebShop and
+    ScienceWorld."""
     inadmissible_penalty: float = 0.0
+    """Added to the reward for each turn whose action the environment refused; usually negative or zero."""
     malformed_penalty: float = 0.0
+    """Added to the reward for each turn without an action; usually negative or zero."""
     actors: int = 1
+    """Environment processes (Ray actors), which episodes share."""
     step_timeout: float = 60.0
+    """Time limit (s) of one step of an environment."""
     reset_timeout: float = 120.0
+    """Time limit (s) of a reset."""
     max_memory_mb: float = 8192.0
+    """Memory (MB) above which an actor is replaced, and its episodes are replayed."""
     env_settings: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", Mode(self.mode))
@@ -75,7 +84,7 @@ class MixtureSettings:
     """The block `data.act.mix`. Without weights, files are concatenated."""
 
     weights: tuple[float, ...] = ()
-    """Relative number of rows of each file of `data.train_files`, in their order: [1, 3] is a quarter of the first."""
+    """Relative number of rows of each file of `data.train_files`, in their order; [1, 3] is a quarter of the first."""
     stopping_strategy: StoppingStrategy = StoppingStrategy.ALL_EXHAUSTED
 
     def __post_init__(self) -> None:
@@ -121,7 +130,8 @@ class ActSettings:
     verb_balance: int = 1
     """Maximum times to show a training pair in an epoch, so that verbs alone do not reveal the better action."""
     shuffled_labels: bool = False
-    """A control: any candidate of a training pair, drawn once by `seed`, earns the reward of the expert's action."""
+    """A control in which any candidate of a training pair, drawn once by `seed`, earns the reward of the expert's
+    action."""
     inferable_only: bool = False
     """Leave out pairs and steps whose label does not follow from the prompt."""
     allow_degenerate: bool = False
@@ -134,7 +144,7 @@ class ActSettings:
     mix: MixtureSettings = field(default_factory=MixtureSettings)
     """The training files in a fixed ratio; validation is never mixed."""
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)
-    """Live episodes: limits, reward, environment pool."""
+    """Limits and reward of live episodes, and their environment pool."""
 
     def __post_init__(self) -> None:
         self.make_template()

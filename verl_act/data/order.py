@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,21 +14,20 @@ def expert_positions(
     candidates: Sequence[int],
     seed: int,
     epoch: int = 0,
-    groups: Sequence[Hashable] | None = None,
 ) -> np.ndarray:
     """The position of the expert's action in each pair, from 0; int64, shape [pairs]. `candidates`: 2 or more a pair.
 
-    Pairs of the same group (`groups`, one a pair; default: all in one) and the same number of candidates are ranked by
-    a hash of (seed, pair id), and positions cycle with the rank. Each position is thus equally frequent (give or take
-    one), whatever the order of files and rows; within a subset of a group it is random. Every epoch moves each pair to
-    the next position, so all positions are seen in as many epochs as there are candidates.
+    Pairs of the same number of candidates are ranked by a hash of (seed, pair id), and positions cycle with the rank.
+    Each position is thus equally frequent (give or take one), whatever the order of files and rows; within a subset it
+    is random. Every epoch moves each pair to the next position, so all positions are seen in as many epochs as there
+    are candidates.
     """
     keys = [hashlib.blake2b(f"{seed}:{pair_id}".encode(), digest_size=8).digest() for pair_id in pair_ids]
-    ranked: defaultdict[tuple[Hashable, int], list[int]] = defaultdict(list)
+    ranked: defaultdict[int, list[int]] = defaultdict(list)
     for index in sorted(range(len(keys)), key=keys.__getitem__):
-        ranked[groups[index] if groups else None, candidates[index]].append(index)
+        ranked[candidates[index]].append(index)
     positions = np.empty(len(keys), dtype=np.int64)
-    for (_, count), indices in ranked.items():
+    for count, indices in ranked.items():
         positions[indices] = (np.arange(len(indices)) + epoch) % count
     return positions
 

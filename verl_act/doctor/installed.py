@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from verl_act.errors import InstallationError
+from verl_act.errors import InstallationError, first_line
 
 VERSIONS = {
     "torch": {"==2.13.*": "tested", "==2.11.*": "started"},
@@ -94,4 +94,4 @@ def _is_in(requirement: Requirement, wrong: Iterable[str]) -> bool:
 def _root(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[0]
+    return first_line(error)

@@ -6,10 +6,9 @@ import os
 import socket
 from typing import Any
 
-from verl_act.errors import InstallationError
+from verl_act.errors import InstallationError, first_line
 
 _SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
-_ON = ("auto", "verl_act")
 _LOOP = "act_env"
 
 
@@ -30,7 +29,7 @@ def registrations() -> dict[str, Any]:
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     except ValueError:
         # $VERL_PLATFORM names our platform but nothing has registered it: plugins are switched off.
-        if facts["switch"] in _ON:
+        if _is_on(facts["switch"]):
             raise
         return {**facts, "agent loop": False, "training metrics": False, "platform": None}
     return {
@@ -41,12 +40,17 @@ def registrations() -> dict[str, Any]:
     }
 
 
+def _is_on(switch: str) -> bool:
+    """Whether this value of the switch loads our plugin; it is a list, as verl reads it."""
+    return bool({"auto", "verl_act"} & {name.strip() for name in switch.lower().split(",")})
+
+
 def _complete(facts: dict[str, Any], where: str) -> str:
     missing = [name for name in ("agent loop", "training metrics") if not facts[name]]
     if not missing:
         return f"agent loop {_LOOP}, training metrics, platform {facts['platform']}"
     detail = f"{' and '.join(missing)} not registered {where}."
-    if facts["switch"] not in _ON:
+    if not _is_on(facts["switch"]):
         raise InstallationError(f"{detail} {_SWITCH}={facts['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
     raise InstallationError(
         detail, "Install the package itself (pip install verl-act), not only its folder on PYTHONPATH, and see stderr."
@@ -87,7 +91,7 @@ def hydra_groups() -> str:
                 compose("ppo_trainer", overrides=[f"+{group}"])
             except HydraException as error:
                 raise InstallationError(
-                    f"+{group} does not compose ({str(error).splitlines()[0]}).",
+                    f"+{group} does not compose ({first_line(error)}).",
                     "Install the package itself, whose folder hydra_plugins puts the groups on Hydra's path.",
                 ) from error
     return ", ".join(f"+{group}" for group in groups)

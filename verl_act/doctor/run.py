@@ -82,4 +82,4 @@ def _run_check(name: str, check: Callable[[], str]) -> CheckResult:
     # A broken installation can fail in any way; reporting that is the purpose of this command.
     except Exception as error:
         detail = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        return CheckResult(name, CheckState.WRONG, detail, "Install the pinned versions: see the README's set-up.")
+        return CheckResult(name, CheckState.WRONG, detail, "Install the pinned versions: see docs/install.md.")

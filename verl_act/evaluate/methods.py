@@ -152,13 +152,18 @@ def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
     counts = dict(method["steps"])
     outputs = {stage.name: run / stage.output for stage in RunFolder(run).plan}
     for names in method["training"].values():
-        for stage, name in zip(method["steps"], names, strict=False):
-            if counts[stage] < 1 and name in outputs:
-                files = TrainingFolder(outputs[name]).metrics_files
-                lines = [line for file in files for _, line in json_lines(file)]
-                steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]
-                counts[stage] = max(steps, default=-1)
+        for stage in (stage for stage, count in counts.items() if count < 1):
+            # The last stage of a training is its own; a method may have one several times.
+            trained = [name for name in names if name.split(" ")[-1].rpartition("+")[2] == stage.replace(":", "-")]
+            steps = [_last_step(TrainingFolder(outputs[name])) for name in trained if name in outputs]
+            counts[stage] = sum(filter(None, steps)) or -1
     return counts
+
+
+def _last_step(training: TrainingFolder) -> int | None:
+    """The last step that a training has logged."""
+    lines = (line for file in training.metrics_files for _, line in json_lines(file))
+    return max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=None)
 
 
 def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:

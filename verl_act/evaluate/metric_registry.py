@@ -328,6 +328,12 @@ def finished(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.get("end") != End.ERROR]
 
 
+def _in_all_samples(records: Sequence[Record]) -> list[Record]:
+    """Records without the tasks that have an episode that `finished` leaves out."""
+    failed = {(record["split"], record["task_id"]) for record in records if record.get("end") == End.ERROR}
+    return [record for record in records if not failed or (record["split"], record.get("task_id")) not in failed]
+
+
 def read_metrics(folder: Path) -> MetricItems:
     """All metrics of the evaluation in `folder`, from its finished episodes and its answers.
 
@@ -338,12 +344,12 @@ def read_metrics(folder: Path) -> MetricItems:
 
 def metric_items(records: Mapping[str, Sequence[Record]], source: str = "an evaluation") -> MetricItems:
     """All metrics of `records` (file name -> records). The orders and samplings of an item are one, with
-    their mean.
+    their mean. A task is left out if one of its samplings ended in an environment error.
 
     Raises `DataError` naming `source` if an item occurs twice.
     """
     outcomes: dict[tuple[str, str, str], dict[str, dict[tuple[int, int], ItemOutcome]]] = {}
-    counted = {file: finished(rows) for file, rows in records.items()}
+    counted = {file: _in_all_samples(rows) for file, rows in records.items()}
     for name, metric in METRICS.items():
         section = SECTIONS[metric.section]
         for record in counted.get(section.file, ()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
+from verl_act.envs.registry import choice_prompt
 from verl_act.errors import OptionError
 from verl_act.evaluate.choices import ChoiceQuestion, choice_questions, judged_choice
 from verl_act.evaluate.rollouts import PolicyUnderTest, answer_all
@@ -63,7 +64,7 @@ async def evaluate_rationales(
 
     async def choose(item: tuple[Rationale, ChoiceQuestion]) -> Record:
         rationale, question = item
-        messages = policy.template.choice_messages(question.pair.context, question.candidates)
+        messages = choice_prompt(policy.template, question.pair, question.candidates)
         start = opening(policy.template, rationale, question.pair)
         reply = await policy.answer(messages, f"{rationale} choice {question.name}", start)
         judged = judged_choice(question, reply)

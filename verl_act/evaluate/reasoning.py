@@ -122,7 +122,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return read_parquet(path).to_pylist()
     if text_suffix(path) == ".csv":
         # Columns of numbers are read as text; GPQA's questions span several lines.

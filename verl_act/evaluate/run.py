@@ -74,7 +74,7 @@ def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
     reasoning_questions = read_questions(settings.reasoning)
     _each_once(settings.tasks, [f"{task.env} {task.split} task {task.task_id}" for task in eval_tasks])
     _each_once(settings.pairs, [f"{pair.split} pair {pair.pair_id}" for pair in all_pairs])
-    require_one_environment([*eval_tasks, *steps, *choice_pairs])
+    require_one_environment([*eval_tasks, *known, *all_pairs])
     if reasoning_questions:
         is_right(reasoning_questions[0], "")  # fails now, not after the episodes, if math-verify is missing
     manifest = evaluation_manifest(settings)
@@ -130,10 +130,10 @@ def check_settings(settings: EvaluationSettings) -> None:
     with_suite(settings)
     if settings.endpoint is None:
         check_engine(settings, settings.sampling)
+        if settings.reasoning_max_tokens is not None:
+            require_room(settings, settings.reasoning_max_tokens, "reasoning_max_tokens")
     else:
         check_endpoint(settings.endpoint, settings)
-    if settings.reasoning_max_tokens is not None:
-        require_room(settings, settings.reasoning_max_tokens, "reasoning_max_tokens")
     prompts = settings.make_template()
     if settings.rationale:
         require_rationales(prompts, settings.template)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
@@ -86,8 +86,8 @@ def estimate(seeds: Sequence[Items], is_share: bool) -> Estimate:
 
     A share gets the interval of `share_interval`, all other metrics a bootstrap over tasks.
     """
-    by_seed = [ratio for items in seeds if (ratio := _ratio(items)) is not None]
     means = item_means(seeds)
+    by_seed = _by_seed(seeds, means)
     value = _ratio(means)
     if value is None:
         return Estimate(None, None, None, 0, by_seed, None)
@@ -124,10 +124,15 @@ def against(first: Sequence[Items], second: Sequence[Items]) -> Against | None:
         gained=int((differences > _SAME).sum()),
         lost=int((differences < -_SAME).sum()),
         p_tasks=sign_flip_p(sums_by_task(differences, tasks)),
-        p_seeds=seed_p(
-            *([ratio for items in side if (ratio := _ratio(items)) is not None] for side in (first, second))
-        ),
+        p_seeds=seed_p(_by_seed(first, both), _by_seed(second, both)),
     )
+
+
+def _by_seed(seeds: Sequence[Items], common: Iterable[str]) -> list[float]:
+    """The metric of every seed that has it, over the items that all seeds have."""
+    common = list(common)
+    ratios = (_ratio({item: items[item] for item in common if item in items}) for items in seeds)
+    return [ratio for ratio in ratios if ratio is not None]
 
 
 def seed_p(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -122,11 +122,11 @@ def protocol(settings: EvaluationSettings, manifest: Manifest, tasks: Sequence[T
         "data_sha256": data,
         "inputs_sha256": sorted(manifest.inputs.values()),
         "env_settings": {name: value for name, value in settings.env_settings.items() if name not in located},
-        **settings.model_dump(include={"max_turns", "mode", "limit", "seed", "samples", "template"}),
+        **settings.model_dump(include={"max_turns", "mode", "limit", "seed", "samples", "template", *_FURTHER_LIMITS}),
         "template_options": settings.template_options,
         "sampling": settings.sampling.model_dump(),
         "engine": {
-            "max_model_len": settings.context_length,
+            "max_model_len": None if settings.endpoint else settings.context_length,  # a server has its own
             "engine_options": settings.engine_options,
             "endpoint": settings.endpoint,
         },
@@ -154,6 +154,12 @@ def citation(metrics: Mapping[str, Any]) -> str:
     )
 
 
+_FURTHER_LIMITS = {
+    "reasoning_max_tokens": "limits of reasoning replies",
+    "rationale": "interventions on the thought",
+    "rationale_limit": "limits of pairs under an intervention",
+}
+"""Key of the settings -> what differs. Older results lack them, which is as if they were not set."""
 _DIFFERENCES = {
     "suite": "suites",
     "suite_version": "versions of the suite",
@@ -164,6 +170,7 @@ _DIFFERENCES = {
     "max_turns": "limits of turns",
     "mode": "formats of episodes",
     "limit": "limits of states and pairs",
+    **_FURTHER_LIMITS,
     "samples": "numbers of samplings",
     "sampling": "sampling",
     "template": "prompt templates",

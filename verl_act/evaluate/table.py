@@ -56,7 +56,10 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
     """
     folders = settings.evaluations
     all_metrics = [read_metrics_file(folder / METRICS_FILE) for folder in folders]
-    names = [metrics["name"] for metrics in all_metrics]
+    given = [metrics["name"] for metrics in all_metrics]
+    names = [
+        name if given.count(name) == 1 else f"{name} ({folder})" for name, folder in zip(given, folders, strict=True)
+    ]
     items = [read_metrics(folder) for folder in folders]
     print(text_table(names, headlines([[each] for each in items])), end="")
     notes = [

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from verl_act.errors import first_line
 from verl_act.preflight.problem import Problem
-from verl_act.prompts.rendering import render
+from verl_act.prompts.rendering import REPLY, STATE, followup, render
 from verl_act.prompts.template import Template
-from verl_act.schema import Context, Turn
 
-_STATE = Context("a goal", (Turn("a room", "look"),), "a desk", ("look", "wait"))
-_REPLY = "<action>look</action>"
 _ROOM = 1 << 20
 """Tokens for the follow-up: more than any prompt."""
 
@@ -43,7 +41,7 @@ def conversation_problems(
     except Exception as error:  # builders and chat templates raise errors of any type
         return [
             Problem(
-                f"verl's token builder for model type {model_type!r} refuses the tokenizer ({_first_line(error)}): no "
+                f"verl's token builder for model type {model_type!r} refuses the tokenizer ({first_line(error)}): no "
                 "rollout would start.",
                 "Use a model whose tokenizer fits its type (Qwen's needs <|im_end|>), or set model_type in its "
                 "config.json to that of the architecture it shares, such as llama.",
@@ -52,14 +50,14 @@ def conversation_problems(
     if not one_sequence:
         return []
     try:
-        sequence = GrowingSequence(template.action_messages(_STATE), tokenizer, builder)
-        reply = tokenizer.encode(_REPLY, add_special_tokens=False)
-        sequence.reply([*reply, tokenizer.eos_token_id], _REPLY)
-        sequence.observe(template.followup("a shelf", ["look", "wait"]), _ROOM)
+        sequence = GrowingSequence(template.action_messages(STATE), tokenizer, builder)
+        reply = tokenizer.encode(REPLY, add_special_tokens=False)
+        sequence.reply([*reply, tokenizer.eos_token_id], REPLY)
+        sequence.observe(followup(template), _ROOM)
     except Exception as error:
         return [
             Problem(
-                f"no observation can be appended to an episode in one sequence ({_first_line(error)}).",
+                f"no observation can be appended to an episode in one sequence ({first_line(error)}).",
                 "Use mode stepwise (evaluate.mode), or a chat template that takes user and assistant in turns.",
             )
         ]
@@ -81,7 +79,3 @@ def date_problems(tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None
             fatal=False,
         )
     ]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -39,10 +39,12 @@ def _budgets(config: Any) -> dict[str, int]:
     if role.actor.use_kl_loss or config.algorithm.use_kl_in_reward:
         key = "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
         candidates.append((key, role.ref.log_prob_use_dynamic_bsz, role.ref))
-    if config.algorithm.adv_estimator == "gae":
-        for name in ("ppo_max_token_len_per_gpu", "forward_max_token_len_per_gpu"):
-            candidates.append((f"critic.{name}", config.critic.use_dynamic_bsz, config.critic))
-    return {key: _at(config, key) * _sequence_parallel(owner) for key, used, owner in candidates if used}
+    budgets = {key: _at(config, key) * sequence_parallel(owner) for key, used, owner in candidates if used}
+    if config.algorithm.adv_estimator == "gae" and config.critic.use_dynamic_bsz:
+        # The only budget of the value model that verl's trainer reads; its configuration files lack the key.
+        name = "ppo_infer_max_token_len_per_gpu"
+        budgets[f"+critic.{name}"] = (config.critic.get(name) or 32768) * sequence_parallel(config.critic)
+    return budgets
 
 
 def _sft_budgets(config: Any) -> dict[str, int]:
@@ -76,7 +78,7 @@ def _context_problems(config: Any, longest: int, names: str, model: ModelShape |
     return problems
 
 
-def _sequence_parallel(owner: Any) -> int:
+def sequence_parallel(owner: Any) -> int:
     """Devices that share a sequence; the key in the engine's block counts, or else the deprecated one beside it."""
     engine = owner.get("fsdp_config") or owner.get("fsdp") or {}
     return max(engine.get("ulysses_sequence_parallel_size") or 1, owner.get("ulysses_sequence_parallel_size") or 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from verl_act.preflight.lengths import sequence_parallel
 from verl_act.preflight.model import ModelShape
 from verl_act.preflight.problem import Devices, Problem
 
@@ -64,9 +65,10 @@ def device_memory(config: Any, model: ModelShape, devices: Devices) -> DeviceMem
         return None
     world = config.trainer.n_gpus_per_node * config.trainer.nnodes
     fsdp = actor.fsdp_config
-    shards = fsdp.fsdp_size if 0 < fsdp.fsdp_size < world else world
+    shards = _shards(fsdp, world)
     share = model.parameters / shards
     trained = 0 if _lora(config) else share
+    # A budget is for each device, whereas the devices of a sequence share a padded batch.
     tokens = actor.ppo_max_token_len_per_gpu if actor.use_dynamic_bsz else _padded_tokens(config)
     return DeviceMemory(
         parameters=0 if fsdp.param_offload or fsdp.offload_policy else share * _DTYPE_BYTES[str(fsdp.model_dtype)],
@@ -74,7 +76,7 @@ def device_memory(config: Any, model: ModelShape, devices: Devices) -> DeviceMem
         gradients=0 if fsdp.offload_policy else trained * _GRADIENT_BYTES,
         reference=_reference(config, model, world),
         value_model=_value_model(config, model, world),
-        activations=_activations(config, model, tokens or 0),
+        activations=_activations(model, tokens or 0),
         engine=rollout.gpu_memory_utilization * devices.memory,
     )
 
@@ -166,13 +168,19 @@ def _lora(config: Any) -> bool:
     return (model.get("lora_rank") or 0) > 0 or (nested.get("rank") or 0) > 0
 
 
+def _shards(fsdp: Any, world: int) -> int:
+    """Devices over which FSDP shards a model."""
+    size: int = fsdp.fsdp_size
+    return size if 0 < size < world else world
+
+
 def _reference(config: Any, model: ModelShape, world: int) -> float:
     """Shard of the reference policy. With LoRA, the policy without its adapters is the reference."""
     needed = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
     fsdp = config.actor_rollout_ref.ref.fsdp_config
     if not needed or _lora(config) or fsdp.param_offload or fsdp.offload_policy:
         return 0
-    shards = fsdp.fsdp_size if 0 < fsdp.fsdp_size < world else world
+    shards = _shards(fsdp, world)
     return model.parameters / shards * _DTYPE_BYTES[str(fsdp.model_dtype)]
 
 
@@ -183,23 +191,22 @@ def _value_model(config: Any, model: ModelShape, world: int) -> float:
     fsdp = config.critic.fsdp
     if fsdp.offload_policy:
         return 0
-    shards = fsdp.fsdp_size if 0 < fsdp.fsdp_size < world else world
+    shards = _shards(fsdp, world)
     size = 0 if fsdp.param_offload else _DTYPE_BYTES[str(fsdp.model_dtype)]
     return model.parameters / shards * (size + (0 if fsdp.optimizer_offload else _ADAM_BYTES))
 
 
-def _activations(config: Any, model: ModelShape, tokens: int) -> float:
+def _activations(model: ModelShape, tokens: float) -> float:
     """Lower bound of one micro-batch: logits and their gradient, and the inputs of all layers, in 16 bits.
 
     Without gradient checkpointing, layers keep many times as much; that is not counted.
     """
-    sequence_parallel = config.actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size or 1
-    return tokens / sequence_parallel * 2.0 * (2 * model.vocabulary + model.layers * model.hidden_size)
+    return tokens * 2.0 * (2 * model.vocabulary + model.layers * model.hidden_size)
 
 
-def _padded_tokens(config: Any) -> int:
-    length: int = config.data.max_prompt_length + config.data.max_response_length
-    return length * (config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu or 1)
+def _padded_tokens(config: Any) -> float:
+    actor, length = config.actor_rollout_ref.actor, config.data.max_prompt_length + config.data.max_response_length
+    return float(length * (actor.ppo_micro_batch_size_per_gpu or 1) / sequence_parallel(actor))
 
 
 def _remedy(memory: DeviceMemory, *, training: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,8 @@ def model_shape(model: str, trust_remote_code: bool = False) -> ModelShape:
         with torch.device("meta"):
             skeleton = build.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # damaged files and missing networks raise errors of many types
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{model}: its config.json cannot be read ({first_line}). Download the model first."
+            f"{model}: its config.json cannot be read ({first_line(error)}). Download the model first."
         ) from error
     return _shape(config, sum(weight.numel() for weight in skeleton.parameters()))
 

@@ -117,6 +117,8 @@ def _version(package: str) -> str | None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m verl_act.preflight.smoke RUN_FOLDER")
     try:
         sys.exit(main(Path(sys.argv[1])))
     except DataError as error:

@@ -15,7 +15,14 @@ from verl_act.schema import Context, Turn
 
 _OWN_OPTIONS = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors", "tools")
 _PROBE = "some text"
-_STATE = Context("a goal", (Turn("a room", "look"),), "a desk", ("look", "wait"))
+STATE = Context("a goal", (Turn("a room", "look"),), "a desk", ("look", "wait"))
+REPLY = "<action>look</action>"
+"""A state and a reply for trying templates; `followup` is what comes next."""
+
+
+def followup(template: Template) -> str:
+    """The observation after `REPLY`, as the template shows it."""
+    return template.followup("a shelf", ["look", "wait"])
 
 
 def require_usable(tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
@@ -65,12 +72,11 @@ def require_prompts(
     With `one_sequence`, also if it refuses an episode as one conversation (mode `concat`).
     """
     options = {**(options or {}), "tokenize": False}
-    prompt = template.action_messages(_STATE)
+    prompt = template.action_messages(STATE)
     render(tokenizer, prompt, add_generation_prompt=True, **options)
-    render(tokenizer, template.choice_messages(_STATE, ["look", "wait"]), add_generation_prompt=True, **options)
+    render(tokenizer, template.choice_messages(STATE, ["look", "wait"]), add_generation_prompt=True, **options)
     if one_sequence:
-        more = [{"role": "assistant", "content": "<action>look</action>"}]
-        more.append({"role": "user", "content": template.followup("a shelf", ["look", "wait"])})
+        more = [{"role": "assistant", "content": REPLY}, {"role": "user", "content": followup(template)}]
         render(tokenizer, [*prompt, *more], add_generation_prompt=True, **options)
 
 

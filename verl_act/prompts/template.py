@@ -57,7 +57,7 @@ class Template(ABC):
 
         `expert` and `alternatives` are the actions with the observations that followed them from this state.
         """
-        (question,) = self.action_messages(context)
+        *earlier, question = self.action_messages(context)
         tried = "\n".join(f"- {turn.action}\n  leads to: {turn.observation}" for turn in (*alternatives, expert))
         text = (
             f"{question['content']}\n\nEach of these actions was tried from this very state:\n{tried}\n\n"
@@ -65,7 +65,7 @@ class Template(ABC):
             f"that lead to {expert.action!r} rather than to the other actions, judging by the task and by what each "
             "of them leads to. Write as if you had not tried any of them yet."
         )
-        return [{"role": "user", "content": text}]
+        return [*earlier, {"role": "user", "content": text}]
 
     def rationale(self, action: str, instead_of: str) -> str | None:
         """A thought, without its tags, that argues for `action` rather than `instead_of`; None if replies to this

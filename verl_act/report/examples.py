@@ -27,10 +27,9 @@ from verl_act.prompts import Message, Template, get_template
 from verl_act.report.read import Evaluation, Run
 from verl_act.report.tables import Model
 from verl_act.rollout.episode import failed_repeats
-from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, read_table, schema_name
+from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, missing_columns, read_table
 
 Json = dict[str, Any]
-_NONE = schema_name(pa.schema([]))
 KINDS = {
     "episodes": (EPISODES, "task_id"),
     "next_actions": (NEXT_ACTIONS, "state_id"),
@@ -304,7 +303,7 @@ class _Questions:
                         paths[sha] = path
                 if evaluation.records[REASONING]:
                     self.reasoning_files += [paths[sha] for sha in inputs.values() if sha in paths]
-        self.tables = [path for path in paths.values() if _schema(path) != _NONE]
+        self.tables = [path for path in paths.values() if any(_fits(path, schema) for schema in (TRAJECTORY, PAIR))]
 
     def expert_actions(self, tasks: Sequence[str]) -> dict[str, list[str]]:
         """Split/task -> the expert's actions in order; of several trajectories, the first by id."""
@@ -344,7 +343,7 @@ class _Questions:
     ) -> list[Json]:
         rows: list[Json] = []
         for path in self.tables:
-            if _schema(path) != schema_name(schema):
+            if not _fits(path, schema):
                 continue
             table = read_table(path, schema)
             kept = table.filter(pc.is_in(table[column], pa.array(values, pa.string())))
@@ -361,6 +360,6 @@ def _unchanged(name: str, sha: str, folder: Path) -> Path | None:
     return None
 
 
-def _schema(path: Path) -> str:
-    """The name of a file's schema, if it is one of ours."""
-    return schema_name(read_parquet_schema(path)) if path.suffix == ".parquet" else _NONE
+def _fits(path: Path, schema: pa.Schema) -> bool:
+    """Whether the file is a table with the schema's columns; those of other programs name no schema."""
+    return path.suffix == ".parquet" and not missing_columns(read_parquet_schema(path).names, schema)

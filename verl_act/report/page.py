@@ -13,6 +13,7 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
+from verl_act.evaluate.files import CHOICES
 from verl_act.evaluate.methods import NOTE
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, format_value
 from verl_act.extras import needs_extra
@@ -93,9 +94,10 @@ def _asset(name: str) -> str:
 
 
 def _chance(content: Content, split: str) -> float | None:
-    """The accuracy of a random choice on `split`; None if the number of candidates is unknown."""
-    positions = [group for group in content.positions if group.split == split]
-    return 1 / len(positions) if len(positions) > 1 else None
+    """The accuracy of a random choice on `split`; None if the number of candidates is unknown, or differs."""
+    records = (record for model in content.models for record in model.evaluation.records[CHOICES])
+    sizes = {len(record["candidates"]) for record in records if record["split"] == split}
+    return 1 / sizes.pop() if len(sizes) == 1 else None
 
 
 def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:

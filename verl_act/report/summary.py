@@ -119,7 +119,8 @@ def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequenc
             "The method tables of a comparison and its learning curves cover all seeds. Everything else on this page, "
             "including the other charts and the answers, is from the first seed of each method."
         )
-    logged = [step for run in runs for steps in run.metrics.values() for step in steps]
+    all_steps = (step for run in runs for steps in run.metrics.values() for step in steps)
+    logged = [step for step in all_steps if "critic/score/mean" in step["data"]]  # by RL
     if logged and not any("actor/entropy" in step["data"] for step in logged):
         sentences.append(
             "There is no entropy curve: verl logs the entropy only if the trainer recomputes the log-probabilities of "
@@ -171,11 +172,10 @@ def _stage(stage: StageRecord, run: Run) -> StageSummary:
 
 
 def _model(run: Run, settings: Sequence[Mapping[str, Any]]) -> str:
-    engines = [entry["engine"] for entry in settings if isinstance(entry.get("engine"), Mapping)]
     initial = next((evaluation.model for evaluation in run.evaluations if evaluation.name == "initial"), "")
     named = [
         initial,
-        *(str(engine.get("model", "")) for engine in engines),
+        *(str(entry.get("model") or "") for entry in settings),
         *(evaluation.model for evaluation in run.evaluations),
     ]
     return next((_relative(name, run.folder) for name in named if name), "")
@@ -212,8 +212,6 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def _command(command: str, folder: Path) -> str:
-    """The command as typed: the program without its folder, and paths relative to the run."""
+    """The command as typed, with paths relative to the run."""
     program, _, rest = command.partition(" ")
-    if Path(program).name == "__main__.py":
-        program = f"python -m {Path(program).parent.name}"
     return f"{program} {rest.replace(f'{folder}/', '').replace(shlex.quote(str(folder)), '.')}".strip()

@@ -16,9 +16,6 @@ from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.settings.evaluation import ReportSettings
 
-EXAMPLES = 40
-"""Default number of answers of each kind on the page."""
-
 
 def write_report(settings: ReportSettings, out: str | PathLike[str]) -> list[Path]:
     """Write `out` (HTML) and next to it the same name with `.md` and `.json`; returns the three paths.

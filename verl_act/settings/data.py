@@ -157,7 +157,8 @@ class PreferencesSettings(Settings):
 
 
 class AuditOptions(Settings):
-    """Highest accuracy allowed for a classifier that sees only a feature unrelated to the label (0.5 is chance)."""
+    """Highest accuracy allowed for a classifier that sees only a feature unrelated to the label. With two candidates
+    0.5 is chance."""
 
     max_length_accuracy: Share = 0.75
     """Accuracy of always choosing the longer, or the shorter, action. Above the bound: an error."""
@@ -167,7 +168,8 @@ class AuditOptions(Settings):
     """Accuracy of a classifier of shallow features (`FEATURES` in `verl_act.data_prep.pairs.probe`). Above the bound: a
     warning, because some features, such as words of the goal, are reasons too."""
     max_order_imbalance: Share = 0.01
-    """Distance from one half of the share of rows with the expert's action first. Above the bound: an error."""
+    """Distance of the share of rows with the expert's action first from its fair share, one half with two candidates.
+    Above the bound: an error."""
 
 
 class AuditSettings(AuditOptions, TemplateSettings, SeedSettings):
@@ -264,7 +266,7 @@ class EmbeddedModelSettings(SeedSettings):
     feed_forward: Positive = 384
     """Size of the feed-forward layer."""
     context: Positive = 2048
-    """Most tokens of a row."""
+    """Positions of the model, the most tokens that it can read."""
     steps: Positive = 8000
     """Training steps."""
     batch_size: Positive = 32
@@ -275,8 +277,8 @@ class EmbeddedModelSettings(SeedSettings):
     """Learning rate of Muon, for the layers' matrices. Loss in ALFWorld after 800 steps: 0.36; AdamW alone: 0.44."""
     expert_share: Share = 0.6
     """Share of the next actions that are the expert's; the others are sampled from the admissible ones."""
-    choice_share: Share = 0.25
-    """Share of the warm-up rows that are choice questions (with random answers)."""
+    choice_share: Annotated[float, Field(ge=0, le=0.5)] = 0.25
+    """Share of the warm-up rows that are choice questions (with random answers); at most one a step."""
     stranger_share: Share = 0.5
     """Share of the choice questions whose other candidate comes from another state, so that answering means copying."""
     passes: Positive = 2

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from verl_act.envs.alfworld.data import VERSION_FOLDER, list_games
+from verl_act.envs.alfworld.data import list_games
 from verl_act.errors import DataError, InstallationError, NotInstalledError
 from verl_act.names import counts_text
 
@@ -16,9 +15,8 @@ _DOWNLOAD = "Run alfworld-download again, or set ALFWORLD_DATA to the folder tha
 
 def check_games() -> str:
     """The games in $ALFWORLD_DATA, or where `alfworld-download` puts them."""
-    configured = os.environ.get("ALFWORLD_DATA")  # the package sets it when its data are first used
-    folder = configured or str(Path.home() / ".cache" / "alfworld")
-    if not configured and not Path(folder, VERSION_FOLDER).is_dir():
+    folder = os.environ.get("ALFWORLD_DATA")  # `package` sets it where alfworld-download has put the games
+    if not folder:
         raise NotInstalledError(
             "$ALFWORLD_DATA is not set; recipes that generate their games need nothing.",
             "For the official games: alfworld-download, then set ALFWORLD_DATA to their folder.",

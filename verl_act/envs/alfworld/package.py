@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 _VARIABLE = "ALFWORLD_DATA"
 _DOWNLOADED = "~/.cache/alfworld"
-"""Where `alfworld-download` puts the games by default."""
+"""Where `alfworld-download` puts the games by default, in a folder json_2.1.1. The package makes it empty."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def _no_folder_made() -> Iterator[None]:
     finally:
         del os.environ[_VARIABLE]
         downloaded = os.path.expanduser(_DOWNLOADED)
-        if configured is not None or os.path.isdir(downloaded):
+        if configured is not None or os.path.isdir(os.path.join(downloaded, "json_2.1.1")):
             os.environ[_VARIABLE] = configured if configured is not None else downloaded
 
 

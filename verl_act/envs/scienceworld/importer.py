@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -90,10 +89,10 @@ class ScienceWorldImporter(TrajectoryImporter):
         if row.task and not task_known:
             return ""
         used = self.settings.get("simplification", EASY)
-        other = json.dumps({"simplification": "" if used else EASY})
+        other = "'simplification=\"\"'" if used else f"simplification={EASY}"
         return (
             f"replayed with the simplification {used!r}: pass the one that the data were made with, such as "
-            f"--env-settings '{other}'"
+            f"--env-settings {other}"
         )
 
     @cached_property

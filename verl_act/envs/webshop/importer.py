@@ -7,7 +7,6 @@ first one shows the instruction.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -86,9 +85,9 @@ class WebShopImporter(TrajectoryImporter):
         if task_known:
             return ""
         used = self.settings.get("goals", "human")
-        other = json.dumps({"goals": "human" if used == "synthetic" else "synthetic"})
+        other = "human" if used == "synthetic" else "synthetic"
         return (
-            f"searched among the {used} goals: rows of the other kind need --env-settings '{other}', and every row "
+            f"searched among the {used} goals: rows of the other kind need --env-settings goals={other}, and every row "
             "needs the catalogue that it was made with"
         )
 
