@@ -23,7 +23,7 @@ from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.rendering import require_prompts
 from verl_act.rollout.sequence import GrowingSequence
 from verl_act.run_folder import SFT_ROWS as FILE_NAME
-from verl_act.schema import REFLECTION, TRAJECTORY, Context, write_rows
+from verl_act.schema import REFLECTION, TRAJECTORY, Context, Turn, write_rows
 from verl_act.settings.data import SftSettings
 from verl_act.upstream_gaps.alternating_roles import close_gap, system_prompt_and_generation
 
@@ -124,3 +124,12 @@ def test_the_gap_is_still_there_upstream(chat_template: str, tmp_path: Path) -> 
     # verl tries again with content parts, which Mistral's template cannot join.
     with pytest.raises(Exception, match=r"must alternate|concatenate"):
         ContinuousTokenBuilder(tokenizer).merge_context_tokens(more[:2], more, [1])
+
+
+def test_a_reflection_is_asked_after_the_templates_other_messages() -> None:
+    """Of a template that begins with a system message, for example."""
+    context = make_step().context
+    expert, other = Turn("You see it.", "look"), Turn("Nothing.", "wait")
+    messages = WithSystemMessage().reflection_messages(context, expert, [other])
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert "'look'" in messages[-1]["content"]

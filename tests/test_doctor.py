@@ -16,9 +16,9 @@ from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
 from verl_act.doctor.installed import tested_versions
-from verl_act.doctor.registered import in_ray_workers
+from verl_act.doctor.registered import _is_on, in_ray_workers
 from verl_act.envs.alfworld.installation import check_games
-from verl_act.errors import InstallationError
+from verl_act.errors import InstallationError, NotInstalledError
 
 OK, ABSENT, WRONG = "ok", "absent", "wrong"
 
@@ -104,6 +104,20 @@ def test_a_package_beside_torch_that_breaks_transformers(tmp_path: Path) -> None
     assert found["model libraries"]["state"] == WRONG
     assert "torchvision::nms" in found["model libraries"]["detail"]
     assert "pip uninstall torchvision" in found["model libraries"]["remedy"]
+
+
+def test_an_empty_folder_of_alfworld_is_no_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package makes it on its import."""
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    with pytest.raises(NotInstalledError):
+        check_games()
+
+
+@pytest.mark.parametrize(
+    ("switch", "on"), [("auto", True), ("other, verl_act", True), ("VERL_ACT", True), ("none", False), ("other", False)]
+)
+def test_the_plugins_switch_is_a_list(switch: str, on: bool) -> None:
+    assert _is_on(switch) == on
 
 
 def test_damaged_official_data(tmp_path: Path, games: Path, monkeypatch: pytest.MonkeyPatch) -> None:

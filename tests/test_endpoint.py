@@ -136,6 +136,14 @@ def test_what_an_endpoint_cannot_do_is_refused(option: str, change: dict[str, An
     assert "secret" not in str(error.value)
 
 
+def test_an_endpoint_has_its_own_context() -> None:
+    """The default length of a local engine bounds no reply of a server."""
+    settings = {"model": "a-model", "reasoning_max_tokens": 8000}
+    check_settings(EvaluationSettings(endpoint="http://127.0.0.1:1/v1", **settings))
+    with pytest.raises(OptionError):
+        check_settings(EvaluationSettings(**settings))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -20,7 +20,7 @@ from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.files import CHOICES, EPISODES, FILES
-from verl_act.evaluate.metric_registry import METRICS, SECTIONS, read_metrics, summary
+from verl_act.evaluate.metric_registry import METRICS, SECTIONS, metric_items, read_metrics, summary
 from verl_act.evaluate.reasoning import Question
 from verl_act.evaluate.rollouts import (
     PolicyUnderTest,
@@ -485,6 +485,19 @@ def test_whoever_judges_by_the_text_is_consistent_and_not_biased(further: int, c
         assert [record["order"] for record in records if record["pair_id"] == pair.pair_id] == list(range(2 + further))
         for place in zip(*orders, strict=True):
             assert sorted(place) == sorted((pair.expert_action, *pair.alternatives))
+
+
+def test_a_task_lost_in_one_sampling_is_left_out_of_all() -> None:
+    records = [
+        episode(task_id=task, sample=sample, success=float(task == "a"), end="error" if lost else "over")
+        for task in "ab"
+        for sample in range(3)
+        for lost in [(task, sample) == ("b", 1)]
+    ]
+    (metrics,) = summary({EPISODES: records}).values()
+    assert (metrics["success"]["value"], metrics["success"]["items"]) == (1.0, 1)
+    items = metric_items({EPISODES: records})["valid_seen", "success", ""]
+    assert list(items) == ["valid_seen/a"]
 
 
 def test_an_order_that_comes_twice_is_refused(tmp_path: Path) -> None:

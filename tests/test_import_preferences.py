@@ -377,6 +377,20 @@ def test_rows_that_contradict_each_other_are_all_rejected(tmp_path: Path) -> Non
     assert manifest.counts["rejected_by_reason"] == {"another row labels the same two replies the other way": 2}
 
 
+def test_every_row_of_a_group_that_is_rejected_is_named(tmp_path: Path) -> None:
+    def rated(response: str, helpfulness: int) -> dict[str, Any]:
+        scores = {"correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
+        return {"prompt": ASK, "response": response, "helpfulness": helpfulness, **scores}
+
+    first = write(tmp_path / "a.jsonl", [rated(GOOD, 1), rated(BAD, 4)])
+    second = write(tmp_path / "b.jsonl", [rated(GOOD, 4), rated(BAD, 1)])
+    kept = write(tmp_path / "c.jsonl", [PAIR_OF | {"prompt": "Another?"}])
+    manifest = import_preferences(PreferencesSettings(files=[first, second, kept]), tmp_path / "out")
+    assert (manifest.counts["pairs"], manifest.counts["rejected"]) == (1, 4)
+    rejected = [(row["file"], row["row"]) for row in read_lines(tmp_path / "out" / "rejected.jsonl")]
+    assert rejected == [(str(first), 0), (str(first), 1), (str(second), 0), (str(second), 1)]
+
+
 def test_the_same_prompt_is_the_same_task_in_every_file(tmp_path: Path) -> None:
     for name, rejected in (("one", BAD), ("two", "No idea.")):
         rows = [{"prompt": ASK, "chosen": GOOD, "rejected": rejected}]

@@ -801,6 +801,35 @@ def test_steps_that_epochs_decided_are_those_that_were_taken(tmp_path: Path) -> 
     assert "| A | il 7, action 5 |" in (tmp_path / "out" / "methods.md").read_text()
 
 
+def test_a_stage_that_a_method_repeats_counts_with_all_of_its_trainings(tmp_path: Path) -> None:
+    names = ["critic", "critic+critic", "critic+critic+action"]
+    stages = [PlannedStage(f"seed 0 {name}", f"seed-0/{name}", trains=True) for name in names]
+    RunFolder(tmp_path).add_to_plan(stages)
+    for name, last in zip(names, (3, 4, 50), strict=True):
+        log = tmp_path / "seed-0" / name / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps({"step": last, "data": {}}) + "\n")
+    write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
+    training = {"0": [stage.name for stage in stages]}
+    method = {
+        "steps": {"critic": -2, "action": -1},
+        "against": [],
+        "evaluations": {"0": "a"},
+        "training": training,
+    }
+    whole = table_of(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
+    assert whole["methods"]["A"]["steps"] == {"critic": 7, "action": 50}
+
+
+def test_seeds_are_compared_on_the_tasks_that_all_of_them_have() -> None:
+    """A seed whose hard tasks were lost to the environment is no better than the others."""
+    every = {f"t{number}": ItemOutcome(float(number < 5), 1.0, f"t{number}") for number in range(10)}
+    easy = {item: outcome for item, outcome in every.items() if outcome.amount}
+    result = against([every, easy], [every, every])
+    assert result is not None and (result.difference, result.p_seeds) == (0.0, 1.0)
+    assert estimate([every, easy], is_share=True).by_seed == [1.0, 1.0]
+
+
 def test_episodes_that_the_environment_lost_are_named(tmp_path: Path) -> None:
     method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)

@@ -24,7 +24,18 @@ from verl_act.envs.registry import get_env, register_env
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.manifest import read_manifest
 from verl_act.parse import normalise
-from verl_act.schema import ALTERNATIVES, PAIR, TRAJECTORY, Alternatives, Pair, Step, read_pairs, read_steps, write_rows
+from verl_act.schema import (
+    ALTERNATIVES,
+    PAIR,
+    TRAJECTORY,
+    Alternatives,
+    Pair,
+    Step,
+    pair_id,
+    read_pairs,
+    read_steps,
+    write_rows,
+)
 from verl_act.settings.data import AlternativesSettings, AuditSettings, ExpertSettings, GamesSettings, PairsSettings
 from verl_act.settings.model import ModelSettings
 
@@ -535,6 +546,12 @@ FAULTS: dict[str, Callable[[list[Pair]], list[Pair]]] = {
     ],
     "expert's action admissible": lambda pairs: [*pairs[1:], _another(pairs[0], expert_action="dance")],
     "admissible flag": lambda pairs: [*pairs[1:], replace(pairs[0], alternative_admissible=False)],
+    "admissible flag ": lambda pairs: [
+        *pairs[1:],
+        make_pair(
+            int(pairs[0].task_id.removeprefix("game-")), further_alternatives=("dance",), further_admissible=(True,)
+        ),
+    ],
     "pair id": lambda pairs: [*pairs[1:], replace(pairs[0], pair_id="0123456789abcdef")],
     "duplicates": lambda pairs: [*pairs, pairs[0]],
     "label words": lambda pairs: [*pairs[1:], _another(pairs[0], alternative_action="go to the alternative shelf 1")],
@@ -552,9 +569,23 @@ def test_sound_pairs_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("check", FAULTS)
 def test_a_planted_fault_is_found(check: str, tmp_path: Path) -> None:
     report = _audit(tmp_path, FAULTS[check](_sound()))
-    assert check in {finding.check for finding in report.errors}
-    with pytest.raises(DataError, match=check):
+    assert check.strip() in {finding.check for finding in report.errors}
+    with pytest.raises(DataError, match=check.strip()):
         report.raise_for_errors()
+
+
+def test_an_environment_that_is_not_installed_may_have_actions_that_it_does_not_list(tmp_path: Path) -> None:
+    strange = [
+        replace(
+            pair,
+            env="elsewhere",
+            expert_action="search[shoes]",
+            pair_id=pair_id(pair.state_id, "search[shoes]", pair.alternative_action),
+        )
+        for pair in _sound()
+    ]
+    checks = {finding.check: finding.level for finding in _audit(tmp_path, strange).findings}
+    assert checks["expert's action admissible"] == "ok"
 
 
 def test_what_the_audit_allows_is_an_option(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.engine import Engine, Reply
+from verl_act.envs.registry import choice_prompt
 from verl_act.errors import OptionError
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.rationale import Rationale, evaluate_rationales, opening
@@ -69,6 +70,23 @@ def test_a_prompt_ends_with_one_finished_thought(name: str, chat_template: str, 
     assert parse_action(reply).action == "look"
     assert has_thought(reply) == (rationale is Rationale.WRONG)
     assert engine.encode(messages) == engine.encode(messages, opening(template, Rationale.FREE, pair))
+
+
+def test_the_choice_is_asked_as_in_training_and_evaluation() -> None:
+    """Candidates that are admissible, and not in the environment's list, are in the prompt's."""
+    asked: list[str] = []
+
+    class Hears:
+        async def reply(self, messages: Any, *_: object, **__: object) -> list[str]:
+            asked.append(messages[-1]["content"])
+            return ["<action>look</action>"]
+
+    pair = make_pair(env="webshop", expert_action="search[red mug]", alternative_action="search[mug]")
+    template = get_template("cot", admissible_in_choice=True)
+    policy = PolicyUnderTest(cast(Any, Hears()), template, Sampling(temperature=0))
+    asyncio.run(evaluate_rationales(policy, [pair], [Rationale.FREE]))
+    for candidates in ((pair.expert_action, pair.alternative_action), (pair.alternative_action, pair.expert_action)):
+        assert choice_prompt(template, pair, candidates)[-1]["content"] in asked
 
 
 def test_control_tokens_of_an_action_stay_text() -> None:

@@ -17,8 +17,17 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.run import check_settings, evaluate
-from verl_act.evaluate.suites import data_digest, get_suite, incomparable, suites, task_list_digest, with_suite
+from verl_act.evaluate.suites import (
+    _VERSIONS,
+    data_digest,
+    get_suite,
+    incomparable,
+    suites,
+    task_list_digest,
+    with_suite,
+)
 from verl_act.evaluate.table import compare
+from verl_act.manifest import TOOLS
 from verl_act.report.read import read_runs
 from verl_act.schema import PAIR, write_rows
 from verl_act.settings.data import GamesSettings
@@ -166,6 +175,7 @@ def result(tmp_path: Path) -> dict[str, Any]:
 
 def test_results_say_why_they_do_not_compare(result: dict[str, Any]) -> None:
     assert incomparable(result, result) == []
+    assert set(_VERSIONS) <= {"verl_act", *TOOLS}, "recorded"
     seeds = copy.deepcopy(result)
     seeds["protocol"]["seed"] = 5
     seeds |= {"name": "other", "model": "another/model"}
@@ -181,6 +191,9 @@ def test_results_say_why_they_do_not_compare(result: dict[str, Any]) -> None:
         "mode": "concat",
         "limit": 3,
         "samples": 3,
+        "reasoning_max_tokens": 3,
+        "rationale": ["wrong"],
+        "rationale_limit": 3,
         "sampling": {**result["protocol"]["sampling"], "temperature": 0.4},
         "template": "plain",
         "template_options": {"history_length": 3},
