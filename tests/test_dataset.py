@@ -372,7 +372,9 @@ def test_control_tokens_in_an_observation_are_text(tmp_path: Path) -> None:
         ({"template_options": {"colour": 1}}, "colour"),
         ({"episode": {"max_truns": 3}}, "data.act.episode has no key 'max_truns'"),
         ({"episode": {"mode": "nope"}}, "nope"),
-        ({"episode": {"max_turns": 0}}, "data.act.episode.max_turns is 0; an episode needs at least 1"),
+        ({"episode": {"max_turns": 0}}, r"data\.act\.episode\.max_turns is 0: .*1"),
+        ({"episode": {"step_timeout": 0}}, r"data\.act\.episode\.step_timeout is 0: "),
+        ({"episode": {"actors": 0}}, r"data\.act\.episode\.actors is 0: "),
         ({"episode": {"max_tokens_per_turn": -1}}, "data.act.episode.max_tokens_per_turn is -1"),
     ],
 )

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from verl_act.envs.base import Environment, EnvSpec, Expert, ExpertGaveUp, PlanningEnvironment, Task, TyingExpert
 from verl_act.envs.process_pool import Failure, Player, process_pool
 from verl_act.envs.registry import get_env
-from verl_act.envs.settings import check_env
+from verl_act.envs.settings import check_env, input_folders
 from verl_act.errors import ConfigError, DataError, OptionError
 from verl_act.journal import Journal, SavedResults, hash_of, journal, key_of
-from verl_act.manifest import FILE_NAME, Manifest, make_manifest, write_manifest
+from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import TRAJECTORIES
@@ -71,7 +71,7 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
     manifest = make_manifest(
         "collect_expert",
         settings={**settings.recorded(), "expert": name},
-        inputs=[*input_folders(settings.env_settings)],
+        inputs=input_folders(settings.env_settings),
         seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
@@ -227,12 +227,6 @@ def _sample(tasks: Sequence[Task], limit: int | None, seed: int) -> Sequence[Tas
     if limit is None or limit >= len(tasks):
         return tasks
     return [tasks[index] for index in sorted(random.Random(seed).sample(range(len(tasks)), limit))]
-
-
-def input_folders(settings: Mapping[str, Any]) -> list[Path]:
-    """The folders in an environment's settings that an earlier stage has written."""
-    paths = [str(value) for value in settings.values() if isinstance(value, str | os.PathLike)]
-    return [Path(path) for path in paths if (Path(path) / FILE_NAME).is_file()]
 
 
 def _counts(tasks: Sequence[Task], steps: Sequence[Step], dropped: Mapping[str, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from os import PathLike
 
 from verl_act.envs.base import EnvSpec
-from verl_act.envs.settings import check_env
+from verl_act.envs.settings import check_env, input_folders
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import TASKS as TASKS_FILE
@@ -27,7 +27,11 @@ def make_tasks(settings: TasksSettings, out: str | PathLike[str]) -> Manifest:
             tasks = [tasks[index] for index in chosen]
         rows += [asdict(task) for task in tasks]
     manifest = make_manifest(
-        "make_tasks", settings=settings.recorded(), counts={"tasks": len(rows)}, seed=settings.seed
+        "make_tasks",
+        settings=settings.recorded(),
+        inputs=input_folders(settings.env_settings),
+        counts={"tasks": len(rows)},
+        seed=settings.seed,
     )
     with atomic_folder(out) as folder:
         write_rows(folder / TASKS_FILE, rows, TASK)

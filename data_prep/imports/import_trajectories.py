@@ -23,7 +23,7 @@ from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Rep
 from verl_act.envs.importer import Published, TrajectoryImporter
 from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.envs.registry import get_env
-from verl_act.envs.settings import check_env
+from verl_act.envs.settings import check_env, input_folders
 from verl_act.errors import DataError, OptionError
 from verl_act.journal import SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
@@ -68,7 +68,8 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
     check_settings(settings)
     files, env, split, form = settings.files, settings.env, settings.split, settings.format
     workers, task_timeout = settings.workers, settings.task_timeout
-    manifest = make_manifest("import_trajectories", settings=settings.recorded(), inputs=settings.inputs())
+    inputs = [*settings.inputs(), *input_folders(settings.env_settings)]
+    manifest = make_manifest("import_trajectories", settings=settings.recorded(), inputs=inputs)
     with journal(Path(out), key_of(manifest)) as saved:
         env_settings = settings.env_settings
         finder = task_finder(env, env_settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.data_prep.pairs.pairing import make_pairs
+from verl_act.envs.settings import input_folders
 from verl_act.errors import DataError
 from verl_act.journal import journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
@@ -46,7 +47,7 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
     manifest = make_manifest(
         "build_pairs",
         settings=settings.recorded(),
-        inputs=settings.inputs(),
+        inputs=[*settings.inputs(), *input_folders(settings.env_settings)],
         seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:

@@ -29,6 +29,7 @@ from verl_act.engine import (
     usable_tokenizer,
 )
 from verl_act.envs.process_pool import Failure, failed, process_pool
+from verl_act.envs.settings import input_folders
 from verl_act.errors import DataError
 from verl_act.journal import Journal, Record, SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
@@ -79,7 +80,7 @@ def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
     manifest = make_manifest(
         "reflect",
         settings={**settings.recorded(), "model_digest": model_digest(settings.model)},
-        inputs=settings.inputs(),
+        inputs=[*settings.inputs(), *input_folders(settings.env_settings)],
         seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:

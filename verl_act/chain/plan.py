@@ -10,7 +10,7 @@ from typing import Any
 from verl_act.chain.hydra_overrides import flat
 from verl_act.chain.recipe import ROWS_DATA, SFT_DATA, MethodRecipe, Recipe, TrainingRecipe, parse_stage
 from verl_act.chain.stages import CommandStage, Stage, Trainer, TrainingStage
-from verl_act.data_prep.expert.collect_expert import input_folders
+from verl_act.envs.settings import input_folders
 from verl_act.errors import ConfigError
 from verl_act.evaluate.files import FILES
 from verl_act.run_folder import RunFolder

@@ -12,7 +12,8 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from verl_act.errors import ConfigError
+from verl_act.errors import ConfigError, OptionError
+from verl_act.options import Above0, Positive, check_options
 
 if TYPE_CHECKING:
     from verl_act.prompts import Template
@@ -39,9 +40,9 @@ class EpisodeSettings:
 
     mode: Mode = Mode.STEPWISE
     """Format of an episode, a sample per turn (`stepwise`) or one growing sequence (`concat`)."""
-    max_turns: int = 50
+    max_turns: Positive = 50
     """Most turns."""
-    max_tokens_per_turn: int | None = None
+    max_tokens_per_turn: Positive | None = None
     """Most tokens of a reply in concat mode, so that one reply cannot use all of an episode. Default: no limit."""
     success_reward: float = 1.0
     """Reward for meeting the goal."""
@@ -52,22 +53,23 @@ class EpisodeSettings:
     """Added to the reward for each turn whose action the environment refused; usually negative or zero."""
     malformed_penalty: float = 0.0
     """Added to the reward for each turn without an action; usually negative or zero."""
-    actors: int = 1
+    actors: Positive = 1
     """Environment processes (Ray actors), which episodes share."""
-    step_timeout: float = 60.0
+    step_timeout: Above0 = 60.0
     """Time limit (s) of one step of an environment."""
-    reset_timeout: float = 120.0
+    reset_timeout: Above0 = 120.0
     """Time limit (s) of a reset."""
-    max_memory_mb: float = 8192.0
+    max_memory_mb: Above0 = 8192.0
     """Memory (MB) above which an actor is replaced, and its episodes are replayed."""
     env_settings: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", Mode(self.mode))
-        for name in ("max_turns", "max_tokens_per_turn"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"data.act.episode.{name} is {value}; an episode needs at least 1.")
+        try:
+            check_options(EpisodeSettings, {key.name: getattr(self, key.name) for key in fields(self)})
+        except OptionError as error:
+            raise ConfigError(f"data.act.episode.{error.option} {error.problem}") from error
 
 
 class StoppingStrategy(StrEnum):

@@ -36,8 +36,8 @@ from verl_act.envs.actor import EnvActor
 from verl_act.envs.actor_handle import ActorLost, PooledActor, UnknownOutcome
 from verl_act.envs.base import NoRoom, Observation, StepResult, Task
 from verl_act.envs.registry import get_env
-from verl_act.envs.settings import check_pool
 from verl_act.errors import EnvError
+from verl_act.options import Above0, NotNegative, Positive, check_options
 
 Result = TypeVar("Result")
 
@@ -52,7 +52,7 @@ _PREFERENCE = 8
 _RemoteActor: Any = ray.remote(EnvActor)  # Ray types a decorated class in a way that hides `options`
 
 
-class PoolSettings(Protocol):
+class PoolLimits(Protocol):
     """The rollout settings that a pool needs; time-outs in seconds."""
 
     @property
@@ -80,11 +80,11 @@ class EnvPool:
         env: str,
         env_settings: Mapping[str, Any] | None = None,
         *,
-        actors: int = 1,
-        step_timeout: float = 60.0,
-        reset_timeout: float = 120.0,
-        max_memory_mb: float = 8192.0,
-        num_cpus: float = 0.0,
+        actors: Positive = 1,
+        step_timeout: Above0 = 60.0,
+        reset_timeout: Above0 = 120.0,
+        max_memory_mb: Above0 = 8192.0,
+        num_cpus: NotNegative = 0.0,
     ) -> None:
         """`step_timeout` and `reset_timeout` are in seconds, without the start of an actor and `EnvSpec.prepare`. An
         actor that grows beyond `max_memory_mb`, child processes included, is replaced when the next episode begins,
@@ -92,13 +92,8 @@ class EnvPool:
 
         Raises `ConfigError` for an unknown environment or invalid settings.
         """
-        check_pool(
-            actors=actors,
-            step_timeout=step_timeout,
-            reset_timeout=reset_timeout,
-            max_memory_mb=max_memory_mb,
-            num_cpus=num_cpus,
-        )
+        limits = {"actors": actors, "step_timeout": step_timeout, "reset_timeout": reset_timeout}
+        check_options(EnvPool.__init__, {**limits, "max_memory_mb": max_memory_mb, "num_cpus": num_cpus})
         get_env(env)
         self.step_timeout = step_timeout
         self.reset_timeout = reset_timeout
@@ -115,7 +110,7 @@ class EnvPool:
         """Held by an episode that uses a `lone_host`."""
 
     @classmethod
-    def shared(cls, env: str, settings: PoolSettings) -> EnvPool:
+    def shared(cls, env: str, settings: PoolLimits) -> EnvPool:
         """The pool of the running event loop for `env` and `settings`; made at the first call."""
         pools = _SHARED.setdefault(asyncio.get_running_loop(), {})
         options: dict[str, Any] = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from verl_act.envs.base import EnvSpec
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, EnvError, OptionError
-from verl_act.options import Above0, NotNegative, Positive, check_options
+from verl_act.manifest import FILE_NAME
+from verl_act.options import check_options
 
 
 def check_env(env: str, env_settings: Mapping[str, Any], splits: Iterable[str] = (), option: str = "split") -> EnvSpec:
@@ -38,20 +41,7 @@ def check_env(env: str, env_settings: Mapping[str, Any], splits: Iterable[str] =
     return spec
 
 
-def check_pool(
-    *,
-    actors: Positive = 1,
-    step_timeout: Above0 = 60.0,
-    reset_timeout: Above0 = 120.0,
-    max_memory_mb: Above0 = 8192.0,
-    num_cpus: NotNegative = 0.0,
-) -> None:
-    """Raise `OptionError` for invalid settings of an environment pool. Time-outs are in seconds."""
-    check_options(check_pool, {"actors": actors})
-    limits = {
-        "step_timeout": step_timeout,
-        "reset_timeout": reset_timeout,
-        "max_memory_mb": max_memory_mb,
-        "num_cpus": num_cpus,
-    }
-    check_options(check_pool, limits, "pool")
+def input_folders(env_settings: Mapping[str, Any]) -> list[Path]:
+    """The folders in an environment's settings that a command has written, such as generated games."""
+    paths = [str(value) for value in env_settings.values() if isinstance(value, str | os.PathLike)]
+    return [Path(path) for path in paths if (Path(path) / FILE_NAME).is_file()]
