@@ -34,6 +34,7 @@ WRONG = [
     ("training.games={data: il}", "training"),
     ("training={a+b: {data: il}}", "training"),
     ("training={il.work: {data: il}}", "training"),
+    ("evaluate.engine_options={chat_template_kwargs: {enable_thinking: false}}", "evaluate.engine_options"),
     ("workers=-2", "workers"),
     ("seed=99999999999999999999", "seed"),
     ("expert.name=nobody", "expert.name"),

@@ -86,6 +86,11 @@ class EvaluateRecipe(EvaluationOptions):
 
     def check(self) -> None:
         check_options(EngineOptions, self.engine_options, "engine_options")
+        if "chat_template_kwargs" in self.engine_options:
+            raise OptionError(
+                "engine_options",
+                "has chat_template_kwargs; set those of the recipe, which training shares, or those of a method.",
+            )
 
 
 class MethodRecipe(Settings):

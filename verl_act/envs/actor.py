@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +21,8 @@ class EnvActor:
     """Hosts the environments of many episodes in one process. `limit` is the time limit of a call in seconds."""
 
     def __init__(self, env: str, env_settings: dict[str, Any]) -> None:
+        # Where a call takes too long: the stacks of all threads, then the signal's default, the end of the process.
+        faulthandler.register(signal.SIGALRM, file=2, all_threads=True, chain=True)
         self._env, self._settings = env, env_settings
         self._prepared = False
         self._playing: dict[str, Environment] = {}
@@ -119,9 +122,10 @@ def _discard(environment: Environment) -> None:
 def _limited(seconds: float) -> Iterator[None]:
     """Kill this process if the block takes longer: nothing else stops an engine that hangs in native code.
 
+    By a timer of the operating system, which costs microseconds; a watchdog thread would take longer than most steps.
     Converts other exceptions to `EnvError`, which every caller can unpickle.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     except ActError:
@@ -129,4 +133,4 @@ def _limited(seconds: float) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # SystemExit would end the actor and its other episodes
         raise EnvError(f"{type(error).__name__}: {error}") from error
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)

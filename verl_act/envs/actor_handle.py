@@ -63,6 +63,9 @@ class PooledActor:
         """Node id and process id."""
         self.generation = 0
         self.turn = asyncio.Lock()
+        self.opening = asyncio.Lock()
+        """For resets, which wait for their `turn` one at a time: each takes as long as hundreds of steps, which would
+        wait for all of them."""
         self.episodes = 0
         """This caller's open episodes on the actor."""
         self.memory_mb = 0.0
@@ -161,28 +164,28 @@ class PooledActor:
             answer.cancel()
 
     async def keep_within(self, limit_mb: float) -> None:
-        """Replace an actor that has grown beyond the limit; its episodes are replayed on the next one."""
-        async with self.turn:
-            if self._actor is None:
-                return
-            self._served += 1
-            if not await self.read_memory() or self.memory_mb <= limit_mb:
-                return
-            if self.memory_mb > _GROWTH * self._fresh_mb:
-                logger.warning("An environment process uses %.0f MB and will be replaced.", self.memory_mb)
-                # Not killed: other callers may be waiting for its answers. If this caller started it, Ray ends it
-                # anyway, and their episodes are replayed.
-                self._leave()
-            elif self._fresh_mb > limit_mb and not self._warned:
-                self._warned = True
-                logger.warning(
-                    "An environment process uses %.0f MB, more than max_memory_mb=%.0f, from its first episodes on. "
-                    "A new process would too, so it is replaced only if it grows to %.1f times that. Play fewer "
-                    "episodes in one process, with more `actors`, or raise the limit.",
-                    self._fresh_mb,
-                    limit_mb,
-                    _GROWTH,
-                )
+        """Replace an actor that has grown beyond the limit; its episodes are replayed on the next one. The caller has
+        the `turn`."""
+        if self._actor is None:
+            return
+        self._served += 1
+        if not await self.read_memory() or self.memory_mb <= limit_mb:
+            return
+        if self.memory_mb > _GROWTH * self._fresh_mb:
+            logger.warning("An environment process uses %.0f MB and will be replaced.", self.memory_mb)
+            # Not killed: other callers may be waiting for its answers. If this caller started it, Ray ends it
+            # anyway, and their episodes are replayed.
+            self._leave()
+        elif self._fresh_mb > limit_mb and not self._warned:
+            self._warned = True
+            logger.warning(
+                "An environment process uses %.0f MB, more than max_memory_mb=%.0f, from its first episodes on. "
+                "A new process would too, so it is replaced only if it grows to %.1f times that. Play fewer "
+                "episodes in one process, with more `actors`, or raise the limit.",
+                self._fresh_mb,
+                limit_mb,
+                _GROWTH,
+            )
 
     async def read_memory(self) -> bool:
         """Read the actor's memory unless that was done a moment ago. Returns whether there is a new reading."""

@@ -147,7 +147,6 @@ class EnvPool:
         session = EnvSession(self, host, task)
         try:
             await session.start()
-            await host.keep_within(self.max_memory_mb)
         except EnvError:
             await session.close()
             raise
@@ -204,7 +203,19 @@ class EnvSession:
 
     async def start(self) -> None:
         """Reset the environment; called by `EnvPool.open`."""
-        self.first = await self._safely(self._replay, "its reset")
+        shared = self._host
+
+        async def reset() -> Observation:
+            first: Observation = await self._replay()
+            if self._host is shared:  # in the same turn: the next is after the resets of all that wait
+                await shared.keep_within(self._pool.max_memory_mb)
+            return first
+
+        try:
+            async with shared.opening, shared.turn:
+                self.first = await reset()
+        except ActorLost:
+            self.first = await self._alone(reset, "its reset")
         self._last_result = self.first
 
     async def step(self, action: str) -> StepResult:

@@ -297,4 +297,7 @@ def _spaced(name: str) -> str:
 def _plain(text: str) -> str:
     """A label for XML and Vega's expressions: without control characters or line separators, and shortened to fit."""
     printable = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
-    return printable if len(printable) <= _LONGEST_LABEL else f"{printable[: _LONGEST_LABEL - 1]}…"
+    if len(printable) <= _LONGEST_LABEL:
+        return printable
+    # In the middle, because what tells models apart is often at the end: `run · method`.
+    return f"{printable[:20]}…{printable[21 - _LONGEST_LABEL :]}"
