@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation_throughput.py [--games 36] [--max-turns 30]
 
-One engine with the embedded model plays a panel of generated ALFWorld games greedily, first all of them at once as
+One engine with the embedded model plays an eval set of generated ALFWorld games greedily, first all of them at once as
 `evaluate` does, then each after the other, and checks that both won the same games. Neither the engine's start nor that
 of the environments is counted. Writes `benchmarks/results/evaluation_throughput.json`.
 """
@@ -33,18 +33,19 @@ from verl_act.settings.model import ModelSettings, Sampling
 RESULTS = Path(__file__).parent / "results" / "evaluation_throughput.json"
 
 
-def play(policy: PolicyUnderTest, panel: list[Task], data: dict[str, Any], max_turns: int) -> dict[str, Any]:
+def play(policy: PolicyUnderTest, eval_tasks: list[Task], data: dict[str, Any], max_turns: int) -> dict[str, Any]:
     """Both ways on one engine and one pool."""
 
     async def both() -> dict[str, Any]:
         pools = {"alfworld": EnvPool("alfworld", data, actors=1)}
-        await rollout_tasks(policy, panel[:1], pools, 2)  # starts what is started at first use
+        await rollout_tasks(policy, eval_tasks[:1], pools, 2)  # starts what is started at first use
         started = time.monotonic()
-        together = await rollout_tasks(policy, panel, pools, max_turns)
+        together = await rollout_tasks(policy, eval_tasks, pools, max_turns)
         seconds = {"all at once": time.monotonic() - started}
         started = time.monotonic()
         alone = [
-            (await rollout_tasks(policy, [task], pools, max_turns))[0] for task in tqdm(panel, desc="one at a time")
+            (await rollout_tasks(policy, [task], pools, max_turns))[0]
+            for task in tqdm(eval_tasks, desc="one at a time")
         ]
         seconds["one at a time"] = time.monotonic() - started
         won = [[record["success"] for record in answers] for answers in (together, alone)]
@@ -66,23 +67,23 @@ def main() -> None:
         counts = {"train": 6, "valid_seen": arguments.games}
         make_games(GamesSettings(counts=counts, size="small", seed=5, workers=0), folder / "games")
         data = {"data": str(folder / "games")}
-        make_tasks(TasksSettings(env="alfworld", splits=["valid_seen"], env_settings=data), folder / "panel")
-        panel = read_tasks(folder / "panel" / "tasks.parquet")
+        make_tasks(TasksSettings(env="alfworld", splits=["valid_seen"], env_settings=data), folder / "tasks")
+        eval_tasks = read_tasks(folder / "tasks" / "tasks.parquet")
         settings = ModelSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024)
         template = get_template("compact", history_length=8)
         ray.init(include_dashboard=False, log_to_driver=False)
         try:
             with Engine(settings) as engine:
                 policy = PolicyUnderTest(engine, template, Sampling(temperature=0, max_tokens=16), 0)
-                measured = play(policy, panel, data, arguments.max_turns)
+                measured = play(policy, eval_tasks, data, arguments.max_turns)
         finally:
             ray.shutdown()
     seconds = measured["seconds"]
     result = {
-        "episodes": len(panel),
+        "episodes": len(eval_tasks),
         "turns": measured["turns"],
         "same_outcome": measured["same_outcome"],
-        "episodes_per_second": {way: round(len(panel) / taken, 2) for way, taken in seconds.items()},
+        "episodes_per_second": {way: round(len(eval_tasks) / taken, 2) for way, taken in seconds.items()},
         "ratio": round(seconds["one at a time"] / seconds["all at once"], 2),
     }
     print(json.dumps(result, indent=2))

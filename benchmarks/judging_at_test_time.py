@@ -3,7 +3,7 @@
     python benchmarks/judging_at_test_time.py runs/methods --recipe alfworld/methods --seed 0 [--split valid_seen]
       [--method IL --method "ACT -> IL"]
 
-For every method of a finished comparison the panel is played three times more, without any training. Each turn the
+For every method of a finished comparison the eval set is played three times more, without any training. Each turn the
 model proposes its greedy action and four sampled ones; of those that are admissible
 
 * `likeliest` takes the one it finds most probable: what acting gains from proposals alone;
@@ -168,8 +168,8 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     result = RESULTS / f"{options.name}_judging_at_test_time.json"
     results = json.loads(result.read_text()) if result.is_file() else {}
-    panel = read_tasks(run.tasks_file("eval"))
-    tasks = [task for task in panel if task.split == options.split]
+    eval_tasks = read_tasks(run.tasks_file("eval"))
+    tasks = [task for task in eval_tasks if task.split == options.split]
     games = {"data": str(run.games)} if run.games.is_dir() else {}
     template = recipe.make_template()
     for name in options.method or recipe.methods:

@@ -18,6 +18,9 @@ from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 NAME = "fragile"
 SLOW_TO_PREPARE = "slow to prepare"
 """A file of this name in `traps` makes preparing take longer than a test's time-out."""
+SLOW_TO_RESET = "slow to reset"
+"""A file of this name in `traps` makes every reset take RESET_SECONDS."""
+RESET_SECONDS = 0.7
 RELEASED = "released"
 """A file of this name in `traps` tells that an episode was released."""
 SLOW = 2.5
@@ -60,6 +63,8 @@ class FragileEnvironment:
 
     def reset(self, task: Task) -> Observation:
         self._task, self._count = task, 0
+        if (self._traps / SLOW_TO_RESET).exists():
+            time.sleep(RESET_SECONDS)
         return Observation("count", f"{task.task_id}: 0", _ACTIONS)
 
     def step(self, action: str) -> StepResult:

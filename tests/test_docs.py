@@ -105,6 +105,13 @@ def test_no_command_stands_in_a_block_without_a_language() -> None:
 
 
 @pytest.mark.parametrize("page", FILES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_prose_has_short_lines(page: Path) -> None:
+    """Tables, blocks and images are as wide as they are."""
+    text = re.sub(r"^(```|:::).*?^\1", "", page.read_text(), flags=re.M | re.S)
+    assert [line for line in text.splitlines() if len(line) > 120 and line.lstrip()[0] not in "|!["] == []
+
+
+@pytest.mark.parametrize("page", FILES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     """Outside the site, whose links the browser follows; commands.md and recipes/ are made with the site."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)

@@ -70,6 +70,29 @@ def test_many_episodes_at_once_are_never_mixed_up(settings: dict[str, str]) -> N
     assert asyncio.run(run()) == [f"t{number}: {number}" for number in range(20)]
 
 
+def test_an_episode_is_played_while_others_are_reset(settings: dict[str, str], tmp_path: Path) -> None:
+    """A step does not wait for all resets that came before it, and a reset not for its check of memory behind them."""
+    (tmp_path / fragile_env.SLOW_TO_RESET).touch()
+    opened: list[float] = []
+    ended: list[float] = []
+
+    async def play(pool: EnvPool, number: int) -> None:
+        session = await pool.open(task(number))
+        opened.append(time.monotonic())
+        for _ in range(5):
+            await session.step("add")
+        ended.append(time.monotonic())
+        await session.close()
+
+    async def run() -> None:
+        pool = EnvPool(fragile_env.NAME, settings)
+        await asyncio.gather(*(play(pool, number) for number in range(12)))
+
+    asyncio.run(run())
+    assert opened[-1] - opened[0] > 10 * fragile_env.RESET_SECONDS, "one reset after the other"
+    assert ended[0] < opened[-1] - fragile_env.RESET_SECONDS
+
+
 def test_a_killed_actor_is_replaced_and_its_episodes_go_on(settings: dict[str, str]) -> None:
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings, actors=1)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GRPO on live episodes, with ACT choices as an auxiliary task: one choice for every three episodes, in one batch.
 #   MODEL=Qwen/Qwen3-8B TASKS=tasks/train/tasks.parquet PAIRS=pairs/train/pairs.parquet \
-#   TASKS_VAL=tasks/panel/tasks.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet \
+#   TASKS_VAL=tasks/eval/tasks.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet \
 #   recipes/mix/run_choices_and_episodes.sh [KEY=VALUE ...]
 # Each turn of an episode is a sample of its own, so that a step has many more of them than prompts times replies, and several
 # updates where ppo_mini_batch_size is smaller than that.
