@@ -15,10 +15,12 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_platform_gaps import clean_environment
 
+from verl_act.doctor import devices as doctor_devices
 from verl_act.doctor.installed import tested_versions
 from verl_act.doctor.registered import _is_on, in_ray_workers
 from verl_act.envs.alfworld.installation import check_games
 from verl_act.errors import InstallationError, NotInstalledError
+from verl_act.preflight.problem import Devices
 
 OK, ABSENT, WRONG = "ok", "absent", "wrong"
 
@@ -111,6 +113,18 @@ def test_an_empty_folder_of_alfworld_is_no_installation(monkeypatch: pytest.Monk
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     with pytest.raises(NotInstalledError):
         check_games()
+
+
+def test_the_attention_of_a_gpu_is_named_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_devices, "local_devices", lambda: Devices("cuda", 1, 80 * 10**9))
+    monkeypatch.setattr(doctor_devices, "attention_packages", lambda: frozenset({"kernels", "flash_attn"}))
+    assert doctor_devices.attention() == "flash_attn, kernels"
+    monkeypatch.setattr(doctor_devices, "attention_packages", frozenset)
+    with pytest.raises(NotInstalledError) as missing:
+        doctor_devices.attention()
+    assert "flash_attention_2" in missing.value.detail and "docs/how-to/gpu.md" in missing.value.remedy
+    monkeypatch.setattr(doctor_devices, "local_devices", lambda: Devices("cpu", 0, 0))
+    assert "sdpa" in doctor_devices.attention()
 
 
 @pytest.mark.parametrize(
