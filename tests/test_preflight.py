@@ -16,6 +16,7 @@ from verl_act.chain.recipe import SFT_DATA, embedded_models
 from verl_act.engine import load_tokenizer
 from verl_act.errors import ConfigError
 from verl_act.preflight import Devices, ModelShape, Problem, check_training, local_devices, model_shape
+from verl_act.preflight.capacity import capacity_problems
 from verl_act.preflight.conversation import conversation_problems, date_problems
 from verl_act.preflight.lengths import length_problems
 from verl_act.preflight.memory import checkpoint_bytes, device_memory, disk_problems, memory_problems
@@ -186,6 +187,13 @@ def test_every_budget_of_a_run_is_compared() -> None:
     assert not length_problems(composed("+act=action_ppo", unread), None)
     sft = composed("+act=sft", "data.max_length=4096", "data.max_token_len_per_gpu=2048", trainer="sft_trainer_engine")
     assert keys_named(length_problems(sft, None), "data.max_token_len_per_gpu")
+
+
+def test_actors_hold_the_episodes_of_a_batch() -> None:
+    config = composed("+act=action", "data.train_batch_size=32", f"{ROLE}.rollout.n=4", "data.act.episode.actors=1")
+    (problem,) = capacity_problems(config, 64)
+    assert problem.fatal and "128 live episodes" in problem.message and "at least 2" in problem.remedy
+    assert not capacity_problems(config, 128) and not capacity_problems(config, None)
 
 
 def test_the_engines_context_holds_a_sample(qwen3_8b: ModelShape) -> None:

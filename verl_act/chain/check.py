@@ -28,6 +28,7 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, OptionError, first_line
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.preflight import ModelShape, Problem, check_training, local_devices, model_shape
+from verl_act.preflight.capacity import capacity_problems
 from verl_act.preflight.conversation import conversation_problems, date_problems
 from verl_act.prompts.rendering import require_prompts, require_usable
 from verl_act.run_folder import RunFolder
@@ -183,7 +184,10 @@ def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
     if "RAY_ADDRESS" in os.environ:
         devices = replace(devices, count=0)
     counted = shape is not None and devices.kind != "cpu" and devices.count
-    problems = check_training(_composed(stage), shape, devices, _free_bytes(stage.folder.path))
+    config = _composed(stage)
+    problems = check_training(config, shape, devices, _free_bytes(stage.folder.path))
+    if recipe.training[stage.key.removeprefix("training.")].data == "episodes":
+        problems += capacity_problems(config, get_env(recipe.env).max_episodes)
     return _verdict(problems, f"{composed}; lengths and packages{', memory of devices' if counted else ''} fit")
 
 
