@@ -6,9 +6,10 @@ import io
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -32,16 +33,23 @@ _MOST_COLUMNS = 3
 """More models than this become rows."""
 
 
-class Headline(NamedTuple):
-    """One of the rows that matter: a metric of all models, on one split or, if `split` is empty, on all of them.
-
-    `changes` are against the first model, None for that model itself.
-    """
+@dataclass(frozen=True, eq=False)
+class Headline:
+    """One of the rows that matter: a metric of all models, on one split or, if `split` is empty, on all of them."""
 
     metric: str
     split: str
-    estimates: list[Estimate]
-    changes: list[Against | None]
+    outcomes: list[list[dict[str, ItemOutcome]]]
+    """Of each seed of each model."""
+
+    @cached_property
+    def estimates(self) -> list[Estimate]:
+        return [METRICS[self.metric].estimate(seeds) for seeds in self.outcomes]
+
+    @cached_property
+    def change(self) -> Against | None:
+        """The last model against the first."""
+        return against(self.outcomes[-1], self.outcomes[0])
 
     @property
     def title(self) -> str:
@@ -86,14 +94,7 @@ def headlines(models: Sequence[Sequence[MetricItems]]) -> list[Headline]:
         splits = sorted({split for seeds in models for items in seeds for split, name, _ in items if name == metric})
         for chosen in [[split] for split in splits] if metric in _BY_SPLIT else [splits] if splits else []:
             outcomes = [[_on(items, metric, chosen) for items in seeds] for seeds in models]
-            rows.append(
-                Headline(
-                    metric,
-                    chosen[0] if metric in _BY_SPLIT else "",
-                    [METRICS[metric].estimate(seeds) for seeds in outcomes],
-                    [None, *(against(seeds, outcomes[0]) for seeds in outcomes[1:])],
-                )
-            )
+            rows.append(Headline(metric, chosen[0] if metric in _BY_SPLIT else "", outcomes))
     return rows
 
 

@@ -47,9 +47,9 @@ def verdict(runs: Sequence[Run], compared: Sequence[Model]) -> Verdict:
 
 def _of_change(first: Model, last: Model) -> Verdict:
     rows = headlines([[first.items], [last.items]])
-    clear = [row for row in rows if (change := row.changes[1]) is not None and change.is_clear]
+    clear = [row for row in rows if row.change is not None and row.change.is_clear]
     better, worse = ([row for row in clear if _gain(row) * sign > 0] for sign in (1, -1))
-    unclear = [row.title for row in rows if row.changes[1] is not None and row not in clear]
+    unclear = [row.title for row in rows if row.change is not None and row not in clear]
     names = f"From {first.label} to {last.label}"
     if not clear:
         return Verdict(
@@ -64,12 +64,11 @@ def _of_change(first: Model, last: Model) -> Verdict:
 
 
 def _gain(row: Headline) -> float:
-    change = row.changes[1]
-    return 0.0 if change is None else METRICS[row.metric].direction * change.difference
+    return 0.0 if row.change is None else METRICS[row.metric].direction * row.change.difference
 
 
 def _change_in_words(row: Headline) -> str:
-    metric, change, (before, after) = METRICS[row.metric], row.changes[1], row.estimates
+    metric, change, (before, after) = METRICS[row.metric], row.change, row.estimates
     assert change is not None
     moved = "rose" if change.difference > 0 else "fell"
     text = metric.format_change(change.difference, change.low, change.high)
