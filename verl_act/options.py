@@ -53,7 +53,7 @@ def check_options(owner: Callable[..., Any], values: Mapping[str, Any], inside: 
 
 def _valid_unicode(value: Any) -> Any:
     """Replace lone surrogates, which pydantic refuses: Python decodes other bytes so under an ASCII locale."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return value.encode("utf-8", "replace").decode() if type(value) is str else value  # not of an enumeration
 
 
 @cache
