@@ -286,7 +286,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of a model folder that the check reads: a configuration, a tokenizer with a chat template, weights' size."""
     folder = tmp_path_factory.mktemp("policy")
     make_tokenizer(["go"]).save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 64, **sizes}))
     (folder / "model.safetensors").write_text("of a size that is known")
     return folder
 

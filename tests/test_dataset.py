@@ -366,7 +366,7 @@ def test_control_tokens_in_an_observation_are_text(tmp_path: Path) -> None:
     ("act", "message"),
     [
         ({"tempalte": "cot"}, "no key 'tempalte'"),
-        ({"template": "nope"}, "compact, cot, plain"),
+        ({"template": "nope"}, "compact, cot, (json, )?plain"),
         ({"order": "random"}, "random"),
         ({"history_length": -2}, "history_length is -2"),
         ({"template_options": {"colour": 1}}, "colour"),
