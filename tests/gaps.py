@@ -103,7 +103,7 @@ def weight_socket() -> None:
 def ray_loopback() -> None:
     """Every server of a Ray of this machine alone."""
     import ray
-    from servers import listening
+    from processes import listening
 
     before = listening()  # torch's, for `process_group`
     ray.init(address="local", num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1")

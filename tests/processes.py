@@ -1,4 +1,4 @@
-"""The servers that processes of a test have open."""
+"""The processes that a test has started, and the servers that they have open."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ import psutil
 
 Server = tuple[str, str, int]
 """Name of the process, address, port."""
+
+
+def started_processes(word: str) -> list[psutil.Process]:
+    """Those that this process has started, themselves or not, and that have the word in their command."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # over by now, or waits to be collected
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def listening() -> set[Server]:

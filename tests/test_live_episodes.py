@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from servers import check_loopback, new_servers
+from processes import check_loopback, new_servers
 from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.chain.recipe import embedded_models

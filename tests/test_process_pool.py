@@ -18,6 +18,7 @@ import failing_env
 import psutil
 import pytest
 from installed_env import install
+from processes import started_processes
 from samples import make_pair, make_step
 
 from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, _Dropped, _Played
@@ -68,9 +69,7 @@ def test_errors_of_the_user_end_the_command() -> None:
         list(run(["a", "data error"]))
     with pytest.raises(EnvError, match="exit status 5"), process_pool(failing_env.Unstartable(), 1) as run:
         list(run(["a"]))
-    assert not psutil.Process().children(recursive=True) or all(
-        "spawn_main" not in " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)
-    )
+    assert not started_processes("spawn_main")
 
 
 @pytest.fixture

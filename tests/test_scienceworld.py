@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import started_processes
 
 from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
 from verl_act.data_prep.expert.make_tasks import make_tasks
@@ -200,8 +201,7 @@ def test_all_episodes_of_a_process_share_one_engine() -> None:
     environments = [ScienceWorldEnvironment() for _ in range(4)]
     for environment in environments:
         environment.reset(LIFE_SPAN)
-    children = psutil.Process().children()
-    assert sum("py4j.GatewayServer" in child.cmdline() for child in children) == 1
+    assert len(started_processes("py4j.GatewayServer")) == 1
 
 
 def test_trajectories_that_do_not_win_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -573,11 +573,7 @@ def test_episodes_in_a_pool_survive_the_death_of_their_engine() -> None:
         pool = EnvPool("scienceworld", {"tasks": ["boil"]}, actors=1)
         sessions = await asyncio.gather(*(pool.open(BOIL) for _ in range(3)))
         await asyncio.gather(*(session.step("open cupboard") for session in sessions))
-        engines = []
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if "py4j.GatewayServer" in process.cmdline():
-                    engines.append(process)
+        engines = started_processes("py4j.GatewayServer")
         assert len(engines) == 1, "three episodes of one actor share an engine"
         engines[0].kill()
         results = await asyncio.gather(*(session.step("pick up ceramic cup") for session in sessions))
