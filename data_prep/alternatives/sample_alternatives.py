@@ -233,7 +233,8 @@ def _open_shards(out: str | PathLike[str], settings: dict[str, Any]) -> Path:
 
 
 def _read(folder: Path, index: int) -> list[dict[str, Any]]:
-    return read_table(_shard(folder, index), ALTERNATIVES).to_pylist()
+    rows: list[dict[str, Any]] = read_table(_shard(folder, index), ALTERNATIVES).to_pylist()
+    return rows
 
 
 def _shard(folder: Path, index: int) -> Path:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from verl_act.data_prep.expert.collect_expert import TRAJECTORIES
 from verl_act.data_prep.imports.published import Unreadable, formats_of, read_published
 from verl_act.data_prep.imports.published_tasks import FindTasks, advice, importer_of, other_benchmark, task_finder
 from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, Replayer, ReplayResult
@@ -29,6 +28,7 @@ from verl_act.journal import SavedResults, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.run_folder import TRAJECTORIES
 from verl_act.schema import TRAJECTORY, steps_to_learn, write_rows
 from verl_act.settings.data import ImportSettings
 

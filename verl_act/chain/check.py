@@ -20,7 +20,6 @@ from verl_act.chain.plan import with_method_prompt
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingStage
 from verl_act.chain.train import max_checkpoints
-from verl_act.config.settings import Mode
 from verl_act.doctor.installed import requirements, tested_versions
 from verl_act.dpo import DpoSettings
 from verl_act.engine import load_tokenizer, reply_decoder
@@ -150,7 +149,7 @@ def _prompt(recipe: Recipe) -> str:
     except ConfigError:  # the check of the model says why
         return type(template).__name__
     require_usable(tokenizer, options)
-    require_prompts(tokenizer, template, options, one_sequence=recipe.evaluate.mode == Mode.CONCAT)
+    require_prompts(tokenizer, template, options, one_sequence=recipe.evaluate.mode == "concat")
     return type(template).__name__
 
 
@@ -168,7 +167,7 @@ def _conversation(recipe: Recipe) -> str:
         shape.model_type,
         recipe.make_template(),
         options,
-        one_sequence=recipe.evaluate.mode == Mode.CONCAT,
+        one_sequence=recipe.evaluate.mode == "concat",
         processor=hf_processor(recipe.model_path, trust_remote_code=recipe.trust_remote_code),
     )
     return _verdict([*problems, *date_problems(tokenizer, options)], f"verl's token builder for {shape.model_type}")

@@ -345,7 +345,7 @@ def _with_like(name: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _source(layers: Sequence[tuple[str, dict[str, Any]]], key: str) -> str | None:
     """The last layer that sets `key`, or a key above or below it."""
-    for source, layer in reversed(layers):
+    for source, layer in layers[::-1]:
         if any(f"{known}.".startswith(f"{key}.") or f"{key}.".startswith(f"{known}.") for known, _ in _leaves(layer)):
             return source
     return None

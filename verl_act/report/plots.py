@@ -185,7 +185,7 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
 
 
 def _chart(rows: Rows) -> alt.Chart:
-    return alt.Chart(alt.Data(values=rows))  # type: ignore[no-untyped-call]
+    return alt.Chart(alt.Data(values=rows))
 
 
 def _interval_row(group: str, model: str, metric: Estimate) -> dict[str, Any]:
