@@ -1,4 +1,4 @@
-"""Tries what the files of `test_platform_gaps.GAPS` are for, with and without the plugin (`test_platform_gaps.py`).
+"""Tries what the files of `GAPS` in `test_upstream_gaps_cpu.py` are for, with and without the plugin.
 
     python tests/gaps.py with|without OUTCOMES.json [GAP ...]
 

@@ -1,15 +1,28 @@
-"""The processes that a test has started, and the servers that they have open."""
+"""Processes that tests start: their environment, which of them there are, and the servers that they have open."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
 
+from verl_act.upstream_gaps.cpu import torch_is_cpu_build
+
 Server = tuple[str, str, int]
 """Name of the process, address, port."""
+
+
+ON_CPU = {} if torch_is_cpu_build() else {"VERL_PLATFORM": "cpu"}
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what our plugin, or a user, has set in it; verl then runs on the CPU."""
+    ours = ("VERL_", "VLLM_", "ALFWORLD_")  # alfworld sets one in a process that imports it
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**clean, **ON_CPU, **changes}
 
 
 def started_processes(word: str) -> list[psutil.Process]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import clean_environment
 from ray.cluster_utils import Cluster
 from small_run import SMALL_RUN
-from test_platform_gaps import clean_environment
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 from chromium import chromium
 from parsed_command import parsed
+from processes import clean_environment
 from test_config import composed, validated
-from test_platform_gaps import clean_environment
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app

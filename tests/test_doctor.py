@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import clean_environment
 from ray.cluster_utils import Cluster
-from test_platform_gaps import clean_environment
 
 from verl_act.doctor import devices as doctor_devices
 from verl_act.doctor.installed import tested_versions

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from parsed_command import parsed
+from processes import clean_environment
 from small_run import SMALL_RUN
-from test_platform_gaps import clean_environment
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.errors import ConfigError

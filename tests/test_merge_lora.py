@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from verl_act.chain.recipe import RECIPES
 from verl_act.errors import DataError
+from verl_act.upstream_gaps.damaged_checkpoints import TRACKER
 from verl_act.upstream_gaps.merge_lora import merge_lora
 
 
@@ -131,3 +135,22 @@ def test_an_export_of_megatron_is_found(tmp_path: Path) -> None:
     checkpoint(tmp_path / "actor" / "model", tied=False)
     assert merge_lora(tmp_path / "actor")
     assert not merge_lora(tmp_path / "actor"), "merged already"
+
+
+@pytest.mark.parametrize("export", ["huggingface", "model/huggingface"], ids=["FSDP", "Megatron"])
+def test_a_warm_up_gives_its_merged_export_to_the_next_run(export: str, tmp_path: Path) -> None:
+    """`recipes/mix/run_warm_up.sh`, after a training that left adapters."""
+    checkpoints = tmp_path / "checkpoints"
+    model = checkpoints / "global_step_7" / "actor" / export
+    checkpoint(model.parent, tied=False)
+    (checkpoints / TRACKER).write_text("7")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *main_ppo*) ;; *) exec {sys.executable} "$@" ;; esac\n')
+    python.chmod(0o755)
+    variables = {"PYTHON": str(python), "OUT": str(tmp_path), "MODEL": "m", "PAIRS": "p", "PAIRS_VAL": "v"}
+    command = [str(RECIPES / "mix" / "run_warm_up.sh"), "--", "echo", "theirs"]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"theirs actor_rollout_ref.model.path={model}"
+    AutoModelForCausalLM.from_pretrained(model)
+    assert not merge_lora(checkpoints / "global_step_7" / "actor"), "merged already"

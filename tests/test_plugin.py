@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from test_platform_gaps import clean_environment
+from processes import clean_environment
 
 LOOK = """
 import json, os, sys

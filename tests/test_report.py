@@ -547,6 +547,18 @@ def test_labels_that_cannot_be_inferred_and_kinds_of_rows_stand_apart(run: Path,
     }
 
 
+@pytest.mark.parametrize(
+    ("further", "note"),
+    [("train/lr", "mean over the step's reply tokens"), ("train/margins", "mean of the step's pairs")],
+)
+def test_the_loss_says_what_it_is_a_mean_of(further: str, note: str, run: Path, tmp_path: Path) -> None:
+    copy = copied(run, tmp_path)
+    line = {"step": 1, "data": {"train/loss": 0.7, further: 0.1}}
+    (copy / "critic" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (loss,) = (curve for curve in content(read_runs([copy]), 0).curves if curve.key == "loss")
+    assert loss.note == note
+
+
 def test_long_runs_are_drawn_in_means(run: Path, tmp_path: Path) -> None:
     copy = copied(run, tmp_path)
     (copy / "critic" / "metrics.jsonl").write_text(training_metrics("choice", steps=1000))
@@ -700,7 +712,7 @@ def test_damaged_metrics_and_figures_are_named(run: Path, tmp_path: Path) -> Non
     metrics = copy / "action" / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text(whole + '{"step": 21, "da')
-    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 22: is not JSON"):
+    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 22: has no step and data"):
         read_runs([copy])
     metrics.write_text('{"step": "one"}\n')
     with pytest.raises(DataError, match=r"action/metrics.jsonl, line 1: has no step and data"):

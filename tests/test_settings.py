@@ -167,6 +167,8 @@ WRONG_COMMANDS = [
     (["data", "games", "--counts", "train=-1"], "counts.train"),
     (["data", "games", "--counts", "trian=1"], "counts"),
     (["data", "games", "--counts", "train"], "counts"),
+    (["data", "games", "webshop", "--counts", "train=1"], "env"),
+    (["data", "games", "alfworld", "--counts", "train=0"], "counts"),
     (["data", "games", "--counts", "train=1", "--counts", "train=2"], "counts"),
     (["data", "games", "--seed", "99999999999999999999"], "seed"),
     (["data", "expert", "alfworld", "trian"], "split"),

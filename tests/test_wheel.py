@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from test_platform_gaps import clean_environment
+from processes import clean_environment
 
 pytestmark = pytest.mark.slow
 

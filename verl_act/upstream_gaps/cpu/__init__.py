@@ -2,7 +2,7 @@
 
 `activate()` registers the `cpu` platform. It closes the gaps only if that platform is in use, except `asked_device`,
 which refuses a run that requests the CPU elsewhere. Each gap's file names the upstream change that makes it
-unnecessary; `tests/test_platform_gaps.py` fails once upstream has made it.
+unnecessary; `tests/test_upstream_gaps_cpu.py` fails once upstream has made it.
 """
 
 import os

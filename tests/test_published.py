@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_import import Row, expert_trajectories, rejections, write
+from published_rows import Row, expert_trajectories, rejections, write
 
 from verl_act.data_prep.imports.import_trajectories import TRAJECTORIES, import_trajectories
 from verl_act.data_prep.imports.published_tasks import task_finder

@@ -17,6 +17,7 @@ import pytest
 import torch
 import verl
 from omegaconf import OmegaConf
+from processes import clean_environment
 from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_cuda import PlatformCUDA
 
@@ -42,16 +43,6 @@ GAPS = {
     "vllm_linear": ("cpu/vllm_linear.py", "size of tensor a (0)"),
 }
 """Gap -> the file of `verl_act/upstream_gaps` that closes it, and what upstream says while it is open."""
-
-
-ON_CPU = {} if platform.torch_is_cpu_build() else {"VERL_PLATFORM": "cpu"}
-
-
-def clean_environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what our plugin, or a user, has set in it; verl then runs on the CPU."""
-    ours = ("VERL_", "VLLM_", "ALFWORLD_")  # alfworld sets one in a process that imports it
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**clean, **ON_CPU, **changes}
 
 
 def try_gaps(which: str, folder: Path, *gaps: str, **environment: str) -> dict[str, str]:
@@ -131,7 +122,7 @@ def test_a_build_for_accelerators_passes_these_tests(tmp_path: Path) -> None:
     assert shown.returncode == 0, "the build is not faked"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow"]
     run = subprocess.run(
-        [*command, str(folder / "test_platform_gaps.py")],
+        [*command, str(folder / "test_upstream_gaps_cpu.py")],
         env=clean_environment(PYTHONPATH=path),
         capture_output=True,
         text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from test_platform_gaps import GAPS
+from test_upstream_gaps_cpu import GAPS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs" / "gaps.md").read_text()

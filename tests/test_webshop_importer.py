@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from test_import import Row, expert_trajectories, rejections
+from published_rows import Row, expert_trajectories, rejections
 
 from verl_act.data_prep.imports.import_trajectories import TRAJECTORIES, import_trajectories
 from verl_act.data_prep.imports.published import Unreadable, read_published

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_rows import Row, expert_trajectories, rejections, write
 from samples import data_config, make_tokenizer
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
 from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
-from verl_act.data_prep.expert.collect_expert import play
 from verl_act.data_prep.imports import published_tasks
 from verl_act.data_prep.imports.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
 from verl_act.data_prep.imports.published import Unreadable, read_published
@@ -37,21 +37,6 @@ from verl_act.errors import ConfigError, DataError
 from verl_act.schema import SFT, Step, read_steps, read_table, steps_to_learn
 from verl_act.settings.data import CatalogueSettings, ImportSettings, PairsSettings, SftSettings
 
-Row = dict[str, Any]
-
-
-def expert_trajectories(env: str, split: str, tasks: int, settings: Row) -> list[list[Step]]:
-    """The first so many that the environment's expert wins."""
-    spec = get_env(env)
-    environment, expert = spec.make(**settings), next(iter(spec.experts.values()))()
-    won: list[list[Step]] = []
-    for task in spec.tasks(split, **settings):
-        steps = play(environment, expert, task, source="expert")
-        won += [steps] if steps[-1].success else []
-        if len(won) == tasks:
-            return won
-    raise AssertionError(f"the expert wins only {len(won)} tasks")
-
 
 def conversation(steps: Sequence[Step], task: Row, told: str, spell: Callable[[str], str] = str) -> Row:
     """A row as ETO publishes it."""
@@ -60,15 +45,6 @@ def conversation(steps: Sequence[Step], task: Row, told: str, spell: Callable[[s
         turns.append(("gpt", f"Thought: I think so,\nfor reason {number}.\nAction: {spell(step.action)}"))
         turns.append(("human", f"Observation: number {number}"))
     return {**task, "conversations": [{"from": speaker, "value": value} for speaker, value in turns[:-1]]}
-
-
-def write(path: Path, rows: Sequence[Row]) -> Path:
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def rejections(out: Path) -> dict[int, str]:
-    return {row["row"]: row["reason"] for row in map(json.loads, (out / REJECTED).read_text().splitlines())}
 
 
 def old_put(action: str) -> str:
