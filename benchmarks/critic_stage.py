@@ -18,8 +18,8 @@ import matplotlib
 
 from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS
-from verl_act.evaluate.records import json_lines, read_metrics_file
-from verl_act.run_folder import RunFolder
+from verl_act.evaluate.records import read_metrics_file
+from verl_act.run_folder import RunFolder, metrics_by_step
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
@@ -37,11 +37,10 @@ MODELS = {"initial": "prompting", "critic": "act", "action": "act-rl"}
 def curves(run: RunFolder) -> dict[str, dict[int, float]]:
     """Split -> step -> accuracy of the validation's choices."""
     by_split: dict[str, dict[int, float]] = {}
-    for file in run.training(["critic"]).metrics_files:
-        for _, entry in json_lines(file):
-            for name, value in entry["data"].items():
-                if match := VALIDATION.fullmatch(name):
-                    by_split.setdefault(match[1], {})[entry["step"]] = round(value, 4)
+    for step, metrics in metrics_by_step(run.training(["critic"]).metrics_files).items():
+        for name, value in metrics.items():
+            if match := VALIDATION.fullmatch(name):
+                by_split.setdefault(match[1], {})[step] = round(value, 4)
     return by_split
 
 

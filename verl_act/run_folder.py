@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.output_folder import locked, replace_file
@@ -116,11 +117,37 @@ class TrainingFolder:
         return len(list(self.work.glob("started-*")))
 
     @property
+    def attempts_metrics(self) -> list[Path]:
+        """The metrics of all attempts so far, in order."""
+        return sorted(self.work.glob("metrics-*.jsonl"), key=lambda path: int(path.stem.split("-")[1]))
+
+    @property
     def metrics_files(self) -> list[Path]:
-        """The metrics of the finished stage, or else of all attempts so far, in order."""
+        """The metrics of the finished stage, or else of all attempts so far."""
         finished = self.path / TRAINING_METRICS
-        attempts = self.work.glob("metrics-*.jsonl")
-        return [finished] if finished.is_file() else sorted(attempts, key=lambda path: int(path.stem.split("-")[1]))
+        return [finished] if finished.is_file() else self.attempts_metrics
+
+
+def metrics_by_step(files: Iterable[Path]) -> dict[int, dict[str, Any]]:
+    """Step -> the metrics that verl has logged, in order of the steps; of a repeated step, the last values.
+
+    A line that a kill cut short is left out. Raises `DataError` for such a line of a finished stage.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    for path in files:
+        for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                step, data = int(entry["step"]), dict(entry["data"])
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                if path.name == TRAINING_METRICS:
+                    raise DataError(
+                        f"{path}, line {line_number}: has no step and data ({error!r}). Run the stage again."
+                    ) from error
+                continue
+            # Validation after a resume and after an SFT step is a separate line of the same step.
+            by_step.setdefault(step, {}).update(data)
+    return dict(sorted(by_step.items()))
 
 
 @dataclass(frozen=True, slots=True)

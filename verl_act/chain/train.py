@@ -33,7 +33,7 @@ from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, reserved
 from verl_act.process import dies_with_parent
-from verl_act.run_folder import TRAINING_LOG, TRAINING_METRICS, TrainingFolder
+from verl_act.run_folder import TRAINING_LOG, TRAINING_METRICS, TrainingFolder, metrics_by_step
 from verl_act.text_files import read_json
 from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, step_of, tidy
 from verl_act.upstream_gaps.damaged_checkpoints import exported_models as _exported_models
@@ -146,7 +146,7 @@ def _export(stage: TrainingStage, manifest: Manifest) -> float:
     trained = stage.folder
     seconds = sum(_duration(trained, attempt) for attempt in range(trained.attempts))
     model = _exported_models(trained.checkpoints)[-1]
-    metrics = _merged_metrics(trained)
+    metrics = metrics_by_step(trained.attempts_metrics)
     if not metrics:
         logger.warning(
             "%s: the run left no metrics in %s, so the report will have no curves. Did it run on a machine that does "
@@ -158,12 +158,13 @@ def _export(stage: TrainingStage, manifest: Manifest) -> float:
         merge_lora(model.parent)
         with atomic_folder(stage.output) as folder:
             shutil.copytree(model, folder / "model")
-            (folder / TRAINING_METRICS).write_text(metrics, encoding="utf-8")
+            lines = (json.dumps({"step": step, "data": data}) + "\n" for step, data in metrics.items())
+            (folder / TRAINING_METRICS).write_text("".join(lines), encoding="utf-8")
             shutil.copy(trained.log(trained.attempts - 1), folder / TRAINING_LOG)
             write_manifest(folder, replace(manifest, seconds=round(seconds, 1)))
     except DataError as error:
         raise DataError(f"{error} The trained model stays in {model}: the same command resumes there.") from error
-    exported, logged = step_of(model), max((line["step"] for line in map(json.loads, metrics.splitlines())), default=0)
+    exported, logged = step_of(model), max(metrics, default=0)
     if exported < logged:
         logger.warning(
             "%s: the exported model is from step %d, but verl trained to step %d without saving. This happens if "
@@ -363,17 +364,3 @@ def _is_running(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def _merged_metrics(folder: TrainingFolder) -> str:
-    """The metrics of all attempts, one line per step. If a step was repeated, its last values count."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for path in map(folder.metrics, range(folder.attempts)):
-        if not path.is_file():
-            continue
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line cut off by a kill
-                entry = json.loads(line)
-                # Validation after a resume and after an SFT step is a separate line of the same step.
-                by_step.setdefault(int(entry["step"]), {}).update(entry["data"])
-    return "".join(json.dumps({"step": step, "data": by_step[step]}) + "\n" for step in sorted(by_step))

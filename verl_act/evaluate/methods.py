@@ -18,12 +18,11 @@ from typing import Any
 from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
-from verl_act.evaluate.records import json_lines
 from verl_act.evaluate.statistics import SIGNIFICANT, Against, Estimate, against, holm
 from verl_act.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.run_folder import METHODS, METHODS_TABLE, RunFolder, TrainingFolder
+from verl_act.run_folder import METHODS, METHODS_TABLE, RunFolder, TrainingFolder, metrics_by_step
 from verl_act.settings.evaluation import MethodsTableSettings
 
 
@@ -155,15 +154,11 @@ def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
         for stage in (stage for stage, count in counts.items() if count < 1):
             # The last stage of a training is its own; a method may have one several times.
             trained = [name for name in names if name.split(" ")[-1].rpartition("+")[2] == stage.replace(":", "-")]
-            steps = [_last_step(TrainingFolder(outputs[name])) for name in trained if name in outputs]
-            counts[stage] = sum(filter(None, steps)) or -1
+            logged = [
+                metrics_by_step(TrainingFolder(outputs[name]).metrics_files) for name in trained if name in outputs
+            ]
+            counts[stage] = sum(max(steps, default=0) for steps in logged) or -1
     return counts
-
-
-def _last_step(training: TrainingFolder) -> int | None:
-    """The last step that a training has logged."""
-    lines = (line for file in training.metrics_files for _, line in json_lines(file))
-    return max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=None)
 
 
 def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +35,7 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     by_file = {}
     for file, required in _REQUIRED.items():
         path, records = folder / file, []
-        for line_number, record in json_lines(path, parse_constant=_refuse_constant):
+        for line_number, record in _json_lines(path):
             if missing := [key for key in required if key not in record]:
                 raise DataError(f"{path}, line {line_number}: {missing[0]!r} is missing. Run the evaluation again.")
             records.append(record)
@@ -75,21 +75,16 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds {name}, which is not a number")
 
 
-def json_lines(
-    path: Path, unfinished: bool = False, parse_constant: Callable[[str], Any] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON-lines file with their line numbers; nothing if there is no file.
 
-    An `unfinished` file may end in the middle of a line, which is then left out. `parse_constant`: as in `json.loads`.
-    Raises `DataError` if a line is not a JSON object.
+    Raises `DataError` if a line is not a JSON object, or not strict JSON (no `NaN` or `Infinity`).
     """
     if not path.is_file():
         return
-    lines = path.read_bytes().split(b"\n")
-    last = lines.pop()
-    for line_number, line in enumerate([*lines, *([last] if last and not unfinished else [])], 1):
+    for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line, parse_constant=parse_constant)
+            row = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {line_number}: is not JSON ({error}). Write the file again.") from error
         if not isinstance(row, dict):

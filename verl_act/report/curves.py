@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 from verl_act.evaluate.metric_registry import METRICS
-from verl_act.report.read import Run
+from verl_act.report.read import Run, Steps
 
 Point = tuple[int, float]
 Range = tuple[int, float, float]
@@ -35,8 +34,10 @@ _About = tuple[str, str, str, str]
 _VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
 _TIER_SHARES: _About = ("tiers", "What replies earned", "share of the step's samples", "share")
 _THOUGHTS: _About = ("thoughts", METRICS["thought_share"].title, "share of the step's samples", "share")
+_LOSS, _OF_DPO = "train/loss", "train/margins"
+_DPO_LOSS: _About = ("loss", "Loss", "mean of the step's pairs", "nats")
 _PLAIN: dict[str, _About] = {
-    "train/loss": ("loss", "Loss", "mean over the step's reply tokens", "nats"),
+    _LOSS: ("loss", "Loss", "mean over the step's reply tokens", "nats"),
     "critic/score/mean": ("score", "Reward", "mean of the step's samples", "reward"),
     "actor/entropy": ("entropy", "Entropy of the policy", "mean over reply tokens", "nats"),
     "response_length/mean": ("length", METRICS["reply_length"].title, "mean of the step's samples", "tokens"),
@@ -142,7 +143,7 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
     for stage in dict.fromkeys(stage for run in runs for stage in run.trained):
         charts: dict[str, Curve] = {}
         for run in runs:
-            by_seed = [_all_series(lines) for lines in run.trained.get(stage, [])]
+            by_seed = [_all_series(steps) for steps in run.trained.get(stage, [])]
             for about, name in dict.fromkeys(line for seed in by_seed for line in seed):
                 key, title, note, unit = about
                 chart = charts.setdefault(key, Curve(stage, key, title, note, unit, []))
@@ -152,15 +153,17 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
     return ordered
 
 
-def _all_series(metrics: Sequence[dict[str, Any]]) -> dict[tuple[_About, str], list[Point]]:
+def _all_series(steps: Steps) -> dict[tuple[_About, str], list[Point]]:
     points: dict[str, list[Point]] = {}
-    for entry in metrics:
-        for key, value in entry["data"].items():
+    for step, metrics in steps.items():
+        for key, value in metrics.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                points.setdefault(key, []).append((entry["step"], float(value)))
+                points.setdefault(key, []).append((step, float(value)))
     series = {}
     for key in sorted(points):
-        if key in _PLAIN:
+        if key == _LOSS and _OF_DPO in points:
+            series[_DPO_LOSS, ""] = points[key]
+        elif key in _PLAIN:
             series[_PLAIN[key], ""] = points[key]
         elif (match := _VALIDATION.fullmatch(key)) and match[3] == _RIGHT[match[1]]:
             name = (match[2] or _CORRECT[match[1]]).replace("/not_inferable", ", not inferable")

@@ -10,14 +10,14 @@ from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.records import json_lines, read_metrics_file, read_records
+from verl_act.evaluate.records import read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.report.stages import StageRecord, read_stages
-from verl_act.run_folder import RunFolder, TrainingFolder
+from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
 from verl_act.text_files import read_json
 
-Steps = list[dict[str, Any]]
-"""`{"step", "data"}` for each step of a training, in order."""
+Steps = dict[int, dict[str, Any]]
+"""Step of a training -> its metrics, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ def read_run(path: Path, name: str) -> Run:
             f"{path}: neither a folder that `run` writes (it has no plan) nor one of `eval run` ({METRICS_FILE} is "
             "missing). Give the folder named with --out."
         )
-    logged = {stage.name: _training_metrics(TrainingFolder(stage.output)) for stage in stages if stage.trains}
+    trained = {stage.name: TrainingFolder(stage.output) for stage in stages if stage.trains}
+    logged = {name: metrics_by_step(training.metrics_files) for name, training in trained.items()}
     metrics = {name: steps for name, steps in logged.items() if steps}
     comparison = read_json(folder.methods_file) if folder.methods_file.is_file() else {}
     evaluations = _compared(folder, comparison) if comparison else _finished(folder, stages)
@@ -125,17 +126,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         depth += 1
-
-
-def _training_metrics(folder: TrainingFolder) -> Steps:
-    """The metrics of all attempts, one entry per step; for a repeated step, the latest values."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for path in folder.metrics_files:
-        for line_number, line in json_lines(path, unfinished=path.parent == folder.work):
-            if not isinstance(line.get("step"), int) or not isinstance(line.get("data"), dict):
-                raise DataError(f"{path}, line {line_number}: has no step and data; it is not a metrics file of verl.")
-            by_step.setdefault(line["step"], {}).update(line["data"])
-    return [{"step": step, "data": by_step[step]} for step in sorted(by_step)]
 
 
 def _read_evaluation(folder: Path) -> Evaluation:

@@ -119,9 +119,9 @@ def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequenc
             "The method tables of a comparison and its learning curves cover all seeds. Everything else on this page, "
             "including the other charts and the answers, is from the first seed of each method."
         )
-    all_steps = (step for run in runs for steps in run.metrics.values() for step in steps)
-    logged = [step for step in all_steps if "critic/score/mean" in step["data"]]  # by RL
-    if logged and not any("actor/entropy" in step["data"] for step in logged):
+    all_steps = (step for run in runs for steps in run.metrics.values() for step in steps.values())
+    logged = [step for step in all_steps if "critic/score/mean" in step]  # by RL
+    if logged and not any("actor/entropy" in step for step in logged):
         sentences.append(
             "There is no entropy curve: verl logs the entropy only if the trainer recomputes the log-probabilities of "
             "the rollouts, which algorithm.rollout_correction.bypass_mode skips."
