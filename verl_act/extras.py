@@ -1,11 +1,20 @@
-"""Packages that only an extra of this package brings, such as `pip install 'verl-act[report]'`."""
+"""Which packages are installed; those that only an extra brings, such as `pip install 'verl-act[report]'`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 from verl_act.errors import NotInstalledError
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @contextmanager

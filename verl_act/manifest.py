@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from verl_act import __version__
 from verl_act.errors import DataError
+from verl_act.extras import installed_version
 from verl_act.linked_files import files_below
 from verl_act.text_files import read_json
 
@@ -152,11 +152,7 @@ def _command() -> str:
 @cache
 def _versions() -> Mapping[str, str]:
     versions = {"python": sys.version.split()[0], "verl_act": __version__}
-    for tool in TOOLS:
-        try:
-            versions[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
+    versions |= {tool: installed for tool in TOOLS if (installed := installed_version(tool))}
     if commit := _commit():
         versions["verl_act commit"] = commit
     return versions

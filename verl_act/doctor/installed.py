@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from verl_act.errors import InstallationError, first_line
+from verl_act.extras import installed_version
 
 VERSIONS = {
     "torch": {"==2.13.*": "tested", "==2.11.*": "started"},
@@ -17,9 +18,8 @@ VERSIONS = {
     "transformers": {"==5.10.*": "tested", "==5.9.*": "started"},
     "tensordict": {"==0.10.*": "tested"},
 }
-"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `trained`: two steps of every
-stage (`make test-pins`). `started`: the engine samples and evaluates. `composed`: configurations compose. Others may
-work: the check reports them without failing."""
+"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `started`: the engine samples and
+evaluates. `composed`: configurations compose. Others may work: the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
@@ -79,12 +79,8 @@ def _described(name: str, versions: Mapping[str, str]) -> str:
 
 def _installed(name: str) -> str | None:
     """The installed version, or None. vLLM's CPU build is a package of another name."""
-    for candidate in (name, f"{name}-cpu"):
-        try:
-            return version(candidate).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return None
+    installed = installed_version(name) or installed_version(f"{name}-cpu")
+    return installed and installed.partition("+")[0]
 
 
 def _is_in(requirement: Requirement, wrong: Iterable[str]) -> bool:

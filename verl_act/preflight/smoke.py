@@ -10,16 +10,15 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.records import json_lines
+from verl_act.extras import installed_version
 from verl_act.manifest import FILE_NAME as MANIFEST
 from verl_act.manifest import read_manifest
 from verl_act.output_folder import replace_file
-from verl_act.run_folder import RunFolder, TrainingFolder
+from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
 
 FILE_NAME = "gpu_smoke.json"
 MAX_PROBABILITY_DIFFERENCE = 0.05
@@ -51,7 +50,7 @@ def smoke_report(folder: Path) -> dict[str, Any]:
         "passed": not problems,
         "problems": problems,
         "devices": _devices(),
-        "packages": {name: installed for name in _PACKAGES if (installed := _version(name))},
+        "packages": {name: installed for name in _PACKAGES if (installed := installed_version(name))},
         "stages": stages,
     }
 
@@ -69,15 +68,11 @@ def main(folder: Path) -> int:
 
 
 def _stage(stage: TrainingFolder) -> dict[str, Any]:
+    by_step = metrics_by_step(stage.metrics_files)
     metrics: dict[str, Any] = {}
-    steps = 0
-    for file in stage.metrics_files:
-        for number, entry in json_lines(file):
-            try:
-                steps = max(steps, int(entry["step"]))
-                metrics |= entry["data"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{file}, line {number}: cannot be read ({error!r}). Run the stage again.") from error
+    for logged in by_step.values():
+        metrics |= logged
+    steps = max(by_step, default=0)
     manifest = read_manifest(stage.path)
     return {
         "steps": steps,
@@ -107,13 +102,6 @@ def _devices() -> str:
         return "cpu"
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else torch.accelerator.current_accelerator()
     return f"{torch.accelerator.device_count()} x {name}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

