@@ -15,6 +15,7 @@ import typer
 from verl_act.command_line import Out, typer_command
 from verl_act.commands import COMMANDS
 from verl_act.errors import ActError, ConfigError, describe
+from verl_act.process import quiet_vllm
 
 
 def _group(text: str) -> typer.Typer:
@@ -132,8 +133,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    # Warnings about settings that we chose, in the middle of progress bars.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    quiet_vllm()
     try:
         _require_working_folder()
         app(prog_name="verl-act")

@@ -29,6 +29,7 @@ from pydantic import Field
 
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.manifest import digest
+from verl_act.process import quiet_vllm
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, with_opening
 from verl_act.prompts.rendering import render, require_usable
@@ -98,6 +99,7 @@ def require_room(settings: ModelSettings, max_tokens: int, option: str = "max_to
 
 def _engine_arguments() -> Any:
     """vLLM's class of engine arguments. Raises `EngineError` if vLLM cannot be imported."""
+    quiet_vllm()
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
     except ImportError as error:
@@ -193,7 +195,6 @@ class Engine:
         self.tokenizer = usable_tokenizer(settings)
         self.decoder = reply_decoder(self.tokenizer, settings)
         self.reply_prefix = self.decoder.prefix
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         _engine_arguments()  # raises an error that says how to install vLLM
         arguments = {"seed": seed, **vllm_arguments(settings)}
         self.max_model_len = arguments["max_model_len"]

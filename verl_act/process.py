@@ -26,6 +26,11 @@ def dies_with_parent(by: int = signal.SIGTERM) -> None:
         libc.prctl(_PR_SET_PDEATHSIG, by)
 
 
+def quiet_vllm() -> None:
+    """Show only errors of vLLM: it warns of settings that we chose, in the middle of progress bars."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
 def dies_with(parent: int) -> None:
     """Called in a running child: it is killed when the process `parent` exits, or at once if it has exited."""
     dies_with_parent(signal.SIGKILL)

@@ -19,6 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from verl_act.data_prep.sft.rows import action_reply
 from verl_act.envs.dialect import Dialect, Thinker, Thought
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
@@ -127,7 +128,7 @@ def warmup_rows(
         knows = rng.random() < settings.expert_share
         yield (
             template.action_messages(step.context),
-            _answer(step.action if knows else rng.choice(step.context.admissible_actions or (step.action,))),
+            action_reply(step.action if knows else rng.choice(step.context.admissible_actions or (step.action,))),
         )
         stranger = rng.random() < settings.stranger_share
         actions = rng.choice(steps).context.admissible_actions if stranger else step.context.admissible_actions
@@ -135,7 +136,7 @@ def warmup_rows(
         if others and rng.random() < questions_per_action:
             candidates = [step.action, rng.choice(others)]
             rng.shuffle(candidates)
-            yield template.choice_messages(step.context, candidates), _answer(rng.choice(candidates))
+            yield template.choice_messages(step.context, candidates), action_reply(rng.choice(candidates))
 
 
 def _thoughtful_rows(
@@ -151,23 +152,18 @@ def _thoughtful_rows(
         if right is None or right.action != step.action or wrong is None:
             continue
         chosen = right if rng.random() < settings.expert_share else wrong
-        yield template.action_messages(step.context), _answer(chosen.action, chosen.text)
+        yield template.action_messages(step.context), action_reply(chosen.action, chosen.text)
         if rng.random() < questions_per_action:
             candidates = [right.action, wrong.action]
             rng.shuffle(candidates)
             chosen = rng.choice((right, wrong))
-            yield template.choice_messages(step.context, candidates), _answer(chosen.action, chosen.text)
+            yield template.choice_messages(step.context, candidates), action_reply(chosen.action, chosen.text)
 
 
 def wrong_thought(think: Thinker, context: Context, goals: Sequence[str], right: str) -> Thought | None:
     """Return the first thought, over `goals`, whose action differs from the action `right`; None if there is none."""
     thoughts = (think(context, goal, None) for goal in goals)
     return next((thought for thought in thoughts if thought is not None and thought.action != right), None)
-
-
-def _answer(action: str, thought: str | None = None) -> str:
-    thinking = "" if thought is None else f"<think>{thought}</think>"
-    return f"{thinking}<action>{action}</action>"
 
 
 def train_tokenizer(rows: Sequence[tuple[list[Message], str]], vocabulary: int, dialect: Dialect) -> Any:

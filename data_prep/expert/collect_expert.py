@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import TRAJECTORIES
+from verl_act.sampling import sample_in_order
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 from verl_act.settings.data import ExpertSettings
 
@@ -67,7 +67,7 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
     spec = check_settings(settings)
     name = settings.expert or next(iter(spec.experts))
     started = time.monotonic()
-    tasks = _sample(spec.tasks(settings.split, **settings.env_settings), settings.limit, settings.seed)
+    tasks = sample_in_order(spec.tasks(settings.split, **settings.env_settings), settings.limit, settings.seed)
     manifest = make_manifest(
         "collect_expert",
         settings={**settings.recorded(), "expert": name},
@@ -220,13 +220,6 @@ def check_settings(settings: ExpertSettings) -> EnvSpec:
     spec = check_env(settings.env, settings.env_settings, [settings.split])
     check_expert(spec, settings.expert)
     return spec
-
-
-def _sample(tasks: Sequence[Task], limit: int | None, seed: int) -> Sequence[Task]:
-    """Sample `limit` tasks with `seed`, in the order of the split."""
-    if limit is None or limit >= len(tasks):
-        return tasks
-    return [tasks[index] for index in sorted(random.Random(seed).sample(range(len(tasks)), limit))]
 
 
 def _counts(tasks: Sequence[Task], steps: Sequence[Step], dropped: Mapping[str, int]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict
 from os import PathLike
 
@@ -11,6 +10,7 @@ from verl_act.envs.settings import check_env, input_folders
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import TASKS as TASKS_FILE
+from verl_act.sampling import sample_in_order
 from verl_act.schema import TASK, write_rows
 from verl_act.settings.data import TasksSettings
 
@@ -21,11 +21,8 @@ def make_tasks(settings: TasksSettings, out: str | PathLike[str]) -> Manifest:
     spec = check_settings(settings)
     rows = []
     for split in settings.splits:
-        tasks = list(spec.tasks(split, **settings.env_settings))
-        if settings.limit is not None and settings.limit < len(tasks):
-            chosen = sorted(random.Random(f"{settings.seed}/{split}").sample(range(len(tasks)), settings.limit))
-            tasks = [tasks[index] for index in chosen]
-        rows += [asdict(task) for task in tasks]
+        tasks = spec.tasks(split, **settings.env_settings)
+        rows += map(asdict, sample_in_order(tasks, settings.limit, f"{settings.seed}/{split}"))
     manifest = make_manifest(
         "make_tasks",
         settings=settings.recorded(),

@@ -20,14 +20,14 @@ Row = dict[str, Any]
 def imitation(steps: Iterable[Step], template: Template) -> Iterator[Row]:
     """The action prompt of each step, and the expert's action after its thought, if it has one."""
     for step in steps:
-        yield _action_row(step, "expert", template, _action_reply(step.action, step.thought))
+        yield _action_row(step, "expert", template, action_reply(step.action, step.thought))
 
 
 def reflection(steps: Iterable[Step], reflections: Mapping[str, str], template: Template) -> Iterator[Row]:
     """The action prompt of each step with a reflection (state id -> text), which the reply has before the action."""
     for step in steps:
         if step.state_id in reflections:
-            reply = _action_reply(step.action, reflections[step.state_id])
+            reply = action_reply(step.action, reflections[step.state_id])
             yield _action_row(step, "reflection", template, reply)
 
 
@@ -39,7 +39,7 @@ def choice(pairs: Sequence[Pair], template: Template, seed: int = 0) -> Iterator
     positions = expert_positions([pair.pair_id for pair in pairs], [1 + len(pair.alternatives) for pair in pairs], seed)
     for pair, position in zip(pairs, positions, strict=True):
         candidates = candidate_order(pair.pair_id, pair.expert_action, pair.alternatives, int(position))
-        reply = _action_reply(template.choice_answer(candidates, int(position)))
+        reply = action_reply(template.choice_answer(candidates, int(position)))
         messages = [*choice_prompt(template, pair, candidates), _assistant(reply)]
         yield {"state_id": pair.state_id, "source": "choice", "messages": messages}
 
@@ -69,8 +69,8 @@ def preference(pairs: Iterable[Pair], template: Template) -> Iterator[Row]:
             yield {
                 "state_id": pair.state_id,
                 "prompt": template.action_messages(pair.context),
-                "chosen": [_assistant(_action_reply(pair.expert_action))],
-                "rejected": [_assistant(_action_reply(alternative))],
+                "chosen": [_assistant(action_reply(pair.expert_action))],
+                "rejected": [_assistant(action_reply(alternative))],
             }
 
 
@@ -79,7 +79,8 @@ def _action_row(step: Step, source: str, template: Template, reply: str) -> Row:
     return {"state_id": step.state_id, "source": source, "messages": messages}
 
 
-def _action_reply(action: str, thought: str | None = None) -> str:
+def action_reply(action: str, thought: str | None = None) -> str:
+    """A reply with an action, after a thought if there is one."""
     return f"<think>{thought}</think><action>{action}</action>" if thought else f"<action>{action}</action>"
 
 
