@@ -37,14 +37,14 @@ def play(policy: PolicyUnderTest, eval_tasks: list[Task], data: dict[str, Any], 
     """Both ways on one engine and one pool."""
 
     async def both() -> dict[str, Any]:
-        pools = {"alfworld": EnvPool("alfworld", data, actors=1)}
-        await rollout_tasks(policy, eval_tasks[:1], pools, 2)  # starts what is started at first use
+        pool = EnvPool("alfworld", data, actors=1)
+        await rollout_tasks(policy, eval_tasks[:1], pool, 2)  # starts what is started at first use
         started = time.monotonic()
-        together = await rollout_tasks(policy, eval_tasks, pools, max_turns)
+        together = await rollout_tasks(policy, eval_tasks, pool, max_turns)
         seconds = {"all at once": time.monotonic() - started}
         started = time.monotonic()
         alone = [
-            (await rollout_tasks(policy, [task], pools, max_turns))[0]
+            (await rollout_tasks(policy, [task], pool, max_turns))[0]
             for task in tqdm(eval_tasks, desc="one at a time")
         ]
         seconds["one at a time"] = time.monotonic() - started

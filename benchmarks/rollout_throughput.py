@@ -170,9 +170,9 @@ def evaluation_ways(engine: Engine, folder: Path, max_turns: int, data: dict[str
 
     def kinds(at_once: int, episodes: int | None) -> list[Any]:
         policy = PolicyUnderTest(engine, template, greedy, at_once=at_once)
-        pools = {"alfworld": EnvPool("alfworld", data)}
+        pool = EnvPool("alfworld", data)
         return [
-            rollout_tasks(policy, tasks, pools, max_turns, at_once=episodes),
+            rollout_tasks(policy, tasks, pool, max_turns, at_once=episodes),
             evaluate_next_actions(policy, states),
             evaluate_choices(policy, pairs),
         ]

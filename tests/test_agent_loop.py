@@ -283,8 +283,8 @@ def evaluated(
     engine.chat_template_kwargs, engine.reply_prefix = {}, ""
     engine.without_room, engine.max_model_len = 0, max_model_len
     policy = PolicyUnderTest(engine, TEMPLATE, Sampling(max_tokens=max_model_len), mode=Mode(mode))
-    pools = {"alfworld": EnvPool("alfworld", {"data": str(games)})}
-    (record,) = asyncio.run(rollout_tasks(policy, [task], pools, max_turns=40))
+    pool = EnvPool("alfworld", {"data": str(games)})
+    (record,) = asyncio.run(rollout_tasks(policy, [task], pool, max_turns=40))
     return record, vllm.server.requests
 
 

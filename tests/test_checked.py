@@ -257,7 +257,7 @@ def test_episodes_of_a_numpy_environment_are_evaluated(tmp_path: Path) -> None:
 
     policy = PolicyUnderTest(cast(Any, Adds()), get_template("plain"), Sampling())
     saved = Journal(tmp_path / "out", "key")
-    records = asyncio.run(rollout_tasks(policy, [TASK], {"odd": cast(Any, Pool())}, 5, saved))
+    records = asyncio.run(rollout_tasks(policy, [TASK], cast(Any, Pool()), 5, saved))
     saved.close()
     assert Journal(tmp_path / "out", "key").get("episodes", 0) == records[0]
     assert json.loads(json.dumps(records, allow_nan=False)) == records

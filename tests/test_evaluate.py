@@ -304,7 +304,7 @@ def policy(engine: object, seed: int = 0) -> PolicyUnderTest:
 
 
 def play(engine: object, pool: Corridor, *names: str, seed: int = 0, kept: Journal | None = None) -> list[Any]:
-    return asyncio.run(rollout_tasks(policy(engine, seed), corridors(*names), {"corridor": cast(Any, pool)}, 5, kept))
+    return asyncio.run(rollout_tasks(policy(engine, seed), corridors(*names), cast(Any, pool), 5, kept))
 
 
 def write(out: Path, model: str = "a/model", answers: Answers | None = None, **settings: Any) -> dict[str, Any]:
@@ -370,7 +370,7 @@ def examined(engine: Says, out: Path, key: str = "a") -> list[list[Any]]:
 
     async def ask(kept: Journal) -> list[list[Any]]:
         return [
-            await rollout_tasks(asked, tasks, {"corridor": cast(Any, Corridor(fails="none"))}, 5, kept),
+            await rollout_tasks(asked, tasks, cast(Any, Corridor(fails="none")), 5, kept),
             await evaluate_next_actions(asked, steps, kept),
             await evaluate_choices(asked, pairs, kept),
             await evaluate_reasoning(asked, questions, kept),

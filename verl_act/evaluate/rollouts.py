@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -137,21 +137,20 @@ def require_one_environment(items: Iterable[Task | Step | Pair]) -> None:
 async def rollout_tasks(
     policy: PolicyUnderTest,
     tasks: Sequence[Task],
-    pools: Mapping[str, EnvPool],
+    pool: EnvPool,
     max_turns: int,
     journal: Journal | None = None,
     at_once: int | None = None,
 ) -> list[Record]:
-    """Play every task once; records include the transcript (`goal`, `turns`).
+    """Play every task once in `pool`, that of their environment; records include the transcript (`goal`, `turns`).
 
-    `at_once` limits the episodes in progress, besides the policy's own limit.
-
-    `pools`: environment -> its pool. An episode whose environment fails is retried once; if it fails again, it ends as
-    `End.ERROR` and its record has the `error`. Raises `EnvError` if every episode fails, as with wrong settings.
+    `at_once` limits the episodes in progress, besides the policy's own limit. An episode whose environment fails is
+    retried once; if it fails again, it ends as `End.ERROR` and its record has the `error`. Raises `EnvError` if every
+    episode fails, as with wrong settings.
     """
 
     async def played(task: Task) -> Episode:
-        session = await pools[task.env].open(task)
+        session = await pool.open(task)
         try:
             return await play(task, session, _PLAYERS[policy.mode](policy, task), max_turns)
         finally:

@@ -148,16 +148,16 @@ def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
 async def rollout_eval_tasks(
     policy: PolicyUnderTest, tasks: Sequence[Task], settings: EvaluationSettings, journal: Journal | None = None
 ) -> tuple[list[Record], float]:
-    """Play all tasks in pools of their environments: the records of `rollout_tasks`, and the peak memory of an actor in
+    """Play all tasks in a pool of their environment: the records of `rollout_tasks`, and the peak memory of an actor in
     MB."""
     if not tasks:
         return [], 0.0
     with ray_session():
-        pools = {env: EnvPool(env, settings.env_settings, **settings.pool) for env in {task.env for task in tasks}}
-        limits = [limit for env in pools if (limit := get_env(env).max_episodes)]
-        at_once = min(limits) * settings.actors if limits else None
-        records = await rollout_tasks(policy, tasks, pools, settings.max_turns, journal, at_once)
-        return records, max(pool.memory_mb for pool in pools.values())
+        env = tasks[0].env
+        pool, limit = EnvPool(env, settings.env_settings, **settings.pool), get_env(env).max_episodes
+        at_once = limit * settings.actors if limit else None
+        records = await rollout_tasks(policy, tasks, pool, settings.max_turns, journal, at_once)
+        return records, pool.memory_mb
 
 
 @dataclass(frozen=True, slots=True)
