@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from verl_act.envs.registry import choice_prompt
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, REASONING
-from verl_act.evaluate.metric_registry import LOOP_LENGTH
+from verl_act.evaluate.files import REASONING
+from verl_act.evaluate.metric_registry import LOOP_LENGTH, SECTIONS
 from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
 from verl_act.parquet_file import read_parquet_schema
@@ -30,13 +30,8 @@ from verl_act.rollout.episode import failed_repeats
 from verl_act.schema import PAIR, TRAJECTORY, Pair, Step, missing_columns, read_table
 
 Json = dict[str, Any]
-KINDS = {
-    "episodes": (EPISODES, "task_id"),
-    "next_actions": (NEXT_ACTIONS, "state_id"),
-    "choices": (CHOICES, "pair_id"),
-    "reasoning": (REASONING, "item"),
-}
-"""Kind of answer -> the file of its records and the key of an item's id."""
+KINDS = {Path(section.file).stem: section for name, section in SECTIONS.items() if name != "rationale"}
+"""Kind of answer, which is the name of its file -> its section."""
 _NAMED_IN_THEIR_SPLIT = ("episodes", "reasoning")
 """Ids of these kinds are unique only within a split."""
 
@@ -81,12 +76,12 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
         "reasoning": lambda chosen: _reasoning(questions.reasoning() if chosen else {}, texts),
     }
     by_kind = []
-    for kind, (file, _) in KINDS.items():
+    for kind, section in KINDS.items():
         answers = [
             # Of a choice's orders, the first: the others ask the same.
             {
                 _name(kind, record): record
-                for record in model.evaluation.records[file]
+                for record in model.evaluation.records[section.file]
                 if not record.get("order") and not record.get("sample")
             }
             for model in compared
@@ -101,7 +96,7 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
 
 
 def _name(kind: str, record: Json) -> str:
-    name: str = record[KINDS[kind][1]]
+    name: str = record[KINDS[kind].item]
     return f"{record['split']}/{name}" if kind in _NAMED_IN_THEIR_SPLIT else name
 
 
@@ -272,8 +267,7 @@ def _answer(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
 
 
 def _choice(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
-    """`chose` is `expert`, `alternative` or None. `candidates` are in the order of the prompt."""
-    chose = ("expert" if record["right"] else "alternative") if record["named_a_candidate"] else None
+    """`chosen` is the index of a candidate, in the order of the prompt, or None."""
     parsed = parse_choice(record["reply"], record["candidates"])
     return {
         "right": record["right"],
@@ -283,7 +277,6 @@ def _choice(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
         "malformed": parsed.malformed,
         "admissible": record["admissible"],
         "candidates": texts.indices(record["candidates"]),
-        "chose": chose,
         "chosen": record["chosen"],
         "expert_position": record["expert_position"],
     }

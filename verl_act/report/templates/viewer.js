@@ -235,7 +235,7 @@
         position === result.chosen ? badge("chosen", result.right ? "good" : "bad") : "",
       ]))));
     }
-    if (state.kind === "choices" && !result.malformed && !result.chose) parts.push(make("p", badge("names no candidate", "bad")));
+    if (state.kind === "choices" && !result.malformed && result.chosen === null) parts.push(make("p", badge("names no candidate", "bad")));
     if (result.prompt !== null) parts.push(details("the prompt as sent (before the model's chat template)", make("pre", text(result.prompt), { tabindex: "0", role: "group", "aria-label": "Prompt" })));
     parts.push(reply(result), done(result));
     return parts;
