@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.schema import Context, Pair, Step, Turn, pair_id
@@ -145,3 +145,17 @@ def alternating_tokenizer(template: str) -> Any:
 
 
 ALTERNATING = [GEMMA_TEMPLATE, MISTRAL_TEMPLATE]
+
+
+def qwen3_8b_config() -> Qwen3Config:
+    """That of Qwen3-8B."""
+    return Qwen3Config(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+    )

@@ -29,14 +29,11 @@ from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.preflight import ModelShape, Problem, check_training, local_devices, model_shape
 from verl_act.preflight.capacity import capacity_problems
 from verl_act.preflight.conversation import conversation_problems, date_problems
+from verl_act.preflight.memory import CONTENT_BYTES
 from verl_act.prompts.rendering import require_prompts, require_usable
 from verl_act.run_folder import RunFolder
 
 _FREE_GIB = 2
-_CHECKPOINT_BYTES = 8
-"""Checkpoint bytes per byte of 16-bit weights: weights and Adam's two moments in 32 bits, and the exported model."""
-_MODEL_BYTES = 2
-"""Bytes of an exported model per byte of 16-bit weights: verl exports 32 bits by default, as in training."""
 
 
 class _Warning(str):
@@ -227,9 +224,10 @@ def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
     """Check the disk space for one stage's checkpoints and for the models of all stages that have yet to be trained."""
     free = _free_bytes(out.root) / 2**30
     models = sum(isinstance(stage, TrainingStage) and not stage.output.exists() for stage in planned)
-    times = models * _MODEL_BYTES + (_checkpoints(planned) * _CHECKPOINT_BYTES if models else 0)
-    weights = _weights_gib(recipe.model_path)
-    needed = max(_FREE_GIB, (weights or 0) * times)
+    checkpoints = _checkpoints(planned) * sum(CONTENT_BYTES.values()) if models else 0
+    times = models * CONTENT_BYTES["hf_model"] + checkpoints
+    shape = _shape(recipe)
+    needed = max(_FREE_GIB, shape.parameters * times / 2**30 if shape else 0)
     if free < needed:
         raise ConfigError(
             f"{out.root} has {free:.1f} GiB free and needs at least {needed:.0f}: for the checkpoints of the stage in "
@@ -237,11 +235,11 @@ def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
             "checkpoints (trainer.max_actor_ckpt_to_keep, for SFT max_ckpt_to_keep), or run some methods and seeds "
             "first and delete their `model` folders: finished evaluations do not need them."
         )
-    if weights is None and models:
+    if shape is None and models:
         return _Warning(
-            f"{free:.0f} GiB free; unknown how much is needed, because the weights of {recipe.model_path} are not on "
-            f"this machine: {times} times their size in 16 bits, for the checkpoints of the stage in training and for "
-            f"{models} trained models. Download the model to have this checked."
+            f"{free:.0f} GiB free; unknown how much is needed, because config.json of {recipe.model_path} cannot be "
+            f"read here: {times} bytes a parameter, for the checkpoints of the stage in training and for {models} "
+            "trained models. Download the model to have this checked."
         )
     return f"{free:.0f} GiB free, {needed:.0f} needed"
 
@@ -249,19 +247,6 @@ def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
 def _free_bytes(folder: Path) -> int:
     """Free disk space where `folder` is or will be."""
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-
-
-def _weights_gib(model: str) -> float | None:
-    """Size of the model's weights (GiB) in its folder or in the hub's cache; None if they are in neither."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(model)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(model, local_files_only=True))
-        except (OSError, ValueError):  # not in the cache, or not a hub id
-            return None
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30 or None
 
 
 def _checkpoints(planned: Sequence[Stage]) -> int:

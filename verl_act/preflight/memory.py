@@ -16,6 +16,8 @@ from verl_act.preflight.problem import Devices, Problem
 _GRADIENT_BYTES = 4
 _ADAM_BYTES = 8
 """Two moments in 32 bits."""
+CONTENT_BYTES = {"model": 4, "optimizer": _ADAM_BYTES, "hf_model": 4}
+"""Content of a checkpoint -> bytes a parameter: weights, Adam's moments and the exported model, all in 32 bits."""
 _SERVED_BYTES = 2
 _RUNTIME_BYTES = 2e9
 """CUDA contexts of trainer and engine, and NCCL's buffers: an estimate, about 1 GB a process."""
@@ -122,11 +124,11 @@ def _engine_problems(config: Any, model: ModelShape, devices: Devices) -> list[P
 def checkpoint_bytes(config: Any, model: ModelShape) -> tuple[float, int | None]:
     """Bytes of one checkpoint, and the most that are on disk at once; None if the configuration sets no bound.
 
-    Counts weights and Adam in 32 bits and the exported model, as `checkpoint.save_contents` lists them.
+    Counts what `checkpoint.save_contents` lists (`CONTENT_BYTES`).
     """
     reinforced = "actor_rollout_ref" in config
     contents = (config.actor_rollout_ref.actor if reinforced else config).checkpoint.save_contents
-    sizes = {"model": 4, "optimizer": 0 if _lora(config) else _ADAM_BYTES, "hf_model": 4}
+    sizes = {**CONTENT_BYTES, "optimizer": 0} if _lora(config) else CONTENT_BYTES
     size = float(sum(sizes.get(name, 0) for name in contents) * model.parameters)
     if reinforced and config.algorithm.adv_estimator == "gae":
         size += 12 * model.parameters
