@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from verl_act.schema import Step, read_steps
 from verl_act.settings.data import ExpertSettings, GamesSettings, PairsSettings
 
+pytest.register_assert_rewrite("report_run")
 # How long an example takes says something of the machine; the first one builds Hypothesis's tables of Unicode.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -42,34 +47,65 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` writes, by one of the processes that tests run in side by side, for all of them."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small games: two of each task type for training, one for each evaluation split."""
     from verl_act.envs.alfworld.games.make_games import make_games
 
-    folder = tmp_path_factory.mktemp("alfworld") / "games"
-    make_games(
-        GamesSettings(counts={"train": 12, "valid_seen": 6, "valid_unseen": 6}, seed=7, workers=0, size="small"), folder
-    )
-    return folder
+    counts = {"train": 12, "valid_seen": 6, "valid_unseen": 6}
+    settings = GamesSettings(counts=counts, seed=7, workers=0, size="small")
+    return made_once(tmp_path_factory, "games", lambda folder: make_games(settings, folder))
 
 
 @pytest.fixture(scope="session")
-def pairs(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trajectories(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The search expert's on the games' training split."""
+    from verl_act.data_prep.expert.collect_expert import TRAJECTORIES, collect_expert
+
+    settings = ExpertSettings(env="alfworld", split="train", env_settings={"data": str(games)}, workers=0)
+    return made_once(tmp_path_factory, "expert", lambda folder: collect_expert(settings, folder)) / TRAJECTORIES
+
+
+@pytest.fixture(scope="session")
+def steps(trajectories: Path) -> list[Step]:
+    return read_steps([trajectories])
+
+
+@pytest.fixture(scope="session")
+def pairs(games: Path, trajectories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of the games' training split, against random admissible actions."""
-    from verl_act.data_prep.expert.collect_expert import collect_expert
     from verl_act.data_prep.pairs.build_pairs import build_pairs
 
-    folder, settings = tmp_path_factory.mktemp("critic"), {"data": str(games)}
-    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings=settings, workers=0), folder / "expert")
-    build_pairs(
-        PairsSettings(
-            trajectories=[folder / "expert" / "trajectories.parquet"],
-            alternatives=[],
-            env_settings=settings,
-            source="admissible",
-            workers=0,
-        ),
-        folder / "pairs",
+    settings = PairsSettings(
+        trajectories=[trajectories],
+        alternatives=[],
+        env_settings={"data": str(games)},
+        source="admissible",
+        workers=0,
     )
-    return folder / "pairs" / "pairs.parquet"
+    return made_once(tmp_path_factory, "pairs", lambda folder: build_pairs(settings, folder)) / "pairs.parquet"
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of a model folder that the check reads: a configuration, a tokenizer with a chat template, weights' size."""
+    from samples import make_tokenizer
+
+    folder = tmp_path_factory.mktemp("policy")
+    make_tokenizer(["go"]).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 64, **sizes}))
+    (folder / "model.safetensors").write_text("of a size that is known")
+    return folder

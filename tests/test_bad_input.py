@@ -1,4 +1,4 @@
-"""What a user gets for bad input on the command line: one sentence, status 2, and nothing half-written.
+"""Cross-cutting: bad input on the command line: one sentence, status 2, and nothing half-written.
 
 Each command runs as its own process, as a user would run it.
 """

@@ -1,4 +1,4 @@
-"""Choices among more than two candidates, from the builder to the reward; files of two are what they always were."""
+"""Cross-cutting: choices among more than two candidates, from the builder to the reward, and files of two as before."""
 
 from __future__ import annotations
 

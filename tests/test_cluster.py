@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, by Ray's own utilities: sampling and training spread over it."""
+"""Cross-cutting: a Ray cluster of two nodes, by Ray's own utilities: sampling and training spread over it."""
 
 from __future__ import annotations
 

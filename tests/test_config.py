@@ -21,10 +21,9 @@ from typing import Any
 import pytest
 import ray
 import verl_example
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from recipe_stages import RECIPE_NAMES, composed
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
@@ -34,7 +33,7 @@ import verl_act
 from verl_act.chain import check, load_recipe
 from verl_act.chain.hydra_overrides import flat
 from verl_act.chain.plan import run_plan
-from verl_act.chain.recipe import RECIPES, SFT_DATA, embedded_models
+from verl_act.chain.recipe import SFT_DATA, embedded_models
 from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
 from verl_act.envs.registry import get_env, known_envs
@@ -43,21 +42,12 @@ from verl_act.run_folder import RunFolder
 
 CONFIG = Path(verl_act.__file__).parent / "config"
 GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.yaml"))
-RECIPE_NAMES = sorted(
-    str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.parent.name != "layers"
-)
 STAGES = ["critic", "action", "action_ppo"]
 ENVIRONMENTS = sorted(path.stem for path in (CONFIG / "act" / "env").glob("*.yaml"))
 SFT = "sft_trainer_engine"
 SFT_FILES = ["act/device/cpu_sft.yaml", "act/sft.yaml"]
 SUPERSEDED = ("custom_reward_function", "reward_model", "sandbox_fusion")
 """Top-level keys of earlier verl versions: still in its configuration, replaced by `reward.*`."""
-
-
-def composed(*overrides: str, trainer: str = "ppo_trainer") -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose(trainer, overrides=list(overrides))
 
 
 @cache
@@ -281,7 +271,7 @@ def test_a_recipe_loads_and_its_overrides_compose(name: str, tmp_path: Path) -> 
     for stage in training:
         assert check.compose(stage).endswith("overrides")
     for stage in recipe.training.values():
-        if stage.data != "dpo":  # its settings refuse unknown keys themselves: tests/test_methods.py
+        if stage.data != "dpo":  # its settings refuse unknown keys themselves: tests/test_dpo.py
             keys = nested({key.lstrip("+"): value for key, value in flat(stage.overrides).items()})
             assert unknown_keys(keys, *([SFT] if stage.data in SFT_DATA else [])) == []
 

@@ -1,4 +1,4 @@
-"""pyproject.toml names every package that is imported, the lock files hold them, and a training node needs no extra."""
+"""Cross-cutting: pyproject.toml names every import, the lock files hold them, and training needs no extra."""
 
 from __future__ import annotations
 

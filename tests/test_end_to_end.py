@@ -1,4 +1,4 @@
-"""All of it on real verl, vLLM and Ray, on this CPU: every kind of training for two steps, and a chain that is killed.
+"""Cross-cutting: real verl, vLLM and Ray on this CPU: two steps of every kind of training, and a killed chain.
 
 The model is a random one of a few ten thousand parameters: what is tested is that everything fits together.
 """

@@ -1,5 +1,6 @@
-"""Whole episodes of two environments in one run of verl's GRPO trainer, each as one growing sequence; and what such a
-run opens to the network.
+"""Cross-cutting: whole episodes of two environments in one run of verl's GRPO trainer, each as one growing sequence.
+
+The run opens nothing to the network but what docs/gaps.md lists.
 
 What differs by mode is tested in test_agent_loop.py; a run turn by turn is in test_mix_recipes.py.
 """

@@ -1,5 +1,4 @@
-"""verl's LoRA on the rows of both stages and its asynchronous trainers, for two steps each on a CPU; and what cannot
-work there."""
+"""Cross-cutting: verl's LoRA and its asynchronous trainers, for two steps each on a CPU; and what cannot work there."""
 
 from __future__ import annotations
 

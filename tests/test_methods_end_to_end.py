@@ -1,4 +1,4 @@
-"""A comparison of methods on verl's SFT trainer and vLLM, on this CPU. RL as one of them is in test_end_to_end.py."""
+"""Cross-cutting: a comparison of methods on verl's SFT trainer and vLLM, on this CPU. For RL: test_end_to_end.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes of `recipes/mix` as they stand, on real verl, with the embedded model and for two steps each."""
+"""Cross-cutting: the recipes of `recipes/mix` as they stand, on real verl, with the embedded model, two steps each."""
 
 from __future__ import annotations
 

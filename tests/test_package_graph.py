@@ -1,4 +1,4 @@
-"""The packages of verl_act import each other one way: if one imports another, that one does not lead back to it."""
+"""Cross-cutting: the packages of verl_act import each other one way; test files are named by what they test."""
 
 from __future__ import annotations
 
@@ -79,3 +79,11 @@ def test_a_circle_is_seen() -> None:
     assert edges == {"data": {"envs"}, "envs": {"rollout"}, "rollout": {"data"}}
     with pytest.raises(CycleError):
         TopologicalSorter(edges).prepare()
+
+
+def test_every_test_file_is_named_by_what_it_tests() -> None:
+    """A module or package by the end of its path (`test_webshop_importer.py`); the others say that they are none."""
+    known = {"_".join(name.removesuffix(".__init__").split(".")[at:]) for name, _ in modules() for at in range(6)}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        crosses = path.read_text(encoding="utf-8").startswith('"""Cross-cutting: ')
+        assert crosses is (path.stem.removeprefix("test_") not in known), path.name

@@ -1,4 +1,4 @@
-"""A user who may not read or write something, and machines with other locales: a sentence, never a traceback."""
+"""Cross-cutting: a user who may not read or write something, other locales: a sentence, never a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quickstarts, cut short: every stage on real engines, verl and vLLM, to the report."""
+"""Cross-cutting: the quickstarts, cut short: every stage on real engines, verl and vLLM, to the report."""
 
 from __future__ import annotations
 

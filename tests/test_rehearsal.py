@@ -1,5 +1,8 @@
-"""`alfworld/full` on a CPU, unchanged but for its size: Qwen3's tokenizer and chat template, a small model of random
-weights, thinking on, games in whole rooms (the official ones where $ALFWORLD_DATA is set)."""
+"""Cross-cutting: `alfworld/full` on a CPU, unchanged but for its size.
+
+Qwen3's tokenizer and chat template, a small model of random weights, thinking on, games in whole rooms (the official
+ones where $ALFWORLD_DATA is set).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ SMALL = {
     "device": "cpu",
     "allow_degenerate": "true",  # a reply of random weights has no action
     "workers": 2,
-    "max_model_len": 2304,
+    "max_model_len": 1536,
     "expert.limits": "{train: 6, valid_seen: 2, valid_unseen: 2}",
     "alternatives.n": 2,
     "alternatives.max_tokens": 16,
@@ -42,11 +45,11 @@ SMALL_STAGE = {
     "data.train_batch_size": 4,
     "data.train_max_samples": 8,
     "data.val_max_samples": 4,
-    "data.max_prompt_length": 2048,
+    "data.max_prompt_length": 1280,
     "data.max_response_length": 16,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 2,
     # Of one row: the logits of 152,000 tokens are what takes memory.
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 2064,
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1296,
     "actor_rollout_ref.rollout.n": 2,
     "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
     "trainer.total_epochs": 1,

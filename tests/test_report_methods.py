@@ -8,16 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_report import (
-    Visit,
-    browser,  # noqa: F401  (a fixture)
-    copied,
-    mark,
-    plan,
-    run,  # noqa: F401  (a fixture)
-    training_metrics,
-    visit,  # noqa: F401  (a fixture)
-)
+from report_run import COMPARED, OF_SEED, Visit, copied, mark, training_metrics
 
 from verl_act.errors import DataError
 from verl_act.evaluate.methods import compare_methods
@@ -28,41 +19,7 @@ from verl_act.report.page import html, markdown
 from verl_act.report.read import read_runs
 from verl_act.settings.evaluation import MethodsTableSettings, ReportSettings
 
-METHODS = {"Prompting": "initial", "IL <b>bold</b>": "critic", "RL + ACT": "action"}
-OF_SEED = {"evaluate initial": "evaluation/initial", "rows il": "rows-il", "il+critic": "il+critic"}
-OF_SEED |= {f"evaluate {name}": f"evaluation/{name}" for name in ("critic", "action")}
-PLAN = {
-    **{"expert train": "expert/train", "expert valid_seen": "expert/valid_seen", "alternatives": "alternatives"},
-    **{"pairs train": "pairs/train", "audit": "pairs/train/pairs.parquet", "tasks eval": "tasks/eval"},
-    **{f"seed {seed} {name}": f"seed-{seed}/{output}" for seed in (0, 1) for name, output in OF_SEED.items()},
-    **{"methods": "methods", "report": "report.html"},
-}
-
-
-@pytest.fixture(scope="module")
-def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A comparison over two seeds: the answers of the three scripts, which are the same for both."""
-    folder = tmp_path_factory.mktemp("methods") / "comparison"
-    methods = {}
-    for name, evaluation in METHODS.items():
-        paths = {}
-        for seed in ("0", "1"):
-            path = folder / f"seed-{seed}" / "evaluation" / evaluation
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(run / "evaluation" / evaluation)
-            paths[seed] = str(path.relative_to(folder))
-        steps = {} if name == "Prompting" else {"critic": 40, "action": 40}
-        methods[name] = {
-            "steps": steps,
-            "against": [] if name == "Prompting" else ["Prompting"],
-            "evaluations": paths,
-            "training": {},
-        }
-    plan(folder, PLAN, ["seed 0 il+critic", "seed 1 il+critic"])
-    (folder / "seed-0" / "il+critic").mkdir()
-    (folder / "seed-0" / "il+critic" / "metrics.jsonl").write_text(training_metrics("choice"))
-    compare_methods(MethodsTableSettings(run=folder, methods=methods), folder / "methods")
-    return folder
+pytest_plugins = "report_run"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +50,7 @@ def test_the_numbers_are_those_of_the_comparison(compared: Path, page: Path) -> 
 
 
 @pytest.fixture
-def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:  # noqa: F811
+def whole_comparison(compared: Path, run: Path, tmp_path: Path) -> Path:
     """With the shared data, and marks of all that the command did."""
     folder = Path(shutil.copytree(compared, tmp_path / "whole", symlinks=True))
     for data in ("expert", "pairs", "tasks", "alternatives"):
@@ -114,7 +71,7 @@ def test_a_comparison_tells_what_its_manifests_say(whole_comparison: Path) -> No
     assert stages["pairs train"].counts["pairs"] > 0 and stages["pairs train"].inputs
     assert stages["seed 1 evaluate initial"].counts["choices"] > 0
     assert (stages["seed 0 il+critic"].state, stages["seed 0 il+critic"].seconds) == ("done", 60.0)
-    assert list(stages) == list(PLAN)[:-1]
+    assert list(stages) == list(COMPARED)[:-1]
 
 
 def test_curves_are_of_all_seeds(whole_comparison: Path) -> None:
@@ -251,12 +208,12 @@ def test_episodes_that_the_environment_ended_are_told_of_every_seed(compared: Pa
     assert "IL <b>bold</b>, seed 1: 2 of 12 episodes" in note
 
 
-def test_a_run_without_a_comparison_has_no_method_table(run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_without_a_comparison_has_no_method_table(run: Path, tmp_path: Path) -> None:
     shown = content(read_runs([copied(run, tmp_path)]), 0)
     assert shown.method_tables == shown.method_budgets == [] and shown.methods_start == ""
 
 
-def test_the_page_shows_the_methods(visit: Callable[..., Visit]) -> None:  # noqa: F811
+def test_the_page_shows_the_methods(visit: Callable[..., Visit]) -> None:
     opened = visit()
     section = opened.tab.locator("#methods")
     assert section.locator("> .blocks > table").count() == 3, "budget, and a table a split"
@@ -266,7 +223,7 @@ def test_the_page_shows_the_methods(visit: Callable[..., Visit]) -> None:  # noq
 
 
 @pytest.mark.parametrize("width", [360, 800, 1280])
-def test_no_screen_needs_sideways_scrolling(width: int, visit: Callable[..., Visit]) -> None:  # noqa: F811
+def test_no_screen_needs_sideways_scrolling(width: int, visit: Callable[..., Visit]) -> None:
     opened = visit(viewport={"width": width, "height": 740})
     opened.tab.locator("#methods summary").click()
     assert opened.tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

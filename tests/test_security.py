@@ -1,4 +1,4 @@
-"""Nothing that comes in as data can act: no turn out of an environment's text, no code out of a file or a model."""
+"""Cross-cutting: nothing that comes in as data can act: no turn out of an environment's text, no code out of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers that cannot work are refused by every command that reads one, at its start."""
+"""Cross-cutting: tokenizers that cannot work are refused by every command that reads one, at its start."""
 
 from __future__ import annotations
 

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import (
-    plan,
-    run,  # noqa: F401  (a fixture)
-)
-from test_report_methods import compared  # noqa: F401  (a fixture)
+from report_run import plan
 
 from verl_act.chain import run_recipe
 from verl_act.chain.stages import CommandStage, TrainingStage
@@ -25,6 +21,8 @@ from verl_act.report.content import content
 from verl_act.report.read import read_runs
 from verl_act.run_folder import ALTERNATIVES, PAIRS, REFLECTIONS, SFT_ROWS, TASKS, TRAJECTORIES
 from verl_act.settings.evaluation import EvaluationSettings, MethodsTableSettings
+
+pytest_plugins = "report_run"
 
 SHARES = {"inadmissible_share": 0.0, "malformed_share": 0.0, "longest_failed_repeat": 0}
 
@@ -109,7 +107,7 @@ def test_a_claim_about_methods_needs_tasks_and_seeds(seeds: int, il: list[int], 
     assert result.sentence in summary_text(folder).replace("\n", " ")
 
 
-def test_the_last_words_of_a_chain_fit_a_terminal(run: Path) -> None:  # noqa: F811
+def test_the_last_words_of_a_chain_fit_a_terminal(run: Path) -> None:
     text = summary_text(run)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
@@ -120,7 +118,7 @@ def test_the_last_words_of_a_chain_fit_a_terminal(run: Path) -> None:  # noqa: F
     assert "Report:" not in text
 
 
-def test_the_last_words_name_the_report(compared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_last_words_name_the_report(compared: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("")
     text = summary_text(compared, page)

@@ -1,4 +1,4 @@
-"""Everything of verl's and vLLM's that this package calls, overrides or subclasses, pinned by name.
+"""Cross-cutting: everything of verl's and vLLM's that this package calls, overrides or subclasses, pinned by name.
 
 A newer verl that changes one of them fails here first, and says which of our files depends on it.
 """

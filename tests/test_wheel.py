@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel in a folder of its own, used from an empty folder, beside verl.
+"""Cross-cutting: the package as others get it: a wheel in a folder of its own, used from an empty folder, beside verl.
 
 The base interpreter with the wheel first on its path and this environment's packages behind: an editable install of
 this checkout, if there is one, is not seen (its `.pth` file counts only where the environment itself is started).

@@ -1,9 +1,9 @@
-"""Real engines: sampling resumes to the same bytes, and two replicas evaluate like one."""
+"""Sampling of alternatives: at which states, resumed to the same bytes, and stopped where no reply has an action."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self
@@ -13,16 +13,28 @@ from samples import make_step
 
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.alternatives import sample_alternatives as module
-from verl_act.data_prep.alternatives.sample_alternatives import Sampler, sample_alternatives
-from verl_act.data_prep.expert.collect_expert import collect_expert
-from verl_act.data_prep.expert.make_tasks import make_tasks
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS
-from verl_act.evaluate.run import evaluate
+from verl_act.data_prep.alternatives.sample_alternatives import (
+    SHARD_STATES,
+    Sampler,
+    sample_alternatives,
+    sampled_trajectories,
+)
+from verl_act.data_prep.pairs.build_pairs import build_pairs
+from verl_act.errors import DataError
+from verl_act.manifest import read_manifest
 from verl_act.prompts import Message
-from verl_act.schema import ALTERNATIVES, TRAJECTORY, read_table, write_rows
-from verl_act.settings.data import AlternativesSettings, ExpertSettings, TasksSettings
-from verl_act.settings.evaluation import EvaluationSettings
-from verl_act.settings.model import Sampling
+from verl_act.schema import (
+    ALTERNATIVES,
+    TRAJECTORY,
+    Alternatives,
+    Step,
+    read_pairs,
+    read_steps,
+    read_table,
+    write_rows,
+)
+from verl_act.settings.data import AlternativesSettings, PairsSettings
+from verl_act.settings.model import ModelSettings, Sampling
 
 MODEL = str(embedded_models()["alfworld"])
 
@@ -98,37 +110,37 @@ def test_sampling_streams_over_shards_and_resumes_to_the_same_bytes(
     assert [row["state_id"] for row in read_table(whole, ALTERNATIVES).to_pylist()] == [step.state_id for step in STEPS]
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    timed = "env_seconds"
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in (timed, "log_probability")}
-        for line in (folder / name).read_text().splitlines()
-    ]
+def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
+    games: Path, trajectories: Path, tmp_path: Path
+) -> None:
+    steps = read_steps([trajectories])
+    sampled = sampled_trajectories(steps, 20, seed=3)
+    names = {step.trajectory_id for step in sampled}
+    assert sampled == [step for step in steps if step.trajectory_id in names], "whole trajectories, in their order"
+    shortest = min(Counter(step.trajectory_id for step in sampled).values())
+    assert len(sampled) >= 20 and len(sampled) - shortest < len(steps) and len(names) < 12
+    assert sampled_trajectories(steps, None, seed=3) == steps
+    assert {step.trajectory_id for step in sampled_trajectories(steps, 20, seed=4)} != names
+    settings = {"env_settings": {"data": str(games)}, "source": "admissible", "seed": 3, "limit": 10}
+    build_pairs(PairsSettings(trajectories=[trajectories], workers=0, **settings), tmp_path / "pairs")
+    states = {step.state_id for step in sampled}
+    assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
 
 
-@pytest.mark.slow
-def test_two_replicas_evaluate_every_kind_like_one(games: Path, pairs: Path, tmp_path: Path) -> None:
-    where: dict[str, Any] = {"env": "alfworld", "env_settings": {"data": str(games)}}
-    make_tasks(TasksSettings(**where, splits=["valid_seen"]), tmp_path / "tasks")
-    collect_expert(ExpertSettings(**where, split="valid_seen", workers=0), tmp_path / "expert")
-    made = []
-    for replicas in (1, 2):
-        settings = EvaluationSettings(
-            model=MODEL,
-            max_model_len=1024,
-            engine_options={"data_parallel_size": replicas, "max_num_seqs": 8},
-            tasks=[tmp_path / "tasks" / "tasks.parquet"],
-            trajectories=[tmp_path / "expert" / "trajectories.parquet"],
-            pairs=[pairs],
-            env_settings=where["env_settings"],
-            template="compact",
-            template_options={"history_length": 4},
-            temperature=0,
-            max_tokens=16,
-            max_turns=8,
-            limit=20,
-        )
-        evaluate(settings, tmp_path / str(replicas))
-        made.append({name: records(tmp_path / str(replicas), name) for name in (EPISODES, NEXT_ACTIONS, CHOICES)})
-    assert all(made[0].values())
-    assert made[0] == made[1]
+def test_sampling_without_an_action_stops(trajectories: Path, steps: list[Step], tmp_path: Path) -> None:
+    """Here all shards are there already, as a killed run leaves them."""
+    out, model = tmp_path / "alternatives", ModelSettings(model=str(embedded_models()["alfworld"]))
+    shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
+    for number, shard in enumerate(shards):
+        rows = [
+            Alternatives(state_id=step.state_id, replies=("<think>I", ""), model="m", sampling="{}").to_row()
+            for step in shard
+        ]
+        write_rows(tmp_path / ".alternatives.shards" / f"{number:05d}.parquet", rows, ALTERNATIVES)
+    with pytest.raises(DataError, match=r"unclosed_think \d+.* --allow-degenerate"):
+        sample_alternatives(AlternativesSettings(trajectories=[trajectories], **model.model_dump(), n=2), out)
+    assert not out.exists()
+    sample_alternatives(
+        AlternativesSettings(trajectories=[trajectories], allow_degenerate=True, **model.model_dump(), n=2), out
+    )
+    assert read_manifest(out).counts["states"] == len(steps)

@@ -1,24 +1,15 @@
-"""Pairs from real games: what is built, what is left out, and planted faults that the audit must find."""
+"""Pairs from real games: what is built, and what is left out."""
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from samples import make_context, make_pair
-from typer.testing import CliRunner
 
-from verl_act.__main__ import app
-from verl_act.chain.recipe import embedded_models
-from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES, sample_alternatives, sampled_trajectories
-from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.pairs import giveaways
 from verl_act.data_prep.pairs.build_pairs import build_pairs
-from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
+from verl_act.data_prep.pairs.check_pairs import check_pairs
 from verl_act.data_prep.pairs.margins import Replayer, ReplayError
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
-from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
 from verl_act.errors import ConfigError, DataError, EnvError
@@ -26,37 +17,14 @@ from verl_act.manifest import read_manifest
 from verl_act.parse import normalise
 from verl_act.schema import (
     ALTERNATIVES,
-    PAIR,
     TRAJECTORY,
     Alternatives,
-    Pair,
     Step,
-    pair_id,
     read_pairs,
     read_steps,
     write_rows,
 )
-from verl_act.settings.data import AlternativesSettings, AuditSettings, ExpertSettings, GamesSettings, PairsSettings
-from verl_act.settings.model import ModelSettings
-
-
-@pytest.fixture(scope="module")
-def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("games")
-    make_games(GamesSettings(counts={"train": 12}, seed=3, workers=0, size="small"), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trajectories(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("expert")
-    collect_expert(ExpertSettings(env="alfworld", split="train", env_settings={"data": str(games)}, workers=0), folder)
-    return folder / "trajectories.parquet"
-
-
-@pytest.fixture(scope="module")
-def steps(trajectories: Path) -> list[Step]:
-    return read_steps([trajectories])
+from verl_act.settings.data import AuditSettings, PairsSettings
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +45,12 @@ def replies(steps: list[Step], tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def _settings(games: Path) -> dict[str, str]:
-    return {"data": str(games)}
-
-
 def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, replies: Path, tmp_path: Path) -> None:
     manifest = build_pairs(
         PairsSettings(
             trajectories=[trajectories],
             alternatives=[replies],
-            env_settings=_settings(games),
+            env_settings={"data": str(games)},
             max_alternatives_per_state=100,
             workers=0,
         ),
@@ -110,44 +74,8 @@ def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, r
     check_pairs(AuditSettings(pairs=[tmp_path / "pairs" / "pairs.parquet"])).raise_for_errors()
 
 
-def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
-    games: Path, trajectories: Path, tmp_path: Path
-) -> None:
-    steps = read_steps([trajectories])
-    sampled = sampled_trajectories(steps, 20, seed=3)
-    names = {step.trajectory_id for step in sampled}
-    assert sampled == [step for step in steps if step.trajectory_id in names], "whole trajectories, in their order"
-    shortest = min(Counter(step.trajectory_id for step in sampled).values())
-    assert len(sampled) >= 20 and len(sampled) - shortest < len(steps) and len(names) < 12
-    assert sampled_trajectories(steps, None, seed=3) == steps
-    assert {step.trajectory_id for step in sampled_trajectories(steps, 20, seed=4)} != names
-    settings = {"env_settings": _settings(games), "source": "admissible", "seed": 3, "limit": 10}
-    build_pairs(PairsSettings(trajectories=[trajectories], workers=0, **settings), tmp_path / "pairs")
-    states = {step.state_id for step in sampled}
-    assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
-
-
-def test_sampling_without_an_action_stops(trajectories: Path, steps: list[Step], tmp_path: Path) -> None:
-    """Here all shards are there already, as a killed run leaves them."""
-    out, model = tmp_path / "alternatives", ModelSettings(model=str(embedded_models()["alfworld"]))
-    shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
-    for number, shard in enumerate(shards):
-        rows = [
-            Alternatives(state_id=step.state_id, replies=("<think>I", ""), model="m", sampling="{}").to_row()
-            for step in shard
-        ]
-        write_rows(tmp_path / ".alternatives.shards" / f"{number:05d}.parquet", rows, ALTERNATIVES)
-    with pytest.raises(DataError, match=r"unclosed_think \d+.* --allow-degenerate"):
-        sample_alternatives(AlternativesSettings(trajectories=[trajectories], **model.model_dump(), n=2), out)
-    assert not out.exists()
-    sample_alternatives(
-        AlternativesSettings(trajectories=[trajectories], allow_degenerate=True, **model.model_dump(), n=2), out
-    )
-    assert read_manifest(out).counts["states"] == len(steps)
-
-
 def test_processes_share_trajectories_and_change_nothing(games: Path, trajectories: Path, tmp_path: Path) -> None:
-    settings = {"env_settings": _settings(games), "source": "admissible", "inferable_only": True}
+    settings = {"env_settings": {"data": str(games)}, "source": "admissible", "inferable_only": True}
     made = [
         build_pairs(PairsSettings(trajectories=[trajectories], workers=workers, **settings), tmp_path / str(workers))
         for workers in (1, 2)
@@ -160,16 +88,16 @@ def test_processes_share_trajectories_and_change_nothing(games: Path, trajectori
 def test_margins_are_those_of_a_fresh_replay(games: Path, trajectories: Path, tmp_path: Path) -> None:
     build_pairs(
         PairsSettings(
-            trajectories=[trajectories], env_settings=_settings(games), source="admissible", limit=12, workers=0
+            trajectories=[trajectories], env_settings={"data": str(games)}, source="admissible", limit=12, workers=0
         ),
         tmp_path / "pairs",
     )
     spec = get_env("alfworld")
-    tasks = {task.task_id: task for task in spec.tasks("train", **_settings(games))}
+    tasks = {task.task_id: task for task in spec.tasks("train", **{"data": str(games)})}
     for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"]):
         plans = []
         for action in (pair.expert_action, pair.alternative_action):
-            environment = spec.make(**_settings(games))
+            environment = spec.make(**{"data": str(games)})
             environment.reset(tasks[pair.task_id])
             for turn in pair.context.history:
                 environment.step(turn.action)
@@ -186,7 +114,7 @@ def test_trying_an_alternative_costs_a_step(games: Path, trajectories: Path, mon
     monkeypatch.setattr(AlfworldEnvironment, "step", lambda self, action: taken.append(action) or step(self, action))
     steps = read_steps([trajectories])
     walked = [entry for entry in steps if entry.trajectory_id == steps[-1].trajectory_id]
-    replayer = Replayer("alfworld", _settings(games))
+    replayer = Replayer("alfworld", {"data": str(games)})
     for state in replayer.replay(walked):
         for action in state.step.context.admissible_actions[:3]:
             state.outcome(action)
@@ -200,7 +128,7 @@ def test_the_same_seed_gives_the_same_bytes(games: Path, trajectories: Path, tmp
         build_pairs(
             PairsSettings(
                 trajectories=[trajectories],
-                env_settings=_settings(games),
+                env_settings={"data": str(games)},
                 source="admissible",
                 seed=seed,
                 limit=20,
@@ -224,7 +152,7 @@ def test_an_admissible_action_stands_in_where_the_policy_fails(
         PairsSettings(
             trajectories=[trajectories],
             alternatives=[tmp_path / "alternatives.parquet"],
-            env_settings=_settings(games),
+            env_settings={"data": str(games)},
             max_alternatives_per_state=3,
             workers=0,
         ),
@@ -243,7 +171,7 @@ def test_alternatives_of_the_experts_verb_and_length_come_first(
     matched = {}
     for first in (True, False):
         files = {"trajectories": [trajectories], "alternatives": [replies]}
-        settings = PairsSettings(**files, env_settings=_settings(games), workers=0, matched_first=first)
+        settings = PairsSettings(**files, env_settings={"data": str(games)}, workers=0, matched_first=first)
         counts = build_pairs(settings, tmp_path / str(first)).counts
         pairs = read_pairs([tmp_path / str(first) / "pairs.parquet"])
         matched[first] = {pair.state_id: giveaways.matched(pair) for pair in pairs}
@@ -264,7 +192,7 @@ def test_without_stand_ins_a_state_without_a_usable_reply_has_no_pair(
     write_rows(tmp_path / "alternatives.parquet", rows, ALTERNATIVES)
     settings = {"stand_ins": False, "keep_nonpositive_margin": True}
     files = {"trajectories": [trajectories], "alternatives": [tmp_path / "alternatives.parquet"]}
-    build_pairs(PairsSettings(**files, env_settings=_settings(games), workers=0, **settings), tmp_path / "pairs")
+    build_pairs(PairsSettings(**files, env_settings={"data": str(games)}, workers=0, **settings), tmp_path / "pairs")
     pairs = read_pairs([tmp_path / "pairs" / "pairs.parquet"])
     expected = {step.state_id for step in steps[1:] if step.action != steps[1].context.admissible_actions[0]}
     assert {pair.state_id for pair in pairs} == expected
@@ -279,7 +207,7 @@ def test_the_share_of_inadmissible_alternatives_is_bounded(
             PairsSettings(
                 trajectories=[trajectories],
                 alternatives=[replies],
-                env_settings=_settings(games),
+                env_settings={"data": str(games)},
                 max_alternatives_per_state=100,
                 max_inadmissible_share=share,
                 workers=0,
@@ -336,7 +264,7 @@ def test_other_environments_are_replayed(kind: type[Bare], games: Path, steps: l
         build_pairs(
             PairsSettings(
                 trajectories=[tmp_path / f"{file}.parquet"],
-                env_settings=_settings(games),
+                env_settings={"data": str(games)},
                 source="admissible",
                 workers=0,
             ),
@@ -366,7 +294,7 @@ class Drifting(Bare):
 def test_no_action_is_judged_in_another_state_than_its_own(games: Path, steps: list[Step], tmp_path: Path) -> None:
     register_env(EnvSpec("drifting", Drifting, _tasks, {}, ("train",)))
     one = [replace(step, env="drifting") for step in steps if step.trajectory_id == steps[0].trajectory_id]
-    state = next(Replayer("drifting", _settings(games)).replay(one))
+    state = next(Replayer("drifting", {"data": str(games)}).replay(one))
     state.judge(one[0].action)  # in the state itself
     with pytest.raises(ReplayError, match="#0"):
         state.judge(one[0].action)
@@ -381,11 +309,11 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, steps: list[
         for step in steps
     ]
     with pytest.raises(ReplayError, match="#0"):
-        next(Replayer("alfworld", _settings(games)).replay(changed[:1]))
+        next(Replayer("alfworld", {"data": str(games)}).replay(changed[:1]))
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in changed], TRAJECTORY)
     manifest = build_pairs(
         PairsSettings(
-            trajectories=[tmp_path / "steps.parquet"], env_settings=_settings(games), source="admissible", workers=0
+            trajectories=[tmp_path / "steps.parquet"], env_settings={"data": str(games)}, source="admissible", workers=0
         ),
         tmp_path / "pairs",
     )
@@ -412,7 +340,7 @@ def test_a_trajectory_on_which_the_environment_fails_costs_no_other(
         PairsSettings(
             trajectories=[tmp_path / "steps.parquet"],
             alternatives=[],
-            env_settings=_settings(games),
+            env_settings={"data": str(games)},
             source="admissible",
             workers=0,
         ),
@@ -428,7 +356,11 @@ def test_a_state_that_comes_twice_counts_once_and_one_that_differs_is_refused(
 ) -> None:
     once = build_pairs(
         PairsSettings(
-            trajectories=[trajectories], alternatives=[], env_settings=_settings(games), source="admissible", workers=0
+            trajectories=[trajectories],
+            alternatives=[],
+            env_settings={"data": str(games)},
+            source="admissible",
+            workers=0,
         ),
         tmp_path / "once",
     ).counts
@@ -436,7 +368,7 @@ def test_a_state_that_comes_twice_counts_once_and_one_that_differs_is_refused(
         PairsSettings(
             trajectories=[trajectories] * 2,
             alternatives=[],
-            env_settings=_settings(games),
+            env_settings={"data": str(games)},
             source="admissible",
             workers=0,
         ),
@@ -449,7 +381,7 @@ def test_a_state_that_comes_twice_counts_once_and_one_that_differs_is_refused(
             PairsSettings(
                 trajectories=[trajectories, tmp_path / "other.parquet"],
                 alternatives=[],
-                env_settings=_settings(games),
+                env_settings={"data": str(games)},
                 source="admissible",
                 workers=0,
             ),
@@ -488,7 +420,9 @@ def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, rep
         )
     for files in ([tmp_path / "stray.parquet", replies], [replies, tmp_path / "stray.parquet"]):
         counts = build_pairs(
-            PairsSettings(trajectories=[trajectories], alternatives=files, env_settings=_settings(games), workers=0),
+            PairsSettings(
+                trajectories=[trajectories], alternatives=files, env_settings={"data": str(games)}, workers=0
+            ),
             tmp_path / "both",
         ).counts
         assert counts["states_of_other_trajectories"] == 1, "in whichever order"
@@ -509,119 +443,6 @@ def _lonely(trajectories: Path) -> Step:
     """A state whose only admissible action is the expert's."""
     step = read_steps([trajectories])[0]
     return replace(step, context=replace(step.context, admissible_actions=(step.action,)))
-
-
-# The audit: sound pairs pass, and each planted fault is found by its own check.
-
-
-def _audit(folder: Path, pairs: list[Pair], held_out: list[Pair] | None = None) -> AuditReport:
-    write_rows(folder / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
-    write_rows(folder / "held_out.parquet", [pair.to_row() for pair in held_out or []], PAIR)
-    return check_pairs(AuditSettings(pairs=[folder / "pairs.parquet"], held_out=[folder / "held_out.parquet"]))
-
-
-def _sound(count: int = 40) -> list[Pair]:
-    """Half of the experts' actions are the longer ones, and no verb tells them apart."""
-    pairs = []
-    for number in range(count):
-        if number % 2:
-            pairs.append(make_pair(number))
-        else:
-            pairs.append(
-                make_pair(number, expert_action="go to shelf 1", alternative_action=f"take mug {number} from desk 1")
-            )
-    return pairs
-
-
-def _another(pair: Pair, **changes: str) -> Pair:
-    """`pair` with other texts, and the id that belongs to them."""
-    return make_pair(int(pair.task_id.removeprefix("game-")), **changes)
-
-
-FAULTS: dict[str, Callable[[list[Pair]], list[Pair]]] = {
-    "task leakage": lambda pairs: [replace(pairs[0], split="valid_seen", state_id="other#1"), *pairs],
-    "same action": lambda pairs: [
-        *pairs[1:],
-        _another(pairs[0], expert_action="go to shelf 1", alternative_action="GO  to shelf 1"),
-    ],
-    "expert's action admissible": lambda pairs: [*pairs[1:], _another(pairs[0], expert_action="dance")],
-    "admissible flag": lambda pairs: [*pairs[1:], replace(pairs[0], alternative_admissible=False)],
-    "admissible flag ": lambda pairs: [
-        *pairs[1:],
-        make_pair(
-            int(pairs[0].task_id.removeprefix("game-")), further_alternatives=("dance",), further_admissible=(True,)
-        ),
-    ],
-    "pair id": lambda pairs: [*pairs[1:], replace(pairs[0], pair_id="0123456789abcdef")],
-    "duplicates": lambda pairs: [*pairs, pairs[0]],
-    "label words": lambda pairs: [*pairs[1:], _another(pairs[0], alternative_action="go to the alternative shelf 1")],
-    "length": lambda pairs: [make_pair(number) for number in range(40)],
-}
-
-
-def test_sound_pairs_pass(tmp_path: Path) -> None:
-    report = _audit(tmp_path, _sound(200), [make_pair(999)])
-    report.raise_for_errors()
-    assert {finding.level for finding in report.findings} == {"ok"}, report.table()
-    assert "200 pairs checked" in report.table()
-
-
-@pytest.mark.parametrize("check", FAULTS)
-def test_a_planted_fault_is_found(check: str, tmp_path: Path) -> None:
-    report = _audit(tmp_path, FAULTS[check](_sound()))
-    assert check.strip() in {finding.check for finding in report.errors}
-    with pytest.raises(DataError, match=check.strip()):
-        report.raise_for_errors()
-
-
-def test_an_environment_that_is_not_installed_may_have_actions_that_it_does_not_list(tmp_path: Path) -> None:
-    strange = [
-        replace(
-            pair,
-            env="elsewhere",
-            expert_action="search[shoes]",
-            pair_id=pair_id(pair.state_id, "search[shoes]", pair.alternative_action),
-        )
-        for pair in _sound()
-    ]
-    checks = {finding.check: finding.level for finding in _audit(tmp_path, strange).findings}
-    assert checks["expert's action admissible"] == "ok"
-
-
-def test_what_the_audit_allows_is_an_option(tmp_path: Path) -> None:
-    longer = [make_pair(number) for number in range(40)]
-    write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in longer], PAIR)
-    command = ["data", "audit", "--pairs", str(tmp_path / "pairs.parquet")]
-    assert CliRunner().invoke(app, command).exit_code == 1
-    assert CliRunner().invoke(app, [*command, "--max-length-accuracy", "1.0"]).exit_code == 0
-    told = CliRunner().invoke(app, [*command, "--template", "compact", "--template-options", "colour=1"])
-    assert isinstance(told.exception, ConfigError) and "colour" in str(told.exception)
-
-
-SKIPPED: dict[str, tuple[dict[str, object], str]] = {
-    "task leakage": ({}, "no held-out pairs"),
-    "margin": ({"margin": None}, "margin measured for 0 of 40 pairs"),
-    "expert's action admissible": ({"context": replace(make_context(), admissible_actions=())}, "0 of 40"),
-    "admissible flag": ({"context": replace(make_context(), admissible_actions=())}, "0 of 40"),
-    "verb": ({"expert_action": "go to desk 1"}, "0 of 40"),
-    "shortcuts": ({}, "100 training pairs"),
-    "length": ({"expert_action": "look at shelf", "alternative_action": "go to shelf 1"}, "0 of 40"),
-}
-
-
-@pytest.mark.parametrize("check", SKIPPED)
-def test_a_check_with_nothing_to_look_at_is_skipped(check: str, tmp_path: Path) -> None:
-    changes, text = SKIPPED[check]
-    report = _audit(tmp_path, [make_pair(number, **changes) for number in range(40)])
-    assert {finding.check: finding.level for finding in report.findings}[check] == "skipped"
-    assert text in next(finding.text for finding in report.findings if finding.check == check)
-    assert check not in {finding.check for finding in report.errors}
-
-
-def test_a_check_of_some_pairs_says_of_how_many(tmp_path: Path) -> None:
-    pairs = [replace(pair, margin=None) if number % 2 else pair for number, pair in enumerate(_sound())]
-    (margin,) = (finding for finding in _audit(tmp_path, pairs).findings if finding.check == "margin")
-    assert margin.level == "ok" and "20 of 40 pairs" in margin.text
 
 
 @pytest.mark.parametrize("inferable_only", [False, True])
@@ -662,34 +483,3 @@ def test_a_pair_is_not_inferable_where_the_expert_drew_between_its_actions(
     assert counts.get("alternatives_tied_with_the_expert", 0) == inferable_only * sum(
         len(actions) - 1 for actions in tied.values()
     )
-
-
-def test_a_task_that_is_held_out_is_found(tmp_path: Path) -> None:
-    report = _audit(tmp_path, _sound(), [make_pair(7)])
-    assert [finding.check for finding in report.errors] == ["task leakage"]
-    assert "game-7 is held out" in report.table()
-
-
-def test_a_preferred_verb_and_a_margin_of_nothing_are_warnings(tmp_path: Path) -> None:
-    report = _audit(tmp_path, [replace(make_pair(number), margin=0) for number in range(40)])
-    levels = {finding.check: finding.level for finding in report.findings}
-    assert levels["verb"] == levels["margin"] == "warning"
-
-
-@pytest.mark.parametrize("size", [8, 9, 17, 21, 25, 29, 41])
-def test_one_pair_more_in_a_place_is_no_imbalance(size: int, tmp_path: Path) -> None:
-    report = _audit(tmp_path, [make_pair(number) for number in range(size)])
-    assert "position" not in {finding.check for finding in report.errors}
-
-
-def test_a_word_that_both_candidates_have_is_no_leak(tmp_path: Path) -> None:
-    spoken = {"expert_action": "take the gold mug", "alternative_action": "drop the gold mug"}
-    report = _audit(tmp_path, [make_pair(0, **spoken), *_sound()[1:]])
-    assert "label words" not in {finding.check for finding in report.errors}
-
-
-def test_words_that_the_state_uses_itself_are_no_leak(tmp_path: Path) -> None:
-    context = replace(make_context(), admissible_actions=("buy expert skis", "look"), observation="The expert skis.")
-    pair = make_pair(0, context=context, expert_action="buy expert skis", alternative_action="look")
-    report = _audit(tmp_path, [pair, *_sound()[1:]])
-    assert "label words" not in {finding.check for finding in report.errors}

@@ -1,4 +1,4 @@
-"""The worked example is a package like any other: found by entry points, true to the contract, fit for all stages."""
+"""Cross-cutting: `examples/treasure`, a package like any other: found by entry points, sound, fit for all stages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import pytest
 from transformers import AutoTokenizer
 
@@ -26,11 +24,10 @@ from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.data_prep.imports.import_trajectories import import_trajectories
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.doctor.run import CheckState, environment_checks, examine
-from verl_act.envs.base import SnapshotEnvironment, Task
+from verl_act.envs.base import SnapshotEnvironment
 from verl_act.envs.contract import check_environment
-from verl_act.envs.gymnasium_text import GymnasiumTextEnvironment, InfoKeys
 from verl_act.envs.registry import get_env, known_envs
-from verl_act.errors import ConfigError, EnvError
+from verl_act.errors import ConfigError
 from verl_act.run_folder import RunFolder
 from verl_act.schema import read_pairs, read_steps
 from verl_act.settings.data import EmbeddedModelSettings, ExpertSettings, ImportSettings, PairsSettings, TasksSettings
@@ -146,70 +143,3 @@ def test_a_fresh_process_finds_it(tmp_path: Path) -> None:
         [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"], capture_output=True, text=True
     )
     assert run.stdout.strip() == "['treasure', 'treasure_gym']", run.stderr
-
-
-class Odd(gymnasium.Env[Any, Any]):
-    """Shows, tells and fails as it is told to."""
-
-    def __init__(self, observation: Any = "a room", info: dict[str, Any] | None = None) -> None:
-        self.observation = observation
-        self.info = {"goal": "win", "admissible_actions": ["win", "crash"]} if info is None else info
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.observation, self.info
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if action == "crash":
-            raise ValueError("a bug")
-        return self.observation, 1.0, True, False, self.info
-
-
-TASK = Task("odd", "train", "1", "odd")
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        (Odd(observation=3), "the observation is of type int, not a text. Override `show`"),
-        (Odd(info={"goal": "win"}), r"`info` has no 'admissible_actions' \(it has goal\)"),
-        (Odd(info={"admissible_actions": []}), r"`info` has no 'goal'"),
-    ],
-)
-def test_what_the_adapter_misses_is_named(environment: Odd, message: str) -> None:
-    adapted, as_it_was = GymnasiumTextEnvironment(environment), (environment.observation, environment.info)
-    environment.observation, environment.info = "a room", Odd().info
-    adapted.reset(TASK)
-    environment.observation, environment.info = as_it_was
-    with pytest.raises(EnvError, match=message):
-        adapted.reset(TASK)
-    with pytest.raises(EnvError, match="Call `reset"):
-        adapted.step("win")
-
-
-def test_an_end_without_a_verdict_and_a_crash_are_named() -> None:
-    adapted = GymnasiumTextEnvironment(Odd())
-    adapted.reset(TASK)
-    with pytest.raises(EnvError, match="fails at 'crash': ValueError: a bug"):
-        adapted.step("crash")
-    with pytest.raises(EnvError, match="`info` has no 'success'"):
-        adapted.step("WIN")
-    with pytest.raises(EnvError, match="Call `reset"):
-        GymnasiumTextEnvironment(Odd(), keys=InfoKeys()).step("win")
-    with pytest.raises(ConfigError, match="max_steps is 0"):
-        GymnasiumTextEnvironment(Odd(), max_steps=0)
-
-
-def test_the_environment_is_closed_once_whatever_happened_to_it() -> None:
-    class Closing(Odd):
-        closed = 0
-
-        def close(self) -> None:
-            self.closed += 1
-
-    unused, broken = Closing(), Closing(info={})
-    adapted = [GymnasiumTextEnvironment(environment) for environment in (unused, broken)]
-    with pytest.raises(EnvError):
-        adapted[1].reset(TASK)
-    for environment in adapted * 2:
-        environment.close()
-    assert (unused.closed, broken.closed) == (1, 1)

@@ -1,32 +1,127 @@
-"""Malformed recipes, changes and JSON options: one sentence with file and key, whatever they hold."""
+"""Recipes: what they state, what they take from their bases, and odd recipes and changes, refused by their key."""
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
-import typer
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from recipe_stages import RECIPE_NAMES, write_recipe
 
-from verl_act.__main__ import app
 from verl_act.chain import load_recipe
 from verl_act.chain.check import check_settings
 from verl_act.chain.methods import plan
 from verl_act.chain.recipe import Recipe
+from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError
+from verl_act.prompts import get_template
 from verl_act.run_folder import RunFolder
 from verl_act.settings.base import Settings
 
-COMMAND: Any = typer.main.get_command(app)
-DEEP = "[" * 5000
 
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_a_recipe_names_what_its_environment_and_template_have(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert get_template(recipe.template, **recipe.template_options)
+    assert recipe.expert.name in get_env(recipe.env).experts
+    assert {recipe.train_split, *recipe.valid_splits} <= set(get_env(recipe.env).splits)
+
+
+def test_steps_bound_both_rl_stages() -> None:
+    bounded = load_recipe("alfworld/quickstart", steps=2)
+    assert [part.overrides["trainer"]["total_training_steps"] for part in bounded.training.values()] == [2, 2]
+    assert load_recipe("alfworld/quickstart", steps=10**6) == load_recipe("alfworld/quickstart")
+    unbounded = ["training.critic.overrides.trainer.total_training_steps=null"]
+    assert load_recipe("alfworld/quickstart", unbounded, steps=2).training["critic"] == bounded.training["critic"]
+
+
+def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    base = load_recipe("alfworld/quickstart")
+    write_recipe(tmp_path, "base: alfworld/quickstart\nseed: 5\n", "first.yaml")
+    second = write_recipe(tmp_path, f"base: {tmp_path}/first.yaml\ngames: {{seed: 9}}\n")
+    recipe = load_recipe(second, ["alternatives.n=2"])
+    assert (recipe.seed, recipe.games.seed, recipe.alternatives.n) == (5, 9, 2)
+    assert recipe.games.counts == base.games.counts
+    assert recipe.training["critic"] == base.training["critic"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: alfworld/quickstart\nmodle: x\n", "modle"),
+        (
+            "base: alfworld/quickstart\ngames: {sise: small}\n",
+            "games has no key 'sise'; its keys are .*counts",
+        ),
+        ("base: alfworld/quickstart\nalternatives: {n: several}\n", "alternatives.n"),
+        ("base: alfworld/quickstart\ntraining: {action: {data: games}}\n", r"training\.action\.data is 'games'"),
+        ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*the recipes are.*alfworld/quickstart"),
+        ("- a\n- b\n", "not a mapping"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_its_key(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write_recipe(tmp_path, text))
+
+
+def test_a_recipe_on_two_bases_has_what_both_state() -> None:
+    """What they have in common is laid first, once: it does not undo what the first base states."""
+    shop, comparison = load_recipe("webshop/quickstart"), load_recipe("alfworld/methods")
+    both = load_recipe("webshop/methods")
+    assert both.env == "webshop" and both.expert == shop.expert and both.evaluate.max_turns == shop.evaluate.max_turns
+    assert both.methods == comparison.methods and both.training["il"] == comparison.training["il"]
+    lengths = [recipe.training["critic"].overrides["data"]["max_response_length"] for recipe in (both, shop)]
+    assert lengths[0] == lengths[1]
+    ours, theirs, shops = (recipe.training["action"].overrides["trainer"] for recipe in (both, comparison, shop))
+    assert ours == theirs != shops
+
+
+def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
+    first = write_recipe(tmp_path, f"base: {tmp_path}/b.yaml\n", "a.yaml")
+    write_recipe(tmp_path, f"base: {first}\n", "b.yaml")
+    with pytest.raises(ConfigError, match="cycle"):
+        load_recipe(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed", "'seed' is not of the form KEY=VALUE"),
+        ("sede=1", "sede"),
+        ("games.sise=small", "games has no key 'sise'"),
+        ("evaluate.mode=whole", r"evaluate\.mode is 'whole'"),
+        ("seed=x", "seed"),
+        ("expert.files={dev: [a.jsonl]}", "expert.files has 'dev'; the splits are train, valid_seen, valid_unseen"),
+    ],
+)
+def test_a_bad_change_is_refused_by_its_key(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("alfworld/quickstart", [change])
+
+
+def test_an_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("alfworld/quikstart")
+    assert all(name in str(caught.value) for name in RECIPE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "limit", "turns"),
+    [("alfworld", None, 1000, 50), ("webshop", 500, 1000, 15), ("scienceworld", 200, 5000, 100)],
+)
+def test_full_recipes_evaluate_what_the_paper_does(name: str, tasks: int | None, limit: int, turns: int) -> None:
+    """All games of ALFWorld's splits, 500 goals of WebShop, 10,000 states of ScienceWorld's two splits."""
+    for recipe in (load_recipe(f"{name}/full"), load_recipe(f"{name}/methods_full")):
+        found = recipe.evaluate
+        assert (found.task_limit, found.limit, found.max_turns) == (tasks, limit, turns) and recipe.valid_splits
+
+
+DEEP = "[" * 5000
 MALFORMED = [
     ("base: alfworld/quickstart\n".encode("utf-16"), "UTF-16"),
     ("base: alfworld/quickstart\nmodel: größe\n".encode("latin-1"), "UTF-8"),
@@ -176,49 +271,3 @@ def test_any_value_of_any_key_is_taken_or_refused(
         planned = plan(recipe, RunFolder(folder / "out"), [0])
         if not recipe.engine_options and not recipe.evaluate.engine_options and recipe.env == "alfworld":
             check_settings(recipe, planned)
-
-
-MAPPINGS = [
-    (f"{group} {name}", parameter.opts[0])
-    for group, commands in COMMAND.commands.items()
-    for name, command in getattr(commands, "commands", {}).items()
-    for parameter in command.params
-    if getattr(parameter, "metavar", None) == "KEY=VALUE"
-]
-REQUIRED = {
-    "data games": [],
-    "data expert": ["alfworld", "train"],
-    "data import": ["alfworld", "FILE"],
-    "data alternatives": ["--trajectories", "FILE", "--model", "/nowhere/model"],
-    "data pairs": ["--trajectories", "FILE", "--source", "admissible"],
-    "data audit": ["--pairs", "FILE"],
-    "data tasks": ["alfworld", "--splits", "train"],
-    "data reflect": ["--trajectories", "FILE", "--pairs", "FILE", "--model", "/nowhere/model"],
-    "data sft": ["--trajectories", "FILE", "--model", "/nowhere/model"],
-    "eval run": ["--model", "/nowhere/model", "--trajectories", "FILE"],
-    "dev methods-table": ["RUN"],
-}
-KEYS = st.sampled_from(["train", "n", "data", "max_steps", "history_length", "max_listed", "ACT", "steps"])
-ENTRY = st.tuples(KEYS | TEXT, VALUE.map(json.dumps) | TEXT | st.sampled_from(["{", "[", "&a", "*a", "!x 5"]))
-
-
-@settings(max_examples=40)
-@given(st.sampled_from(MAPPINGS), ENTRY.map("=".join))
-@example(("data games", "--counts"), "train=1.5")
-@example(("data games", "--counts"), "train=" + DEEP)
-@example(("data games", "--counts"), "train=" + "9" * 5000)
-@example(("data games", "--counts"), "train")
-@example(("dev methods-table", "--methods"), "A={steps: {}}")
-def test_any_entry_of_a_mapping_is_taken_or_refused(option: tuple[str, str], entry: str) -> None:
-    """The commands' data do not exist, so that none of them gets further than that."""
-    command, name = option
-    folder = Path(os.environ["RAY_TMPDIR"])
-    (folder / "file").write_bytes(b"no table")
-    (folder / "run").mkdir(exist_ok=True)
-    if command == "data games" and entry.startswith("train=") and entry[6:].isdecimal() and len(entry) < 20:
-        return  # games would be made
-    paths = {"FILE": str(folder / "file"), "RUN": str(folder / "run")}
-    words = [paths.get(word, word) for word in REQUIRED[command]]
-    out = [] if command == "data audit" else ["--out", str(folder / "fuzzed-out")]
-    with suppress(ActError, click.UsageError, typer.Exit):
-        COMMAND.main([*command.split(), *out, *words, name, entry], standalone_mode=False)
