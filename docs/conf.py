@@ -1,17 +1,29 @@
 """Sphinx: the documentation site (`make docs`)."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 
 import verl_act
 import verl_act.schema
 from verl_act.chain.recipe import Recipe
+from verl_act.config.settings import ActSettings
+from verl_act.dpo import DpoSettings
+from verl_act.prompts import get_template
+from verl_act.prompts.registry import template_names
 from verl_act.settings.base import Settings
+from verl_act.settings.model import EngineOptions
 
 project = "verl_act"
 author = "the authors of verl_act"
@@ -36,29 +48,80 @@ default_role = "literal"
 
 
 _DOCS = Path(__file__).parent
+_HEAD = ("| key | value | default | meaning |", "|---|---|---|---|")
+
+
+def _write(page, *lines):
+    (_DOCS / "reference" / page).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
 
 # The page of commands is what the command line says of itself.
-_page = _DOCS / "reference" / "commands.md"
 _typer = [sys.executable, "-m", "typer", "verl_act.__main__", "utils", "docs"]
+_page = _DOCS / "reference" / "commands.md"
 subprocess.run([*_typer, "--name", "verl-act", "--title", "Commands", "--output", str(_page)], check=True)
 
 
+def _row(name, kind="", default="", text=""):
+    """One line of Markdown for a key."""
+    return f"| `{name}` | {kind} | {default} | {' '.join(text.split())} |"
+
+
 def _settings_table(block, prefix=""):
-    """One line of Markdown for each key: its type, default and help text."""
+    """The keys of a settings class."""
     for name, field in block.model_fields.items():
-        kind = field.annotation
-        text = " ".join((field.description or "").split())
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            yield f"| `{prefix}{name}` | | | {text} |"
-            yield from _settings_table(kind, f"{prefix}{name}.")
-            continue
-        blocks = [kind for kind in get_args(kind) if isinstance(kind, type) and issubclass(kind, Settings)]
-        default = "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
+        kind, text = field.annotation, field.description or ""
+        inner = [kind] if isinstance(kind, type) else get_args(kind)
+        blocks = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Settings)]
         if blocks:
-            yield f"| `{prefix}{name}` | | | {text} |"
-            yield from _settings_table(blocks[0], f"{prefix}{name}.NAME.")
+            yield _row(prefix + name, text=text)
+            yield from _settings_table(blocks[0], f"{prefix}{name}." + ("" if blocks[0] is kind else "NAME."))
         else:
-            yield f"| `{prefix}{name}` | {_kind(kind)} | {default} | {text} |"
+            yield _row(prefix + name, _kind(kind), "required" if field.is_required() else _json(field.default), text)
+
+
+def _dataclass_table(block, prefix=""):
+    """The keys of a dataclass."""
+    for field in fields(block):
+        kind = get_type_hints(block, include_extras=True)[field.name]
+        if is_dataclass(kind):
+            yield _row(prefix + field.name, text=_docstring(block, field.name))
+            yield from _dataclass_table(kind, f"{prefix}{field.name}.")
+        else:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            yield _row(prefix + field.name, _kind(kind), _json(default), _meaning(block, field.name, kind))
+
+
+def _template_table(names):
+    """The options of templates of one class; `names` call it with different defaults."""
+    made = {name: get_template(name) for name in names}
+    block = type(made[names[0]])
+    for field in fields(block):
+        defaults = {name: _json(getattr(template, field.name)) for name, template in made.items()}
+        same = len(set(defaults.values())) == 1
+        default = defaults[names[0]] if same else ", ".join(f"{name}: {text}" for name, text in defaults.items())
+        kind = get_type_hints(block, include_extras=True)[field.name]
+        yield _row(field.name, _kind(kind), default, _docstring(block, field.name))
+
+
+def _meaning(block, name, kind):
+    """A field's docstring, and those of the values of an enumeration."""
+    values = kind if isinstance(kind, type) and issubclass(kind, Enum) else ()
+    meanings = (f"`{value}`: {_docstring(kind, value.name)}" for value in values)
+    return " ".join((_docstring(block, name), *meanings))
+
+
+def _docstring(block, name):
+    """The docstring below a name of a class. Raises `ExtensionError` where there is none."""
+    for owner in block.__mro__:
+        if owner.__module__ != "builtins":
+            found = ModuleAnalyzer.for_module(owner.__module__).find_attr_docs().get((owner.__qualname__, name))
+            if found:
+                return " ".join(found).strip()
+    raise ExtensionError(f"{block.__module__}.{block.__qualname__}.{name} has no docstring.")
+
+
+def _json(value):
+    return f"`{json.dumps(value, default=str)}`"
 
 
 def _kind(kind):
@@ -67,19 +130,50 @@ def _kind(kind):
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _kind(inner[0])
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        inner, origin = list(kind), Literal
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
         return " or ".join(map(_kind, inner))
-    if origin is list:
-        return f"list of {_kind(inner[0])}s"
+    if origin in (list, tuple):
+        return f"list of {_plural(inner[0])}"
     if origin is dict:
-        return f"mapping to {_kind(inner[1])}s"
+        return f"mapping to {_plural(inner[1])}"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-_lines = ["# Keys of recipes", "", Recipe.__doc__, "", "| key | value | default | meaning |", "|---|---|---|---|"]
-(_DOCS / "reference" / "recipes.md").write_text("\n".join([*_lines, *_settings_table(Recipe)]) + "\n", encoding="utf-8")
+def _plural(kind):
+    words = _kind(kind)
+    if words.startswith("list "):
+        return words.replace("list", "lists", 1)
+    return words if "`" in words else f"{words}s"
+
+
+_engine = get_type_hints(EngineOptions, include_extras=True)
+_write(
+    "recipes.md",
+    *("# Keys of recipes", "", Recipe.__doc__, "", *_HEAD, *_settings_table(Recipe), ""),
+    *("## Keys of `engine_options`", "", "Any other is an argument of vLLM's engine.", ""),
+    *("| key | value | meaning |", "|---|---|---|"),
+    *(f"| `{name}` | {_kind(kind)} | {_docstring(EngineOptions, name)} |" for name, kind in _engine.items()),
+    *("", "## Keys of `overrides` where `data` is `dpo`", "", "A run sets those that are required.", ""),
+    *(*_HEAD, *_settings_table(DpoSettings)),
+)
+_write("data-act.md", "# Keys of `data.act`", "", ActSettings.__doc__, "", *_HEAD, *_dataclass_table(ActSettings))
+
+_templates = defaultdict(list)
+for _name in template_names():
+    _templates[type(get_template(_name))].append(_name)
+_lines = [
+    "# Options of templates",
+    "",
+    "Keys of `template_options`, on the command line `--template-options KEY=VALUE`.",
+]
+for _class, _names in _templates.items():
+    _lines += ["", f"## {', '.join(f'`{_name}`' for _name in _names)}", "", inspect.getdoc(_class), ""]
+    _lines += [*_HEAD, *_template_table(_names)]
+_write("templates.md", *_lines)
 
 
 def _columns(schema):
@@ -87,11 +181,11 @@ def _columns(schema):
         yield f"| `{column.name}` | {str(column.type).replace('|', ' ')} | {'yes' if column.nullable else ''} |"
 
 
-_lines = ["# Columns of tables", ""]
+_lines = ["# Columns of tables"]
 for _name in ("TASK", "TRAJECTORY", "ALTERNATIVES", "PAIR", "REFLECTION", "SFT", "DPO"):
-    _lines += [f"## {_name.lower()}", "", "| column | type | may be null |", "|---|---|---|"]
-    _lines += [*_columns(getattr(verl_act.schema, _name)), ""]
-(_DOCS / "reference" / "tables.md").write_text("\n".join(_lines), encoding="utf-8")
+    _lines += ["", f"## {_name.lower()}", "", "| column | type | may be null |", "|---|---|---|"]
+    _lines += _columns(getattr(verl_act.schema, _name))
+_write("tables.md", *_lines)
 
 # The recipes' pages are their READMEs, which link to each other and to these documents as files of the repository.
 (_DOCS / "recipes").mkdir(exist_ok=True)

@@ -29,10 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 class Turn(NamedTuple):
-    """One earlier turn: what the agent saw, and the action it took."""
+    """One earlier turn of an episode."""
 
     observation: str
+    """What the agent saw."""
     action: str
+    """The action that it took then."""
 
 
 @dataclass(frozen=True, slots=True)

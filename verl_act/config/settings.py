@@ -88,6 +88,7 @@ class MixtureSettings:
     weights: tuple[float, ...] = ()
     """Relative number of rows of each file of `data.train_files`, in their order; [1, 3] is a quarter of the first."""
     stopping_strategy: StoppingStrategy = StoppingStrategy.ALL_EXHAUSTED
+    """When an epoch ends."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(self.weights or ()))
@@ -122,11 +123,13 @@ class ActSettings:
     """Every key of `data.act`, with its default."""
 
     template: str = "cot"
+    """Prompt template: `cot`, `plain`, `compact`, or your own."""
     history_length: int | None = None
-    """Turns of history in a prompt; null for all."""
+    """Most turns of the history in a prompt, the last ones. Default: all."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the template."""
     order: Order = Order.HASH
+    """The rows of a pair, by the order of its actions."""
     seed: int = 0
     """Random seed of the order of candidates and of `mix`."""
     verb_balance: int = 1

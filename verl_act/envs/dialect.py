@@ -28,10 +28,12 @@ NO_LISTS = MappingProxyType(
 
 
 class Thought(NamedTuple):
-    """A subgoal, and the action that follows from it."""
+    """What a small policy thinks before it acts."""
 
     text: str
+    """The subgoal."""
     action: str
+    """The action that follows from it."""
 
 
 Thinker = Callable[[Context, str, str | None], Thought | None]

@@ -31,15 +31,14 @@ class GymnasiumEnv(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfoKeys:
-    """The keys of `info` for what Gymnasium's interface does not cover.
-
-    `goal` (a string) is read after `reset`, `admissible` (strings) after every call, `success` (a bool) when an episode
-    terminates.
-    """
+    """The keys of `info` for what Gymnasium's interface does not cover."""
 
     goal: str = "goal"
+    """A string, read after `reset`."""
     admissible: str = "admissible_actions"
+    """Strings, read after every call."""
     success: str = "success"
+    """A bool, read when an episode terminates."""
 
 
 class GymnasiumTextEnvironment:
@@ -51,6 +50,7 @@ class GymnasiumTextEnvironment:
     """
 
     unknown_action = "Nothing happens."
+    """The observation after a text that is no listed action."""
 
     def __init__(self, environment: GymnasiumEnv, *, max_steps: int = 50, keys: InfoKeys | None = None) -> None:
         """`max_steps` ends an episode without success, in addition to the environment's own limit."""

@@ -1,7 +1,6 @@
-"""The templates `cot` and `plain`, for instruction-tuned language models.
+"""The templates `cot` and `plain`.
 
-`cot` asks for reasoning inside `<think>` before the answer, as the paper does (arXiv 2603.08706, section 3); `plain`
-asks for the answer alone. Both are one user message: some chat templates refuse a system message.
+Both are one user message: some chat templates refuse a system message.
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ _ROLE = "You are acting in an environment that you see and change only through t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate(Template):
-    """`reasoning` asks for `<think>…</think>` first; `admissible_in_action` and `admissible_in_choice` list the
-    admissible actions.
-
-    `instructions` come before the task and say what a list cannot, such as how to word actions when no list is shown.
-    `choose_by_number` asks for a candidate's number instead of its text, which suits long candidates.
-    """
+    """For instruction-tuned models. `cot` asks for reasoning inside `<think>` before the answer, as the paper does
+    (arXiv 2603.08706, section 3); `plain` asks for the answer alone."""
 
     reasoning: bool = True
+    """Ask for `<think>…</think>` before the answer; `plain` never does."""
     admissible_in_action: bool = True
+    """List the admissible actions where an action is asked for."""
     admissible_in_choice: bool = True
+    """List them where a choice is asked for."""
     instructions: str = ""
+    """Text before the task for what a list cannot say, such as how to word actions when no list is shown."""
     choose_by_number: bool = False
+    """Ask for a candidate's number instead of its text, which suits long candidates."""
 
     def action_messages(self, context: Context) -> list[Message]:
         return _user(self._context(context), *self._action_request(context.admissible_actions))

@@ -1,8 +1,7 @@
-"""The template `compact`, for models so small that every prompt token counts.
+"""The template `compact`.
 
-Few fixed words, no instructions: the model learns the format in its warm-up. Action and choice prompts render the
-context in the same way and expect the same kind of reply, `<action>text of the action</action>`, so that judging
-transfers to acting.
+Action and choice prompts render the context in the same way and expect the same kind of reply, `<action>text of the
+action</action>`, so that judging transfers to acting.
 """
 
 from __future__ import annotations
@@ -17,17 +16,20 @@ from verl_act.schema import Context, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactTemplate(Template):
-    """Each option leaves out a part of the context, to save tokens.
+    """For models so small that every prompt token counts: few fixed words and no instructions, since the model learns
+    the format in its warm-up. Each option can leave out a part of the context.
 
-    `admissible_in_action` and `admissible_in_choice` list the admissible actions. A small model learns to act
-    from that list, and judges far better with it; it is not needed in environments with hundreds of actions, or whose
-    observations name them all. `observations_in_history`: whether earlier turns show observations, or only actions.
+    A small model learns to act from the list of admissible actions, and judges far better with it. Environments with
+    hundreds of actions, or whose observations name them all, do without.
     """
 
     reflections_conclude: ClassVar[bool] = True
     admissible_in_action: bool = True
+    """List the admissible actions where an action is asked for."""
     admissible_in_choice: bool = True
+    """List them where a choice is asked for."""
     observations_in_history: bool = True
+    """Show the observations of earlier turns, not only their actions."""
 
     def action_messages(self, context: Context) -> list[Message]:
         return _user(*self._context(context), *self._can(context.admissible_actions), "act :")

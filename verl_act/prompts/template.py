@@ -21,16 +21,14 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template(ABC):
-    """Base of all templates; a template's options are its fields.
-
-    `history_length` is the number of last turns in a prompt; None for all. `max_listed` is the maximum number of
-    admissible actions in a list; None for all.
-    """
+    """Base of all templates; a template's options are its fields, with a docstring each."""
 
     reflections_conclude: ClassVar[bool] = False
     """Whether a reply to `reflection_messages` only counts if it ends with the expert's action."""
     history_length: Count | None = None
+    """Most turns of the history in a prompt, the last ones. Default: all."""
     max_listed: Positive | None = None
+    """Most admissible actions in a list. Default: all."""
 
     def __post_init__(self) -> None:
         options = {entry.name: getattr(self, entry.name) for entry in fields(self)}

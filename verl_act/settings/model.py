@@ -39,7 +39,9 @@ class EngineOptions(TypedDict):
     """Keys of `engine_options` that this package reads too."""
 
     max_model_len: Positive
+    """Most tokens of prompt and reply together, instead of the option of this name."""
     trust_remote_code: bool
+    """Run code that comes with the model."""
     chat_template_kwargs: dict[str, Any]
     """For prompts."""
     seed_requests: bool
