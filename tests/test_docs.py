@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning, its pages hold together, and every command in them runs.
+"""Cross-cutting: the documentation site builds without a warning, its pages hold together, every command in them runs.
 
 So do the commands of the README, of CONTRIBUTING and of the recipes' pages. A fenced block of commands says in a
 comment in the line before it how it is run here: `<!-- run -->` as it stands. Where the whole would need minutes or a
@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ import pytest
 from chromium import chromium
 from parsed_command import parsed
 from processes import clean_environment
-from test_config import composed, validated
+from recipe_stages import composed
+from test_config import validated
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
@@ -33,11 +34,15 @@ from verl_act.chain import load_recipe
 from verl_act.chain.check import compose
 from verl_act.chain.methods import plan
 from verl_act.chain.stages import TrainingStage
+from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
+from verl_act.prompts.chat import ChatTemplate
+from verl_act.prompts.compact import CompactTemplate
 from verl_act.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-GENERATED = [DOCS / "reference" / "commands.md", *(DOCS / "recipes").glob("*.md")]
+REFERENCE = [DOCS / "reference" / f"{name}.md" for name in ("commands", "data-act", "recipes", "tables", "templates")]
+GENERATED = [*REFERENCE, *(DOCS / "recipes").glob("*.md")]
 FILES = sorted(
     path
     for path in (*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("recipes/*/README.md"))
@@ -113,13 +118,10 @@ def test_prose_has_short_lines(page: Path) -> None:
 
 @pytest.mark.parametrize("page", FILES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_links_to_is_there(page: Path) -> None:
-    """Outside the site, whose links the browser follows; commands.md and recipes/ are made with the site."""
+    """Outside the site, whose links the browser follows."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
-    assert not [
-        link
-        for link in LINK.findall(text)
-        if not (page.parent / link).exists() and not {"commands.md", "recipes.md", "tables.md"} & {Path(link).name}
-    ]
+    targets = {link: (page.parent / link).resolve() for link in LINK.findall(text)}
+    assert not [link for link, target in targets.items() if not target.exists() and target not in REFERENCE]
 
 
 def ours(how: str) -> list[Any]:
@@ -191,6 +193,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_site_builds_without_a_warning(site: Path) -> None:
     assert {"index.html", "tutorial.html", "gaps.html"} <= {path.name for path in site.iterdir()}
     assert "verl-act-data-alternatives" in (site / "reference" / "commands.html").read_text()
+
+
+def test_every_key_and_option_is_described(site: Path) -> None:
+    def names(block: type, prefix: str = "") -> set[str]:
+        return {prefix + field.name for field in fields(block)}
+
+    expected = {
+        "data-act": names(ActSettings) | names(MixtureSettings, "mix.") | names(EpisodeSettings, "episode."),
+        "templates": names(ChatTemplate) | names(CompactTemplate),
+    }
+    for page, keys in expected.items():
+        text = (site / "reference" / f"{page}.html").read_text()
+        rows = re.findall(r'<tr.*?<span class="pre">([\w.]+)</span>.*?<td><p>([^<].*?)</p></td>\s*</tr>', text, re.S)
+        assert {key for key, meaning in rows if meaning} == keys
 
 
 def test_the_marks_of_blocks_are_not_shown(site: Path) -> None:
