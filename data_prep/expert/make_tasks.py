@@ -19,10 +19,13 @@ from verl_act.settings.data import TasksSettings
 def make_tasks(settings: TasksSettings, out: str | PathLike[str]) -> Manifest:
     """Write the tasks of the splits, in the environment's order, to `out/tasks.parquet`, and a manifest."""
     spec = check_settings(settings)
-    rows = []
-    for split in settings.splits:
-        tasks = spec.tasks(split, **settings.env_settings)
-        rows += map(asdict, sample_in_order(tasks, settings.limit, f"{settings.seed}/{split}"))
+    rows = [
+        asdict(task)
+        for split in settings.splits
+        for task in sample_in_order(
+            spec.tasks(split, **settings.env_settings), settings.limit, f"{settings.seed}/{split}"
+        )
+    ]
     manifest = make_manifest(
         "make_tasks",
         settings=settings.recorded(),
