@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 _MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|&])")
 _SPACES = re.compile(r"\s+")
@@ -28,3 +29,13 @@ def markdown_text(text: str) -> str:
 def counts_text(counts: Mapping[str, int]) -> str:
     """Counts by name on one line: `train 3,553, valid_seen 140`."""
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each of the paths, which differ, with as many folders before it as tell them apart."""
+    depth = 1
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1

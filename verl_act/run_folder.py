@@ -223,7 +223,8 @@ class RunFolder:
     def trainings(self) -> list[TrainingFolder]:
         """Training stages that have begun, sorted by name."""
         files = (*self._seed_folder.glob(f"*/{TRAINING_METRICS}"), *self._seed_folder.glob(f"*{_WORK}/*"))
-        return [TrainingFolder(self._seed_folder / name) for name in sorted({_stage_of(file.parent) for file in files})]
+        names = {file.parent.name.removesuffix(_WORK) for file in files}
+        return [TrainingFolder(self._seed_folder / name) for name in sorted(names)]
 
     @property
     def comparison(self) -> Path:
@@ -282,7 +283,3 @@ class RunFolder:
 def _plan_order(stage: PlannedStage) -> tuple[bool, int]:
     seed = seed_of(stage.name)
     return stage.name in _LAST, -(2**63) if seed is None else seed
-
-
-def _stage_of(folder: Path) -> str:
-    return folder.name.removesuffix(_WORK)

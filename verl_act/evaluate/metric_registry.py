@@ -89,6 +89,11 @@ class Metric:
             return ""
         return f"{self.format(low).removesuffix('%')}–{self.format(high)}"
 
+    def format_estimate(self, result: Estimate) -> str:
+        """The value, with its interval if there is one."""
+        interval = self.format_interval(result.low, result.high)
+        return f"{self.format(result.value)} [{interval}]" if interval else self.format(result.value)
+
     def format_change(self, difference: float, low: float | None = None, high: float | None = None) -> str:
         """A signed difference with its interval, in percentage points for shares."""
 

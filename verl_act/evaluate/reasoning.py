@@ -28,6 +28,7 @@ import pyarrow.csv as pcsv
 from verl_act.errors import DataError
 from verl_act.evaluate.answers import chosen_letter, last_box
 from verl_act.extras import needs_extra
+from verl_act.names import unique_names
 from verl_act.parquet_file import read_parquet
 from verl_act.prompts import Message
 from verl_act.text_files import open_bytes, read_rows, text_suffix
@@ -100,14 +101,11 @@ def _after_thoughts(reply: str) -> str:
 
 
 def _splits(paths: Sequence[Path]) -> list[str]:
-    """A unique name for each file: its stem, preceded by as many folders as needed."""
+    """A unique name for each file: without its suffix, unless only that tells two files apart."""
     if len(set(paths)) < len(paths):
         raise DataError(f"a file of questions is given twice: {', '.join(map(str, paths))}. Name each once.")
-    for depth in range(1, max((len(path.parts) for path in paths), default=0) + 1):
-        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return list(map(str, paths))
+    stems = [path.with_suffix("") for path in paths]
+    return unique_names(stems if len(set(stems)) == len(stems) else paths)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -78,49 +77,32 @@ class PolicyUnderTest:
         return request_seed(self.seed, f"{item}, sample {self.sample}" if self.sample else item)
 
 
-class _Player(ABC):
-    """The policy of one episode."""
+class _Player:
+    """The policy of one episode: a fresh prompt for every turn or, in mode `concat`, one growing sequence."""
 
     def __init__(self, policy: PolicyUnderTest, task: Task) -> None:
-        self.policy = policy
-        self.task = task
-        self.turn = 0
+        self._policy, self._task, self._turn = policy, task, 0
+        self._sequence: GrowingSequence | None = None
 
     async def reply(self, context: Context) -> str | None:
-        self.turn += 1
-        return await self.answer(context, f"episode {self.task.split}/{self.task.task_id}#{self.turn}")
+        self._turn += 1
+        item = f"episode {self._task.split}/{self._task.task_id}#{self._turn}"
+        if self._policy.mode is Mode.CONCAT:
+            return await self._next_reply(context, item)
+        return await self._policy.answer(self._policy.template.action_messages(context), item)
 
-    @abstractmethod
-    async def answer(self, context: Context, item: str) -> str | None:
-        """The reply to a turn named `item`."""
-
-
-class _StepwisePlayer(_Player):
-    """A fresh prompt for every turn."""
-
-    async def answer(self, context: Context, item: str) -> str:
-        return await self.policy.answer(self.policy.template.action_messages(context), item)
-
-
-class _ConcatPlayer(_Player):
-    """One growing sequence, which ends when the model's context is full."""
-
-    sequence: GrowingSequence | None = None
-
-    async def answer(self, context: Context, item: str) -> str | None:
+    async def _next_reply(self, context: Context, item: str) -> str | None:
+        """The reply to the sequence with this state; None if the model's context is full."""
         # The settings refuse one sequence with an endpoint.
-        engine, template = cast(Engine, self.policy.engine), self.policy.template
-        if self.sequence is None:
-            self.sequence = engine.sequence(template.action_messages(context))
+        engine, template = cast(Engine, self._policy.engine), self._policy.template
+        if self._sequence is None:
+            self._sequence = engine.sequence(template.action_messages(context))
         else:
-            room = engine.max_model_len - len(self.sequence.sample.prompt_ids)
+            room = engine.max_model_len - len(self._sequence.sample.prompt_ids)
             content = template.followup(context.observation, context.admissible_actions)
-            if not self.sequence.observe(content, room):
+            if not self._sequence.observe(content, room):
                 return None
-        return await engine.next_reply(self.sequence, self.policy.sampling, self.policy.request_seed(item))
-
-
-_PLAYERS = {Mode.STEPWISE: _StepwisePlayer, Mode.CONCAT: _ConcatPlayer}
+        return await engine.next_reply(self._sequence, self._policy.sampling, self._policy.request_seed(item))
 
 
 def require_one_environment(items: Iterable[Task | Step | Pair]) -> None:
@@ -152,7 +134,7 @@ async def rollout_tasks(
     async def played(task: Task) -> Episode:
         session = await pool.open(task)
         try:
-            return await play(task, session, _PLAYERS[policy.mode](policy, task), max_turns)
+            return await play(task, session, _Player(policy, task), max_turns)
         finally:
             await session.close()
 

@@ -20,7 +20,7 @@ from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices, with_probe
 from verl_act.evaluate.endpoint import Endpoint, check_endpoint
-from verl_act.evaluate.files import CHOICES, EPISODES, METRICS_FILE, NEXT_ACTIONS, RATIONALES, REASONING
+from verl_act.evaluate.files import METRICS_FILE, RECORDS
 from verl_act.evaluate.metric_registry import finished, summary
 from verl_act.evaluate.rationale import Rationale, evaluate_rationales, require_rationales
 from verl_act.evaluate.reasoning import is_right, read_questions
@@ -171,17 +171,16 @@ class Answers:
     rationales: Sequence[Record] = ()
     env_memory_mb: float = 0.0
 
+    @property
+    def by_file(self) -> dict[str, Sequence[Record]]:
+        """File name -> its records."""
+        return {file: getattr(self, Path(file).stem) for file in RECORDS}
+
 
 def _all_samples(answers: Sequence[Answers]) -> Answers:
     """The records of all samplings, one after the other."""
-    return Answers(
-        episodes=[record for one in answers for record in one.episodes],
-        next_actions=[record for one in answers for record in one.next_actions],
-        choices=[record for one in answers for record in one.choices],
-        reasoning=[record for one in answers for record in one.reasoning],
-        rationales=[record for one in answers for record in one.rationales],
-        env_memory_mb=max(one.env_memory_mb for one in answers),
-    )
+    merged = {Path(file).stem: [record for one in answers for record in one.by_file[file]] for file in RECORDS}
+    return Answers(**merged, env_memory_mb=max(one.env_memory_mb for one in answers))
 
 
 def evaluation_manifest(settings: EvaluationSettings) -> Manifest:
@@ -206,13 +205,7 @@ def write_evaluation(
     `manifest` comes from `evaluation_manifest`; `tasks` are those of the episodes. `without_room`: how many prompts
     left no room for a reply.
     """
-    records = {
-        EPISODES: answers.episodes,
-        NEXT_ACTIONS: answers.next_actions,
-        CHOICES: answers.choices,
-        REASONING: answers.reasoning,
-        RATIONALES: answers.rationales,
-    }
+    records = answers.by_file
     metrics = {
         "name": settings.name,
         "model": settings.model,
@@ -229,12 +222,8 @@ def write_evaluation(
     metrics["cite"] = citation(metrics)
     counts = {
         **manifest.counts,
-        "episodes": len(answers.episodes),
+        **{Path(file).stem: len(rows) for file, rows in records.items()},
         "episode_errors": metrics["episode_errors"],
-        "next_actions": len(answers.next_actions),
-        "choices": len(answers.choices),
-        "reasoning": len(answers.reasoning),
-        "rationales": len(answers.rationales),
         "without_room": without_room,
     }
     _warn_of_malformed(settings.name, answers)

@@ -125,8 +125,7 @@ def text_table(names: Sequence[str], rows: Sequence[Headline]) -> str:
 
 def _cell(row: Headline, index: int, interval: bool = False) -> str:
     metric, result = METRICS[row.metric], row.estimates[index]
-    between = metric.format_interval(result.low, result.high) if interval else ""
-    return f"{metric.format(result.value)} [{between}]" if between else metric.format(result.value)
+    return metric.format_estimate(result) if interval else metric.format(result.value)
 
 
 def markdown(names: Sequence[str], models: Sequence[MetricItems]) -> str:
@@ -139,9 +138,7 @@ def markdown(names: Sequence[str], models: Sequence[MetricItems]) -> str:
         cells = []
         for items in models:
             result = metric.estimate([items.get(key, {})])
-            interval = metric.format_interval(result.low, result.high)
-            text = f"{metric.format(result.value)} [{interval}]" if interval else metric.format(result.value)
-            cells.append(f"{text} n={result.items}" if result.items else "")
+            cells.append(f"{metric.format_estimate(result)} n={result.items}" if result.items else "")
         lines.append([markdown_text(key[0]), markdown_text(title), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

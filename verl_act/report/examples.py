@@ -22,7 +22,7 @@ from verl_act.evaluate.metric_registry import LOOP_LENGTH, SECTIONS
 from verl_act.evaluate.reasoning import Question, read_questions
 from verl_act.manifest import digest
 from verl_act.parquet_file import read_parquet_schema
-from verl_act.parse import match_action, parse_action, parse_choice
+from verl_act.parse import Malformed, match_action, parse_action, parse_choice
 from verl_act.prompts import Message, Template, get_template
 from verl_act.report.read import Evaluation, Run
 from verl_act.report.tables import Model
@@ -69,12 +69,6 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
     """At most `most` items of each kind, the same for every model, alternating between right and wrong answers."""
     questions = _Questions(runs)
     templates = [_template(model.evaluation) for model in compared]
-    describe: dict[str, Callable[[list[str]], Callable[[str, list[Json | None]], Json]]] = {
-        "episodes": lambda chosen: _episodes(questions.expert_actions(chosen), texts),
-        "next_actions": lambda chosen: _next_actions(questions.steps(chosen), templates, texts),
-        "choices": lambda chosen: _choices(questions.pairs(chosen), templates, texts),
-        "reasoning": lambda chosen: _reasoning(questions.reasoning() if chosen else {}, texts),
-    }
     by_kind = []
     for kind, section in KINDS.items():
         answers = [
@@ -89,8 +83,18 @@ def examples(runs: Sequence[Run], compared: Sequence[Model], most: int, texts: T
         items = list(dict.fromkeys(item for by_item in answers for item in by_item))
         outcome = "success" if kind == "episodes" else "right"
         chosen = _mixed(items, answers, outcome)[:most]
-        item = describe[kind](chosen)
-        rendered = [{"id": one, **item(one, [by_item.get(one) for by_item in answers])} for one in chosen]
+        find, question, answer = _RENDERED[kind]
+        sources = find(questions, chosen) if chosen else {}
+        rendered = []
+        for item in chosen:
+            records, source = [by_item.get(item) for by_item in answers], sources.get(item)
+            first = next(record for record in records if record is not None)
+            shown = {"id": item, "split": first["split"], **question(source, first, texts)}
+            shown["answers"] = [
+                None if record is None else answer(record, source, template, texts)
+                for record, template in zip(records, templates, strict=True)
+            ]
+            rendered.append(shown)
         by_kind.append(Examples(kind, rendered, len(items)))
     return by_kind
 
@@ -121,22 +125,15 @@ def turns_in_loops(turns: Sequence[Mapping[str, Any]]) -> list[int]:
     return failed_repeats([(turn["admissible"], turn["action"], turn["reply"]) for turn in turns])
 
 
-def _episodes(expert: Mapping[str, list[str]], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
-    def item(task: str, records: list[Json | None]) -> Json:
-        first = next(record for record in records if record is not None)
-        plan = expert.get(task)
-        return {
-            "split": first["split"],
-            "type": first["task_type"],
-            "goal": texts.index(first.get("goal", "")),
-            "expert": None if plan is None else texts.indices(plan),
-            "answers": [None if record is None else _episode(record, plan, texts) for record in records],
-        }
-
-    return item
+def _episode_question(plan: Sequence[str] | None, first: Json, texts: Texts) -> Json:
+    return {
+        "type": first["task_type"],
+        "goal": texts.index(first.get("goal", "")),
+        "expert": None if plan is None else texts.indices(plan),
+    }
 
 
-def _episode(record: Json, plan: Sequence[str] | None, texts: Texts) -> Json:
+def _episode(record: Json, plan: Sequence[str] | None, template: Template | None, texts: Texts) -> Json:
     turns = record.get("turns", [])
     shared_steps = _steps_with_the_expert(turns, plan)
     played = [
@@ -164,66 +161,47 @@ def _steps_with_the_expert(turns: Sequence[Json], plan: Sequence[str] | None) ->
     return len(turns)
 
 
-def _next_actions(
-    steps: Mapping[str, Step], templates: Sequence[Template | None], texts: Texts
-) -> Callable[[str, list[Json | None]], Json]:
-    def item(state: str, records: list[Json | None]) -> Json:
-        step = steps.get(state)
-
-        def prompt(template: Template | None) -> list[Message]:
-            return template.action_messages(step.context) if template and step else []
-
-        return {
-            **_question(records, step, texts),
-            "expert": texts.index(step.action) if step else None,
-            "answers": [
-                None if record is None else _answer(record, prompt(template), texts)
-                for record, template in zip(records, templates, strict=True)
-            ],
-        }
-
-    return item
+def _step_question(step: Step | None, first: Json, texts: Texts) -> Json:
+    return {**_state(step, first, texts), "expert": texts.index(step.action) if step else None}
 
 
-def _choices(
-    pairs: Mapping[str, Pair], templates: Sequence[Template | None], texts: Texts
-) -> Callable[[str, list[Json | None]], Json]:
-    def item(pair_id: str, records: list[Json | None]) -> Json:
-        pair = pairs.get(pair_id)
-
-        def prompt(template: Template | None, record: Json) -> list[Message]:
-            return choice_prompt(template, pair, record["candidates"]) if template and pair else []
-
-        first = next(record for record in records if record is not None)
-        return {
-            **_question(records, pair, texts),
-            "expert": texts.index(pair.expert_action) if pair else None,
-            "alternative": texts.index(pair.alternative_action) if pair else None,
-            "margin": first["margin"],
-            "answers": [
-                None if record is None else _choice(record, prompt(template, record), texts)
-                for record, template in zip(records, templates, strict=True)
-            ],
-        }
-
-    return item
+def _next_action(record: Json, step: Step | None, template: Template | None, texts: Texts) -> Json:
+    prompt = template.action_messages(step.context) if template and step else []
+    parsed = parse_action(record["reply"])
+    return _answer(record, prompt, parsed.action, parsed.malformed, texts)
 
 
-def _reasoning(questions: Mapping[str, Question], texts: Texts) -> Callable[[str, list[Json | None]], Json]:
-    def item(name: str, records: list[Json | None]) -> Json:
-        first = next(record for record in records if record is not None)
-        question, gold = questions.get(name), first.get("gold")
-        return {
-            "split": first["split"],
-            "goal": texts.index(question.text) if question and question.gold == gold else None,
-            "expected": texts.index(gold),
-            "answers": [
-                {"right": bool(record["right"]), "reply": texts.index(record.get("reply", ""))} if record else None
-                for record in records
-            ],
-        }
+def _pair_question(pair: Pair | None, first: Json, texts: Texts) -> Json:
+    return {
+        **_state(pair, first, texts),
+        "expert": texts.index(pair.expert_action) if pair else None,
+        "alternative": texts.index(pair.alternative_action) if pair else None,
+        "margin": first["margin"],
+    }
 
-    return item
+
+def _choice(record: Json, pair: Pair | None, template: Template | None, texts: Texts) -> Json:
+    """`chosen` is the index of a candidate, in the order of the prompt, or None."""
+    prompt = choice_prompt(template, pair, record["candidates"]) if template and pair else []
+    parsed = parse_choice(record["reply"], record["candidates"])
+    return {
+        **_answer(record, prompt, parsed.text, parsed.malformed, texts),
+        "candidates": texts.indices(record["candidates"]),
+        "chosen": record["chosen"],
+        "expert_position": record["expert_position"],
+    }
+
+
+def _reasoning_question(question: Question | None, first: Json, texts: Texts) -> Json:
+    gold = first.get("gold")
+    return {
+        "goal": texts.index(question.text) if question and question.gold == gold else None,
+        "expected": texts.index(gold),
+    }
+
+
+def _reasoning(record: Json, question: Question | None, template: Template | None, texts: Texts) -> Json:
+    return {"right": bool(record["right"]), "reply": texts.index(record.get("reply", ""))}
 
 
 def _template(evaluation: Evaluation) -> Template | None:
@@ -240,9 +218,9 @@ def _as_text(messages: Sequence[Message]) -> str | None:
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages) or None
 
 
-def _question(records: Sequence[Json | None], source: Step | Pair | None, texts: Texts) -> Json:
-    first = next(record for record in records if record is not None)
-    known: Json = {"split": first["split"], "inferable": first["inferable"], "goal": None}
+def _state(source: Step | Pair | None, first: Json, texts: Texts) -> Json:
+    """The state of a question; without its goal if the input file is gone."""
+    known: Json = {"inferable": first["inferable"], "goal": None}
     if source is not None:
         context = source.context
         known |= {
@@ -254,31 +232,16 @@ def _question(records: Sequence[Json | None], source: Step | Pair | None, texts:
     return known
 
 
-def _answer(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
-    parsed = parse_action(record["reply"])
+def _answer(
+    record: Json, prompt: Sequence[Message], action: str | None, malformed: Malformed | None, texts: Texts
+) -> Json:
     return {
         "right": record["right"],
         "prompt": texts.index(_as_text(prompt)),
         "reply": texts.index(record["reply"]),
-        "action": texts.index(parsed.action),
-        "malformed": parsed.malformed,
+        "action": texts.index(action),
+        "malformed": malformed,
         "admissible": record["admissible"],
-    }
-
-
-def _choice(record: Json, prompt: Sequence[Message], texts: Texts) -> Json:
-    """`chosen` is the index of a candidate, in the order of the prompt, or None."""
-    parsed = parse_choice(record["reply"], record["candidates"])
-    return {
-        "right": record["right"],
-        "prompt": texts.index(_as_text(prompt)),
-        "reply": texts.index(record["reply"]),
-        "action": texts.index(parsed.text),
-        "malformed": parsed.malformed,
-        "admissible": record["admissible"],
-        "candidates": texts.indices(record["candidates"]),
-        "chosen": record["chosen"],
-        "expert_position": record["expert_position"],
     }
 
 
@@ -317,8 +280,8 @@ class _Questions:
     def pairs(self, pair_ids: Sequence[str]) -> dict[str, Pair]:
         return {pair.pair_id: pair for pair in map(Pair.from_row, self._rows(PAIR, "pair_id", pair_ids))}
 
-    def reasoning(self) -> dict[str, Question]:
-        """Split/item -> question. Question files are all input files that are not tables of our schemas."""
+    def reasoning(self, items: Sequence[str]) -> dict[str, Question]:
+        """Split/item -> question, of all items. Question files are all input files but tables of our schemas."""
         questions: dict[str, Question] = {}
         for path in dict.fromkeys(path for path in self.reasoning_files if path not in self.tables):
             # The split is the file's name with some of its folders; how many depended on files that may be gone now.
@@ -342,6 +305,15 @@ class _Questions:
             kept = table.filter(pc.is_in(table[column], pa.array(values, pa.string())))
             rows += kept.select(columns or schema.names).to_pylist()
         return rows
+
+
+_RENDERED: dict[str, tuple[Callable[..., Mapping[str, Any]], Callable[..., Json], Callable[..., Json]]] = {
+    "episodes": (_Questions.expert_actions, _episode_question, _episode),
+    "next_actions": (_Questions.steps, _step_question, _next_action),
+    "choices": (_Questions.pairs, _pair_question, _choice),
+    "reasoning": (_Questions.reasoning, _reasoning_question, _reasoning),
+}
+"""Kind of answer -> how its questions are found, how one is shown, and how the answer of one model is shown."""
 
 
 def _unchanged(name: str, sha: str, folder: Path) -> Path | None:

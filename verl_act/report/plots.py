@@ -98,13 +98,7 @@ def curve(chart: Curve) -> Markup:
 
 def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: float | None = None) -> Markup:
     """Shares with intervals: one row per group, with one bar per model. A line marks `neutral`."""
-    order = [_plain(_spaced(group.name)) for group in groups]
-    rows = [
-        _interval_row(_plain(_spaced(group.name)), label, metric)
-        for group in groups
-        for label, metric in zip(labels, group.estimates, strict=True)
-        if metric.value is not None
-    ]
+    order, rows = _interval_rows(groups, labels)
     models = [_plain(label) for label in labels]
     # Group names are above the bars: next to them, long names would leave no room on a phone.
     name, thickness, gap = 17, 11, 5
@@ -135,7 +129,8 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
     number = base.mark_text(align="left", baseline="middle", dx=4, fontSize=10, fill="var(--ink)").encode(
         x=_share_axis("end", end=_ROOM), text="text:N"
     )
-    chart = bar + _interval(base) + number
+    interval = base.mark_rule(size=1.5, stroke="var(--ink)").encode(x=_share_axis("low", end=_ROOM), x2="high:Q")
+    chart = bar + interval + number
     if neutral is not None:
         line = _chart([{"at": neutral}]).mark_rule(stroke="var(--ink)", strokeDash=[3, 3], size=1)
         chart += line.encode(x="at:Q")
@@ -144,13 +139,7 @@ def bars(title: str, groups: Sequence[Group], labels: Sequence[str], neutral: fl
 
 def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str) -> Markup:
     """Shares with intervals over ordered groups: one column per group, with one point per model."""
-    order = [_plain(group.name) for group in groups]
-    rows = [
-        _interval_row(_plain(group.name), label, metric)
-        for group in groups
-        for label, metric in zip(labels, group.estimates, strict=True)
-        if metric.value is not None
-    ]
+    order, rows = _interval_rows(groups, labels)
     models = [_plain(label) for label in labels]
     base = _chart(rows).encode(
         x=alt.X("group:N", sort=order, title=axis, axis=alt.Axis(labelAngle=0), scale=alt.Scale(paddingInner=0.3)),
@@ -188,6 +177,18 @@ def _chart(rows: Rows) -> alt.Chart:
     return alt.Chart(alt.Data(values=rows))
 
 
+def _interval_rows(groups: Sequence[Group], labels: Sequence[str]) -> tuple[list[str], Rows]:
+    """The names of the groups, and a row for each value."""
+    names = [_plain(group.name.replace("_", " ")) for group in groups]
+    rows = [
+        _interval_row(name, label, metric)
+        for name, group in zip(names, groups, strict=True)
+        for label, metric in zip(labels, group.estimates, strict=True)
+        if metric.value is not None
+    ]
+    return names, rows
+
+
 def _interval_row(group: str, model: str, metric: Estimate) -> dict[str, Any]:
     return {
         "group": group,
@@ -207,24 +208,20 @@ def _with_interval(metric: Estimate) -> str:
 
 
 def _points(base: alt.Chart, models: Sequence[str], title: str | None = None) -> alt.LayerChart:
-    shares = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    interval = base.mark_rule(size=2, opacity=0.6).encode(
-        y=alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=shares), y2="high:Q"
-    )
+    shares = alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=_percent())
+    interval = base.mark_rule(size=2, opacity=0.6).encode(y=shares, y2="high:Q")
     shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))
     points = base.mark_point(filled=True, size=50, opacity=1).encode(y="value:Q", shape=shapes)
     layers: alt.LayerChart = interval + points
     return layers
 
 
-def _interval(base: alt.Chart) -> alt.Chart:
-    rule: alt.Chart = base.mark_rule(size=1.5, stroke="var(--ink)").encode(x=_share_axis("low", end=_ROOM), x2="high:Q")
-    return rule
-
-
 def _share_axis(column: str, title: str | None = None, end: float = 1) -> alt.X:
-    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-    return alt.X(f"{column}:Q", title=title, scale=alt.Scale(domain=[0, end]), axis=axis)
+    return alt.X(f"{column}:Q", title=title, scale=alt.Scale(domain=[0, end]), axis=_percent())
+
+
+def _percent() -> alt.Axis:
+    return alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
 
 
 def _bounds(series: Series) -> list[tuple[float, float]]:
@@ -234,8 +231,7 @@ def _bounds(series: Series) -> list[tuple[float, float]]:
 
 def _y_axis(unit: str, rows: Rows, column: str = "value") -> alt.Y:
     if unit == "share":
-        axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
-        return alt.Y(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
+        return alt.Y(f"{column}:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=_percent())
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     # A flat line goes in the middle, not on the axis.
     flat = [low - 1, high + 1] if low == high else alt.Undefined
@@ -288,10 +284,6 @@ def _readable(svg: str, title: str) -> Markup:
 
 def _series_name(run: str, name: str, runs: Sequence[str]) -> str:
     return " ".join(filter(None, (run if len(runs) > 1 else "", name))) or run
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _plain(text: str) -> str:

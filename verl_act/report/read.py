@@ -12,6 +12,7 @@ from verl_act.errors import DataError
 from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.records import read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
+from verl_act.names import unique_names
 from verl_act.report.stages import StageRecord, read_stages
 from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
 from verl_act.text_files import read_json
@@ -78,7 +79,7 @@ def read_runs(folders: Sequence[str | PathLike[str]]) -> list[Run]:
     paths = [Path(folder).absolute() for folder in folders]
     if repeated := next((path for index, path in enumerate(paths) if path in paths[:index]), None):
         raise DataError(f"{repeated}: is given twice; name each run once.")
-    return [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, unique_names(paths), strict=True)]
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -117,15 +118,6 @@ def _finished(folder: RunFolder, stages: Sequence[StageRecord]) -> list[Path]:
                 by_model.setdefault(path.name, path)
     order = {stage.output: index for index, stage in enumerate(stages)}
     return sorted(by_model.values(), key=lambda path: order.get(path, len(order)))
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    depth = 1
-    while True:
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-        depth += 1
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
