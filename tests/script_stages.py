@@ -40,7 +40,6 @@ def script(name: str, code: str, output: Path, inputs: Sequence[Path] = (), argu
         command="dev script",
         settings=Settings(),
         output=output,
-        out=output,
         other_inputs=inputs,
         code=code,
         arguments=arguments,

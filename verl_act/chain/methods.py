@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from verl_act.chain.plan import (
+    command_stage,
     data_stages,
     evaluation_files,
     evaluation_stage,
@@ -174,14 +175,7 @@ def _table_stages(recipe: Recipe, folder: RunFolder, seeds_by_method: SeedsByMet
         RunFolder(folder.root, seed).evaluation(name) for name, seeds in seeds_by_method.items() for seed in seeds
     ]
     answers = evaluation_files(folders)
-    table = CommandStage(
-        name="methods",
-        command="dev methods-table",
-        settings=settings,
-        output=folder.methods,
-        out=folder.methods,
-        other_inputs=answers,
-    )
+    table = command_stage("methods", "dev methods-table", settings, folder.methods, answers)
     return [table, report_stage(folder, [*answers, folder.methods_file])]
 
 

@@ -46,23 +46,14 @@ def run_plan(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     ]
     folders = [stage.output for stage in (initial, *evaluations)]
     answers = evaluation_files(folders)
-    table = CommandStage(
-        name="comparison",
-        command="eval compare",
-        settings=CompareSettings(evaluations=folders),
-        output=folder.comparison,
-        out=folder.comparison,
-        other_inputs=answers,
-    )
+    compared = CompareSettings(evaluations=folders)
+    table = command_stage("comparison", "eval compare", compared, folder.comparison, answers)
     data = [*data_stages(recipe, folder), *rows_stages(recipe, folder, [recipe.stages])]
     return [*data, initial, *trained, *evaluations, table, report_stage(folder, [*answers, folder.comparison])]
 
 
 def report_stage(folder: RunFolder, inputs: Sequence[Path]) -> CommandStage:
-    page, settings = folder.report, ReportSettings(runs=[folder.root])
-    return CommandStage(
-        name="report", command="eval report", settings=settings, output=page, out=page, other_inputs=inputs
-    )
+    return command_stage("report", "eval report", ReportSettings(runs=[folder.root]), folder.report, inputs)
 
 
 def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
@@ -71,13 +62,13 @@ def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     planned: list[Stage] = []
     sources = input_folders(environment)
     if recipe.games.counts is not None:
-        games = GamesSettings(**_options(recipe.games), **_workers(recipe))
-        planned.append(_command("games", "data games", games, folder.games, block="games"))
+        games = GamesSettings(**dict(recipe.games), **_workers(recipe))
+        planned.append(command_stage("games", "data games", games, folder.games, block="games"))
         sources = [folder.games]
     planned += [_expert_stage(recipe, folder, split, sources) for split in recipe.splits]
     trajectories = list(map(folder.trajectories, recipe.splits))
     alternatives = AlternativesSettings(
-        **_options(recipe.alternatives),
+        **dict(recipe.alternatives),
         **_model(recipe),
         **_prompt(recipe),
         trajectories=trajectories,
@@ -85,37 +76,30 @@ def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     )
     model = model_input(recipe, recipe.model_path)
     planned.append(
-        _command("alternatives", "data alternatives", alternatives, folder.alternatives, model, "alternatives")
+        command_stage("alternatives", "data alternatives", alternatives, folder.alternatives, model, "alternatives")
     )
     for split in recipe.splits:
         pairs = PairsSettings(
-            **_options(recipe.pairs),
+            **dict(recipe.pairs),
             **_workers(recipe),
             trajectories=[folder.trajectories(split)],
             alternatives=[folder.alternatives_file],
             env_settings=environment,
             seed=recipe.seed,
         )
-        planned.append(_command(f"pairs {split}", "data pairs", pairs, folder.pairs(split), sources, "pairs"))
+        planned.append(command_stage(f"pairs {split}", "data pairs", pairs, folder.pairs(split), sources, "pairs"))
     training, *held_out = map(folder.pairs_file, recipe.splits)
-    audit = AuditSettings(**_options(recipe.audit), **_prompt(recipe), pairs=[training], held_out=held_out)
-    planned.append(
-        CommandStage(
-            name="audit",
-            command="data audit",
-            settings=audit,
-            output=training,
-            out=None,
-            block="audit",
-        )
-    )
+    audit = AuditSettings(**dict(recipe.audit), **_prompt(recipe), pairs=[training], held_out=held_out)
+    planned.append(command_stage("audit", "data audit", audit, training, block="audit"))
     for name, splits, limit in (
         (_TRAIN, [recipe.train_split], None),
         (_EVAL, recipe.valid_splits, recipe.evaluate.task_limit),
     ):
         tasks = TasksSettings(env=recipe.env, splits=splits, limit=limit, seed=recipe.seed, env_settings=environment)
         planned.append(
-            _command(f"tasks {name}", "data tasks", tasks, folder.tasks(name), sources, limit="evaluate.task_limit")
+            command_stage(
+                f"tasks {name}", "data tasks", tasks, folder.tasks(name), sources, limit="evaluate.task_limit"
+            )
         )
     if any(stage.data == "reflection" for stage in _used(recipe)):
         planned.append(_reflections_stage(recipe, folder))
@@ -142,7 +126,7 @@ def _expert_stage(recipe: Recipe, folder: RunFolder, split: str, sources: Sequen
             **shared,
         )
         keys = {"format": "expert.format", "files": "expert.files"}
-        return _command(name, "data import", imported, out, sources, **keys)
+        return command_stage(name, "data import", imported, out, sources, **keys)
     played = ExpertSettings(
         env=recipe.env,
         split=split,
@@ -153,13 +137,13 @@ def _expert_stage(recipe: Recipe, folder: RunFolder, split: str, sources: Sequen
         **shared,
     )
     keys = {"expert": "expert.name", "limit": f"expert.limits.{split}"}
-    return _command(name, "data expert", played, out, sources, **keys)
+    return command_stage(name, "data expert", played, out, sources, **keys)
 
 
 def _reflections_stage(recipe: Recipe, folder: RunFolder) -> CommandStage:
     """The initial model's reflections on the training pairs; all seeds share them."""
     reflect = ReflectSettings(
-        **_options(recipe.reflect),
+        **dict(recipe.reflect),
         **_model(recipe),
         **_prompt(recipe),
         **_workers(recipe),
@@ -168,7 +152,7 @@ def _reflections_stage(recipe: Recipe, folder: RunFolder) -> CommandStage:
         pairs=[folder.pairs_file(recipe.train_split)],
     )
     model = model_input(recipe, recipe.model_path)
-    return _command("reflections", "data reflect", reflect, folder.reflections, model, "reflect")
+    return command_stage("reflections", "data reflect", reflect, folder.reflections, model, "reflect")
 
 
 def rows_stages(recipe: Recipe, folder: RunFolder, sequences: Sequence[Sequence[str]]) -> list[CommandStage]:
@@ -196,7 +180,7 @@ def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
     rows = SftSettings(**options)
     name = _seeded(folder, f"rows {kind}")
     model = model_input(recipe, recipe.model_path)
-    return _command(name, "data sft", rows, folder.sft_rows(kind), model, max_length="max_model_len")
+    return command_stage(name, "data sft", rows, folder.sft_rows(kind), model, max_length="max_model_len")
 
 
 def training_stages(recipe: Recipe, folder: RunFolder, sequences: Iterable[Sequence[str]]) -> list[TrainingStage]:
@@ -309,7 +293,7 @@ def _training_files(recipe: Recipe, folder: RunFolder, training: TrainingRecipe)
 
 def evaluation_stage(recipe: Recipe, folder: RunFolder, name: str, model: str, title: str) -> CommandStage:
     """Evaluate `model` as `name` on the held-out data."""
-    options = _options(recipe.evaluate)
+    options = dict(recipe.evaluate)
     del options["task_limit"]
     evaluation = EvaluationSettings(
         **{
@@ -327,7 +311,7 @@ def evaluation_stage(recipe: Recipe, folder: RunFolder, name: str, model: str, t
         }
     )
     out = folder.evaluation(name)
-    return _command(_seeded(folder, title), "eval run", evaluation, out, model_input(recipe, model), "evaluate")
+    return command_stage(_seeded(folder, title), "eval run", evaluation, out, model_input(recipe, model), "evaluate")
 
 
 def evaluation_files(folders: Iterable[Path]) -> list[Path]:
@@ -349,30 +333,25 @@ def with_method_prompt(recipe: Recipe, method: MethodRecipe) -> Recipe:
     )
 
 
-def _command(
+def command_stage(
     name: str,
     command: str,
     settings: Settings,
-    out: Path,
+    output: Path,
     other_inputs: Sequence[Path] = (),
     block: str = "",
     **keys: str,
 ) -> CommandStage:
-    """A stage that writes the folder `out`. Options of the recipe's `block`, and those in `keys`, have other keys."""
+    """A stage that leaves `output`. Options of the recipe's `block`, and those in `keys`, have other keys."""
     return CommandStage(
         name=name,
         command=command,
         settings=settings,
-        output=out,
-        out=out,
+        output=output,
         other_inputs=other_inputs,
         block=block,
         keys={"split": _SPLITS, "splits": _SPLITS, **keys},
     )
-
-
-def _options(block: Settings) -> dict[str, Any]:
-    return {name: getattr(block, name) for name in type(block).model_fields}
 
 
 def _workers(recipe: Recipe) -> dict[str, Any]:

@@ -32,9 +32,7 @@ class CommandStage:
     command: str
     settings: Settings
     output: Path
-    """Exists when the stage is done."""
-    out: Path | None
-    """The value of `--out`."""
+    """Exists when the stage is done; the value of `--out`, if the command has one."""
     other_inputs: Sequence[Path] = ()
     block: str = ""
     """Block of the recipe that has the command's options."""
@@ -60,7 +58,7 @@ class CommandStage:
         return self.keys.get(name, f"{self.block}.{name}" if name in options else name) + dot + rest
 
     def argv(self) -> list[str]:
-        out = [] if self.out is None else ["--out", str(self.out)]
+        out = [] if self.definition.writes == "nothing" else ["--out", str(self.output)]
         return [sys.executable, "-m", "verl_act", *self.command.split(), *out, *words(self.settings)]
 
 
