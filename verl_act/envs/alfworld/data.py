@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.envs.alfworld.game import FILE_NAME, read_game
+from verl_act.envs.alfworld.package import VERSION_FOLDER
 from verl_act.envs.base import Task
 from verl_act.errors import DataError, EmptySplitError, EnvError
 from verl_act.linked_files import Files, files_below
 from verl_act.text_files import read_json
 
 NAME = "alfworld"
-VERSION_FOLDER = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen", "dev")
 """`valid_seen`: rooms of the training games, in distribution; `valid_unseen`: other rooms, out of distribution; `dev`:
 rooms of the training games, to choose settings on. The official data have no `dev`: see `list_games`."""

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 
 _VARIABLE = "ALFWORLD_DATA"
 _DOWNLOADED = "~/.cache/alfworld"
-"""Where `alfworld-download` puts the games by default, in a folder json_2.1.1. The package makes it empty."""
+"""Where `alfworld-download` puts the games by default. The package makes it empty."""
+VERSION_FOLDER = "json_2.1.1"
+"""The folder in the data that holds the splits."""
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def _no_folder_made() -> Iterator[None]:
     finally:
         del os.environ[_VARIABLE]
         downloaded = os.path.expanduser(_DOWNLOADED)
-        if configured is not None or os.path.isdir(os.path.join(downloaded, "json_2.1.1")):
+        if configured is not None or os.path.isdir(os.path.join(downloaded, VERSION_FOLDER)):
             os.environ[_VARIABLE] = configured if configured is not None else downloaded
 
 
@@ -36,4 +38,4 @@ with _no_folder_made():
     from alfworld.gen.goal_library import gdict
     from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 
-__all__ = ["ALFRED_PDDL_PATH", "ALFRED_TWL2_PATH", "Demangler", "alfworld", "constants", "gdict"]
+__all__ = ["ALFRED_PDDL_PATH", "ALFRED_TWL2_PATH", "VERSION_FOLDER", "Demangler", "alfworld", "constants", "gdict"]

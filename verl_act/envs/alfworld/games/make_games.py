@@ -19,13 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, VERSION_FOLDER
+from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
 from verl_act.envs.alfworld.games.game_file import folder_name, game_content, traj_data
 from verl_act.envs.alfworld.games.layout import Layout, lay_out
 from verl_act.envs.alfworld.games.rooms import Size, floor_plans, read_room
-from verl_act.envs.alfworld.package import constants
+from verl_act.envs.alfworld.package import VERSION_FOLDER, constants
 from verl_act.envs.process_pool import Failure, RunJobs, close_env, process_pool
 from verl_act.errors import EngineError, OptionError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
