@@ -215,21 +215,20 @@ def test_winning_ends_an_episode_and_the_step_limit_does_not_win_it(games: Path)
 
 
 def test_an_engine_copies_the_loaded_part_of_the_planner_alone(tmp_path: Path) -> None:
-    shipped = os.path.getsize(planner_library._WHOLE)
-    part = planner_library._loaded_part(planner_library._WHOLE)
+    shipped = os.path.getsize(planner_library.WHOLE)
+    part = planner_library.loaded_part(planner_library.WHOLE)
     assert os.path.getsize(part) < min(2_000_000, shipped / 10)
     (tmp_path / "other").write_bytes(b"\xcf\xfa\xed\xfe, another system's")
-    assert planner_library._loaded_part(str(tmp_path / "other")) == str(tmp_path / "other")
+    assert planner_library.loaded_part(str(tmp_path / "other")) == str(tmp_path / "other")
 
 
-def test_engines_are_reused(games: Path) -> None:
+def test_engines_are_reused(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = list_games("train", games).tasks
     environment = AlfworldEnvironment(games)
-    environment.reset(list_games("train", games).tasks[0])
-    engine = environment._engine
+    environment.reset(first)
     environment.close()
-    another = AlfworldEnvironment(games)
-    another.reset(list_games("train", games).tasks[1])
-    assert another._engine is engine
+    monkeypatch.setattr("verl_act.envs.alfworld.environment.AlfworldEngine", None)  # none is made
+    AlfworldEnvironment(games).reset(second)
 
 
 def test_translation_leaves_no_trace_in_the_interpreter(games: Path) -> None:

@@ -50,7 +50,7 @@ def test_no_action_shortens_the_way_by_more_than_one(task_type: str, games: Path
     for environment in random_states(games, task_type):
         here, length = environment.snapshot(), environment.plan_length()
         assert length is not None
-        for action in environment._admissible():
+        for action in here.engine.menu.commands:
             environment.step(action)
             after = environment.plan_length()
             assert after is not None and after >= length - 1, action
@@ -61,7 +61,7 @@ def test_no_action_shortens_the_way_by_more_than_one(task_type: str, games: Path
 def test_fast_downward_finds_no_shorter_plan(task_type: str, games: Path) -> None:
     for number, environment in enumerate(random_states(games, task_type)):
         if number % 5 == 0:
-            here, plan = environment.snapshot(), environment._playing().replan()
+            here, plan = environment.snapshot(), environment.playing().replan()
             length = environment.plan_length()
             assert plan is not None and length is not None and len(plan) >= length
             assert all(environment.step(action).admissible for action in plan)

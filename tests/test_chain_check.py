@@ -16,8 +16,7 @@ from recipe_stages import training, write_recipe
 from samples import make_tokenizer, qwen3_8b_config
 
 from verl_act.chain import load_recipe
-from verl_act.chain.check import _accelerators as accelerators
-from verl_act.chain.check import _configuration, _disk, _Warning, check_run
+from verl_act.chain.check import Undecided, accelerators, check_run, configuration, disk_space
 from verl_act.chain.methods import method_stages, only
 from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import Recipe
@@ -39,7 +38,8 @@ def disk(recipe: Recipe, out: Path, free_gib: int, monkeypatch: pytest.MonkeyPat
     usage = SimpleNamespace(free=free_gib * 2**30)
     monkeypatch.setattr("verl_act.chain.check.shutil.disk_usage", lambda _: usage)
     folder = RunFolder(out)
-    return _disk(recipe, folder, method_stages(recipe, folder, seeds) if recipe.methods else run_plan(recipe, folder))
+    planned = method_stages(recipe, folder, seeds) if recipe.methods else run_plan(recipe, folder)
+    return disk_space(recipe, folder, planned)
 
 
 def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +69,9 @@ def test_the_check_warns_of_checkpoints_without_a_bound(tmp_path: Path) -> None:
     change = "training.critic.overrides.trainer.max_actor_ckpt_to_keep=null"
     recipe = load_recipe("alfworld/quickstart", [change, "training.critic.overrides.trainer.total_training_steps=null"])
     stages = training(recipe, tmp_path)
-    told = _configuration(recipe, stages["critic"])
-    assert isinstance(told, _Warning) and "max_actor_ckpt_to_keep=2" in told
-    assert not isinstance(_configuration(recipe, stages["action"]), _Warning)
+    told = configuration(recipe, stages["critic"])
+    assert isinstance(told, Undecided) and "max_actor_ckpt_to_keep=2" in told
+    assert not isinstance(configuration(recipe, stages["action"]), Undecided)
 
 
 def test_a_model_whose_size_is_not_known_is_a_doubt(
@@ -79,9 +79,9 @@ def test_a_model_whose_size_is_not_known_is_a_doubt(
 ) -> None:
     recipe = load_recipe("alfworld/quickstart", ["model=organisation/model"])
     found = disk(recipe, tmp_path, 50, monkeypatch)
-    assert isinstance(found, _Warning) and "config.json of organisation/model cannot be read" in found
+    assert isinstance(found, Undecided) and "config.json of organisation/model cannot be read" in found
     assert "56 bytes a parameter" in found and "2 trained models" in found
-    monkeypatch.setattr("verl_act.chain.check._checks", lambda *_: [("disk", lambda: found)])
+    monkeypatch.setattr("verl_act.chain.check.checks", lambda *_: [("disk", lambda: found)])
     check_run(recipe, RunFolder(tmp_path), [0])
     assert capsys.readouterr().out.startswith("warn  disk: 50 GiB free; unknown how much")
     with pytest.raises(ConfigError, match="at least 2"):

@@ -193,7 +193,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (stage.output / "model").mkdir(parents=True, exist_ok=True)
         return 1.0
 
-    monkeypatch.setattr("verl_act.chain.run._run", make)
+    monkeypatch.setattr("verl_act.chain.run.run_command", make)
     monkeypatch.setattr("verl_act.chain.run.train", train)
     return told
 

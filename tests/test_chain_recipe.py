@@ -218,7 +218,7 @@ def test_changes_may_be_spelled_as_for_hydra() -> None:
 
 
 def test_references_to_verls_own_keys_reach_verl(tmp_path: Path) -> None:
-    from verl_act.chain.check import _composed
+    from verl_act.chain.check import verl_config
 
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -230,7 +230,7 @@ def test_references_to_verls_own_keys_reach_verl(tmp_path: Path) -> None:
     assert recipe.training["critic"].overrides["trainer"]["default_local_dir"] == "runs/${trainer.project_name}"
     assert recipe.env_settings["data"] == os.environ["HOME"]
     stage = next(stage for stage in plan(recipe, RunFolder(tmp_path / "out"), [0]) if stage.name == "critic")
-    assert _composed(stage).trainer.default_local_dir == "runs/mine"
+    assert verl_config(stage).trainer.default_local_dir == "runs/mine"
 
 
 def recipe_keys(block: type[Settings] = Recipe, prefix: str = "") -> list[str]:

@@ -425,9 +425,9 @@ def test_columns_of_more_than_two_gibibytes_stay_in_chunks(
     column = pa.chunked_array([chunk] * 33)
     with pytest.raises(pa.ArrowInvalid, match="overflow"):
         column.combine_chunks()
-    assert sources._joined(column)[64 * 33 - 1].as_py() == chunk[0].as_py()
+    assert sources.joined(column)[64 * 33 - 1].as_py() == chunk[0].as_py()
     whole = {name: _rows(_dataset(files[name], {"verb_balance": 2})) for name in ("pairs", "steps")}
-    monkeypatch.setattr(sources, "_LARGEST_CHUNK", 0)
+    monkeypatch.setattr(sources, "LARGEST_CHUNK", 0)
     for name, rows in whole.items():
         chunked = _rows(_dataset(files[name], {"verb_balance": 2}))
         assert [row["raw_prompt"] for row in chunked] == [row["raw_prompt"] for row in rows]

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from verl_act.doctor import devices as doctor_devices
 from verl_act.doctor.installed import tested_versions
-from verl_act.doctor.registered import _is_on, in_ray_workers
+from verl_act.doctor.registered import in_ray_workers, is_on
 from verl_act.envs.alfworld.installation import check_games
 from verl_act.errors import InstallationError, NotInstalledError
 from verl_act.preflight.problem import Devices
@@ -131,7 +131,7 @@ def test_the_attention_of_a_gpu_is_named_or_asked_for(monkeypatch: pytest.Monkey
     ("switch", "on"), [("auto", True), ("other, verl_act", True), ("VERL_ACT", True), ("none", False), ("other", False)]
 )
 def test_the_plugins_switch_is_a_list(switch: str, on: bool) -> None:
-    assert _is_on(switch) == on
+    assert is_on(switch) == on
 
 
 def test_damaged_official_data(tmp_path: Path, games: Path, monkeypatch: pytest.MonkeyPatch) -> None:

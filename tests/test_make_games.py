@@ -113,7 +113,7 @@ def test_the_manifest_says_what_was_made(games: Path) -> None:
 def test_an_environment_makes_its_own_games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[GamesSettings, Path]] = []
     spec = replace(get_env("alfworld"), name="maze", splits=("hard",), make_games=lambda *args: made.append(args))
-    monkeypatch.setattr(registry, "_REGISTERED", {"maze": spec})
+    monkeypatch.setattr(registry, "REGISTERED", {"maze": spec})
     order = GamesSettings(env="maze", counts={"hard": 2})
     make_games_of_any(order, tmp_path / "games")
     assert made == [(order, tmp_path / "games")]

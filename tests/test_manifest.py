@@ -64,9 +64,9 @@ def test_what_decides_the_output_decides_whether_it_is_up_to_date(source: Path, 
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package as if it lay in `tmp_path`, where nothing is known of a commit yet."""
     monkeypatch.setattr(manifest_module, "__file__", str(tmp_path / "verl_act" / "manifest.py"))
-    manifest_module._versions.cache_clear()
+    manifest_module.process_versions.cache_clear()
     yield tmp_path
-    manifest_module._versions.cache_clear()
+    manifest_module.process_versions.cache_clear()
 
 
 def commit(folder: Path) -> str:
@@ -75,7 +75,7 @@ def commit(folder: Path) -> str:
     for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "one"]):
         subprocess.run(["git", "-C", str(folder), *command], check=True)
     told = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    manifest_module._versions.cache_clear()
+    manifest_module.process_versions.cache_clear()
     return told.stdout.strip()
 
 

@@ -237,7 +237,7 @@ def test_a_kill_while_a_folder_is_filled_leaves_none_that_seems_whole(
 
     out, done = tmp_path / "out", list[str]()
     write(out, "first")
-    monkeypatch.setattr(output_folder, "_cannot_be_renamed", lambda folder: folder == out and out.is_dir())
+    monkeypatch.setattr(output_folder, "cannot_be_renamed", lambda folder: folder == out and out.is_dir())
 
     def counted(change):  # type: ignore[no-untyped-def]
         def act(*arguments, **options):  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -87,3 +88,9 @@ def test_every_test_file_is_named_by_what_it_tests() -> None:
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         crosses = path.read_text(encoding="utf-8").startswith('"""Cross-cutting: ')
         assert crosses is (path.stem.removeprefix("test_") not in known), path.name
+
+
+def test_tests_use_public_names() -> None:
+    private = re.compile(r"from verl_act[\w.]* import [^\n]*\b_[a-zA-Z]|\"verl_act\.[\w.]*\._[a-zA-Z]")
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        assert not private.findall(path.read_text(encoding="utf-8")), path.name

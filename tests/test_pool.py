@@ -20,11 +20,11 @@ from installed_env import install, ray_with
 from ray.exceptions import OutOfMemoryError
 
 from verl_act.engine import Sampling
-from verl_act.envs.actor_handle import _GROWN_AFTER, ActorLost, PooledActor
+from verl_act.envs.actor_handle import GROWN_AFTER, ActorLost, PooledActor
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import NoRoom, StepResult, Task
 from verl_act.envs.contract import NONSENSE
-from verl_act.envs.pool import _ALONE, _SUSPECTED, EnvPool
+from verl_act.envs.pool import ALONE, SUSPECTED, EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
 from verl_act.evaluate.rollouts import PolicyUnderTest
@@ -176,14 +176,14 @@ def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], l
         return [*shown, (await other.step("add")).observation]
 
     assert asyncio.run(run()) == ["t0: 1", "t0: 2", "t1: 1"]
-    assert [host._actor for host in lone_hosts] == [None], "one was needed, and it has ended"
+    assert [host.actor for host in lone_hosts] == [None], "one was needed, and it has ended"
 
 
 def test_many_suspects_have_few_actors_of_their_own(
     settings: dict[str, str], lone_hosts: list[PooledActor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.pool._SUSPECTED", 0)  # every episode is one, at every step
-    count = _ALONE + 3
+    monkeypatch.setattr("verl_act.envs.pool.SUSPECTED", 0)  # every episode is one, at every step
+    count = ALONE + 3
 
     async def run() -> tuple[list[str], int]:
         pool = EnvPool(fragile_env.NAME, settings)
@@ -191,13 +191,13 @@ def test_many_suspects_have_few_actors_of_their_own(
         stepping = [asyncio.create_task(session.step("add")) for session in sessions]
         most = 0
         while not all(step.done() for step in stepping):
-            most = max(most, sum(host._actor is not None for host in lone_hosts))
+            most = max(most, sum(host.actor is not None for host in lone_hosts))
             await asyncio.sleep(0.02)
         return [step.result().observation for step in stepping], most
 
     shown, most = asyncio.run(run())
     assert shown == [f"t{number}: 1" for number in range(count)]
-    assert len(lone_hosts) == count and most == _ALONE
+    assert len(lone_hosts) == count and most == ALONE
 
 
 def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others(
@@ -210,7 +210,7 @@ def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others
             return (await (await pool.open(task(1))).step("who")).observation
 
         odd = await pool.open(task(0))
-        for _ in range(_SUSPECTED):
+        for _ in range(SUSPECTED):
             os.kill(int(await shared()), signal.SIGKILL)
             await odd.step("add")
         pids = [await shared()]
@@ -218,9 +218,9 @@ def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others
         return shown, [*pids, (await odd.step("who")).observation, await shared()]
 
     shown, (before, alone, after) = asyncio.run(run())
-    assert shown == [f"t0: {_SUSPECTED + number}" for number in (1, 2)]
-    assert before == after != alone and len(lone_hosts) == _SUSPECTED + 3
-    assert all(host._actor is None for host in lone_hosts)
+    assert shown == [f"t0: {SUSPECTED + number}" for number in (1, 2)]
+    assert before == after != alone and len(lone_hosts) == SUSPECTED + 3
+    assert all(host.actor is None for host in lone_hosts)
 
 
 def test_steps_that_wait_go_together(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,27 +295,29 @@ def test_an_episode_goes_on_without_its_cancelled_step(settings: dict[str, str],
         shown = [(await session.step("add")).observation for session in sessions]
         for session in sessions:
             await session.close()
-        actor = pool._hosts[0]._actor
+        actor = pool.hosts[0].actor
         assert actor is not None
-        return shown, ray.get(actor.__ray_call__.remote(lambda host: len(host._playing)))
+        return shown, ray.get(actor.__ray_call__.remote(lambda host: len(host.playing)))
 
     wanted = [f"t{number}: {2 if number == place else 3}" for number in range(3)]
     assert asyncio.run(run()) == (wanted, 0), "the cancelled step is no part of the episode, and no copy is left"
 
 
-def test_a_cancelled_step_on_an_actor_of_its_own_is_no_part_of_the_episode(settings: dict[str, str]) -> None:
+def test_a_cancelled_step_on_an_actor_of_its_own_is_no_part_of_the_episode(
+    settings: dict[str, str], lone_hosts: list[PooledActor]
+) -> None:
     async def run() -> str:
         pool = EnvPool(fragile_env.NAME, settings)
         session = await pool.open(task(0))
         await session.step("add")
-        session._suspected = _SUSPECTED
+        session.suspected = SUSPECTED
         step = asyncio.create_task(session.step("slow"))
-        while session._generation is None or pool.alone._value == _ALONE:  # not yet replayed there
+        while not lone_hosts or session.generation is None:  # not yet replayed there
             await asyncio.sleep(0.05)
         step.cancel()
         with suppress(asyncio.CancelledError):
             await step
-        assert pool.alone._value == _ALONE
+        assert [host.actor for host in lone_hosts] == [None], "it has ended"
         return (await session.step("add")).observation
 
     assert asyncio.run(run()) == "t0: 2"
@@ -388,8 +390,8 @@ def test_a_closed_episode_is_released(settings: dict[str, str], tmp_path: Path) 
 
 def on_actor(host: PooledActor, function: Callable[[Any], Any]) -> Any:
     """Call `function` with what the actor of `host` is, in its process."""
-    assert host._actor is not None
-    return ray.get(host._actor.__ray_call__.remote(function))
+    assert host.actor is not None
+    return ray.get(host.actor.__ray_call__.remote(function))
 
 
 def test_an_episode_begins_where_there_is_room(settings: dict[str, str]) -> None:
@@ -399,15 +401,15 @@ def test_an_episode_begins_where_there_is_room(settings: dict[str, str]) -> None
     async def run() -> tuple[bool, str]:
         pool = EnvPool(fragile_env.NAME, settings, actors=2)
         first = await pool.open(task(0))
-        full, other = sorted(pool._hosts, key=lambda host: host is not first._host)
-        on_actor(full, lambda host: setattr(host, "_make", lambda: refuse(0)))
+        full, other = sorted(pool.hosts, key=lambda host: host is not first.host)
+        on_actor(full, lambda host: setattr(host, "make", lambda: refuse(0)))
         second = await pool.open(task(0))
         assert (await second.step("add")).observation == (await first.step("add")).observation == "t0: 1"
-        on_actor(other, lambda host: setattr(host, "_make", lambda: refuse(1)))
+        on_actor(other, lambda host: setattr(host, "make", lambda: refuse(1)))
         with pytest.raises(NoRoom, match="process 1 plays"):
             await pool.open(task(0))
         assert (full.episodes, other.episodes) == (1, 1)
-        return second._host is other, (await first.step("add")).observation
+        return second.host is other, (await first.step("add")).observation
 
     assert asyncio.run(run()) == (True, "t0: 2")
 
@@ -429,7 +431,7 @@ def test_a_step_for_which_there_is_no_room_is_not_tried_again(settings: dict[str
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         sessions = [await pool.open(task(number)) for number in range(3)]
-        (host,) = pool._hosts
+        (host,) = pool.hosts
         on_actor(host, spoil)
         steps = zip(sessions, ("add", "fail", "add"), strict=True)
         results = await asyncio.gather(*(session.step(action) for session, action in steps), return_exceptions=True)
@@ -471,14 +473,14 @@ def test_a_cancelled_start_leaves_no_environment_behind(settings: dict[str, str]
         await (await pool.open(task(0))).close()
         cancelled = asyncio.create_task(pool.open(task(1)))
         await asyncio.sleep(0)
-        while not pool._hosts[0].turn.locked():
+        while not pool.hosts[0].turn.locked():
             await asyncio.sleep(0)
         cancelled.cancel()
         with suppress(asyncio.CancelledError):
             await cancelled
-        actor = pool._hosts[0]._actor
+        actor = pool.hosts[0].actor
         assert actor is not None
-        return ray.get(actor.__ray_call__.remote(lambda host: len(host._playing))), pool._hosts[0].episodes
+        return ray.get(actor.__ray_call__.remote(lambda host: len(host.playing))), pool.hosts[0].episodes
 
     assert asyncio.run(run()) == (0, 0)
 
@@ -489,7 +491,7 @@ def test_a_replay_may_take_as_long_as_the_steps_in_it(settings: dict[str, str]) 
         session = await pool.open(task(0))
         for _ in range(4):  # more than both time-outs together
             await session.step("slow")
-        pool._hosts[0].discard()
+        pool.hosts[0].discard()
         return (await session.step("add")).observation
 
     assert asyncio.run(run()) == "t0: 5"
@@ -499,11 +501,11 @@ def test_an_actor_with_many_more_episodes_than_another_gets_no_more(settings: di
     async def run() -> tuple[list[int], list[int]]:
         pool = EnvPool(fragile_env.NAME, settings, actors=2)
         group = [await pool.open(Task(fragile_env.NAME, "train", "same", "")) for _ in range(30)]
-        shared = sorted(host.episodes for host in pool._hosts)
+        shared = sorted(host.episodes for host in pool.hosts)
         for session in group:
             await session.close()
             await session.close()
-        return shared, [host.episodes for host in pool._hosts]
+        return shared, [host.episodes for host in pool.hosts]
 
     shared, left = asyncio.run(run())
     assert shared in ([0, 30], [11, 19]) and left == [0, 0]
@@ -512,8 +514,8 @@ def test_an_actor_with_many_more_episodes_than_another_gets_no_more(settings: di
 def test_an_actor_that_has_grown_too_large_is_replaced(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.actor_handle._GROWN_AFTER", 1)
-    monkeypatch.setattr("verl_act.envs.actor_handle._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.actor_handle.GROWN_AFTER", 1)
+    monkeypatch.setattr("verl_act.envs.actor_handle.MEMORY_EVERY", 0)
 
     async def run() -> tuple[list[float], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=fragile_env.LEAK_MB)
@@ -541,7 +543,7 @@ def test_an_actor_that_has_grown_too_large_is_replaced(
 def test_a_pool_tells_the_most_memory_that_an_actor_held(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.actor_handle._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.actor_handle.MEMORY_EVERY", 0)
 
     async def run() -> list[float]:
         pool = EnvPool(fragile_env.NAME, settings, actors=2)
@@ -551,7 +553,7 @@ def test_a_pool_tells_the_most_memory_that_an_actor_held(
         await session.step("leak")
         await session.close()
         told.append(pool.memory_mb)
-        session._host.discard()
+        session.host.discard()
         await (await pool.open(task(0))).close()
         return [*told, pool.memory_mb]
 
@@ -562,11 +564,11 @@ def test_a_pool_tells_the_most_memory_that_an_actor_held(
 def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("verl_act.envs.actor_handle._MEMORY_EVERY", 0)
+    monkeypatch.setattr("verl_act.envs.actor_handle.MEMORY_EVERY", 0)
 
     async def run() -> set[str]:
         pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=1)
-        opened = [await pool.open(task(number)) for number in range(2 * _GROWN_AFTER + 2)]
+        opened = [await pool.open(task(number)) for number in range(2 * GROWN_AFTER + 2)]
         return {(await session.step("who")).observation for session in opened}
 
     assert len(asyncio.run(run())) == 1
@@ -612,7 +614,7 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.nightly)])
 def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process of the episode is killed before each of its steps, to which it has returned each time."""
-    monkeypatch.setattr("verl_act.envs.pool._SUSPECTED", kills)
+    monkeypatch.setattr("verl_act.envs.pool.SUSPECTED", kills)
     settings = {"data": str(games), "max_steps": 120}
     played = get_env("alfworld").tasks("train", **settings)[0]
     environment = AlfworldEnvironment(**settings)
@@ -631,12 +633,12 @@ def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path, monkeypatch
         shown: list[Any] = [session.first]
         for action in actions:
             await (await pool.open(played)).close()  # starts the process, where the last kill has left none
-            actor = session._host._actor
+            actor = session.host.actor
             assert actor is not None
             pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
             os.kill(pid, signal.SIGKILL)
             shown.append(await session.step(action))
-        assert session._suspected == kills
+        assert session.suspected == kills
         await session.close()
         return shown
 

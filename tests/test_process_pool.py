@@ -21,10 +21,10 @@ from installed_env import install
 from processes import started_processes
 from samples import make_pair, make_step
 
-from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, _Dropped, _Played
+from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, Dropped, Played
 from verl_act.data_prep.imports.replay_published import Refusal, Replayed, ReplayResult
-from verl_act.data_prep.pairs.pairing import _Paired
-from verl_act.data_prep.sft.reflect import _TrajectoryOutcomes
+from verl_act.data_prep.pairs.pairing import Paired
+from verl_act.data_prep.sft.reflect import TrajectoryOutcomes
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.errors import DataError, EnvError
@@ -244,10 +244,10 @@ def test_saved_results_come_back_as_they_were(tmp_path: Path) -> None:
     step = replace(make_step(2), reward=0.1, thought='"ä"\n<think>', plan_length=None)
     pair = make_pair(1)
     results = {
-        "trajectory": (_Played, [step, replace(step, step=3)]),
-        "dropped": (_Played, _Dropped("not won", "it gave up")),
-        "pairs": (_Paired, ([pair], Counter(states=3, replies=0))),
-        "outcomes": (_TrajectoryOutcomes, ([(step, Turn("seen", "go"), [Turn("", "wait")])], Counter(states=1))),
+        "trajectory": (Played, [step, replace(step, step=3)]),
+        "dropped": (Played, Dropped("not won", "it gave up")),
+        "pairs": (Paired, ([pair], Counter(states=3, replies=0))),
+        "outcomes": (TrajectoryOutcomes, ([(step, Turn("seen", "go"), [Turn("", "wait")])], Counter(states=1))),
         "replayed": (ReplayResult, Replayed([step], 2)),
         "refused": (ReplayResult, Refusal("does not win", "at all")),
     }

@@ -322,7 +322,7 @@ def test_a_thought_that_the_prompt_has_opened_is_no_answer(tmp_path: Path) -> No
         async def complete(*_: Any, text: str = text) -> list[Any]:
             return [SimpleNamespace(text=text)]
 
-        engine._complete = complete  # type: ignore[method-assign]
+        engine.complete = complete  # type: ignore[method-assign]
         asked = evaluate_reasoning(PolicyUnderTest(engine, get_template("plain"), Sampling(temperature=0)), questions)
         assert [record["right"] for record in asyncio.run(asked)] == [right]
 

@@ -387,7 +387,7 @@ def test_an_engine_that_dies_within_a_step_is_replaced(monkeypatch: pytest.Monke
 
 
 def test_an_engine_that_hangs_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verl_act.envs.scienceworld.server._CALL_SECONDS", 5.0)
+    monkeypatch.setattr("verl_act.envs.scienceworld.server.CALL_SECONDS", 5.0)
     engine().close()
     environment = ScienceWorldEnvironment()
     environment.reset(BOIL)

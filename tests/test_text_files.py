@@ -5,19 +5,30 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from verl_act import text_files
 from verl_act.chain.recipe import load_recipe
 from verl_act.data_prep.imports.published import read_published
+from verl_act.data_prep.pairs.import_preferences import rows_of as preferences
 from verl_act.envs.alfworld.data import list_games
 from verl_act.envs.alfworld.game import read_game
 from verl_act.envs.importer import Published
-from verl_act.envs.webshop.files import list_entries, map_entries
 from verl_act.errors import DataError
 from verl_act.evaluate.reasoning import read_questions
-from verl_act.text_files import open_text, read_json, read_rows, read_text, text_suffix
+from verl_act.text_files import (
+    list_values,
+    object_values,
+    open_text,
+    read_json,
+    read_rows,
+    read_text,
+    text_suffix,
+)
 
 ROWS = [{"task": "grün\u2028eins", "n": 1}, {"task": "zwei", "n": 2}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -65,7 +76,11 @@ def test_one_object_is_a_row_unless_it_holds_columns(tmp_path: Path) -> None:
         (b'{"a": 1}\n\n{"a": \xff}\n', "line 3: byte 0xff"),
         (b'{"a": 1}\n{"a"\n', "line 2: is not JSON"),
         (b'{"a"\n{"a": 1}\n', "line 1: is not JSON"),
-        (b"[1,\n2,\n", "line 3: is not JSON"),
+        (b"[1,\n2,\n", r"line 3: is not JSON \(Expecting value at column 1\), at entry 2"),
+        (b'[{"a": 1},\n{"a": "b', r"line 2: is not JSON \(Unterminated string .* column 7\), at entry 1"),
+        (b"[1 2]", "line 1: is not JSON .*',' delimiter at column 4"),
+        (b"[1]\n[2]", "line 2: is not JSON .*Extra data at column 1"),
+        (b"[1, " + b"[" * 100_000, "line 1: is not JSON .*deep.*, at entry 1"),
         (b'[1,\n"\xe4"]', "line 2: byte 0xe4"),
         (b'{"a": 1}\n{"a": ' + b"[" * 100_000, "line 2: is not JSON .*deep"),
         (b'{"a": 1}\n' + b"9" * 5000, "line 2: is not JSON .*digits"),
@@ -81,6 +96,38 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, data: bytes, problem: str)
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"bad\.json\b.*{problem}"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7])
+def test_a_list_is_the_same_whatever_was_read_at_once(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "_CHUNK", chunk)
+    values = [1.5e300, -20, {"a": ["grün\u2028", "\ud800", '\\"']}, True, None, [], {}, 10**30, "😀"]
+    path = tmp_path / "list.json"
+    for ascii_only in (True, False):
+        text = json.dumps(values, indent=1, ensure_ascii=ascii_only).replace("\ud800", "x")
+        path.write_text(text)
+        assert list(list_values(path)) == json.loads(text)
+        path.write_text(f'{{"first": {text}, "second": 2}}')
+        assert dict(object_values(path)) == {"first": json.loads(text), "second": 2}
+
+
+@pytest.mark.parametrize(
+    "read", [read_rows, lambda path: read_published(path, "actions"), preferences], ids=["rows", "published", "pairs"]
+)
+def test_a_list_is_read_in_the_same_memory_whatever_its_length(
+    read: Callable[[Path], Iterator[object]], tmp_path: Path
+) -> None:
+    row = {"task_id": "t", "actions": ["look"], "remark": "x" * 10_000}
+    peaks = []
+    for count in (500, 2000):
+        (tmp_path / "rows.json").write_text(json.dumps([row] * count))
+        tracemalloc.start()
+        assert sum(1 for _ in read(tmp_path / "rows.json")) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < 5_000_000
 
 
 def test_a_bad_line_can_be_a_row(tmp_path: Path) -> None:
@@ -125,8 +172,8 @@ def test_every_reader_takes_byte_order_marks_and_crlf(games: Path, tmp_path: Pat
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
         assert len(read_questions([tmp_path / f"{name}.gz"])) == 1
     assert load_recipe(str(windows(tmp_path / "recipe.yaml", "base: alfworld/quickstart\n"))).env == "alfworld"
-    assert len(list(list_entries(windows(tmp_path / "list.json", '[{"name": "tea"},\n{"name": "pot"}]')))) == 2
-    assert dict(map_entries(windows(tmp_path / "map.json", '{"B00": ["green"]}'))) == {"B00": ["green"]}
+    assert len(list(list_values(windows(tmp_path / "list.json", '[{"name": "tea"},\n{"name": "pot"}]')))) == 2
+    assert dict(object_values(windows(tmp_path / "map.json", '{"B00": ["green"]}'))) == {"B00": ["green"]}
     source = next(games.glob("json_2.1.1/train/*/*/game.tw-pddl")).parent
     folder = tmp_path / source.relative_to(games)
     shutil.copytree(source, folder)

@@ -159,7 +159,7 @@ def test_a_run_ends_with_them(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("verl_act.chain.run._run", make)
+    monkeypatch.setattr("verl_act.chain.run.run_command", make)
     monkeypatch.setattr("verl_act.chain.run.train", train)
     for times in (1, 2):
         run_recipe(recipe, tmp_path, only=only)

@@ -262,7 +262,7 @@ class Engine:
         They are truncated at the end of the model's context. A prompt that leaves no room gets empty replies, which
         then count as malformed.
         """
-        completions = await self._complete(messages, sampling, seed, opening)
+        completions = await self.complete(messages, sampling, seed, opening)
         start = opening or self.reply_prefix
         return [start + self._text(completion) for completion in completions] or [""] * sampling.n
 
@@ -270,7 +270,7 @@ class Engine:
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
     ) -> list[Reply]:
         """As `reply`, with each reply's log-probability and whether it was truncated."""
-        completions = await self._complete(messages, sampling, seed, logprobs=0)
+        completions = await self.complete(messages, sampling, seed, logprobs=0)
         replies = [
             Reply(self.reply_prefix + self._text(one), finite(one.cumulative_logprob), one.finish_reason == "length")
             for one in completions
@@ -314,7 +314,7 @@ class Engine:
             return text
         return self.decoder.text(completion.token_ids)
 
-    async def _complete(
+    async def complete(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None, opening: str = "", **options: Any
     ) -> list[Any]:
         """vLLM's completions; none if the prompt leaves no room, which is counted."""

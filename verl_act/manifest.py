@@ -71,7 +71,7 @@ def make_manifest(
         inputs={str(path): digest(path) for path in inputs},
         counts=dict(counts or {}),
         seed=seed,
-        versions=dict(_versions()),
+        versions=dict(process_versions()),
         command=_command(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=None if seconds is None else round(seconds, 1),
@@ -150,7 +150,8 @@ def _command() -> str:
 
 
 @cache
-def _versions() -> Mapping[str, str]:
+def process_versions() -> Mapping[str, str]:
+    """The versions that this process runs with, and the commit of its checkout; looked up once."""
     versions = {"python": sys.version.split()[0], "verl_act": __version__}
     versions |= {tool: installed for tool in TOOLS if (installed := installed_version(tool))}
     if commit := _commit():

@@ -103,7 +103,7 @@ def work_path(folder: str | os.PathLike[str], name: str) -> Path:
     It is next to the folder, or inside one that cannot be renamed.
     """
     folder = Path(folder).resolve()
-    return folder / _INTERNAL / name if _cannot_be_renamed(folder) else folder.with_name(f".{folder.name}.{name}")
+    return folder / _INTERNAL / name if cannot_be_renamed(folder) else folder.with_name(f".{folder.name}.{name}")
 
 
 @contextmanager
@@ -244,7 +244,8 @@ def content(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in _NOT_CONTENT] if folder.is_dir() else []
 
 
-def _cannot_be_renamed(folder: Path) -> bool:
+def cannot_be_renamed(folder: Path) -> bool:
+    """Whether the folder has to be filled in place: a mount point, or one in a parent that is read-only."""
     if not folder.is_dir():
         return False
     if os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK, effective_ids=True):

@@ -41,14 +41,14 @@ _NOT_WON, _REPLAY_DIFFERS = "not won", "replay differs"
 
 
 @dataclass(frozen=True, slots=True)
-class _Dropped:
+class Dropped:
     """Why a task has no trajectory. The kinds are counted in the manifest; `details` may be empty."""
 
     kind: str
     details: str = ""
 
 
-_Played = list[Step] | _Dropped
+Played = list[Step] | Dropped
 """A verified trajectory, or why there is none."""
 
 
@@ -77,9 +77,9 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
     with journal(Path(out), key_of(manifest)) as saved:
         player = _Player(settings.env, settings.env_settings, name, settings.seed)
         with process_pool(player, settings.workers, settings.task_timeout) as play_all:
-            results = play_all(tasks, SavedResults(saved, hash_of(tasks), _Played))
+            results = play_all(tasks, SavedResults(saved, hash_of(tasks), Played))
             played = [
-                _Dropped(result.kind, result.reason) if isinstance(result, Failure) else result
+                Dropped(result.kind, result.reason) if isinstance(result, Failure) else result
                 for result in tqdm(results, one_line(settings.split), len(tasks))
             ]
         return _write(out, manifest, tasks, played, saved, started)
@@ -89,15 +89,15 @@ def _write(
     out: str | os.PathLike[str],
     manifest: Manifest,
     tasks: Sequence[Task],
-    played: Sequence[_Played],
+    played: Sequence[Played],
     saved: Journal,
     started: float,
 ) -> Manifest:
     """Write the results. Raises `DataError` if no task was won."""
     env, split, name = (manifest.settings[key] for key in ("env", "split", "expert"))
-    steps = [step for trajectory in played if not isinstance(trajectory, _Dropped) for step in trajectory]
+    steps = [step for trajectory in played if not isinstance(trajectory, Dropped) for step in trajectory]
     without_trajectory = [
-        (task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, _Dropped)
+        (task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, Dropped)
     ]
     dropped = Counter(reason.kind for _, reason in without_trajectory)
     if not steps:
@@ -176,7 +176,7 @@ def replays(environment: Environment, task: Task, steps: Sequence[Step]) -> bool
 
 
 @dataclass
-class _Player(Player[Task, _Played]):
+class _Player(Player[Task, Played]):
     """Plays tasks with an expert."""
 
     expert: str
@@ -186,17 +186,17 @@ class _Player(Player[Task, _Played]):
     def _expert(self) -> Expert:
         return get_env(self.env).experts[self.expert]()
 
-    def __call__(self, task: Task) -> _Played:
+    def __call__(self, task: Task) -> Played:
         environment, fresh = self.environments
         try:
             steps = play(environment, self._expert, task, source=self.expert, seed=self.seed)
             if not steps[-1].success:
-                return _Dropped(_NOT_WON, f"The episode ended after {len(steps)} actions without success.")
+                return Dropped(_NOT_WON, f"The episode ended after {len(steps)} actions without success.")
             if not replays(fresh, task, steps):
-                return _Dropped(_REPLAY_DIFFERS)
+                return Dropped(_REPLAY_DIFFERS)
             return [replace(step, verified=True) for step in steps]
         except ExpertGaveUp as error:  # not a fault: for example a gold path that ends before the goal
-            return _Dropped(_NOT_WON, str(error))
+            return Dropped(_NOT_WON, str(error))
         except Exception:
             self.__dict__.pop("_expert", None)  # its state is unknown
             raise

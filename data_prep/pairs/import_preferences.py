@@ -122,7 +122,7 @@ class _Reader:
     def add_file(self, path: Path) -> None:
         """Read all rows. Rows with one scored reply each are grouped by request; a group gives one pair."""
         groups: dict[Request, list[ScoredReply]] = {}
-        for index, row in enumerate(_rows(path)):
+        for index, row in enumerate(rows_of(path)):
             self._rejected[str(path), index] = ""  # keeps the order of the rows
             try:
                 result = read_preference(row, self._most_rejected, index)
@@ -211,7 +211,7 @@ def _pair(preference: Preference, split: str, env: str) -> Pair:
     )
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def rows_of(path: Path) -> Iterator[Mapping[str, Any]]:
     """Read the rows of one file. Raises `DataError` naming the file and the invalid line."""
     if not path.is_file():
         raise DataError(f"{path}: no such file.")

@@ -26,7 +26,8 @@ from verl_act.schema import Alternatives, Pair, Step, pair_id
 from verl_act.settings.data import PairsSettings
 
 Judge = Callable[[str], Judgement]
-_Paired = tuple[list[Pair], Counter[str]]
+Paired = tuple[list[Pair], Counter[str]]
+"""Of one trajectory: its pairs, and counts of what was left out."""
 
 
 def make_pairs(
@@ -51,7 +52,7 @@ def make_pairs(
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
     replayers = Replayers(settings.env_settings, sorted({step.env for step in steps}) if settings.margins else ())
     with process_pool(_Pairer(replayers, settings), settings.workers, settings.task_timeout) as pair_all:
-        saved = SavedResults[_Paired](journal, "pairs", _Paired) if journal else None
+        saved = SavedResults[Paired](journal, "pairs", Paired) if journal else None
         done = tqdm(pair_all(jobs, saved), "building pairs", len(names), unit="trajectory", mininterval=1.0)
         for name, result in zip(names, done, strict=True):
             if isinstance(result, Failure):
@@ -70,7 +71,7 @@ class _Pairer:
     replayers: Replayers
     settings: PairsSettings
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> _Paired:
+    def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> Paired:
         settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
         sampled = {step.state_id: replies for step, replies in trajectory}
         usable = [step for step, _ in trajectory if step.inferable or step.tied_actions or not settings.inferable_only]

@@ -49,7 +49,8 @@ _ACTION = re.compile(r"<action>.*?</action>", re.DOTALL)
 PathName = str | PathLike[str]
 Executed = tuple[Step, Turn, list[Turn]]
 """A state, and the outcome of the expert's action and of each alternative."""
-_TrajectoryOutcomes = tuple[list[Executed], Counter[str]]
+TrajectoryOutcomes = tuple[list[Executed], Counter[str]]
+"""Of one trajectory: what its actions led to, and counts of what was left out."""
 
 
 class Unusable(StrEnum):
@@ -185,7 +186,7 @@ def outcomes(
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
     replayers = Replayers(settings.env_settings, sorted({step.env for step in steps}))
     with process_pool(_Executor(replayers), settings.workers, settings.task_timeout) as execute_all:
-        saved = SavedResults[_TrajectoryOutcomes](journal, "outcomes", _TrajectoryOutcomes) if journal else None
+        saved = SavedResults[TrajectoryOutcomes](journal, "outcomes", TrajectoryOutcomes) if journal else None
         done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
         for name, result in zip(jobs, done, strict=True):
             if isinstance(result, Failure):
@@ -202,7 +203,7 @@ class _Executor:
 
     replayers: Replayers
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> _TrajectoryOutcomes:
+    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> TrajectoryOutcomes:
         executed, counts = list[Executed](), Counter[str]()
         steps = [step for step, _ in trajectory]
         alternatives = {step.state_id: actions for step, actions in trajectory}

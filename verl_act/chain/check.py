@@ -36,7 +36,7 @@ from verl_act.run_folder import RunFolder
 _FREE_GIB = 2
 
 
-class _Warning(str):
+class Undecided(str):
     """The message of a check that could not decide."""
 
 
@@ -48,10 +48,10 @@ def check_run(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> None:
     """
     console = Console(highlight=False, markup=False, emoji=False)
     wrong = []
-    for name, check in _checks(recipe, folder, seeds):
+    for name, check in checks(recipe, folder, seeds):
         try:
             result = check()
-            console.print(f"{'warn' if isinstance(result, _Warning) else 'ok':5} {name}: {result}", soft_wrap=True)
+            console.print(f"{'warn' if isinstance(result, Undecided) else 'ok':5} {name}: {result}", soft_wrap=True)
         except ActError as error:
             console.print(f"wrong {name}: {error}", soft_wrap=True)
             wrong.append(name)
@@ -59,8 +59,9 @@ def check_run(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> None:
         raise ConfigError(f"the recipe cannot run yet: {', '.join(wrong)} (see above).")
 
 
-def _checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "versions", _versions
+def checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The name of every check of a run, and the check."""
+    yield "versions", lambda: f"{requirements()}; {tested_versions()}"
     yield "device", lambda: _device(recipe)
     yield "model", lambda: _model(recipe)
     yield "prompt", lambda: _prompt(recipe)
@@ -73,13 +74,13 @@ def _checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator
     yield "data", lambda: _data(recipe)
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
-    yield "disk", lambda: _disk(recipe, folder, planned)
+    yield "disk", lambda: disk_space(recipe, folder, planned)
     # The stages of one seed are enough: those of the others differ in the seed alone.
     for stage in plan(recipe, folder, seeds[:1]):
         if isinstance(stage, TrainingStage):
-            yield f"{stage.name} configuration", partial(_configuration, recipe, stage)
+            yield f"{stage.name} configuration", partial(configuration, recipe, stage)
             if recipe.device is None and "RAY_ADDRESS" not in os.environ:
-                yield f"{stage.name} accelerators", partial(_accelerators, stage)
+                yield f"{stage.name} accelerators", partial(accelerators, stage)
 
 
 def check_settings(recipe: Recipe, planned: Sequence[Stage]) -> str:
@@ -102,10 +103,6 @@ def check_settings(recipe: Recipe, planned: Sequence[Stage]) -> str:
     if wrong:
         raise ConfigError(" ".join(f"{problem} ({', '.join(names)})" for problem, names in wrong.items()))
     return f"of {len(commands)} stages"
-
-
-def _versions() -> str:
-    return f"{requirements()}; {tested_versions()}"
 
 
 def _device(recipe: Recipe) -> str:
@@ -156,7 +153,7 @@ def _conversation(recipe: Recipe) -> str:
 
     shape = _shape(recipe)
     if shape is None:
-        return _Warning(f"not checked, because config.json of {recipe.model_path} cannot be read here")
+        return Undecided(f"not checked, because config.json of {recipe.model_path} cannot be read here")
     tokenizer = _tokenizer(recipe)
     options = recipe.engine_options.get("chat_template_kwargs")
     problems = conversation_problems(
@@ -170,7 +167,7 @@ def _conversation(recipe: Recipe) -> str:
     return _verdict([*problems, *date_problems(tokenizer, options)], f"verl's token builder for {shape.model_type}")
 
 
-def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
+def configuration(recipe: Recipe, stage: TrainingStage) -> str:
     """Check the configuration of a training stage; then memory, disk, lengths and packages. A cluster's memory is
     unknown."""
     composed = compose(stage)
@@ -180,7 +177,7 @@ def _configuration(recipe: Recipe, stage: TrainingStage) -> str:
     if "RAY_ADDRESS" in os.environ:
         devices = replace(devices, count=0)
     counted = shape is not None and devices.kind != "cpu" and devices.count
-    config = _composed(stage)
+    config = verl_config(stage)
     problems = check_training(config, shape, devices, _free_bytes(stage.folder.path))
     if recipe.training[stage.key.removeprefix("training.")].data == "episodes":
         problems += capacity_problems(config, get_env(recipe.env).max_episodes)
@@ -192,7 +189,7 @@ def _verdict(problems: Sequence[Problem], passed: str) -> str:
     text = " ".join(map(str, problems))
     if any(problem.fatal for problem in problems):
         raise ConfigError(text)
-    return _Warning(text) if problems else passed
+    return Undecided(text) if problems else passed
 
 
 def _shape(recipe: Recipe) -> ModelShape | None:
@@ -220,7 +217,7 @@ def _reasoning(recipe: Recipe) -> str:
     return f"{len(questions)} questions"
 
 
-def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
+def disk_space(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
     """Check the disk space for one stage's checkpoints and for the models of all stages that have yet to be trained."""
     free = _free_bytes(out.root) / 2**30
     models = sum(isinstance(stage, TrainingStage) and not stage.output.exists() for stage in planned)
@@ -236,7 +233,7 @@ def _disk(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
             "first and delete their `model` folders: finished evaluations do not need them."
         )
     if shape is None and models:
-        return _Warning(
+        return Undecided(
             f"{free:.0f} GiB free; unknown how much is needed, because config.json of {recipe.model_path} cannot be "
             f"read here: {times} bytes a parameter, for the checkpoints of the stage in training and for {models} "
             "trained models. Download the model to have this checked."
@@ -255,7 +252,7 @@ def _checkpoints(planned: Sequence[Stage]) -> int:
     return 1 + max(max_checkpoints(stage) or 2 for stage in planned if isinstance(stage, TrainingStage))
 
 
-def _accelerators(stage: TrainingStage) -> str:
+def accelerators(stage: TrainingStage) -> str:
     """Check that this machine has the devices that a stage requests; verl itself checks only when the stage starts."""
     import torch
 
@@ -263,7 +260,7 @@ def _accelerators(stage: TrainingStage) -> str:
     if stage.trainer == "dpo":
         requested, nodes, rollout = int(stage.override("trainer.n_gpus_per_node") or 1), 1, None
     else:
-        config = _composed(stage)
+        config = verl_config(stage)
         requested, nodes = int(config.trainer.n_gpus_per_node), config.trainer.nnodes
         rollout = config.get("actor_rollout_ref", {}).get("rollout")
     if nodes == 1 and requested > available:
@@ -286,14 +283,14 @@ def compose(stage: TrainingStage) -> str:
     if stage.trainer == "dpo":
         DpoSettings.parse(stage.hydra_overrides({"trainer.default_local_dir": "checkpoints"}))
         return f"{len(stage.overrides)} overrides"
-    config = _composed(stage)
+    config = verl_config(stage)
     ActSettings.from_config(config.data)
     if stage.trainer == "ppo":
         _validate(config, stage.key)
     return f"{len(stage.overrides)} overrides"
 
 
-def _composed(stage: TrainingStage) -> Any:
+def verl_config(stage: TrainingStage) -> Any:
     """The verl configuration of a training stage. Raises `ConfigError` on an invalid key or value."""
     # A copy, because verl's validation writes to it.
     return deepcopy(_hydra_config(CONFIG_NAMES[stage.trainer], tuple(stage.hydra_overrides()), stage.key))

@@ -119,7 +119,7 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
     if isinstance(stage, TrainingStage):
         seconds = train(stage, manifest)
     else:
-        _run(stage)
+        run_command(stage)
         seconds = time.monotonic() - started
     manifest = replace(manifest, seconds=round(seconds, 1))
     record_outputs(stage, record)
@@ -129,7 +129,8 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
     console.print(f"{title}: done in {seconds:.0f} s, {os.path.relpath(stage.output, out.root)}", soft_wrap=True)
 
 
-def _run(stage: CommandStage) -> None:
+def run_command(stage: CommandStage) -> None:
+    """Run the stage in a process of its own. Raises `EngineError` if it fails."""
     finished = subprocess.run(stage.argv(), preexec_fn=dies_with_parent, check=False)
     if finished.returncode:
         raise EngineError(

@@ -78,10 +78,11 @@ _STEP = re.compile(rf"(?:{_ray_prefix('TaskRunner[A-Za-z0-9]*')})?step:(\d{{1,9}
 """Used only if verl writes its metrics file on another machine."""
 _TOTAL = re.compile(rf"{_ray_prefix('TaskRunner[A-Za-z0-9]*')}(?:INFO:\S+ \S+:)?Total training steps: (\d{{1,9}})$")
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0
+"""Time in which the processes of a run may end by themselves."""
 _RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """They take a minute to notice that their node has gone, and hold no resources."""
-_STANDSTILL_SECONDS = 900.0
+STANDSTILL_SECONDS = 900.0
 """Time after a killed process in which the run must complete a step; otherwise it is stopped."""
 
 
@@ -118,7 +119,7 @@ def _run(stage: TrainingStage) -> None:
         further["hydra.run.dir"] = str(folder.work / "hydra")
     if stage.trainer == "ppo":  # workers of an existing Ray cluster do not inherit the environment
         further["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"] = str(metrics)
-    status = _watch(stage, stage.argv(further), environment, log)
+    status = watch(stage, stage.argv(further), environment, log)
     if status or not _exported_models(folder.checkpoints):
         tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_LOG_TAIL_LINES:])
         what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
@@ -250,7 +251,7 @@ def _changes(previous: dict[str, Any], current: dict[str, Any]) -> str:
     return "; ".join([*changes[:_MAX_CHANGES], *(["..."] if len(changes) > _MAX_CHANGES else [])])
 
 
-def _watch(stage: TrainingStage, command: list[str], environment: dict[str, str], log: Path) -> int:
+def watch(stage: TrainingStage, command: list[str], environment: dict[str, str], log: Path) -> int:
     """Run `command` with its output in `log` and a progress bar of steps, time and metrics; return its exit status."""
     title = one_line(stage.name)
     with (
@@ -300,7 +301,7 @@ class _RunMonitor:
             with suppress(ValueError, KeyError, TypeError):  # not a line of verl
                 entry = json.loads(line)
                 self._advance(int(entry["step"]), dict(entry["data"]))
-        if self._killed is not None and time.monotonic() > self._killed + _STANDSTILL_SECONDS:
+        if self._killed is not None and time.monotonic() > self._killed + STANDSTILL_SECONDS:
             self._process.terminate()
 
     def _advance(self, step: int, metrics: dict[str, Any]) -> None:
@@ -343,7 +344,7 @@ def _wait_and_kill(processes: set[psutil.Process]) -> None:
 
     Ray does not wait for its workers, and vLLM's engine does not notice that they have gone.
     """
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + GRACE_SECONDS
     while (alive := list(filter(_is_running, processes))) and time.monotonic() < deadline:
         if {_name(process) for process in alive} <= _RAY_AGENTS:
             break

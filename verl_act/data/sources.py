@@ -34,7 +34,7 @@ EPISODE_AGENT = "act_env"
 """This package's agent loop."""
 
 TRAIN_SPLIT = "train"
-_LARGEST_CHUNK = 2**31
+LARGEST_CHUNK = 2**31
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ class Source(ABC):
         self.total = table.num_rows
         if settings.inferable_only and self.filtered_by_inferable:
             table = table.filter(table["inferable"])
-        self._columns = {name: _joined(table[name]) for name in self.columns}
+        self._columns = {name: joined(table[name]) for name in self.columns}
         self._length: int = table.num_rows
 
     def __len__(self) -> int:
@@ -75,9 +75,9 @@ class Source(ABC):
     def _build(self, stored: Row, position: int) -> Row: ...
 
 
-def _joined(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+def joined(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """The column in one chunk, for fast access to rows; Arrow's 32-bit offsets allow up to 2 GiB."""
-    return column.combine_chunks() if column.nbytes < _LARGEST_CHUNK else column
+    return column.combine_chunks() if column.nbytes < LARGEST_CHUNK else column
 
 
 class PairSource(Source):

@@ -29,7 +29,7 @@ def registrations() -> dict[str, Any]:
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     except ValueError:
         # $VERL_PLATFORM names our platform but nothing has registered it: plugins are switched off.
-        if _is_on(facts["switch"]):
+        if is_on(facts["switch"]):
             raise
         return {**facts, "agent loop": False, "training metrics": False, "platform": None}
     return {
@@ -40,7 +40,7 @@ def registrations() -> dict[str, Any]:
     }
 
 
-def _is_on(switch: str) -> bool:
+def is_on(switch: str) -> bool:
     """Whether this value of the switch loads our plugin; it is a list, as verl reads it."""
     return bool({"auto", "verl_act"} & {name.strip() for name in switch.lower().split(",")})
 
@@ -50,7 +50,7 @@ def _complete(facts: dict[str, Any], where: str) -> str:
     if not missing:
         return f"agent loop {_LOOP}, training metrics, platform {facts['platform']}"
     detail = f"{' and '.join(missing)} not registered {where}."
-    if not _is_on(facts["switch"]):
+    if not is_on(facts["switch"]):
         raise InstallationError(f"{detail} {_SWITCH}={facts['switch']}.", f"Unset {_SWITCH}, or add verl_act to it.")
     raise InstallationError(
         detail, "Install the package itself (pip install verl-act), not only its folder on PYTHONPATH, and see stderr."

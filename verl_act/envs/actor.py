@@ -25,7 +25,7 @@ class EnvActor:
         faulthandler.register(signal.SIGALRM, file=2, all_threads=True, chain=True)
         self._env, self._settings = env, env_settings
         self._prepared = False
-        self._playing: dict[str, Environment] = {}
+        self.playing: dict[str, Environment] = {}
         self._idle: list[Environment] = []
 
     def process(self, limit: float) -> tuple[str, int]:
@@ -48,7 +48,7 @@ class EnvActor:
         `limit` applies to the reset, `step_limit` to each action.
         """
         with _limited(limit):
-            environment = self._playing.pop(episode, None) or (self._idle.pop() if self._idle else self._make())
+            environment = self.playing.pop(episode, None) or (self._idle.pop() if self._idle else self.make())
         try:
             with _limited(limit):
                 result: Observation | StepResult = environment.reset(task)
@@ -58,16 +58,16 @@ class EnvActor:
         except (Exception, SystemExit):
             _discard(environment)
             raise
-        self._playing[episode] = environment
+        self.playing[episode] = environment
         return result
 
     def step(self, limit: float, episode: str, action: str) -> StepResult:
         """Take one action. An environment that fails is discarded: its state can no longer be trusted."""
         with _limited(limit):
             try:
-                return self._playing[episode].step(action)
+                return self.playing[episode].step(action)
             except (Exception, SystemExit):
-                _discard(self._playing.pop(episode))
+                _discard(self.playing.pop(episode))
                 raise
 
     def steps(self, limit: float, actions: list[tuple[str, str]]) -> list[StepResult | EnvError]:
@@ -92,7 +92,7 @@ class EnvActor:
 
     def close(self, limit: float, episode: str) -> None:
         """End the episode and keep its environment, unless it has failed, for another episode."""
-        environment = self._playing.pop(episode, None)
+        environment = self.playing.pop(episode, None)
         if environment is None:
             return
         with _limited(limit):
@@ -104,7 +104,7 @@ class EnvActor:
                 return
         self._idle.append(environment)
 
-    def _make(self) -> Environment:
+    def make(self) -> Environment:
         return get_env(self._env).make(**self._settings)
 
 

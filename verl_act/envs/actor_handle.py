@@ -20,14 +20,14 @@ from verl_act.process import kill_if_stopped
 
 logger = logging.getLogger(__name__)
 
-_GROWN_AFTER = 16
+GROWN_AFTER = 16
 """Episodes after which more memory counts as growth. What earlier ones need, a replacement would need as well."""
 _GROWTH = 1.5
 """Memory, relative to that of the first episodes, from which a replacement actor would be smaller."""
 _BATCH_SIZE = 8
 """Most steps in one call. The results of a call arrive together, after its last step."""
 _MEMORY_SECONDS = 60.0
-_MEMORY_EVERY = 5.0
+MEMORY_EVERY = 5.0
 """Seconds between two readings: an actor scans the whole process table for one."""
 _QUEUE_SECONDS = 3600.0
 """Extra seconds beyond a time-out: a call may queue behind those of other processes, or behind `prepare`."""
@@ -58,7 +58,7 @@ class PooledActor:
     def __init__(self, start: Callable[[int], ActorHandle[Any]], prepares: bool = False) -> None:
         self._start = start
         self._prepares = prepares
-        self._actor: ActorHandle[Any] | None = None
+        self.actor: ActorHandle[Any] | None = None
         self._process: tuple[str, int] | None = None
         """Node id and process id."""
         self.generation = 0
@@ -121,15 +121,15 @@ class PooledActor:
 
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
         """Call the actor. Raises the environment's `EnvError`, or `ActorLost`; the next call replaces a lost actor."""
-        if self._actor is None:
-            self._actor, self._process = self._start(self.generation), None
+        if self.actor is None:
+            self.actor, self._process = self._start(self.generation), None
             self._process = await self._ask(PREPARE_SECONDS, "process")
             if self._prepares:
                 await self._ask(PREPARE_SECONDS, "prepare")
         return await self._ask(timeout, method, *arguments)
 
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:
-        actor, sent_at = self._actor, time.monotonic()
+        actor, sent_at = self.actor, time.monotonic()
         try:
             return await self._answer(getattr(actor, method).remote(timeout, *arguments), timeout)
         except RayTaskError as error:
@@ -141,7 +141,7 @@ class PooledActor:
             reason = f"its process died ({type(error).__name__})"
             if time.monotonic() - sent_at >= timeout:
                 reason = f"no answer within {timeout:g} s"
-        if actor is self._actor:
+        if actor is self.actor:
             self.discard()
         raise ActorLost(reason)
 
@@ -166,7 +166,7 @@ class PooledActor:
     async def keep_within(self, limit_mb: float) -> None:
         """Replace an actor that has grown beyond the limit; its episodes are replayed on the next one. The caller has
         the `turn`."""
-        if self._actor is None:
+        if self.actor is None:
             return
         self._served += 1
         if not await self.read_memory() or self.memory_mb <= limit_mb:
@@ -189,7 +189,7 @@ class PooledActor:
 
     async def read_memory(self) -> bool:
         """Read the actor's memory unless that was done a moment ago. Returns whether there is a new reading."""
-        if self._actor is None or (self.memory_mb and time.monotonic() - self._read_at < _MEMORY_EVERY):
+        if self.actor is None or (self.memory_mb and time.monotonic() - self._read_at < MEMORY_EVERY):
             return False
         self._read_at = time.monotonic()
         try:
@@ -199,22 +199,22 @@ class PooledActor:
         self.most_mb = max(self.most_mb, self.memory_mb)
         if not self._settled:
             self._fresh_mb = max(self._fresh_mb, self.memory_mb)
-            self._settled = self._served >= _GROWN_AFTER
+            self._settled = self._served >= GROWN_AFTER
         return True
 
     def forget(self, timeout: float, episode: str) -> None:
         """Close an episode without waiting, after the calls that are already queued."""
-        if self._actor is not None:
-            self._actor.close.remote(timeout, episode)
+        if self.actor is not None:
+            self.actor.close.remote(timeout, episode)
 
     def discard(self) -> None:
         """Kill the actor; the next call starts another."""
-        if self._actor is not None:
-            ray.kill(self._actor)
+        if self.actor is not None:
+            ray.kill(self.actor)
             self._leave()
 
     def _leave(self) -> None:
-        self._actor = None
+        self.actor = None
         self.generation += 1
         self.memory_mb = self._fresh_mb = 0.0
         self._served, self._settled = 0, False

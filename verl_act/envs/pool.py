@@ -41,9 +41,9 @@ from verl_act.options import Above0, NotNegative, Positive, check_options
 
 Result = TypeVar("Result")
 
-_ALONE = 4
+ALONE = 4
 """Most actors of a pool that retry suspects at the same time."""
-_SUSPECTED = 3
+SUSPECTED = 3
 """An episode that was a suspect this many times stays on separate actors."""
 _PREFERENCE = 8
 """A task goes to its second actor when its first has this many more episodes."""
@@ -103,10 +103,11 @@ class EnvPool:
         self._num_cpus = num_cpus
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
         self._prepares = get_env(env).prepare is not None
-        self._hosts = [
+        self.hosts = [
             PooledActor(self._starter(f"verl_act-env-{key}-{index}"), self._prepares) for index in range(actors)
         ]
-        self.alone = asyncio.Semaphore(_ALONE)
+        """Handles of its actors."""
+        self.alone = asyncio.Semaphore(ALONE)
         """Held by an episode that uses a `lone_host`."""
 
     @classmethod
@@ -130,14 +131,14 @@ class EnvPool:
 
         Read when an episode begins or ends, at most every few seconds.
         """
-        return max(host.most_mb for host in self._hosts)
+        return max(host.most_mb for host in self.hosts)
 
     async def open(self, task: Task) -> EnvSession:
         """Start an episode of `task`. Raises `EnvError` if it cannot be loaded within the time-out, `NoRoom` if no
         actor has capacity for it.
         """
         preferred = self._host_of(task)
-        hosts = sorted(self._hosts, key=lambda host: (host is not preferred, host.episodes))
+        hosts = sorted(self.hosts, key=lambda host: (host is not preferred, host.episodes))
         for host in hosts[:-1]:
             with suppress(NoRoom):
                 return await self._open_on(host, task)
@@ -157,7 +158,7 @@ class EnvPool:
 
     def _host_of(self, task: Task) -> PooledActor:
         name = task.task_id.encode()
-        first, second = (self._hosts[zlib.crc32(salt + name) % len(self._hosts)] for salt in (b"", b"second:"))
+        first, second = (self.hosts[zlib.crc32(salt + name) % len(self.hosts)] for salt in (b"", b"second:"))
         return second if first.episodes > second.episodes + _PREFERENCE else first
 
     def lone_host(self) -> PooledActor:
@@ -187,15 +188,15 @@ class EnvSession:
     @property
     def memory_mb(self) -> float:
         """Last memory reading of this episode's actor in MiB; see `EnvPool.memory_mb`."""
-        return self._host.memory_mb
+        return self.host.memory_mb
 
     def __init__(self, pool: EnvPool, host: PooledActor, task: Task) -> None:
         self._pool = pool
-        self._host = host
+        self.host = host
         self._task = task
         self._episode = uuid4().hex
-        self._generation: int | None = None
-        self._suspected = 0
+        self.generation: int | None = None
+        self.suspected = 0
         self._actions: list[str] = []
         self._last_result: Observation | StepResult | None = None
         self._counted_on: PooledActor | None = host
@@ -203,11 +204,11 @@ class EnvSession:
 
     async def start(self) -> None:
         """Reset the environment; called by `EnvPool.open`."""
-        shared = self._host
+        shared = self.host
 
         async def reset() -> Observation:
             first: Observation = await self._replay()
-            if self._host is shared:  # in the same turn: the next is after the resets of all that wait
+            if self.host is shared:  # in the same turn: the next is after the resets of all that wait
                 await shared.keep_within(self._pool.max_memory_mb)
             return first
 
@@ -227,41 +228,41 @@ class EnvSession:
         except EnvError:
             raise
         except BaseException:  # cancelled: unknown whether the step was applied
-            self._generation = None
-            self._host.forget(self._pool.step_timeout, self._episode)
+            self.generation = None
+            self.host.forget(self._pool.step_timeout, self._episode)
             raise
         self._actions.append(action)
         self._last_result = result
         return result
 
     async def _take(self, action: str, what: str) -> StepResult:
-        if self._suspected >= _SUSPECTED:
+        if self.suspected >= SUSPECTED:
             return await self._alone(lambda: self._step(action), what)
         try:
-            return await self._host.step(self._pool.step_timeout, self._generation, self._episode, action)
+            return await self.host.step(self._pool.step_timeout, self.generation, self._episode, action)
         except NoRoom:
-            self._generation = None  # the actor has discarded the environment
+            self.generation = None  # the actor has discarded the environment
             raise
         except EnvError:
-            self._generation = None
+            self.generation = None
             return await self._safely(lambda: self._try(action), what)
         except ActorLost:
             return await self._alone(lambda: self._step(action), what)
         except UnknownOutcome:
-            self._generation = None
+            self.generation = None
             return await self._safely(lambda: self._step(action), what)
 
     async def close(self) -> None:
         """Free the environment for the next episode. Never raises for a lost actor."""
         self._uncount()
-        async with self._host.turn:
+        async with self.host.turn:
             await self._leave()
-            await self._host.read_memory()
+            await self.host.read_memory()
 
     def abandon(self) -> None:
         """As `close`, without waiting. For a cancelled caller, whose reset continues and would never be closed."""
         self._uncount()
-        self._host.forget(self._pool.step_timeout, self._episode)
+        self.host.forget(self._pool.step_timeout, self._episode)
 
     def _uncount(self) -> None:
         if self._counted_on is not None:
@@ -269,14 +270,14 @@ class EnvSession:
             self._counted_on = None
 
     async def _leave(self) -> None:
-        if self._generation == self._host.generation:
-            self._generation = None
+        if self.generation == self.host.generation:
+            self.generation = None
             with suppress(ActorLost):
-                await self._host.call(self._pool.step_timeout, "close", self._episode)
+                await self.host.call(self._pool.step_timeout, "close", self._episode)
 
     async def _safely(self, attempt: Callable[[], Awaitable[Result]], what: str) -> Result:
         try:
-            async with self._host.turn:
+            async with self.host.turn:
                 return await attempt()
         except ActorLost:
             return await self._alone(attempt, what)
@@ -285,20 +286,20 @@ class EnvSession:
         """Run `attempt` on a temporary actor that no other episode uses. The next step goes to the shared actor again,
         unless this episode was a suspect too often.
         """
-        self._suspected += 1
-        shared = self._host
+        self.suspected += 1
+        shared = self.host
         async with self._pool.alone:
-            self._host, self._generation = self._pool.lone_host(), None
+            self.host, self.generation = self._pool.lone_host(), None
             try:
-                async with self._host.turn:
+                async with self.host.turn:
                     return await attempt()
             except ActorLost as lost:
                 raise EnvError(
                     f"{self._task}: the environment was lost twice on {what}: {lost}. The episode is given up."
                 ) from lost
             finally:
-                self._host.discard()
-                self._host, self._generation = shared, None
+                self.host.discard()
+                self.host, self.generation = shared, None
 
     async def _step(self, action: str) -> StepResult:
         try:
@@ -309,7 +310,7 @@ class EnvSession:
             return await self._try(action)
 
     async def _try(self, action: str) -> StepResult:
-        if self._generation != self._host.generation:
+        if self.generation != self.host.generation:
             result = await self._replay()
             if result != self._last_result:
                 await self._leave()  # that state must not be used
@@ -318,18 +319,18 @@ class EnvSession:
                     "deterministic."
                 )
         try:
-            stepped: StepResult = await self._host.call(self._pool.step_timeout, "step", self._episode, action)
+            stepped: StepResult = await self.host.call(self._pool.step_timeout, "step", self._episode, action)
             return stepped
         except EnvError:
-            self._generation = None  # the actor has discarded the environment
+            self.generation = None  # the actor has discarded the environment
             raise
 
     async def _replay(self) -> Any:
         """The `StepResult` of the last action; the first `Observation` if there is none."""
-        result = await self._host.call(
+        result = await self.host.call(
             self._pool.reset_timeout, "play", self._pool.step_timeout, self._episode, self._task, self._actions
         )
-        self._generation = self._host.generation
+        self.generation = self.host.generation
         return result
 
 

@@ -28,13 +28,13 @@ _BUILT_IN = {
 }
 """Name -> module holding `SPEC`."""
 
-_REGISTERED: dict[str, EnvSpec] = {}
+REGISTERED: dict[str, EnvSpec] = {}
 
 
 def register_env(spec: EnvSpec) -> EnvSpec:
     """Register `spec` under its name in this process. Raises `ConfigError` if another spec has that name."""
     installed_env.cache_clear()
-    known = _REGISTERED.setdefault(spec.name, spec)
+    known = REGISTERED.setdefault(spec.name, spec)
     if known is not spec and known != spec:
         raise ConfigError(
             f"An environment named {spec.name!r} is registered already ({known.make}). Choose another name."
@@ -44,13 +44,13 @@ def register_env(spec: EnvSpec) -> EnvSpec:
 
 def known_envs() -> list[str]:
     """The names that `get_env` accepts, sorted."""
-    return sorted({*_BUILT_IN, *_REGISTERED, *entry_point_names(ENTRY_POINT_GROUP)})
+    return sorted({*_BUILT_IN, *REGISTERED, *entry_point_names(ENTRY_POINT_GROUP)})
 
 
 def get_env(name: str) -> EnvSpec:
     """The spec of environment `name`. Raises `ConfigError` if it is unknown or its package is not installed."""
-    if name in _REGISTERED:
-        return _REGISTERED[name]
+    if name in REGISTERED:
+        return REGISTERED[name]
     if name in _BUILT_IN:
         with needs_extra(name):
             return register_env(import_module(_BUILT_IN[name]).SPEC)

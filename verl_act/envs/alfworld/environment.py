@@ -86,7 +86,7 @@ class AlfworldEnvironment:
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode it has no effect."""
         with _LOCK:
-            engine = self._playing()
+            engine = self.playing()
             action = action.strip()
             admissible = action in self._frame.commands and action not in _HIDDEN
             over, feedback = self._over(), _NOTHING
@@ -112,12 +112,12 @@ class AlfworldEnvironment:
 
     def snapshot(self) -> AlfworldSnapshot:
         """The current state; valid until the next `reset`."""
-        return AlfworldSnapshot(self._playing().state(), self._steps)
+        return AlfworldSnapshot(self.playing().state(), self._steps)
 
     def restore(self, snapshot: AlfworldSnapshot) -> None:
         """Restore `snapshot`."""
         with _LOCK:
-            self._playing().return_to(snapshot.engine)
+            self.playing().return_to(snapshot.engine)
             self._frame = Frame("", snapshot.engine.menu.commands, snapshot.engine.won)
             self._steps = snapshot.steps
 
@@ -127,7 +127,7 @@ class AlfworldEnvironment:
         `rank` chooses between plans of the same length, as in `Planner.plan`.
         """
         with _LOCK:
-            engine = self._playing()
+            engine = self.playing()
             if self._planner is None:
                 self._planner = Planner(engine)
             return self._planner.plan(rank)
@@ -141,7 +141,8 @@ class AlfworldEnvironment:
         """The solution that came with the game file (privileged); empty if it has none."""
         return self._walkthrough
 
-    def _playing(self) -> AlfworldEngine:
+    def playing(self) -> AlfworldEngine:
+        """The engine of the episode. Raises `EnvError` if there is none."""
         if self._engine is None or not self._started:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._engine

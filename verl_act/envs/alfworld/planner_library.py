@@ -15,19 +15,19 @@ from pathlib import Path
 import fast_downward
 import fast_downward.interface
 
-_WHOLE = fast_downward.interface.DOWNWARD_LIB_PATH
+WHOLE = fast_downward.interface.DOWNWARD_LIB_PATH
 _PT_LOAD = 1
 
 
 def load_library() -> CDLL:
     """Load a new copy of the planner library, with the signatures that `fast_downward` sets."""
-    fast_downward.interface.DOWNWARD_LIB_PATH = _loaded_part(_WHOLE)
+    fast_downward.interface.DOWNWARD_LIB_PATH = loaded_part(WHOLE)
     library: CDLL = fast_downward.load_lib()
     return library
 
 
 @cache
-def _loaded_part(path: str) -> str:
+def loaded_part(path: str) -> str:
     """An in-memory file with the loadable segments; `path` itself if it is not a 64-bit ELF, as on macOS."""
     whole = Path(path).read_bytes()
     end = _end_of_segments(whole)

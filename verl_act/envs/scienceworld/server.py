@@ -54,7 +54,7 @@ _OPTIONS = (
     f"-XX:ErrorFile={os.path.join(tempfile.gettempdir(), 'hs_err_pid%p.log')}",
 )
 _START_SECONDS = 60.0
-_CALL_SECONDS = 120.0
+CALL_SECONDS = 120.0
 """More than any call takes: the longest, a gold path, takes about ten seconds."""
 
 
@@ -96,7 +96,7 @@ class ScienceWorldEngine:
         self._games: WeakSet[Any] = WeakSet()
         self._ended = "it was closed, or its process ended"
         self._client = _Client(
-            gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=_CALL_SECONDS)
+            gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=CALL_SECONDS)
         )
         self._gateway = JavaGateway(gateway_client=self._client)
         self._jvm = self._gateway.jvm
@@ -224,7 +224,7 @@ class ScienceWorldEngine:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5.0)
         status = self._process.poll()
-        self._ended = f"no answer within {_CALL_SECONDS:g} s" if hung else f"its process ended, exit status {status}"
+        self._ended = f"no answer within {CALL_SECONDS:g} s" if hung else f"its process ended, exit status {status}"
         self.close()
         if status != _OUT_OF_MEMORY:
             return EngineLost(f"The Java engine was lost ({self._ended}), and its games with it.")

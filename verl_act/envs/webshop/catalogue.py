@@ -88,7 +88,7 @@ def load_catalogue(data: str | os.PathLike[str] | None = None) -> Catalogue:
         if not data:
             return _embedded()
         files = find_files(data)
-        return _load(files, files.stamp())
+        return load_files(files, files.stamp())
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +97,8 @@ def _embedded() -> Catalogue:
 
 
 @lru_cache(maxsize=2)
-def _load(files: DataFiles, stamp: tuple[tuple[str, int, int], ...]) -> Catalogue:
+def load_files(files: DataFiles, stamp: tuple[tuple[str, int, int], ...]) -> Catalogue:
+    """The catalogue of `files`, from the cache on disk if they are large; kept until their `stamp` changes."""
     if files.products.stat().st_size < CACHED_FROM:
         return _in_memory(read_sources(files))
     made_from = {"format": _FORMAT, "regex": version("regex"), "products": str(files.products), "stamp": repr(stamp)}

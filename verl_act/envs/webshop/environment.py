@@ -60,7 +60,7 @@ class WebShopEnvironment:
             raise ConfigError(f"max_steps is {max_steps}; an episode needs at least one step.")
         if observation not in STYLES:
             raise ConfigError(f"observation is {observation!r}; it must be one of {', '.join(STYLES)}.")
-        self._nouns = noun_tagger(nouns)
+        self.nouns = noun_tagger(nouns)
         self._data = data
         self._max_steps = max_steps
         if split_by not in SPLIT_BY:
@@ -127,7 +127,7 @@ class WebShopEnvironment:
         if self._now.state.page is Page.DONE:
             return () if self._now.reward == 1.0 else None
         if self._planner is None:
-            self._planner = Planner(catalogue, goal, self._nouns)
+            self._planner = Planner(catalogue, goal, self.nouns)
         return self._planner.plan(self._now.state, rank)
 
     def plan_length(self) -> int | None:
@@ -144,7 +144,7 @@ class WebShopEnvironment:
         catalogue, goal = self._playing()
         if state.page is not Page.DONE:
             return 0.0
-        return score_purchase(catalogue.product(state.row), dict(state.options), goal, self._nouns).reward
+        return score_purchase(catalogue.product(state.row), dict(state.options), goal, self.nouns).reward
 
     def _over(self) -> bool:
         return self._now.state.page is Page.DONE or self._now.steps >= self._max_steps

@@ -36,12 +36,13 @@ def _byte_lengths() -> np.ndarray:
     return np.array([*range(24), *(24 + value for value in (*range(8), *floats))][:256], dtype=np.int64)
 
 
-_LENGTHS = _byte_lengths()
+LENGTHS = _byte_lengths()
+"""Byte -> the length that it stands for."""
 
 
-def _length_bytes(lengths: np.ndarray) -> np.ndarray:
+def length_bytes(lengths: np.ndarray) -> np.ndarray:
     """Return the byte that Lucene stores for each length (`SmallFloat.intToByte4`), rounding down."""
-    return np.searchsorted(_LENGTHS, lengths, side="right") - 1
+    return np.searchsorted(LENGTHS, lengths, side="right") - 1
 
 
 class _Arrays(NamedTuple):
@@ -142,8 +143,8 @@ def _scores(frequencies: np.ndarray, documents: np.ndarray, ends: np.ndarray, le
     not_empty = max(1, np.count_nonzero(lengths))
     mean = np.float32(max(1, lengths.sum() / not_empty))
     one = np.float32(1)
-    norms = one / (_K1 * ((one - _B) + _B * _LENGTHS.astype(np.float32) / mean))
-    norm_of = norms[_length_bytes(lengths)]
+    norms = one / (_K1 * ((one - _B) + _B * LENGTHS.astype(np.float32) / mean))
+    norm_of = norms[length_bytes(lengths)]
     document_frequencies = np.diff(ends)
     weights = np.log(1 + (not_empty - document_frequencies + 0.5) / (document_frequencies + 0.5)).astype(np.float32)
     scores = np.repeat(weights, document_frequencies)
