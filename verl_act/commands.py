@@ -45,9 +45,9 @@ _COMMANDS: list[Command[Any]] = [
     Command(
         "data games",
         data.GamesSettings,
-        "verl_act.envs.alfworld.games.make_games",
+        "verl_act.envs.make_games",
         "make_games",
-        "Generate ALFWorld games, in ALFWorld's file format. Each is won on its engine first.",
+        "Generate games of an environment, in its file format. ALFWorld's are won on the engine first.",
     ),
     Command(
         "data expert",

@@ -62,7 +62,7 @@ def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     planned: list[Stage] = []
     sources = input_folders(environment)
     if recipe.games.counts is not None:
-        games = GamesSettings(**dict(recipe.games), **_workers(recipe))
+        games = GamesSettings(**dict(recipe.games), **_workers(recipe), env=recipe.env)
         planned.append(command_stage("games", "data games", games, folder.games, block="games"))
         sources = [folder.games]
     planned += [_expert_stage(recipe, folder, split, sources) for split in recipe.splits]

@@ -13,12 +13,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from verl_act.envs.dialect import Dialect
 from verl_act.envs.importer import TrajectoryImporter
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import ENV_NAME, TASK, Context, is_env_name, read_table
+
+if TYPE_CHECKING:
+    from verl_act.manifest import Manifest
+    from verl_act.settings.data import GamesSettings
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """The folder of the embedded models that come with this package."""
@@ -205,8 +209,9 @@ class EnvSpec:
     """How `verl-act dev embedded-model` makes a small policy."""
     models: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
     """Name -> folder of a small policy that comes with the environment; `embedded` is the usual name."""
-    make_games: Callable[..., object] | None = None
-    """Generates games into a folder, which is then the setting `data`; the stage `games` of a recipe calls it."""
+    make_games: Callable[[GamesSettings, str | os.PathLike[str]], Manifest] | None = None
+    """Generates games into a folder, which is then the setting `data`, and writes and returns a manifest. `data games`
+    calls it, with counts of splits that the environment has."""
     data_digest: Callable[..., str] | None = None
     """Takes tasks and the settings; a hash of the data that these tasks are played on, the same wherever they lie."""
     doctor: Callable[[], str] | None = None

@@ -40,6 +40,8 @@ class GamesOptions(SeedSettings):
 
 
 class GamesSettings(GamesOptions, WorkerSettings):
+    env: Annotated[Text, ARGUMENT] = "alfworld"
+    """Name of the environment."""
     counts: dict[str, Count] = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
     """Number of games of each split."""
 

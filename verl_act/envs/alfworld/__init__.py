@@ -4,7 +4,7 @@
 and `search` are the non-privileged expert.
 """
 
-from typing import Any
+import os
 
 from verl_act.envs.alfworld.data import NAME, SPLITS, data_digest, list_tasks
 from verl_act.envs.alfworld.dialect import DIALECT
@@ -15,13 +15,14 @@ from verl_act.envs.alfworld.installation import check_games
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import ASSETS, EnvSpec
 from verl_act.manifest import Manifest
+from verl_act.settings.data import GamesSettings
 
 
-def make_games(*args: Any, **options: Any) -> Manifest:
+def make_games(settings: GamesSettings, out: str | os.PathLike[str]) -> Manifest:
     """Call `games.make_games`, which is imported on use."""
     from verl_act.envs.alfworld.games.make_games import make_games as make
 
-    return make(*args, **options)
+    return make(settings, out)
 
 
 SPEC = EnvSpec(

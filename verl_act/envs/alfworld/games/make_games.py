@@ -27,7 +27,7 @@ from verl_act.envs.alfworld.games.layout import Layout, lay_out
 from verl_act.envs.alfworld.games.rooms import Size, floor_plans, read_room
 from verl_act.envs.alfworld.package import VERSION_FOLDER, constants
 from verl_act.envs.process_pool import Failure, RunJobs, close_env, process_pool
-from verl_act.errors import EngineError, OptionError
+from verl_act.errors import EngineError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -70,10 +70,8 @@ def make_games(settings: GamesSettings, out: str | os.PathLike[str]) -> Manifest
     The six task types alternate. `valid_seen` and `dev` use the rooms of the training games with new layouts;
     `valid_unseen` uses rooms and object-destination combinations that no training game has. The number of workers does
     not change the result. A layout that takes more than the time limit, or crashes its process, is replaced by another
-    (see `process_pool`, also for 0). Raises `ConfigError` for an unknown split, and `EngineError` if a game cannot be
-    generated.
+    (see `process_pool`, also for 0). Raises `EngineError` if a game cannot be generated.
     """
-    check_settings(settings)
     started = time.monotonic()
     games: dict[str, list[_Game]] = {}
     manifest = make_manifest("make_games", settings=settings.recorded(), seed=settings.seed)
@@ -100,14 +98,6 @@ def make_games(settings: GamesSettings, out: str | os.PathLike[str]) -> Manifest
         manifest = replace(manifest, counts=summary, seconds=round(time.monotonic() - started, 1))
         write_manifest(folder, manifest)
     return manifest
-
-
-def check_settings(settings: GamesSettings) -> None:
-    """Raise `ConfigError` for an unknown split, or no game at all."""
-    if set(settings.counts) - set(SPLITS) or not any(settings.counts.values()):
-        raise OptionError(
-            "counts", f"is {settings.counts}; give the number of games for at least one of {', '.join(SPLITS)}."
-        )
 
 
 def _new_game(order: _Order, result: _Game | Failure, seen: Set[object], run: RunJobs[_Order, _Game]) -> _Game:
