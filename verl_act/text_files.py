@@ -1,7 +1,8 @@
 """Text files that users give: UTF-8 with or without a byte order mark, LF or CRLF line ends, plain or gzip.
 
 Compression is detected from the first bytes, not from the name. A file that cannot be read raises `DataError`, which
-names the file, the line if known, and the fix.
+names the file, the line if known, and the fix. Lists and objects of any size are read value by value: our own reader,
+because ijson turns half a surrogate pair into a question mark, and fills the memory on deep nesting.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
+from itertools import chain, count
+from json import JSONDecodeError, JSONDecoder
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
@@ -32,6 +36,14 @@ _NOT_TEXT = {
     b"\x28\xb5\x2f\xfd": "is compressed with zstd. Unpack it",
 }
 """First bytes -> the actual format, and the fix."""
+_SPACES = re.compile(r"[ \t\r\n]*")
+_AGAIN = "Download or write it again."
+_CHUNK = 1 << 20
+"""Bytes per read of a list or an object."""
+_LARGEST_VALUE = 1 << 25
+"""Characters of one value in a list or an object; a longer one means a damaged file."""
+_LONGEST_TOKEN = 16
+"""Characters; what is further than this from the end of the text that was read is the same whatever follows."""
 
 
 def text_suffix(path: str | PathLike[str]) -> str:
@@ -88,23 +100,38 @@ def read_json(path: str | PathLike[str]) -> Any:
     try:
         return _parsed(_read(path))
     except _NotJson as error:
-        raise DataError(f"{path}, line {error.line}: is not JSON ({error}). Download or write it again.") from error
+        raise DataError(f"{path}, line {error.line}: is not JSON ({error}). {_AGAIN}") from error
+
+
+def list_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[Any]:
+    """The values of a JSON list, one at a time, so that only one of them is in memory.
+
+    Raises `DataError` naming the line and the value (from 0) if the file is no list, is damaged or cut short.
+    """
+    with open_bytes(path) as stream:
+        yield from _ValueReader(path, stream, remedy).list_values()
+
+
+def object_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a JSON object. Otherwise as `list_values`."""
+    with open_bytes(path) as stream:
+        yield from _ValueReader(path, stream, remedy).object_values()
 
 
 def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | None = None) -> Iterator[Any]:
     """The rows of a JSON list, of a JSON object of lists (columns of one length), or of JSON Lines, whatever the name.
 
-    JSON Lines are read one line at a time and may hold any value; empty lines are skipped. A bad line raises a
-    `DataError` that names it or, with `bad_line`, yields `bad_line(error)` as its row. A single object
+    Lists and JSON Lines are read one row at a time; rows may be any value, and empty lines are skipped. A bad line
+    raises a `DataError` that names it or, with `bad_line`, yields `bad_line(error)` as its row. A single object
     whose lists hold objects (messages) is one row, not columns.
     """
+    if _begins_with(path, b"["):
+        yield from list_values(path)
+        return
     with open_bytes(path) as stream:
         lines = ((line_number, line) for line_number, line in enumerate(stream, 1) if line.strip())
         first, second = next(lines, None), next(lines, None)
         if first is None:
-            return
-        if first[1].lstrip().startswith(b"["):
-            yield from read_json(path)
             return
         if second is None or not _is_json(first[1]):  # an object over several lines, or JSON Lines with a bad line
             try:
@@ -118,7 +145,7 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
             try:
                 yield _parsed(_decoded(path, line, line_number))
             except _NotJson as error:
-                problem = DataError(f"{path}, line {line_number}: is not JSON ({error}). Download or write it again.")
+                problem = DataError(f"{path}, line {line_number}: is not JSON ({error}). {_AGAIN}")
                 if bad_line is None:
                     raise problem from error
                 yield bad_line(problem)
@@ -126,6 +153,123 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
                 if bad_line is None:
                     raise
                 yield bad_line(error)
+
+
+def _begins_with(path: str | PathLike[str], mark: bytes) -> bool:
+    """Whether `mark` is the first byte that is no space."""
+    with open_bytes(path) as stream:
+        return next(filter(bytes.strip, iter(partial(stream.read, 1), b"")), b"") == mark
+
+
+class _ValueReader:
+    """Reads the values of one list or object; only the text that is not read yet is in memory."""
+
+    def __init__(self, path: str | PathLike[str], stream: BinaryIO, remedy: str) -> None:
+        self._path, self._stream, self._remedy = path, stream, remedy
+        self._decode = getincrementaldecoder("utf-8")().decode
+        self._value_of = JSONDecoder().raw_decode
+        self._text, self._position, self._ended = "", 0, False
+        self._line, self._column = 1, 1
+        """Where the text begins in the file."""
+        self._place = "its beginning"
+
+    def list_values(self) -> Iterator[Any]:
+        self._open("[", "list")
+        more = not self._take("]")
+        for index in count():
+            if not more:
+                break
+            self._place = f"entry {index}"
+            yield self._value()
+            more = self._comma_or("]")
+        self._end()
+
+    def object_values(self) -> Iterator[tuple[str, Any]]:
+        self._open("{", "object")
+        more = not self._take("}")
+        while more:
+            key = self._value()
+            if not isinstance(key, str):
+                raise self._not_json(f"{key!r:.50} is no key")
+            self._place = f"key {key!r}"
+            if not self._take(":"):
+                raise self._not_json("Expecting ':' delimiter", self._position)
+            yield key, self._value()
+            more = self._comma_or("}")
+        self._end()
+
+    def _open(self, bracket: str, kind: str) -> None:
+        if not self._take(bracket):
+            raise DataError(
+                f"{self._path}: does not begin with {bracket!r}; it must hold a JSON {kind}. {self._remedy}"
+            )
+
+    def _comma_or(self, bracket: str) -> bool:
+        """Whether another value follows."""
+        if self._take(","):
+            return True
+        if not self._take(bracket):
+            raise self._not_json("Expecting ',' delimiter", self._position)
+        return False
+
+    def _end(self) -> None:
+        if not self._take(""):
+            raise self._not_json("Extra data", self._position)
+
+    def _take(self, mark: str) -> bool:
+        """Skip `mark` ("" is the end of the file) if it comes next, and say whether it did."""
+        self._skip_spaces()
+        if self._text[self._position : self._position + 1] != mark:
+            return False
+        self._position += len(mark)
+        return True
+
+    def _value(self) -> Any:
+        self._skip_spaces()
+        while True:
+            try:
+                value, end = self._value_of(self._text, self._position)
+                if end < len(self._text) - _LONGEST_TOKEN or self._ended:  # else a number may continue
+                    self._position = end
+                    return value
+            except JSONDecodeError as error:
+                cut = error.pos > len(self._text) - _LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+                if self._ended or not cut or len(self._text) - self._position > _LARGEST_VALUE:
+                    raise self._not_json(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise self._not_json(_why(error)) from error
+            self._read()
+
+    def _skip_spaces(self) -> None:
+        while (end := _SPACES.match(self._text, self._position).end()) == len(self._text):  # type: ignore[union-attr]
+            self._position = end
+            if self._ended:
+                return
+            self._read()
+        self._position = end
+
+    def _read(self) -> None:
+        """Forget the text up to the position, and read more: as much as is left, for long values."""
+        self._line, self._column = self._at(self._position)
+        rest = self._text[self._position :]
+        self._text, self._position = rest, 0
+        chunk = self._stream.read(max(_CHUNK, len(rest)))
+        try:
+            self._text += self._decode(chunk, not chunk)
+        except UnicodeDecodeError as error:
+            raise _not_text(self._path, error, self._at(len(rest))[0]) from error
+        self._ended = not chunk
+
+    def _at(self, position: int) -> tuple[int, int]:
+        """Line and column of a position in the text."""
+        lines = self._text.count("\n", 0, position)
+        start = self._text.rfind("\n", 0, position)
+        return self._line + lines, position - start if lines else self._column + position
+
+    def _not_json(self, problem: str, position: int | None = None) -> DataError:
+        line, column = self._at(self._position if position is None else position)
+        where = "" if position is None else f" at column {column}"
+        return DataError(f"{self._path}, line {line}: is not JSON ({problem}{where}), at {self._place}. {self._remedy}")
 
 
 class _NotJson(ValueError):
@@ -139,12 +283,15 @@ class _NotJson(ValueError):
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except JSONDecodeError as error:
         raise _NotJson(f"{error.msg} at column {error.colno}", error.lineno) from error
-    except ValueError as error:  # an integer of more than 4,300 digits
-        raise _NotJson(str(error)) from error
-    except RecursionError as error:
-        raise _NotJson("it is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise _NotJson(_why(error)) from error
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """Why a text cannot be parsed whose grammar is right: nesting, or an integer of more than 4,300 digits."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _is_json(line: bytes) -> bool:
@@ -159,9 +306,13 @@ def _decoded(path: str | PathLike[str], data: bytes, first_line: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        problem = f"byte 0x{data[error.start]:02x} is not UTF-8 text"
-        raise DataError(f"{path}, line {line}: {problem}. Save the file as UTF-8.") from error
+        raise _not_text(path, error, first_line) from error
+
+
+def _not_text(path: str | PathLike[str], error: UnicodeDecodeError, first_line: int) -> DataError:
+    line = first_line + error.object.count(b"\n", 0, error.start)
+    problem = f"byte 0x{error.object[error.start]:02x} is not UTF-8 text"
+    return DataError(f"{path}, line {line}: {problem}. Save the file as UTF-8.")
 
 
 def _rows_of_columns(value: Any) -> Iterator[Any]:

@@ -60,17 +60,15 @@ def read_published(
     if form not in formats_of(importer):
         known = ", ".join(formats_of(importer))
         raise ConfigError(f"{form!r} is not a format of published trajectories; use one of {known}.")
-    rows = list(read_rows(path, lambda error: RowError(str(error))))
-    groups = _trajectories(rows) if form == "early-experience" else ((index, [index]) for index in range(len(rows)))
-    for first, group in groups:
-        row_form = (_own_format(rows[first], importer) if len(group) == 1 else None) or form
+    for first, rows in _trajectories(read_rows(path, lambda error: RowError(str(error))), form):
+        row_form = (_own_format(rows[0], importer) if len(rows) == 1 else None) or form
         try:
-            entries = [_object(rows[index]) for index in group]
+            entries = list(map(_object, rows))
             own = importer.formats.get(row_form)
             published = own.read(first, entries[0]) if own else _READERS[row_form](first, entries)
             json.dumps(asdict(published), ensure_ascii=False).encode()  # fails on half a surrogate pair
         except (RowError, UnicodeEncodeError) as error:
-            likely = _looks_like(rows[first], importer)
+            likely = _looks_like(rows[0], importer)
             other = likely if likely != row_form else None
             hint = f"; its keys are those of --format {other}" if other else ""
             yield Unreadable(first, f"does not fit the format {row_form!r}: {error}{hint}", other)
@@ -177,10 +175,18 @@ def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [_turn(turn) for turn in map(_object, list_in(row, "messages"))]
 
 
-def _trajectories(rows: Sequence[Any]) -> Iterable[tuple[int, range]]:
-    """Return the first row and the row range of each trajectory. A row with no earlier steps begins a new one."""
-    starts = [index for index, row in enumerate(rows) if index == 0 or not _continues(row)]
-    return [(start, range(start, end)) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+def _trajectories(rows: Iterable[Any], form: str) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the rows of each trajectory, with the index of the first. In the format `early-experience` a row with
+    earlier steps continues one.
+    """
+    first, group = 0, list[Any]()
+    for index, row in enumerate(rows):
+        if group and not (form == "early-experience" and _continues(row)):
+            yield first, group
+            first, group = index, []
+        group.append(row)
+    if group:
+        yield first, group
 
 
 def _continues(row: Any) -> bool:

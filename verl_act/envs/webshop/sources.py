@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from verl_act.envs.webshop.embedded import embedded_records
-from verl_act.envs.webshop.files import DataFiles, find_files, list_entries, map_entries
+from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
 from verl_act.envs.webshop.product import valid_text
 from verl_act.errors import DataError
 from verl_act.manifest import digest
+from verl_act.text_files import list_values, object_values
 
 
 class Instruction(NamedTuple):
@@ -69,7 +70,7 @@ def embedded_sources() -> Sources:
     made = embedded_records()
     return Sources(
         name="the embedded catalogue",
-        products=((f"entry {index}", record) for index, record in enumerate(made.products)),
+        products=_named(made.products),
         described={asin: _described(entry) for asin, entry in made.attributes.items()},
         human={asin: _human(entry) for asin, entry in made.human.items()},
     )
@@ -81,11 +82,15 @@ def read_sources(files: DataFiles) -> Sources:
     Raises `DataError`, naming the file and the entry, if one is damaged.
     """
     described, human = {}, {}
-    for asin, entry in map_entries(files.attributes):
+    for asin, entry in object_values(files.attributes, REMEDY):
         described[asin] = _checked(files.attributes, asin, _described, entry)
-    for asin, entry in map_entries(files.human) if files.human else ():
+    for asin, entry in object_values(files.human, REMEDY) if files.human else ():
         human[asin] = _checked(files.human, asin, _human, entry)
-    return Sources(str(files.products), list_entries(files.products), described, human)
+    return Sources(str(files.products), _named(list_values(files.products, REMEDY)), described, human)
+
+
+def _named(products: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"entry {index}", product) for index, product in enumerate(products))
 
 
 def _checked(path: Path | None, asin: str, read: Any, entry: Any) -> Any:
