@@ -572,7 +572,7 @@ def damaged(name: str, folder: Path) -> Path:
         ("bad price", r"items_shuffle\.json: entry 1: field 'pricing' is 'free'"),
         ("bad options", r"items_shuffle\.json: entry 0: field 'customization_options'"),
         ("a number", r"items_shuffle\.json: entry 0: "),
-        ("not text", r"items_shuffle\.json, .*UTF-8"),
+        ("not text", r"items_shuffle\.json.*UTF-8"),
         ("bad attributes", r"items_ins_v2\.json: key 'B00TEAPOT1'"),
         ("bad instructions", r"items_human_ins\.json: key 'B00TEAPOT1'"),
         ("no attribute file", r"items_ins_v2\.json: no such file"),
