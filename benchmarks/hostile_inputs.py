@@ -39,7 +39,7 @@ from hostile_replies import fault, replies
 from verl_act.__main__ import app
 from verl_act.__main__ import main as main_command
 from verl_act.chain.check import check_settings
-from verl_act.chain.methods import plan
+from verl_act.chain.method_stages import plan
 from verl_act.chain.recipe import Recipe, load_recipe
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.imports.import_trajectories import import_trajectories

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from verl_act.evaluate.methods import steps_in_words
+from verl_act.evaluate.method_comparison import steps_in_words
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.manifest import read_manifest
 from verl_act.run_folder import METHODS_TABLE, RunFolder

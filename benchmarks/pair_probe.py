@@ -19,7 +19,7 @@ from typing import Any
 from verl_act import __version__
 from verl_act.chain import load_recipe
 from verl_act.chain.plan import data_stages
-from verl_act.chain.run import run_stages
+from verl_act.chain.run_stages import run_stages
 from verl_act.chain.stages import CommandStage
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.giveaways import matched

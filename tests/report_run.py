@@ -20,9 +20,9 @@ from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.evaluate.choices import evaluate_choices
-from verl_act.evaluate.methods import compare_methods
+from verl_act.evaluate.evaluation import Answers, evaluation_manifest, write_evaluation
+from verl_act.evaluate.method_comparison import compare_methods
 from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_next_actions, rollout_tasks
-from verl_act.evaluate.run import Answers, evaluation_manifest, write_evaluation
 from verl_act.manifest import digest, make_manifest, write_manifest
 from verl_act.prompts import Message, Template, register_template
 from verl_act.report import write_report

@@ -17,7 +17,7 @@ from samples import make_tokenizer, qwen3_8b_config
 
 from verl_act.chain import load_recipe
 from verl_act.chain.check import Undecided, accelerators, check_run, configuration, disk_space
-from verl_act.chain.methods import method_stages, only
+from verl_act.chain.method_stages import method_stages, only
 from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import Recipe
 from verl_act.errors import ConfigError

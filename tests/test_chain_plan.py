@@ -11,7 +11,7 @@ from samples import make_tokenizer
 
 from verl_act.chain import load_recipe
 from verl_act.chain.check import compose as compose_stage
-from verl_act.chain.methods import method_stages
+from verl_act.chain.method_stages import method_stages
 from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import CommandStage, TrainingStage

@@ -15,7 +15,7 @@ from recipe_stages import RECIPE_NAMES, write_recipe
 
 from verl_act.chain import load_recipe
 from verl_act.chain.check import check_settings
-from verl_act.chain.methods import plan
+from verl_act.chain.method_stages import plan
 from verl_act.chain.recipe import Recipe
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError

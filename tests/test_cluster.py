@@ -139,7 +139,7 @@ def doctor(**variables: str) -> dict[str, str]:
     code = """
 import dataclasses, json
 from verl_act.doctor.registered import in_ray_workers
-from verl_act.doctor.run import examine
+from verl_act.doctor.checks import examine
 print(json.dumps([dataclasses.asdict(finding) for finding in examine([("ray", in_ray_workers)])]))
 """
     env = clean_environment(**variables)

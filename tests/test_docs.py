@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 from verl_act.__main__ import app
 from verl_act.chain import load_recipe
 from verl_act.chain.check import compose
-from verl_act.chain.methods import plan
+from verl_act.chain.method_stages import plan
 from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
 from verl_act.prompts.chat import ChatTemplate

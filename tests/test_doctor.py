@@ -165,7 +165,7 @@ def test_a_cluster_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_an_engine_without_memory(tmp_path: Path) -> None:
-    code = "from verl_act.doctor.engine import engine_start; engine_start(60)"
+    code = "from verl_act.doctor.engine_start import engine_start; engine_start(60)"
     env = clean_environment(VLLM_CPU_KVCACHE_SPACE="100000")
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=400, check=False

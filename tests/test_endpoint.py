@@ -23,7 +23,7 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.engine import Reply
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.evaluate.endpoint import Endpoint
-from verl_act.evaluate.run import check_settings, evaluate
+from verl_act.evaluate.evaluation import check_settings, evaluate
 from verl_act.evaluate.suites import incomparable
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
 from verl_act.settings.evaluation import EvaluationSettings

@@ -19,6 +19,7 @@ from verl_act.engine import Engine, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.choices import evaluate_choices
+from verl_act.evaluate.evaluation import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
 from verl_act.evaluate.files import CHOICES, EPISODES, FILES
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, metric_items, read_metrics, summary
 from verl_act.evaluate.reasoning import Question
@@ -29,7 +30,6 @@ from verl_act.evaluate.rollouts import (
     require_one_environment,
     rollout_tasks,
 )
-from verl_act.evaluate.run import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
 from verl_act.evaluate.statistics import ItemOutcome, wilson_interval
 from verl_act.evaluate.table import compare
 from verl_act.journal import Journal, journal, key_of

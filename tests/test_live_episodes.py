@@ -20,8 +20,8 @@ from verl_runs import ACT, arguments, check_steps, run
 from verl_act.chain.recipe import embedded_models
 from verl_act.config.settings import Mode
 from verl_act.data_prep.expert.make_tasks import make_tasks
+from verl_act.evaluate.evaluation import evaluate
 from verl_act.evaluate.files import EPISODES
-from verl_act.evaluate.run import evaluate
 from verl_act.settings.data import TasksSettings
 from verl_act.settings.evaluation import EvaluationSettings
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from verl_act.chain import load_recipe
-from verl_act.chain.methods import only, run_methods
+from verl_act.chain.method_stages import only, run_methods
 from verl_act.parse import parse_action
 from verl_act.run_folder import RunFolder
 from verl_act.schema import REFLECTION, SFT, read_pairs, read_table

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from script_stages import script
 
-from verl_act.chain.run import run_stages
+from verl_act.chain.run_stages import run_stages
 from verl_act.errors import DataError
-from verl_act.evaluate.methods import compare_methods
+from verl_act.evaluate.method_comparison import compare_methods
 from verl_act.evaluate.table import compare
 from verl_act.names import markdown_text, one_line
 from verl_act.report import write_report

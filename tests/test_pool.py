@@ -27,8 +27,8 @@ from verl_act.envs.contract import NONSENSE
 from verl_act.envs.pool import ALONE, SUSPECTED, EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, EnvError
+from verl_act.evaluate.evaluation import rollout_eval_tasks
 from verl_act.evaluate.rollouts import PolicyUnderTest
-from verl_act.evaluate.run import rollout_eval_tasks
 from verl_act.prompts import get_template
 from verl_act.settings.evaluation import EvaluationSettings
 

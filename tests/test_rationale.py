@@ -15,10 +15,10 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.engine import Engine, Reply
 from verl_act.envs.registry import choice_prompt
 from verl_act.errors import OptionError
+from verl_act.evaluate.evaluation import Answers, check_settings, evaluation_manifest, write_evaluation
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.rationale import Rationale, evaluate_rationales, opening
 from verl_act.evaluate.rollouts import PolicyUnderTest
-from verl_act.evaluate.run import Answers, check_settings, evaluation_manifest, write_evaluation
 from verl_act.parse import has_thought, parse_action
 from verl_act.prompts import get_template
 from verl_act.prompts.plain_text import reply_prefix

@@ -14,7 +14,7 @@ import typer
 from verl_act.__main__ import app
 from verl_act.chain import load_recipe, run_recipe
 from verl_act.chain.check import check_settings
-from verl_act.chain.methods import plan
+from verl_act.chain.method_stages import plan
 from verl_act.chain.recipe import RECIPES
 from verl_act.errors import ActError, ConfigError, DataError, OptionError
 from verl_act.run_folder import RunFolder

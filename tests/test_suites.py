@@ -15,8 +15,8 @@ from samples import make_pair
 
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, OptionError
+from verl_act.evaluate.evaluation import check_settings, evaluate
 from verl_act.evaluate.metric_registry import read_metrics
-from verl_act.evaluate.run import check_settings, evaluate
 from verl_act.evaluate.suites import (
     _VERSIONS,
     data_digest,

@@ -23,7 +23,7 @@ from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.data_prep.imports.import_trajectories import import_trajectories
 from verl_act.data_prep.pairs.build_pairs import build_pairs
-from verl_act.doctor.run import CheckState, environment_checks, examine
+from verl_act.doctor.checks import CheckState, environment_checks, examine
 from verl_act.envs.base import SnapshotEnvironment
 from verl_act.envs.contract import check_environment
 from verl_act.envs.registry import get_env, known_envs

@@ -14,7 +14,7 @@ from report_run import plan
 from verl_act.chain import run_recipe
 from verl_act.chain.stages import CommandStage, TrainingStage
 from verl_act.evaluate.files import FILES
-from verl_act.evaluate.methods import compare_methods
+from verl_act.evaluate.method_comparison import compare_methods
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.report import summary_text
 from verl_act.report.content import content
@@ -159,8 +159,8 @@ def test_a_run_ends_with_them(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("verl_act.chain.run.run_command", make)
-    monkeypatch.setattr("verl_act.chain.run.train", train)
+    monkeypatch.setattr("verl_act.chain.run_stages.run_command", make)
+    monkeypatch.setattr("verl_act.chain.run_stages.train", train)
     for times in (1, 2):
         run_recipe(recipe, tmp_path, only=only)
         shown = capsys.readouterr().out

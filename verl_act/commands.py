@@ -116,7 +116,7 @@ _COMMANDS: list[Command[Any]] = [
     Command(
         "eval run",
         evaluation.EvaluationSettings,
-        "verl_act.evaluate.run",
+        "verl_act.evaluate.evaluation",
         "evaluate",
         "Measure a model: episodes, next actions, choices, reasoning. Writes metrics.json and every reply. A killed "
         "evaluation resumes where it stopped.",
@@ -140,7 +140,7 @@ _COMMANDS: list[Command[Any]] = [
     Command(
         "dev methods-table",
         evaluation.MethodsTableSettings,
-        "verl_act.evaluate.methods",
+        "verl_act.evaluate.method_comparison",
         "compare_methods",
         "Write the table of a comparison of methods over its seeds: methods.md and methods.json.",
     ),

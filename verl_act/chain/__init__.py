@@ -27,9 +27,9 @@ def run_recipe(
     that lists methods. Finished stages are skipped. At the end, the results are printed in a few lines. Raises
     `ConfigError` for invalid settings, `EngineError` if a stage fails.
     """
-    from verl_act.chain import methods
+    from verl_act.chain import method_stages
     from verl_act.chain.check import check_run, check_settings
-    from verl_act.chain.run import run_stages
+    from verl_act.chain.run_stages import run_stages
     from verl_act.run_folder import RunFolder
 
     whole = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes, steps)
@@ -39,14 +39,14 @@ def run_recipe(
     if not whole.methods and not whole.stages:
         raise ConfigError("stages is empty; name the training stages of the run.")
     seeds = list(seeds) or [whole.seed]
-    chosen = methods.only(whole, only) if only else whole
+    chosen = method_stages.only(whole, only) if only else whole
     if check:
         check_run(chosen, folder, seeds)
         return
-    planned = methods.plan(chosen, folder, seeds)
+    planned = method_stages.plan(chosen, folder, seeds)
     check_settings(chosen, planned)
     if chosen.methods:
-        methods.run_methods(chosen, folder, seeds, whole)
+        method_stages.run_methods(chosen, folder, seeds, whole)
     else:
         run_stages(planned, folder)
     from verl_act.report import summary_text  # needs the extra `report`, as the settings' check has told

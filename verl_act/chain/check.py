@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from verl_act.chain.methods import plan
+from verl_act.chain.method_stages import plan
 from verl_act.chain.plan import with_method_prompt
 from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingStage

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TextIO
 
-from verl_act.doctor.run import CHECKS, ENGINE_CHECKS, CheckResult, CheckState, environment_checks, examine
+from verl_act.doctor.checks import CHECKS, ENGINE_CHECKS, CheckResult, CheckState, environment_checks, examine
 
 
 def doctor(*, as_json: bool = False, engine: bool = True) -> int:

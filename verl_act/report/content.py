@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from verl_act.evaluate.methods import MethodBudget, MethodTable
+from verl_act.evaluate.method_comparison import MethodBudget, MethodTable
 from verl_act.report.calibration import Calibration, calibrations
 from verl_act.report.curves import Curve, curves
 from verl_act.report.examples import Examples, Texts, examples
-from verl_act.report.methods import method_budgets, method_tables, methods_start
+from verl_act.report.method_tables import method_budgets, method_tables, methods_start
 from verl_act.report.read import Run
 from verl_act.report.summary import RunSummary, notes, summary
 from verl_act.report.tables import Block, Group, Model, blocks, groups, models

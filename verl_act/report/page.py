@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from verl_act.evaluate.files import CHOICES
-from verl_act.evaluate.methods import NOTE
+from verl_act.evaluate.method_comparison import NOTE
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, format_value
 from verl_act.extras import needs_extra
 from verl_act.names import markdown_text
@@ -83,7 +83,8 @@ def _environment(**options: Any) -> Environment:
         "duration": duration,
         "spaced": lambda text: text.replace("_", " "),
         "count": lambda value: f"{value:,}" if isinstance(value, int) else str(value),
-        "moment": _moment,
+        # A manifest's ISO time (UTC), to the minute.
+        "moment": lambda text: text[:16].replace("T", " ") if text else "not recorded",
         "points_of": curve_table,
     }
     return environment
@@ -164,11 +165,6 @@ def _change(row: Row, cell: MetricCell) -> str:
         return ""
     text = metric.format_change(change.difference, change.low, change.high)
     return f"{text}, {change.gained} up, {change.lost} down" if metric.average == "share" else text
-
-
-def _moment(text: str) -> str:
-    """A manifest's ISO time (UTC), to the minute."""
-    return text[:16].replace("T", " ") if text else "not recorded"
 
 
 def _markdown_text(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.evaluate.files import EPISODES
-from verl_act.evaluate.methods import failures_in_words
+from verl_act.evaluate.method_comparison import failures_in_words
 from verl_act.evaluate.metric_registry import finished
 from verl_act.report.examples import Examples
 from verl_act.report.read import Run

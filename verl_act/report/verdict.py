@@ -9,8 +9,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from verl_act.evaluate.methods import format_p
-from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics
+from verl_act.evaluate.method_comparison import format_p
+from verl_act.evaluate.metric_registry import METRICS, read_metrics
 from verl_act.evaluate.statistics import SIGNIFICANT
 from verl_act.evaluate.table import WIDTH, Headline, headlines, text_table
 from verl_act.names import one_line
@@ -128,20 +128,13 @@ def summary_text(folder: str | os.PathLike[str], report: str | os.PathLike[str] 
     compared = models([run])
     if run.comparison:
         names = list(run.comparison["methods"])
-        items = [_seeds(path, method) for method in run.comparison["methods"].values()]
+        seeds = (method["evaluations"].values() for method in run.comparison["methods"].values())
+        items = [[read_metrics(path / evaluation) for evaluation in folders] for folders in seeds]
     else:
         names, items = [model.label for model in compared], [[model.items] for model in compared]
     result = verdict([run], compared)
     lines = [fill(one_line(text), WIDTH) for text in (result.sentence, *result.details)]
     page = Path(report) if report else RunFolder(path).report
     if page.is_file():
-        lines.append(f"Report: {_shortest(page)}")
+        lines.append(f"Report: {min(str(page), os.path.relpath(page), key=len)}")
     return "\n".join([*([text_table(names, headlines(items))] if items else []), *lines]) + "\n"
-
-
-def _seeds(folder: Path, method: Mapping[str, Any]) -> list[MetricItems]:
-    return [read_metrics(folder / evaluation) for evaluation in method["evaluations"].values()]
-
-
-def _shortest(path: Path) -> str:
-    return min(str(path), os.path.relpath(path), key=len)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from verl_act.errors import DataError
-from verl_act.evaluate.methods import compare_methods
+from verl_act.evaluate.method_comparison import compare_methods
 from verl_act.evaluate.statistics import (
     ItemOutcome,
     against,

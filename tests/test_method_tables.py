@@ -11,7 +11,7 @@ import pytest
 from report_run import COMPARED, OF_SEED, Visit, copied, mark, training_metrics
 
 from verl_act.errors import DataError
-from verl_act.evaluate.methods import compare_methods
+from verl_act.evaluate.method_comparison import compare_methods
 from verl_act.manifest import read_manifest
 from verl_act.report import write_report
 from verl_act.report.content import content

@@ -19,7 +19,7 @@ def engine_start(seconds: float = 180) -> str:
 
     Fails after `seconds`; on two busy cores the engine is ready within a minute.
     """
-    code = f"from verl_act.doctor.engine import report_start; report_start({seconds})"
+    code = f"from verl_act.doctor.engine_start import report_start; report_start({seconds})"
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = process.stdout.splitlines()

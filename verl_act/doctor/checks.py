@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 
 from verl_act.doctor.devices import attention, engine_build
-from verl_act.doctor.engine import engine_start
+from verl_act.doctor.engine_start import engine_start
 from verl_act.doctor.installed import model_libraries, requirements, tested_versions
 from verl_act.doctor.registered import hydra_groups, in_driver, in_ray_workers, platform
 from verl_act.envs.registry import get_env, known_envs

@@ -23,7 +23,7 @@ from verl_act.chain.plan import (
     with_method_prompt,
 )
 from verl_act.chain.recipe import MethodRecipe, Recipe, parse_stage
-from verl_act.chain.run import alone, console, is_done, run_stages
+from verl_act.chain.run_stages import alone, console, is_done, run_stages
 from verl_act.chain.stages import CommandStage, Stage
 from verl_act.errors import ConfigError
 from verl_act.manifest import FILE_NAME

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from verl_act.chain import check, load_recipe, run_recipe
-from verl_act.chain.methods import budget, method_stages, only, run_methods
+from verl_act.chain.method_stages import budget, method_stages, only, run_methods
 from verl_act.chain.recipe import Recipe, parse_stage
-from verl_act.chain.run import alone, run_stages
+from verl_act.chain.run_stages import alone, run_stages
 from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.errors import ConfigError
 from verl_act.evaluate.files import FILES
@@ -193,8 +193,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (stage.output / "model").mkdir(parents=True, exist_ok=True)
         return 1.0
 
-    monkeypatch.setattr("verl_act.chain.run.run_command", make)
-    monkeypatch.setattr("verl_act.chain.run.train", train)
+    monkeypatch.setattr("verl_act.chain.run_stages.run_command", make)
+    monkeypatch.setattr("verl_act.chain.run_stages.train", train)
     return told
 
 

@@ -18,7 +18,7 @@ from recipe_stages import write_recipe
 from script_stages import Script, Trainer, script, trainer
 
 from verl_act.chain import run_recipe
-from verl_act.chain.run import run_stages
+from verl_act.chain.run_stages import run_stages
 from verl_act.chain.stages import Stage
 from verl_act.errors import DataError, EngineError
 from verl_act.run_folder import RunFolder
@@ -118,7 +118,7 @@ def test_an_input_that_no_stage_made_is_not_taken_for_deleted(tmp_path: Path) ->
 RUNS_ITS_GAMES = """
 import pathlib, sys
 from script_stages import script
-from verl_act.chain.run import run_stages
+from verl_act.chain.run_stages import run_stages
 from verl_act.run_folder import RunFolder
 out = pathlib.Path(sys.argv[1])
 run_stages([script("games", sys.argv[2], out / "games", arguments=[str(out)])], RunFolder(out))
