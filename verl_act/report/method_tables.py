@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from verl_act.evaluate import method_comparison
+from verl_act.evaluate import method_comparison as comparison
 from verl_act.evaluate.method_comparison import MethodBudget, MethodTable
 from verl_act.report.read import Run
 
@@ -13,17 +13,13 @@ from verl_act.report.read import Run
 def method_tables(runs: Sequence[Run]) -> list[MethodTable]:
     """The tables of all comparisons, as in `methods.md`."""
     return [
-        replace(table, run=name)
-        for run, name in _names(runs)
-        for table in method_comparison.method_tables(run.comparison)
+        replace(table, run=name) for run, name in _names(runs) for table in comparison.method_tables(run.comparison)
     ]
 
 
 def method_budgets(runs: Sequence[Run]) -> list[MethodBudget]:
     """The budgets of all methods."""
-    return [
-        replace(row, run=name) for run, name in _names(runs) for row in method_comparison.method_budgets(run.comparison)
-    ]
+    return [replace(row, run=name) for run, name in _names(runs) for row in comparison.method_budgets(run.comparison)]
 
 
 def methods_start(runs: Sequence[Run]) -> str:
