@@ -464,7 +464,7 @@ def test_a_concat_episode_ends_within_its_budget(played: Played, tokenizer: Any,
 def test_room_for_one_reply_is_none_for_an_episode(played: Played, tokenizer: Any, games: Path, tmp_path: Path) -> None:
     script = [answer(action) for action in played.plan]
     play = partial(run_loop, played.task, tokenizer, script, tmp_path, env_settings={"data": str(games)})
-    with pytest.raises(ConfigError, match="max_response_length=24 has to hold a whole episode"):
+    with pytest.raises(ConfigError, match="max_response_length=24"):
         play(mode="concat", response_length=24, max_tokens_per_turn=24)
     assert play(mode="concat", response_length=24, max_tokens_per_turn=23).requests
     assert play(mode="concat", response_length=24, max_tokens_per_turn=24, max_turns=1).requests
@@ -488,7 +488,7 @@ def test_a_concat_episode_ends_within_the_context_of_the_server(
 def test_a_reward_manager_that_would_not_hear_of_the_outcome_is_refused(
     manager: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=f"reward manager '{manager}' does not pass on the outcome"):
+    with pytest.raises(ConfigError, match=f"'{manager}'"):
         run_loop(played.task, tokenizer, [], tmp_path, reward_manager=manager, env_settings={"data": str(games)})
     source = inspect.getsource(get_reward_manager_cls(manager))
     assert "tool_extra_fields" not in source, "verl passes it on by now: take it off the list"
@@ -539,7 +539,7 @@ def test_a_thought_that_the_prompt_opens_and_nothing_ends_holds_no_action(
 def test_an_overlong_first_prompt_is_refused(
     mode: str, played: Played, tokenizer: Any, games: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"takes \d+ tokens, more than data.max_prompt_length=50 \(goal: "):
+    with pytest.raises(ConfigError, match=r"data\.max_prompt_length=50 .*goal: "):
         run_loop(played.task, tokenizer, [], tmp_path, prompt_length=50, mode=mode, env_settings={"data": str(games)})
 
 
@@ -571,7 +571,7 @@ def test_a_run_in_which_every_episode_fails_is_ended(
         PPOTrainer._add_prompts_to_generate(trainer, 1)
         with pytest.raises(EnvError, match="nowhere"):
             run_loop(nowhere, tokenizer, [], tmp_path, uid=f"group {number}", env_settings={"data": str(games)})
-    with pytest.raises(EnvError, match=r"16 groups of episodes in a row have failed.*EnvError: .*nowhere"):
+    with pytest.raises(EnvError, match=r"\b16 .*EnvError: .*nowhere"):
         PPOTrainer._add_prompts_to_generate(trainer, 1)
     assert submitted == [1] * failures.GROUPS
 

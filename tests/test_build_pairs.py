@@ -428,7 +428,7 @@ def test_inputs_that_do_not_fit_are_refused(games: Path, trajectories: Path, rep
         assert counts["states_of_other_trajectories"] == 1, "in whichever order"
     with pytest.raises(DataError, match="occurs twice"):
         build_pairs(PairsSettings(trajectories=[trajectories], alternatives=[replies, replies], workers=0), out)
-    with pytest.raises(DataError, match="holds alternatives/1 rows where trajectory/1"):
+    with pytest.raises(DataError, match=r"alternatives/1.*trajectory/1"):
         build_pairs(PairsSettings(trajectories=[replies], source="admissible", workers=0), out)
     write_rows(tmp_path / "lonely.parquet", [_lonely(trajectories).to_row()], TRAJECTORY)
     with pytest.raises(DataError, match="from 1 states"):

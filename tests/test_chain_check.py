@@ -48,20 +48,20 @@ def test_the_check_knows_what_checkpoints_and_models_take(tmp_path: Path, monkey
     full, out = load_recipe("alfworld/full", [change]), tmp_path / "out"
     # Two checkpoints that are kept and one being written, of 131 GB each; two models of 33 GB.
     assert disk(full, out, 428, monkeypatch) == "428 GiB free, 427 needed"
-    with pytest.raises(ConfigError, match=r"426.0 GiB free.*at least 427.*2 trained models"):
+    with pytest.raises(ConfigError, match=r"\b426\.0\b.*\b427\b.*\b2\b"):
         disk(full, out, 426, monkeypatch)
     many = load_recipe("alfworld/full", [change, "training.critic.overrides.trainer.max_actor_ckpt_to_keep=9999"])
-    with pytest.raises(ConfigError, match=r"at least \d{7}"):
+    with pytest.raises(ConfigError, match=r"\b\d{7}\b"):
         disk(many, out, 426, monkeypatch)
     names = ["Self-reflection", "ACT", "IL", "RL", "ACT -> IL", "ACT -> RL"]
     methods = only(load_recipe("alfworld/methods_full", [change]), names)
     assert disk(methods, out, 9999, monkeypatch) == "9999 GiB free, 549 needed", "six models"
-    with pytest.raises(ConfigError, match=r"at least 915.*18 trained models"):
+    with pytest.raises(ConfigError, match=r"\b915\b.*\b18\b"):
         disk(methods, out, 800, monkeypatch, seeds=(0, 1, 2))
     for stage in method_stages(methods, RunFolder(out), [0]):
         stage.output.mkdir(parents=True, exist_ok=True)
     assert disk(methods, out, 3, monkeypatch) == "3 GiB free, 2 needed", "all is trained"
-    with pytest.raises(ConfigError, match=r"1.0 GiB free.*at least 2"):
+    with pytest.raises(ConfigError, match=r"\b1\.0\b.*\b2\b"):
         disk(methods, out, 1, monkeypatch)
 
 
@@ -84,7 +84,7 @@ def test_a_model_whose_size_is_not_known_is_a_doubt(
     monkeypatch.setattr("verl_act.chain.check.checks", lambda *_: [("disk", lambda: found)])
     check_run(recipe, RunFolder(tmp_path), [0])
     assert capsys.readouterr().out.startswith("warn  disk: 50 GiB free; unknown how much")
-    with pytest.raises(ConfigError, match="at least 2"):
+    with pytest.raises(ConfigError, match=r"\b1\.0\b.*\b2\b"):
         disk(recipe, tmp_path, 1, monkeypatch)
 
 
@@ -106,7 +106,7 @@ def test_the_check_reads_every_methods_prompt(policy: Path, tmp_path: Path, caps
     games = {"counts": {"train": 3, "valid_seen": 1, "valid_unseen": 1}}
     settings = {"base": "alfworld/quickstart", "model": str(model), "games": games, "methods": methods}
     recipe = load_recipe(write_recipe(tmp_path, yaml.safe_dump(settings, sort_keys=False)))
-    with pytest.raises(ConfigError, match=r"yet: prompt of Typo, prompt of Option, prompt of Thinks, settings \("):
+    with pytest.raises(ConfigError, match=": prompt of Typo, prompt of Option, prompt of Thinks, settings "):
         check_run(recipe, RunFolder(tmp_path / "out"), [1, 2])
     shown = capsys.readouterr().out
     assert "wrong prompt of Typo: no template is called 'no_such_template'" in shown
@@ -175,11 +175,11 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([], "8 devices are requested, and this machine has 4. Set trainer.n_gpus_per_node"),
+        ([], r"\b8\b.*\b4\b.*trainer\.n_gpus_per_node"),
         (["trainer.n_gpus_per_node=4"], None),
         (
             ["trainer.n_gpus_per_node=3", "actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
-            "3 devices cannot be divided into engines of 2",
+            r"\b3\b.*\b2\b.*tensor_model_parallel_size",
         ),
     ],
 )

@@ -56,12 +56,12 @@ def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None
         ("base: alfworld/quickstart\nmodle: x\n", "modle"),
         (
             "base: alfworld/quickstart\ngames: {sise: small}\n",
-            "games has no key 'sise'; its keys are .*counts",
+            "'sise'.*counts",
         ),
         ("base: alfworld/quickstart\nalternatives: {n: several}\n", "alternatives.n"),
         ("base: alfworld/quickstart\ntraining: {action: {data: games}}\n", r"training\.action\.data is 'games'"),
-        ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*the recipes are.*alfworld/quickstart"),
-        ("- a\n- b\n", "not a mapping"),
+        ("base: alfworld/quickstrat\n", "alfworld/quickstrat.*alfworld/quickstart"),
+        ("- a\n- b\n", "mine.yaml"),
     ],
 )
 def test_a_bad_recipe_is_refused_by_its_key(text: str, message: str, tmp_path: Path) -> None:
@@ -91,12 +91,12 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("seed", "'seed' is not of the form KEY=VALUE"),
+        ("seed", "'seed'.*KEY=VALUE"),
         ("sede=1", "sede"),
-        ("games.sise=small", "games has no key 'sise'"),
+        ("games.sise=small", "games.*'sise'"),
         ("evaluate.mode=whole", r"evaluate\.mode is 'whole'"),
         ("seed=x", "seed"),
-        ("expert.files={dev: [a.jsonl]}", "expert.files has 'dev'; the splits are train, valid_seen, valid_unseen"),
+        ("expert.files={dev: [a.jsonl]}", "expert.files .*'dev'.* train, valid_seen, valid_unseen"),
     ],
 )
 def test_a_bad_change_is_refused_by_its_key(change: str, message: str) -> None:
@@ -177,10 +177,10 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
 
 
 def test_a_folder_or_a_long_name_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder"):
+    with pytest.raises(ConfigError, match=str(tmp_path)):
         load_recipe(str(tmp_path))
     for name in ("x" * 5000, "a\0b", ""):
-        with pytest.raises(ConfigError, match=r"there is no recipe|is a folder"):
+        with pytest.raises(ConfigError, match=r"recipe|folder"):
             load_recipe(name)
 
 

@@ -62,7 +62,7 @@ def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: P
     stage = trainer("critic", SAVES + TRAINER, tmp_path / "critic", [data, tmp_path / "gone"])
 
     def attempt(**overrides: Any) -> int:
-        with pytest.raises(EngineError, match="'critic' failed with status 1"):
+        with pytest.raises(EngineError, match=r"'critic' .*status 1"):
             train(replace(stage, overrides=overrides))
         return len(list((tmp_path / "critic.work" / "checkpoints").glob("global_step_*")))
 
@@ -118,7 +118,7 @@ sys.exit(137)
 def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path: Path) -> None:
     steps = {"trainer.total_training_steps": 3}
     stage = trainer("critic", SAVES + KILLED_AT_ITS_END, tmp_path / "critic", overrides=steps)
-    with pytest.raises(EngineError, match="failed with status 137"):
+    with pytest.raises(EngineError, match="status 137"):
         train(stage)
     seconds = train(stage)
     assert 0.9 < seconds < 60, "of the attempt that was killed"
@@ -165,7 +165,7 @@ def test_a_run_that_has_lost_a_part_is_ended(said: str, tmp_path: Path, monkeypa
     monkeypatch.setattr("verl_act.chain.train.STANDSTILL_SECONDS", 1.0)
     code = f"import time; print({said!r}, flush=True); time.sleep(600)"
     stage = trainer("critic", code, tmp_path / "critic")
-    with pytest.raises(EngineError, match=rf"'critic' failed with status -15(.|\n)*{re.escape(said)}"):
+    with pytest.raises(EngineError, match=rf"'critic' .*status -15(.|\n)*{re.escape(said)}"):
         train(stage)
 
 
@@ -180,7 +180,7 @@ def test_a_run_that_goes_on_after_a_kill_for_memory_is_left_alone(
     elsewhere = f"import time; print({OUT_OF_MEMORY!r}, flush=True); print({line!r}, flush=True); time.sleep(4)"
     for code in (shared, elsewhere):
         stage = trainer("critic", code, tmp_path / "critic")
-        with pytest.raises(EngineError, match="left no exported model"):
+        with pytest.raises(EngineError, match=r"trainer.save_freq"):
             train(stage)
 
 
@@ -205,7 +205,7 @@ def test_what_a_reply_quotes_is_no_event(tmp_path: Path, monkeypatch: pytest.Mon
         f"pathlib.Path(os.environ['VERL_FILE_LOGGER_PATH']).write_text({chr(10).join([*metrics, ''])!r}); time.sleep(2)"
     )
     stage = trainer("critic", code, tmp_path / "critic")
-    with pytest.raises(EngineError, match="left no exported model"):
+    with pytest.raises(EngineError, match=r"trainer.save_freq"):
         train(stage)
 
 
@@ -220,7 +220,7 @@ time.sleep(0.5)
 time.sleep(0.5)
 """
     stage = trainer("critic", code, tmp_path / "critic")
-    with pytest.raises(EngineError, match="left no exported model"):
+    with pytest.raises(EngineError, match=r"trainer.save_freq"):
         train(stage)
     assert re.search(r"critic: +50%.*3/6 .*score=0\.250", capfd.readouterr().err)
 
@@ -290,7 +290,7 @@ def test_a_full_disk_at_the_export_loses_no_model(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copytree", full)
-        with pytest.raises(DataError, match=f"{stage.output}: could not be written.*stays in .*critic.work"):
+        with pytest.raises(DataError, match=f"{stage.output}.*critic.work"):
             train(stage)
     assert not stage.output.exists()
     train(stage)

@@ -53,7 +53,7 @@ def test_the_contract_notices_a_breach(games: Path) -> None:
 
     sound = get_env("alfworld")
     spec = EnvSpec(sound.name, Generous, sound.tasks, sound.experts, sound.splits)
-    with pytest.raises(EnvError, match=r"breaks its contract\. .*success"):
+    with pytest.raises(EnvError, match="success"):
         check_environment(spec, "train", {"data": str(games)})
 
 
@@ -65,16 +65,16 @@ def test_the_contract_notices_an_inadmissible_expert_and_an_empty_split(games: P
             return super().act(context) if context.history else ("dance", True)
 
     sound = get_env("alfworld")
-    with pytest.raises(EnvError, match="step 0: the expert calls 'dance' inferable, which is not admissible"):
+    with pytest.raises(EnvError, match=r"step 0: .*'dance'"):
         check_environment(replace(sound, experts={"careless": Careless}), "train", {"data": str(games)})
-    with pytest.raises(EnvError, match="alfworld/train lists no task"):
+    with pytest.raises(EnvError, match="alfworld/train"):
         check_environment(replace(sound, tasks=lambda split, **_: ()), "train", {"data": str(games)})
 
 
 def test_any_step_limit_that_is_reached_will_do(games: Path) -> None:
     (task, *_) = get_env("alfworld").tasks("train", data=games)
     check_step_limit(AlfworldEnvironment(games, max_steps=300), task)
-    with pytest.raises(EnvError, match="an episode needs a step limit"):
+    with pytest.raises(EnvError, match="step limit"):
         check_step_limit(AlfworldEnvironment(games, max_steps=100_000), task)
 
 

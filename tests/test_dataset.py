@@ -147,10 +147,10 @@ def test_without_files_of_ours_rows_are_exactly_those_of_verl(files: dict[str, s
 def test_rows_that_do_not_fill_a_batch_are_refused_for_training(files: dict[str, str]) -> None:
     """verl would divide by the number of its steps, which is 0."""
     keys = {"train_files": files["pairs"], "train_batch_size": 1024}
-    with pytest.raises(ConfigError, match=r"pairs\.parquet: \d+ rows are less than one batch .*=1024"):
+    with pytest.raises(ConfigError, match=r"pairs\.parquet: \d+ .*data\.train_batch_size=1024"):
         _dataset(files["pairs"], **keys)
     assert len(_dataset(files["steps"], **keys)) > 0, "held-out rows need not"
-    with pytest.raises(ConfigError, match="less than one batch"):
+    with pytest.raises(ConfigError, match=r"data\.train_batch_size=1024"):
         _dataset(files["pairs"], **keys, gen_batch_size=1)
 
 
@@ -180,7 +180,7 @@ def test_prompts_are_measured_as_they_are_shown(tmp_path: Path) -> None:
     tokens = tokenizer.apply_chat_template(shown, add_generation_prompt=True)
     length = len(tokens if isinstance(tokens, list) else tokens["input_ids"])
     ActDataset(str(path), tokenizer=tokenizer, config=data_config(max_prompt_length=length, truncation="error"))
-    with pytest.raises(DataError, match=f"takes {length} prompt tokens"):
+    with pytest.raises(DataError, match=rf"\b{length}\b"):
         ActDataset(str(path), tokenizer=tokenizer, config=data_config(max_prompt_length=length - 1, truncation="error"))
 
 
@@ -273,7 +273,7 @@ def test_an_overlong_prompt_is_refused_by_name(tmp_path: Path) -> None:
     wordy = type(context)(context.goal, context.history, "word " * 500, context.admissible_actions)
     pairs = [make_pair(number) for number in range(30)] + [make_pair(30, context=wordy)]
     write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
-    with pytest.raises(DataError, match=f"pair {pairs[-1].pair_id} takes .* data.max_prompt_length=300"):
+    with pytest.raises(DataError, match=f"pair {pairs[-1].pair_id} .*data.max_prompt_length=300"):
         _dataset(str(tmp_path / "pairs.parquet"), max_prompt_length=300)
     assert len(_dataset(str(tmp_path / "pairs.parquet"), max_prompt_length=300, truncation="left")) == 31
 
@@ -288,7 +288,7 @@ def test_a_prompt_short_in_characters_may_be_long_in_tokens(tmp_path: Path) -> N
     long_words, many_words = seeing(f"{'abcdefghij' * 50} " * 4), seeing("床 " * 300)
     pairs = [make_pair(number, context=long_words) for number in range(12)] + [make_pair(12, context=many_words)]
     write_rows(tmp_path / "pairs.parquet", [pair.to_row() for pair in pairs], PAIR)
-    with pytest.raises(DataError, match=f"pair {pairs[-1].pair_id} takes .* data.max_prompt_length=300"):
+    with pytest.raises(DataError, match=f"pair {pairs[-1].pair_id} .*data.max_prompt_length=300"):
         _dataset(str(tmp_path / "pairs.parquet"), max_prompt_length=300)
 
 
@@ -347,7 +347,7 @@ def test_rows_of_verl_beside_ours_keep_what_every_row_has(
     for column in ("data_source", "reward_model"):
         lacking = str(tmp_path / f"no_{column}.parquet")
         pq.write_table(rows.drop_columns([column]), lacking)
-        with pytest.raises(DataError, match=f"no_{column}.parquet: has no column '{column}'"):
+        with pytest.raises(DataError, match=f"no_{column}.parquet.*'{column}'"):
             _dataset([files["pairs"], lacking])
 
 
@@ -365,12 +365,12 @@ def test_control_tokens_in_an_observation_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        ({"tempalte": "cot"}, "no key 'tempalte'"),
+        ({"tempalte": "cot"}, "'tempalte'"),
         ({"template": "nope"}, "compact, cot, (json, )?plain"),
         ({"order": "random"}, "random"),
         ({"history_length": -2}, "history_length is -2"),
         ({"template_options": {"colour": 1}}, "colour"),
-        ({"episode": {"max_truns": 3}}, "data.act.episode has no key 'max_truns'"),
+        ({"episode": {"max_truns": 3}}, "data.act.episode.*'max_truns'"),
         ({"episode": {"mode": "nope"}}, "nope"),
         ({"episode": {"max_turns": 0}}, r"data\.act\.episode\.max_turns is 0: .*1"),
         ({"episode": {"step_timeout": 0}}, r"data\.act\.episode\.step_timeout is 0: "),
@@ -395,25 +395,25 @@ def test_files_that_cannot_be_trained_on_are_refused(files: dict[str, str], tmp_
     rollout_n = [{**row, "__rollout_n__": 2} for row in pq.read_table(files["gsm8k"]).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rollout_n), tmp_path / "rollout_n.parquet")
     for name, message in [
-        ("missing.parquet", "no such file"),
-        ("alternatives.parquet", "holds alternatives rows"),
-        ("cut.parquet", "cut.parquet: the file is damaged or was cut short"),
+        ("missing.parquet", "missing.parquet"),
+        ("alternatives.parquet", "alternatives.parquet.* alternatives"),
+        ("cut.parquet", "cut.parquet"),
         ("empty.parquet", "empty.parquet"),
-        ("pairs.jsonl", r"pairs.jsonl: has no column 'prompt'.*pair/1 rows, but is no parquet file;.*data pairs"),
-        ("no_margin.parquet", r"no_margin.parquet: .*pair/1 rows, but lacks step, margin;.*data pairs"),
-        ("broken.jsonl", "broken.jsonl: cannot be read as rows in JSON"),
-        ("pairs.csv", r"pairs.csv: is neither .parquet nor .json nor .jsonl"),
+        ("pairs.jsonl", r"pairs.jsonl.*'prompt'.*pair/1.*data pairs"),
+        ("no_margin.parquet", r"no_margin.parquet: .*pair/1.*step, margin;.*data pairs"),
+        ("broken.jsonl", "broken.jsonl.*JSON"),
+        ("pairs.csv", r"pairs.csv.*.parquet.*.json.*.jsonl"),
     ]:
         with pytest.raises(DataError, match=message):
             _dataset(str(tmp_path / name))
-    with pytest.raises(ConfigError, match="name at least one file"):
+    with pytest.raises(ConfigError, match=r"data.train_files"):
         _dataset([])
     with pytest.raises(ConfigError, match="__rollout_n__"):
         _dataset([files["pairs"], str(tmp_path / "rollout_n.parquet")])
 
 
 def test_a_tokenizer_that_would_hide_the_answer_is_refused(files: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="'<action>' as a special token"):
+    with pytest.raises(ConfigError, match="'<action>'"):
         ActDataset(files["pairs"], tokenizer=make_tokenizer(special=["<action>", "</action>"]), config=data_config())
 
 

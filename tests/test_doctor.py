@@ -154,9 +154,7 @@ def test_a_cluster_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-        with pytest.raises(
-            InstallationError, match=r"in a Ray worker on .*VERL_USE_EXTERNAL_PLUGINS=none.*add verl_act to it"
-        ):
+        with pytest.raises(InstallationError, match=r"VERL_USE_EXTERNAL_PLUGINS=none.*verl_act"):
             in_ray_workers()
     finally:
         nodes.shutdown()
@@ -177,7 +175,7 @@ def test_an_engine_without_memory(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(InstallationError, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1:1.*unset RAY_ADDRESS"):
+    with pytest.raises(InstallationError, match=r"RAY_ADDRESS=127\.0\.0\.1:1\b"):
         in_ray_workers()
 
 

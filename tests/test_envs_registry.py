@@ -16,14 +16,14 @@ from verl_act.errors import ConfigError
 
 
 def test_an_unknown_environment_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no environment named 'alfwrld'\. Known: .*alfworld"):
+    with pytest.raises(ConfigError, match=r"'alfwrld'.*alfworld"):
         get_env("alfwrld")
 
 
 def test_names_are_not_taken_over() -> None:
     spec = get_env("alfworld")
     assert register_env(spec) is spec
-    with pytest.raises(ConfigError, match="registered already"):
+    with pytest.raises(ConfigError, match="'alfworld'"):
         register_env(type(spec)("alfworld", fragile_env.FragileEnvironment, spec.tasks, {}, ()))
 
 

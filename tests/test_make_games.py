@@ -119,7 +119,7 @@ def test_an_environment_makes_its_own_games(tmp_path: Path, monkeypatch: pytest.
     assert made == [(order, tmp_path / "games")]
     with pytest.raises(OptionError, match=r"--counts is {'train': 1}; .* of hard\."):
         make_games_of_any(GamesSettings(env="maze", counts={"train": 1}), tmp_path / "games")
-    with pytest.raises(OptionError, match=r"'webshop', which generates no games; those that do: alfworld, maze\."):
+    with pytest.raises(OptionError, match=r"'webshop'.* alfworld, maze\."):
         make_games_of_any(GamesSettings(env="webshop"), tmp_path / "games")
 
 

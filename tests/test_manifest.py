@@ -181,7 +181,7 @@ def test_what_others_have_written_is_never_replaced(tmp_path: Path) -> None:
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
         (folder / name).write_text(content)
-        with pytest.raises(ConfigError, match=f"{folder}: holds files that this package"), atomic_folder(folder):
+        with pytest.raises(ConfigError, match=str(folder)), atomic_folder(folder):
             raise AssertionError("refused before the work")
         assert (folder / name).read_text() == content
     with atomic_folder(tmp_path / "thesis", replace_any=True) as partial:

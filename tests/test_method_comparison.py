@@ -263,12 +263,12 @@ def random_signs_p(differences: np.ndarray) -> float:
 
 def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
     method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
-    with pytest.raises(DataError, match="no such evaluation"):
+    with pytest.raises(DataError, match=str(tmp_path / "a")):
         compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
     lines = (tmp_path / "a" / "episodes.jsonl").read_text()
     (tmp_path / "a" / "episodes.jsonl").write_text(lines + lines)
-    with pytest.raises(DataError, match="comes twice"):
+    with pytest.raises(DataError, match=r"valid_seen/t0\b"):
         compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
 
 
@@ -281,6 +281,6 @@ def test_answers_that_were_cut_are_refused(cut: str, tmp_path: Path) -> None:
     counts = {"episodes": len(lines)}
     write_manifest(tmp_path / "a", make_manifest("evaluate", settings={}, inputs=[], counts=counts))
     path.write_text("".join(lines[:-1]) + (lines[-1][:20] if cut == "half a line" else ""))
-    message = r"episodes\.jsonl(, line \d+: is not JSON|: holds \d+ records, but)"
+    message = r"episodes\.jsonl, line 30\b" if cut == "half a line" else r"episodes\.jsonl.*\b29\b.*\b30\b"
     with pytest.raises(DataError, match=message):
         compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")

@@ -131,13 +131,13 @@ def test_learning_rates_are_compared_on_development_games_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ({"A": {"stages": ["imitation"]}}, r"methods\.A\.stages has 'imitation'"),
-        ({"A": {"stages": ["action:many"]}}, r"methods\.A\.stages has 'action:many'"),
+        ({"A": {"stages": ["imitation"]}}, r"methods\.A\.stages .*'imitation'"),
+        ({"A": {"stages": ["action:many"]}}, r"methods\.A\.stages .*'action:many'"),
         ({"A": {"stages": ["action:0"]}}, "at least 1"),
-        ({"A": {"stages": ["action: 5"]}}, r"methods\.A\.stages has 'action: 5'"),
-        ({"A": {"stages": ["il"]}}, r"methods\.A\.stages has 'il'"),
-        ({"A": {"stages": [], "against": "B"}}, r"methods\.A\.against has 'B'"),
-        ({"A": {"stages": []}, "B": {"stages": [], "against": ["A", "B"]}}, r"methods\.B\.against has 'B'"),
+        ({"A": {"stages": ["action: 5"]}}, r"methods\.A\.stages .*'action: 5'"),
+        ({"A": {"stages": ["il"]}}, r"methods\.A\.stages .*'il'"),
+        ({"A": {"stages": [], "against": "B"}}, r"methods\.A\.against .*'B'"),
+        ({"A": {"stages": []}, "B": {"stages": [], "against": ["A", "B"]}}, r"methods\.B\.against .*'B'"),
         ({"A": {"stage": []}}, "stage"),
     ],
 )
@@ -162,9 +162,7 @@ def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
     assert list(chosen.methods) == ["IL", "ACT -> IL", "ACT -> RL"]
     trained = [name for name, stage in named(chosen, tmp_path, (0,)).items() if isinstance(stage, TrainingStage)]
     assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
-    with pytest.raises(
-        ConfigError, match="'IL, more' is not a method of the recipe; choose from 'Prompting', 'ACT', 'IL', "
-    ):
+    with pytest.raises(ConfigError, match=r"'IL, more'.* 'Prompting', 'ACT', 'IL', "):
         only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
     assert len(chosen.methods) == 21
 
@@ -291,7 +289,7 @@ def test_a_methods_prompt_changes_what_it_says_and_nothing_else(tmp_path: Path) 
 def test_a_method_needs_a_name_for_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"base": "alfworld/methods", "methods": {"方法": {"stages": []}}}))
-    with pytest.raises(ConfigError, match="a method's name has no letter"):
+    with pytest.raises(ConfigError, match="method's name"):
         method_stages(load_recipe(str(path)), RunFolder(tmp_path), [0])
     with pytest.raises(ConfigError, match="--steps"):
         load_recipe("alfworld/methods", steps=0)

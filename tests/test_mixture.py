@@ -113,15 +113,15 @@ def test_validation_is_not_mixed(files: list[str]) -> None:
 
 
 def test_settings_that_cannot_work_are_refused(files: list[str]) -> None:
-    with pytest.raises(ConfigError, match="3 numbers for the 2 files"):
+    with pytest.raises(ConfigError, match=r"data\.act\.mix\.weights.*\b3\b.*\b2\b"):
         _dataset(files, {"weights": [1, 1, 1]})
-    with pytest.raises(ConfigError, match="a weight is a number above 0"):
+    with pytest.raises(ConfigError, match=r"data\.act\.mix\.weights.* -1\b"):
         _dataset(files, {"weights": [1, -1]})
-    with pytest.raises(ConfigError, match="Round them"):
+    with pytest.raises(ConfigError, match=r"0.333333333"):
         _dataset(files, {"weights": [1, 0.333333333]})
     with pytest.raises(ConfigError, match="all_exhausted"):
         _dataset(files, {"weights": [15, 1], "stopping_strategy": "first_exhausted"})
-    with pytest.raises(ConfigError, match="no key 'ratio'"):
+    with pytest.raises(ConfigError, match="'ratio'"):
         _dataset(files, {"ratio": [1, 1]})
     with pytest.raises(ConfigError, match="sometimes"):
         _dataset(files, {"weights": [1, 1], "stopping_strategy": "sometimes"})

@@ -176,7 +176,7 @@ def test_a_package_can_bring_a_template(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path))
     assert {"polite", "compact"} <= set(template_names())
     assert get_template("polite", history_length=2).history_length == 2
-    with pytest.raises(ConfigError, match=r"'broken'.*cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"'broken'"):
         get_template("broken")
 
 

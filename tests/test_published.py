@@ -102,9 +102,7 @@ def test_the_simplification_in_use_is_told_where_rows_of_another_find_no_task(tm
     found = imported([{"messages": messages}], "scienceworld", closed, tmp_path)
     assert [step.action for step in found] == [step.action for step in steps]
     row = {"task_id": steps[0].task_id, "actions": ["teleport to kitchen"]}
-    with pytest.raises(
-        DataError, match=r"does not reach the goal: .*simplification ''.*--env-settings simplification=easy"
-    ):
+    with pytest.raises(DataError, match=r"simplification ''.*--env-settings simplification=easy"):
         imported([row], "scienceworld", closed, tmp_path, "actions")
 
 

@@ -387,7 +387,7 @@ def test_an_unfinished_run_says_what_is_missing(run: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"neither a folder that `run` writes .* nor one of `eval run`"):
+    with pytest.raises(DataError, match=f"{tmp_path}.*`run`.*`eval run`"):
         read_runs([tmp_path])
 
 
@@ -409,7 +409,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     fourth = whole.blocks[0].rows[0].cells[3].change
     assert fourth is not None and (fourth.gained, fourth.lost) == (0, 0), "the same model on the same tasks"
     assert html(whole).count("<svg") > 10
-    with pytest.raises(DataError, match="given twice"):
+    with pytest.raises(DataError, match=str(run)):
         read_runs([run, run])
 
 
@@ -419,17 +419,15 @@ def test_a_damaged_line_is_named(file: str, run: Path, tmp_path: Path) -> None:
     path = copy / "evaluation" / "critic" / file
     lines = path.read_text().splitlines()
     for text, message in (
-        (lines[2][:-5], rf"{file}, line 3: is not JSON"),
-        ("[1]", rf"{file}, line 3: is list, not an object"),
-        (json.dumps({"split": "valid_seen"}), rf"{file}, line 3: '\w+' is missing"),
+        (lines[2][:-5], rf"{file}, line 3\b"),
+        ("[1]", rf"{file}, line 3: .*list"),
+        (json.dumps({"split": "valid_seen"}), rf"{file}, line 3: '\w+'"),
     ):
         path.write_text("\n".join([*lines[:2], text, *lines[3:]]) + "\n")
         with pytest.raises(DataError, match=message):
             read_runs([copy])
     path.write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(
-        DataError, match=rf"{file}: holds {len(lines) - 1} records, but \S+manifest.json counts {len(lines)}"
-    ):
+    with pytest.raises(DataError, match=rf"{file}: .*\b{len(lines) - 1}\b.*manifest.json.*\b{len(lines)}\b"):
         read_runs([copy])
 
 
@@ -438,14 +436,14 @@ def test_damaged_metrics_and_figures_are_named(run: Path, tmp_path: Path) -> Non
     metrics = copy / "action" / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text(whole + '{"step": 21, "da')
-    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 22: has no step and data"):
+    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 22"):
         read_runs([copy])
     metrics.write_text('{"step": "one"}\n')
-    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 1: has no step and data"):
+    with pytest.raises(DataError, match=r"action/metrics.jsonl, line 1"):
         read_runs([copy])
     metrics.write_text(whole)
     (copy / "evaluation" / "action" / "metrics.json").write_text('{"name": "action"}')
-    with pytest.raises(DataError, match=r"metrics.json: is damaged"):
+    with pytest.raises(DataError, match=r"metrics.json"):
         read_runs([copy])
 
 
@@ -554,12 +552,12 @@ def test_the_same_run_gives_the_same_bytes(run: Path, page: Path, tmp_path: Path
 
 def test_a_bad_place_or_number_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"ends in \.html"):
+    with pytest.raises(ConfigError, match=r"\.html"):
         write_report(ReportSettings(runs=[run]), tmp_path / "report.pdf")
     with pytest.raises(OptionError) as refused:
         ReportSettings(runs=[run], examples=-1)
     assert refused.value.option == "examples"
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ConfigError, match=str(tmp_path / "file")):
         write_report(ReportSettings(runs=[run]), tmp_path / "file" / "report.html")
 
 

@@ -230,9 +230,9 @@ def test_rows_that_are_not_ours_can_keep_a_reward_of_yours(tmp_path: Path) -> No
     info = {"candidates": ["look", EXPERT], "admissible_actions": ["look"]}
     assert compute_score("act/e/choice", "<action>2</action>", EXPERT, info, other=mine)["score"] == 1.0
     for wrong in ({"path": str(path), "name": "other"}, {"path": "no/such.py", "name": "score"}):
-        with pytest.raises(ConfigError, match="cannot be loaded"):
+        with pytest.raises(ConfigError, match=wrong["path"]):
             compute_score("my/source", "", "", {}, other=wrong)
-    with pytest.raises(ConfigError, match="not async"):
+    with pytest.raises(ConfigError, match="async"):
         compute_score("my/source", "", "", {}, other={"path": str(path), "name": "later"})
 
 

@@ -26,7 +26,7 @@ from verl_act.run_folder import RunFolder
 
 def run_data_stages(recipe: str, out: Path, capfd: pytest.CaptureFixture[str], *changes: str) -> dict[str, bool]:
     """Run the chain up to the first stage that needs its (missing) model; stage -> whether it was done again."""
-    with pytest.raises(EngineError, match=r"'alternatives' failed with status 2.*finished stages are skipped"):
+    with pytest.raises(EngineError, match=r"'alternatives' .*status 2"):
         run_recipe(recipe, out, changes)
     shown = capfd.readouterr()
     assert "no model here (config.json is missing)" in shown.err
@@ -111,7 +111,7 @@ def test_an_input_that_no_stage_made_is_not_taken_for_deleted(tmp_path: Path) ->
     stage = script("evaluate", MEASURES, output, [data], [str(output), ""])
     run_stages([stage], RunFolder(tmp_path))
     data.unlink()
-    with pytest.raises(DataError, match="data: no such file or folder"):
+    with pytest.raises(DataError, match=str(data)):
         run_stages([stage], RunFolder(tmp_path))
 
 

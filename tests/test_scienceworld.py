@@ -112,10 +112,10 @@ def test_tasks_are_listed_once_in_a_fixed_order_and_can_be_restricted() -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"tasks": ["boyl"]}, "no task 'boyl'; it has boil, melt"),
-        ({"tasks": []}, "`tasks` is empty"),
-        ({"simplification": "simple"}, "'simple' is no simplification.*'easy'"),
-        ({"simplification": "openDoors,easy,"}, "no simplification"),
+        ({"tasks": ["boyl"]}, "'boyl'.* boil, melt"),
+        ({"tasks": []}, "`tasks`"),
+        ({"simplification": "simple"}, "'simple'.*'easy'"),
+        ({"simplification": "openDoors,easy,"}, "simplification"),
         ({"max_steps": 0}, "max_steps is 0"),
     ],
 )
@@ -125,19 +125,19 @@ def test_impossible_settings_are_told(settings: dict[str, object], complaint: st
 
 
 def test_unknown_splits_and_tasks_are_told(environment: ScienceWorldEnvironment) -> None:
-    with pytest.raises(DataError, match="no split 'valid'; it has train, dev, test"):
+    with pytest.raises(DataError, match=r"'valid'.* train, dev, test"):
         list_tasks("valid")
-    with pytest.raises(ConfigError, match=r"'noElectricalAction' takes away what 'power-component'.*`tasks`"):
+    with pytest.raises(ConfigError, match=r"'noElectricalAction'.*'power-component'.*`tasks`"):
         list_tasks("train", simplification="openDoors,noElectricalAction")
-    with pytest.raises(EnvError, match="cannot be done"):
+    with pytest.raises(EnvError, match="'noElectricalAction'"):
         ScienceWorldEnvironment("noElectricalAction").reset(CIRCUIT)
     for task_id in ("boyl/1", "boil", "boil/x", "boil/01", "boil/²", "boil/-1", "boil/" + "9" * 5000):
-        with pytest.raises(EnvError, match="is not a ScienceWorld task"):
+        with pytest.raises(EnvError, match=task_id[:6]):
             environment.reset(Task("scienceworld", "train", task_id, "boil"))
     environment.reset(LIFE_SPAN)
-    with pytest.raises(EnvError, match="train holds variations 0 to 13 of boil"):
+    with pytest.raises(EnvError, match=r"train .*0 to 13 .*boil"):
         environment.reset(Task("scienceworld", "train", "boil/14", "boil"))
-    with pytest.raises(EnvError, match="Call `reset"):
+    with pytest.raises(EnvError, match="reset"):
         environment.step("look around")
 
 
@@ -257,7 +257,7 @@ def test_an_expert_refuses_what_it_cannot_judge(environment: ScienceWorldEnviron
     first, expert = environment.reset(LIFE_SPAN), GoldExpert()
     expert.reset(LIFE_SPAN, 0)
     history = (Turn("", "another way"),)
-    with pytest.raises(EnvError, match="another path was taken"):
+    with pytest.raises(EnvError, match="step 1"):
         expert.act(Context(first.goal, history, first.observation, ()), environment)
 
 
@@ -485,7 +485,7 @@ def test_a_released_game_leaves_the_engine_and_can_be_followed_by_another() -> N
     environment, task = ScienceWorldEnvironment(), list_tasks("train")[0]
     first = environment.reset(task)
     environment.release()
-    with pytest.raises(EnvError, match="Call `reset"):
+    with pytest.raises(EnvError, match="reset"):
         environment.step("look around")
     assert environment.reset(task) == first
 

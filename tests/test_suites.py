@@ -76,10 +76,10 @@ def test_the_command_of_the_generated_suite_makes_its_games(tmp_path: Path) -> N
 
 def test_games_that_are_not_the_suites_are_refused(games: Path) -> None:
     suite = get_suite("alfworld-official")
-    with pytest.raises(DataError, match="valid_seen has 140 tasks"):
+    with pytest.raises(DataError, match=r"valid_seen .*140"):
         suite.tasks({"data": str(games)})
     few = suite.model_copy(update={"splits": {"valid_seen": 6}})
-    with pytest.raises(DataError, match="other tasks"):
+    with pytest.raises(DataError, match=str(few.tasks_sha256)):
         few.tasks({"data": str(games)})
     unknown = few.model_copy(update={"tasks_sha256": None})
     assert len(unknown.tasks({"data": str(games)})) == 6

@@ -283,7 +283,7 @@ def test_seeds_make_other_catalogues(tmp_path: Path) -> None:
     assert contents["a"] == contents["b"] != contents["c"]
     manifest = read_manifest(tmp_path / "a")
     assert manifest is not None and manifest.counts["goals"] == {"train": 40, "dev": 26, "test": 14}
-    with pytest.raises(ConfigError, match="each of three splits needs a goal"):
+    with pytest.raises(ConfigError, match="--products"):
         make_catalogue(CatalogueSettings(products=1, instructions=2), tmp_path / "none")
 
 
@@ -352,7 +352,7 @@ def test_splits_by_product_share_no_product(shop: Path) -> None:
     with pytest.raises(EnvError, match="split_by"):
         environment.reset(moved)
     assert [task.task_id[2:] for task in list_tasks("test", shop, split_by="product")] == ["B00TEAPOT1"] * 3
-    with pytest.raises(EmptySplitError, match="only 1 products"):
+    with pytest.raises(EmptySplitError, match=r"'train'.*\b1\b"):
         list_tasks("train", shop, split_by="product")
     for make in (WebShopEnvironment, partial(list_tasks, "train")):
         with pytest.raises(ConfigError, match="split_by is 'asin'"):
@@ -487,7 +487,7 @@ def test_a_cache_that_cannot_be_written_is_used_while_it_is_whole(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VERL_ACT_CACHE", str(tmp_path / "file"))
     catalogue_module.load_files.cache_clear()
-    with pytest.raises(DataError, match=r"file.*cannot be written.*VERL_ACT_CACHE"):
+    with pytest.raises(DataError, match=r"file.*VERL_ACT_CACHE"):
         load_catalogue(cached_shop)
 
 
@@ -587,9 +587,9 @@ def test_damaged_data_are_named_with_a_remedy(name: str, says: str, tmp_path: Pa
 
 def test_a_shop_without_goals_says_so(tmp_path: Path) -> None:
     shop = write_shop(tmp_path, [MUG], {}, {})
-    with pytest.raises(DataError, match=r"no human goals.*goals='synthetic'"):
+    with pytest.raises(DataError, match=r"human goals.*goals='synthetic'"):
         list_tasks("train", shop)
-    with pytest.raises(DataError, match="no split 'valid'"):
+    with pytest.raises(DataError, match="'valid'"):
         list_tasks("valid", tmp_path / "nowhere")
 
 
