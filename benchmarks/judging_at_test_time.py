@@ -168,7 +168,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     result = RESULTS / f"{options.name}_judging_at_test_time.json"
     results = json.loads(result.read_text()) if result.is_file() else {}
-    eval_tasks = read_tasks(run.tasks_file("eval"))
+    eval_tasks = read_tasks(run.tasks("eval"))
     tasks = [task for task in eval_tasks if task.split == options.split]
     games = {"data": str(run.games)} if run.games.is_dir() else {}
     template = recipe.make_template()

@@ -31,8 +31,8 @@ DPO_ROWS = "dpo.parquet"
 METHODS, METHODS_TABLE = "methods.json", "methods.md"
 TRAINING_METRICS = "metrics.jsonl"
 TRAINING_LOG = "log.txt"
-COMMAND, OUTPUTS = "command.txt", "outputs.json"
-"""In the folder of a stage's record: its command, to run the stage by hand, and its output files."""
+COMMAND, OUTPUTS, COMMAND_LOG = "command.txt", "outputs.json", "log.txt"
+"""In the folder of a stage's record: its command, to run it by hand, its output files, warnings of other packages."""
 
 _WORK = ".work"
 _LAST = ("comparison", "methods", "report")
@@ -152,7 +152,10 @@ def metrics_by_step(files: Iterable[Path]) -> dict[int, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The paths in the run folder `root`. `seed` is that of a comparison of methods; None for a run of one seed."""
+    """The paths in the run folder `root`. `seed` is that of a comparison of methods; None for a run of one seed.
+
+    Data are named by their file; the folder of the stage that made them is its parent.
+    """
 
     root: Path
     seed: int | None = None
@@ -161,50 +164,30 @@ class RunFolder:
     def games(self) -> Path:
         return self.root / "games"
 
-    def expert(self, split: str) -> Path:
-        return self.root / "expert" / split
-
     def trajectories(self, split: str) -> Path:
-        return self.expert(split) / TRAJECTORIES
+        return self.root / "expert" / split / TRAJECTORIES
 
     @property
     def alternatives(self) -> Path:
-        return self.root / "alternatives"
-
-    @property
-    def alternatives_file(self) -> Path:
-        return self.alternatives / ALTERNATIVES
+        return self.root / "alternatives" / ALTERNATIVES
 
     def pairs(self, split: str) -> Path:
-        return self.root / "pairs" / split
-
-    def pairs_file(self, split: str) -> Path:
-        return self.pairs(split) / PAIRS
+        return self.root / "pairs" / split / PAIRS
 
     def tasks(self, name: str) -> Path:
         """`train`, or `eval` for the eval set."""
-        return self.root / "tasks" / name
-
-    def tasks_file(self, name: str) -> Path:
-        return self.tasks(name) / TASKS
+        return self.root / "tasks" / name / TASKS
 
     @property
     def reflections(self) -> Path:
-        return self.root / "reflections"
-
-    @property
-    def reflections_file(self) -> Path:
-        return self.reflections / REFLECTIONS
+        return self.root / "reflections" / REFLECTIONS
 
     @property
     def _seed_folder(self) -> Path:
         return self.root if self.seed is None else self.root / f"seed-{self.seed}"
 
     def sft_rows(self, data: str) -> Path:
-        return self._seed_folder / f"rows-{data}"
-
-    def sft_rows_file(self, data: str) -> Path:
-        return self.sft_rows(data) / (DPO_ROWS if data == "dpo" else SFT_ROWS)
+        return self._seed_folder / f"rows-{data}" / (DPO_ROWS if data == "dpo" else SFT_ROWS)
 
     def training(self, stages: Sequence[str]) -> TrainingFolder:
         """The model trained by `stages`, in order; in a run of one seed, each stage has one folder."""

@@ -76,19 +76,23 @@ def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     )
     model = model_input(recipe, recipe.model_path)
     planned.append(
-        command_stage("alternatives", "data alternatives", alternatives, folder.alternatives, model, "alternatives")
+        command_stage(
+            "alternatives", "data alternatives", alternatives, folder.alternatives.parent, model, "alternatives"
+        )
     )
     for split in recipe.splits:
         pairs = PairsSettings(
             **dict(recipe.pairs),
             **_workers(recipe),
             trajectories=[folder.trajectories(split)],
-            alternatives=[folder.alternatives_file],
+            alternatives=[folder.alternatives],
             env_settings=environment,
             seed=recipe.seed,
         )
-        planned.append(command_stage(f"pairs {split}", "data pairs", pairs, folder.pairs(split), sources, "pairs"))
-    training, *held_out = map(folder.pairs_file, recipe.splits)
+        planned.append(
+            command_stage(f"pairs {split}", "data pairs", pairs, folder.pairs(split).parent, sources, "pairs")
+        )
+    training, *held_out = map(folder.pairs, recipe.splits)
     audit = AuditSettings(**dict(recipe.audit), **_prompt(recipe), pairs=[training], held_out=held_out)
     planned.append(command_stage("audit", "data audit", audit, training, block="audit"))
     for name, splits, limit in (
@@ -98,7 +102,7 @@ def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
         tasks = TasksSettings(env=recipe.env, splits=splits, limit=limit, seed=recipe.seed, env_settings=environment)
         planned.append(
             command_stage(
-                f"tasks {name}", "data tasks", tasks, folder.tasks(name), sources, limit="evaluate.task_limit"
+                f"tasks {name}", "data tasks", tasks, folder.tasks(name).parent, sources, limit="evaluate.task_limit"
             )
         )
     if any(stage.data == "reflection" for stage in _used(recipe)):
@@ -114,7 +118,7 @@ def _used(recipe: Recipe) -> Iterable[TrainingRecipe]:
 
 def _expert_stage(recipe: Recipe, folder: RunFolder, split: str, sources: Sequence[Path]) -> CommandStage:
     """The expert plays the tasks of `split`; or the trajectories in the recipe's files for that split are replayed."""
-    name, out, shared = f"expert {split}", folder.expert(split), _workers(recipe)
+    name, out, shared = f"expert {split}", folder.trajectories(split).parent, _workers(recipe)
     environment = env_settings(recipe, folder)
     if files := [Path(file).absolute() for file in recipe.expert.files.get(split, ())]:
         imported = ImportSettings(
@@ -149,10 +153,10 @@ def _reflections_stage(recipe: Recipe, folder: RunFolder) -> CommandStage:
         **_workers(recipe),
         env_settings=env_settings(recipe, folder),
         trajectories=[folder.trajectories(recipe.train_split)],
-        pairs=[folder.pairs_file(recipe.train_split)],
+        pairs=[folder.pairs(recipe.train_split)],
     )
     model = model_input(recipe, recipe.model_path)
-    return command_stage("reflections", "data reflect", reflect, folder.reflections, model, "reflect")
+    return command_stage("reflections", "data reflect", reflect, folder.reflections.parent, model, "reflect")
 
 
 def rows_stages(recipe: Recipe, folder: RunFolder, sequences: Sequence[Sequence[str]]) -> list[CommandStage]:
@@ -164,9 +168,9 @@ def rows_stages(recipe: Recipe, folder: RunFolder, sequences: Sequence[Sequence[
 def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
     files = {
         "trajectories": folder.trajectories(recipe.train_split),
-        "pairs": folder.pairs_file(recipe.train_split),
-        "alternatives": folder.alternatives_file,
-        "reflections": folder.reflections_file,
+        "pairs": folder.pairs(recipe.train_split),
+        "alternatives": folder.alternatives,
+        "reflections": folder.reflections,
     }
     options: dict[str, Any] = {name: [files[name]] for name in SFT_INPUTS[kind]}
     options |= {
@@ -180,7 +184,7 @@ def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
     rows = SftSettings(**options)
     name = _seeded(folder, f"rows {kind}")
     model = model_input(recipe, recipe.model_path)
-    return command_stage(name, "data sft", rows, folder.sft_rows(kind), model, max_length="max_model_len")
+    return command_stage(name, "data sft", rows, folder.sft_rows(kind).parent, model, max_length="max_model_len")
 
 
 def training_stages(recipe: Recipe, folder: RunFolder, sequences: Iterable[Sequence[str]]) -> list[TrainingStage]:
@@ -284,10 +288,10 @@ def _rl_overrides(
 def _training_files(recipe: Recipe, folder: RunFolder, training: TrainingRecipe) -> tuple[list[Path], list[Path]]:
     """The files of training and of validation."""
     if training.data in ROWS_DATA:
-        return [folder.sft_rows_file(training.data)], []
+        return [folder.sft_rows(training.data)], []
     if training.data == "episodes":
-        return [folder.tasks_file(_TRAIN)], [folder.tasks_file(_EVAL)]
-    file = folder.pairs_file if training.data == "pairs" else folder.trajectories
+        return [folder.tasks(_TRAIN)], [folder.tasks(_EVAL)]
+    file = folder.pairs if training.data == "pairs" else folder.trajectories
     return [file(recipe.train_split)], list(map(file, recipe.valid_splits))
 
 
@@ -302,9 +306,9 @@ def evaluation_stage(recipe: Recipe, folder: RunFolder, name: str, model: str, t
             **options,
             "model": model,
             "name": name,
-            "tasks": [folder.tasks_file(_EVAL)],
+            "tasks": [folder.tasks(_EVAL)],
             "trajectories": list(map(folder.trajectories, recipe.valid_splits)),
-            "pairs": list(map(folder.pairs_file, recipe.valid_splits)),
+            "pairs": list(map(folder.pairs, recipe.valid_splits)),
             "max_tokens": _max_tokens(recipe),
             "engine_options": {**recipe.engine_options, **recipe.evaluate.engine_options},
             "env_settings": env_settings(recipe, folder),
