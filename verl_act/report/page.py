@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -104,32 +104,27 @@ def _chance(content: Content, split: str) -> float | None:
 def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
     """Page section -> (title, note, SVG) of its charts."""
     labels = [model.label for model in content.models]
+
+    def by_split(groups: Sequence[Group], draw: Callable[[str, list[Group]], Markup]) -> list[tuple[str, str, Markup]]:
+        return [(METRICS[of[0].key].title, split, draw(split, of)) for split, of in _of_each_split(groups)]
+
     return {
         "headlines": [
             (METRICS[metric].title, METRICS[metric].note, plots.bars(METRICS[metric].full_title, groups, labels))
             for metric in _HEADLINES
             if (groups := _by_split(content, metric))
         ],
-        "task_types": [
-            (METRICS["success_by_type"].title, split, plots.bars(f"Tasks solved by type, {split}", groups, labels))
-            for split, groups in _of_each_split(content.task_types)
-        ],
-        "positions": [
-            (
-                METRICS["choice_by_position"].title,
-                split,
-                plots.bars(f"Choices by position, {split}", groups, labels, _chance(content, split)),
-            )
-            for split, groups in _of_each_split(content.positions)
-        ],
-        "margins": [
-            (
-                METRICS["choice_by_margin"].title,
-                split,
-                plots.points(f"Choices by margin, {split}", groups, labels, "margin, steps"),
-            )
-            for split, groups in _of_each_split(content.margins)
-        ],
+        "task_types": by_split(
+            content.task_types, lambda split, groups: plots.bars(f"Tasks solved by type, {split}", groups, labels)
+        ),
+        "positions": by_split(
+            content.positions,
+            lambda split, groups: plots.bars(f"Choices by position, {split}", groups, labels, _chance(content, split)),
+        ),
+        "margins": by_split(
+            content.margins,
+            lambda split, groups: plots.points(f"Choices by margin, {split}", groups, labels, "margin, steps"),
+        ),
         "calibrations": [
             (
                 "Calibration of choices",
