@@ -13,7 +13,7 @@ from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.records import read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.names import unique_names
-from verl_act.report.stages import StageRecord, read_stages
+from verl_act.report.stage_records import StageRecord, read_stages
 from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
 from verl_act.text_files import read_json
 

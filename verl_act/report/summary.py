@@ -14,7 +14,7 @@ from verl_act.evaluate.method_comparison import failures_in_words
 from verl_act.evaluate.metric_registry import finished
 from verl_act.report.examples import Examples
 from verl_act.report.read import Run
-from verl_act.report.stages import StageRecord, StageState
+from verl_act.report.stage_records import StageRecord, StageState
 from verl_act.report.tables import Model
 
 _MAIN_COUNTS = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
