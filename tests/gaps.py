@@ -56,6 +56,23 @@ def sampling_poll() -> None:
     assert ReplayBuffer("sync", OmegaConf.create(), 1, "drop", OmegaConf.create(), 0.5).poll_interval == 0.5
 
 
+def padded_micro_batches() -> None:
+    """Micro-batches of long and short rows, each of which is padded to its longest."""
+    from tensordict import TensorDict
+    from verl.utils.seqlen_balancing import rearrange_micro_batches
+
+    lengths = [100, 700] * 16
+    rows = torch.nested.as_nested_tensor([torch.arange(length) for length in lengths], layout=torch.jagged)
+    parts, indices = rearrange_micro_batches(TensorDict({"input_ids": rows}, batch_size=len(lengths)), 4000)
+    assert sorted(index for part in indices for index in part) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in part) <= 4000 for part in indices)
+    assert [[lengths[index] for index in part] for part in indices] == [
+        part["input_ids"].offsets().diff().tolist() for part in parts
+    ]
+    padded = sum(len(part) * max(lengths[index] for index in part) for part in indices)
+    assert padded < 1.2 * sum(lengths), f"{padded} tokens with padding, {sum(lengths)} without"
+
+
 def shared_memory() -> None:
     """Two processes: one sends its weights, the other keeps what it receives, as an engine does."""
     from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
@@ -200,6 +217,7 @@ GAPS: tuple[Callable[[], None], ...] = (
     process_group,
     reference_offload,
     engine_device,
+    padded_micro_batches,
     sampling_poll,
     vllm_distribution,
     shared_memory,

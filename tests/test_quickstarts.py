@@ -25,11 +25,9 @@ SHORT = (
     "training.critic.overrides.data.val_max_samples=16",
     "training.critic.overrides.data.train_batch_size=8",
     "training.critic.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "training.critic.overrides.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
     "training.action.overrides.data.val_max_samples=16",
     "training.action.overrides.data.train_batch_size=8",
     "training.action.overrides.actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "training.action.overrides.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
 )
 
 

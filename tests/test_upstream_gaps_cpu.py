@@ -33,6 +33,7 @@ GAPS = {
         "Cannot access accelerator device" if platform.torch_is_cpu_build() else "no NVIDIA driver",
     ),
     "engine_device": ("cpu/__init__.py (VERL_ENGINE_DEVICE)", "No engine registered for device='cpu'"),
+    "padded_micro_batches": ("cpu/padded_micro_batches.py", "22400 tokens with padding, 12800 without"),
     "sampling_poll": ("cpu/sampling_poll.py", "looks every 2.0 s"),
     "vllm_distribution": ("cpu/vllm_distribution.py", "No package metadata was found for vllm"),
     "shared_memory": ("cpu/shared_memory.py", "exported pointers exist"),

@@ -188,6 +188,11 @@ PINS = [
         "verl_act/upstream_gaps/cpu/sampling_poll.py",
     ),
     Pin(
+        "verl.utils.seqlen_balancing:get_seqlen_balanced_partitions",
+        ("seqlen_list", "k_partitions", "equal_size"),
+        "verl_act/upstream_gaps/cpu/padded_micro_batches.py",
+    ),
+    Pin(
         "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
         ("layer", "remove_weight"),
         "verl_act/upstream_gaps/cpu/vllm_linear.py",

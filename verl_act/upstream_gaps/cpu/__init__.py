@@ -37,6 +37,7 @@ def activate() -> None:
     # Waits for: `device=["cuda", "npu", "cpu"]` in verl/workers/engine/fsdp/transformer_impl.py.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     from verl_act.upstream_gaps.cpu import (  # noqa: F401
+        padded_micro_batches,
         process_group,
         ray_loopback,
         reference_offload,
