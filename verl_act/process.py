@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import psutil
@@ -13,6 +15,7 @@ TASK_TIMEOUT = 900.0
 """Default time limit in seconds for one job of a worker process. A trajectory of 100 steps, each tried by replays from
 the start, takes half."""
 _PR_SET_PDEATHSIG = 1
+_GRACE_SECONDS = 30.0
 
 
 def dies_with_parent(by: int = signal.SIGTERM) -> None:
@@ -24,6 +27,23 @@ def dies_with_parent(by: int = signal.SIGTERM) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(_PR_SET_PDEATHSIG, by)
+
+
+def run_to_its_end(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run a command that ends with its parent; return its status.
+
+    Ctrl-C reaches the command too, and it is waited for: `subprocess.run` would kill it after a quarter of a second,
+    and then vLLM's processes would stay and hold their memory.
+    """
+    with subprocess.Popen(command, env=environment, preexec_fn=dies_with_parent) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
+            process.terminate()
+            process.wait()
+            raise
 
 
 def quiet_vllm() -> None:

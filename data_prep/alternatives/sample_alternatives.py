@@ -26,7 +26,7 @@ from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, work_path, writes_folder
 from verl_act.parse import parse_action
-from verl_act.ray_session import ray_session
+from verl_act.ray_session import ray_session, worker_failed
 from verl_act.run_folder import ALTERNATIVES as ALTERNATIVES_FILE
 from verl_act.sampling import sampling_key
 from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
@@ -213,8 +213,11 @@ def _on_ray(
             max_concurrency=SHARDS_IN_FLIGHT,
             compute=ray.data.ActorPoolStrategy(size=settings.workers, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT),
         )
-        for row in sampled.iter_rows():
-            keep(int(row["index"]), json.loads(row["rows"]))
+        try:
+            for row in sampled.iter_rows():
+                keep(int(row["index"]), json.loads(row["rows"]))
+        except ray.exceptions.RayError as error:
+            raise worker_failed(error) from error
 
 
 def _open_shards(out: str | PathLike[str], settings: dict[str, Any]) -> Path:
