@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from verl_act.chain import load_recipe
-from verl_act.chain.check import compose
+from verl_act.chain.check import check_settings, compose
 from verl_act.chain.plan import run_plan
 from verl_act.data_prep.embedded.make_embedded_model import make_embedded_model
 from verl_act.data_prep.expert.collect_expert import collect_expert
@@ -124,16 +124,18 @@ def test_no_module_outside_envs_names_an_environment() -> None:
     assert {file for file, _ in hits} == {"manifest.py", "suites.py"}, "distributions, whose versions are recorded"
 
 
-def test_the_recipe_of_the_guide_is_sound(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "batch"), [("mine.yaml", 64), (EXAMPLE / "quickstart.yaml", 32)])
+def test_the_recipes_of_the_guide_are_sound(recipe: str | Path, batch: int, tmp_path: Path) -> None:
     guide = (EXAMPLE.parents[1] / "docs" / "how-to" / "your-environment.md").read_text()
     (text,) = re.findall(r"```yaml\n(env: treasure\n.*?)```", guide, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text)
-    recipe = load_recipe(str(tmp_path / "mine.yaml"))
-    found = {stage.name: stage for stage in run_plan(recipe, RunFolder(tmp_path / "out"))}
+    planned = run_plan(load_recipe(str(tmp_path / recipe)), RunFolder(tmp_path / "out"))
+    found = {stage.name: stage for stage in planned}
     assert {"expert train", "expert test", "alternatives", "pairs test", "critic", "action"} <= set(found)
+    assert check_settings(load_recipe(str(tmp_path / recipe)), planned)
     for name in ("critic", "action"):
         assert compose(found[name]), "verl takes its configuration"
-        assert found[name].override("data.train_batch_size") == 64
+        assert found[name].override("data.train_batch_size") == batch
 
 
 def test_a_fresh_process_finds_it(tmp_path: Path) -> None:

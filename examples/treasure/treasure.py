@@ -1,7 +1,8 @@
 """A complete environment of one's own: find the named treasure in a row of closed boxes, and take it.
 
-`TreasureEnvironment` is the game and `TreasureExpert` plays it. `TreasureImporter`, `DIALECT` and `check_tasks` are
-optional: they serve importing, small policies and the doctor. `SPEC` is what verl_act needs to know of all.
+`TreasureEnvironment` is the game and `TreasureExpert` plays it. `TreasureImporter`, `DIALECT`, `MODEL` and
+`check_tasks` are optional: they serve importing, small policies and the doctor. `SPEC` is what verl_act needs to know
+of all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from verl_act.envs.base import Environment, EnvSpec, Observation, StepResult, Task
@@ -120,6 +122,7 @@ class TreasureImporter(TrajectoryImporter):
 
 
 DIALECT = Dialect(names=re.compile(r" box \d+| [a-z]{3,}"))
+MODEL = Path(__file__).with_name("embedded_model")
 
 
 def check_tasks() -> str:
@@ -135,5 +138,6 @@ SPEC = EnvSpec(
     splits=tuple(TASKS),
     importer=TreasureImporter,
     dialect=DIALECT,
+    models={"embedded": MODEL},
     doctor=check_tasks,
 )
