@@ -80,6 +80,22 @@ def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: P
     assert (stage.output / "model" / "steps").read_text() == "3"
 
 
+MEGATRON = """
+import pathlib, sys
+(folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))
+for step in (8, 10):
+    export = pathlib.Path(folder, f"global_step_{step}", "actor", "model", "huggingface")
+    export.mkdir(parents=True)
+    (export / "config.json").write_text(str(step))
+"""
+
+
+def test_the_last_export_of_megatron_becomes_the_model(tmp_path: Path) -> None:
+    stage = trainer("critic", MEGATRON, tmp_path / "critic")
+    train(stage)
+    assert (stage.folder.model / "config.json").read_text() == "10"
+
+
 LEAVES_ITS_ENGINE = """
 import os, pathlib, subprocess, sys, time
 (folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import pytest
 import verl  # noqa: F401  (and with it the plugin)
 from omegaconf import OmegaConf
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopManager,
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    AgentLoopWorker,
+)
+from verl.experimental.fully_async_policy.fully_async_rollouter import FullyAsyncAgentLoopManager
 
 from verl_act.errors import ConfigError
 
@@ -51,6 +58,11 @@ def test_stepwise_episodes_are_refused_before_they_are_played() -> None:
 def test_others_are_started(kind: type, episode: dict[str, Any], agent_name: str) -> None:
     with pytest.raises(AttributeError, match="llm_client"):  # what verl reads first to start an agent loop
         start(worker_of(kind, episode), agent_name)
+
+
+def test_fully_asynchronous_training_has_that_worker() -> None:
+    assert issubclass(FullyAsyncAgentLoopManager, AgentLoopManager)
+    assert "agent_loop_workers_class" not in inspect.getsource(FullyAsyncAgentLoopManager), "it takes the manager's own"
 
 
 def test_verl_still_takes_no_list() -> None:
