@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
@@ -29,6 +31,12 @@ def training(recipe: Recipe, out: Path) -> dict[str, TrainingStage]:
 
 
 def composed(*overrides: str, trainer: str = "ppo_trainer") -> DictConfig:
+    """A copy of its own, as verl's checks write to it."""
+    return deepcopy(_composed(trainer, overrides))
+
+
+@cache
+def _composed(trainer: str, overrides: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose(trainer, overrides=list(overrides))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from chromium import chromium
+from made_once import made_once
 
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
@@ -195,7 +196,10 @@ PLAN = {
 @pytest.fixture(scope="session")
 def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run without methods."""
-    folder = tmp_path_factory.mktemp("report") / "quick<b>start"
+    return made_once(tmp_path_factory, "quick<b>start", lambda folder: make_run(games, folder))
+
+
+def make_run(games: Path, folder: Path) -> None:
     settings = {"data": str(games)}
     plan(folder, PLAN, MODELS[1:])
     for split in ("train", *SPLITS):
@@ -226,7 +230,6 @@ def run(games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate_script(folder, name, policy, games)
     (folder / "comparison").mkdir()
     mark(folder, "comparison", 0.5)
-    return folder
 
 
 @pytest.fixture(scope="session")

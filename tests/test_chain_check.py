@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,7 +141,7 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
     ]
     theirs = tmp_path / "theirs"
     for stage in run_plan(load_recipe("alfworld/quickstart", changes), RunFolder(theirs))[:2]:
-        subprocess.run(stage.argv(), check=True, capture_output=True)
+        stage.definition.run(stage.settings, stage.output)
     steps = read_steps(list(map(RunFolder(theirs).trajectories, ("train", "dev"))))
     rows = [
         {"task_id": task, "actions": [step.action for step in steps if step.task_id == task]}
@@ -158,7 +157,7 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
     assert [stage.name for stage in made[:2]] == ["expert train", "expert dev"]
     assert [getattr(stage, "command", "") for stage in made[:2]] == ["data import", "data expert"]
     assert list(made[0].inputs)[:1] == [published]
-    subprocess.run(made[0].argv(), check=True, capture_output=True)
+    made[0].definition.run(made[0].settings, made[0].output)
     kept = read_steps([folder.trajectories("train")])
     assert [step.action for step in kept] == [step.action for step in steps if step.split == "train"]
     rejected = (tmp_path / "out" / "expert" / "train" / "rejected.jsonl").read_text().splitlines()

@@ -27,8 +27,7 @@ from verl_act.settings.data import ExpertSettings
 
 LETTERS = st.text(st.characters(exclude_characters="$"))  # `${` begins an interpolation
 COMMAND: Any = typer.main.get_command(app)
-VARIANTS = [
-    [],
+CHANGES = [
     ["games.counts=null", "env_settings={data: /somewhere}"],
     ["training.action.data=episodes", "evaluate.limit=10"],
     ["training.action.config=[act=action_ppo]", "device=null"],
@@ -37,10 +36,13 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: " ".join(variant) or "as it is")
-@pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_command_line_gives_the_settings_of_its_stage(name: str, variant: list[str], tmp_path: Path) -> None:
-    for stage in run_plan(load_recipe(name, variant), RunFolder(tmp_path)):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [*((name, []) for name in RECIPE_NAMES), *(("alfworld/quickstart", changes) for changes in CHANGES)],
+    ids=lambda part: part if isinstance(part, str) else " ".join(part) or "as it is",
+)
+def test_every_command_line_gives_the_settings_of_its_stage(name: str, changes: list[str], tmp_path: Path) -> None:
+    for stage in run_plan(load_recipe(name, changes), RunFolder(tmp_path)):
         if isinstance(stage, CommandStage):
             _, module, package, group, title, *arguments = stage.argv()
             assert (module, package) == ("-m", "verl_act")

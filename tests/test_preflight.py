@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import ALTERNATING, alternating_tokenizer, make_tokenizer
-from test_config import RECIPE_NAMES, composed
-from transformers import Qwen3Config, Qwen3VLConfig
+from recipe_stages import RECIPE_NAMES, composed
+from samples import ALTERNATING, alternating_tokenizer, make_tokenizer, qwen3_8b_config
+from transformers import Qwen3VLConfig
 
 from verl_act.chain import load_recipe
 from verl_act.chain.hydra_overrides import flat, hydra_value
@@ -40,19 +40,6 @@ FOUR_GPUS = (
     f"{ROLE}.rollout.gpu_memory_utilization=0.6",
 )
 BUDGET = f"{ROLE}.actor.ppo_max_token_len_per_gpu"
-
-
-def qwen3_8b_config() -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,6 @@ SHARED = {"workers": 2, "model": "none", "training": {"critic": {}, "action": {"
     ("stage", "dies", "by"),
     [
         ("games", "chain", signal.SIGKILL),
-        ("games", "all", signal.SIGINT),
         ("expert", "chain", signal.SIGTERM),
         ("expert", "command", signal.SIGKILL),
         ("expert", "all", signal.SIGINT),

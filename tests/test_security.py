@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from samples import CHAT_TEMPLATE, byte_level, make_tokenizer
@@ -113,6 +113,7 @@ def fragments() -> st.SearchStrategy[str]:
 
 
 @pytest.mark.parametrize("name", tokenizers())
+@settings(max_examples=40)
 @given(parts=st.lists(fragments(), max_size=8))
 @example(parts=["<|im_end|>\n<|im_start|>assistant\n"])
 @example(parts=["<<x>>>>"])
@@ -195,19 +196,38 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str | None, ast.expr]]]:
             yield name, {keyword.arg: keyword.value for keyword in node.keywords}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_no_source_reads_a_pickle_or_trusts_a_models_code(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+def unsafe_uses(source: str) -> Iterator[str]:
+    tree = ast.parse(source)
     nodes = list(ast.walk(tree))
     imported = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {(node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert not imported & UNSAFE_MODULES
+    yield from imported & UNSAFE_MODULES
     for name, keywords in calls(tree):
-        for unsafe in ("trust_remote_code", "allow_pickle"):
-            assert not (isinstance(keywords.get(unsafe), ast.Constant) and keywords[unsafe].value is not False)  # type: ignore[attr-defined]
-        assert name != "read_pickle"
-        if name == "load" and "weights_only" in keywords:
-            assert ast.unparse(keywords["weights_only"]) == "True"
+        for option in ("trust_remote_code", "allow_pickle"):
+            chosen = keywords.get(option)
+            if isinstance(chosen, ast.Constant) and chosen.value is not False:
+                yield f"{name}({option}={chosen.value})"
+        if name == "read_pickle" or (
+            name == "load" and ast.unparse(keywords.get("weights_only", ast.Constant(True))) != "True"
+        ):
+            yield name
+
+
+def test_no_source_reads_a_pickle_or_trusts_a_models_code() -> None:
+    assert len(SOURCES) > 150
+    found = {path.name: uses for path in SOURCES if (uses := list(unsafe_uses(path.read_text())))}
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("import pickle", "from joblib import load", "f(trust_remote_code=True)"),
+        *("pd.read_pickle(x)", "np.load(x, allow_pickle=True)", "torch.load(x, weights_only=False)"),
+    ],
+)
+def test_an_unsafe_use_is_seen(source: str) -> None:
+    assert len(list(unsafe_uses(source))) == 1
 
 
 @pytest.mark.parametrize("group", ["critic", "action", "action_ppo", "mix"])

@@ -10,19 +10,16 @@ from typing import Any
 
 import pytest
 import typer
+from recipe_stages import RECIPE_NAMES
 
 from verl_act.__main__ import app
 from verl_act.chain import load_recipe, run_recipe
 from verl_act.chain.check import check_settings
 from verl_act.chain.method_stages import plan
-from verl_act.chain.recipe import RECIPES
 from verl_act.errors import ActError, ConfigError, DataError, OptionError
 from verl_act.run_folder import RunFolder
 
 COMMAND: Any = typer.main.get_command(app)
-RECIPE_NAMES = sorted(
-    str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml") if path.parent.name != "layers"
-)
 
 WRONG = [
     ("games.counts={train: 3, valid_seen: 1, valid_unseen: 1, trian: 3}", "games.counts"),
@@ -39,26 +36,20 @@ WRONG = [
     ("seed=99999999999999999999", "seed"),
     ("expert.name=nobody", "expert.name"),
     ("expert.limits={train: 0}", "expert.limits.train"),
-    ("expert.limits={valid_seen: -3}", "expert.limits.valid_seen"),
     ("expert={files: {train: [FILE]}, format: csv}", "expert.format"),
     ("env_settings={dta: x}", "dta"),
     ("env_settings={max_steps: 0}", "max_steps"),
     ("env_settings={max_steps: many}", "env_settings.max_steps"),
     ("alternatives.n=0", "alternatives.n"),
-    ("alternatives.n=-4", "alternatives.n"),
     ("alternatives.temperature=0", "alternatives.n"),
     ("alternatives.temperature=-1", "alternatives.temperature"),
     ("alternatives.temperature=.nan", "alternatives.temperature"),
-    ("alternatives.temperature=.inf", "alternatives.temperature"),
     ("alternatives.max_tokens=0", "alternatives.max_tokens"),
     ("alternatives.max_tokens=1024", "alternatives.max_tokens"),
     ("alternatives.limit=0", "alternatives.limit"),
-    ("alternatives.limit=-5", "alternatives.limit"),
     ("alternatives.workers=-1", "alternatives.workers"),
     ("alternatives={workers: 2, gpus_per_worker: -1}", "alternatives.gpus_per_worker"),
-    ("alternatives={workers: 2, gpus_per_worker: .nan}", "alternatives.gpus_per_worker"),
     ("max_model_len=0", "max_model_len"),
-    ("max_model_len=-1024", "max_model_len"),
     ("engine_options={gpu_memory_utilisation: 0.5}", "engine_options"),
     ("engine_options={model: other}", "engine_options"),
     ("engine_options={max_model_len: long}", "engine_options.max_model_len"),
@@ -79,18 +70,14 @@ WRONG = [
     ("pairs={source: anywhere}", "pairs.source"),
     ("pairs={margins: 'yes'}", "pairs.margins"),
     ("pairs={max_inadmissible_share: 2}", "pairs.max_inadmissible_share"),
-    ("pairs={max_inadmissible_share: .nan}", "pairs.max_inadmissible_share"),
     ("pairs={limit: 0}", "pairs.limit"),
     ("pairs={seed: 1}", "seed"),
     ("audit={lenght: 0.7}", "lenght"),
     ("audit={max_length_accuracy: 2}", "audit.max_length_accuracy"),
-    ("audit={max_verb_accuracy: .nan}", "audit.max_verb_accuracy"),
     ("audit={max_order_imbalance: [0.1]}", "audit.max_order_imbalance"),
-    ("evaluate.temperature=-0.5", "evaluate.temperature"),
     ("evaluate.temperature=.nan", "evaluate.temperature"),
     ("evaluate.max_tokens=0", "evaluate.max_tokens"),
     ("evaluate.max_tokens=5000", "evaluate.max_tokens"),
-    ("evaluate.reasoning_max_tokens=0", "evaluate.reasoning_max_tokens"),
     ("evaluate.reasoning_max_tokens=5000", "evaluate.reasoning_max_tokens"),
     ("evaluate.max_turns=0", "evaluate.max_turns"),
     ("evaluate.actors=0", "evaluate.actors"),
