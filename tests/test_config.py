@@ -297,8 +297,10 @@ def test_a_reward_that_takes_the_place_of_ours_is_warned_of(caplog: pytest.LogCa
 
 
 def test_a_reward_model_that_nothing_would_ask_is_refused() -> None:
+    """Not by verl itself: that is the gap."""
     trainer = import_module("verl.trainer.ppo.v1.trainer_base").PPOTrainer
     enabled = "reward.reward_model.enable=true"
+    validated(composed("+act=critic", enabled, "data.train_files=x"))
     with pytest.raises(ConfigError, match=r"reward\.reward_model\.enable"):
         trainer.__init__(SimpleNamespace(), composed("+act=mix", enabled))
     asks = "+reward.custom_reward_function.reward_kwargs.other={path:mine.py,name:compute_score}"

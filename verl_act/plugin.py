@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Register the `act_env` agent loop and the CPU platform, close the gaps, and guard the reward."""
-    from verl_act.reward_fns import reward_guard  # noqa: F401
+    """Register the `act_env` agent loop and the CPU platform, and close the gaps."""
     from verl_act.upstream_gaps import (  # noqa: F401
         cpu,
         damaged_checkpoints,
         failed_rollouts,
         one_output,
+        reward_guard,
         thought_tokens,
         training_metrics,
         trusted_code,

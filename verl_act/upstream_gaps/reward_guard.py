@@ -1,8 +1,11 @@
-"""Warn or refuse if the wrong reward would score some rows.
+"""Gap: verl asks its reward model only if no custom reward function is set, and does not say so if both are.
 
-`+act=mix` sets our reward. A `reward.custom_reward_function.path` on the user's command line silently replaces it, and
-that function would score choices and actions that it does not know. Conversely, verl uses its reward model only if no
-custom function is set, so next to our reward the model would score nothing.
+`+act=mix` sets our reward function, so a reward model would score nothing: the run is refused. Conversely, a
+`reward.custom_reward_function.path` on the user's command line replaces our reward, and would score choices and actions
+that it does not know: the run warns. That is no gap of verl's.
+
+Upstream change it waits for: an error in `validate_config` (verl/utils/config.py) where both are set and the function
+takes no `reward_router_address`.
 """
 
 import logging
