@@ -23,7 +23,6 @@ from verl_act.evaluate.reasoning import read_questions
 from verl_act.text_files import (
     list_values,
     object_values,
-    open_text,
     read_json,
     read_rows,
     read_text,
@@ -56,8 +55,6 @@ def test_rows_are_the_same_however_they_are_stored(
     assert list(read_rows(path)) == ROWS
     text = SHAPES[shape]
     assert read_text(path) == text
-    with open_text(path) as stream:
-        assert stream.read() == text
 
 
 def test_one_object_is_a_row_unless_it_holds_columns(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from verl_act.command_line import Out, typer_command
 from verl_act.commands import COMMANDS
 from verl_act.errors import ActError, ConfigError, describe
 from verl_act.process import quiet_vllm
+from verl_act.progress import route_messages
 
 
 def _group(text: str) -> typer.Typer:
@@ -134,6 +135,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     quiet_vllm()
+    route_messages()
     try:
         _require_working_folder()
         app(prog_name="verl-act")

@@ -23,7 +23,9 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 
 from verl_act.errors import DataError
+from verl_act.names import one_line
 from verl_act.parquet_file import is_parquet, read_parquet, read_parquet_schema, write_parquet
+from verl_act.progress import phase
 
 logger = logging.getLogger(__name__)
 
@@ -368,7 +370,13 @@ def write_rows(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], 
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        table = pa.Table.from_pylist(list(rows), schema=schema)
+        batches = []
+        with phase(f"writing {path.name}", len(rows), "row") as bar:
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                batch = list(rows[start : start + _ROWS_AT_ONCE])
+                batches.append(pa.RecordBatch.from_pylist(batch, schema=schema))
+                bar.update(len(batch))
+        table = pa.Table.from_batches(batches, schema=schema).combine_chunks()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_parquet(partial, table)
         os.replace(partial, path)
@@ -534,5 +542,8 @@ def _by_state(
 
 def _rows(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file in small batches: one ScienceWorld state is thousands of Python objects."""
-    for batch in read_table(path, schema).to_batches(max_chunksize=_ROWS_AT_ONCE):
-        yield from batch.to_pylist()
+    table = read_table(path, schema)
+    with phase(f"reading {one_line(os.fspath(path))}", table.num_rows, "row") as bar:
+        for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+            bar.update(batch.num_rows)

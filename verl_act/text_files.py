@@ -13,16 +13,20 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count
 from json import JSONDecodeError, JSONDecoder
-from os import PathLike
+from os import PathLike, fspath, stat
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from verl_act.errors import DataError
+from verl_act.names import one_line
+from verl_act.progress import phase
+
+Value = TypeVar("Value")
 
 _GZIP = b"\x1f\x8b"
 _NOT_TEXT = {
@@ -74,16 +78,6 @@ def open_bytes(path: str | PathLike[str]) -> Iterator[BinaryIO]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}. Check the path and its rights.") from error
 
 
-@contextmanager
-def open_text(path: str | PathLike[str]) -> Iterator[TextIO]:
-    """The text as a stream, for files too large for memory; line ends are `\\n`. Raises as `open_bytes` does."""
-    try:
-        with open_bytes(path) as stream:
-            yield io.TextIOWrapper(stream, encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error}). Save it as UTF-8.") from error
-
-
 def read_text(path: str | PathLike[str]) -> str:
     """The whole text; CRLF becomes LF."""
     return _read(path).replace("\r\n", "\n")
@@ -109,13 +103,13 @@ def list_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[Any
     Raises `DataError` naming the line and the value (from 0) if the file is no list, is damaged or cut short.
     """
     with open_bytes(path) as stream:
-        yield from _ValueReader(path, stream, remedy).list_values()
+        yield from _counted(path, stream, _ValueReader(path, stream, remedy).list_values())
 
 
 def object_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[tuple[str, Any]]:
     """The keys and values of a JSON object. Otherwise as `list_values`."""
     with open_bytes(path) as stream:
-        yield from _ValueReader(path, stream, remedy).object_values()
+        yield from _counted(path, stream, _ValueReader(path, stream, remedy).object_values())
 
 
 def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | None = None) -> Iterator[Any]:
@@ -129,7 +123,8 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
         yield from list_values(path)
         return
     with open_bytes(path) as stream:
-        lines = ((line_number, line) for line_number, line in enumerate(stream, 1) if line.strip())
+        numbered = _counted(path, stream, enumerate(stream, 1))
+        lines = ((line_number, line) for line_number, line in numbered if line.strip())
         first, second = next(lines, None), next(lines, None)
         if first is None:
             return
@@ -153,6 +148,16 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
                 if bad_line is None:
                     raise
                 yield bad_line(error)
+
+
+def _counted(path: str | PathLike[str], stream: BinaryIO, values: Iterable[Value]) -> Iterator[Value]:
+    """The values read from `stream`, with a bar of the stored bytes."""
+    unpacked = cast(Any, stream).raw
+    stored = getattr(unpacked, "fileobj", unpacked)
+    with phase(f"reading {one_line(fspath(path))}", stat(path).st_size, "B") as bar:
+        for value in values:
+            yield value
+            bar.update(stored.tell() - bar.n)
 
 
 def _begins_with(path: str | PathLike[str], mark: bytes) -> bool:

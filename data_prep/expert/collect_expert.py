@@ -80,7 +80,7 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
             results = play_all(tasks, SavedResults(saved, hash_of(tasks), Played))
             played = [
                 Dropped(result.kind, result.reason) if isinstance(result, Failure) else result
-                for result in tqdm(results, one_line(settings.split), len(tasks))
+                for result in tqdm(results, f"playing {one_line(settings.split)}", len(tasks))
             ]
         return _write(out, manifest, tasks, played, saved, started)
 

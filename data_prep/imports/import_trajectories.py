@@ -82,7 +82,7 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
             for index, path in enumerate(files):
                 rows = list(read_published(path, form, get_env(env).importer))
                 saved_results = SavedResults[ReplayResult](saved, f"rows {index}", ReplayResult)
-                results = tqdm(replay(map(find, rows), saved_results), one_line(path.name), len(rows))
+                results = tqdm(replay(map(find, rows), saved_results), f"replaying {one_line(path.name)}", len(rows))
                 for row, result in zip(rows, results, strict=True):
                     if isinstance(result, Failure):
                         assert isinstance(row, Published)

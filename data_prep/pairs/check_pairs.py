@@ -15,6 +15,7 @@ from verl_act.data_prep.pairs.probe import MIN_PAIRS, ProbeResult, probe_pairs
 from verl_act.envs.registry import installed_env
 from verl_act.errors import DataError
 from verl_act.parse import match_action, normalise, verb
+from verl_act.progress import phase
 from verl_act.prompts import Template
 from verl_act.schema import Pair, pair_id, read_pairs
 from verl_act.settings.data import AuditOptions, AuditSettings
@@ -223,7 +224,8 @@ def _balance(pairs: Sequence[Pair], seed: int, bounds: AuditOptions) -> AuditFin
 
 
 def _label_words(pairs: Sequence[Pair], template: Template) -> AuditFinding:
-    leaks = [f"{word!r} at pair {pair.pair_id}" for pair in pairs if (word := giveaways.label_word(pair, template))]
+    checked = phase("checking prompts", len(pairs), "pair", pairs)
+    leaks = [f"{word!r} at pair {pair.pair_id}" for pair in checked if (word := giveaways.label_word(pair, template))]
     return _finding("label words", leaks, "prompts and actions name no label")
 
 

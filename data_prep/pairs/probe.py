@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.extras import needs_extra
 from verl_act.parse import normalise, verb
+from verl_act.progress import phase
 from verl_act.schema import Pair
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _outcomes(leads: Array) -> Array:
 
 def _importance(parts: Sequence[_Part], table: Array, owners: NDArray[np.int64], accuracy: float) -> dict[str, float]:
     lost = {}
-    for column, name in enumerate(FEATURES):
+    for column, name in enumerate(phase("probing features", len(FEATURES), "feature", FEATURES)):
         draw = np.random.default_rng(column)
         shuffled = table.copy()
         values = draw.permutation(table[:, :, column])

@@ -16,6 +16,7 @@ from verl_act.engine import load_tokenizer
 from verl_act.errors import DataError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
+from verl_act.progress import phase
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, continued, reply_prefix
 from verl_act.prompts.rendering import render, require_prompts, require_usable
@@ -54,11 +55,11 @@ def make_sft(settings: SftSettings, out: str | PathLike[str]) -> Manifest:
         raise DataError(
             f"{', '.join(map(str, settings.inputs()))}: no rows of kind {settings.kind} can be made of these."
         )
-    for row in rows:
+    for row in phase("cleaning rows", total := len(rows), "row", rows):
         _clean(row, tokenizer)
-    total = len(rows)
     if max_length is not None:
-        rows = [row for row in rows if _tokens(row, tokenizer, kwargs) <= max_length]
+        counted = phase("counting tokens", total, "row", rows)
+        rows = [row for row in counted if _tokens(row, tokenizer, kwargs) <= max_length]
         if not rows:
             raise DataError(
                 f"none of {total} rows has at most {max_length} tokens. Raise --max-length (in recipes max_model_len)."

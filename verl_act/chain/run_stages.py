@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,9 @@ from verl_act.errors import EngineError
 from verl_act.manifest import make_manifest, own_manifest, up_to_date, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked, replace_file
-from verl_act.process import dies_with_parent
-from verl_act.run_folder import COMMAND, PlannedStage, RunFolder
+from verl_act.process import run_to_its_end
+from verl_act.progress import LOG_FILE
+from verl_act.run_folder import COMMAND, COMMAND_LOG, PlannedStage, RunFolder
 
 console = Console(highlight=False, markup=False, emoji=False)  # titles and paths are not ours
 
@@ -119,7 +119,7 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
     if isinstance(stage, TrainingStage):
         seconds = train(stage, manifest)
     else:
-        run_command(stage)
+        run_command(stage, record / COMMAND_LOG)
         seconds = time.monotonic() - started
     manifest = replace(manifest, seconds=round(seconds, 1))
     record_outputs(stage, record)
@@ -129,11 +129,12 @@ def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:
     console.print(f"{title}: done in {seconds:.0f} s, {os.path.relpath(stage.output, out.root)}", soft_wrap=True)
 
 
-def run_command(stage: CommandStage) -> None:
-    """Run the stage in a process of its own. Raises `EngineError` if it fails."""
-    finished = subprocess.run(stage.argv(), preexec_fn=dies_with_parent, check=False)
-    if finished.returncode:
+def run_command(stage: CommandStage, log: Path) -> None:
+    """Run the stage in a process; warnings of other packages go to `log`. Raises `EngineError` if it fails."""
+    log.unlink(missing_ok=True)
+    environment = {**os.environ, LOG_FILE: str(log)}
+    if status := run_to_its_end(stage.argv(), environment):
         raise EngineError(
-            f"stage {stage.name!r} failed with status {finished.returncode}; see its messages above. Fix the cause "
+            f"stage {stage.name!r} failed with status {status}; see its messages above. Fix the cause "
             "and run the same command again: finished stages are skipped."
         )

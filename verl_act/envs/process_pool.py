@@ -33,6 +33,7 @@ from verl_act.errors import ActError, DataError, EnvError
 from verl_act.journal import SavedResults
 from verl_act.options import Above0, Count, check_options
 from verl_act.process import TASK_TIMEOUT, dies_with, kill_tree
+from verl_act.progress import route_messages
 
 logger = logging.getLogger(__name__)
 
@@ -432,6 +433,7 @@ def _serve(worker: Worker[Job, Result], connection: Connection, parent: int) -> 
     dies_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    route_messages()
     try:
         worker.prepare()
         connection.send(_Ready())

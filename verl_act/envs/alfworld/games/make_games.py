@@ -88,7 +88,7 @@ def make_games(settings: GamesSettings, out: str | os.PathLike[str]) -> Manifest
             ]
             made = games[split] = []
             known = SavedResults[_Game](saved, hash_of(orders), _Game)
-            results = tqdm(run(orders, known), split, len(orders))
+            results = tqdm(run(orders, known), f"making {split}", len(orders))
             for order, result in zip(orders, results, strict=True):
                 game = _new_game(order, result, seen, run)
                 seen |= {game.signature, game.folder}
