@@ -194,13 +194,15 @@ def _verdict(problems: Sequence[Problem], passed: str) -> str:
 
 def _shape(recipe: Recipe) -> ModelShape | None:
     """The sizes of the initial policy; None if its configuration cannot be read here."""
+    return _read_shape(recipe.model_path, recipe.trust_remote_code)
+
+
+@cache
+def _read_shape(model: str, trust_remote_code: bool) -> ModelShape | None:
     try:
-        return _read_shape(recipe.model_path, recipe.trust_remote_code)
-    except ConfigError:
+        return model_shape(model, trust_remote_code)
+    except ConfigError:  # without a network, after half a minute
         return None
-
-
-_read_shape = cache(model_shape)
 
 
 def _data(recipe: Recipe) -> str:
