@@ -101,7 +101,7 @@ def tied_choices(steps: Sequence[Step], settings: Mapping[str, Any], margins: bo
     for step in steps:
         if step.tied_actions:
             trajectories.setdefault(step.trajectory_id, []).append(step)
-    replayers = Replayers(settings)
+    replayers = Replayers(settings, ())
     for trajectory in trajectories.values():
         if not margins:
             yield from (_choice(step, _others(step)[0]) for step in trajectory)

@@ -51,7 +51,7 @@ def test_choices_are_the_questions_of_the_critic_stage_with_the_answer_it_reward
     assert read_table(tmp_path / "sft.parquet", SFT).num_rows == len(pairs)
 
 
-def test_rejection_keeps_different_replies_with_the_experts_action_and_their_thoughts() -> None:
+def test_rejection_keeps_the_first_reply_with_the_experts_action_and_its_thought() -> None:
     steps = [make_step(number) for number in range(3)]
     right = [f"<think>{thought}</think><action>take  MUG 0 from desk 1</action>" for thought in ("I see", "So")]
     replies = ("<action>look</action>", right[0], f" {right[0]}\n", "no tag", right[1], "<think>take mug 0 from desk 1")
@@ -60,11 +60,10 @@ def test_rejection_keeps_different_replies_with_the_experts_action_and_their_tho
         state_id=steps[1].state_id, replies=("<action>look</action>",), model="m", sampling="{}"
     )
     template = get_template("cot")
-    for per_state in (1, 2):
-        made = list(rows.rejection(steps, sampled, template, per_state))
-        assert [row["messages"][-1]["content"] for row in made] == right[:per_state]
-        assert {row["state_id"] for row in made} == {steps[0].state_id}
-        assert all(row["messages"][:-1] == template.action_messages(steps[0].context) for row in made)
+    (made,) = rows.rejection(steps, sampled, template)
+    assert made["state_id"] == steps[0].state_id
+    assert made["messages"][-1]["content"] == right[0]
+    assert made["messages"][:-1] == template.action_messages(steps[0].context)
 
 
 def test_preferences_are_rows_of_trl(tokenizer: object, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
@@ -102,21 +103,23 @@ class Replayer:
 
 @dataclass
 class Replayers:
-    """The replayers of a process, one per environment, created on first use. Close them when done."""
+    """The replayers of a process, one per environment, created on first use: the base of workers that replay. Close
+    them when done.
+    """
 
-    settings: Mapping[str, Any]
-    envs: Sequence[str] = ()
+    env_settings: Mapping[str, Any]
+    envs: Sequence[str]
     """The environments that `prepare` sets up."""
     _replayers: dict[str, Replayer] = field(init=False, default_factory=dict)
 
     def get(self, env: str) -> Replayer:
         if env not in self._replayers:
-            self._replayers[env] = Replayer(env, self.settings)
+            self._replayers[env] = Replayer(env, self.env_settings)
         return self._replayers[env]
 
     def prepare(self) -> None:
         for env in self.envs:
-            prepare_env(env, self.settings)
+            prepare_env(env, self.env_settings)
 
     def close(self) -> None:
         for replayer in self._replayers.values():
@@ -133,21 +136,21 @@ class ReplayedState:
         self._task = task
         self._snapshot = environment.snapshot() if isinstance(environment, SnapshotEnvironment) else None
         self._moved = False
-        self._expert_plan: int | None = None
-        self._expert_tried = False
 
     def judge(self, action: str) -> Judgement:
         """Try `action`, starting from this state."""
         if not isinstance(self._environment, PlanningEnvironment):
             return Judgement(self._try(action).admissible, None)
-        if not self._expert_tried:
-            self._expert_plan = self._plan_after(self.step.action)[1]
-            self._expert_tried = True
+        expert_plan = self._expert_plan  # first: it tries the expert's action
         result, plan = self._plan_after(action)
         # If the episode continues and the planner finds no plan, its search was incomplete: the margin is unknown.
-        if self._expert_plan is None or (plan is None and not result.done):
+        if expert_plan is None or (plan is None and not result.done):
             return Judgement(result.admissible, None)
-        return Judgement(result.admissible, UNREACHABLE if plan is None else plan - self._expert_plan)
+        return Judgement(result.admissible, UNREACHABLE if plan is None else plan - expert_plan)
+
+    @cached_property
+    def _expert_plan(self) -> int | None:
+        return self._plan_after(self.step.action)[1]
 
     def outcome(self, action: str) -> str:
         """The observation after `action`, starting from this state."""

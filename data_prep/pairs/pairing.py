@@ -50,8 +50,8 @@ def make_pairs(
     if settings.limit is not None:
         names.sort(key=lambda name: sampling_key(settings.seed, name))
     jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
-    replayers = Replayers(settings.env_settings, sorted({step.env for step in steps}) if settings.margins else ())
-    with process_pool(_Pairer(replayers, settings), settings.workers, settings.task_timeout) as pair_all:
+    pairer = _Pairer(settings.env_settings, sorted({step.env for step in steps}) if settings.margins else (), settings)
+    with process_pool(pairer, settings.workers, settings.task_timeout) as pair_all:
         saved = SavedResults[Paired](journal, "pairs", Paired) if journal else None
         done = tqdm(pair_all(jobs, saved), "building pairs", len(names), unit="trajectory", mininterval=1.0)
         for name, result in zip(names, done, strict=True):
@@ -65,10 +65,9 @@ def make_pairs(
 
 
 @dataclass
-class _Pairer:
+class _Pairer(Replayers):
     """Makes the pairs of a trajectory and counts everything it drops."""
 
-    replayers: Replayers
     settings: PairsSettings
 
     def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> Paired:
@@ -93,13 +92,7 @@ class _Pairer:
         if not self.settings.margins:
             yield from ((step, _unmeasured(step)) for step in steps)
         elif steps:
-            yield from ((state.step, state.judge) for state in self.replayers.get(steps[0].env).replay(steps))
-
-    def prepare(self) -> None:
-        self.replayers.prepare()
-
-    def close(self) -> None:
-        self.replayers.close()
+            yield from ((state.step, state.judge) for state in self.get(steps[0].env).replay(steps))
 
 
 def _does_nothing(step: Step, judge: Judge) -> bool:

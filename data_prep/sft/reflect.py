@@ -184,8 +184,8 @@ def outcomes(
     for step in steps:
         if step.state_id in alternatives:
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
-    replayers = Replayers(settings.env_settings, sorted({step.env for step in steps}))
-    with process_pool(_Executor(replayers), settings.workers, settings.task_timeout) as execute_all:
+    executor = _Executor(settings.env_settings, sorted({step.env for step in steps}))
+    with process_pool(executor, settings.workers, settings.task_timeout) as execute_all:
         saved = SavedResults[TrajectoryOutcomes](journal, "outcomes", TrajectoryOutcomes) if journal else None
         done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
         for name, result in zip(jobs, done, strict=True):
@@ -198,17 +198,15 @@ def outcomes(
 
 
 @dataclass
-class _Executor:
+class _Executor(Replayers):
     """Executes the expert's action and the alternatives at each state of a trajectory."""
-
-    replayers: Replayers
 
     def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> TrajectoryOutcomes:
         executed, counts = list[Executed](), Counter[str]()
         steps = [step for step, _ in trajectory]
         alternatives = {step.state_id: actions for step, actions in trajectory}
         try:
-            for state in self.replayers.get(steps[0].env).replay(steps):
+            for state in self.get(steps[0].env).replay(steps):
                 step = state.step
                 others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
                 executed.append((step, Turn(state.outcome(step.action), step.action), others))
@@ -216,12 +214,6 @@ class _Executor:
         except Exception as error:
             leave_out(steps[0].trajectory_id, failed(self, error).reason, counts, error)
         return executed, counts
-
-    def prepare(self) -> None:
-        self.replayers.prepare()
-
-    def close(self) -> None:
-        self.replayers.close()
 
 
 def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | Unusable:

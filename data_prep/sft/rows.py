@@ -44,18 +44,15 @@ def choice(pairs: Sequence[Pair], template: Template, seed: int = 0) -> Iterator
         yield {"state_id": pair.state_id, "source": "choice", "messages": messages}
 
 
-def rejection(
-    steps: Iterable[Step], alternatives: Mapping[str, Alternatives], template: Template, per_state: int = 1
-) -> Iterator[Row]:
-    """The action prompt of each step, and replies of the initial policy with the expert's action, thoughts included.
-
-    `alternatives`: state id -> sampled replies. At most `per_state` different replies of a state, in sampling order.
+def rejection(steps: Iterable[Step], alternatives: Mapping[str, Alternatives], template: Template) -> Iterator[Row]:
+    """The action prompt of each step, and the first reply of the initial policy with the expert's action, thoughts
+    included. `alternatives`: state id -> sampled replies.
     """
     for step in steps:
         sampled = alternatives[step.state_id].replies if step.state_id in alternatives else ()
         expert = normalise(step.action)
         accepted = (reply.strip() for reply in sampled if normalise(parse_action(reply).action or "") == expert)
-        for reply in list(dict.fromkeys(accepted))[:per_state]:
+        if (reply := next(accepted, None)) is not None:
             yield _action_row(step, "rejection", template, reply)
 
 
