@@ -7,8 +7,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,26 +49,26 @@ def from_cache(
         return _read(folder, made_from, read)
     except _Unusable as unusable:
         problem = str(unusable)
-    with _sole_process(folder, problem):
-        try:
-            return _read(folder, made_from, read)  # another process may have built it meanwhile
-        except _Unusable as unusable:
-            problem = str(unusable)
-        logger.warning("%s", problem)
-        try:
+    try:
+        with locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waiting for %s.", holder)):
+            try:
+                return _read(folder, made_from, read)  # another process may have built it meanwhile
+            except _Unusable as unusable:
+                problem = str(unusable)
+            logger.warning("%s", problem)
             _delete(folder)
             with atomic_folder(folder) as partial:
                 prepare(partial)
                 _write_contents(partial, made_from)
             return _read(folder, made_from, read)
-        except OSError as error:
-            raise _not_written(folder, problem, error) from error
-        except DataError as error:
-            if isinstance(error.__cause__, OSError) and _is_below(folder.parent, error.__cause__):
-                raise _not_written(folder, problem, error.__cause__) from error
-            raise
-        except _Unusable as unusable:
-            raise DataError(f"{unusable} It was just written, so the disk may be damaged. {_REMEDY}") from unusable
+    except OSError as error:
+        raise _not_written(folder, problem, error) from error
+    except DataError as error:
+        if isinstance(error.__cause__, OSError) and _is_below(folder.parent, error.__cause__):
+            raise _not_written(folder, problem, error.__cause__) from error
+        raise
+    except _Unusable as unusable:
+        raise DataError(f"{unusable} It was just written, so the disk may be damaged. {_REMEDY}") from unusable
 
 
 def _read(folder: Path, made_from: Mapping[str, Any], read: Callable[[Path], _T]) -> _T:
@@ -106,19 +105,6 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(folder)
     else:
         folder.unlink(missing_ok=True)
-
-
-@contextmanager
-def _sole_process(folder: Path, problem: str) -> Iterator[None]:
-    """Keep other processes from building `folder`."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(
-                locked(folder.with_suffix(".lock"), lambda holder: logger.warning("Waiting for %s.", holder))
-            )
-        except OSError as error:
-            raise _not_written(folder, problem, error) from error
-        yield
 
 
 def _not_written(folder: Path, problem: str, error: OSError) -> DataError:
