@@ -20,6 +20,7 @@ import verl_act.schema
 from verl_act.chain.recipe import Recipe
 from verl_act.config.settings import ActSettings
 from verl_act.dpo import DpoSettings
+from verl_act.evaluate.metric_registry import METRICS, SECTIONS
 from verl_act.prompts import get_template
 from verl_act.prompts.registry import template_names
 from verl_act.settings.base import Settings
@@ -174,6 +175,16 @@ for _class, _names in _templates.items():
     _lines += ["", f"## {', '.join(f'`{_name}`' for _name in _names)}", "", inspect.getdoc(_class), ""]
     _lines += [*_HEAD, *_template_table(_names)]
 _write("templates.md", *_lines)
+
+
+_HIGHER = {1: "higher", -1: "lower", 0: ""}
+_lines = ["# Metrics of evaluations", "", "Keys of `metrics` in `metrics.json`, below each split.", ""]
+_lines += ["| metric | of | what | better | by group |", "|---|---|---|---|---|"]
+for _name, _metric in METRICS.items():
+    _groups = ", ".join(_metric.groups) or ("yes" if _metric.group else "")
+    _cells = (f"`{_name}`", SECTIONS[_metric.section].title, _metric.full_title, _HIGHER[_metric.direction], _groups)
+    _lines.append(f"| {' | '.join(_cells)} |")
+_write("metrics.md", *_lines)
 
 
 def _columns(schema):

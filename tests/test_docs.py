@@ -35,13 +35,15 @@ from verl_act.chain.check import compose
 from verl_act.chain.method_stages import plan
 from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
+from verl_act.evaluate.records import _REQUIRED
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.compact import CompactTemplate
 from verl_act.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-REFERENCE = [DOCS / "reference" / f"{name}.md" for name in ("commands", "data-act", "recipes", "tables", "templates")]
+_GENERATED = ("commands", "data-act", "metrics", "recipes", "tables", "templates")
+REFERENCE = [DOCS / "reference" / f"{name}.md" for name in _GENERATED]
 GENERATED = [*REFERENCE, *(DOCS / "recipes").glob("*.md")]
 FILES = sorted(
     path
@@ -122,6 +124,14 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     targets = {link: (page.parent / link).resolve() for link in LINK.findall(text)}
     assert not [link for link, target in targets.items() if not target.exists() and target not in REFERENCE]
+
+
+def test_the_page_of_files_names_every_key_of_a_reply() -> None:
+    page = (DOCS / "reference" / "files.md").read_text()
+    for file, keys in _REQUIRED.items():
+        (table,) = re.findall(rf"^\| `{re.escape(file)}` \| \|\n(.*?)\n\n", page, re.M | re.S)
+        described = {"split", "sample", "task_id", *re.findall(r"`(\w+)`", table)}
+        assert set(keys) <= described, f"{file}: {set(keys) - described}"
 
 
 def ours(how: str) -> list[Any]:
