@@ -35,7 +35,7 @@ from verl_act.chain.check import compose
 from verl_act.chain.method_stages import plan
 from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
-from verl_act.evaluate.records import _REQUIRED
+from verl_act.evaluate.records import REQUIRED_KEYS
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.compact import CompactTemplate
 from verl_act.run_folder import RunFolder
@@ -128,7 +128,7 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 def test_the_page_of_files_names_every_key_of_a_reply() -> None:
     page = (DOCS / "reference" / "files.md").read_text()
-    for file, keys in _REQUIRED.items():
+    for file, keys in REQUIRED_KEYS.items():
         (table,) = re.findall(rf"^\| `{re.escape(file)}` \| \|\n(.*?)\n\n", page, re.M | re.S)
         described = {"split", "sample", "task_id", *re.findall(r"`(\w+)`", table)}
         assert set(keys) <= described, f"{file}: {set(keys) - described}"

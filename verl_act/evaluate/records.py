@@ -17,13 +17,14 @@ _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "rig
 _CHOICE_KEYS = ("margin", "candidates", "expert_position", "named_a_candidate", "chosen", "consistent")
 _RATIONALE_KEYS = ("well_formed", "thought", "right", "follows")
 _METRICS_KEYS = ("name", "model", "template", "sampling", "metrics")
-_REQUIRED = {
+REQUIRED_KEYS = {
     EPISODES: (*_EPISODE_KEYS, "longest_failed_repeat"),
     NEXT_ACTIONS: ("state_id", *_ANSWER_KEYS),
     CHOICES: ("pair_id", "order", *_ANSWER_KEYS, *_CHOICE_KEYS),
     REASONING: ("item", "split", "right"),
     RATIONALES: ("pair_id", "task_id", "split", "rationale", "question", "order", "reply", *_RATIONALE_KEYS),
 }
+"""File -> keys that every record in it has; docs/reference/files.md says what they mean."""
 
 
 def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -33,7 +34,7 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """
     manifest = read_manifest(folder)
     by_file = {}
-    for file, required in _REQUIRED.items():
+    for file, required in REQUIRED_KEYS.items():
         path, records = folder / file, []
         for line_number, record in _json_lines(path):
             if missing := [key for key in required if key not in record]:
