@@ -47,7 +47,7 @@ def test_every_command_line_gives_the_settings_of_its_stage(name: str, changes: 
             _, module, package, group, title, *arguments = stage.argv()
             assert (module, package) == ("-m", "verl_act")
             context = COMMAND.commands[group].commands[title].make_context(title, arguments)
-            assert context.params.pop("out", None) == stage.out
+            assert context.params.pop("out", stage.output) == stage.output
             assert settings_from(type(stage.settings), context.params) == stage.settings
 
 
@@ -99,6 +99,7 @@ REQUIRED = {
     "data sft": ["--trajectories", "FILE", "--model", "/nowhere/model"],
     "eval run": ["--model", "/nowhere/model", "--trajectories", "FILE"],
     "dev methods-table": ["RUN"],
+    "dev embedded-model": ["--trajectories", "FILE"],
 }
 KEYS = st.sampled_from(["train", "n", "data", "max_steps", "history_length", "max_listed", "ACT", "steps"])
 ENTRY = st.tuples(KEYS | TEXT, VALUE.map(json.dumps) | TEXT | st.sampled_from(["{", "[", "&a", "*a", "!x 5"]))
