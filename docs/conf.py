@@ -1,5 +1,6 @@
 """Sphinx: the documentation site (`make docs`)."""
 
+import html
 import inspect
 import json
 import re
@@ -60,6 +61,8 @@ def _write(page, *lines):
 _typer = [sys.executable, "-m", "typer", "verl_act.__main__", "utils", "docs"]
 _page = _DOCS / "reference" / "commands.md"
 subprocess.run([*_typer, "--name", "verl-act", "--title", "Commands", "--output", str(_page)], check=True)
+# Typer escapes help texts as for HTML, where Markdown's code shows them as they stand.
+_page.write_text(html.unescape(_page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _row(name, kind="", default="", text=""):

@@ -153,7 +153,7 @@ class PreferencesSettings(Settings):
     split: Text = "train"
     """Split name of the pairs."""
     env: Text = "preference"
-    """Environment name, used in the data source act/<env>/choice."""
+    """Environment name, used in the data source `act/<env>/choice`."""
     candidates: Annotated[int, Field(ge=2)] = 2
     """Most candidate replies of one choice."""
 
