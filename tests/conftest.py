@@ -34,7 +34,7 @@ def _keep_to_own_cores() -> None:
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     cores = sorted(os.sched_getaffinity(0))
     if worker and workers <= len(cores):
-        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers])
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % workers :: workers])
 
 
 def pytest_unconfigure() -> None:

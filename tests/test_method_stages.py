@@ -175,7 +175,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Stages leave empty files where their results would be; the methods of the table is added to the list."""
     told: list[dict[str, Any]] = []
 
-    def make(stage: CommandStage) -> None:
+    def make(stage: CommandStage, log: Path) -> None:
         words = stage.argv()
         if isinstance(stage.settings, MethodsTableSettings):
             told.append(stage.settings.model_dump()["methods"])
@@ -254,6 +254,7 @@ def test_the_last_of_several_processes_has_all_seeds(
         last.start()
         shown = ""
         while "table of the methods: waiting, process" not in shown:
+            assert last.is_alive()
             shown += capsys.readouterr().out.replace("\n", " ")
             time.sleep(0.01)
         run_stages(method_stages(recipe, RunFolder(tmp_path), [1])[:-2], RunFolder(tmp_path))

@@ -126,7 +126,7 @@ def test_the_last_words_name_the_report(compared: Path, tmp_path: Path) -> None:
     assert all(name in text for name in ("Prompting", "IL <b>bold</b>", "RL + ACT"))
 
 
-def make(stage: CommandStage) -> None:
+def make(stage: CommandStage, log: Path) -> None:
     """What a command leaves: evaluations and the table of methods as they are, all other files without content."""
     if isinstance(stage.settings, MethodsTableSettings):
         compare_methods(stage.settings, stage.output)
