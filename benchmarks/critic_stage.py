@@ -3,8 +3,8 @@
     python benchmarks/critic_stage.py runs/quickstart runs/methods
 
 Reads finished runs; of a comparison of methods every seed (metrics and evaluations, all on held-out games; the models
-trained with ACT alone and with ACT -> RL stand for those of a run's stages). Prints a table and writes
-`benchmarks/results/critic_stage.json` and the curves, `critic_stage.svg`.
+trained with ACT alone and with ACT -> RL, where there are such, stand for those of a run's stages). Prints a table and
+writes `benchmarks/results/critic_stage.json` and the curves, `critic_stage.svg`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
+import altair
 
 from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.evaluate.records import read_metrics_file
 from verl_act.run_folder import RunFolder, metrics_by_step
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 VALIDATION = re.compile(r"val-core/act/\w+/choice/([\w/]+)/acc/mean@1")
@@ -50,7 +47,9 @@ def evaluations(run: RunFolder) -> dict[str, dict[str, dict[str, float]]]:
     for model, method in MODELS.items():
         seeds = [run, *RunFolder(run.root).seeds]  # a greedy initial model is evaluated with one seed only
         folders = [seed.evaluation(name) for seed in seeds for name in (model, method)]
-        file = next(folder / METRICS_FILE for folder in folders if (folder / METRICS_FILE).is_file())
+        file = next((folder / METRICS_FILE for folder in folders if (folder / METRICS_FILE).is_file()), None)
+        if file is None:
+            continue  # a comparison may do without it
         by_split = read_metrics_file(file)["metrics"]
         by_model[model] = {
             split: {METRICS[name].full_title: round(metrics[name]["value"], 4) for name in SHOWN}
@@ -61,18 +60,24 @@ def evaluations(run: RunFolder) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def draw(runs: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4))
-    splits = sorted({split for found in runs.values() for split in found})
-    for color, split in enumerate(splits):
-        for number, found in enumerate(runs.values()):
-            points = found.get(split, {})
-            label = "" if number else split  # one entry of the legend for all runs
-            axes.plot(list(points), list(points.values()), marker=".", color=f"C{color}", label=label)
-    axes.axhline(0.5, color="grey", linestyle=":", label="chance")
-    axes.set(xlabel="GRPO step", ylabel="choice accuracy, held out", ylim=(0.2, 1.0))
-    axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    rows = [
+        {"run": run, "held out": split, "step": step, "accuracy": accuracy}
+        for run, by_split in runs.items()
+        for split, points in by_split.items()
+        for step, accuracy in points.items()
+    ]
+    lines = (
+        altair.Chart(altair.Data(values=rows), width=560, height=300)
+        .mark_line(point=True)
+        .encode(
+            x=altair.X("step:Q", title="GRPO step"),
+            y=altair.Y("accuracy:Q", title="better action chosen, held out", scale=altair.Scale(domain=[0.2, 1])),
+            color="held out:N",
+            detail="run:N",
+        )
+    )
+    chance = altair.Chart(altair.Data(values=[{"chance": 0.5}])).mark_rule(strokeDash=[2, 2]).encode(y="chance:Q")
+    (lines + chance).save(path)
 
 
 def main() -> None:
@@ -82,11 +87,11 @@ def main() -> None:
     runs = {run.root.name if run.seed is None else f"{run.root.name}, seed {run.seed}": run for run in folders}
     measured = {name: {"validation": curves(run), "evaluation": evaluations(run)} for name, run in runs.items()}
     for name, figures in measured.items():
-        print(f"\n{name}\n{'metric':52} {'split':13} {'initial':>8} {'critic':>8} {'action':>8}")
+        print(f"\n{name}\n{'metric':52} {'split':13}", *(f"{model:>8}" for model in figures["evaluation"]))
         for split in figures["evaluation"]["initial"]:
             for title in figures["evaluation"]["initial"][split]:
-                row = [figures["evaluation"][model][split][title] for model in MODELS]
-                print(f"{title:52} {split:13} {row[0]:8.1%} {row[1]:8.1%} {row[2]:8.1%}")
+                row = [models[split][title] for models in figures["evaluation"].values()]
+                print(f"{title:52} {split:13}", *(f"{value:8.1%}" for value in row))
     (RESULTS / "critic_stage.json").write_text(json.dumps(measured, indent=2) + "\n")
     draw({name: figures["validation"] for name, figures in measured.items()}, RESULTS / "critic_stage.svg")
 

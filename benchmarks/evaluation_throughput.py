@@ -44,8 +44,7 @@ def play(policy: PolicyUnderTest, eval_tasks: list[Task], data: dict[str, Any], 
         seconds = {"all at once": time.monotonic() - started}
         started = time.monotonic()
         alone = [
-            (await rollout_tasks(policy, [task], pool, max_turns))[0]
-            for task in tqdm(eval_tasks, desc="one at a time")
+            (await rollout_tasks(policy, [task], pool, max_turns))[0] for task in tqdm(eval_tasks, desc="one at a time")
         ]
         seconds["one at a time"] = time.monotonic() - started
         won = [[record["success"] for record in answers] for answers in (together, alone)]
