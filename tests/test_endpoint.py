@@ -23,7 +23,7 @@ from verl_act.chain.recipe import embedded_models
 from verl_act.engine import Reply
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.evaluate.endpoint import Endpoint
-from verl_act.evaluate.evaluation import check_settings, evaluate
+from verl_act.evaluate.evaluation import check_settings, evaluate_model
 from verl_act.evaluate.suites import incomparable
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
 from verl_act.settings.evaluation import EvaluationSettings
@@ -200,14 +200,14 @@ def test_vllms_own_server_gives_the_metrics_of_the_local_engine(
         trajectories=[tmp_path / "steps.parquet"],
         template="compact",
     )
-    evaluate(settings, tmp_path / "local")
+    evaluate_model(settings, tmp_path / "local")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with vllm_server(tmp_path / "server.log") as url:
         elsewhere = settings.model_copy(update={"endpoint": url})
-        evaluate(elsewhere, tmp_path / "remote")
+        evaluate_model(elsewhere, tmp_path / "remote")
         monkeypatch.setenv("OPENAI_API_KEY", "wrong")
         with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
-            evaluate(elsewhere, tmp_path / "refused")
+            evaluate_model(elsewhere, tmp_path / "refused")
     local, remote = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("local", "remote"))
     assert local["metrics"]["valid_seen"]["choice"]["items"] == 12
     assert incomparable(local, remote) == []

@@ -19,7 +19,13 @@ from verl_act.engine import Engine, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.evaluate.choices import evaluate_choices
-from verl_act.evaluate.evaluation import Answers, evaluate, evaluation_manifest, some_of_each_split, write_evaluation
+from verl_act.evaluate.evaluation import (
+    Answers,
+    evaluate_model,
+    evaluation_manifest,
+    some_of_each_split,
+    write_evaluation,
+)
 from verl_act.evaluate.files import CHOICES, EPISODES, FILES
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, metric_items, read_metrics, summary
 from verl_act.evaluate.reasoning import Question
@@ -248,7 +254,7 @@ def test_a_folder_without_an_evaluation_is_named(tmp_path: Path) -> None:
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="suite, tasks, trajectories, pairs or reasoning"):
-        evaluate(EvaluationSettings(name="model", model="none"), tmp_path / "out")
+        evaluate_model(EvaluationSettings(name="model", model="none"), tmp_path / "out")
     with pytest.raises(ConfigError, match="n is 4 at temperature 0"):
         Sampling(n=4, temperature=0)
 

@@ -20,7 +20,7 @@ from verl_runs import ACT, arguments, check_steps, run
 from verl_act.chain.recipe import embedded_models
 from verl_act.config.settings import Mode
 from verl_act.data_prep.expert.make_tasks import make_tasks
-from verl_act.evaluate.evaluation import evaluate
+from verl_act.evaluate.evaluation import evaluate_model
 from verl_act.evaluate.files import EPISODES
 from verl_act.settings.data import TasksSettings
 from verl_act.settings.evaluation import EvaluationSettings
@@ -31,7 +31,7 @@ TOKENS_PER_TURN = 24
 def check_evaluation(validated: dict[str, float], folder: Path) -> None:
     """`evaluate` finds the initial model as good as verl's validation before the first step."""
     tasks = folder / "test" / "webshop" / "tasks.parquet"
-    evaluate(
+    evaluate_model(
         EvaluationSettings(
             name="initial",
             tasks=[tasks],

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import verl_act
+
 PACKAGE = Path(__file__).resolve().parent.parent / "verl_act"
 
 
@@ -94,3 +96,8 @@ def test_tests_use_public_names() -> None:
     private = re.compile(r"from verl_act[\w.]* import [^\n]*\b_[a-zA-Z]|\"verl_act\.[\w.]*\._[a-zA-Z]")
     for path in sorted(Path(__file__).parent.glob("*.py")):
         assert not private.findall(path.read_text(encoding="utf-8")), path.name
+
+
+def test_public_names_are_functions_and_classes_however_often_they_are_imported() -> None:
+    for name in 2 * verl_act.__all__:
+        assert callable(getattr(verl_act, name)), name

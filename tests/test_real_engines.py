@@ -11,7 +11,7 @@ import pytest
 from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
-from verl_act.evaluate.evaluation import evaluate
+from verl_act.evaluate.evaluation import evaluate_model
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS
 from verl_act.settings.data import ExpertSettings, TasksSettings
 from verl_act.settings.evaluation import EvaluationSettings
@@ -49,7 +49,7 @@ def test_two_replicas_evaluate_every_kind_like_one(games: Path, pairs: Path, tmp
             max_turns=8,
             limit=20,
         )
-        evaluate(settings, tmp_path / str(replicas))
+        evaluate_model(settings, tmp_path / str(replicas))
         made.append({name: records(tmp_path / str(replicas), name) for name in (EPISODES, NEXT_ACTIONS, CHOICES)})
     assert all(made[0].values())
     assert made[0] == made[1]

@@ -15,7 +15,7 @@ from samples import make_pair
 
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, OptionError
-from verl_act.evaluate.evaluation import check_settings, evaluate
+from verl_act.evaluate.evaluation import check_settings, evaluate_model
 from verl_act.evaluate.metric_registry import read_metrics
 from verl_act.evaluate.suites import (
     _VERSIONS,
@@ -137,9 +137,9 @@ def test_samplings_have_a_mean_and_a_deviation(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.parquet"
     write_rows(pairs, [make_pair(number, split="valid_seen").to_row() for number in range(30)], PAIR)
     with server(judge) as (url, requests):
-        evaluate(settings(pairs=[pairs], samples=3, temperature=1.0, endpoint=url), tmp_path / "three")
+        evaluate_model(settings(pairs=[pairs], samples=3, temperature=1.0, endpoint=url), tmp_path / "three")
         assert len({request["seed"] for request in requests}) == len(requests) == 3 * 2 * 30
-        evaluate(settings(pairs=[pairs], temperature=1.0, endpoint=url), tmp_path / "one")
+        evaluate_model(settings(pairs=[pairs], temperature=1.0, endpoint=url), tmp_path / "one")
     three, one = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("three", "one"))
     records = [json.loads(line) for line in (tmp_path / "three" / "choices.jsonl").read_text().splitlines()]
     shares = [
@@ -168,7 +168,7 @@ def result(tmp_path: Path) -> dict[str, Any]:
     pairs = tmp_path / "pairs.parquet"
     write_rows(pairs, [make_pair(split="valid_seen").to_row()], PAIR)
     with server(judge) as (url, _):
-        evaluate(settings(pairs=[pairs], endpoint=url), tmp_path / "out")
+        evaluate_model(settings(pairs=[pairs], endpoint=url), tmp_path / "out")
     metrics: dict[str, Any] = json.loads((tmp_path / "out" / "metrics.json").read_text())
     return metrics
 

@@ -32,7 +32,7 @@ _NAMES = {
     "verl_act.data_prep.sft.reflect": ["reflect"],
     "verl_act.envs.base": ["EnvSpec"],
     "verl_act.envs.registry": ["register_env"],
-    "verl_act.evaluate.evaluation": ["evaluate"],
+    "verl_act.evaluate.evaluation": ["evaluate_model"],
     "verl_act.manifest": ["Manifest"],
     "verl_act.prompts.registry": ["register_template"],
     "verl_act.prompts.template": ["Template"],

@@ -117,7 +117,7 @@ _COMMANDS: list[Command[Any]] = [
         "eval run",
         evaluation.EvaluationSettings,
         "verl_act.evaluate.evaluation",
-        "evaluate",
+        "evaluate_model",
         "Measure a model: episodes, next actions, choices, reasoning. Writes metrics.json and every reply. A killed "
         "evaluation resumes where it stopped.",
     ),

@@ -48,7 +48,7 @@ _Record = TypeVar("_Record", bound=Any)
 
 
 @writes_folder("evaluate")
-def evaluate(settings: EvaluationSettings, out: PathName) -> Manifest:
+def evaluate_model(settings: EvaluationSettings, out: PathName) -> Manifest:
     """Write `metrics.json`, the records as JSON lines and a manifest to `out`; returns the manifest.
 
     Every item of the files is evaluated exactly once, in file order. A run that was killed resumes with the remaining
