@@ -80,6 +80,21 @@ def test_checkpoints_of_other_data_are_neither_gone_on_from_nor_lost(tmp_path: P
     assert (stage.output / "model" / "steps").read_text() == "3"
 
 
+ENDS_EARLY = """
+import os, pathlib
+pathlib.Path(os.environ["VERL_FILE_LOGGER_PATH"]).write_text('{"step": 1, "data": {}}\\n')
+"""
+"""Stands where verl would: its rows give one step, and it saves every twenty."""
+
+
+def test_rows_for_fewer_steps_than_asked_for_are_named(tmp_path: Path) -> None:
+    asked = {"trainer.total_training_steps": 2}
+    with pytest.raises(EngineError, match=r"after 1 of 2 steps .* raise trainer\.total_epochs"):
+        train(trainer("critic", ENDS_EARLY, tmp_path / "critic", overrides=asked))
+    with pytest.raises(EngineError, match=r"save_freq set"):
+        train(trainer("action", ENDS_EARLY, tmp_path / "action"))
+
+
 MEGATRON = """
 import pathlib, sys
 (folder,) = (word.partition("=")[2].strip('"') for word in sys.argv if word.startswith("trainer.default_local_dir="))

@@ -53,7 +53,6 @@ SMALL_STAGE = {
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 912,
     "actor_rollout_ref.rollout.n": 2,
     "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
-    "trainer.total_epochs": 1,
 }
 STAGES = ("critic", "action")
 

@@ -122,7 +122,17 @@ def _run(stage: TrainingStage) -> None:
     status = watch(stage, stage.argv(further), environment, log)
     if status or not _exported_models(folder.checkpoints):
         tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_LOG_TAIL_LINES:])
-        what = f"failed with status {status}" if status else "left no exported model (is trainer.save_freq set?)"
+        taken, total = max(metrics_by_step(folder.attempts_metrics), default=0), stage.override(_TOTAL_STEPS)
+        if status:
+            what = f"failed with status {status}"
+        elif total and taken < total:
+            what = (
+                f"ended after {taken} of {total} steps and had saved none, because its rows gave no more "
+                "(trainer.total_epochs, data.train_batch_size; data.filter_overlong_prompts leaves some out); raise "
+                "trainer.total_epochs or lower trainer.save_freq"
+            )
+        else:
+            what = "left no exported model (is trainer.save_freq set?)"
         raise EngineError(f"stage {stage.name!r} {what}. The end of {log}:\n{tail}")
 
 
