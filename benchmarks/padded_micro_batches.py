@@ -1,11 +1,13 @@
 """The arithmetic of a training step on a CPU: rows of like length in a micro-batch, against rows as they come.
 
     python benchmarks/padded_micro_batches.py runs/quickstart
+    python benchmarks/padded_micro_batches.py runs/official --recipe alfworld/official
 
 Takes batches of 32 pairs of a finished run, each four times as in a GRPO step, and times forward and backward of the
 recipe's model on them: in micro-batches of 32 rows in the batch's order, as verl cuts them without `use_dynamic_bsz`;
 and with it, to several `ppo_max_token_len_per_gpu`, by verl and by our `upstream_gaps/cpu/padded_micro_batches.py`. All
-ways in turn, batch by batch; seconds are medians. Writes `benchmarks/results/padded_micro_batches.json`.
+ways in turn, batch by batch; seconds are medians. Writes `benchmarks/results/padded_micro_batches.json`, by
+recipe.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ def main() -> None:
         }
         print(f"{way:28} {median(times):6.2f} s  {ratio:5.2f} times as fast  {padded[way] / tokens:.2f} tokens a token")
     result["versions"] = dict(process_versions())
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    others = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    RESULT.write_text(json.dumps({**others, arguments.recipe: result}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

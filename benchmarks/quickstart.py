@@ -1,10 +1,11 @@
-"""The quickstart as a whole: seconds of every stage, and the most memory that all of its processes held together.
+"""The quickstart as a whole: what it learns, seconds of every stage, the most memory that all processes held together.
 
     python benchmarks/quickstart.py runs/quickstart-timed
 
 Runs the chain into a folder that must not exist yet, on a machine that should do nothing else (the load before the
 start is noted). Memory is the proportional set size, in which a page that processes share counts once. Further
-arguments change the recipe. Writes `benchmarks/results/alfworld_quickstart.json`.
+arguments change the recipe. Writes `benchmarks/results/alfworld_quickstart.json`, and prints the table for a document,
+which `tests/test_results.py` compares with it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from verl_act.manifest import read_manifest
+from verl_act.evaluate.metric_registry import METRICS
+from verl_act.evaluate.records import read_metrics_file
+from verl_act.manifest import process_versions, read_manifest
 from verl_act.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS_BETWEEN_SAMPLES = 2.0
+SHOWN = ("success", "choice_inferable", "choice", "next_action_inferable", "next_action")
 
 
 def memory(process: psutil.Process) -> int:
@@ -42,6 +47,40 @@ def stages(run: Path) -> dict[str, float]:
     folder = RunFolder(run)
     records = {stage.name: read_manifest(folder.record(stage.name)) for stage in folder.plan}
     return {name: record.seconds or 0.0 for name, record in records.items() if record}
+
+
+def evaluations(run: Path) -> dict[str, Any]:
+    """Model -> split -> metric -> its value, interval and number of items."""
+    files = sorted((run / "evaluation").glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
+    measured = {file.parent.name: read_metrics_file(file)["metrics"] for file in files}
+    return {
+        model: {split: {name: metrics[name] for name in SHOWN} for split, metrics in by_split.items()}
+        for model, by_split in measured.items()
+    }
+
+
+def quickstart_table(kept: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    """A row for each metric and split, with the value and interval of every model."""
+    models = kept["evaluations"]
+    rows = []
+    for name in metrics:
+        for split, measured in next(iter(models.values())).items():
+            cells = [models[model][split][name] for model in models]
+            values = [
+                f"{METRICS[name].format(cell['value'])} ({METRICS[name].format_interval(cell['low'], cell['high'])})"
+                for cell in cells
+            ]
+            rows.append(f"| {METRICS[name].full_title}, {split} ({measured[name]['items']}) | {' | '.join(values)} |")
+    return [f"| greedy (items) | {' | '.join(models)} |", "|---|" + "---:|" * len(models), *rows]
+
+
+TABLES = {"quickstart": quickstart_table}
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What `benchmarks/results/<name>_quickstart.json` says."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}_quickstart.json").read_text())
+    return result
 
 
 def main() -> None:
@@ -72,13 +111,13 @@ def main() -> None:
         "peak_memory_gib": round(most / 2**30, 2),
         "peak_memory_after_stage": during,
         "stages": stages(arguments.run),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "evaluations": evaluations(arguments.run),
+        "versions": dict(process_versions()),
     }
     for name, seconds in figures["stages"].items():
         print(f"{name:24} {seconds:7.1f} s")
     print(f"{'all':24} {figures['seconds']:7.1f} s, at most {figures['peak_memory_gib']} GiB")
+    print(*quickstart_table(figures, SHOWN), sep="\n")
     (RESULTS / f"{arguments.recipe.replace('/', '_')}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 

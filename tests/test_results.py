@@ -22,8 +22,9 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("kind", "name", "metrics", "rows"), TABLES)
-def test_a_table_of_methods_is_that_of_its_results(kind: str, name: str, metrics: str, rows: str) -> None:
-    spec = importlib.util.spec_from_file_location("methods_table", ROOT / "benchmarks" / "methods_table.py")
+def test_a_table_is_that_of_its_results(kind: str, name: str, metrics: str, rows: str) -> None:
+    module = "quickstart" if kind == "quickstart" else "methods_table"
+    spec = importlib.util.spec_from_file_location(module, ROOT / "benchmarks" / f"{module}.py")
     assert spec and spec.loader
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
@@ -31,4 +32,4 @@ def test_a_table_of_methods_is_that_of_its_results(kind: str, name: str, metrics
 
 
 def test_there_are_tables() -> None:
-    assert {param.values[0] for param in TABLES} == {"long", "short"}
+    assert {param.values[0] for param in TABLES} == {"long", "short", "quickstart"}
