@@ -23,7 +23,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         # Chromium refuses its sandbox to root, which is who runs it in a container.
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1240, "height": 820}, color_scheme="light")
+        tab = browser.new_page(viewport={"width": 1240, "height": 600}, color_scheme="light")
         tab.goto(page.as_uri())
         tab.screenshot(path=PICTURE)
         browser.close()
