@@ -12,16 +12,15 @@ import ray
 from verl_act.ray_session import ray_session, worker_failed
 
 
-class Failing:
-    """As an engine of `data alternatives`: the reason is printed by a process below, and the error names none."""
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        os.system("echo the reason")
-        raise RuntimeError("the engine is dead; see above")
-
-
 @pytest.mark.slow
 def test_a_failed_worker_is_named_with_the_files_that_hold_the_reason() -> None:
+    class Failing:  # here, so that it travels to workers, which cannot import this module
+        """As an engine of `data alternatives`: the reason is printed by a process below, and the error names none."""
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            os.system("echo the reason")
+            raise RuntimeError("the engine is dead; see above")
+
     with ray_session():
         rows = ray.data.from_items([{"index": 0}]).map_batches(Failing, compute=ray.data.ActorPoolStrategy(size=1))
         with pytest.raises(ray.exceptions.RayError) as caught:
@@ -30,7 +29,7 @@ def test_a_failed_worker_is_named_with_the_files_that_hold_the_reason() -> None:
     assert message.startswith("a worker on Ray failed: RuntimeError: the engine is dead; see above ")
     assert len(message.splitlines()) == 1 < len(str(caught.value).splitlines())
     pattern = next(word for word in message.split() if word.endswith(".out")).removeprefix("/")
-    (log,) = Path("/").glob(pattern)
+    (log,) = {path.resolve() for path in Path("/").glob(pattern)}  # the session has a second name
     assert "the reason" in log.read_text()
 
 
