@@ -1,7 +1,8 @@
 """Gap: where padding is not removed, verl pads the rows of a micro-batch to its longest, and mixes long with short.
 
-It balances the tokens of micro-batches, which is right for packed rows. Padded ones cost as many times the longest row
-as there are rows: twice the tokens of a batch of ours. Here rows of like length go together.
+It balances the tokens of micro-batches, which is right for packed rows. A padded micro-batch costs its longest row
+times the number of rows. Here rows of like length go together; `benchmarks/padded_micro_batches.py` measures what that
+saves.
 
 Upstream change it waits for: the lengths of padded rows in `rearrange_micro_batches` (verl/utils/seqlen_balancing.py).
 """
@@ -18,35 +19,37 @@ from verl_act.upstream_gaps import wrap_when_imported
 def by_length(
     wrapped: Callable[..., list[list[int]]], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[list[int]]:
-    """Parts of equal size, which are the devices' or mini-batches, stay verl's."""
+    """Micro-batches alone: partitions of equal size, which are those of devices or mini-batches, stay verl's."""
     arguments = signature(wrapped).bind(*args, **kwargs).arguments
     if arguments["equal_size"]:
         return wrapped(*args, **kwargs)
-    return parts_by_length(arguments["seqlen_list"], arguments["k_partitions"])
+    return partitions_by_length(arguments["seqlen_list"], arguments["k_partitions"])
 
 
-def parts_by_length(workloads: Sequence[int], parts: int) -> list[list[int]]:
-    """`parts` lists of the indices of `workloads`, each with neighbours in size, so that the dearest costs little.
+def partitions_by_length(workloads: Sequence[int], count: int) -> list[list[int]]:
+    """Split the indices of `workloads` into `count` lists of rows of like size, such that the largest cost is least.
 
-    A part costs as many times its largest row as it has rows. None is empty.
+    A partition costs its largest row times the number of its rows. None is empty; there are at least `count` rows.
     """
+    assert len(workloads) >= count, f"{len(workloads)} rows cannot be {count} partitions"
     order = sorted(range(len(workloads)), key=lambda index: -workloads[index])
     costs = range(largest := workloads[order[0]], largest * len(order) + 1)
-    cost = costs[bisect_left(costs, True, key=lambda cost: len(_parts_within(cost, order, workloads)) <= parts)]
-    found = _parts_within(cost, order, workloads)
-    while len(found) < parts:
-        longest = max(found, key=len)
-        found.remove(longest)
-        found += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
-    return [sorted(part) for part in found]
+    cost = costs[bisect_left(costs, True, key=lambda cost: len(_partitions_within(cost, order, workloads)) <= count)]
+    partitions = _partitions_within(cost, order, workloads)
+    while len(partitions) < count:
+        longest = max(partitions, key=len)
+        partitions.remove(longest)
+        partitions += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+    return [sorted(partition) for partition in partitions]
 
 
-def _parts_within(cost: int, order: Sequence[int], workloads: Sequence[int]) -> list[list[int]]:
-    """As few parts of `order`, from the largest row on, as none costs more than `cost`; a row alone always fits."""
-    found: list[list[int]] = []
+def _partitions_within(cost: int, order: Sequence[int], workloads: Sequence[int]) -> list[list[int]]:
+    """Cut `order`, which begins with the largest row, into few partitions that cost at most `cost` each; a single row
+    may cost more."""
+    partitions: list[list[int]] = []
     for index in order:
-        if found and workloads[found[-1][0]] * (len(found[-1]) + 1) <= cost:
-            found[-1].append(index)
+        if partitions and workloads[partitions[-1][0]] * (len(partitions[-1]) + 1) <= cost:
+            partitions[-1].append(index)
         else:
-            found.append([index])
-    return found
+            partitions.append([index])
+    return partitions
