@@ -46,13 +46,12 @@ def made_by(run: Path) -> dict[str, Any]:
     return json.loads(re.sub(r'"[^"]*/verl_act/assets/', '"', text))
 
 
-def shown(report: Mapping[str, Any], metrics: Iterable[str]) -> list[tuple[str, str]]:
+def columns_of(report: Mapping[str, Any], metrics: Sequence[str]) -> list[tuple[str, str]]:
     """The metrics with the splits that have them. Files of questions are splits too, of which episodes have nothing."""
     splits = {
         (metric, entry["split"]) for metric in metrics for entry in report["entries"] if entry["metric"] == metric
     }
-    order = list(metrics)
-    return sorted(splits, key=lambda pair: (order.index(pair[0]), pair[1]))
+    return sorted(splits, key=lambda pair: (metrics.index(pair[0]), pair[1]))
 
 
 def _entries(report: Mapping[str, Any]) -> dict[tuple[str, str, str], Any]:
@@ -67,7 +66,7 @@ def _title(metric: str, split: str) -> str:
 
 def long_table(report: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     """A row for each method, with its steps, intervals and seeds."""
-    entries, columns = _entries(report), shown(report, metrics)
+    entries, columns = _entries(report), columns_of(report, metrics)
     rows = [
         [method, steps_in_words(settings["steps"]) or "none"]
         + [cell(entries.get((method, *column))) for column in columns]
@@ -81,7 +80,7 @@ def short_table(report: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     entries, methods = _entries(report), list(report["methods"])
     rows = [
         [_title(metric, split), *(_value(entries.get((method, metric, split))) for method in methods)]
-        for metric, split in shown(report, metrics)
+        for metric, split in columns_of(report, metrics)
     ]
     return _markdown(["", *methods], rows, left=1)
 
@@ -98,7 +97,7 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -
 TABLES = {"long": long_table, "short": short_table}
 
 
-def kept(name: str) -> dict[str, Any]:
+def read_result(name: str) -> dict[str, Any]:
     """The report of `benchmarks/results/<name>_methods.json`."""
     report: dict[str, Any] = json.loads((RESULTS / f"{name}_methods.json").read_text())
     return report

@@ -59,9 +59,9 @@ def evaluations(run: Path) -> dict[str, Any]:
     }
 
 
-def quickstart_table(kept: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+def quickstart_table(result: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     """A row for each metric and split, with the value and interval of every model."""
-    models = kept["evaluations"]
+    models = result["evaluations"]
     rows = []
     for name in metrics:
         for split, measured in next(iter(models.values())).items():
@@ -77,7 +77,7 @@ def quickstart_table(kept: Mapping[str, Any], metrics: Sequence[str]) -> list[st
 TABLES = {"quickstart": quickstart_table}
 
 
-def kept(name: str) -> dict[str, Any]:
+def read_result(name: str) -> dict[str, Any]:
     """What `benchmarks/results/<name>_quickstart.json` says."""
     result: dict[str, Any] = json.loads((RESULTS / f"{name}_quickstart.json").read_text())
     return result
