@@ -25,14 +25,14 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return {**clean, **ON_CPU, **changes}
 
 
-def started_processes(word: str) -> list[psutil.Process]:
-    """Those that this process has started, themselves or not, and that have the word in their command."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
+def started_processes(word: str, by: psutil.Process | None = None) -> list[psutil.Process]:
+    """The processes below this one, or below `by`, that have the word in their command."""
+    matching = []
+    for process in (by or psutil.Process()).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # over by now, or waits to be collected
             if word in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                matching.append(process)
+    return matching
 
 
 def listening() -> set[Server]:

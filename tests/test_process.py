@@ -25,7 +25,7 @@ time.sleep(60)
 RUNS = """
 import sys
 import verl_act.process as process
-process._GRACE_SECONDS = float(sys.argv[1])
+process.GRACE_SECONDS = float(sys.argv[1])
 process.run_to_its_end([sys.executable, "-c", *sys.argv[2:]])
 """
 

@@ -127,7 +127,7 @@ def descendants(process: psutil.Process, workers: int = 2) -> list[psutil.Proces
     while process.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
         with suppress(psutil.NoSuchProcess):
-            if sum("spawn_main" in " ".join(child.cmdline()) for child in process.children(recursive=True)) >= workers:
+            if len(started_processes("spawn_main", process)) >= workers:
                 time.sleep(1)
                 return process.children(recursive=True)
     raise AssertionError("it ended before it had workers")

@@ -15,7 +15,8 @@ TASK_TIMEOUT = 900.0
 """Default time limit in seconds for one job of a worker process. A trajectory of 100 steps, each tried by replays from
 the start, takes half."""
 _PR_SET_PDEATHSIG = 1
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0
+"""Time in which processes may end by themselves."""
 
 
 def dies_with_parent(by: int = signal.SIGTERM) -> None:
@@ -40,7 +41,7 @@ def run_to_its_end(command: Sequence[str], environment: Mapping[str, str] | None
             return process.wait()
         except BaseException:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_SECONDS)
+                process.wait(GRACE_SECONDS)
             process.terminate()
             process.wait()
             raise

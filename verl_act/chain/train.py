@@ -32,7 +32,7 @@ from verl_act.errors import ConfigError, DataError, EngineError
 from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, reserved
-from verl_act.process import dies_with_parent
+from verl_act.process import GRACE_SECONDS, dies_with_parent
 from verl_act.run_folder import TRAINING_LOG, TRAINING_METRICS, TrainingFolder, metrics_by_step
 from verl_act.text_files import read_json
 from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, step_of, tidy
@@ -78,8 +78,6 @@ _STEP = re.compile(rf"(?:{_ray_prefix('TaskRunner[A-Za-z0-9]*')})?step:(\d{{1,9}
 """Used only if verl writes its metrics file on another machine."""
 _TOTAL = re.compile(rf"{_ray_prefix('TaskRunner[A-Za-z0-9]*')}(?:INFO:\S+ \S+:)?Total training steps: (\d{{1,9}})$")
 _POLL_SECONDS = 0.2
-GRACE_SECONDS = 30.0
-"""Time in which the processes of a run may end by themselves."""
 _RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """They take a minute to notice that their node has gone, and hold no resources."""
 STANDSTILL_SECONDS = 900.0
