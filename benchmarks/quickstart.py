@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.evaluate.records import read_metrics_file
 from verl_act.manifest import process_versions, read_manifest
@@ -51,7 +52,8 @@ def stages(run: Path) -> dict[str, float]:
 
 def evaluations(run: Path) -> dict[str, Any]:
     """Model -> split -> metric -> its value, interval and number of items."""
-    files = sorted((run / "evaluation").glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
+    files = [folder / METRICS_FILE for folder in RunFolder(run).evaluations]
+    files.sort(key=lambda file: file.stat().st_mtime)
     measured = {file.parent.name: read_metrics_file(file)["metrics"] for file in files}
     return {
         model: {split: {name: metrics[name] for name in SHOWN} for split, metrics in by_split.items()}

@@ -234,7 +234,8 @@ def live_rollouts(engine: Engine, folder: Path, mode: str, max_turns: int, data:
             tools=ToolListWrap([]),
         )
         columns = {name: value for name, value in row.items() if name != "agent_name"}
-        return await loop.run(dict(LIVE), uid=str(row["index"]), session_id=session, global_steps=1, **columns)
+        played = await loop.run(dict(LIVE), uid=str(row["index"]), session_id=session, global_steps=1, **columns)
+        return played if isinstance(played, list) else [played]
 
     async def play_all() -> list[list[AgentLoopOutput]]:
         return await gather(play(rows[index], session) for index in range(len(rows)) for session in range(ROLLOUTS))

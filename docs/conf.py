@@ -28,7 +28,7 @@ from verl_act.settings.base import Settings
 from verl_act.settings.model import EngineOptions
 
 project = "verl_act"
-author = "the authors of verl_act"
+author = "The verl_act authors"
 version = release = verl_act.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install a pinned environment for NVIDIA GPUs: requirements/install-gpu.sh [FOLDER, default .venv-gpu] [gpu|gpu-tested]
-# Needs Linux x86-64, Python 3.12 and an NVIDIA driver of version 580 or newer (CUDA 13). Running it again repeats nothing that is done.
+# Needs Linux x86-64, Python 3.12 and an NVIDIA driver of version 580 or newer (CUDA 13). Running it again skips what is
+# already done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv-gpu}

@@ -30,7 +30,7 @@ venv=$(cd "$venv" && pwd)
 export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 [ -x "$venv/bin/uv" ] || "$venv/bin/python" -m pip install --quiet uv==0.13.8 ||
   fail "pip could not install uv; check the network and 'pip config list'."
-# uv does not read pip's settings; a folder of wheels named there is passed on.
+# uv does not read pip's settings, so a folder of wheels named there is passed on.
 uv_install=(uv pip install --quiet --no-deps ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
 
 torch=$(grep -E '^torch==' $lock)

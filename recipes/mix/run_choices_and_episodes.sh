@@ -3,7 +3,7 @@
 #   MODEL=Qwen/Qwen3-8B TASKS=tasks/train/tasks.parquet PAIRS=pairs/train/pairs.parquet \
 #   TASKS_VAL=tasks/eval/tasks.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet \
 #   recipes/mix/run_choices_and_episodes.sh [KEY=VALUE ...]
-# Each turn of an episode is a sample of its own, so that a step has many more of them than prompts times replies, and several
+# Each turn of an episode is its own sample, so a step has many more samples than prompts times replies, and several
 # updates where ppo_mini_batch_size is smaller than that.
 set -euo pipefail
 
@@ -23,7 +23,7 @@ arguments=(
     actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384
     actor_rollout_ref.rollout.agent.num_workers=8
     trainer.n_gpus_per_node=8
-    'trainer.logger=["console","file"]'                   # add "wandb" where you are logged in
+    'trainer.logger=["console","file"]'                   # add "wandb" if you are logged in
     trainer.max_actor_ckpt_to_keep=2
     trainer.project_name=verl_act_mix
     trainer.experiment_name=episodes_and_choices

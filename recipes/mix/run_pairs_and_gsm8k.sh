@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# verl's GRPO on GSM8K, with a quarter of every batch from ACT pairs. Without the lines marked ACT, and with $GSM8K
-# and $GSM8K_VAL alone as its files, it is the plain run.
+# verl's GRPO on GSM8K, with a quarter of every batch from ACT pairs. Without the lines marked ACT, and with only $GSM8K
+# and $GSM8K_VAL as its files, it is the plain run.
 #   MODEL=Qwen/Qwen3-8B PAIRS=pairs/train/pairs.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet \
-#   GSM8K=~/data/gsm8k/train.parquet GSM8K_VAL=~/data/gsm8k/test.parquet recipes/mix/run_pairs_and_gsm8k.sh [KEY=VALUE ...]
+#   GSM8K=~/data/gsm8k/train.parquet GSM8K_VAL=~/data/gsm8k/test.parquet \
+#   recipes/mix/run_pairs_and_gsm8k.sh [KEY=VALUE ...]
 set -euo pipefail
 
 arguments=(
     +act=mix                                              # ACT
-    data.train_files="['$GSM8K','$PAIRS']"                # ACT: ours beside yours
+    data.train_files="['$GSM8K','$PAIRS']"                # ACT: ours next to yours
     data.val_files="['$GSM8K_VAL','$PAIRS_VAL']"          # ACT
-    'data.act.mix.weights=[3,1]'                          # ACT: rows of each file, in their order
-    data.shuffle=false                                    # ACT: the ratio in every batch, not only over an epoch
+    'data.act.mix.weights=[3,1]'                          # ACT: the ratio of rows, in order of the files
+    data.shuffle=false                                    # ACT: the ratio holds in every batch, not only per epoch
     data.train_batch_size=1024
     data.max_prompt_length=2048
     data.max_response_length=1024
@@ -30,7 +31,7 @@ arguments=(
     actor_rollout_ref.rollout.name=vllm
     actor_rollout_ref.rollout.n=5
     trainer.n_gpus_per_node=8
-    'trainer.logger=["console","file"]'                   # add "wandb" where you are logged in
+    'trainer.logger=["console","file"]'                   # add "wandb" if you are logged in
     trainer.max_actor_ckpt_to_keep=2
     trainer.project_name=verl_act_mix
     trainer.experiment_name=gsm8k_and_pairs

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# ACT as a warm-up of a run that you have: the critic stage, then your own command with nothing changed but its model.
+# ACT as a warm-up for a run you already have: the critic stage, then your own command with only its model changed.
 #   MODEL=Qwen/Qwen3-8B PAIRS=pairs/train/pairs.parquet PAIRS_VAL=pairs/valid_seen/pairs.parquet OUT=runs/warm_up \
 #   recipes/mix/run_warm_up.sh [KEY=VALUE of the critic stage ...] -- python3 -m verl.trainer.main_ppo ... YOUR COMMAND
-# verl's batch is 1,024 prompts; with fewer pairs, add data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=64.
-# Started again, the warm-up goes on from its last checkpoint.
+# verl's batch is 1,024 prompts; with fewer pairs, add data.train_batch_size=64
+# actor_rollout_ref.actor.ppo_mini_batch_size=64. Started again, the warm-up resumes from its last checkpoint.
 set -euo pipefail
 
 critic=()
@@ -24,7 +24,7 @@ shift
 
 step=$(cat "$OUT/checkpoints/latest_checkpointed_iteration.txt")
 actor="$OUT/checkpoints/global_step_$step/actor"
-"${PYTHON:-python3}" -m verl_act dev merge-lora "$actor"  # does nothing where the critic stage trained no LoRA adapters
+"${PYTHON:-python3}" -m verl_act dev merge-lora "$actor"  # does nothing if the critic stage trained no LoRA adapters
 model="$actor/huggingface"
 [ -d "$model" ] || model="$actor/model/huggingface"  # Megatron's
 exec "$@" actor_rollout_ref.model.path="$model"
