@@ -1,7 +1,7 @@
 # The README's two commands are `make quickstart` and `make test`.
 VENV ?= .venv
 PYTHON_RUN = $(VENV)/bin/python
-.PHONY: setup setup-gpu quickstart quickstart-scienceworld quickstart-webshop test test-all check lint types docs \
+.PHONY: setup setup-gpu quickstart quickstart-scienceworld quickstart-webshop test pytest test-all check lint types docs \
   audit test-verl test-pins lock lock-gpu check-locks embedded-model embedded-model-thinking embedded-model-full \
   embedded-model-scienceworld embedded-model-webshop clean
 
@@ -28,7 +28,9 @@ types: setup
 	$(VENV)/bin/mypy
 
 AT_ONCE ?= 2
-test: check       ## every check and the tests; AT_ONCE test files side by side, each with up to 8 GiB and a core
+test: check pytest ## every check and the tests; AT_ONCE test files side by side, each with up to 8 GiB and a core
+
+pytest: setup     ## the tests alone
 	$(VENV)/bin/pytest -m "not nightly" -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder --durations 25
 
 test-all: check   ## the same plus more kinds of runs on verl: PPO, LoRA, clusters, every quickstart (an hour more)
