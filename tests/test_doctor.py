@@ -16,13 +16,15 @@ from processes import clean_environment
 from ray.cluster_utils import Cluster
 
 from verl_act.doctor import devices as doctor_devices
+from verl_act.doctor import engine_start as doctor_engine
+from verl_act.doctor import registered as doctor_registered
 from verl_act.doctor.installed import tested_versions
 from verl_act.doctor.registered import in_ray_workers, is_on
 from verl_act.envs.alfworld.installation import check_games
 from verl_act.errors import InstallationError, NotInstalledError
 from verl_act.preflight.problem import Devices
 
-OK, ABSENT, WRONG = "ok", "absent", "wrong"
+OK, ABSENT, WARN, WRONG = "ok", "absent", "warn", "wrong"
 
 
 def run_doctor(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -90,10 +92,19 @@ def test_every_planted_fault_is_named_with_its_remedy(tmp_path: Path) -> None:
     }
     shown = run.stdout.splitlines()
     for name, (fault, remedy) in wanted.items():
-        (at,) = (number for number, line in enumerate(shown) if line.startswith(f"{WRONG:<6} {name}: "))
+        state = WARN if name.startswith("environment") else WRONG
+        (at,) = (number for number, line in enumerate(shown) if line.startswith(f"{state:<6} {name}: "))
         assert fault in shown[at] and remedy in shown[at + 1], shown[at : at + 2]
-    assert sum(line.startswith(WRONG) for line in shown) == len(wanted), run.stdout
+    assert sum(line.startswith((WARN, WRONG)) for line in shown) == len(wanted), run.stdout
     assert any(line.startswith("ok     tested versions") and "ray 2.41.0 (tested: " in line for line in shown)
+
+
+def test_an_environment_out_of_order_is_no_fault_of_the_installation(tmp_path: Path) -> None:
+    """ScienceWorld's Java is missed only by those who use it."""
+    (tmp_path / "bin").mkdir()
+    found = examined(tmp_path, 0, "--no-engine", PATH=str(tmp_path / "bin"), JAVA_HOME="")
+    assert found["environment scienceworld"]["state"] == WARN
+    assert "Install Java" in found["environment scienceworld"]["remedy"]
 
 
 def test_a_package_beside_torch_that_breaks_transformers(tmp_path: Path) -> None:
@@ -117,14 +128,62 @@ def test_an_empty_folder_of_alfworld_is_no_installation(monkeypatch: pytest.Monk
 
 def test_the_attention_of_a_gpu_is_named_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_devices, "local_devices", lambda: Devices("cuda", 1, 80 * 10**9))
-    monkeypatch.setattr(doctor_devices, "attention_packages", lambda: frozenset({"kernels", "flash_attn"}))
+    monkeypatch.setattr(doctor_devices, "attention_packages", lambda: {"kernels": "", "flash_attn": ""})
     assert doctor_devices.attention() == "flash_attn, kernels"
-    monkeypatch.setattr(doctor_devices, "attention_packages", frozenset)
+    monkeypatch.setattr(doctor_devices, "attention_packages", dict)
     with pytest.raises(NotInstalledError) as missing:
         doctor_devices.attention()
-    assert "flash_attention_2" in missing.value.detail and "docs/how-to/gpu.md" in missing.value.remedy
+    assert "flash_attention_2" in missing.value.detail and "+act/device=gpu_sdpa" in missing.value.remedy
+    error = "ImportError: flash_attn_2_cuda.so: undefined symbol"
+    monkeypatch.setattr(doctor_devices, "attention_packages", lambda: {"flash_attn": error})
+    with pytest.raises(InstallationError) as broken:
+        doctor_devices.attention()
+    assert type(broken.value) is InstallationError and error in broken.value.detail
     monkeypatch.setattr(doctor_devices, "local_devices", lambda: Devices("cpu", 0, 0))
     assert "sdpa" in doctor_devices.attention()
+
+
+@pytest.mark.parametrize(("cpu_build", "offered"), [(True, True), (False, False), (None, False)])
+def test_the_cpu_is_a_remedy_only_where_vllm_is_built_for_it(
+    cpu_build: bool | None, offered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verl.plugin.platform import platform_cuda, platform_manager
+
+    monkeypatch.setattr(platform_manager, "_current_platform", platform_cuda.PlatformCUDA())
+    monkeypatch.setattr(doctor_registered, "vllm_is_cpu_build", lambda: cpu_build)
+    with pytest.raises(InstallationError) as unseen:
+        doctor_registered.platform()
+    assert ("cpu" in unseen.value.remedy) is offered and ("nvidia-smi" in unseen.value.remedy) is not offered
+
+
+@pytest.mark.parametrize("cpu_build", [True, False])
+def test_an_engine_that_does_not_start_is_told_in_words_of_its_device(
+    cpu_build: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_engine, "vllm_is_cpu_build", lambda: cpu_build)
+    monkeypatch.setattr(doctor_engine.sys, "executable", "/bin/false")
+    with pytest.raises(InstallationError) as ended:
+        doctor_engine.engine_start(1)
+    assert ("VLLM_CPU_KVCACHE_SPACE" in ended.value.remedy) is cpu_build
+    assert ("nvidia-smi" in ended.value.remedy) is not cpu_build
+
+
+def test_one_small_engine_is_started_on_a_machine_of_many_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM's own configuration has it, with eight GPUs that are not there."""
+    started: dict[str, Any] = {}
+
+    def start(model: str, arguments: dict[str, Any]) -> None:
+        started.update(arguments)
+        raise RuntimeError("enough")
+
+    from vllm.platforms import current_platform
+
+    for name, value in {"is_cpu": False, "device_count": 8}.items():
+        monkeypatch.setattr(type(current_platform), name, lambda *_, value=value: value, raising=False)
+    monkeypatch.setattr(doctor_engine, "vllm_is_cpu_build", lambda: False)
+    monkeypatch.setattr("verl_act.engine.start_vllm", start)
+    doctor_engine.report_start(1)
+    assert started["data_parallel_size"] == 1 and started["enforce_eager"] and started["gpu_memory_utilization"] < 0.5
 
 
 @pytest.mark.parametrize(

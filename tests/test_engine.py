@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from samples import embedded_models
 
-from verl_act.chain.recipe import embedded_models
-from verl_act.engine import start_vllm, vllm_arguments
-from verl_act.settings.model import ModelSettings
+from verl_act.engine import Engine, start_vllm, vllm_arguments
+from verl_act.settings.model import ModelSettings, Sampling
 
 MODEL = str(embedded_models()["alfworld"])
 GIB = 2**30
@@ -68,3 +70,52 @@ def test_a_cpu_runs_one_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.parallel_config.data_parallel_size == 1
     assert config.scheduler_config.max_num_batched_tokens == 8192
     assert config.scheduler_config.max_num_seqs == 256
+
+
+class Recorded:
+    """Stands where `AsyncLLM` would: remembers the parameters of every request."""
+
+    def __init__(self, v2_runner: bool) -> None:
+        parallel, scheduler = SimpleNamespace(data_parallel_size=1), SimpleNamespace(max_num_seqs=4)
+        self.vllm_config = SimpleNamespace(
+            parallel_config=parallel, scheduler_config=scheduler, use_v2_model_runner=v2_runner
+        )
+        self.seeds: list[int | None] = []
+
+    async def generate(self, prompt: Any, parameters: Any, request: str) -> AsyncIterator[Any]:
+        self.seeds.append(parameters.seed)
+        yield SimpleNamespace(outputs=[SimpleNamespace(text="look", token_ids=[1])])
+
+    def shutdown(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "v2_runner", "options", "seeded"),
+    [
+        (True, False, {}, True),
+        (False, True, {}, True),
+        (False, False, {}, False),  # its sampler handles seeded requests one by one
+        (False, False, {"seed_requests": True}, True),
+        (True, False, {"seed_requests": False}, False),
+    ],
+)
+def test_a_request_has_a_seed_of_its_own_where_that_is_free_or_asked_for(
+    on_cpu: bool, v2_runner: bool, options: dict[str, Any], seeded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.platforms import current_platform
+
+    vllm = Recorded(v2_runner)
+    started: dict[str, Any] = {}
+    for name, value in {"is_cpu": on_cpu, "device_count": 1}.items():
+        monkeypatch.setattr(type(current_platform), name, lambda *_, value=value: value, raising=False)
+
+    def start(model: str, arguments: dict[str, Any]) -> Recorded:
+        started.update(arguments)
+        return vllm
+
+    monkeypatch.setattr("verl_act.engine.start_vllm", start)
+    with Engine(ModelSettings(model=MODEL, max_model_len=1024, engine_options=options), seed=7) as engine:
+        for seed in (11, 12):
+            engine.run(engine.reply([{"role": "user", "content": "go"}], Sampling(), seed=seed))
+    assert vllm.seeds == ([11, 12] if seeded else [None, None])
+    assert started["seed"] == 7 and "seed_requests" not in started

@@ -136,3 +136,40 @@ def test_another_python_is_refused_for_gpus(tmp_path: Path, tools: Path) -> None
 def test_an_unknown_set_is_refused(tmp_path: Path, tools: Path) -> None:
     done = install_gpu(tmp_path / "venv", tools, stub(tmp_path / "python", "exit 0"), "tpu")
     assert done.returncode == 1 and "gpu-tested" in done.stderr
+
+
+def test_python_without_headers_is_refused(tmp_path: Path, tools: Path) -> None:
+    """Triton compiles its kernels with them, when an engine starts."""
+    stub(tools / "nvidia-smi", "echo 590.10")
+    python = stub(tmp_path / "python", 'case "$2" in *Python.h*) exit 1;; esac')
+    done = install_gpu(tmp_path / "venv", tools, python)
+    assert done.returncode == 1 and "Python.h" in done.stderr and "python3.12-dev" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_set_up_without_flash_attention_is_tried_again(tmp_path: Path, tools: Path) -> None:
+    venv, asked = tmp_path / "venv", tmp_path / "asked"
+    (venv / "bin").mkdir(parents=True)
+    stub(tools / "nvidia-smi", "echo 590.10")
+    python = stub(venv / "bin" / "python", "exit 0")
+    uv = f'echo "$*" >> {asked}; case "$*" in *flash-attn==*) exit {{}};; esac'
+    for failing, marked in ((1, False), (0, True), (1, True)):
+        stub(venv / "bin" / "uv", uv.format(failing))
+        asked.write_text("")
+        done = install_gpu(venv, tools, python)
+        assert done.returncode == 0, done.stderr
+        assert (venv / ".installed").is_file() is marked
+        assert ("docs/how-to/gpu.md" in done.stderr) is not marked
+    assert asked.read_text() == "", "once it is done, nothing is repeated"
+
+
+def test_each_set_has_a_folder_of_its_own() -> None:
+    for name in SETS:
+        command = ["make", "--dry-run", "setup-gpu", f"SET={name}"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f"install-gpu.sh .venv-{name} {name}" in shown
+
+
+def test_what_a_checkout_has_grown_stays_out_of_the_image() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".venv*", "runs", "build"} <= set(ignored) and ".git" not in ignored, "the version is read from it"

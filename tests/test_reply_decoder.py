@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from samples import byte_level, data_config, make_context, make_pair
+from samples import byte_level, data_config, embedded_models, make_context, make_pair
 from transformers import AutoConfig
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
@@ -24,13 +24,12 @@ from verl_act.chain import load_recipe
 from verl_act.chain.check import check_run
 from verl_act.chain.check import compose as compose_stage
 from verl_act.chain.plan import run_plan
-from verl_act.chain.recipe import embedded_models
 from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import EpisodeSettings
 from verl_act.data.dataset import ActDataset
 from verl_act.engine import Engine, usable_tokenizer
 from verl_act.errors import ConfigError
-from verl_act.parse import Malformed, has_thought, parse_action
+from verl_act.parse import THOUGHT_MARKERS, Malformed, has_thought, parse_action
 from verl_act.prompts import get_template
 from verl_act.prompts.reply_decoder import ReplyDecoder
 from verl_act.rollout.agent_loop import StepwisePolicy
@@ -73,15 +72,20 @@ FAMILIES = {
     ),
     "Gemma 4": Family(["<|channel>", "<channel|>"], "<|channel>thought\n", "<channel|>"),
     "Magistral": Family(["[THINK]", "[/THINK]"], "[THINK]", "[/THINK]"),
-    "Command A": Family(["<|START_THINKING|>", "<|END_THINKING|>"], "<|START_THINKING|>", "<|END_THINKING|>"),
+    "Command A Reasoning": Family(["<|START_THINKING|>", "<|END_THINKING|>"], "<|START_THINKING|>", "<|END_THINKING|>"),
     "Kimi K3": Family(
         ["<|open|>", "<|close|>", "<|sep|>"],
         "<|open|>think<|sep|>",
         "<|close|>think<|sep|><|open|>response<|sep|>",
         "<|close|>response<|sep|><|im_end|>",
     ),
+    "Seed-OSS": Family(["<seed:think>", "</seed:think>"], "<seed:think>", "</seed:think>"),
 }
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def test_every_family_is_tested() -> None:
+    assert FAMILIES.keys() == THOUGHT_MARKERS.keys()
 
 
 @each_family

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from processes import clean_environment
+from samples import embedded_models
+from typer.testing import CliRunner
 
-from verl_act.chain.recipe import embedded_models
+from verl_act.__main__ import app
 from verl_act.errors import DataError
 from verl_act.manifest import make_manifest, write_manifest
-from verl_act.preflight.smoke import FILE_NAME, MAX_PROBABILITY_DIFFERENCE, main, smoke_report
+from verl_act.preflight.smoke import FILE_NAME, MAX_PROBABILITY_DIFFERENCE, smoke_report
 from verl_act.run_folder import PlannedStage, RunFolder
 
 RL_METRICS = {
@@ -29,7 +31,8 @@ SOUND = {"actor/grad_norm": 0.2, "training/rollout_probs_diff_mean": 0.001}
 def run(tmp_path: Path) -> Path:
     stage = tmp_path / "critic"
     shutil.copytree(embedded_models()["alfworld"], stage / "model")
-    write_manifest(stage, make_manifest("critic", settings={}, seconds=61.5))
+    planned = {"overrides": {"trainer.total_training_steps": 2}}
+    write_manifest(stage, make_manifest("critic", settings=planned, seconds=61.5))
     write_metrics(stage, **SOUND)
     evaluation = tmp_path / "evaluation" / "critic"
     evaluation.mkdir(parents=True)
@@ -37,19 +40,34 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_metrics(stage: Path, **data: float) -> None:
-    lines = [{"step": step, "data": data} for step in (0, 1, 2)]
+def write_metrics(stage: Path, steps: int = 2, **data: float) -> None:
+    lines = [{"step": step, "data": data} for step in range(steps + 1)]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_sound_run_passes_and_leaves_its_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(run) == 0
+def test_a_sound_run_passes_and_leaves_its_report(run: Path) -> None:
+    judged = CliRunner().invoke(app, ["dev", "smoke", str(run)])
+    assert judged.exit_code == 0
     report = json.loads((run / FILE_NAME).read_text())
     assert report["passed"] and report["stages"]["critic"]["steps"] == 2
     assert report["stages"]["critic"]["seconds"] == 61.5
     assert report["stages"]["critic"]["metrics"]["actor/grad_norm"] == 0.2
     assert report["packages"]["verl"] and report["devices"]
-    assert capsys.readouterr().out.splitlines()[-1].startswith("passed")
+    assert judged.output.splitlines()[-1].startswith("passed")
+
+
+def test_a_stage_that_took_fewer_steps_than_planned_fails(run: Path) -> None:
+    write_metrics(run / "critic", steps=1, **SOUND)
+    judged = CliRunner().invoke(app, ["dev", "smoke", str(run)])
+    assert judged.exit_code == 1 and "wrong critic: took 1 of 2 steps" in judged.output.splitlines()
+    assert judged.output.splitlines()[-1].startswith("FAILED")
+    assert not json.loads((run / FILE_NAME).read_text())["passed"]
+
+
+def test_a_metric_that_was_not_finite_at_any_step_fails(run: Path) -> None:
+    lines = [{"step": 1, "data": {**SOUND, "actor/grad_norm": math.inf}}, {"step": 2, "data": SOUND}]
+    (run / "critic" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [problem.split()[:2] for problem in smoke_report(run)["problems"]] == [["critic:", "actor/grad_norm"]]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +82,8 @@ def test_a_sound_run_passes_and_leaves_its_report(run: Path, capsys: pytest.Capt
 def test_a_metric_that_cannot_be_right_fails(metrics: dict[str, float], run: Path) -> None:
     write_metrics(run / "critic", **metrics)
     report = smoke_report(run)
-    assert not report["passed"] and len(report["problems"]) == 1 and report["problems"][0].startswith("critic: ")
+    assert not report["passed"] and report["problems"]
+    assert {problem.split()[0] for problem in report["problems"]} == {"critic:"}
 
 
 def test_supervised_stages_have_no_engine_to_compare_with(run: Path) -> None:
@@ -74,7 +93,7 @@ def test_supervised_stages_have_no_engine_to_compare_with(run: Path) -> None:
 
 def test_a_stage_of_the_run_that_did_not_finish_fails(run: Path) -> None:
     folder = RunFolder(run)
-    folder.add_to_plan([PlannedStage("critic", "critic", True), PlannedStage("action", "action", True)])
+    folder.add_to_plan([PlannedStage("critic", "critic", trains=True), PlannedStage("action", "action", trains=True)])
     for stage in ("critic", "action"):
         assert f"{stage}: not finished" in smoke_report(run)["problems"]
         folder.record(stage).mkdir()
@@ -102,7 +121,7 @@ def test_a_run_that_did_not_finish_is_no_success(run: Path) -> None:
 @pytest.mark.timeout(3000)
 def test_the_smoke_recipe_passes_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "verl_act", "run", "alfworld/gpu_smoke", "device=cpu", "--out", str(tmp_path)]
-    verdict = [sys.executable, "-m", "verl_act.preflight.smoke", str(tmp_path)]
+    verdict = [sys.executable, "-m", "verl_act", "dev", "smoke", str(tmp_path)]
     for words in (command, verdict):
         done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

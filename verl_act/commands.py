@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from verl_act.settings import data, evaluation
+from verl_act.settings import data, evaluation, smoke
 from verl_act.settings.base import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -157,6 +157,14 @@ _COMMANDS: list[Command[Any]] = [
         "verl_act.data_prep.embedded.make_embedded_model",
         "make_embedded_model",
         "Train the package's small initial policy on expert trajectories.",
+    ),
+    Command(
+        "dev smoke",
+        smoke.SmokeSettings,
+        "verl_act.preflight.smoke",
+        "judge_smoke",
+        "Judge a run of alfworld/gpu_smoke, and write gpu_smoke.json into its folder. Exits with 1 if it failed.",
+        writes="nothing",
     ),
 ]
 COMMANDS = {command.name: command for command in _COMMANDS}

@@ -1,7 +1,8 @@
 """Direct preference optimization on pairs with TRL's trainer, a control for the critic stage: `python -m verl_act.dpo`.
 
 Takes `KEY=VALUE` arguments and writes checkpoints and metrics like verl's SFT trainer, so that a recipe's stage can be
-either.
+either. Several accelerators share model, gradients, Adam's moments and reference (FSDP2); on CPUs, each process has all
+of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from verl_act.errors import ConfigError, OptionError
 from verl_act.extras import needs_extra
 from verl_act.options import Above0, Positive, Seed
 from verl_act.settings.base import Settings, Text
+
+_SHARDED: dict[str, Any] = {
+    "fsdp": "full_shard auto_wrap",
+    # The first process alone reads the weights, and sends the others their shards.
+    "fsdp_config": {
+        "version": 2,
+        "cpu_ram_efficient_loading": True,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "activation_checkpointing": True,
+    },
+    # Otherwise each device would hold the gradients of the whole model from one micro-batch to the next.
+    "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+}
 
 
 class DataSettings(Settings):
@@ -61,7 +75,7 @@ class TrainerSettings(Settings):
     save_freq: Positive = 20
     """Steps between checkpoints."""
     n_gpus_per_node: Positive = 1
-    """Processes on this machine, those of torchrun."""
+    """Processes on this machine, those of torchrun; accelerators share the model."""
     nnodes: Positive = 1
     """Always 1."""
     logger: list[Text] = []
@@ -110,12 +124,19 @@ class DpoSettings(Settings):
         return max(1, min(self.data.micro_batch_size_per_gpu, of_process))
 
 
+def on_cpu() -> bool:
+    """Whether torch has no accelerator to train on."""
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
 def train(settings: DpoSettings) -> None:
     """Train, and export the model to `global_step_<steps>/huggingface` in the folder of checkpoints.
 
     A run that was stopped resumes from TRL's last checkpoint. Raises `ConfigError` if TRL is not installed.
     """
-    import verl_act.upstream_gaps.trl_optional_packages  # noqa: F401
+    from verl_act.upstream_gaps import trl_optional_packages, trl_sharded_reference  # noqa: F401
 
     with needs_extra("dpo"):
         from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]  # trl imports lazily
@@ -135,7 +156,7 @@ def train(settings: DpoSettings) -> None:
 
     folder = Path(settings.trainer.default_local_dir)
     tokenizer, rows = _rows(settings)
-    on_cpu = not torch.accelerator.is_available()
+    sharded = settings.trainer.n_gpus_per_node > 1 and not on_cpu()
     states = str(folder / "trl")
     arguments = DPOConfig(
         output_dir=states,
@@ -152,24 +173,41 @@ def train(settings: DpoSettings) -> None:
         save_total_limit=1,
         logging_steps=1,
         seed=settings.data.seed,
-        use_cpu=on_cpu,
-        bf16=not on_cpu,
-        gradient_checkpointing=not on_cpu,
+        use_cpu=on_cpu(),
+        bf16=not on_cpu(),
+        gradient_checkpointing=not (on_cpu() or sharded),
         report_to=[],
         disable_tqdm=True,
+        **(_SHARDED if sharded else {}),
     )
-    options = {"trust_remote_code": settings.model.trust_remote_code, "dtype": torch.float32}
-    model = AutoModelForCausalLM.from_pretrained(settings.model.path, **options)
-    model.warnings_issued = {}  # type: ignore[assignment]  # TRL writes to it; transformers 5 has it no more
+    if sharded:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"  # accelerate sets it after the model is loaded
+        # Products in 16 bits, but not the logits, whose log-probabilities are summed over a reply.
+        dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32, "output_dtype": torch.float32}
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = dtypes
+
+    def load() -> Any:
+        options = {"trust_remote_code": settings.model.trust_remote_code, "dtype": torch.float32}
+        return AutoModelForCausalLM.from_pretrained(settings.model.path, **options)
+
+    model, reference = load(), load().requires_grad_(False)
+    model.warnings_issued = {}  # TRL writes to it; transformers 5 has it no more
     trainer = DPOTrainer(
-        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[MetricsFile()]
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[MetricsFile()],
     )
     last = get_last_checkpoint(states) if Path(states).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     step = trainer.state.global_step
     export = folder / f"global_step_{step}" / "huggingface"
-    trainer.save_model(str(export))
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # whole, in the first process
     if trainer.is_world_process_zero():
+        once = {name: weight for name, weight in weights.items() if name not in model.all_tied_weights_keys}
+        model.save_pretrained(export, state_dict=once)
         tokenizer.save_pretrained(export)
         (folder / "latest_checkpointed_iteration.txt").write_text(str(step), encoding="utf-8")
 

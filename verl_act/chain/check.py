@@ -13,11 +13,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from verl_act.chain.hydra_overrides import flat
 from verl_act.chain.method_stages import plan
 from verl_act.chain.plan import with_method_prompt
-from verl_act.chain.recipe import Recipe
+from verl_act.chain.recipe import Recipe, TrainingRecipe
 from verl_act.chain.stages import CONFIG_NAMES, CommandStage, Stage, TrainingStage
 from verl_act.chain.train import max_checkpoints
 from verl_act.doctor.installed import requirements, tested_versions
@@ -26,14 +28,22 @@ from verl_act.engine import load_tokenizer, reply_decoder
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, ConfigError, OptionError, first_line
 from verl_act.evaluate.reasoning import is_right, read_questions
-from verl_act.preflight import ModelShape, Problem, check_training, local_devices, model_shape
-from verl_act.preflight.capacity import capacity_problems
+from verl_act.preflight import Devices, ModelShape, Problem, check_training, local_devices, model_shape
+from verl_act.preflight.capacity import capacity_problems, count_problems
 from verl_act.preflight.conversation import conversation_problems, date_problems
 from verl_act.preflight.memory import CONTENT_BYTES
+from verl_act.preflight.problem import NO_DEVICE, Words
 from verl_act.prompts.rendering import require_prompts, require_usable
 from verl_act.run_folder import RunFolder
 
 _FREE_GIB = 2
+_RECIPE_KEYS = {
+    "actor_rollout_ref.rollout.max_model_len": "max_model_len",
+    "data.max_length": "max_model_len",
+    "data.act.episode.mode": "evaluate.mode",
+    "data.apply_chat_template_kwargs": "chat_template_kwargs",
+}
+"""verl's keys that a run sets by keys of its recipe."""
 
 
 class Undecided(str):
@@ -75,12 +85,34 @@ def checks(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> Iterator[
     if recipe.evaluate.reasoning:
         yield "reasoning", lambda: _reasoning(recipe)
     yield "disk", lambda: disk_space(recipe, folder, planned)
+    devices = _devices()
+    counted = bool(devices.count) and devices.kind != "cpu"
+    if counted and recipe.alternatives.workers:
+        yield "alternatives accelerators", lambda: sampling_accelerators(recipe, devices)
     # The stages of one seed are enough: those of the others differ in the seed alone.
     for stage in plan(recipe, folder, seeds[:1]):
         if isinstance(stage, TrainingStage):
             yield f"{stage.name} configuration", partial(configuration, recipe, stage)
-            if recipe.device is None and "RAY_ADDRESS" not in os.environ:
-                yield f"{stage.name} accelerators", partial(accelerators, stage)
+            if counted:
+                yield f"{stage.name} accelerators", partial(accelerators, recipe, stage, devices)
+
+
+def recipe_words(recipe: Recipe, stage: TrainingStage | None = None) -> Words:
+    """From words of verl's command line to those of `verl-act run`, which say the same of the stage."""
+    own = {key.lstrip("+") for key in flat(_training(recipe, stage).overrides)} if stage else set()
+
+    def word(text: str) -> str:
+        key, equals, value = text.partition("=")
+        plain = key.lstrip("+")
+        if plain == "trainer.default_local_dir":
+            return "--out"
+        if plain == "act/device":
+            return f"device={value.removesuffix('_sft')}"
+        if plain in _RECIPE_KEYS and plain not in own:
+            return f"{_RECIPE_KEYS[plain]}{equals}{value}"
+        return f"{stage.key}.overrides.{text}" if stage else text
+
+    return word
 
 
 def check_settings(recipe: Recipe, planned: Sequence[Stage]) -> str:
@@ -105,22 +137,32 @@ def check_settings(recipe: Recipe, planned: Sequence[Stage]) -> str:
     return f"of {len(commands)} stages"
 
 
-def _device(recipe: Recipe) -> str:
-    from verl.plugin.platform import get_platform
+def _training(recipe: Recipe, stage: TrainingStage) -> TrainingRecipe:
+    return recipe.training[stage.key.removeprefix("training.")]
 
+
+def _devices() -> Devices:
+    """Those of this machine. On a Ray cluster they are not known: a count of 0."""
+    devices = local_devices()
+    return replace(devices, count=0) if "RAY_ADDRESS" in os.environ else devices
+
+
+def _device(recipe: Recipe) -> str:
     import verl_act.plugin  # noqa: F401  (registers the cpu platform)
 
-    platform = get_platform().device_name
-    if recipe.device == "cpu" and platform != "cpu":
+    devices = local_devices()
+    if recipe.device == "cpu" and devices.kind != "cpu":
         raise ConfigError(
-            f"the recipe is for a CPU, but verl chose platform {platform!r} here. Run with device=null and settings "
-            "for your accelerator, or in the CPU environment (make setup)."
+            f"the recipe is for a CPU, but verl chose platform {devices.kind!r} here. Run with device=null and "
+            "settings for your accelerator, or in the CPU environment (make setup)."
         )
-    if recipe.device != "cpu" and platform == "cpu":
+    if recipe.device != "cpu" and devices.kind == "cpu":
         raise ConfigError(
             "the recipe is for an accelerator, but torch is a CPU build. Add device=cpu, or install torch with CUDA."
         )
-    return platform
+    if not devices.count and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(f"the recipe is for {devices.kind}, and no such device is visible. {NO_DEVICE}")
+    return devices.kind
 
 
 def _model(recipe: Recipe) -> str:
@@ -164,29 +206,27 @@ def _conversation(recipe: Recipe) -> str:
         one_sequence=recipe.evaluate.mode == "concat",
         processor=hf_processor(recipe.model_path, trust_remote_code=recipe.trust_remote_code),
     )
-    return _verdict([*problems, *date_problems(tokenizer, options)], f"verl's token builder for {shape.model_type}")
+    problems += date_problems(tokenizer, options)
+    return _verdict(problems, f"verl's token builder for {shape.model_type}", recipe_words(recipe))
 
 
 def configuration(recipe: Recipe, stage: TrainingStage) -> str:
     """Check the configuration of a training stage; then memory, disk, lengths and packages. A cluster's memory is
     unknown."""
     composed = compose(stage)
-    if stage.trainer == "dpo":
-        return composed
-    devices, shape = local_devices(), _shape(recipe)
-    if "RAY_ADDRESS" in os.environ:
-        devices = replace(devices, count=0)
+    devices, shape = _devices(), _shape(recipe)
     counted = shape is not None and devices.kind != "cpu" and devices.count
     config = verl_config(stage)
     problems = check_training(config, shape, devices, _free_bytes(stage.folder.path))
-    if recipe.training[stage.key.removeprefix("training.")].data == "episodes":
+    if _training(recipe, stage).data == "episodes":
         problems += capacity_problems(config, get_env(recipe.env).max_episodes)
-    return _verdict(problems, f"{composed}; lengths and packages{', memory of devices' if counted else ''} fit")
+    passed = f"{composed}; lengths and packages{', memory of devices' if counted else ''} fit"
+    return _verdict(problems, passed, recipe_words(recipe, stage))
 
 
-def _verdict(problems: Sequence[Problem], passed: str) -> str:
+def _verdict(problems: Sequence[Problem], passed: str, words: Words) -> str:
     """A warning of what is not fatal. Raises `ConfigError` if something is."""
-    text = " ".join(map(str, problems))
+    text = " ".join(f"{problem.message} {problem.fix(words)}" for problem in problems)
     if any(problem.fatal for problem in problems):
         raise ConfigError(text)
     return Undecided(text) if problems else passed
@@ -231,8 +271,8 @@ def disk_space(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
         raise ConfigError(
             f"{out.root} has {free:.1f} GiB free and needs at least {needed:.0f}: for the checkpoints of the stage in "
             f"training, and for {models} trained models, which are kept. Free space, choose another --out, keep fewer "
-            "checkpoints (trainer.max_actor_ckpt_to_keep, for SFT max_ckpt_to_keep), or run some methods and seeds "
-            "first and delete their `model` folders: finished evaluations do not need them."
+            "checkpoints (training.STAGE.overrides.trainer.max_actor_ckpt_to_keep=1, for SFT max_ckpt_to_keep=1), or "
+            "run some methods and seeds first and delete their `model` folders: finished evaluations do not need them."
         )
     if shape is None and models:
         return Undecided(
@@ -254,46 +294,45 @@ def _checkpoints(planned: Sequence[Stage]) -> int:
     return 1 + max(max_checkpoints(stage) or 2 for stage in planned if isinstance(stage, TrainingStage))
 
 
-def accelerators(stage: TrainingStage) -> str:
-    """Check that this machine has the devices that a stage requests; verl itself checks only when the stage starts."""
-    import torch
+def accelerators(recipe: Recipe, stage: TrainingStage, devices: Devices) -> str:
+    """Check that this machine has the devices that a stage asks for."""
+    config = verl_config(stage)
+    passed = f"{config.trainer.n_gpus_per_node} of {devices.count}"
+    return _verdict(count_problems(config, devices), passed, recipe_words(recipe, stage))
 
-    available = torch.accelerator.device_count()
-    if stage.trainer == "dpo":
-        requested, nodes, rollout = int(stage.override("trainer.n_gpus_per_node") or 1), 1, None
-    else:
-        config = verl_config(stage)
-        requested, nodes = int(config.trainer.n_gpus_per_node), config.trainer.nnodes
-        rollout = config.get("actor_rollout_ref", {}).get("rollout")
-    if nodes == 1 and requested > available:
+
+def sampling_accelerators(recipe: Recipe, devices: Devices) -> str:
+    """Check that this machine has the devices of the engines that sample: Ray would wait for them for ever."""
+    workers, each = recipe.alternatives.workers, recipe.alternatives.gpus_per_worker
+    if workers * each > devices.count:
         raise ConfigError(
-            f"{requested} devices are requested, and this machine has {available}. Set trainer.n_gpus_per_node in the "
-            "stage's overrides, or name a Ray cluster by $RAY_ADDRESS."
+            f"alternatives.workers={workers} engines of {each:g} devices each (alternatives.gpus_per_worker) are "
+            f"asked for, and this machine has {devices.count}. Set alternatives.workers={int(devices.count // each)}, "
+            "or name a Ray cluster by $RAY_ADDRESS."
         )
-    if rollout and requested * nodes % rollout.tensor_model_parallel_size:
-        raise ConfigError(
-            f"{requested * nodes} devices cannot be divided into engines of "
-            f"{rollout.tensor_model_parallel_size} (actor_rollout_ref.rollout.tensor_model_parallel_size)."
-        )
-    return f"{requested} of {available}"
+    return f"{workers * each:g} of {devices.count}"
 
 
 def compose(stage: TrainingStage) -> str:
-    """Compose and validate the verl configuration of a training stage, without running it."""
+    """Compose and validate the configuration of a training stage, without running it."""
     from verl_act.config.settings import ActSettings
 
-    if stage.trainer == "dpo":
-        DpoSettings.parse(stage.hydra_overrides({"trainer.default_local_dir": "checkpoints"}))
-        return f"{len(stage.overrides)} overrides"
     config = verl_config(stage)
-    ActSettings.from_config(config.data)
+    if stage.trainer != "dpo":
+        ActSettings.from_config(config.data)
     if stage.trainer == "ppo":
         _validate(config, stage.key)
     return f"{len(stage.overrides)} overrides"
 
 
 def verl_config(stage: TrainingStage) -> Any:
-    """The verl configuration of a training stage. Raises `ConfigError` on an invalid key or value."""
+    """The configuration of a training stage: verl's, or the settings of DPO.
+
+    Raises `ConfigError` on an invalid key or value.
+    """
+    if stage.trainer == "dpo":
+        words = stage.hydra_overrides({"trainer.default_local_dir": str(stage.folder.checkpoints)})
+        return OmegaConf.create(DpoSettings.parse(words).model_dump())
     # A copy, because verl's validation writes to it.
     return deepcopy(_hydra_config(CONFIG_NAMES[stage.trainer], tuple(stage.hydra_overrides()), stage.key))
 

@@ -22,6 +22,8 @@ class CheckState(StrEnum):
     OK = "ok"
     ABSENT = "absent"
     """Not installed, and not required."""
+    WARN = "warn"
+    """Out of order, and needed by some runs alone, as an environment is."""
     WRONG = "wrong"
 
 
@@ -63,23 +65,23 @@ def _examine_environment(name: str) -> str:
     return spec.doctor() if spec.doctor else f"loads; its splits are {', '.join(spec.splits)}"
 
 
-def examine(checks: Sequence[Check]) -> Iterator[CheckResult]:
-    """Yield the result of each check as soon as it is known."""
+def examine(checks: Sequence[Check], fault: CheckState = CheckState.WRONG) -> Iterator[CheckResult]:
+    """Yield the result of each check as soon as it is known; `fault` is the state of one that fails."""
     for name, check in checks:
-        yield _run_check(name, check)
+        yield _run_check(name, check, fault)
 
 
-def _run_check(name: str, check: Callable[[], str]) -> CheckResult:
+def _run_check(name: str, check: Callable[[], str], fault: CheckState) -> CheckResult:
     try:
         return CheckResult(name, CheckState.OK, check())
     except NotInstalledError as error:
         return CheckResult(name, CheckState.ABSENT, error.detail, error.remedy)
     except InstallationError as error:
-        return CheckResult(name, CheckState.WRONG, error.detail, error.remedy)
+        return CheckResult(name, fault, error.detail, error.remedy)
     except ActError as error:
         detail, _, remedy = str(error).partition(". ")
-        return CheckResult(name, CheckState.WRONG, detail, remedy)
+        return CheckResult(name, fault, detail, remedy)
     # A broken installation can fail in any way; reporting that is the purpose of this command.
     except Exception as error:
         detail = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        return CheckResult(name, CheckState.WRONG, detail, "Install the pinned versions: see docs/install.md.")
+        return CheckResult(name, fault, detail, "Install the pinned versions: see docs/install.md.")

@@ -1,4 +1,4 @@
-"""Checks that a vLLM engine starts on this machine and answers."""
+"""Checks that a vLLM engine starts on this machine and answers; on one device, if it has several."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import time
 
 from verl_act.envs.base import ASSETS
 from verl_act.errors import EngineError, InstallationError
+from verl_act.preflight.software import vllm_is_cpu_build
 
 _QUESTION = "You are in the middle of a room. Your task is to: look at bowl under the desklamp."
-_REMEDY = "vLLM's messages on stderr say why; free memory, or lower VLLM_CPU_KVCACHE_SPACE on a CPU."
+_ONE_GPU = {"data_parallel_size": 1, "enforce_eager": True, "gpu_memory_utilization": 0.1}
+"""Neither kernels compiled nor graphs captured, which takes minutes; room beside a program that uses the GPU."""
 
 
 def engine_start(seconds: float = 180) -> str:
@@ -19,15 +21,17 @@ def engine_start(seconds: float = 180) -> str:
 
     Fails after `seconds`; on two busy cores the engine is ready within a minute.
     """
+    free = "lower VLLM_CPU_KVCACHE_SPACE" if vllm_is_cpu_build() else "see by nvidia-smi what else holds the GPU's"
+    remedy = f"vLLM's messages on stderr say why; free memory, or {free}."
     code = f"from verl_act.doctor.engine_start import report_start; report_start({seconds})"
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = process.stdout.splitlines()
     if not lines or not lines[-1].startswith("{"):
-        raise InstallationError(f"the process of a vLLM engine ended with status {process.returncode}.", _REMEDY)
+        raise InstallationError(f"the process of a vLLM engine ended with status {process.returncode}.", remedy)
     result = json.loads(lines[-1])
     if "error" in result:
-        raise InstallationError(result["error"], _REMEDY)
+        raise InstallationError(result["error"], remedy)
     return str(result["detail"])
 
 
@@ -45,8 +49,9 @@ def _start(seconds: float) -> str:
     from verl_act.settings.model import ModelSettings, Sampling
 
     started = time.monotonic()
-    model = str(ASSETS / "embedded_model")
-    with Engine(ModelSettings(model=model, max_model_len=512), seconds) as engine:
+    options = {} if vllm_is_cpu_build() else _ONE_GPU
+    settings = ModelSettings(model=str(ASSETS / "embedded_model"), max_model_len=512, engine_options=options)
+    with Engine(settings, seconds) as engine:
         ready = time.monotonic() - started
         message = {"role": "user", "content": _QUESTION}
         (reply,) = engine.run(engine.reply([message], Sampling(temperature=0, max_tokens=8)))

@@ -7,6 +7,8 @@ import socket
 from typing import Any
 
 from verl_act.errors import InstallationError, first_line
+from verl_act.preflight.problem import NO_DEVICE
+from verl_act.preflight.software import vllm_is_cpu_build
 
 _SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
 _LOOP = "act_env"
@@ -70,7 +72,7 @@ def platform() -> str:
         reason = f"VERL_PLATFORM={requested}" if requested else "verl's own detection"
         raise InstallationError(
             f"{name} (by {reason}), but torch {torch.__version__}, {build}, finds no accelerator.",
-            "Unset VERL_PLATFORM, or set it to cpu; or install the driver and a torch for the accelerator.",
+            "Unset VERL_PLATFORM, or set it to cpu." if vllm_is_cpu_build() else NO_DEVICE,
         )
     if name == "cpu" and build == "a CPU build":
         return f"cpu, because torch {torch.__version__} is a CPU build"

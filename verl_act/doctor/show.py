@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from typing import TextIO
 
 from verl_act.doctor.checks import CHECKS, ENGINE_CHECKS, CheckResult, CheckState, environment_checks, examine
@@ -17,7 +18,8 @@ def doctor(*, as_json: bool = False, engine: bool = True) -> int:
     """Run the checks and print their results. Returns the exit status: 1 if something is wrong, else 0."""
     results = []
     with _stdout_apart() as report:
-        for result in examine((*CHECKS, *environment_checks(), *(ENGINE_CHECKS if engine else ()))):
+        environments = examine(environment_checks(), CheckState.WARN)
+        for result in chain(examine(CHECKS), environments, examine(ENGINE_CHECKS if engine else ())):
             results.append(result)
             if not as_json:
                 print(_line(result), file=report, flush=True)

@@ -18,14 +18,15 @@ from verl_act.preflight.software import (
 
 
 def check_training(config: Any, model: ModelShape | None, devices: Devices, free: int | None = None) -> list[Problem]:
-    """Problems of a stage with this composed verl configuration (of the RL or the SFT trainer) on these devices.
+    """Problems of a stage with this composed configuration on these devices: of verl's RL or SFT trainer, or DPO's
+    settings.
 
     `model` is that of the initial policy, whose size later stages share; without it, memory and disk are not checked.
     `free` are the bytes of disk for checkpoints; None: not checked.
     """
     problems = [
         *device_problems(devices, vllm_is_cpu_build()),
-        *attention_problems(config, devices, attention_packages()),
+        *attention_problems(config, devices, attention_packages() if devices.kind == "cuda" else {}),
         *engine_problems(config),
         *length_problems(config, model),
     ]

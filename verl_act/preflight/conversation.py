@@ -58,7 +58,7 @@ def conversation_problems(
         return [
             Problem(
                 f"no observation can be appended to an episode in one sequence ({first_line(error)}).",
-                "Use mode stepwise (evaluate.mode), or a chat template that takes user and assistant in turns.",
+                "Set `data.act.episode.mode=stepwise`, or take a chat template with user and assistant in turns.",
             )
         ]
     return []
@@ -74,8 +74,8 @@ def date_problems(tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None
     return [
         Problem(
             "the chat template writes today's date into every prompt: a run of another day has other prompts.",
-            "Fix it where the template takes one, such as Llama's (chat_template_kwargs: {date_string: 26 Jul 2024}); "
-            "otherwise, as with gpt-oss, copy the model's folder and write a date into its chat_template.jinja.",
+            "Where the template takes one, as Llama's does, set `++data.apply_chat_template_kwargs={date_string:26 Jul "
+            "2024}`. For others, such as gpt-oss, copy the model's folder and write a date into chat_template.jinja.",
             fatal=False,
         )
     ]

@@ -1,15 +1,21 @@
 """Dress rehearsal of memory: what a run needs on each device and on disk, by arithmetic.
 
-Only FSDP is counted, whose shards are even. Parameters, gradients, Adam's moments and vLLM's share are exact;
-activations are a lower bound, so that a run that fits here may still not fit.
+Counted are FSDP's stages, whose shards are even: verl's RL and SFT trainers, and TRL's for DPO. Parameters, gradients,
+Adam's moments and vLLM's share are exact; activations are a lower bound, so that a run that fits here may still not
+fit. The reference policy of RL is in the host's memory, where verl keeps every model that is `forward_only`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from verl_act.preflight.lengths import sequence_parallel
+from omegaconf import OmegaConf
+
+from verl_act.preflight.lengths import longest_sample, sequence_parallel
 from verl_act.preflight.model import ModelShape
 from verl_act.preflight.problem import Devices, Problem
 
@@ -22,111 +28,197 @@ _SERVED_BYTES = 2
 _RUNTIME_BYTES = 2e9
 """CUDA contexts of trainer and engine, and NCCL's buffers: an estimate, about 1 GB a process."""
 _DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+_UTILIZATION = "actor_rollout_ref.rollout.gpu_memory_utilization"
+_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+_ACTOR_FSDP = "actor_rollout_ref.actor.fsdp_config"
+_RL_BUDGET, _SFT_BUDGET = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu", "data.max_token_len_per_gpu"
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceMemory:
-    """Bytes on one device, by what they hold. A part that is offloaded or absent is 0."""
+class Phase:
+    """What is on one device at the same time: part -> bytes. A part that is offloaded or absent is 0."""
 
-    parameters: float = 0
-    adam: float = 0
-    gradients: float = 0
-    reference: float = 0
-    value_model: float = 0
-    activations: float = 0
-    engine: float = 0
+    name: str
+    parts: Mapping[str, float]
+    at_most: float = 0
+    """Those bytes that the longest samples take, and others do not."""
 
     @property
-    def generating(self) -> float:
-        """While the engine samples: the trainer keeps its shards, but no gradients."""
-        return self.parameters + self.adam + self.reference + self.value_model + self.engine
+    def needed(self) -> float:
+        return sum(self.parts.values())
 
-    @property
-    def training(self) -> float:
-        """While the policy is updated, with the engine asleep."""
-        kept = self.parameters + self.adam + self.reference + self.value_model
-        return kept + self.gradients + self.activations
-
-    def listing(self, *, training: bool) -> str:
-        """The parts that are not 0, as text."""
-        names = ["parameters", "adam", "reference", "value_model"]
-        names += ["gradients", "activations"] if training else ["engine"]
-        parts = {name: getattr(self, name) for name in names}
-        return ", ".join(f"{name.replace('_', ' ')} {_gb(size)}" for name, size in parts.items() if size)
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {_gb(size)}" for name, size in self.parts.items() if size)
 
 
-def device_memory(config: Any, model: ModelShape, devices: Devices) -> DeviceMemory | None:
-    """The bytes that an RL run needs on each device; None where they are not counted.
+def device_memory(config: Any, model: ModelShape, devices: Devices) -> list[Phase]:
+    """What the stage needs on each device in every phase.
 
-    That is with Megatron, in SFT, on the CPU, and where there is no device.
+    Nothing is counted with other backends than FSDP, on the CPU, and where there is no device.
     """
-    if "actor_rollout_ref" not in config or devices.kind == "cpu" or not devices.count:
-        return None
+    if devices.kind == "cpu" or not devices.count:
+        return []
+    world = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if "actor_rollout_ref" in config:
+        return _of_rl(config, model, devices, world)
+    return _of_sft(config, model, world) if "engine" in config else _of_dpo(config, model, world)
+
+
+def _of_rl(config: Any, model: ModelShape, devices: Devices, world: int) -> list[Phase]:
+    """While the engine samples, and while the policy is updated with the engine asleep."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     if not str(actor.strategy).startswith("fsdp"):
-        return None
-    world = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    fsdp = actor.fsdp_config
-    shards = _shards(fsdp, world)
-    share = model.parameters / shards
-    trained = 0 if _lora(config) else share
+        return []
+
+    def policy(*, in_use: bool) -> dict[str, float]:
+        return _trained(actor.fsdp_config, actor.strategy, model, world, lora=_lora(config), in_use=in_use)
+
+    value: dict[str, float] = {}
+    if config.algorithm.adv_estimator == "gae":  # as large as the policy, from which it begins
+        critic = config.critic
+        value = {"value model": sum(_trained(critic.fsdp, critic.strategy, model, world, in_use=False).values())}
     # A budget is for each device, whereas the devices of a sequence share a padded batch.
     tokens = actor.ppo_max_token_len_per_gpu if actor.use_dynamic_bsz else _padded_tokens(config)
-    return DeviceMemory(
-        parameters=0 if fsdp.param_offload or fsdp.offload_policy else share * _DTYPE_BYTES[str(fsdp.model_dtype)],
-        adam=0 if fsdp.optimizer_offload or fsdp.offload_policy else trained * _ADAM_BYTES,
-        gradients=0 if fsdp.offload_policy else trained * _GRADIENT_BYTES,
-        reference=_reference(config, model, world),
-        value_model=_value_model(config, model, world),
-        activations=_activations(model, tokens or 0),
-        engine=rollout.gpu_memory_utilization * devices.memory,
-    )
+    return [
+        Phase("sampling", {**policy(in_use=False), **value, "engine": rollout.gpu_memory_utilization * devices.memory}),
+        Phase("training", {**policy(in_use=True), **value, "activations": _activations(model, tokens or 0)}),
+    ]
+
+
+def _of_sft(config: Any, model: ModelShape, world: int) -> list[Phase]:
+    if not str(config.engine.get("strategy")).startswith("fsdp"):
+        return []
+    data, engine = config.data, config.engine
+    tokens = data.max_token_len_per_gpu if data.use_dynamic_bsz else data.micro_batch_size_per_gpu * data.max_length
+    trained = _trained(engine, engine.strategy, model, world, lora=_lora(config), in_use=True)
+    return [Phase("training", {**trained, "activations": _activations(model, tokens)})]
+
+
+def _of_dpo(config: Any, model: ModelShape, world: int) -> list[Phase]:
+    """Two replies a pair, which are padded to the longest of their micro-batch."""
+    share = model.parameters / world
+    trained = {"parameters": 4 * share, "adam": _ADAM_BYTES * share, "gradients": _GRADIENT_BYTES * share}
+    activations = _activations(model, 2 * config.data.micro_batch_size_per_gpu * config.data.max_length)
+    return [Phase("training", {**trained, "reference": 4 * share, "activations": activations}, activations)]
+
+
+def _trained(
+    fsdp: Any, strategy: str, model: ModelShape, world: int, *, lora: bool = False, in_use: bool
+) -> dict[str, float]:
+    """A model with its optimizer. verl brings what it has offloaded back to the device to use it, but for FSDP2's
+    `offload_policy`."""
+    if strategy == "fsdp2" and fsdp.offload_policy:
+        return {}
+    share = model.parameters / _shards(fsdp, world)
+    updated = 0 if lora else share
+    return {
+        "parameters": share * _DTYPE_BYTES[str(fsdp.model_dtype)] if in_use or not fsdp.param_offload else 0,
+        "adam": updated * _ADAM_BYTES if in_use or not fsdp.optimizer_offload else 0,
+        "gradients": updated * _GRADIENT_BYTES if in_use else 0,
+    }
 
 
 def memory_problems(config: Any, model: ModelShape, devices: Devices) -> list[Problem]:
-    """Whether each device holds what the run needs while it samples and while it trains."""
-    memory = device_memory(config, model, devices)
-    if memory is None:
-        return []
+    """Whether each device holds what the run needs, phase by phase, and the engine's share one sequence."""
     problems = []
-    for training, needed in ((False, memory.generating), (True, memory.training)):
-        if needed + _RUNTIME_BYTES > devices.memory:
-            phase = "training" if training else "sampling"
-            problems.append(
-                Problem(
-                    f"{phase} needs {_gb(needed)} of each device's {_gb(devices.memory)} "
-                    f"({memory.listing(training=training)}), and some {_gb(_RUNTIME_BYTES)} for CUDA and NCCL.",
-                    _remedy(memory, training=training),
-                    fatal=needed > devices.memory,
-                )
-            )
-    return problems + _engine_problems(config, model, devices)
+    for phase in _too_large(config, model, devices):
+        message = (
+            f"{phase.name} needs {_gb(phase.needed)} of each device's {_gb(devices.memory)} ({phase}), and some "
+            f"{_gb(_RUNTIME_BYTES)} for CUDA and NCCL."
+        )
+        changes = list(_smaller(config, model, devices, phase))
+        fatal = phase.needed - phase.at_most > devices.memory
+        problems.append(Problem(message, _remedy(changes, phase.name, config, model, devices), fatal))
+    needed, share = _engine_bytes(config, model, devices)
+    if needed > share:
+        message = (
+            f"the engine's share of each device is {_gb(share)}, and the model with one sequence takes {_gb(needed)}."
+        )
+        changes = [(_UTILIZATION, math.ceil(100 * needed / devices.memory) / 100)]
+        parallel = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        changes += [(_PARALLEL, size) for size in _doubled(parallel, config.trainer.n_gpus_per_node)]
+        problems.append(Problem(message, _remedy(changes, "engine", config, model, devices)))
+    return problems
 
 
-def _engine_problems(config: Any, model: ModelShape, devices: Devices) -> list[Problem]:
-    """Whether the engine's share holds its weights and the cache of one sequence."""
+def _too_large(config: Any, model: ModelShape, devices: Devices) -> list[Phase]:
+    phases = device_memory(config, model, devices)
+    return [phase for phase in phases if phase.needed + _RUNTIME_BYTES > devices.memory]
+
+
+def _engine_bytes(config: Any, model: ModelShape, devices: Devices) -> tuple[float, float]:
+    """What the engine needs on each device, its weights and the cache of one sequence; and its share."""
+    if "actor_rollout_ref" not in config or devices.kind == "cpu" or not devices.count:
+        return 0, 0
     rollout = config.actor_rollout_ref.rollout
     parallel = rollout.tensor_model_parallel_size * rollout.pipeline_model_parallel_size
-    length = rollout.max_model_len or config.data.max_prompt_length + config.data.max_response_length
+    length = rollout.max_model_len or longest_sample(config)
     needed = _SERVED_BYTES * (model.parameters + model.kv_values * length) / parallel
-    share = rollout.gpu_memory_utilization * devices.memory
-    if needed <= share:
-        return []
-    return [
-        Problem(
-            f"the engine's share of each device is {_gb(share)}, and the model with one sequence of {length} tokens "
-            f"takes {_gb(needed)}.",
-            "Raise actor_rollout_ref.rollout.gpu_memory_utilization or .tensor_model_parallel_size.",
-        )
-    ]
+    return needed, rollout.gpu_memory_utilization * devices.memory
+
+
+def _faults(config: Any, model: ModelShape, devices: Devices) -> set[str]:
+    needed, share = _engine_bytes(config, model, devices)
+    return {phase.name for phase in _too_large(config, model, devices)} | ({"engine"} if needed > share else set())
+
+
+def _remedy(changes: Sequence[tuple[str, Any]], fault: str, config: Any, model: ModelShape, devices: Devices) -> str:
+    """The changes of which each alone mends the fault and makes no other; or else all of them together, if they do."""
+    before = _faults(config, model, devices)
+
+    def mends(chosen: Mapping[str, Any]) -> bool:
+        changed = deepcopy(config)
+        for key, value in chosen.items():
+            OmegaConf.update(changed, key, value)
+        return _faults(changed, model, devices) <= before - {fault}
+
+    alone: dict[str, Any] = {}
+    for key, value in changes:
+        if key not in alone and mends({key: value}):
+            alone[key] = value
+    if not alone and (not changes or not mends(dict(changes))):
+        return "Use more or larger devices, or a smaller model."
+    words = [f"`{key}={str(value).lower()}`" for key, value in (alone or dict(changes)).items()]
+    return f"Set {(', or ' if alone else ' and ').join(words)}."
+
+
+def _smaller(config: Any, model: ModelShape, devices: Devices, phase: Phase) -> Iterator[tuple[str, Any]]:
+    """Settings that may make the phase smaller."""
+    room = devices.memory - _RUNTIME_BYTES - phase.needed
+    if phase.name == "sampling":
+        yield _UTILIZATION, int(100 * max(0, room + phase.parts["engine"]) / devices.memory) / 100
+        yield f"{_ACTOR_FSDP}.optimizer_offload", True
+        yield f"{_ACTOR_FSDP}.param_offload", True
+    elif (key := _token_budget(config)) is not None:
+        tokens = int((room + phase.parts["activations"]) / _activations(model, 1) / 1024) * 1024
+        if tokens >= longest_sample(config):
+            yield key, tokens
+    elif "reference" in phase.parts:
+        yield "data.micro_batch_size_per_gpu", 1
+    for count in _doubled(config.trainer.n_gpus_per_node, devices.count):
+        yield "trainer.n_gpus_per_node", count
+
+
+def _doubled(count: int, most: int) -> Iterator[int]:
+    while (count := 2 * count) <= most:
+        yield count
+
+
+def _token_budget(config: Any) -> str | None:
+    """The key of the tokens in a micro-batch; None where micro-batches are made of rows."""
+    if "actor_rollout_ref" in config:
+        return _RL_BUDGET if config.actor_rollout_ref.actor.use_dynamic_bsz else None
+    return _SFT_BUDGET if config.data.get("use_dynamic_bsz") else None
 
 
 def checkpoint_bytes(config: Any, model: ModelShape) -> tuple[float, int | None]:
     """Bytes of one checkpoint, and the most that are on disk at once; None if the configuration sets no bound.
 
-    Counts what `checkpoint.save_contents` lists (`CONTENT_BYTES`).
+    Counts what `checkpoint.save_contents` lists (`CONTENT_BYTES`). For DPO, TRL keeps one.
     """
     reinforced = "actor_rollout_ref" in config
+    if not reinforced and "engine" not in config:
+        return float((4 + _ADAM_BYTES) * model.parameters), 2
     contents = (config.actor_rollout_ref.actor if reinforced else config).checkpoint.save_contents
     sizes = {**CONTENT_BYTES, "optimizer": 0} if _lora(config) else CONTENT_BYTES
     size = float(sum(sizes.get(name, 0) for name in contents) * model.parameters)
@@ -140,26 +232,27 @@ def checkpoint_bytes(config: Any, model: ModelShape) -> tuple[float, int | None]
 def disk_problems(config: Any, model: ModelShape, free: int) -> list[Problem]:
     """Whether the checkpoints of the run fit into `free` bytes."""
     size, most = checkpoint_bytes(config, model)
-    reinforced = "actor_rollout_ref" in config
-    key = f"trainer.max_{'actor_' if reinforced else ''}ckpt_to_keep"
+    key = f"trainer.max_{'actor_' if 'actor_rollout_ref' in config else ''}ckpt_to_keep"
     steps, every = config.trainer.get("total_training_steps"), config.trainer.save_freq
     if most is None and steps and isinstance(every, int) and every > 0:
         most = -(-steps // every)
     if most is None:
+        critic = config.get("algorithm", {}).get("adv_estimator") == "gae"
         return [
             Problem(
                 f"every checkpoint takes {_gb(size)}, and nothing bounds how many are kept.",
-                f"Set {key}=2 (and trainer.max_critic_ckpt_to_keep=2 with a value model).",
+                f"Set `{key}=2`{' and `trainer.max_critic_ckpt_to_keep=2`' if critic else ''}.",
                 fatal=False,
             )
         ]
     if size * most <= free:
         return []
+    fewer = f", lower `{key}`" if most > 2 else ""
     return [
         Problem(
             f"checkpoints take {_gb(size * most)} ({most} of {_gb(size)}, one of them while the next is written), and "
             f"{_gb(free)} are free.",
-            f"Free space, lower {key}, or choose another folder (trainer.default_local_dir).",
+            f"Free space{fewer}, or choose another folder (`trainer.default_local_dir`).",
         )
     ]
 
@@ -176,28 +269,6 @@ def _shards(fsdp: Any, world: int) -> int:
     return size if 0 < size < world else world
 
 
-def _reference(config: Any, model: ModelShape, world: int) -> float:
-    """Shard of the reference policy. With LoRA, the policy without its adapters is the reference."""
-    needed = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
-    fsdp = config.actor_rollout_ref.ref.fsdp_config
-    if not needed or _lora(config) or fsdp.param_offload or fsdp.offload_policy:
-        return 0
-    shards = _shards(fsdp, world)
-    return model.parameters / shards * _DTYPE_BYTES[str(fsdp.model_dtype)]
-
-
-def _value_model(config: Any, model: ModelShape, world: int) -> float:
-    """Shard of PPO's value model with its optimizer, counted as large as the policy, from which it begins."""
-    if config.algorithm.adv_estimator != "gae":
-        return 0
-    fsdp = config.critic.fsdp
-    if fsdp.offload_policy:
-        return 0
-    shards = _shards(fsdp, world)
-    size = 0 if fsdp.param_offload else _DTYPE_BYTES[str(fsdp.model_dtype)]
-    return model.parameters / shards * (size + (0 if fsdp.optimizer_offload else _ADAM_BYTES))
-
-
 def _activations(model: ModelShape, tokens: float) -> float:
     """Lower bound of one micro-batch: logits and their gradient, and the inputs of all layers, in 16 bits.
 
@@ -207,23 +278,8 @@ def _activations(model: ModelShape, tokens: float) -> float:
 
 
 def _padded_tokens(config: Any) -> float:
-    actor, length = config.actor_rollout_ref.actor, config.data.max_prompt_length + config.data.max_response_length
-    return float(length * (actor.ppo_micro_batch_size_per_gpu or 1) / sequence_parallel(actor))
-
-
-def _remedy(memory: DeviceMemory, *, training: bool) -> str:
-    options = []
-    if memory.reference:
-        options.append("offload the reference (actor_rollout_ref.ref.fsdp_config.param_offload=true)")
-    if not training:
-        options.append("lower actor_rollout_ref.rollout.gpu_memory_utilization")
-    elif memory.activations > memory.gradients:
-        options.append("lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
-    if memory.adam:
-        options.append("offload Adam (actor_rollout_ref.actor.fsdp_config.optimizer_offload=true)")
-    options.append("use more devices (trainer.n_gpus_per_node)")
-    text = ", or ".join(options)
-    return f"{text[0].upper()}{text[1:]}."
+    actor = config.actor_rollout_ref.actor
+    return longest_sample(config) * float(actor.ppo_micro_batch_size_per_gpu or 1) / sequence_parallel(actor)
 
 
 def _gb(size: float) -> str:

@@ -1,15 +1,11 @@
-"""The verdict on a smoke run: `python -m verl_act.preflight.smoke RUN_FOLDER`, after the recipe `alfworld/gpu_smoke`.
-
-Prints one line for each training stage, and writes `gpu_smoke.json` into the folder: devices, versions, metrics and
-problems. Exits with 1 if something is wrong.
-"""
+"""The verdict on a smoke run, `verl-act dev smoke RUN_FOLDER`, after the recipe `alfworld/gpu_smoke`."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from verl_act.manifest import FILE_NAME as MANIFEST
 from verl_act.manifest import process_versions, read_manifest
 from verl_act.output_folder import replace_file
 from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
+from verl_act.settings.smoke import SmokeSettings
 
 FILE_NAME = "gpu_smoke.json"
 MAX_PROBABILITY_DIFFERENCE = 0.05
@@ -56,16 +53,36 @@ def smoke_report(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> int:
-    """Print the verdict on the run in `folder` and write it there. Returns the exit status."""
-    report = smoke_report(folder)
-    for name, stage in report["stages"].items():
-        print(f"{'wrong' if stage['problems'] else 'ok':5} {name}: {stage['steps']} steps, {stage['seconds']} s")
-    for problem in report["problems"]:
-        print(f"wrong {problem}")
-    replace_file(folder / FILE_NAME, json.dumps(report, indent=2) + "\n")
-    print(f"{'passed' if report['passed'] else 'FAILED'} on {report['devices']}; see {folder / FILE_NAME}")
-    return int(not report["passed"])
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The report of `smoke_report`, and the file that has it."""
+
+    report: dict[str, Any]
+    file: Path
+
+    @property
+    def errors(self) -> list[str]:
+        problems: list[str] = self.report["problems"]
+        return problems
+
+    def table(self) -> str:
+        """A line for each training stage and each problem, and the verdict."""
+        stages = self.report["stages"].items()
+        lines = [f"{_word(stage)} {name}: {stage['steps']} steps, {stage['seconds']} s" for name, stage in stages]
+        lines += [f"wrong {problem}" for problem in self.errors]
+        verdict = "passed" if self.report["passed"] else "FAILED"
+        return "\n".join([*lines, f"{verdict} on {self.report['devices']}; see {self.file}"])
+
+
+def judge_smoke(settings: SmokeSettings, _: Path | None = None) -> Verdict:
+    """Judge the run, and write `gpu_smoke.json` into its folder: devices, versions, metrics and problems."""
+    verdict = Verdict(smoke_report(settings.run), settings.run / FILE_NAME)
+    replace_file(verdict.file, json.dumps(verdict.report, indent=2) + "\n")
+    return verdict
+
+
+def _word(stage: dict[str, Any]) -> str:
+    return "wrong" if stage["problems"] else "ok   "
 
 
 def _stage(stage: TrainingFolder) -> dict[str, Any]:
@@ -73,22 +90,24 @@ def _stage(stage: TrainingFolder) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for logged in by_step.values():
         metrics |= logged
-    steps = max(by_step, default=0)
     manifest = read_manifest(stage.path)
+    planned = manifest.settings.get("overrides", {}).get("trainer.total_training_steps") if manifest else None
     return {
-        "steps": steps,
+        "steps": max(by_step, default=0),
         "seconds": manifest.seconds if manifest else None,
         "metrics": {name: metrics[name] for name in _SHOWN if name in metrics},
-        "problems": list(_problems(stage.model, metrics, steps)),
+        "problems": list(_problems(stage.model, by_step, metrics, planned or 1)),
     }
 
 
-def _problems(model: Path, metrics: dict[str, Any], steps: int) -> Iterator[str]:
-    if steps < 1:
-        yield "took no step"
-    for name, value in metrics.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{name} is {value}"
+def _problems(model: Path, by_step: dict[int, dict[str, Any]], metrics: dict[str, Any], planned: int) -> Iterator[str]:
+    """`metrics` are the last ones of `by_step`."""
+    if (steps := max(by_step, default=0)) < planned:
+        yield f"took {steps} of {planned} steps"
+    for step, logged in by_step.items():
+        for name, value in logged.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                yield f"{name} is {value} at step {step}"
     difference = metrics.get(_PROBABILITY_DIFFERENCE)
     if difference is None and "actor/grad_norm" in metrics:  # of an RL stage
         yield f"{_PROBABILITY_DIFFERENCE} was not measured, for which the recipe alfworld/gpu_smoke has the settings"
@@ -105,13 +124,3 @@ def _devices() -> str:
         return "cpu"
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else torch.accelerator.current_accelerator()
     return f"{torch.accelerator.device_count()} x {name}"
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m verl_act.preflight.smoke RUN_FOLDER")
-    try:
-        sys.exit(main(Path(sys.argv[1])))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
