@@ -22,9 +22,9 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.envs.alfworld.games.make_games import make_games
+from verl_act.envs.registry import get_env
 from verl_act.schema import ALTERNATIVES, read_steps, read_table
 from verl_act.settings.data import ExpertSettings, GamesSettings
 
@@ -50,7 +50,7 @@ def sample(out: Path, trajectories: Path, cores: list[int], n: int) -> dict[str,
     """Sample on a node per core; seconds to the first shard of states, and to the end."""
     nodes = start(cores)
     words = [sys.executable, "-m", "verl_act", "data", "alternatives", "--out", str(out), "--n", str(n)]
-    words += ["--trajectories", str(trajectories), "--model", str(embedded_models()["alfworld"])]
+    words += ["--trajectories", str(trajectories), "--model", str(get_env("alfworld").models["embedded"])]
     words += ["--template", "compact", "--max-tokens", "16", "--max-model-len", "1024"]
     words += ["--workers", str(len(cores)), "--gpus-per-worker", "0"]
     started, first = time.monotonic(), 0.0

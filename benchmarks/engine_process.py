@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.engine import Engine, request_seed
 from verl_act.envs.alfworld.games.make_games import make_games
+from verl_act.envs.registry import get_env
 from verl_act.prompts import Message, get_template
 from verl_act.schema import read_steps
 from verl_act.settings.data import ExpertSettings, GamesSettings
@@ -36,7 +36,9 @@ KINDS: dict[str, dict[str, Any]] = {"its own": {"distributed_executor_backend": 
 
 def measure(prompts: list[list[Message]], extra: dict[str, Any]) -> tuple[dict[str, float], list[list[str]]]:
     started = time.monotonic()
-    settings = ModelSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024, engine_options=extra)
+    settings = ModelSettings(
+        model=str(get_env("alfworld").models["embedded"]), max_model_len=1024, engine_options=extra
+    )
     with Engine(settings) as engine:
         start = time.monotonic() - started
         sampling = Sampling(n=4, max_tokens=16)

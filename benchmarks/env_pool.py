@@ -34,6 +34,7 @@ from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.schema import Step
 from verl_act.settings.data import GamesSettings
+from verl_act.settings.episodes import PoolSettings
 
 RESULT = Path(__file__).parent / "results" / "env_pool.json"
 PARTS = ("probing", "lock_step", "sizes", "cores")
@@ -103,7 +104,7 @@ async def walk_pool(
     env: str, tasks: Sequence[Task], settings: dict[str, Any], actors: int, steps: int
 ) -> tuple[dict, list[Said]]:
     started = perf_counter()
-    pool = EnvPool(env, settings, actors=actors, reset_timeout=600)
+    pool = EnvPool(env, settings, PoolSettings(actors=actors, reset_timeout=600))
     sessions = await asyncio.gather(*(pool.open(task) for task in tasks))
     opened = perf_counter()
 
@@ -276,7 +277,7 @@ async def compare_lock_step(tasks: Sequence[Task], settings: dict[str, Any], act
     actions = [[step.action for step in play(environment, expert, task, source="x")] for task in tasks]
     rng = random.Random(0)
     waits = [[LATENCY[0] * rng.lognormvariate(0, LATENCY[1]) for _ in played] for played in actions]
-    pool = EnvPool(ENV, settings, actors=actors)
+    pool = EnvPool(ENV, settings, PoolSettings(actors=actors))
 
     async def take(session: Any, action: str, seconds: float) -> StepResult:
         await asyncio.sleep(seconds)

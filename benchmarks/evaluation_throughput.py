@@ -19,12 +19,12 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.engine import Engine
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import get_env
 from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
 from verl_act.prompts import get_template
 from verl_act.settings.data import GamesSettings, TasksSettings
@@ -37,7 +37,7 @@ def play(policy: PolicyUnderTest, eval_tasks: list[Task], data: dict[str, Any], 
     """Both ways on one engine and one pool."""
 
     async def both() -> dict[str, Any]:
-        pool = EnvPool("alfworld", data, actors=1)
+        pool = EnvPool("alfworld", data)
         await rollout_tasks(policy, eval_tasks[:1], pool, 2)  # starts what is started at first use
         started = time.monotonic()
         together = await rollout_tasks(policy, eval_tasks, pool, max_turns)
@@ -68,7 +68,7 @@ def main() -> None:
         data = {"data": str(folder / "games")}
         make_tasks(TasksSettings(env="alfworld", splits=["valid_seen"], env_settings=data), folder / "tasks")
         eval_tasks = read_tasks(folder / "tasks" / "tasks.parquet")
-        settings = ModelSettings(model=str(embedded_models()["alfworld"]), max_model_len=1024)
+        settings = ModelSettings(model=str(get_env("alfworld").models["embedded"]), max_model_len=1024)
         template = get_template("compact", history_length=8)
         ray.init(include_dashboard=False, log_to_driver=False)
         try:

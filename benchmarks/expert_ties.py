@@ -27,7 +27,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from verl_act.data_prep.expert.collect_expert import play
-from verl_act.data_prep.pairs.margins import Replayers
+from verl_act.data_prep.pairs.margins import TrajectoryReplayers
 from verl_act.envs.alfworld.search import SearchExpert, decide
 from verl_act.envs.base import Expert, ExpertGaveUp, Task
 from verl_act.envs.registry import get_env
@@ -45,7 +45,7 @@ FEWEST = 100
 
 
 class FirstListed(TieBreaker):
-    def draw(self, texts: Sequence[str], step: int) -> str:
+    def sample(self, texts: Sequence[str], step: int) -> str:
         return texts[0]
 
 
@@ -101,7 +101,7 @@ def tied_choices(steps: Sequence[Step], settings: Mapping[str, Any], margins: bo
     for step in steps:
         if step.tied_actions:
             trajectories.setdefault(step.trajectory_id, []).append(step)
-    replayers = Replayers(settings, ())
+    replayers = TrajectoryReplayers(settings, ())
     for trajectory in trajectories.values():
         if not margins:
             yield from (_choice(step, _others(step)[0]) for step in trajectory)

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_act.chain.recipe import embedded_models
+from verl_act.envs.registry import get_env
 from verl_act.prompts import get_template
 from verl_act.schema import PAIR, Context, Pair, pair_id, write_rows
 
@@ -77,7 +77,7 @@ def seconds_a_step(folder: Path, overrides: list[str], steps: int) -> list[float
     metrics = folder / "metrics.jsonl"
     settings = [
         "+act/device=cpu",
-        f"actor_rollout_ref.model.path={embedded_models()['alfworld']}",
+        f"actor_rollout_ref.model.path={get_env('alfworld').models['embedded']}",
         "actor_rollout_ref.model.use_remove_padding=false",
         "actor_rollout_ref.model.enable_gradient_checkpointing=false",
         "actor_rollout_ref.rollout.name=vllm",

@@ -38,7 +38,6 @@ from verl.workers.rollout.replica import TokenOutput
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.concurrency import gather
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.alternatives import sample_alternatives
@@ -50,6 +49,7 @@ from verl_act.engine import Engine, request_seed
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.base import read_tasks
 from verl_act.envs.pool import EnvPool
+from verl_act.envs.registry import get_env
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_next_actions, rollout_tasks
 from verl_act.prompts import get_template
@@ -59,7 +59,7 @@ from verl_act.settings.data import AlternativesSettings, ExpertSettings, GamesSe
 from verl_act.settings.model import ModelSettings, Sampling
 
 RESULTS = Path(__file__).parent / "results" / "rollout_throughput.json"
-MODEL = str(embedded_models()["alfworld"])
+MODEL = str(get_env("alfworld").models["embedded"])
 REPLIES = 4
 ROLLOUTS = 4
 EPISODES_BEFORE = 64

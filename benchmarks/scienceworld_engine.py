@@ -27,9 +27,9 @@ import psutil
 from scienceworld import ScienceWorldEnv
 
 from verl_act.envs.base import Task
-from verl_act.envs.scienceworld.data import VARIATIONS, list_tasks, name_and_variation
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.server import engine
+from verl_act.envs.scienceworld.variations import VARIATIONS, list_tasks, name_and_variation
 
 RESULT = Path(__file__).parent / "results" / "scienceworld_engine.json"
 _NAMES = ("boil", "power-component", "find-animal", "grow-plant", "chemistry-mix", "lifespan-longest-lived")

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -80,19 +80,9 @@ def _settings_table(block, prefix=""):
             yield _row(prefix + name, text=text)
             yield from _settings_table(blocks[0], f"{prefix}{name}." + ("" if blocks[0] is kind else "NAME."))
         else:
+            values = kind if isinstance(kind, type) and issubclass(kind, Enum) else ()
+            text = " ".join((text, *(f"`{value}`: {_docstring(kind, value.name)}" for value in values)))
             yield _row(prefix + name, _kind(kind), "required" if field.is_required() else _json(field.default), text)
-
-
-def _dataclass_table(block, prefix=""):
-    """The keys of a dataclass."""
-    for field in fields(block):
-        kind = get_type_hints(block, include_extras=True)[field.name]
-        if is_dataclass(kind):
-            yield _row(prefix + field.name, text=_docstring(block, field.name))
-            yield from _dataclass_table(kind, f"{prefix}{field.name}.")
-        else:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            yield _row(prefix + field.name, _kind(kind), _json(default), _meaning(block, field.name, kind))
 
 
 def _template_table(names):
@@ -105,13 +95,6 @@ def _template_table(names):
         default = defaults[names[0]] if same else ", ".join(f"{name}: {text}" for name, text in defaults.items())
         kind = get_type_hints(block, include_extras=True)[field.name]
         yield _row(field.name, _kind(kind), default, _docstring(block, field.name))
-
-
-def _meaning(block, name, kind):
-    """A field's docstring, and those of the values of an enumeration."""
-    values = kind if isinstance(kind, type) and issubclass(kind, Enum) else ()
-    meanings = (f"`{value}`: {_docstring(kind, value.name)}" for value in values)
-    return " ".join((_docstring(block, name), *meanings))
 
 
 def _docstring(block, name):
@@ -164,7 +147,7 @@ _write(
     *("", "## Keys of `overrides` where `data` is `dpo`", "", "A run sets those that are required.", ""),
     *(*_HEAD, *_settings_table(DpoSettings)),
 )
-_write("data-act.md", "# Keys of `data.act`", "", ActSettings.__doc__, "", *_HEAD, *_dataclass_table(ActSettings))
+_write("data-act.md", "# Keys of `data.act`", "", ActSettings.__doc__, "", *_HEAD, *_settings_table(ActSettings))
 
 _templates = defaultdict(list)
 for _name in template_names():

@@ -15,9 +15,9 @@ def compute_score(
     ground_truth: str,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    acc: float = 1.0,
-    adm: float = 0.1,
-    fmt: float = -0.5,
+    acc: float = tiers.ACC,
+    adm: float = tiers.ADM,
+    fmt: float = tiers.FMT,
 ) -> dict[str, float]:
     """Score a reply to an action prompt; signature as verl calls it (`reward.custom_reward_function`).
 
@@ -28,9 +28,9 @@ def compute_score(
     reply = tiers.full_reply(solution_str, extra_info)
     action, thought = parse_action(reply).action, has_thought(reply)
     if action is None:
-        return tiers.malformed(fmt, thought)
+        return tiers.score("fmt", fmt, thought)
     if normalise(action) == normalise(ground_truth):
-        return tiers.accurate(acc, thought)
+        return tiers.score("acc", acc, thought)
     if tiers.is_admissible(action, extra_info, data_source):
-        return tiers.admissible(adm, thought)
-    return tiers.neither(thought)
+        return tiers.score("adm", adm, thought)
+    return tiers.score(None, thought=thought)

@@ -18,9 +18,9 @@ def compute_score(
     ground_truth: str,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    acc: float = 1.0,
-    adm: float = 0.1,
-    fmt: float = -0.5,
+    acc: float = tiers.ACC,
+    adm: float = tiers.ADM,
+    fmt: float = tiers.FMT,
 ) -> dict[str, float]:
     """Score a reply to a choice prompt; signature as verl calls it (`reward.custom_reward_function`).
 
@@ -34,13 +34,13 @@ def compute_score(
     reply = tiers.full_reply(solution_str, extra_info)
     choice, thought = parse_choice(reply, candidates), has_thought(reply)
     if choice.text is None:
-        return tiers.malformed(fmt, thought)
+        return tiers.score("fmt", fmt, thought)
     chosen = choice.text if choice.index is None else candidates[choice.index]
     if normalise(chosen) == normalise(ground_truth):
-        return tiers.accurate(acc, thought)
+        return tiers.score("acc", acc, thought)
     flags = (extra_info or {}).get("candidates_admissible")
     if choice.index is None or flags is None:
         admissible = tiers.is_admissible(chosen, extra_info, data_source)
     else:
         admissible = bool(flags[choice.index])
-    return tiers.admissible(adm, thought) if admissible else tiers.neither(thought)
+    return tiers.score("adm", adm, thought) if admissible else tiers.score(None, thought=thought)

@@ -28,9 +28,9 @@ def compute_score(
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None = None,
     *,
-    acc: float = 1.0,
-    adm: float = 0.1,
-    fmt: float = -0.5,
+    acc: float = tiers.ACC,
+    adm: float = tiers.ADM,
+    fmt: float = tiers.FMT,
     other: Mapping[str, str] | None = None,
     **options: Any,
 ) -> dict[str, float]:
@@ -53,12 +53,10 @@ def compute_score(
         )
         return _as_ours(result, has_thought(solution_str))
     kind = next(iter(data_source.split("/")[2:]), "")
-    if kind == "choice":
-        return choice.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
-    if kind == "action":
-        return action.compute_score(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
     if kind == "episode":
         return _episode(data_source, extra_info)
+    if reward := {"choice": choice.compute_score, "action": action.compute_score}.get(kind):
+        return reward(data_source, solution_str, ground_truth, extra_info, acc=acc, adm=adm, fmt=fmt)
     raise ConfigError(f"data_source {data_source!r} is unknown; ours are act/<env>/choice, action or episode.")
 
 
@@ -75,7 +73,7 @@ def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str
         )
     metrics = {name: float(value) for name, value in outcome["episode"].items()}
     score, thought = float(outcome["episode_reward"]), metrics.get("thought_share", 0.0)
-    return {**metrics, **tiers.neither(), "score": score, "acc": metrics["success"], "thought": thought}
+    return {**metrics, **tiers.score(None, score), "acc": metrics["success"], "thought": thought}
 
 
 def _verl() -> Callable[..., Any]:
@@ -100,8 +98,7 @@ def _other(path: str = "", name: str = "compute_score") -> Callable[..., Any]:
 
 def _as_ours(result: Any, thought: bool) -> dict[str, float]:
     """Convert the result of another reward function to our keys."""
-    if not isinstance(result, Mapping):
-        return {**tiers.neither(thought), "score": float(result), "acc": float(result)}
     # Drop further keys, some of them strings (`pred`): the other rows of the batch do not have them.
-    score = float(result["score"])
-    return {**tiers.neither(thought), "score": score, "acc": float(result.get("acc", score))}
+    known = result if isinstance(result, Mapping) else {"score": result}
+    score = float(known["score"])
+    return {**tiers.score(None, score, thought), "acc": float(known.get("acc", score))}

@@ -1,6 +1,6 @@
 """The three reward tiers and the dictionary that carries them.
 
-The tiers and their default values (`acc` 1.0, `adm` 0.1, `fmt` -0.5) come from third-party notes on the paper (arXiv
+The tiers and their default values (`ACC`, `ADM`, `FMT`) come from third-party notes on the paper (arXiv
 2603.08706) and may not be the paper's. All can be changed (`reward_kwargs`).
 
 Every reward function returns the same numeric keys for every row, because parts of verl stack the values of a batch by
@@ -10,34 +10,24 @@ the keys of its first row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from verl_act.envs import registry
 from verl_act.errors import DataError
 
+Tier = Literal["acc", "adm", "fmt"]
+ACC, ADM, FMT = 1.0, 0.1, -0.5
 KEYS = ("score", "acc", "adm", "fmt", "thought")
 """`score` is the reward; `acc`, `adm` and `fmt` are 1.0 if that tier applied (`fmt`: the reply was malformed);
 `thought` is 1.0 if the reply reasons before its answer (`parse.has_thought`), whatever it earns."""
 
 
-def accurate(reward: float, thought: bool = False) -> dict[str, float]:
-    """The expert's action (R_acc)."""
-    return {"score": reward, "acc": 1.0, "adm": 0.0, "fmt": 0.0, "thought": float(thought)}
-
-
-def admissible(reward: float, thought: bool = False) -> dict[str, float]:
-    """Another action that the environment would accept (R_adm)."""
-    return {"score": reward, "acc": 0.0, "adm": 1.0, "fmt": 0.0, "thought": float(thought)}
-
-
-def malformed(reward: float, thought: bool = False) -> dict[str, float]:
-    """A reply without a readable answer (R_fmt)."""
-    return {"score": reward, "acc": 0.0, "adm": 0.0, "fmt": 1.0, "thought": float(thought)}
-
-
-def neither(thought: bool = False) -> dict[str, float]:
-    """A readable answer that is not an admissible action."""
-    return {"score": 0.0, "acc": 0.0, "adm": 0.0, "fmt": 0.0, "thought": float(thought)}
+def score(tier: Tier | None, reward: float = 0.0, thought: bool = False) -> dict[str, float]:
+    """The values of a reply. `acc`: it gave the expert's action (R_acc); `adm`: another action that the environment
+    would accept (R_adm); `fmt`: no readable answer (R_fmt); None: a readable one that is not an admissible action.
+    """
+    reached = {name: float(name == tier) for name in ("acc", "adm", "fmt")}
+    return {"score": reward, **reached, "thought": float(thought)}
 
 
 def full_reply(solution_str: str, extra_info: Mapping[str, Any] | None) -> str:

@@ -177,7 +177,7 @@ def vllm_distribution() -> None:
     assert vllm_version == found
 
 
-def asked_device() -> None:
+def requested_device() -> None:
     """A run that asked for the CPU, where verl has found a GPU."""
     from omegaconf import OmegaConf
     from verl.plugin.platform.platform_cuda import PlatformCUDA
@@ -224,7 +224,7 @@ GAPS: tuple[Callable[[], None], ...] = (
     weight_socket,
     ray_loopback,
     value_model,
-    asked_device,
+    requested_device,
     vllm_linear,
 )
 

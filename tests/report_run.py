@@ -173,9 +173,10 @@ def training_metrics(kind: str, steps: int = 20) -> str:
     return "".join(lines)
 
 
-def plan(run: Path, stages: dict[str, str], trains: Sequence[str] = ()) -> None:
-    """Record the stages, name -> output, as planned."""
-    RunFolder(run).add_to_plan([PlannedStage(name, output, name in trains) for name, output in stages.items()])
+def plan(run: Path, stages: dict[str, str], trains: Sequence[str] = (), seed: int | None = None) -> None:
+    """Record the stages, title -> output, as planned."""
+    planned = [PlannedStage(title, output, title in trains, seed) for title, output in stages.items()]
+    RunFolder(run).add_to_plan(planned)
 
 
 MODELS = ("initial", "critic", "action")
@@ -334,7 +335,6 @@ OF_SEED |= {f"evaluate {name}": f"evaluation/{name}" for name in ("critic", "act
 COMPARED = {
     **{"expert train": "expert/train", "expert valid_seen": "expert/valid_seen", "alternatives": "alternatives"},
     **{"pairs train": "pairs/train", "audit": "pairs/train/pairs.parquet", "tasks eval": "tasks/eval"},
-    **{f"seed {seed} {name}": f"seed-{seed}/{output}" for seed in (0, 1) for name, output in OF_SEED.items()},
     **{"methods": "methods", "report": "report.html"},
 }
 
@@ -356,9 +356,11 @@ def compared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "steps": steps,
             "against": [] if name == "Prompting" else ["Prompting"],
             "evaluations": paths,
-            "training": {},
+            "stages": [],
         }
-    plan(folder, COMPARED, ["seed 0 il+critic", "seed 1 il+critic"])
+    plan(folder, COMPARED)
+    for seed in (0, 1):
+        plan(folder, {title: f"seed-{seed}/{output}" for title, output in OF_SEED.items()}, ["il+critic"], seed)
     (folder / "seed-0" / "il+critic").mkdir()
     (folder / "seed-0" / "il+critic" / "metrics.jsonl").write_text(training_metrics("choice"))
     compare_methods(MethodsTableSettings(run=folder, methods=methods), folder / "methods")

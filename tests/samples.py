@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config
 
-from verl_act.chain.recipe import embedded_models
+from verl_act.envs.registry import installed_env, known_envs
 from verl_act.schema import Context, Pair, Step, Turn, pair_id
+
+
+def embedded_models() -> dict[str, Path]:
+    """Environment -> folder of its model `embedded`, of the installed environments that have one."""
+    specs = filter(None, map(installed_env, known_envs()))
+    folders = {spec.name: Path(spec.models["embedded"]) for spec in specs if "embedded" in spec.models}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
+
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1."
 CHAT_TEMPLATE = (

@@ -34,9 +34,9 @@ class Trainer(TrainingStage):
         return [sys.executable, "-c", self.code, *self.arguments, *self.hydra_overrides(further)]
 
 
-def script(name: str, code: str, output: Path, inputs: Sequence[Path] = (), arguments: Sequence[str] = ()) -> Script:
+def script(title: str, code: str, output: Path, inputs: Sequence[Path] = (), arguments: Sequence[str] = ()) -> Script:
     return Script(
-        name=name,
+        title=title,
         command="dev script",
         settings=Settings(),
         output=output,
@@ -47,7 +47,7 @@ def script(name: str, code: str, output: Path, inputs: Sequence[Path] = (), argu
 
 
 def trainer(
-    name: str,
+    title: str,
     code: str,
     folder: Path,
     inputs: Sequence[Path] = (),
@@ -55,7 +55,7 @@ def trainer(
     overrides: Mapping[str, Any] | None = None,
 ) -> Trainer:
     return Trainer(
-        name=name,
+        title=title,
         trainer="sft",
         config=[f"stage={argument}" for argument in arguments],
         overrides=overrides or {},

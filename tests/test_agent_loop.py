@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from installed_env import ray_with
 from omegaconf import OmegaConf
+from samples import embedded_models
 from verl.experimental.agent_loop import agent_loop as verl_agent_loop
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, ToolListWrap
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
@@ -29,8 +30,6 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_act.chain.recipe import embedded_models
-from verl_act.config.settings import Mode
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
 from verl_act.engine import Engine
@@ -46,6 +45,7 @@ from verl_act.reward_fns.route import compute_score
 from verl_act.rollout import agent_loop
 from verl_act.rollout.episode import NO_ACTION
 from verl_act.schema import TASK, Context, Turn, write_rows
+from verl_act.settings.episodes import Mode
 from verl_act.settings.model import ModelSettings, Sampling
 from verl_act.upstream_gaps import failed_rollouts as failures
 

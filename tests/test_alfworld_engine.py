@@ -18,10 +18,10 @@ from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from textworld.envs import PddlEnv
 
 from verl_act.envs.alfworld import planner_library
-from verl_act.envs.alfworld.data import TASK_TYPES, list_games
 from verl_act.envs.alfworld.engine import AlfworldEngine, Frame
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import read_game
+from verl_act.envs.alfworld.game_index import TASK_TYPES, list_games
 from verl_act.envs.base import Task
 from verl_act.errors import ConfigError, DataError, EmptySplitError, EnvError
 

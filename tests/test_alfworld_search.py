@@ -8,8 +8,8 @@ import pytest
 
 from verl_act.data_prep.expert.collect_expert import play
 from verl_act.envs.alfworld.beliefs import Beliefs
-from verl_act.envs.alfworld.data import list_tasks
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.game_index import list_tasks
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.alfworld.task_sentence import TaskGoal, parse_sentence
 from verl_act.envs.base import Task

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from samples import ALTERNATING, alternating_tokenizer, make_context, make_step
+from samples import ALTERNATING, alternating_tokenizer, embedded_models, make_context, make_step
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
 from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.errors import ConfigError

@@ -8,7 +8,7 @@ import pytest
 from verl_act.data_prep.pairs import giveaways
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.data_prep.pairs.check_pairs import check_pairs
-from verl_act.data_prep.pairs.margins import Replayer, ReplayError
+from verl_act.data_prep.pairs.margins import ReplayError, TrajectoryReplayer
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.registry import get_env, register_env
@@ -78,7 +78,7 @@ def test_alternatives_are_worse_and_different(games: Path, trajectories: Path, r
     refused = [pair for pair in pairs if not pair.alternative_admissible]
     assert {pair.alternative_action for pair in refused} == {"fly away"}
     assert counts["pairs_inadmissible"] == len(refused) > 0
-    check_pairs(AuditSettings(pairs=[tmp_path / "pairs" / "pairs.parquet"])).raise_for_errors()
+    assert not check_pairs(AuditSettings(pairs=[tmp_path / "pairs" / "pairs.parquet"])).errors
 
 
 def test_processes_share_trajectories_and_change_nothing(games: Path, trajectories: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_trying_an_alternative_costs_a_step(games: Path, trajectories: Path, mon
     monkeypatch.setattr(AlfworldEnvironment, "step", lambda self, action: taken.append(action) or step(self, action))
     steps = read_steps([trajectories])
     walked = [entry for entry in steps if entry.trajectory_id == steps[-1].trajectory_id]
-    replayer = Replayer("alfworld", {"data": str(games)})
+    replayer = TrajectoryReplayer("alfworld", {"data": str(games)})
     for state in replayer.replay(walked):
         for action in state.step.context.admissible_actions[:3]:
             state.outcome(action)
@@ -301,7 +301,7 @@ class Drifting(Bare):
 def test_no_action_is_judged_in_another_state_than_its_own(games: Path, steps: list[Step], tmp_path: Path) -> None:
     register_env(EnvSpec("drifting", Drifting, _tasks, {}, ("train",)))
     one = [replace(step, env="drifting") for step in steps if step.trajectory_id == steps[0].trajectory_id]
-    state = next(Replayer("drifting", {"data": str(games)}).replay(one))
+    state = next(TrajectoryReplayer("drifting", {"data": str(games)}).replay(one))
     state.judge(one[0].action)  # in the state itself
     with pytest.raises(ReplayError, match="#0"):
         state.judge(one[0].action)
@@ -316,7 +316,7 @@ def test_a_trajectory_that_does_not_replay_is_left_out(games: Path, few: list[St
         for step in few
     ]
     with pytest.raises(ReplayError, match="#0"):
-        next(Replayer("alfworld", {"data": str(games)}).replay(changed[:1]))
+        next(TrajectoryReplayer("alfworld", {"data": str(games)}).replay(changed[:1]))
     write_rows(tmp_path / "steps.parquet", [step.to_row() for step in changed], TRAJECTORY)
     manifest = build_pairs(
         PairsSettings(

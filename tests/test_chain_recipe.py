@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from verl_act.chain import load_recipe
 from verl_act.chain.check import check_settings
 from verl_act.chain.method_stages import plan
 from verl_act.chain.recipe import Recipe
-from verl_act.envs.registry import get_env
+from verl_act.envs.registry import REGISTERED, get_env
 from verl_act.errors import ActError, ConfigError
 from verl_act.prompts import get_template
 from verl_act.run_folder import RunFolder
@@ -38,6 +39,16 @@ def test_steps_bound_both_rl_stages() -> None:
     assert load_recipe("alfworld/quickstart", steps=10**6) == load_recipe("alfworld/quickstart")
     unbounded = ["training.critic.overrides.trainer.total_training_steps=null"]
     assert load_recipe("alfworld/quickstart", unbounded, steps=2).training["critic"] == bounded.training["critic"]
+
+
+def test_an_environment_may_name_its_models_as_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(get_env("alfworld"), name="own", models={"tiny": tmp_path})
+    monkeypatch.setitem(REGISTERED, spec.name, spec)
+    changes = ["env=own", "games.counts=null"]
+    assert load_recipe("alfworld/quickstart", [*changes, "model=tiny"]).model_path == str(tmp_path)
+    assert load_recipe("alfworld/quickstart", [*changes, "model=Qwen/Qwen3-8B"]).model_path == "Qwen/Qwen3-8B"
+    with pytest.raises(ConfigError, match=r"'embedded'.*tiny"):
+        _ = load_recipe("alfworld/quickstart", changes).model_path
 
 
 def test_a_recipe_states_only_what_differs_from_its_base(tmp_path: Path) -> None:

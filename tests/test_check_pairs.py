@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from verl_act.__main__ import app
 from verl_act.data_prep.pairs.check_pairs import AuditReport, check_pairs
-from verl_act.errors import ConfigError, DataError
+from verl_act.errors import ConfigError
 from verl_act.schema import (
     PAIR,
     Pair,
@@ -67,7 +67,6 @@ FAULTS: dict[str, Callable[[list[Pair]], list[Pair]]] = {
 
 def test_sound_pairs_pass(tmp_path: Path) -> None:
     report = _audit(tmp_path, _sound(200), [make_pair(999)])
-    report.raise_for_errors()
     assert {finding.level for finding in report.findings} == {"ok"}, report.table()
     assert "200 pairs checked" in report.table()
 
@@ -76,8 +75,7 @@ def test_sound_pairs_pass(tmp_path: Path) -> None:
 def test_a_planted_fault_is_found(check: str, tmp_path: Path) -> None:
     report = _audit(tmp_path, FAULTS[check](_sound()))
     assert check.strip() in {finding.check for finding in report.errors}
-    with pytest.raises(DataError, match=check.strip()):
-        report.raise_for_errors()
+    assert check.strip() in report.table()
 
 
 def test_an_environment_that_is_not_installed_may_have_actions_that_it_does_not_list(tmp_path: Path) -> None:

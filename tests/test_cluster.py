@@ -19,9 +19,9 @@ import psutil
 import pytest
 from processes import clean_environment
 from ray.cluster_utils import Cluster
+from samples import embedded_models
 from small_run import SMALL_RUN
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks

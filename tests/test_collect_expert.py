@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from verl_act.data_prep.expert.collect_expert import DROPPED, TRAJECTORIES, collect_expert, play, replays
-from verl_act.envs.alfworld.data import list_tasks
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.game_index import list_tasks
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.importer import modern_command
 from verl_act.envs.alfworld.search import SearchExpert

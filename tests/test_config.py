@@ -24,6 +24,7 @@ import verl_example
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from recipe_stages import RECIPE_NAMES, composed
+from samples import embedded_models
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
@@ -33,7 +34,7 @@ import verl_act
 from verl_act.chain import check, load_recipe
 from verl_act.chain.hydra_overrides import flat
 from verl_act.chain.plan import run_plan
-from verl_act.chain.recipe import SFT_DATA, embedded_models
+from verl_act.chain.recipe import SFT_DATA
 from verl_act.chain.stages import TrainingStage
 from verl_act.config.settings import ActSettings, EpisodeSettings, MixtureSettings
 from verl_act.envs.registry import get_env, known_envs
@@ -45,7 +46,7 @@ GROUP_FILES = sorted(str(path.relative_to(CONFIG)) for path in CONFIG.rglob("*.y
 STAGES = ["critic", "action", "action_ppo"]
 ENVIRONMENTS = sorted(path.stem for path in (CONFIG / "act" / "env").glob("*.yaml"))
 SFT = "sft_trainer_engine"
-SFT_FILES = ["act/device/cpu_sft.yaml", "act/sft.yaml"]
+SFT_FILES = ["act/device/cpu_sft.yaml", "act/device/gpu_sdpa_sft.yaml", "act/sft.yaml"]
 SUPERSEDED = ("custom_reward_function", "reward_model", "sandbox_fusion")
 """Top-level keys of earlier verl versions: still in its configuration, replaced by `reward.*`."""
 
@@ -87,8 +88,7 @@ def _unknown_of_ours(block: dict[str, Any]) -> Iterator[str]:
         ("act.episode", EpisodeSettings, block.get("episode", {})),
         ("act.mix", MixtureSettings, block.get("mix", {})),
     ):
-        known = {field.name for field in fields(settings)}
-        yield from (f"data.{name}.{key}" for key in keys if key not in known)
+        yield from (f"data.{name}.{key}" for key in keys if key not in settings.model_fields)
 
 
 def read_group_file(name: str) -> dict[str, Any]:
@@ -223,6 +223,7 @@ def test_the_stages_cover_every_group_file() -> None:
         "act/_rows.yaml",
         "act/mix.yaml",
         "act/device/cpu.yaml",
+        "act/device/gpu_sdpa.yaml",
         *(f"act/env/{env}.yaml" for env in ENVIRONMENTS),
         *(f"act/{stage}.yaml" for stage in STAGES),
     }

@@ -22,7 +22,7 @@ from verl_act.upstream_gaps.damaged_checkpoints import (
     checkpoints_in,
     exported_models,
     fault_of,
-    resume_from_whole,
+    resume_from_complete,
     tidy,
 )
 
@@ -85,10 +85,10 @@ def test_every_file_that_is_needed_is_missed(
     assert len(files) == (10 if make is sft_checkpoint else 17)
     for file in files:
         newest = make(tmp_path, 20)
-        assert not fault_of(newest) and resume_from_whole(tmp_path) == newest
+        assert not fault_of(newest) and resume_from_complete(tmp_path) == newest
         spoil(newest / file)
         assert file.name in fault_of(newest) or str(file.parent) in fault_of(newest)
-        assert resume_from_whole(tmp_path) == tmp_path / "global_step_10"
+        assert resume_from_complete(tmp_path) == tmp_path / "global_step_10"
         assert (tmp_path / TRACKER).read_text() == "10"
         shutil.rmtree(newest)
 
@@ -99,15 +99,15 @@ def test_a_tracker_that_is_behind_or_damaged_is_set_right(tracker: str | None, t
     rl_checkpoint(tmp_path, 9)
     rl_checkpoint(tmp_path, 10)
     (tmp_path / TRACKER).unlink() if tracker is None else (tmp_path / TRACKER).write_text(tracker)
-    assert resume_from_whole(tmp_path) == tmp_path / "global_step_10"
+    assert resume_from_complete(tmp_path) == tmp_path / "global_step_10"
     assert (tmp_path / TRACKER).read_text() == "10"
 
 
 def test_where_none_is_whole_a_run_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert resume_from_whole(tmp_path) is None
+    assert resume_from_complete(tmp_path) is None
     (rl_checkpoint(tmp_path, 5) / "data.pt").unlink()
     (tmp_path / "global_step_6" / "actor").mkdir(parents=True)
-    assert resume_from_whole(tmp_path) is None
+    assert resume_from_complete(tmp_path) is None
     assert not (tmp_path / TRACKER).exists()
     assert [str(tmp_path / f"global_step_{step}") in caplog.text for step in (5, 6)] == [True, True]
 
@@ -151,7 +151,7 @@ def test_checkpoints_of_megatron_are_whole_once_the_tracker_names_them(tmp_path:
     for step in (1, 2):
         megatron_checkpoint(tmp_path, step)
     (tmp_path / TRACKER).write_text("1")
-    assert resume_from_whole(tmp_path) == tmp_path / "global_step_1"
+    assert resume_from_complete(tmp_path) == tmp_path / "global_step_1"
 
 
 def test_exported_models_are_found_wherever_a_trainer_leaves_them(tmp_path: Path) -> None:

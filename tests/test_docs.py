@@ -39,6 +39,7 @@ from verl_act.evaluate.records import REQUIRED_KEYS
 from verl_act.prompts.chat import ChatTemplate
 from verl_act.prompts.compact import CompactTemplate
 from verl_act.run_folder import RunFolder
+from verl_act.settings.base import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -138,8 +139,9 @@ def ours(how: str) -> list[Any]:
     """The arguments of our own commands in blocks of this kind."""
     found = []
     for block in (block for block in blocks() if block.how == how):
-        for number, command in enumerate(block.commands()):
-            words = shlex.split(command[-1])
+        commands = [one for command in block.commands() for one in command[-1].split(" && ")]
+        for number, command in enumerate(commands):
+            words = shlex.split(command)
             while "=" in words[0]:
                 words.pop(0)  # a variable
             if words[0] in ("export", "pip", "ray"):
@@ -207,7 +209,8 @@ def test_the_site_builds_without_a_warning(site: Path) -> None:
 
 def test_every_key_and_option_is_described(site: Path) -> None:
     def names(block: type, prefix: str = "") -> set[str]:
-        return {prefix + field.name for field in fields(block)}
+        keys = block.model_fields if issubclass(block, Settings) else [field.name for field in fields(block)]
+        return {prefix + key for key in keys}
 
     expected = {
         "data-act": names(ActSettings) | names(MixtureSettings, "mix.") | names(EpisodeSettings, "episode."),

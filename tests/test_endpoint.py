@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 from openai_server import completion, refusal, server
-from samples import make_pair, make_step
+from samples import embedded_models, make_pair, make_step
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.engine import Reply
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.evaluate.endpoint import Endpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import make_context, make_pair, make_step, make_tokenizer
+from samples import embedded_models, make_context, make_pair, make_step, make_tokenizer
 
+from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.engine import Engine, Reply, Sampling
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, DataError, EnvError
@@ -43,6 +45,7 @@ from verl_act.manifest import digest, make_manifest
 from verl_act.prompts import get_template
 from verl_act.report.read import read_runs
 from verl_act.report.tables import groups, models
+from verl_act.settings.data import TasksSettings
 from verl_act.settings.evaluation import CompareSettings, EvaluationSettings
 
 
@@ -611,3 +614,80 @@ def test_a_prompt_is_refused_only_where_no_reply_fits() -> None:
     engine.reply_prefix = "<think>"  # as templates do that open the thought
     assert asyncio.run(engine.reply(messages, Sampling())) == ["<think>yes"]
     assert asyncio.run(engine.scored_reply(messages, Sampling())) == [Reply("<think>yes", -0.25)]
+
+
+class FourAtOnce(Says):
+    """An engine that runs four requests at once, and takes long for those of episodes."""
+
+    max_num_seqs, without_room, tokenizer = 4, 0, None
+
+    def __init__(self) -> None:
+        super().__init__("<action>go</action>")
+        self.running = self.most = 0
+        self.kinds: set[str] = set()
+
+    def __enter__(self) -> FourAtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run(coroutine)
+
+    async def reply(self, messages: Any, sampling: Sampling, seed: int | None = None) -> list[str]:
+        text = " ".join(message["content"] for message in messages)
+        kinds = {"walk on": "episode", "proposed for the next step": "choice", "one and one": "question"}
+        kind = next((kind for words, kind in kinds.items() if words in text), "next action")
+        self.kinds.add(kind)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        for _ in range(200 if kind == "episode" else 1):
+            await asyncio.sleep(0)
+        self.running -= 1
+        return await super().reply(messages, sampling, seed)
+
+
+class Watched(Corridor):
+    """A pool that notes at the end of each episode which kinds of questions have begun."""
+
+    memory_mb = 0.0
+
+    def __init__(self, engine: FourAtOnce) -> None:
+        super().__init__(fails="none")
+        self.engine, self.begun = engine, list[set[str]]()
+
+    async def open(self, task: Task) -> Corridor:
+        session = await super().open(task)
+        session.close = self.close  # type: ignore[method-assign]
+        return session
+
+    async def close(self) -> None:
+        self.begun.append(set(self.engine.kinds))
+
+
+def test_all_kinds_are_asked_at_once_and_keep_the_engine_full(
+    games: Path, trajectories: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, Any] = {"env": "alfworld", "env_settings": {"data": str(games)}}
+    make_tasks(TasksSettings(**where, splits=["valid_seen"]), tmp_path / "tasks")
+    (tmp_path / "math.jsonl").write_text(json.dumps({"problem": "How much is one and one?", "answer": "2"}) + "\n")
+    engine = FourAtOnce()
+    pool = Watched(engine)
+    monkeypatch.setattr("verl_act.evaluate.evaluation.Engine", lambda *_, **__: engine)
+    monkeypatch.setattr("verl_act.evaluate.evaluation.EnvPool", lambda *_, **__: pool)
+    monkeypatch.setattr("verl_act.evaluate.evaluation.ray_session", nullcontext)
+    settings = EvaluationSettings(
+        model=str(embedded_models()["alfworld"]),
+        template="plain",
+        tasks=[tmp_path / "tasks" / "tasks.parquet"],
+        trajectories=[trajectories],
+        pairs=[pairs],
+        reasoning=[tmp_path / "math.jsonl"],
+        env_settings=where["env_settings"],
+        max_turns=5,
+        limit=20,
+    )
+    counts = evaluate_model(settings, tmp_path / "out").counts
+    assert (counts["episodes"], counts["next_actions"], counts["choices"], counts["reasoning"]) == (6, 20, 40, 1)
+    assert engine.most == engine.max_num_seqs
+    assert pool.begun[-1] == {"episode", "next action", "choice", "question"}, "before the last episode ended"

@@ -13,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 from parsed_command import parsed
 from processes import clean_environment
+from samples import embedded_models
 from small_run import SMALL_RUN
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.errors import ConfigError
 from verl_act.export import export_recipe
 from verl_act.export.recipe import STAGES, VERL

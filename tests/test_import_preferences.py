@@ -19,7 +19,7 @@ from samples import data_config, make_tokenizer
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.pairs.check_pairs import check_pairs
 from verl_act.data_prep.pairs.import_preferences import import_preferences
-from verl_act.data_prep.pairs.preference_messages import Unusable
+from verl_act.data_prep.pairs.preference_messages import UnusableRow
 from verl_act.data_prep.pairs.preference_rows import GOAL, Preference, Request, read_preference
 from verl_act.errors import ConfigError, DataError
 from verl_act.reward_fns.route import compute_score
@@ -193,21 +193,21 @@ IMAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
         ({"chosen": f"{ASK} {GOOD}", "rejected": f"{ASK} {BAD}"}, "has no prompt"),
         ({**PAIR_OF, "rejected": " it  is 4. "}, "are the same"),
         ({**PAIR_OF, "rejected": "  "}, "a reply is empty"),
-        ({**PAIR_OF, "chosen": 4}, "neither a text nor a list of messages"),
+        ({**PAIR_OF, "chosen": 4}, "neither a string nor a list of messages"),
         ({**PAIR_OF, "chosen": [{"role": "assistant"}]}, "a message without text"),
         ({**PAIR_OF, "chosen": [{"content": GOOD}]}, "a message of the role None"),
         ({"chosen": [USER, RIGHT], "rejected": [RIGHT, WRONG]}, "differ before their last message"),
         ({"chosen": f"{HH} {GOOD}", "rejected": f"\n\nHuman: Hm.\n\nAssistant: {BAD}"}, "differ before their last"),
         ({"chosen": [RIGHT, USER], "rejected": [RIGHT, USER]}, "does not end with the assistant"),
         ({**PAIR_OF, "prompt": [RIGHT]}, "take turns"),
-        ({"prompt": "What is 3?", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}, "another beginning"),
+        ({"prompt": "What is 3?", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}, "begins differently"),
         ({**PAIR_OF, "question": "What is 3?"}, "prompt and question differ"),
         ({**PAIR_OF, "input": "Use decimals."}, "has 'input' next to 'prompt'"),
-        ({"input": "A sum.", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}, "input is another beginning"),
+        ({"input": "A sum.", "chosen": [USER, RIGHT], "rejected": [USER, WRONG]}, "input begins differently"),
         ({**PAIR_OF, "prompt": [{"role": "user", "content": " "}]}, "the last request is empty"),
         ({**PAIR_OF, "prompt": [SYSTEM, USER], "system": "Be long."}, "two different system messages"),
         ({**PAIR_OF, "history": "Hello."}, "history is not a list of pairs"),
-        ({**PAIR_OF, "history": [["Hello.", None]]}, "history has a request or a reply that is no text"),
+        ({**PAIR_OF, "history": [["Hello.", None]]}, "history has a request or a reply that is not a string, or empty"),
         ({**PAIR_OF, "images": [{"bytes": "", "path": "a.png"}]}, "has 'images', which a pair cannot show"),
         ({**PAIR_OF, "tools": '[{"name": "add"}]'}, "has 'tools'"),
         ({**PAIR_OF, "context": "Two is three."}, "has 'context'"),
@@ -246,7 +246,7 @@ IMAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
     ],
 )
 def test_a_row_that_gives_no_pair_says_why(row: Any, reason: str) -> None:
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(UnusableRow, match=reason):
         read_preference(row)
 
 
@@ -274,7 +274,7 @@ _COLUMNS = (
 def test_no_row_breaks_the_importer(row: dict[str, Any]) -> None:
     try:
         read = read_preference(row)
-    except Unusable:
+    except UnusableRow:
         return
     if isinstance(read, Preference):
         assert read.chosen.strip() and all(reply.strip() for reply in read.rejected)

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from published_rows import Row, expert_trajectories, rejections, write
-from samples import data_config, make_tokenizer
+from samples import data_config, embedded_models, make_tokenizer
 from typer.testing import CliRunner
 
 from verl_act.__main__ import app
-from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.imports import published_tasks
 from verl_act.data_prep.imports.import_trajectories import REJECTED, TRAJECTORIES, import_trajectories
@@ -29,8 +28,8 @@ from verl_act.envs.alfworld.importer import modern_command
 from verl_act.envs.base import EnvSpec, Observation, StepResult, Task
 from verl_act.envs.importer import Published
 from verl_act.envs.registry import get_env, register_env
-from verl_act.envs.scienceworld.data import VARIATIONS
 from verl_act.envs.scienceworld.importer import modern_action
+from verl_act.envs.scienceworld.variations import VARIATIONS
 from verl_act.envs.webshop.instruction import price_limit
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.errors import ConfigError, DataError
@@ -520,11 +519,11 @@ class Counting:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ('{"task_id": 17, "actions": ["look"]}', "'task_id' must be a text, not 17"),
-        ('{"task_id": "t", "actions": ["look"], "thoughts": [3]}', "'thoughts' must be a list of texts and nulls"),
-        ('{"task_id": "t", "actions": ["look"], "thoughts": 3}', "'thoughts' must be a list of texts and nulls"),
+        ('{"task_id": 17, "actions": ["look"]}', "'task_id' must be a string, not 17"),
+        ('{"task_id": "t", "actions": ["look"], "thoughts": [3]}', "'thoughts' must be a list of strings and nulls"),
+        ('{"task_id": "t", "actions": ["look"], "thoughts": 3}', "'thoughts' must be a list of strings and nulls"),
         ('{"task_id": "t", "actions": "look"}', "'actions' must be a non-empty list, not 'look'"),
-        ('{"task_id": "t", "actions": [null]}', "'actions' must be a list of texts"),
+        ('{"task_id": "t", "actions": [null]}', "'actions' must be a list of strings"),
         ('{"task_id": "t", "actions": ["look"]', "line 2: is not JSON"),
         ("[]", "it is not a JSON object but list"),
     ],
@@ -583,8 +582,8 @@ def test_a_turn_of_ten_million_characters_is_read_in_linear_time(tmp_path: Path)
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
-        ({"from": "gpt", "value": None}, "'value' must be a text, not None"),
-        ({"from": 1, "value": "Action: look"}, "'from' must be a text, not 1"),
+        ({"from": "gpt", "value": None}, "'value' must be a string, not None"),
+        ({"from": 1, "value": "Action: look"}, "'from' must be a string, not 1"),
         ({"value": "Action: look"}, "has no 'from'"),
         ("Action: look", "it is not a JSON object but str"),
     ],

@@ -15,14 +15,14 @@ from statistics import fmean
 
 import pytest
 from processes import check_loopback, new_servers
+from samples import embedded_models
 from verl_runs import ACT, arguments, check_steps, run
 
-from verl_act.chain.recipe import embedded_models
-from verl_act.config.settings import Mode
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.evaluate.evaluation import evaluate_model
 from verl_act.evaluate.files import EPISODES
 from verl_act.settings.data import TasksSettings
+from verl_act.settings.episodes import Mode
 from verl_act.settings.evaluation import EvaluationSettings
 
 TOKENS_PER_TURN = 24

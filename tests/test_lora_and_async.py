@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from samples import make_pair, make_step
+from samples import embedded_models, make_pair, make_step
 from verl_runs import ACT, arguments, check_steps, run
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.schema import PAIR, TRAJECTORY, write_rows
 from verl_act.settings.data import TasksSettings

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from samples import embedded_models
 
 from verl_act.chain import load_recipe
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.embedded.make_embedded_model import (
     make_embedded_model,
     train_tokenizer,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from verl_act.envs import registry
-from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES, list_games
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
+from verl_act.envs.alfworld.game_index import SPLITS, TASK_TYPES, list_games
 from verl_act.envs.alfworld.games.make_games import make_games
 from verl_act.envs.alfworld.games.rooms import HELD_OUT_ROOMS, is_held_out, read_room
 from verl_act.envs.make_games import make_games as make_games_of_any

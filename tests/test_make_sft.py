@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from samples import embedded_models
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.errors import DataError
 from verl_act.schema import REFLECTION, SFT, read_steps, read_table, write_rows

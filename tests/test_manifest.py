@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from verl_act import manifest as manifest_module
+from verl_act.envs.registry import REGISTERED, get_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.manifest import (
     FILE_NAME,
@@ -41,6 +42,14 @@ def test_a_manifest_comes_back(source: Path, tmp_path: Path) -> None:
     assert {"python", "verl_act", "pyarrow"} <= set(stored["versions"])
 
 
+def test_the_versions_of_an_environments_packages_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(get_env("webshop"), name="own", packages=("pytest", "not-installed-here"))
+    assert "pytest" not in make_manifest("stage", settings={}).versions
+    monkeypatch.setitem(REGISTERED, spec.name, spec)
+    versions = make_manifest("stage", settings={}).versions
+    assert versions["pytest"] == pytest.__version__ and "not-installed-here" not in versions
+
+
 def test_what_decides_the_output_decides_whether_it_is_up_to_date(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -64,9 +73,9 @@ def test_what_decides_the_output_decides_whether_it_is_up_to_date(source: Path, 
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package as if it lay in `tmp_path`, where nothing is known of a commit yet."""
     monkeypatch.setattr(manifest_module, "__file__", str(tmp_path / "verl_act" / "manifest.py"))
-    manifest_module.process_versions.cache_clear()
+    manifest_module.versions_of.cache_clear()
     yield tmp_path
-    manifest_module.process_versions.cache_clear()
+    manifest_module.versions_of.cache_clear()
 
 
 def commit(folder: Path) -> str:
@@ -75,7 +84,7 @@ def commit(folder: Path) -> str:
     for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "one"]):
         subprocess.run(["git", "-C", str(folder), *command], check=True)
     told = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    manifest_module.process_versions.cache_clear()
+    manifest_module.versions_of.cache_clear()
     return told.stdout.strip()
 
 

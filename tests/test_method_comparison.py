@@ -19,7 +19,6 @@ from verl_act.evaluate.statistics import (
     holm,
 )
 from verl_act.manifest import make_manifest, write_manifest
-from verl_act.run_folder import PlannedStage, RunFolder
 from verl_act.settings.evaluation import MethodsTableSettings
 
 
@@ -42,7 +41,7 @@ def three_methods(tmp_path: Path, seeds: int) -> dict[str, Any]:
             "steps": {"action": 40} if trained else {},
             "against": against,
             "evaluations": paths,
-            "training": {},
+            "stages": [],
         }
     return methods
 
@@ -129,7 +128,7 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
         for path in paths.values():
             write_evaluation(tmp_path / path, rng, chance)
         steps = {} if name == "Prompting" else {"action": 40}
-        methods[name] = {"steps": steps, "against": ["Prompting"], "evaluations": paths, "training": {}}
+        methods[name] = {"steps": steps, "against": ["Prompting"], "evaluations": paths, "stages": []}
     methods["Prompting"]["against"] = []
     methods["RL + ACT"]["against"] = ["RL", "Prompting"]
     whole = table_of(
@@ -175,9 +174,8 @@ def test_the_table_says_what_the_answers_say(tmp_path: Path) -> None:
 
 def test_steps_that_epochs_decided_are_those_that_were_taken(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    training = {"0": ["seed 0 il", "seed 0 il+action"]}
-    RunFolder(tmp_path).add_to_plan([PlannedStage("seed 0 il", "seed-0/il", trains=True)])
-    method = {"steps": {"il": -1, "action": 5}, "against": [], "evaluations": {"0": "a"}, "training": training}
+    steps = {"il": -1, "action": 5}
+    method = {"stages": list(steps), "steps": steps, "against": [], "evaluations": {"0": "a"}}
     write_evaluation(tmp_path / "a", rng, 0.5)
     log = tmp_path / "seed-0" / "il" / "metrics.jsonl"
     log.parent.mkdir(parents=True)
@@ -190,19 +188,16 @@ def test_steps_that_epochs_decided_are_those_that_were_taken(tmp_path: Path) -> 
 
 def test_a_stage_that_a_method_repeats_counts_with_all_of_its_trainings(tmp_path: Path) -> None:
     names = ["critic", "critic+critic", "critic+critic+action"]
-    stages = [PlannedStage(f"seed 0 {name}", f"seed-0/{name}", trains=True) for name in names]
-    RunFolder(tmp_path).add_to_plan(stages)
     for name, last in zip(names, (3, 4, 50), strict=True):
         log = tmp_path / "seed-0" / name / "metrics.jsonl"
         log.parent.mkdir(parents=True)
         log.write_text(json.dumps({"step": last, "data": {}}) + "\n")
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
-    training = {"0": [stage.name for stage in stages]}
     method = {
+        "stages": ["critic", "critic", "action"],
         "steps": {"critic": -2, "action": -1},
         "against": [],
         "evaluations": {"0": "a"},
-        "training": training,
     }
     whole = table_of(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
     assert whole["methods"]["A"]["steps"] == {"critic": 7, "action": 50}
@@ -218,7 +213,7 @@ def test_seeds_are_compared_on_the_tasks_that_all_of_them_have() -> None:
 
 
 def test_episodes_that_the_environment_lost_are_named(tmp_path: Path) -> None:
-    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "stages": []}
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
     path = tmp_path / "a" / "episodes.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -232,7 +227,7 @@ def test_episodes_that_the_environment_lost_are_named(tmp_path: Path) -> None:
 
 
 def test_judging_is_told_from_naming_a_candidate(tmp_path: Path) -> None:
-    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "stages": []}
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
     path = tmp_path / "a" / "choices.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -262,7 +257,7 @@ def random_signs_p(differences: np.ndarray) -> float:
 
 
 def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
-    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "stages": []}
     with pytest.raises(DataError, match=str(tmp_path / "a")):
         compare_methods(MethodsTableSettings(run=tmp_path, methods={"A": method}), tmp_path / "out")
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
@@ -274,7 +269,7 @@ def test_a_missing_or_doubled_evaluation_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", ["half a line", "whole lines"])
 def test_answers_that_were_cut_are_refused(cut: str, tmp_path: Path) -> None:
-    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "training": {}}
+    method = {"steps": {}, "against": [], "evaluations": {"0": "a"}, "stages": []}
     write_evaluation(tmp_path / "a", np.random.default_rng(0), 0.5)
     path = tmp_path / "a" / "episodes.jsonl"
     lines = path.read_text().splitlines(keepends=True)

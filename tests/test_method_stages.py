@@ -209,7 +209,7 @@ def test_the_table_has_all_that_is_finished_in_the_folder(
     assert seeds_of(tables[-1]) == {"Prompting": [1], "IL": [0, 1], "RL": [0, 1], "ACT -> RL": [0, 1]}
     run_methods(whole, RunFolder(tmp_path), [3])
     assert seeds_of(tables[-1]) == {"Prompting": [1], **{name: [0, 1, 3] for name in names[1:]}}
-    assert tables[-1]["IL"]["training"] == {str(seed): [f"seed {seed} il"] for seed in (0, 1, 3)}
+    assert (tables[-1]["IL"]["stages"], tables[-1]["ACT -> RL"]["stages"]) == (["il"], ["critic", "action"])
     run_methods(only(whole, ["ACT -> RL"]), RunFolder(tmp_path), [4], whole)
     expected = {"Prompting": [1], "IL": [0, 1, 3], "RL": [0, 1, 3], "ACT -> RL": [0, 1, 3, 4]}
     assert seeds_of(tables[-1]) == expected

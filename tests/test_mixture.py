@@ -136,7 +136,7 @@ def test_settings_that_cannot_work_are_refused(files: list[str]) -> None:
     strategy=st.sampled_from(StoppingStrategy),
 )
 def test_any_mixture(sizes: list[int], weights: list[int], batch_size: int, strategy: StoppingStrategy) -> None:
-    settings = MixtureSettings(weights=tuple(weights[: len(sizes)]), stopping_strategy=strategy)
+    settings = MixtureSettings(weights=list(map(float, weights[: len(sizes)])), stopping_strategy=strategy)
     try:
         places = mix(sizes, settings, batch_size, seed=0)
     except ConfigError:

@@ -70,7 +70,7 @@ def test_methods(tmp_path: Path) -> None:
         folder = evaluation(tmp_path / str(number), name)
         (folder / "episodes.jsonl").write_text(json.dumps(EPISODE) + "\n")
         against = [ODD, "plain"] if number == 1 else []
-        methods[name] = {"steps": {}, "against": against, "evaluations": {"0": str(number)}, "training": {}}
+        methods[name] = {"steps": {}, "against": against, "evaluations": {"0": str(number)}, "stages": []}
     compare_methods(
         MethodsTableSettings(run=tmp_path, methods=methods, initial_model=f"models/{ODD.replace('/', '')}"),
         tmp_path / "out",

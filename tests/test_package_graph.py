@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -96,6 +98,20 @@ def test_tests_use_public_names() -> None:
     private = re.compile(r"from verl_act[\w.]* import [^\n]*\b_[a-zA-Z]|\"verl_act\.[\w.]*\._[a-zA-Z]")
     for path in sorted(Path(__file__).parent.glob("*.py")):
         assert not private.findall(path.read_text(encoding="utf-8")), path.name
+
+
+@pytest.mark.slow
+def test_type_checkers_know_every_public_name(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    names = verl_act.__all__
+    script.write_text(
+        f"from verl_act import {', '.join(names)}\n" + "".join(f"reveal_type({name})\n" for name in names)
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", str(script)]
+    checked = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=600, check=False)
+    revealed = re.findall(r'Revealed type is "(.+)"', checked.stdout)
+    assert checked.returncode == 0 and len(revealed) == len(names), checked.stdout + checked.stderr
+    assert "Any" not in revealed
 
 
 def test_public_names_are_functions_and_classes_however_often_they_are_imported() -> None:

@@ -30,6 +30,7 @@ from verl_act.errors import ConfigError, EnvError
 from verl_act.evaluate.evaluation import rollout_eval_tasks
 from verl_act.evaluate.rollouts import PolicyUnderTest
 from verl_act.prompts import get_template
+from verl_act.settings.episodes import PoolSettings
 from verl_act.settings.evaluation import EvaluationSettings
 
 pytestmark = pytest.mark.slow
@@ -64,7 +65,7 @@ def test_many_episodes_at_once_are_never_mixed_up(settings: dict[str, str]) -> N
         return result.observation
 
     async def run() -> list[str]:
-        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=2))
         return await asyncio.gather(*(count(pool, number) for number in range(20)))
 
     assert asyncio.run(run()) == [f"t{number}: {number}" for number in range(20)]
@@ -95,7 +96,7 @@ def test_an_episode_is_played_while_others_are_reset(settings: dict[str, str], t
 
 def test_a_killed_actor_is_replaced_and_its_episodes_go_on(settings: dict[str, str]) -> None:
     async def run() -> list[str]:
-        pool = EnvPool(fragile_env.NAME, settings, actors=1)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=1))
         sessions = [await pool.open(task(number)) for number in range(3)]
         for session in sessions:
             await session.step("add")
@@ -108,7 +109,7 @@ def test_a_killed_actor_is_replaced_and_its_episodes_go_on(settings: dict[str, s
 
 def test_a_stopped_actor_is_replaced_soon_after_the_time_out(settings: dict[str, str]) -> None:
     async def run() -> tuple[str, bool]:
-        pool = EnvPool(fragile_env.NAME, settings, step_timeout=2)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(step_timeout=2))
         session, other = await pool.open(task(0)), await pool.open(task(1))
         await session.step("add")
         stopped = int((await other.step("who")).observation)
@@ -137,7 +138,7 @@ def test_an_environment_that_exits_or_lacks_a_permission_costs_no_process(
 
 def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(settings: dict[str, str]) -> None:
     async def run() -> None:
-        pool = EnvPool(fragile_env.NAME, settings, actors=1)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=1))
         good, deadly, lucky = [await pool.open(task(number)) for number in range(3)]
         for session in (good, deadly, lucky):
             await session.step("add")
@@ -157,15 +158,17 @@ def test_a_killing_action_is_retried_once_and_hurts_only_its_own_episode(setting
 
 
 @pytest.fixture
-def lone_hosts(monkeypatch: pytest.MonkeyPatch) -> list[PooledActor]:
-    """Every host that a pool has made for one episode alone."""
+def dedicated_actors(monkeypatch: pytest.MonkeyPatch) -> list[PooledActor]:
+    """Every actor that a pool has made for one episode alone."""
     made: list[PooledActor] = []
-    make = EnvPool.lone_host
-    monkeypatch.setattr(EnvPool, "lone_host", lambda pool: made.append(make(pool)) or made[-1])
+    make = EnvPool.dedicated_actor
+    monkeypatch.setattr(EnvPool, "dedicated_actor", lambda pool: made.append(make(pool)) or made[-1])
     return made
 
 
-def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], lone_hosts: list[PooledActor]) -> None:
+def test_an_episode_returns_from_an_actor_of_its_own(
+    settings: dict[str, str], dedicated_actors: list[PooledActor]
+) -> None:
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         lucky, other = [await pool.open(task(number)) for number in range(2)]
@@ -176,11 +179,11 @@ def test_an_episode_returns_from_an_actor_of_its_own(settings: dict[str, str], l
         return [*shown, (await other.step("add")).observation]
 
     assert asyncio.run(run()) == ["t0: 1", "t0: 2", "t1: 1"]
-    assert [host.actor for host in lone_hosts] == [None], "one was needed, and it has ended"
+    assert [actor.handle for actor in dedicated_actors] == [None], "one was needed, and it has ended"
 
 
 def test_many_suspects_have_few_actors_of_their_own(
-    settings: dict[str, str], lone_hosts: list[PooledActor], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, str], dedicated_actors: list[PooledActor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("verl_act.envs.pool.SUSPECTED", 0)  # every episode is one, at every step
     count = ALONE + 3
@@ -191,17 +194,17 @@ def test_many_suspects_have_few_actors_of_their_own(
         stepping = [asyncio.create_task(session.step("add")) for session in sessions]
         most = 0
         while not all(step.done() for step in stepping):
-            most = max(most, sum(host.actor is not None for host in lone_hosts))
+            most = max(most, sum(actor.handle is not None for actor in dedicated_actors))
             await asyncio.sleep(0.02)
         return [step.result().observation for step in stepping], most
 
     shown, most = asyncio.run(run())
     assert shown == [f"t{number}: 1" for number in range(count)]
-    assert len(lone_hosts) == count and most == ALONE
+    assert len(dedicated_actors) == count and most == ALONE
 
 
 def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others(
-    settings: dict[str, str], lone_hosts: list[PooledActor]
+    settings: dict[str, str], dedicated_actors: list[PooledActor]
 ) -> None:
     async def run() -> tuple[list[str], list[str]]:
         pool = EnvPool(fragile_env.NAME, settings)
@@ -219,17 +222,17 @@ def test_an_episode_that_is_suspected_again_and_again_stays_away_from_the_others
 
     shown, (before, alone, after) = asyncio.run(run())
     assert shown == [f"t0: {SUSPECTED + number}" for number in (1, 2)]
-    assert before == after != alone and len(lone_hosts) == SUSPECTED + 3
-    assert all(host.actor is None for host in lone_hosts)
+    assert before == after != alone and len(dedicated_actors) == SUSPECTED + 3
+    assert all(actor.handle is None for actor in dedicated_actors)
 
 
 def test_steps_that_wait_go_together(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     call = PooledActor.call
 
-    async def count(host: PooledActor, timeout: float, method: str, *arguments: Any) -> Any:
+    async def count(actor: PooledActor, timeout: float, method: str, *arguments: Any) -> Any:
         asked.append(method)
-        return await call(host, timeout, method, *arguments)
+        return await call(actor, timeout, method, *arguments)
 
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
@@ -246,7 +249,7 @@ def test_what_a_step_does_reaches_none_that_went_with_it(settings: dict[str, str
     """One kills the process, one kills it once, one fails, one hangs once: all are in one call."""
 
     async def run() -> list[Any]:
-        pool = EnvPool(fragile_env.NAME, settings, step_timeout=5)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(step_timeout=5))
         sessions = [await pool.open(task(number)) for number in range(8)]
         await asyncio.gather(*(session.step("add") for session in sessions))
         actions = ["add", "add", "die", "add", "fail", "die once", "hang once", "add"]
@@ -295,16 +298,16 @@ def test_an_episode_goes_on_without_its_cancelled_step(settings: dict[str, str],
         shown = [(await session.step("add")).observation for session in sessions]
         for session in sessions:
             await session.close()
-        actor = pool.hosts[0].actor
+        actor = pool.actors[0].handle
         assert actor is not None
-        return shown, ray.get(actor.__ray_call__.remote(lambda host: len(host.playing)))
+        return shown, ray.get(actor.__ray_call__.remote(lambda actor: len(actor.playing)))
 
     wanted = [f"t{number}: {2 if number == place else 3}" for number in range(3)]
     assert asyncio.run(run()) == (wanted, 0), "the cancelled step is no part of the episode, and no copy is left"
 
 
 def test_a_cancelled_step_on_an_actor_of_its_own_is_no_part_of_the_episode(
-    settings: dict[str, str], lone_hosts: list[PooledActor]
+    settings: dict[str, str], dedicated_actors: list[PooledActor]
 ) -> None:
     async def run() -> str:
         pool = EnvPool(fragile_env.NAME, settings)
@@ -312,12 +315,12 @@ def test_a_cancelled_step_on_an_actor_of_its_own_is_no_part_of_the_episode(
         await session.step("add")
         session.suspected = SUSPECTED
         step = asyncio.create_task(session.step("slow"))
-        while not lone_hosts or session.generation is None:  # not yet replayed there
+        while not dedicated_actors or session.generation is None:  # not yet replayed there
             await asyncio.sleep(0.05)
         step.cancel()
         with suppress(asyncio.CancelledError):
             await step
-        assert [host.actor for host in lone_hosts] == [None], "it has ended"
+        assert [actor.handle for actor in dedicated_actors] == [None], "it has ended"
         return (await session.step("add")).observation
 
     assert asyncio.run(run()) == "t0: 2"
@@ -325,7 +328,7 @@ def test_a_cancelled_step_on_an_actor_of_its_own_is_no_part_of_the_episode(
 
 def test_a_hung_step_is_given_up_after_its_timeout_and_retried(settings: dict[str, str]) -> None:
     async def run() -> tuple[str, str]:
-        pool = EnvPool(fragile_env.NAME, settings, actors=1, step_timeout=3)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=1, step_timeout=3))
         hung, waiting = await pool.open(task(0)), await pool.open(task(1))
         await hung.step("add")
         results = await asyncio.gather(hung.step("hang once"), waiting.step("add"))
@@ -353,7 +356,7 @@ def test_what_an_environment_prepares_is_done_once_and_not_part_of_its_resets(
     (tmp_path / fragile_env.SLOW_TO_PREPARE).touch()
 
     async def run() -> list[str]:
-        pools = [EnvPool(fragile_env.NAME, settings, reset_timeout=5) for _ in range(3)]
+        pools = [EnvPool(fragile_env.NAME, settings, PoolSettings(reset_timeout=5)) for _ in range(3)]
         sessions = await asyncio.gather(*(pool.open(task(0)) for pool in pools))
         return [(await session.step("who")).observation for session in sessions]
 
@@ -366,8 +369,8 @@ def test_a_step_behind_another_callers_has_all_of_its_time(settings: dict[str, s
     """Processes of one job share the actors; here two pools stand for them."""
 
     async def run() -> tuple[str, str]:
-        slow = await EnvPool(fragile_env.NAME, settings, step_timeout=30).open(task(0))
-        quick = await EnvPool(fragile_env.NAME, settings, step_timeout=1).open(task(1))
+        slow = await EnvPool(fragile_env.NAME, settings, PoolSettings(step_timeout=30)).open(task(0))
+        quick = await EnvPool(fragile_env.NAME, settings, PoolSettings(step_timeout=1)).open(task(1))
         before = (await quick.step("who")).observation
         _, after = await asyncio.gather(slow.step("slow"), quick.step("who"))
         return before, after.observation
@@ -388,10 +391,10 @@ def test_a_closed_episode_is_released(settings: dict[str, str], tmp_path: Path) 
     assert asyncio.run(run()) == "t1: 1"
 
 
-def on_actor(host: PooledActor, function: Callable[[Any], Any]) -> Any:
-    """Call `function` with what the actor of `host` is, in its process."""
-    assert host.actor is not None
-    return ray.get(host.actor.__ray_call__.remote(function))
+def on_actor(actor: PooledActor, function: Callable[[Any], Any]) -> Any:
+    """Call `function` with the object that `actor` is a handle of, in its process."""
+    assert actor.handle is not None
+    return ray.get(actor.handle.__ray_call__.remote(function))
 
 
 def test_an_episode_begins_where_there_is_room(settings: dict[str, str]) -> None:
@@ -399,17 +402,17 @@ def test_an_episode_begins_where_there_is_room(settings: dict[str, str]) -> None
         raise NoRoom(f"process {number} plays as many as it can")
 
     async def run() -> tuple[bool, str]:
-        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=2))
         first = await pool.open(task(0))
-        full, other = sorted(pool.hosts, key=lambda host: host is not first.host)
-        on_actor(full, lambda host: setattr(host, "make", lambda: refuse(0)))
+        full, other = sorted(pool.actors, key=lambda actor: actor is not first.actor)
+        on_actor(full, lambda actor: setattr(actor, "make", lambda: refuse(0)))
         second = await pool.open(task(0))
         assert (await second.step("add")).observation == (await first.step("add")).observation == "t0: 1"
-        on_actor(other, lambda host: setattr(host, "make", lambda: refuse(1)))
+        on_actor(other, lambda actor: setattr(actor, "make", lambda: refuse(1)))
         with pytest.raises(NoRoom, match="process 1 plays"):
             await pool.open(task(0))
         assert (full.episodes, other.episodes) == (1, 1)
-        return second.host is other, (await first.step("add")).observation
+        return second.actor is other, (await first.step("add")).observation
 
     assert asyncio.run(run()) == (True, "t0: 2")
 
@@ -417,13 +420,13 @@ def test_an_episode_begins_where_there_is_room(settings: dict[str, str]) -> None
 def test_a_step_for_which_there_is_no_room_is_not_tried_again(settings: dict[str, str]) -> None:
     """The first step finds others in its call, the second is replayed."""
 
-    def spoil(host: Any) -> None:
+    def spoil(actor: Any) -> None:
         step = fragile_env.FragileEnvironment.step
 
         def refuse(environment: fragile_env.FragileEnvironment, action: str) -> StepResult:
             if action != "fail":
                 return step(environment, action)
-            host.refused = getattr(host, "refused", 0) + 1
+            actor.refused = getattr(actor, "refused", 0) + 1
             raise NoRoom("out of memory")
 
         fragile_env.FragileEnvironment.step = refuse  # type: ignore[method-assign]
@@ -431,14 +434,14 @@ def test_a_step_for_which_there_is_no_room_is_not_tried_again(settings: dict[str
     async def run() -> list[str]:
         pool = EnvPool(fragile_env.NAME, settings)
         sessions = [await pool.open(task(number)) for number in range(3)]
-        (host,) = pool.hosts
-        on_actor(host, spoil)
+        (actor,) = pool.actors
+        on_actor(actor, spoil)
         steps = zip(sessions, ("add", "fail", "add"), strict=True)
         results = await asyncio.gather(*(session.step(action) for session, action in steps), return_exceptions=True)
-        assert isinstance(results[1], NoRoom) and on_actor(host, lambda host: host.refused) == 1
+        assert isinstance(results[1], NoRoom) and on_actor(actor, lambda actor: actor.refused) == 1
         with pytest.raises(NoRoom, match="out of memory"):
             await sessions[1].step("fail")
-        assert on_actor(host, lambda host: host.refused) == 2
+        assert on_actor(actor, lambda actor: actor.refused) == 2
         return [(await session.step("add")).observation for session in (sessions[0], sessions[2])]
 
     assert asyncio.run(run()) == ["t0: 2", "t2: 2"]
@@ -473,25 +476,25 @@ def test_a_cancelled_start_leaves_no_environment_behind(settings: dict[str, str]
         await (await pool.open(task(0))).close()
         cancelled = asyncio.create_task(pool.open(task(1)))
         await asyncio.sleep(0)
-        while not pool.hosts[0].turn.locked():
+        while not pool.actors[0].turn.locked():
             await asyncio.sleep(0)
         cancelled.cancel()
         with suppress(asyncio.CancelledError):
             await cancelled
-        actor = pool.hosts[0].actor
+        actor = pool.actors[0].handle
         assert actor is not None
-        return ray.get(actor.__ray_call__.remote(lambda host: len(host.playing))), pool.hosts[0].episodes
+        return ray.get(actor.__ray_call__.remote(lambda actor: len(actor.playing))), pool.actors[0].episodes
 
     assert asyncio.run(run()) == (0, 0)
 
 
 def test_a_replay_may_take_as_long_as_the_steps_in_it(settings: dict[str, str]) -> None:
     async def run() -> str:
-        pool = EnvPool(fragile_env.NAME, settings, step_timeout=fragile_env.SLOW * 1.6, reset_timeout=4)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(step_timeout=fragile_env.SLOW * 1.6, reset_timeout=4))
         session = await pool.open(task(0))
         for _ in range(4):  # more than both time-outs together
             await session.step("slow")
-        pool.hosts[0].discard()
+        pool.actors[0].discard()
         return (await session.step("add")).observation
 
     assert asyncio.run(run()) == "t0: 5"
@@ -499,13 +502,13 @@ def test_a_replay_may_take_as_long_as_the_steps_in_it(settings: dict[str, str]) 
 
 def test_an_actor_with_many_more_episodes_than_another_gets_no_more(settings: dict[str, str]) -> None:
     async def run() -> tuple[list[int], list[int]]:
-        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=2))
         group = [await pool.open(Task(fragile_env.NAME, "train", "same", "")) for _ in range(30)]
-        shared = sorted(host.episodes for host in pool.hosts)
+        shared = sorted(actor.episodes for actor in pool.actors)
         for session in group:
             await session.close()
             await session.close()
-        return shared, [host.episodes for host in pool.hosts]
+        return shared, [actor.episodes for actor in pool.actors]
 
     shared, left = asyncio.run(run())
     assert shared in ([0, 30], [11, 19]) and left == [0, 0]
@@ -518,7 +521,7 @@ def test_an_actor_that_has_grown_too_large_is_replaced(
     monkeypatch.setattr("verl_act.envs.actor_handle.MEMORY_EVERY", 0)
 
     async def run() -> tuple[list[float], list[str]]:
-        pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=fragile_env.LEAK_MB)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(max_memory_mb=fragile_env.LEAK_MB))
         going = await pool.open(task(0))
         await going.step("add")
         sessions = [await pool.open(task(1))]
@@ -546,14 +549,14 @@ def test_a_pool_tells_the_most_memory_that_an_actor_held(
     monkeypatch.setattr("verl_act.envs.actor_handle.MEMORY_EVERY", 0)
 
     async def run() -> list[float]:
-        pool = EnvPool(fragile_env.NAME, settings, actors=2)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(actors=2))
         told = [pool.memory_mb]
         session = await pool.open(task(0))
         told.append(pool.memory_mb)
         await session.step("leak")
         await session.close()
         told.append(pool.memory_mb)
-        session.host.discard()
+        session.actor.discard()
         await (await pool.open(task(0))).close()
         return [*told, pool.memory_mb]
 
@@ -567,7 +570,7 @@ def test_a_limit_below_what_any_process_needs_is_told_and_not_thrashed(
     monkeypatch.setattr("verl_act.envs.actor_handle.MEMORY_EVERY", 0)
 
     async def run() -> set[str]:
-        pool = EnvPool(fragile_env.NAME, settings, max_memory_mb=1)
+        pool = EnvPool(fragile_env.NAME, settings, PoolSettings(max_memory_mb=1))
         opened = [await pool.open(task(number)) for number in range(2 * GROWN_AFTER + 2)]
         return {(await session.step("who")).observation for session in opened}
 
@@ -604,10 +607,10 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
                 raise OutOfMemoryError("killed by the memory monitor")
 
     monkeypatch.setattr(ray, "kill", lambda actor: None)
-    host = PooledActor(lambda generation: Killed())  # type: ignore[arg-type,return-value]
+    actor = PooledActor(lambda generation: Killed())  # type: ignore[arg-type,return-value]
     with pytest.raises(ActorLost, match="OutOfMemoryError"):
-        asyncio.run(host.call(1.0, "step"))
-    assert host.generation == 1
+        asyncio.run(actor.call(1.0, "step"))
+    assert actor.generation == 1
 
 
 @pytest.mark.timeout(1800)
@@ -628,12 +631,12 @@ def test_many_kills_in_a_row_leave_no_trace(kills: int, games: Path, monkeypatch
             break
 
     async def run() -> list[Any]:
-        pool = EnvPool("alfworld", settings, actors=1)
+        pool = EnvPool("alfworld", settings, PoolSettings(actors=1))
         session = await pool.open(played)
         shown: list[Any] = [session.first]
         for action in actions:
             await (await pool.open(played)).close()  # starts the process, where the last kill has left none
-            actor = session.host.actor
+            actor = session.actor.handle
             assert actor is not None
             pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
             os.kill(pid, signal.SIGKILL)
@@ -683,7 +686,7 @@ def test_alfworld_plays_alike_in_the_pool_and_here(games: Path) -> None:
         return shown
 
     async def run() -> list[list[object]]:
-        pool = EnvPool("alfworld", settings, actors=1)
+        pool = EnvPool("alfworld", settings, PoolSettings(actors=1))
         return await asyncio.gather(*(play(pool, task) for task in listed))
 
     environment = AlfworldEnvironment(**settings)
@@ -698,7 +701,7 @@ def test_hostile_actions_reach_their_own_episode_alone(games: Path) -> None:
     first, second = get_env("alfworld").tasks("train", **settings)[:2]
 
     async def run() -> list[list[Any]]:
-        pool = EnvPool("alfworld", settings, actors=1)
+        pool = EnvPool("alfworld", settings, PoolSettings(actors=1))
         hostile, calm = await asyncio.gather(pool.open(first), pool.open(second))
         shown: list[list[Any]] = [[hostile.first], [calm.first]]
         for nonsense, action in zip(NONSENSE, calm.first.admissible_actions, strict=False):
@@ -719,7 +722,7 @@ def test_hostile_actions_reach_their_own_episode_alone(games: Path) -> None:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="actors is 0"):
-        EnvPool("alfworld", actors=0)
+        EnvPool("alfworld", {}, PoolSettings(actors=0))
     with pytest.raises(ConfigError, match="'alfwrold'"):
         EnvPool("alfwrold")
 

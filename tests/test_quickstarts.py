@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import embedded_models
 from transformers import AutoTokenizer
 
 from verl_act.chain import load_recipe
-from verl_act.chain.recipe import embedded_models
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.schema import read_pairs
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from samples import ALTERNATING, alternating_tokenizer, make_pair
+from samples import ALTERNATING, alternating_tokenizer, embedded_models, make_pair
 from transformers import AutoTokenizer
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.engine import Engine, Reply
 from verl_act.envs.registry import choice_prompt
 from verl_act.errors import OptionError

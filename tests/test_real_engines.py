@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import embedded_models
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.evaluate.evaluation import evaluate_model

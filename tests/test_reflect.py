@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import make_pair
+from samples import embedded_models, make_pair
 
-from verl_act.data_prep.sft.reflect import Unusable, alternatives_by_state, outcomes, reflection_text
+from verl_act.data_prep.sft.reflect import ReflectionFault, alternatives_by_state, outcomes, reflect, reflection_text
+from verl_act.engine import Reply
 from verl_act.prompts import get_template
 from verl_act.schema import PAIR, read_pairs, read_steps, write_rows
 from verl_act.settings.data import ReflectSettings
+from verl_act.settings.model import Sampling
 
 
 def reflecting(games: Path, workers: int = 0) -> ReflectSettings:
@@ -69,21 +73,58 @@ def test_a_reflection_cannot_end_its_own_reasoning(reply: str) -> None:
         ("<think>What do they want?</think> The desk is near.", "The desk is near."),
         ("<think>The desk is near.</think><action>go to desk 1</action>", "The desk is near."),
         ("It is near. <action>Go to  desk 1</action>", "It is near."),
-        ("<think>The desk is near, and what", Unusable.CUT),
-        ("<think>The shelf is near.</think><action>go to shelf 1</action>", Unusable.OTHER_ACTION),
-        ("It is near. <action>go to desk 1</action> or <action>look</action>", Unusable.OTHER_ACTION),
-        ("It is near. <action>go to desk", Unusable.OTHER_ACTION),
-        ("<action>go to desk 1</action>", Unusable.EMPTY),
-        ("", Unusable.EMPTY),
+        ("<think>The desk is near, and what", ReflectionFault.CUT),
+        ("<think>The shelf is near.</think><action>go to shelf 1</action>", ReflectionFault.OTHER_ACTION),
+        ("It is near. <action>go to desk 1</action> or <action>look</action>", ReflectionFault.OTHER_ACTION),
+        ("It is near. <action>go to desk", ReflectionFault.OTHER_ACTION),
+        ("<action>go to desk 1</action>", ReflectionFault.EMPTY),
+        ("", ReflectionFault.EMPTY),
     ],
 )
 def test_a_reflection_is_what_was_written_for_the_experts_action(reply: str, text: str) -> None:
     assert reflection_text(reply, "go to desk 1") == text
-    assert reflection_text(reply, "go to desk 1", cut=True) is Unusable.CUT
+    assert reflection_text(reply, "go to desk 1", cut=True) is ReflectionFault.CUT
 
 
 def test_where_a_template_asks_for_an_answer_a_reflection_must_conclude() -> None:
     assert get_template("compact").reflections_conclude and not get_template("cot").reflections_conclude
-    assert reflection_text("It is near.", "go to desk 1", concludes=True) is Unusable.OTHER_ACTION
+    assert reflection_text("It is near.", "go to desk 1", concludes=True) is ReflectionFault.OTHER_ACTION
     reply = "<think>The desk is near.</think><action>go to desk 1</action>"
     assert reflection_text(reply, "go to desk 1", concludes=True) == "The desk is near."
+
+
+class FourAtOnce:
+    """An engine that runs four requests at once."""
+
+    max_num_seqs = 4
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    def __enter__(self) -> FourAtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run(coroutine)
+
+    async def scored_reply(self, messages: Any, sampling: Sampling, seed: int) -> list[Reply]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        return [Reply("It is near.", -0.5)]
+
+
+def test_states_are_asked_about_at_once_and_keep_the_engine_full(
+    trajectories: Path, pairs: Path, games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FourAtOnce()
+    monkeypatch.setattr("verl_act.data_prep.sft.reflect.Engine", lambda *_, **__: engine)
+    model = str(embedded_models()["alfworld"])
+    where: dict[str, Any] = {"env_settings": {"data": str(games)}, "workers": 0}
+    settings = ReflectSettings(model=model, trajectories=[trajectories], pairs=[pairs], **where)
+    counts = reflect(settings, tmp_path / "out").counts
+    assert counts["reflections"] == counts["states"] > 2 * engine.max_num_seqs
+    assert engine.most == 2 * engine.max_num_seqs, "some always wait for it"

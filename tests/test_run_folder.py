@@ -7,36 +7,38 @@ from pathlib import Path
 import pytest
 
 from verl_act.errors import DataError
-from verl_act.run_folder import PlannedStage, RunFolder, seed_of
+from verl_act.run_folder import PlannedStage, RunFolder
 
 
-def planned(*names: str) -> list[PlannedStage]:
-    return [PlannedStage(name, name.replace(" ", "/"), "critic" in name) for name in names]
+def planned(*titles: str, seed: int | None = None) -> list[PlannedStage]:
+    return [PlannedStage(title, title.replace(" ", "/"), title == "critic", seed) for title in titles]
 
 
 def test_a_plan_has_data_first_then_each_seed_then_the_tables(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.plan == []
-    folder.add_to_plan(planned("games", "seed 3 critic", "seed 3 evaluate critic"))
+    folder.add_to_plan([*planned("games"), *planned("critic", "evaluate critic", seed=3)])
     folder.add_to_plan(planned("methods", "report"))
-    folder.add_to_plan(planned("games", "expert train", "seed -1 critic", "seed 3 critic"))
+    folder.add_to_plan(
+        [*planned("games", "expert train"), *planned("critic", seed=-1), *planned("critic", "critic+seed 5 il", seed=3)]
+    )
     names = [stage.name for stage in folder.plan]
-    data, seeds = ["games", "expert train"], ["seed -1 critic", "seed 3 critic", "seed 3 evaluate critic"]
+    data, seeds = (
+        ["games", "expert train"],
+        ["seed -1 critic", "seed 3 critic", "seed 3 evaluate critic", "seed 3 critic+seed 5 il"],
+    )
     assert names == [*data, *seeds, "methods", "report"]
-    assert [stage.trains for stage in folder.plan].count(True) == 3
+    assert [stage.trains for stage in folder.plan].count(True) == 2
+    assert [stage.seed for stage in folder.plan] == [None, None, -1, 3, 3, 3, None, None]
 
 
 def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
     RunFolder(tmp_path).add_to_plan(planned("games"))
     (file,) = (tmp_path / ".done").glob("*.json")
-    for text in ('[{"name": "games"}]', "[", '{"a": 1}'):
+    for text in ('[{"title": "games"}]', "[", '{"a": 1}'):
         file.write_text(text)
         with pytest.raises(DataError, match=r"plan\.json"):
             _ = RunFolder(tmp_path).plan
-
-
-def test_the_seed_of_a_stage() -> None:
-    assert [seed_of(name) for name in ("seed 0 il", "seed -2 evaluate a", "critic", "seed x il")] == [0, -2, None, None]
 
 
 def test_training_stages_are_found_by_their_metrics_or_their_work(tmp_path: Path) -> None:

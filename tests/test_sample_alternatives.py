@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from samples import make_step
+from samples import embedded_models, make_step
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.alternatives import sample_alternatives as module
 from verl_act.data_prep.alternatives.sample_alternatives import (
     SHARD_STATES,

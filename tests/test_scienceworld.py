@@ -24,11 +24,11 @@ from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.envs.contract import check_environment
 from verl_act.envs.registry import get_env
-from verl_act.envs.scienceworld.data import SIMPLIFICATIONS, SPLITS, VARIATIONS, list_tasks, variations
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert, follows
-from verl_act.envs.scienceworld.game import Game, Menu
+from verl_act.envs.scienceworld.game import ActionMenu, Game
 from verl_act.envs.scienceworld.server import ScienceWorldEngine, engine
+from verl_act.envs.scienceworld.variations import SIMPLIFICATIONS, SPLITS, VARIATIONS, list_tasks, variations
 from verl_act.errors import ConfigError, DataError, EnvError
 from verl_act.schema import Context, Turn, read_pairs, read_steps
 from verl_act.settings.data import ExpertSettings, PairsSettings, TasksSettings
@@ -376,7 +376,7 @@ def test_an_engine_that_dies_within_a_step_is_replaced(monkeypatch: pytest.Monke
     assert take(environment, plan[:1]) == wanted[:1]
     menu, killed = Game.menu, []
 
-    def die_first(game: Game) -> Menu:
+    def die_first(game: Game) -> ActionMenu:
         if not killed:
             killed.append(engine().pid)
             os.kill(engine().pid, signal.SIGKILL)
@@ -570,7 +570,7 @@ def test_episodes_in_a_pool_survive_the_death_of_their_engine() -> None:
     from verl_act.envs.pool import EnvPool
 
     async def go_on() -> list[StepResult]:
-        pool = EnvPool("scienceworld", {"tasks": ["boil"]}, actors=1)
+        pool = EnvPool("scienceworld", {"tasks": ["boil"]})
         sessions = await asyncio.gather(*(pool.open(BOIL) for _ in range(3)))
         await asyncio.gather(*(session.step("open cupboard") for session in sessions))
         engines = started_processes("py4j.GatewayServer")

@@ -18,12 +18,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from samples import CHAT_TEMPLATE, byte_level, make_tokenizer
+from samples import CHAT_TEMPLATE, byte_level, embedded_models, make_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
 import verl_act
-from verl_act.chain.recipe import embedded_models
 from verl_act.data_prep.embedded.make_embedded_model import train_tokenizer
 from verl_act.engine import load_tokenizer
 from verl_act.envs.dialect import Dialect

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from samples import make_step
+from samples import embedded_models, make_step
 from transformers import AutoTokenizer
 from trl.chat_template_utils import qwen3_chat_template
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data.sft_dataset import ActSFTDataset
 from verl_act.data_prep.sft.make_sft import make_sft
 from verl_act.errors import DataError

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from samples import data_config, make_pair, make_step
+from samples import data_config, embedded_models, make_pair, make_step
 from transformers import AutoTokenizer
 from trl.data_utils import is_conversational, maybe_apply_chat_template
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.sft import rows
 from verl_act.parse import parse_action, parse_choice

@@ -13,9 +13,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from verl_act.data_prep.expert.collect_expert import play
 from verl_act.envs.base import Task
-from verl_act.envs.scienceworld.data import list_tasks
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert
+from verl_act.envs.scienceworld.variations import list_tasks
 from verl_act.parse import verb
 from verl_act.prompts import get_template
 from verl_act.prompts.shortened import shortened

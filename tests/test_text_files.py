@@ -15,8 +15,8 @@ from verl_act import text_files
 from verl_act.chain.recipe import load_recipe
 from verl_act.data_prep.imports.published import read_published
 from verl_act.data_prep.pairs.import_preferences import rows_of as preferences
-from verl_act.envs.alfworld.data import list_games
 from verl_act.envs.alfworld.game import read_game
+from verl_act.envs.alfworld.game_index import list_games
 from verl_act.envs.importer import Published
 from verl_act.errors import DataError
 from verl_act.evaluate.reasoning import read_questions

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import data_config, make_pair, make_step, make_tokenizer
+from samples import data_config, embedded_models, make_pair, make_step, make_tokenizer
 from transformers import AutoTokenizer
 
-from verl_act.chain.recipe import embedded_models
 from verl_act.data.dataset import ActDataset
 from verl_act.data_prep.alternatives.sample_alternatives import sample_alternatives
 from verl_act.data_prep.sft.make_sft import make_sft

@@ -40,7 +40,7 @@ GAPS = {
     "weight_socket": ("cpu/weight_socket.py", "both are ipc:"),
     "ray_loopback": ("cpu/ray_loopback.py", "listens at ::"),
     "value_model": ("value_model.py", "FlashAttention2"),
-    "asked_device": ("cpu/asked_device.py", "trains on cuda"),
+    "requested_device": ("cpu/requested_device.py", "trains on cuda"),
     "vllm_linear": ("cpu/vllm_linear.py", "size of tensor a (0)"),
 }
 """Gap -> the file of `verl_act/upstream_gaps` that closes it, and what upstream says while it is open."""

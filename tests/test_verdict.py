@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,7 @@ def methods(folder: Path, seeds: int, won: dict[str, list[int]]) -> Path:
             paths[str(seed)] = f"seed-{seed}/evaluation/{name}"
             evaluation(folder / paths[str(seed)], name, [index < counts[seed] for index in range(40)])
         against = [] if name == "IL" else ["IL"]
-        listed[name] = {"steps": {"action": 5}, "against": against, "evaluations": paths, "training": {}}
+        listed[name] = {"steps": {"action": 5}, "against": against, "evaluations": paths, "stages": []}
     compare_methods(MethodsTableSettings(run=folder, methods=listed), folder / "methods")
     return folder
 
@@ -119,9 +120,9 @@ def test_the_last_words_of_a_chain_fit_a_terminal(run: Path) -> None:
 
 
 def test_the_last_words_name_the_report(compared: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    page.write_text("")
-    text = summary_text(compared, page)
+    folder = Path(shutil.copytree(compared, tmp_path / "run", symlinks=True))
+    (folder / "report.html").write_text("")
+    text = summary_text(folder)
     assert text.splitlines()[-1].endswith("report.html")
     assert all(name in text for name in ("Prompting", "IL <b>bold</b>", "RL + ACT"))
 

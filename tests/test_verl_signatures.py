@@ -133,7 +133,9 @@ PINS = [
         "verl_act/upstream_gaps/one_output.py",
         keywords=False,
     ),
-    Pin("verl.utils.device:auto_set_device", ("config",), "verl_act/upstream_gaps/cpu/asked_device.py", exactly=True),
+    Pin(
+        "verl.utils.device:auto_set_device", ("config",), "verl_act/upstream_gaps/cpu/requested_device.py", exactly=True
+    ),
     Pin(
         "verl.workers.rollout.llm_server:LLMServerClient.generate",
         ("self", "request_id", "prompt_ids", "sampling_params"),

@@ -177,7 +177,7 @@ def test_webshop_plays_alike_in_the_pool_and_here(tmp_path: Path) -> None:
         return shown
 
     async def run() -> list[list[object]]:
-        pool = EnvPool("webshop", {"observation": "brief"}, actors=1)
+        pool = EnvPool("webshop", {"observation": "brief"})
         return await asyncio.gather(*(episode(pool, task) for task in tasks))
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

@@ -143,7 +143,7 @@ GOOD = {"states": ["Instruction:\ni want a mug"], "actions": ["search[mug]"], "a
     [
         ({**GOOD, "actions": "search[mug]"}, "'actions' must be a non-empty list, not 'search[mug]'"),
         ({**GOOD, "actions": []}, "'actions' must be a non-empty list, not []"),
-        ({**GOOD, "actions": [None]}, "'actions' must be a list of texts"),
+        ({**GOOD, "actions": [None]}, "'actions' must be a list of strings"),
         ({**GOOD, "actions": ["\ud83d"]}, "surrogates not allowed"),
         (
             {**without(GOOD, "actions"), "actions_translate": 3},
@@ -151,7 +151,7 @@ GOOD = {"states": ["Instruction:\ni want a mug"], "actions": ["search[mug]"], "a
         ),
         (without(GOOD, "actions"), "has no 'actions'"),
         ({**GOOD, "states": {}}, "'states' must be a non-empty list, not {}"),
-        ({**GOOD, "states": [["Instruction:"]]}, "'states' must be a list of texts"),
+        ({**GOOD, "states": [["Instruction:"]]}, "'states' must be a list of strings"),
         ({**GOOD, "states": ["WebShop"]}, "its first state shows no 'Instruction:' but 'WebShop'"),
     ],
 )
@@ -159,14 +159,14 @@ GOOD = {"states": ["Instruction:\ni want a mug"], "actions": ["search[mug]"], "a
 def test_a_malformed_demonstration_is_listed(row: Row, reason: str, form: str, tmp_path: Path) -> None:
     bad, good = read_published(lines(tmp_path / "rows.jsonl", [row, GOOD]), form, WebShopImporter)
     assert isinstance(bad, Unreadable) and reason in bad.reason and "the format 'webshop-human'" in bad.reason
-    assert isinstance(good, Published) and good.actions == ("search[mug]",) and good.form == "webshop-human"
+    assert isinstance(good, Published) and good.actions == ("search[mug]",) and good.format_name == "webshop-human"
 
 
 def test_rows_of_another_format_may_have_pages_too(tmp_path: Path) -> None:
     """Only the keys of that format decide on them."""
     row = {"instruction": "i want a mug", "actions": ["search[bowl]"], "states": ["WebShop"], "action_idxs": [-1]}
     (read,) = read_published(lines(tmp_path / "rows.jsonl", [row]), "actions", WebShopImporter)
-    assert isinstance(read, Published) and read.form is None and read.instruction == "i want a mug"
+    assert isinstance(read, Published) and read.format_name is None and read.instruction == "i want a mug"
     (read,) = read_published(
         lines(tmp_path / "rows.jsonl", [without(row, "instruction")]), "webshop-human", WebShopImporter
     )

@@ -10,7 +10,7 @@ import pytest
 from small_shop import TEAPOT, opened, product, write_shop
 
 from verl_act.data_prep.expert.collect_expert import play
-from verl_act.data_prep.pairs.margins import UNREACHABLE, Replayer
+from verl_act.data_prep.pairs.margins import UNREACHABLE, TrajectoryReplayer
 from verl_act.envs.base import Task
 from verl_act.envs.webshop.catalogue import load_catalogue
 from verl_act.envs.webshop.experts import GoalExpert
@@ -18,7 +18,7 @@ from verl_act.envs.webshop.goals import SPLITS, Goal, list_goals, list_tasks
 from verl_act.envs.webshop.instruction import likely_search
 from verl_act.envs.webshop.make_catalogue import make_catalogue
 from verl_act.envs.webshop.nouns import noun_tagger
-from verl_act.envs.webshop.planner import Planner, missing_options
+from verl_act.envs.webshop.planner import WebShopPlanner, missing_options
 from verl_act.envs.webshop.reward import score_purchase
 from verl_act.envs.webshop.session import Page, ShopState, clickables, follow
 from verl_act.errors import EnvError
@@ -55,7 +55,7 @@ def test_plans_are_as_short_as_any_way(tmp_path: Path) -> None:
     catalogue = load_catalogue(tmp_path / "six")
     searches = [f"search[{catalogue.product(row).name.lower()}]" for row in range(6)]
     for one in list_goals(catalogue)[:6]:
-        planner = Planner(catalogue, one, noun_tagger())
+        planner = WebShopPlanner(catalogue, one, noun_tagger())
         actions = [*searches, f"search[{likely_search(one.instruction)}]"]
         states, edges = _explore(catalogue, actions)
         left = _distances(states, edges, catalogue, one)
@@ -145,7 +145,7 @@ def test_a_margin_is_unknown_where_the_planner_has_not_looked_everywhere(
 
     steps = play(environment, Knows(), task, source="x")
     assert steps[-1].success and [step.plan_length for step in steps] == [None, 3, 2, 1]
-    replayer = Replayer("webshop", {"data": str(shop)})
+    replayer = TrajectoryReplayer("webshop", {"data": str(shop)})
     states = {}
     for state in replayer.replay(steps):
         alternatives = ("click[back to search]", "click[buy now]")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verl_act.chain.recipe import embedded_models
+from samples import embedded_models
 
 SMALL = {
     "actor_rollout_ref.model.use_remove_padding": False,

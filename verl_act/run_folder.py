@@ -29,8 +29,13 @@ REFLECTIONS = "reflections.parquet"
 SFT_ROWS = "sft.parquet"
 DPO_ROWS = "dpo.parquet"
 METHODS, METHODS_TABLE = "methods.json", "methods.md"
+MODEL = "model"
+SCORE, ENTROPY, RESPONSE_LENGTH = "critic/score/mean", "actor/entropy", "response_length/mean"
+LOSS, DPO_MARGINS = "train/loss", "train/margins"
+"""Keys of the trainers' metrics: verl's for RL, those of SFT and DPO."""
 TRAINING_METRICS = "metrics.jsonl"
 TRAINING_LOG = "log.txt"
+COMPARISON = "comparison.json"
 COMMAND, OUTPUTS, COMMAND_LOG = "command.txt", "outputs.json", "log.txt"
 """In the folder of a stage's record: its command, to run it by hand, its output files, warnings of other packages."""
 
@@ -44,7 +49,6 @@ _OTHERS = (
 _STAGE_NAME = re.compile(rf"(?!(?:{'|'.join(_OTHERS)})(?:-|$))\w[\w.-]*(?<!\{_WORK})")
 _SLUG = re.compile(r"[^a-z0-9]+")
 _SEED = re.compile(r"seed-(-?\d+)")
-_SEEDED_STAGE = re.compile(r"seed (-?\d+) .+")
 
 
 def stage_name_problem(name: str) -> str | None:
@@ -62,20 +66,27 @@ def slug(name: str) -> str:
     return _SLUG.sub("-", name.lower()).strip("-")
 
 
-def seed_of(stage: str) -> int | None:
-    """The seed in the name of a stage of a comparison of methods; None if all seeds share it."""
-    named = _SEEDED_STAGE.fullmatch(stage)
-    return int(named[1]) if named else None
+def stage_name(title: str, seed: int | None) -> str:
+    """The name of a stage, unique in its run; `seed` is that of a comparison of methods."""
+    return title if seed is None else f"seed {seed} {title}"
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
     """A stage of the run, whether it has begun or not."""
 
-    name: str
+    title: str
     output: str
     """Relative to the run folder."""
-    trains: bool
+    trains: bool = False
+    seed: int | None = None
+    """That of a comparison of methods; None for a stage that all seeds share, and in any other run."""
+    shared: bool = False
+    """Whether it makes data that all methods and seeds use."""
+
+    @property
+    def name(self) -> str:
+        return stage_name(self.title, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +96,14 @@ class TrainingFolder:
     path: Path
 
     @property
+    def title(self) -> str:
+        """That of its stage."""
+        return self.path.name
+
+    @property
     def model(self) -> Path:
         """The exported model."""
-        return self.path / "model"
+        return self.path / MODEL
 
     @property
     def work(self) -> Path:
@@ -96,6 +112,11 @@ class TrainingFolder:
     @property
     def checkpoints(self) -> Path:
         return self.work / "checkpoints"
+
+    @property
+    def hydra(self) -> Path:
+        """Where Hydra leaves the configuration that verl runs with."""
+        return self.work / "hydra"
 
     @property
     def stamp(self) -> Path:
@@ -264,5 +285,4 @@ class RunFolder:
 
 
 def _plan_order(stage: PlannedStage) -> tuple[bool, int]:
-    seed = seed_of(stage.name)
-    return stage.name in _LAST, -(2**63) if seed is None else seed
+    return stage.title in _LAST, -(2**63) if stage.seed is None else stage.seed

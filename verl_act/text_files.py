@@ -13,14 +13,14 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count
 from json import JSONDecodeError, JSONDecoder
 from os import PathLike, fspath, stat
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from verl_act.errors import DataError
 from verl_act.names import one_line
@@ -85,8 +85,8 @@ def read_text(path: str | PathLike[str]) -> str:
 
 def _read(path: str | PathLike[str]) -> str:
     with open_bytes(path) as stream:
-        whole = stream.read()
-    return _decoded(path, whole, 1)
+        data = stream.read()
+    return _decoded(path, data, 1)
 
 
 def read_json(path: str | PathLike[str]) -> Any:
@@ -100,7 +100,7 @@ def read_json(path: str | PathLike[str]) -> Any:
 def list_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[Any]:
     """The values of a JSON list, one at a time, so that only one of them is in memory.
 
-    Raises `DataError` naming the line and the value (from 0) if the file is no list, is damaged or cut short.
+    Raises `DataError` naming the line and the value (from 0) if the file is not a list, is damaged or cut short.
     """
     with open_bytes(path) as stream:
         yield from _counted(path, stream, _ValueReader(path, stream, remedy).list_values())
@@ -110,6 +110,35 @@ def object_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[t
     """The keys and values of a JSON object. Otherwise as `list_values`."""
     with open_bytes(path) as stream:
         yield from _counted(path, stream, _ValueReader(path, stream, remedy).object_values())
+
+
+def read_json_lines(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of ours, with their line numbers; nothing if there is no file.
+
+    Raises `DataError` if a line is not a JSON object, or not strict JSON (no `NaN` or `Infinity`).
+    """
+    if not Path(path).is_file():
+        return
+    for line_number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line, parse_constant=refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {line_number}: is not JSON ({error}). Write the file again.") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {line_number}: is {type(row).__name__}, not an object. Write the file again."
+            )
+        yield line_number, row
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """For `parse_constant` of `json.loads`: `NaN` and `Infinity` are not JSON."""
+    raise ValueError(f"it holds {name}, which is not a number")
+
+
+def write_json_lines(path: str | PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, in ASCII."""
+    Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | None = None) -> Iterator[Any]:
@@ -130,11 +159,11 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
             return
         if second is None or not _is_json(first[1]):  # an object over several lines, or JSON Lines with a bad line
             try:
-                whole = read_json(path)
+                document = read_json(path)
             except DataError:
                 pass
             else:
-                yield from _rows_of_columns(whole)
+                yield from _rows_of_columns(document)
                 return
         for line_number, line in chain((first,), (second,) if second else (), lines):
             try:
@@ -161,7 +190,7 @@ def _counted(path: str | PathLike[str], stream: BinaryIO, values: Iterable[Value
 
 
 def _begins_with(path: str | PathLike[str], mark: bytes) -> bool:
-    """Whether `mark` is the first byte that is no space."""
+    """Whether `mark` is the first byte that is not whitespace."""
     with open_bytes(path) as stream:
         return next(filter(bytes.strip, iter(partial(stream.read, 1), b"")), b"") == mark
 
@@ -195,7 +224,7 @@ class _ValueReader:
         while more:
             key = self._value()
             if not isinstance(key, str):
-                raise self._not_json(f"{key!r:.50} is no key")
+                raise self._not_json(f"{key!r:.50} is not a key")
             self._place = f"key {key!r}"
             if not self._take(":"):
                 raise self._not_json("Expecting ':' delimiter", self._position)

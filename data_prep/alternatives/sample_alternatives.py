@@ -45,8 +45,9 @@ def sample_alternatives(settings: AlternativesSettings, out: str | PathLike[str]
     """Write `out/alternatives.parquet` (schema ALTERNATIVES, one row per state in trajectory order) and a manifest.
 
     The limit bounds the states per split: whole trajectories are sampled until it is reached, in the order in which
-    `build_pairs` with a limit and the same seed uses them. The same seed and engine give the same replies, even if the
-    run is interrupted.
+    `build_pairs` with a limit and the same seed uses them. Where every request has a seed of its own (`seed_requests`
+    of the engine options), the same seed and engine give the same replies, even if the run is interrupted. Otherwise a
+    repeated or resumed run samples other ones; shards that are written are kept.
 
     Raises `DataError` after the first shard if no reply has an action, unless `allow_degenerate`.
     """
@@ -160,8 +161,8 @@ class Sampler:
             index, position = state
             rows[index][position] = await self._sample_one(shards[index][position])
             if len(rows[index]) == len(shards[index]):
-                whole = rows.pop(index)
-                keep(index, [whole[position] for position in sorted(whole)])
+                complete = rows.pop(index)
+                keep(index, [complete[position] for position in sorted(complete)])
 
         await for_each(sample_state, states, math.ceil(2 * self.engine.max_num_seqs / self.sampling.n))
 

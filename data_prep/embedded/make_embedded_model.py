@@ -30,6 +30,7 @@ from verl_act.prompts import Message, Template, get_template
 from verl_act.prompts.plain_text import OWN_TAGS
 from verl_act.schema import Context, Step, read_steps, steps_to_learn
 from verl_act.settings.data import EmbeddedModelSettings
+from verl_act.text_files import write_json_lines
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -39,6 +40,7 @@ CHATML = (
 RAREST_NAME = 20
 """Names in fewer prompts do not become tokens."""
 LONGEST_REPLY = 32
+_REPLIES_AT_ONCE = 100
 IGNORED = -100
 
 
@@ -88,7 +90,7 @@ def make_embedded_model(settings: EmbeddedModelSettings, out: str | PathLike[str
         # Rounded first, so that the metrics are those of the saved weights.
         model.to(getattr(torch, settings.storage)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "warmup_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+        write_json_lines(folder / "warmup_log.jsonl", log)
         model.float()
         metrics = examine(model, tokenizer, held_out, template, settings)
         (folder / "warmup_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -288,15 +290,15 @@ def _share(results: Iterable[bool]) -> float:
     return round(sum(hits) / len(hits), 4) if hits else 0.0
 
 
-def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]], batch_size: int = 100) -> list[str]:
+def _sample(model: Any, tokenizer: Any, prompts: Sequence[list[Message]]) -> list[str]:
     """Sample one reply per prompt at temperature 1."""
     import torch
 
     texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
     replies = []
     model.eval()
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
+    for start in range(0, len(texts), _REPLIES_AT_ONCE):
+        batch = texts[start : start + _REPLIES_AT_ONCE]
         encoded = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
         with torch.no_grad():
             ids = model.generate(**encoded, do_sample=True, top_k=0, max_new_tokens=LONGEST_REPLY, use_cache=True)

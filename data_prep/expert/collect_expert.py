@@ -6,7 +6,6 @@ environment's planner records the distance to the goal. Both decide later which 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -33,6 +32,7 @@ from verl_act.run_folder import TRAJECTORIES
 from verl_act.sampling import sample_in_order
 from verl_act.schema import TRAJECTORY, Context, Step, Turn, write_rows
 from verl_act.settings.data import ExpertSettings
+from verl_act.text_files import write_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
         seed=settings.seed,
     )
     with journal(Path(out), key_of(manifest)) as saved:
-        player = _Player(settings.env, settings.env_settings, name, settings.seed)
+        player = _ExpertPlayer(settings.env, settings.env_settings, name, settings.seed)
         with process_pool(player, settings.workers, settings.task_timeout) as play_all:
             results = play_all(tasks, SavedResults(saved, hash_of(tasks), Played))
             played = [
@@ -111,8 +111,8 @@ def _write(
     manifest = replace(manifest, counts=_counts(tasks, steps, dropped), seconds=seconds)
     with atomic_folder(out) as folder:
         write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-        lines = (json.dumps({"task_id": task.task_id, **asdict(reason)}) + "\n" for task, reason in without_trajectory)
-        (folder / DROPPED).write_text("".join(lines), encoding="utf-8")
+        lines = ({"task_id": task.task_id, **asdict(reason)} for task, reason in without_trajectory)
+        write_json_lines(folder / DROPPED, lines)
         write_manifest(folder, manifest)
     if without_trajectory:
         counted = ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items()))
@@ -176,7 +176,7 @@ def replays(environment: Environment, task: Task, steps: Sequence[Step]) -> bool
 
 
 @dataclass
-class _Player(Player[Task, Played]):
+class _ExpertPlayer(Player[Task, Played]):
     """Plays tasks with an expert."""
 
     expert: str

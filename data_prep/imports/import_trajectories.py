@@ -6,7 +6,6 @@ and the reason.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from verl_act.data_prep.imports.published import Unreadable, formats_of, read_published
 from verl_act.data_prep.imports.published_tasks import FindTasks, advice, importer_of, other_benchmark, task_finder
-from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, Replayer, ReplayResult
+from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, ReplayResult, RowReplayer
 from verl_act.envs.importer import Published, TrajectoryImporter
 from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.envs.registry import get_env
@@ -31,6 +30,7 @@ from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import TRAJECTORIES
 from verl_act.schema import TRAJECTORY, steps_to_learn, write_rows
 from verl_act.settings.data import ImportSettings
+from verl_act.text_files import write_json_lines
 
 REJECTED = "rejected.jsonl"
 
@@ -66,7 +66,7 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
     """
     started = time.monotonic()
     check_settings(settings)
-    files, env, split, form = settings.files, settings.env, settings.split, settings.format
+    files, env, split, format_name = settings.files, settings.env, settings.split, settings.format
     workers, task_timeout = settings.workers, settings.task_timeout
     inputs = [*settings.inputs(), *input_folders(settings.env_settings)]
     manifest = make_manifest("import_trajectories", settings=settings.recorded(), inputs=inputs)
@@ -77,10 +77,10 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
         kept: dict[tuple[str, str], Replayed] = {}
         rejected: list[Rejected] = []
         mismatches: Counter[str] = Counter()
-        replayer = Replayer(env, settings.env_settings, form)
+        replayer = RowReplayer(env, settings.env_settings, format_name)
         with process_pool(replayer, workers, task_timeout) as replay:
             for index, path in enumerate(files):
-                rows = list(read_published(path, form, get_env(env).importer))
+                rows = list(read_published(path, format_name, get_env(env).importer))
                 saved_results = SavedResults[ReplayResult](saved, f"rows {index}", ReplayResult)
                 results = tqdm(replay(map(find, rows), saved_results), f"replaying {one_line(path.name)}", len(rows))
                 for row, result in zip(rows, results, strict=True):
@@ -94,7 +94,9 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
                         result = Refusal("another row of this task is kept", first.task_id)
                     task = row.task if isinstance(row, Published) else ""
                     if isinstance(row, Unreadable) and row.looks_like:
-                        mismatches[f"the format {row.looks_like!r}, not {form!r}: pass --format {row.looks_like}"] += 1
+                        mismatches[
+                            f"the format {row.looks_like!r}, not {format_name!r}: pass --format {row.looks_like}"
+                        ] += 1
                     elif isinstance(row, Published) and (other := other_benchmark(env, row)):
                         mismatches[f"{other}, not {env}: pass the environment {other}"] += 1
                     rejected.append(Rejected(str(path), row.row, task, result.kind, result.reason))
@@ -107,7 +109,7 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
             if not rejected:
                 raise DataError(f"{message}: the files are empty. Download or write them again.")
             rejected_path.parent.mkdir(parents=True, exist_ok=True)
-            _write_list(rejected_path, rejected)
+            write_json_lines(rejected_path, map(asdict, rejected))
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             raise DataError(f"{message} ({counted}). {_first_reasons(rejected)} All are listed in {rejected_path}.")
         steps = [step for replayed in kept.values() for step in replayed.steps]
@@ -125,7 +127,7 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
         )
         with atomic_folder(out) as folder:
             write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-            _write_list(folder / REJECTED, rejected)
+            write_json_lines(folder / REJECTED, map(asdict, rejected))
             write_manifest(folder, manifest)
         rejected_path.unlink(missing_ok=True)  # written by an earlier run that kept no row
     return manifest
@@ -161,10 +163,6 @@ class _Find:
         if not (candidates := [task for task in tasks if self.split in (None, task.split)]):
             return Refusal("of another split", f"not of {self.split}")
         return row, candidates
-
-
-def _write_list(path: Path, rejected: Sequence[Rejected]) -> None:
-    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected), encoding="utf-8")
 
 
 def _names(files: Sequence[str | PathLike[str]]) -> str:

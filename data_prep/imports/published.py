@@ -50,28 +50,28 @@ def formats_of(importer: type[TrajectoryImporter]) -> tuple[str, ...]:
 
 
 def read_published(
-    path: Path, form: str, importer: type[TrajectoryImporter] = TrajectoryImporter
+    path: Path, format_name: str, importer: type[TrajectoryImporter] = TrajectoryImporter
 ) -> Iterator[Published | Unreadable]:
     """Yield the trajectories of a file, each with the index (from 0) of its first row.
 
-    Rows that match a format of the environment's `importer` are read with it, whatever `form` is. Raises `DataError` if
-    the file as a whole cannot be read, `ConfigError` for an unknown format.
+    Rows that match a format of the environment's `importer` are read with it, whatever `format_name` is. Raises
+    `DataError` if the file as a whole cannot be read, `ConfigError` for an unknown format.
     """
-    if form not in formats_of(importer):
+    if format_name not in formats_of(importer):
         known = ", ".join(formats_of(importer))
-        raise ConfigError(f"{form!r} is not a format of published trajectories; use one of {known}.")
-    for first, rows in _trajectories(read_rows(path, lambda error: RowError(str(error))), form):
-        row_form = (_own_format(rows[0], importer) if len(rows) == 1 else None) or form
+        raise ConfigError(f"{format_name!r} is not a format of published trajectories; use one of {known}.")
+    for first, rows in _trajectories(read_rows(path, lambda error: RowError(str(error))), format_name):
+        row_format_name = (_own_format(rows[0], importer) if len(rows) == 1 else None) or format_name
         try:
             entries = list(map(_object, rows))
-            own = importer.formats.get(row_form)
-            published = own.read(first, entries[0]) if own else _READERS[row_form](first, entries)
+            own = importer.formats.get(row_format_name)
+            published = own.read(first, entries[0]) if own else _READERS[row_format_name](first, entries)
             json.dumps(asdict(published), ensure_ascii=False).encode()  # fails on half a surrogate pair
         except (RowError, UnicodeEncodeError) as error:
             likely = _looks_like(rows[0], importer)
-            other = likely if likely != row_form else None
+            other = likely if likely != row_format_name else None
             hint = f"; its keys are those of --format {other}" if other else ""
-            yield Unreadable(first, f"does not fit the format {row_form!r}: {error}{hint}", other)
+            yield Unreadable(first, f"does not fit the format {row_format_name!r}: {error}{hint}", other)
         else:
             yield published
 
@@ -95,7 +95,7 @@ def _text(row: dict[str, Any], name: str, default: str | None = None) -> str:
     if value is None and name not in row:
         raise RowError(f"has no {name!r}")
     if not isinstance(value, str):
-        raise RowError(f"{name!r} must be a text, not {value!r:.50}")
+        raise RowError(f"{name!r} must be a string, not {value!r:.50}")
     return value
 
 
@@ -121,7 +121,7 @@ def _conversation(index: int, rows: list[dict[str, Any]]) -> Published:
     messages = [_turn(turn) for turn in turns]
     named = [row[name] for name in ("game_file", "id", "item_id") if name in row]
     if named and not isinstance(named[0], str | int):
-        raise RowError(f"its task must be a text or a number, not {named[0]!r:.50}")
+        raise RowError(f"its task must be a string or a number, not {named[0]!r:.50}")
     return _from_turns(index, str(named[0]) if named else "", messages)
 
 
@@ -135,7 +135,7 @@ def _actions(index: int, rows: list[dict[str, Any]]) -> Published:
     (row,) = rows
     actions, thoughts = texts_in(row, "actions"), row.get("thoughts") or [None] * len(row["actions"])
     if not isinstance(thoughts, list) or not all(isinstance(thought, str | None) for thought in thoughts):
-        raise RowError("'thoughts' must be a list of texts and nulls")
+        raise RowError("'thoughts' must be a list of strings and nulls")
     if len(thoughts) != len(actions):
         raise RowError(f"{len(thoughts)} thoughts for {len(actions)} actions")
     task, instruction = _text(row, "task_id", ""), _text(row, "instruction", "")
@@ -155,7 +155,7 @@ def _looks_like(row: Any, importer: type[TrajectoryImporter]) -> str | None:
         ("actions", {"actions", "task_id"}),
         ("actions", {"actions", "instruction"}),
     )
-    return _own_format(row, importer) or next((form for form, keys in known if keys <= row.keys()), None)
+    return _own_format(row, importer) or next((format_name for format_name, keys in known if keys <= row.keys()), None)
 
 
 def _early_experience(index: int, rows: list[dict[str, Any]]) -> Published:
@@ -175,13 +175,13 @@ def _messages(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [_turn(turn) for turn in map(_object, list_in(row, "messages"))]
 
 
-def _trajectories(rows: Iterable[Any], form: str) -> Iterator[tuple[int, list[Any]]]:
+def _trajectories(rows: Iterable[Any], format_name: str) -> Iterator[tuple[int, list[Any]]]:
     """Yield the rows of each trajectory, with the index of the first. In the format `early-experience` a row with
     earlier steps continues one.
     """
     first, group = 0, list[Any]()
     for index, row in enumerate(rows):
-        if group and not (form == "early-experience" and _continues(row)):
+        if group and not (format_name == "early-experience" and _continues(row)):
             yield first, group
             first, group = index, []
         group.append(row)

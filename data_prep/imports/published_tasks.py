@@ -32,7 +32,7 @@ _OTHER_BENCHMARKS = frozenset(
         *("academia", "babyai", "maze", "movie", "sheet", "sqlgym", "textcraft", "todo", "weather", "wordle"),
     )
 )
-"""Names in ids of AgentInstruct and AgentGym, of benchmarks that are no environment here."""
+"""Names in ids of AgentInstruct and AgentGym, of benchmarks that are not an environment here."""
 
 
 def importer_of(env: str, settings: Mapping[str, Any]) -> TrajectoryImporter:

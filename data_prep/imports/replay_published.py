@@ -42,7 +42,7 @@ ReplayResult = Replayed | Refusal
 
 
 @dataclass
-class Replayer(Player[Candidates | Refusal, ReplayResult]):
+class RowReplayer(Player[Candidates | Refusal, ReplayResult]):
     """Replays rows. `source` is the source of the steps, unless a row's keys indicate another format."""
 
     source: str
@@ -71,7 +71,7 @@ class Replayer(Player[Candidates | Refusal, ReplayResult]):
         follower = _Follower(row.actions, self._importer)
         try:
             try:
-                steps = play(environment, follower, task, source=row.form or self.source)
+                steps = play(environment, follower, task, source=row.format_name or self.source)
             except _ActionsEnd:
                 return self._lost(row, "does not reach the goal", _why_not(fresh, task, follower.played))
             alike = not steps[-1].success or replays(fresh, task, steps)
@@ -83,7 +83,7 @@ class Replayer(Player[Candidates | Refusal, ReplayResult]):
             refused = [step.action for step in steps if step.admissible is False]
             ends = f"it ends after {len(steps)} of {len(row.actions)} actions{_refused(refused, len(steps))}"
             return self._lost(row, "does not reach the goal", ends)
-        return self._kept(row, steps) if alike else Refusal("does not replay alike")
+        return self._kept(row, steps) if alike else Refusal("replays differently")
 
     def failed(self, row: Published, failure: Failure) -> Refusal:
         """Return why a row is rejected whose environment failed."""

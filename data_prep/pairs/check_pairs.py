@@ -54,11 +54,6 @@ class AuditReport:
         rows = [f"{finding.level:<8} {finding.check:<{width}}  {finding.text}" for finding in worst_first]
         return "\n".join([f"{self.pairs} pairs checked", *rows])
 
-    def raise_for_errors(self) -> None:
-        """Raise `DataError` with the table if a check failed."""
-        if self.errors:
-            raise DataError(f"the pairs failed {len(self.errors)} of {len(self.findings)} checks.\n{self.table()}")
-
 
 def check_pairs(settings: AuditSettings, out: None = None) -> AuditReport:
     """Audit pair files that are used together for training. Their tasks must not occur in the held-out pair files.

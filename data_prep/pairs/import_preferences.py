@@ -12,14 +12,20 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from verl_act.data_prep.pairs.preference_messages import Unusable
-from verl_act.data_prep.pairs.preference_rows import Preference, Request, ScoredReply, best_and_worst, read_preference
+from verl_act.data_prep.pairs.preference_messages import UnusableRow
+from verl_act.data_prep.pairs.preference_rows import (
+    Preference,
+    Request,
+    SingleReplyRow,
+    best_and_worst,
+    read_preference,
+)
 from verl_act.errors import DataError, OptionError
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -28,7 +34,7 @@ from verl_act.parse import normalise
 from verl_act.run_folder import PAIRS as PAIRS_FILE
 from verl_act.schema import ENV_NAME, PAIR, Context, Pair, is_env_name, pair_id, write_rows
 from verl_act.settings.data import PreferencesSettings
-from verl_act.text_files import read_rows, text_suffix
+from verl_act.text_files import read_rows, text_suffix, write_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +86,8 @@ def import_preferences(settings: PreferencesSettings, out: str | PathLike[str]) 
     )
     with atomic_folder(out) as folder:
         write_rows(folder / PAIRS_FILE, [pair.to_row() for pair, _ in pairs.values()], PAIR)
-        _write_lines(folder / SOURCES, ({"pair_id": name, **row.source()} for name, (_, row) in pairs.items()))
-        _write_lines(folder / REJECTED, rejected)
+        write_json_lines(folder / SOURCES, ({"pair_id": name, **row.source()} for name, (_, row) in pairs.items()))
+        write_json_lines(folder / REJECTED, rejected)
         write_manifest(folder, manifest)
     logger.info("%s: %d pairs, %d rows rejected.", Path(out) / PAIRS_FILE, len(pairs), len(rejected))
     return manifest
@@ -121,12 +127,12 @@ class _Reader:
 
     def add_file(self, path: Path) -> None:
         """Read all rows. Rows with one scored reply each are grouped by request; a group gives one pair."""
-        groups: dict[Request, list[ScoredReply]] = {}
+        groups: dict[Request, list[SingleReplyRow]] = {}
         for index, row in enumerate(rows_of(path)):
             self._rejected[str(path), index] = ""  # keeps the order of the rows
             try:
                 result = read_preference(row, self._most_rejected, index)
-            except Unusable as unusable:
+            except UnusableRow as unusable:
                 self.reject(str(path), index, str(unusable))
                 continue
             if isinstance(result, Preference):
@@ -136,18 +142,18 @@ class _Reader:
         for request, scored in groups.items():
             self._add_group(str(path), request, scored)
 
-    def _add_group(self, file: str, request: Request, scored: Sequence[ScoredReply]) -> None:
+    def _add_group(self, file: str, request: Request, scored: Sequence[SingleReplyRow]) -> None:
         score_names = {entry.scored_by for entry in scored}
         try:
             if len(scored) == 1:
-                raise Unusable("is the only reply to its request")
+                raise UnusableRow("is the only reply to its request")
             if len(score_names) > 1:
-                raise Unusable(
+                raise UnusableRow(
                     f"replies to its request are scored by different columns ({', '.join(sorted(score_names))})"
                 )
             replies = [entry.reply for entry in scored]
             preference = best_and_worst(request, replies, self._most_rejected, score_names.pop())
-        except Unusable as unusable:
+        except UnusableRow as unusable:
             for entry in scored:
                 self.reject(file, entry.reply.index, str(unusable))
             return
@@ -178,10 +184,6 @@ class _Reader:
     def rejected(self) -> list[dict[str, Any]]:
         """The rejected rows with reasons, in the order of the rows."""
         return [{"file": file, "row": row, "reason": why} for (file, row), why in self._rejected.items() if why]
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _pair(preference: Preference, split: str, env: str) -> Pair:

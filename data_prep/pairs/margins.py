@@ -45,7 +45,7 @@ class Judgement:
 
 
 @dataclass
-class Replayer:
+class TrajectoryReplayer:
     """Replays trajectories in one environment. Close it when done."""
 
     env: str
@@ -102,7 +102,7 @@ class Replayer:
 
 
 @dataclass
-class Replayers:
+class TrajectoryReplayers:
     """The replayers of a process, one per environment, created on first use: the base of workers that replay. Close
     them when done.
     """
@@ -110,11 +110,11 @@ class Replayers:
     env_settings: Mapping[str, Any]
     envs: Sequence[str]
     """The environments that `prepare` sets up."""
-    _replayers: dict[str, Replayer] = field(init=False, default_factory=dict)
+    _replayers: dict[str, TrajectoryReplayer] = field(init=False, default_factory=dict)
 
-    def get(self, env: str) -> Replayer:
+    def get(self, env: str) -> TrajectoryReplayer:
         if env not in self._replayers:
-            self._replayers[env] = Replayer(env, self.env_settings)
+            self._replayers[env] = TrajectoryReplayer(env, self.env_settings)
         return self._replayers[env]
 
     def prepare(self) -> None:

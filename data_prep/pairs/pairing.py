@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from verl_act.data_prep.pairs.margins import Judgement, Replayers, leave_out
+from verl_act.data_prep.pairs.margins import Judgement, TrajectoryReplayers, leave_out
 from verl_act.data_prep.pairs.proposals import (
     ADMISSIBLE,
     POLICY,
@@ -65,7 +65,7 @@ def make_pairs(
 
 
 @dataclass
-class _Pairer(Replayers):
+class _Pairer(TrajectoryReplayers):
     """Makes the pairs of a trajectory and counts everything it drops."""
 
     settings: PairsSettings

@@ -36,7 +36,7 @@ _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _PYTHON_LIST = re.compile(r"\[\s*\{\s*'")
 
 
-class Unusable(ValueError):
+class UnusableRow(ValueError):
     """A row gives no pair. The message is the reason."""
 
 
@@ -60,7 +60,7 @@ def is_empty(value: Any) -> bool:
 
 
 def read_messages(value: Any, field: str, role: str) -> list[Message]:
-    """Read the messages of a column. A plain text is one message of `role`. Raises `Unusable` naming the `field`."""
+    """Read the messages of a column. A plain text is one message of `role`. Raises `UnusableRow` naming the `field`."""
     if isinstance(value, str):
         stored = _stored(value, field)
         if stored is None:
@@ -69,7 +69,7 @@ def read_messages(value: Any, field: str, role: str) -> list[Message]:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or not value:
-        raise Unusable(f"{field} is neither a text nor a list of messages")
+        raise UnusableRow(f"{field} is neither a string nor a list of messages")
     return [_message(message, field) for message in value]
 
 
@@ -82,7 +82,7 @@ def _stored(text: str, field: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         if _PYTHON_LIST.match(text.lstrip()):
-            raise Unusable(f"{field} holds messages as Python writes them, not as JSON") from None
+            raise UnusableRow(f"{field} holds messages as Python writes them, not as JSON") from None
         return None
     messages = value if isinstance(value, list) else [value]
     is_conversation = messages and all(
@@ -108,16 +108,16 @@ def _dialogue(text: str) -> list[Message]:
 
 def _message(message: Any, field: str) -> Message:
     if not isinstance(message, Mapping):
-        raise Unusable(f"{field} has a message that is no object")
+        raise UnusableRow(f"{field} has a message that is not an object")
     for column, content in _MORE_THAN_TEXT.items():
         if not is_empty(message.get(column)):
-            raise Unusable(f"{field} has a message with {column!r}: {content} cannot be shown in a pair")
+            raise UnusableRow(f"{field} has a message with {column!r}: {content} cannot be shown in a pair")
     name = message.get("role", message.get("from"))
     role = name.lower() if isinstance(name, str) else ""
     if role in _TOOL_ROLES:
-        raise Unusable(f"{field} has a message of the role {name!r}: tools cannot be shown in a pair")
+        raise UnusableRow(f"{field} has a message of the role {name!r}: tools cannot be shown in a pair")
     if role not in _ROLES:
-        raise Unusable(f"{field} has a message of the role {name!r:.30}; known are {', '.join(_ROLES)}")
+        raise UnusableRow(f"{field} has a message of the role {name!r:.30}; known are {', '.join(_ROLES)}")
     return Message(_ROLES[role], _text(message.get("content", message.get("value")), field))
 
 
@@ -127,8 +127,8 @@ def _text(content: Any, field: str) -> str:
         for chunk in chunks:
             if not isinstance(chunk, Mapping) or not isinstance(chunk.get("text"), str):
                 kind = chunk.get("type") if isinstance(chunk, Mapping) else type(chunk).__name__
-                raise Unusable(f"{field} has a message with a part {kind!r:.30}: only text can be shown in a pair")
+                raise UnusableRow(f"{field} has a message with a part {kind!r:.30}: only text can be shown in a pair")
         return "".join(chunk["text"] for chunk in chunks)
     if not isinstance(content, str):
-        raise Unusable(f"{field} has a message without text")
+        raise UnusableRow(f"{field} has a message without text")
     return content

@@ -16,7 +16,7 @@ from verl_act.data_prep.pairs.preference_messages import (
     SYSTEM,
     USER,
     Message,
-    Unusable,
+    UnusableRow,
     is_empty,
     read_messages,
 )
@@ -58,7 +58,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ScoredReply:
     """A scored reply. `index` is its position in the row, or its row. `model` is the model that wrote it, if known."""
 
     text: str
@@ -84,21 +84,21 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredReply:
+class SingleReplyRow:
     """A row with one scored reply. It forms a pair with the other replies to its request."""
 
     request: Request
-    reply: Reply
+    reply: ScoredReply
     scored_by: str
 
 
-def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Preference | ScoredReply:
-    """Read row `index`, keeping at most `most_rejected` rejected replies. Raises `Unusable` with the reason."""
+def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Preference | SingleReplyRow:
+    """Read row `index`, keeping at most `most_rejected` rejected replies. Raises `UnusableRow` with the reason."""
     if not isinstance(row, Mapping):
-        raise Unusable("not an object with named fields")
+        raise UnusableRow("not an object with named fields")
     for name in _NOT_SHOWN:
         if not is_empty(row.get(name)):
-            raise Unusable(f"has {name!r}, which a pair cannot show")
+            raise UnusableRow(f"has {name!r}, which a pair cannot show")
     if row.get("chosen") is not None and row.get("rejected") is not None:
         return _chosen_and_rejected(row)
     if row.get("completions") is not None:
@@ -106,21 +106,21 @@ def read_preference(row: Any, most_rejected: int = 1, index: int = 0) -> Prefere
     return _one_reply(row, index)
 
 
-def best_and_worst(request: Request, replies: Sequence[Reply], most_rejected: int, scored_by: str) -> Preference:
-    """Pair the best reply with up to `most_rejected` of the worst. Raises `Unusable` if several replies are best."""
+def best_and_worst(request: Request, replies: Sequence[ScoredReply], most_rejected: int, scored_by: str) -> Preference:
+    """Pair the best reply with up to `most_rejected` of the worst. Raises `UnusableRow` if several replies are best."""
     best = max((reply.score for reply in replies), default=0.0)
     chosen = [reply for reply in replies if reply.score == best]
     if len({normalise(reply.text) for reply in chosen}) != 1:
-        raise Unusable("no reply is better than all others")
+        raise UnusableRow("no reply is better than all others")
     worse = sorted((reply for reply in replies if reply.score < best), key=lambda reply: reply.score)
     if any(normalise(reply.text) == normalise(chosen[0].text) for reply in worse):
-        raise Unusable("the same reply has two scores, one of them the best")
-    unique: dict[str, Reply] = {}
+        raise UnusableRow("the same reply has two scores, one of them the best")
+    unique: dict[str, ScoredReply] = {}
     for reply in worse:
         unique.setdefault(normalise(reply.text), reply)
     rejected = list(unique.values())[:most_rejected]
     if not rejected:
-        raise Unusable("no reply is better than all others")
+        raise UnusableRow("no reply is better than all others")
     origin = {
         "scored_by": scored_by,
         "chosen": chosen[0].origin(),
@@ -131,50 +131,50 @@ def best_and_worst(request: Request, replies: Sequence[Reply], most_rejected: in
 
 def _preference(request: Request, chosen: str, rejected: Sequence[str], origin: Mapping[str, Any]) -> Preference:
     if any(normalise(reply) == normalise(chosen) for reply in rejected):
-        raise Unusable("chosen and rejected are the same")
+        raise UnusableRow("chosen and rejected are the same")
     texts = (chosen, *rejected)
     if not all(reply.strip() for reply in texts):
-        raise Unusable("a reply is empty")
+        raise UnusableRow("a reply is empty")
     if tags := [tag for tag in OWN_TAGS if any(tag in reply for reply in texts)]:
-        raise Unusable(f"a reply holds {tags[0]}, a tag of the answer format, so it cannot be chosen by its text")
+        raise UnusableRow(f"a reply holds {tags[0]}, a tag of the answer format, so it cannot be chosen by its text")
     try:
         "".join((request.goal, *(text for turn in request.history for text in turn), request.message, *texts)).encode()
     except UnicodeEncodeError:
-        raise Unusable("a text is not valid Unicode") from None
+        raise UnusableRow("a string is not valid Unicode") from None
     return Preference(request, chosen, tuple(rejected), origin)
 
 
 def _chosen_and_rejected(row: Mapping[str, Any]) -> Preference:
     chosen, rejected = (read_messages(row[name], name, ASSISTANT) for name in ("chosen", "rejected"))
     if chosen[-1].role != ASSISTANT or rejected[-1].role != ASSISTANT:
-        raise Unusable("a reply does not end with the assistant")
+        raise UnusableRow("a reply does not end with the assistant")
     if _keys(chosen[:-1]) != _keys(rejected[:-1]):
-        raise Unusable("chosen and rejected differ before their last message")
+        raise UnusableRow("chosen and rejected differ before their last message")
     _check_scores(row)
     request = _request(row, chosen[:-1], chosen[-1])
     return _preference(request, chosen[-1].text, [rejected[-1].text], {})
 
 
 def _check_scores(row: Mapping[str, Any]) -> None:
-    """Raise `Unusable` if the scores of a pair are equal or contradict its labels."""
+    """Raise `UnusableRow` if the scores of a pair are equal or contradict its labels."""
     for better, worse in _PAIR_SCORES:
         high, low = _number(row.get(better)), _number(row.get(worse))
         if high is not None and low is not None and high <= low:
             problem = "are equal: a tie" if high == low else "say the opposite of chosen and rejected"
-            raise Unusable(f"{better} and {worse} {problem}")
+            raise UnusableRow(f"{better} and {worse} {problem}")
 
 
 def _completions(row: Mapping[str, Any], most_rejected: int) -> Preference:
     completions = row["completions"]
     if isinstance(completions, str) or not isinstance(completions, Sequence):
-        raise Unusable("completions is not a list")
+        raise UnusableRow("completions is not a list")
     if not is_empty(row.get("labels")) and all(isinstance(step, str) for step in completions):
-        raise Unusable("has labels of the steps of one solution (stepwise supervision), not several replies")
+        raise UnusableRow("has labels of the steps of one solution (stepwise supervision), not several replies")
     names = {_score_name(completion) for completion in completions}
     if None in names:
-        raise Unusable("a completion has no score")
+        raise UnusableRow("a completion has no score")
     if len(names) > 1:
-        raise Unusable("completions are scored by different fields")
+        raise UnusableRow("completions are scored by different fields")
     request = _request(row, [], None)
     replies = [_scored(completion, index) for index, completion in enumerate(completions)]
     preference = best_and_worst(request, replies, most_rejected, str(next(iter(names), "")))
@@ -183,7 +183,7 @@ def _completions(row: Mapping[str, Any], most_rejected: int) -> Preference:
 
 
 def _check_agreement(preference: Preference, completions: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `Unusable` if the two scores of UltraFeedback disagree on the better completion.
+    """Raise `UnusableRow` if the two scores of UltraFeedback disagree on the better completion.
 
     Some of its overall scores are 10 where the judge wrote 1, and the judge saw a different note with each completion.
     """
@@ -194,40 +194,40 @@ def _check_agreement(preference: Preference, completions: Sequence[Mapping[str, 
         for origin in (preference.origin["chosen"], *preference.origin["rejected"])
     )
     if chosen is not None and any(score is not None and score > chosen for score in rejected):
-        raise Unusable(f"{_SCORES[0]} and {_SCORES[1]} disagree on which completion is better")
+        raise UnusableRow(f"{_SCORES[0]} and {_SCORES[1]} disagree on which completion is better")
 
 
-def _one_reply(row: Mapping[str, Any], index: int) -> ScoredReply:
-    """Read a row with one reply. Raises `Unusable` if it has no score to compare it by."""
+def _one_reply(row: Mapping[str, Any], index: int) -> SingleReplyRow:
+    """Read a row with one reply. Raises `UnusableRow` if it has no score to compare it by."""
     name = next((name for name in _REPLY if not is_empty(row.get(name))), None)
     has_label = any(row.get(label) is not None for label in _UNPAIRED)
     if has_label and (name or not is_empty(row.get("messages")) or not is_empty(row.get("conversations"))):
-        raise Unusable("is unpaired: one reply with a label, as for KTO; a pair needs two replies to one request")
+        raise UnusableRow("is unpaired: one reply with a label, as for KTO; a pair needs two replies to one request")
     if name is None:
-        raise Unusable("has neither chosen and rejected, nor completions, nor a reply with a score")
+        raise UnusableRow("has neither chosen and rejected, nor completions, nor a reply with a score")
     scored_by = next((score for score in _ROW_SCORES if _number(row.get(score)) is not None), None)
     if scored_by is None:
-        raise Unusable("has one reply and no score: nothing says which reply is better")
+        raise UnusableRow("has one reply and no score: nothing says which reply is better")
     reply = read_messages(row[name], name, ASSISTANT)
     if len(reply) != 1 or reply[0].role != ASSISTANT:
-        raise Unusable(f"{name} is not one reply")
+        raise UnusableRow(f"{name} is not one reply")
     score = _number(row[scored_by])
     assert score is not None
-    return ScoredReply(_request(row, [], None), Reply(reply[0].text, score, index, _model(row)), scored_by)
+    return SingleReplyRow(_request(row, [], None), ScoredReply(reply[0].text, score, index, _model(row)), scored_by)
 
 
 def _score_name(completion: Any) -> str | None:
     if not isinstance(completion, Mapping):
-        raise Unusable("a completion is not an object with named fields")
+        raise UnusableRow("a completion is not an object with named fields")
     return next((name for name in _SCORES if _number(completion.get(name)) is not None), None)
 
 
-def _scored(completion: Mapping[str, Any], index: int) -> Reply:
+def _scored(completion: Mapping[str, Any], index: int) -> ScoredReply:
     text = next((completion[name] for name in (*_REPLY, "content", "text") if not is_empty(completion.get(name))), None)
     score = _number(completion[str(_score_name(completion))])
     if not isinstance(text, str) or score is None:
-        raise Unusable("a completion has no text")
-    return Reply(text, score, index, _model(completion))
+        raise UnusableRow("a completion has no text")
+    return ScoredReply(text, score, index, _model(completion))
 
 
 def _model(reply: Mapping[str, Any]) -> str | None:
@@ -259,21 +259,21 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
     messages = next(iter(results.values()), beginning)
     for name, other in results.items():
         if _keys(other) != _keys(messages):
-            raise Unusable(f"{next(iter(results))} and {name} differ: which of them was answered is not known")
+            raise UnusableRow(f"{next(iter(results))} and {name} differ: unknown which of them was answered")
     if not messages and reply is not None:
-        raise Unusable(
-            "has no prompt: where texts merely begin alike, nothing says where it ends; add a column 'prompt'"
+        raise UnusableRow(
+            "has no prompt: the replies begin alike, but nothing marks where a prompt would end; add a column 'prompt'"
         )
     if not messages:
-        raise Unusable("has no prompt")
+        raise UnusableRow("has no prompt")
     messages = _after_history(row.get("history"), messages)
     if len({system.strip() for system in systems}) > 1:
-        raise Unusable("has two different system messages")
+        raise UnusableRow("has two different system messages")
     if [message.role for message in messages] != _alternating(len(messages)) or len(messages) % 2 == 0:
-        raise Unusable("user and assistant do not take turns up to a last request")
+        raise UnusableRow("user and assistant do not take turns up to a last request")
     texts = [message.text for message in messages]
     if not texts[-1].strip():
-        raise Unusable("the last request is empty")
+        raise UnusableRow("the last request is empty")
     return Request(systems[0] if systems else GOAL, tuple(map(Turn, texts[:-1:2], texts[1::2])), texts[-1])
 
 
@@ -286,7 +286,7 @@ def _prompts(row: Mapping[str, Any], reply: Message | None) -> dict[str, list[Me
         return columns
     if columns:
         if list(columns) != ["instruction"] or len(columns["instruction"]) > 1 or not isinstance(row["input"], str):
-            raise Unusable(f"has 'input' next to {next(iter(columns))!r}: how they make the request is not known")
+            raise UnusableRow(f"has 'input' next to {next(iter(columns))!r}: unknown how they form the request")
         # the same format as LLaMA-Factory's
         columns["instruction"] = [Message(USER, f"{columns['instruction'][0].text}\n{row['input']}")]
     else:
@@ -306,7 +306,7 @@ def _joined(name: str, prompt: list[Message], beginning: list[Message]) -> list[
         return prompt
     if prompt[-1].role == ASSISTANT and beginning[0].role == USER:
         return prompt + beginning
-    raise Unusable(f"{name} is another beginning than that of chosen and rejected")
+    raise UnusableRow(f"{name} begins differently from chosen and rejected")
 
 
 def _after_history(history: Any, messages: list[Message]) -> list[Message]:
@@ -316,16 +316,16 @@ def _after_history(history: Any, messages: list[Message]) -> list[Message]:
     earlier: list[Message] = []
     for exchange in history if isinstance(history, list) else [history]:
         if not isinstance(exchange, Sequence) or isinstance(exchange, str) or len(exchange) != 2:
-            raise Unusable("history is not a list of pairs of request and reply")
+            raise UnusableRow("history is not a list of pairs of request and reply")
         if not all(isinstance(text, str) and text for text in exchange):
-            raise Unusable("history has a request or a reply that is no text")
+            raise UnusableRow("history has a request or a reply that is not a string, or empty")
         earlier += [Message(USER, exchange[0]), Message(ASSISTANT, exchange[1])]
     return messages if _keys(messages)[: len(earlier)] == _keys(earlier) else earlier + messages
 
 
 def _system(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise Unusable(f"{name} is not a text")
+        raise UnusableRow(f"{name} is not a string")
     return value
 
 

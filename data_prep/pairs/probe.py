@@ -1,4 +1,4 @@
-"""The shortcut probe: how often do shallow features of the actions, such as length and verb, tell the expert's?
+"""The shortcut probe: how often do shallow features of the actions, such as length and verb, reveal the expert's?
 
 A gradient-boosted classifier sees a few numbers and the verb of two actions of a state, and says which is the expert's.
 It judges nothing, so a choice accuracy says nothing about judgement unless it is above the probe's.
@@ -45,7 +45,7 @@ _FOLDS = 5
 _UNSURE = 0.3
 """A smaller lead of one action: a calibrated probe is right in some 60% of such pairs."""
 _VERBS = 30
-"""The most frequent verbs are told apart; all others count as one."""
+"""The most frequent verbs are features of their own; all others count as one."""
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -154,10 +154,10 @@ def _outcomes(leads: Array) -> Array:
 def _importance(parts: Sequence[_Part], table: Array, owners: NDArray[np.int64], accuracy: float) -> dict[str, float]:
     lost = {}
     for column, name in enumerate(phase("probing features", len(FEATURES), "feature", FEATURES)):
-        draw = np.random.default_rng(column)
+        generator = np.random.default_rng(column)
         shuffled = table.copy()
-        values = draw.permutation(table[:, :, column])
-        shuffled[:, :, column] = draw.permuted(values, axis=1)  # else the expert's value would stay the expert's
+        values = generator.permutation(table[:, :, column])
+        shuffled[:, :, column] = generator.permuted(values, axis=1)  # else the expert's value would stay the expert's
         lost[name] = accuracy - float(_outcomes(_leads(parts, shuffled, owners)).mean())
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
 

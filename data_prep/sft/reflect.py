@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_act.concurrency import for_each
-from verl_act.data_prep.pairs.margins import Replayers, leave_out
+from verl_act.data_prep.pairs.margins import TrajectoryReplayers, leave_out
 from verl_act.engine import (
     Engine,
     check_engine,
@@ -53,7 +53,7 @@ TrajectoryOutcomes = tuple[list[Executed], Counter[str]]
 """Of one trajectory: what its actions led to, and counts of what was left out."""
 
 
-class Unusable(StrEnum):
+class ReflectionFault(StrEnum):
     """Why a reply cannot be used as a reflection. The value is its key in the manifest's counts."""
 
     CUT = "cut"
@@ -67,9 +67,9 @@ class Unusable(StrEnum):
 def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
     """Write `out/reflections.parquet` (schema REFLECTION, one row per state) and its manifest.
 
-    States whose reply is `Unusable` are dropped and counted. A killed run resumes with the missing reflections. A
-    trajectory that takes more than the time limit, or crashes its process, is dropped (see `process_pool`, also for 0
-    workers). Raises `DataError` if no reflection remains.
+    States whose reply has a `ReflectionFault` are dropped and counted. A killed run resumes with the missing
+    reflections. A trajectory that takes more than the time limit, or crashes its process, is dropped (see
+    `process_pool`, also for 0 workers). Raises `DataError` if no reflection remains.
     """
     check_settings(settings)
     started = time.monotonic()
@@ -144,11 +144,11 @@ async def _replies(
 def _rows(
     executed: Sequence[Executed], replies: Sequence[Record], model: str, concludes: bool, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of schema REFLECTION. Unusable replies are counted and dropped."""
+    """Rows of schema REFLECTION. ReflectionFault replies are counted and dropped."""
     for (step, expert, alternatives), reply in zip(executed, replies, strict=True):
         text = reflection_text(reply["text"], expert.action, reply["cut"], concludes)
-        counts["reflections" if not isinstance(text, Unusable) else text.value] += 1
-        if not isinstance(text, Unusable):
+        counts["reflections" if not isinstance(text, ReflectionFault) else text.value] += 1
+        if not isinstance(text, ReflectionFault):
             yield {
                 "state_id": step.state_id,
                 "action": expert.action,
@@ -162,7 +162,7 @@ def _rows(
 
 def _check_usable(rows: Sequence[dict[str, Any]], counts: Counter[str], model: str) -> None:
     """Raise `DataError` if there are no reflections; warn if most states have none."""
-    unusable = ", ".join(f"{reason.value} {counts[reason.value]}" for reason in Unusable)
+    unusable = ", ".join(f"{reason.value} {counts[reason.value]}" for reason in ReflectionFault)
     if not rows:
         raise DataError(
             f"{model}: none of {counts['states']} replies is a usable reflection ({unusable}). If they are cut, raise "
@@ -198,7 +198,7 @@ def outcomes(
 
 
 @dataclass
-class _Executor(Replayers):
+class _Executor(TrajectoryReplayers):
     """Executes the expert's action and the alternatives at each state of a trajectory."""
 
     def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> TrajectoryOutcomes:
@@ -216,23 +216,23 @@ class _Executor(Replayers):
         return executed, counts
 
 
-def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | Unusable:
+def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | ReflectionFault:
     """The reasoning in a reply, as one paragraph without tags (which would end the thought early), or why it has none.
 
     `action` is the expert's. With `concludes`, a reply must name it; without, it may name no action. The thought of a
     reasoning model is not part of the reflection, unless the reply has nothing but an action after the thought.
     """
     if cut:
-        return Unusable.CUT
+        return ReflectionFault.CUT
     answer = parse_action(reply)
     if answer.malformed is Malformed.UNCLOSED_THINK:
-        return Unusable.CUT
+        return ReflectionFault.CUT
     named = concludes or answer.malformed is not Malformed.NO_TAG
     if named and normalise(answer.action or "") != normalise(action):
-        return Unusable.OTHER_ACTION
+        return ReflectionFault.OTHER_ACTION
     thought, _, written = reply.rpartition("</think>")
     texts = (" ".join(_TAGS.sub(" ", text).split()) for text in (_ACTION.sub(" ", written), thought))
-    return next(filter(None, texts), Unusable.EMPTY)
+    return next(filter(None, texts), ReflectionFault.EMPTY)
 
 
 def alternatives_by_state(pairs: Sequence[PathName]) -> dict[str, list[str]]:

@@ -80,7 +80,7 @@ class TreasureEnvironment:
 
 
 class TreasureExpert:
-    """Acts on the transcript alone, so every label can be judged from it; which box to open next is a guess, drawn by
+    """Acts on the transcript alone, so every label can be judged from it; which box to open next is a guess, sampled by
     task and seed.
     """
 
@@ -89,7 +89,7 @@ class TreasureExpert:
 
     def act(self, context: Context, environment: Environment) -> tuple[str, bool]:
         best = self._best(context)
-        return self._ties.draw(best, len(context.history)), len(best) == 1
+        return self._ties.sample(best, len(context.history)), len(best) == 1
 
     def ties(self, context: Context) -> tuple[str, ...]:
         best = self._best(context)

@@ -32,23 +32,23 @@ def run_recipe(
     from verl_act.chain.run_stages import run_stages
     from verl_act.run_folder import RunFolder
 
-    whole = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes, steps)
+    complete = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes, steps)
     folder = RunFolder(Path(out).resolve())
-    if (seeds or only) and not whole.methods:
+    if (seeds or only) and not complete.methods:
         raise ConfigError("--seeds and --only are for a recipe that lists methods; alfworld/methods is one.")
-    if not whole.methods and not whole.stages:
+    if not complete.methods and not complete.stages:
         raise ConfigError("stages is empty; name the training stages of the run.")
-    seeds = list(seeds) or [whole.seed]
-    chosen = method_stages.only(whole, only) if only else whole
+    seeds = list(seeds) or [complete.seed]
+    chosen = method_stages.only(complete, only) if only else complete
     if check:
         check_run(chosen, folder, seeds)
         return
     planned = method_stages.plan(chosen, folder, seeds)
     check_settings(chosen, planned)
     if chosen.methods:
-        method_stages.run_methods(chosen, folder, seeds, whole)
+        method_stages.run_methods(chosen, folder, seeds, complete)
     else:
         run_stages(planned, folder)
-    from verl_act.report import summary_text  # needs the extra `report`, as the settings' check has told
+    from verl_act.report import summary_text  # needs the extra `report`, which the check of the settings has required
 
     print(summary_text(folder.root), end="")

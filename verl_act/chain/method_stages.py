@@ -34,18 +34,18 @@ SeedsByMethod = Mapping[str, Sequence[int]]
 """Method -> its seeds in the table, at least one."""
 
 
-def run_methods(recipe: Recipe, folder: RunFolder, seeds: Sequence[int], whole: Recipe | None = None) -> None:
+def run_methods(recipe: Recipe, folder: RunFolder, seeds: Sequence[int], complete: Recipe | None = None) -> None:
     """Run all stages that are not up to date; the results are the folder `methods` and the report.
 
     The table also has other seeds and methods that are finished in the folder, by earlier runs or other processes.
-    `whole` is the recipe with all its methods, if `recipe` has only some of them.
+    `complete` is the recipe with all its methods, if `recipe` has only some of them.
     """
     run_stages(_stages_before_table(recipe, folder, seeds), folder)
     # Collected under the lock, so that the last of several processes sees all results.
     with alone(folder, "table", "table of the methods"):
-        whole = whole or recipe
+        complete = complete or recipe
         requested = _evaluated_seeds(recipe, seeds)
-        run_stages(_table_stages(whole, folder, collect_results(whole, folder, requested)), folder)
+        run_stages(_table_stages(complete, folder, collect_results(complete, folder, requested)), folder)
 
 
 def plan(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]) -> list[Stage]:
@@ -73,7 +73,7 @@ def _stages_before_table(recipe: Recipe, folder: RunFolder, seeds: Sequence[int]
         )
     if len(names) < len(recipe.methods):
         raise ConfigError(f"two methods would have the same folder name: {', '.join(recipe.methods)}. Rename one.")
-    planned = data_stages(recipe, folder)
+    planned: list[Stage] = [*data_stages(recipe, folder)]
     requested = _evaluated_seeds(recipe, seeds)
     sequences = [method.stages for method in recipe.methods.values()]
     for seed in seeds:
@@ -183,14 +183,11 @@ def _runs(recipe: Recipe, folder: RunFolder, name: str, seeds_by_method: SeedsBy
     """The runs of a method in the table. It is tested against methods in the table, by default the first."""
     method, seeds = recipe.methods[name], seeds_by_method[name]
     against = [other for other in method.against if other in seeds_by_method] or [next(iter(seeds_by_method))]
-    of_seeds = {str(seed): RunFolder(folder.root, seed) for seed in seeds}
-    counts = range(1, len(method.stages) + 1)
     return MethodRuns(
+        stages=method.stages,
         steps=budget(recipe, method),
         against=[other for other in against if other != name],
-        evaluations={seed: str(run.evaluation(name).relative_to(folder.root)) for seed, run in of_seeds.items()},
-        training={
-            seed: [f"seed {seed} {run.training(method.stages[:count]).path.name}" for count in counts]
-            for seed, run in of_seeds.items()
+        evaluations={
+            str(seed): str(RunFolder(folder.root, seed).evaluation(name).relative_to(folder.root)) for seed in seeds
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from verl_act.settings.data import (
     ImportSettings,
     PairsSettings,
     ReflectSettings,
+    SftKind,
     SftSettings,
     TasksSettings,
 )
@@ -40,7 +42,7 @@ def run_plan(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     """
     trained = training_stages(recipe, folder, [recipe.stages])
     models = {"initial": recipe.model_path}
-    models |= {stage.name: str(stage.folder.model) for stage in trained}
+    models |= {stage.title: str(stage.folder.model) for stage in trained}
     initial, *evaluations = [
         evaluation_stage(recipe, folder, name, model, f"evaluate {name}") for name, model in models.items()
     ]
@@ -56,10 +58,10 @@ def report_stage(folder: RunFolder, inputs: Sequence[Path]) -> CommandStage:
     return command_stage("report", "eval report", ReportSettings(runs=[folder.root]), folder.report, inputs)
 
 
-def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
+def data_stages(recipe: Recipe, folder: RunFolder) -> list[CommandStage]:
     """Games, expert trajectories, alternatives, pairs and tasks: everything that does not depend on training."""
     environment = env_settings(recipe, folder)
-    planned: list[Stage] = []
+    planned: list[CommandStage] = []
     sources = input_folders(environment)
     if recipe.games.counts is not None:
         games = GamesSettings(**dict(recipe.games), **_workers(recipe), env=recipe.env)
@@ -107,7 +109,7 @@ def data_stages(recipe: Recipe, folder: RunFolder) -> list[Stage]:
         )
     if any(stage.data == "reflection" for stage in _used(recipe)):
         planned.append(_reflections_stage(recipe, folder))
-    return planned
+    return [replace(stage, shared=stage.definition.writes != "nothing") for stage in planned]
 
 
 def _used(recipe: Recipe) -> Iterable[TrainingRecipe]:
@@ -165,7 +167,7 @@ def rows_stages(recipe: Recipe, folder: RunFolder, sequences: Sequence[Sequence[
     return [_rows_stage(recipe, folder, data) for data in ROWS_DATA if data in used]
 
 
-def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
+def _rows_stage(recipe: Recipe, folder: RunFolder, kind: SftKind) -> CommandStage:
     files = {
         "trajectories": folder.trajectories(recipe.train_split),
         "pairs": folder.pairs(recipe.train_split),
@@ -182,9 +184,9 @@ def _rows_stage(recipe: Recipe, folder: RunFolder, kind: str) -> CommandStage:
         "chat_template_kwargs": recipe.chat_template_kwargs,
     }
     rows = SftSettings(**options)
-    name = _seeded(folder, f"rows {kind}")
-    model = model_input(recipe, recipe.model_path)
-    return command_stage(name, "data sft", rows, folder.sft_rows(kind).parent, model, max_length="max_model_len")
+    out, model = folder.sft_rows(kind).parent, model_input(recipe, recipe.model_path)
+    stage = command_stage(f"rows {kind}", "data sft", rows, out, model, max_length="max_model_len")
+    return replace(stage, seed=folder.seed)
 
 
 def training_stages(recipe: Recipe, folder: RunFolder, sequences: Iterable[Sequence[str]]) -> list[TrainingStage]:
@@ -230,7 +232,8 @@ def _training_stage(recipe: Recipe, folder: RunFolder, stages: Sequence[str], mo
     device = {"ppo": [f"act/device={recipe.device}"], "sft": [f"act/device={recipe.device}_sft"], "dpo": []}
     trained = folder.training(stages)
     return TrainingStage(
-        name=_seeded(folder, trained.path.name),
+        title=trained.title,
+        seed=folder.seed,
         trainer=trainer,
         config=[*training.config, *(device[trainer] if recipe.device else [])],
         overrides={**settings, **overrides},
@@ -314,8 +317,8 @@ def evaluation_stage(recipe: Recipe, folder: RunFolder, name: str, model: str, t
             "env_settings": env_settings(recipe, folder),
         }
     )
-    out = folder.evaluation(name)
-    return command_stage(_seeded(folder, title), "eval run", evaluation, out, model_input(recipe, model), "evaluate")
+    out, inputs = folder.evaluation(name), model_input(recipe, model)
+    return replace(command_stage(title, "eval run", evaluation, out, inputs, "evaluate"), seed=folder.seed)
 
 
 def evaluation_files(folders: Iterable[Path]) -> list[Path]:
@@ -338,7 +341,7 @@ def with_method_prompt(recipe: Recipe, method: MethodRecipe) -> Recipe:
 
 
 def command_stage(
-    name: str,
+    title: str,
     command: str,
     settings: Settings,
     output: Path,
@@ -348,7 +351,7 @@ def command_stage(
 ) -> CommandStage:
     """A stage that leaves `output`. Options of the recipe's `block`, and those in `keys`, have other keys."""
     return CommandStage(
-        name=name,
+        title=title,
         command=command,
         settings=settings,
         output=output,
@@ -378,10 +381,6 @@ def _max_tokens(recipe: Recipe) -> int:
     """Most tokens of a reply in an evaluation."""
     limit = recipe.evaluate.max_tokens
     return recipe.alternatives.max_tokens if limit is None else limit
-
-
-def _seeded(folder: RunFolder, name: str) -> str:
-    return name if folder.seed is None else f"seed {folder.seed} {name}"
 
 
 def model_input(recipe: Recipe, model: str) -> list[Path]:

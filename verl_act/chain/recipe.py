@@ -16,7 +16,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_act.envs.registry import get_env, installed_env, known_envs
+from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, OptionError, first_line
 from verl_act.options import Positive, check_options
 from verl_act.run_folder import stage_name_problem
@@ -28,12 +28,12 @@ from verl_act.settings.data import (
     EnvSettings,
     GamesOptions,
     PairsOptions,
-    ReflectOptions,
     SeedSettings,
+    SftKind,
     WorkerSettings,
 )
 from verl_act.settings.evaluation import EvaluationOptions
-from verl_act.settings.model import EngineOptions, ModelSettings, TemplateSettings
+from verl_act.settings.model import EngineOptions, ModelSettings, SamplingOptions, TemplateSettings
 from verl_act.text_files import read_text
 from verl_act.yaml_text import parse_mapping, parse_value
 
@@ -42,13 +42,6 @@ ROWS_DATA = tuple(SFT_INPUTS)
 """`TrainingRecipe.data` of stages that train on rows of `data sft`."""
 SFT_DATA = tuple(kind for kind in ROWS_DATA if kind != "dpo")
 """Those of them that verl's SFT trainer runs."""
-
-
-def embedded_models() -> dict[str, Path]:
-    """Environment -> folder of its model `embedded`, of the installed environments that have one."""
-    specs = filter(None, map(installed_env, known_envs()))
-    folders = {spec.name: Path(spec.models["embedded"]) for spec in specs if "embedded" in spec.models}
-    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 class ExpertRecipe(Settings):
@@ -67,7 +60,7 @@ class TrainingRecipe(Settings):
 
     like: Text | None = None
     """Another stage, whose keys are this one's too, except those that it sets itself."""
-    data: Literal["pairs", "steps", "episodes", "il", "reflection", "choice", "rejection", "dpo"] = "pairs"
+    data: Literal["pairs", "steps", "episodes", SftKind] = "pairs"
     """What the stage trains on. By RL: `pairs` (the critic stage), `steps` (expert states) or `episodes` (live tasks).
     By SFT, on rows of that kind of `data sft`: `il`, `reflection`, `choice` or `rejection`. By TRL: `dpo`."""
     config: list[str] = []
@@ -77,8 +70,10 @@ class TrainingRecipe(Settings):
 
 
 class EvaluateRecipe(EvaluationOptions):
-    """`mode` also holds for live episodes in training. `max_tokens` null uses that of the alternatives."""
+    """`mode` also holds for live episodes in training."""
 
+    max_tokens: Positive | None = None
+    """Most tokens of a reply. Default: that of the alternatives."""
     task_limit: Positive | None = None
     """Most tasks of each split. Default: all."""
     engine_options: dict[str, Any] = {}
@@ -137,7 +132,7 @@ class Recipe(ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerS
     """Pairs of expert actions and alternatives."""
     audit: AuditOptions = AuditOptions()
     """Bounds of the audit of pairs."""
-    reflect: ReflectOptions = ReflectOptions()
+    reflect: SamplingOptions = SamplingOptions()
     """How reflections are sampled."""
     training: dict[str, TrainingRecipe] = {}
     """The training stages by name."""
@@ -150,16 +145,17 @@ class Recipe(ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerS
 
     @property
     def model_path(self) -> str:
-        """The initial policy's folder or hub id. Raises `ConfigError` if the environment has no model of this name."""
-        if not self.model.startswith("embedded"):
-            return self.model
+        """The initial policy's folder or hub id: the environment's model of this name, or else the name itself.
+
+        Raises `ConfigError` for a name `embedded...` that the environment does not have.
+        """
         models = get_env(self.env).models
-        if self.model not in models:
+        if self.model.startswith("embedded") and self.model not in models:
             raise ConfigError(
                 f"env {self.env!r} has no model {self.model!r} (its models are {', '.join(models) or 'none'}). Set "
                 "model to a model folder or a hub id."
             )
-        return str(models[self.model])
+        return str(models.get(self.model, self.model))
 
     @property
     def splits(self) -> list[str]:

@@ -21,7 +21,7 @@ from verl_act.names import one_line
 from verl_act.output_folder import finish_replacement, locked, replace_file
 from verl_act.process import run_to_its_end
 from verl_act.progress import LOG_FILE
-from verl_act.run_folder import COMMAND, COMMAND_LOG, PlannedStage, RunFolder
+from verl_act.run_folder import COMMAND, COMMAND_LOG, MODEL, PlannedStage, RunFolder
 
 console = Console(highlight=False, markup=False, emoji=False)  # titles and paths are not ours
 
@@ -35,7 +35,13 @@ def run_stages(planned: Sequence[Stage], out: RunFolder) -> None:
     out.root.mkdir(parents=True, exist_ok=True)
     out.add_to_plan(
         [
-            PlannedStage(stage.name, os.path.relpath(stage.output, out.root), isinstance(stage, TrainingStage))
+            PlannedStage(
+                title=stage.title,
+                output=os.path.relpath(stage.output, out.root),
+                trains=isinstance(stage, TrainingStage),
+                seed=stage.seed,
+                shared=isinstance(stage, CommandStage) and stage.shared,
+            )
             for stage in planned
         ]
     )
@@ -98,7 +104,7 @@ def _is_up_to_date(stage: Stage, planned: Sequence[Stage], out: RunFolder) -> bo
 def _has_model(stage: TrainingStage, out: RunFolder) -> bool:
     """Whether the exported model of a training stage exists and is unchanged."""
     damaged = damaged_outputs(stage, out.record(stage.name))
-    return stage.folder.model.exists() and not any(name.startswith("model/") for name in damaged)
+    return stage.folder.model.exists() and not any(name.startswith(f"{MODEL}/") for name in damaged)
 
 
 def _run_stage(stage: Stage, out: RunFolder, title: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from verl_act.chain.hydra_overrides import hydra_value
 from verl_act.command_line import words
 from verl_act.commands import COMMANDS, Command
-from verl_act.run_folder import TrainingFolder
+from verl_act.run_folder import TrainingFolder, stage_name
 from verl_act.settings.base import Settings
 
 Trainer = Literal["ppo", "sft", "dpo"]
@@ -25,10 +25,22 @@ CONFIG_NAMES: Mapping[Trainer, str] = {"ppo": "ppo_trainer", "sft": "sft_trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommandStage:
+class NamedStage:
+    """What a stage is called."""
+
+    title: str
+    seed: int | None = None
+    """That of a comparison of methods."""
+
+    @property
+    def name(self) -> str:
+        return stage_name(self.title, self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandStage(NamedStage):
     """A command of this package. `inputs` are hashed to decide whether it is up to date, besides its input files."""
 
-    name: str
     command: str
     settings: Settings
     output: Path
@@ -38,6 +50,8 @@ class CommandStage:
     """Block of the recipe that has the command's options."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Option -> key of the recipe, where they differ otherwise."""
+    shared: bool = False
+    """Whether it makes data that all methods and seeds use."""
 
     @property
     def inputs(self) -> list[Path]:
@@ -63,10 +77,9 @@ class CommandStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingStage:
+class TrainingStage(NamedStage):
     """A run of verl, or of TRL for `dpo`, which writes a model to `folder.model` and resumes from its checkpoints."""
 
-    name: str
     trainer: Trainer
     config: Sequence[str]
     """Hydra groups, such as `act=critic`."""

@@ -33,19 +33,28 @@ from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, reserved
 from verl_act.process import GRACE_SECONDS, dies_with_parent
-from verl_act.run_folder import TRAINING_LOG, TRAINING_METRICS, TrainingFolder, metrics_by_step
-from verl_act.text_files import read_json
-from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, step_of, tidy
+from verl_act.run_folder import (
+    ENTROPY,
+    LOSS,
+    RESPONSE_LENGTH,
+    SCORE,
+    TRAINING_LOG,
+    TRAINING_METRICS,
+    TrainingFolder,
+    metrics_by_step,
+)
+from verl_act.text_files import read_json, write_json_lines
+from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, checkpoints_in, step_of, tidy
 from verl_act.upstream_gaps.damaged_checkpoints import exported_models as _exported_models
 from verl_act.upstream_gaps.merge_lora import merge_lora
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS_METRICS = {
-    "critic/score/mean": "score",
-    "actor/entropy": "entropy",
-    "response_length/mean": "response_length",
-    "train/loss": "loss",
+    SCORE: "score",
+    ENTROPY: "entropy",
+    RESPONSE_LENGTH: "response_length",
+    LOSS: "loss",
 }
 _MAY_CHANGE_ON_RESUME = re.compile(
     r".*(gpu_memory_utilization|micro_batch_size_per_gpu|max_token_len_per_gpu|max_num_seqs|max_num_batched_tokens"
@@ -114,7 +123,7 @@ def _run(stage: TrainingStage) -> None:
         "trainer.default_local_dir": str(folder.checkpoints),
     }
     if stage.trainer != "dpo":
-        further["hydra.run.dir"] = str(folder.work / "hydra")
+        further["hydra.run.dir"] = str(folder.hydra)
     if stage.trainer == "ppo":  # workers of an existing Ray cluster do not inherit the environment
         further["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"] = str(metrics)
     status = watch(stage, stage.argv(further), environment, log)
@@ -166,9 +175,9 @@ def _export(stage: TrainingStage, manifest: Manifest) -> float:
     try:
         merge_lora(model.parent)
         with atomic_folder(stage.output) as folder:
-            shutil.copytree(model, folder / "model")
-            lines = (json.dumps({"step": step, "data": data}) + "\n" for step, data in metrics.items())
-            (folder / TRAINING_METRICS).write_text("".join(lines), encoding="utf-8")
+            shutil.copytree(model, TrainingFolder(folder).model)
+            lines = ({"step": step, "data": data} for step, data in metrics.items())
+            write_json_lines(folder / TRAINING_METRICS, lines)
             shutil.copy(trained.log(trained.attempts - 1), folder / TRAINING_LOG)
             write_manifest(folder, replace(manifest, seconds=round(seconds, 1)))
     except DataError as error:
@@ -213,7 +222,7 @@ def _last_step_saved(stage: TrainingStage) -> bool:
     total, checkpoints = stage.override(_TOTAL_STEPS), stage.folder.checkpoints
     saved = checkpoints / TRACKER
     done = total is not None and saved.is_file() and saved.read_text(encoding="utf-8").strip() == str(total)
-    return done and any(f"global_step_{total}" in path.parts for path in _exported_models(checkpoints))
+    return done and total in map(step_of, _exported_models(checkpoints))
 
 
 def _prepare(stage: TrainingStage) -> None:
@@ -235,7 +244,7 @@ def _prepare(stage: TrainingStage) -> None:
     except DataError as error:
         raise DataError(f"{error} {work} cannot be resumed; delete that folder to start over.") from error
     if previous != current and work.exists():
-        if saved := sorted(stage.folder.checkpoints.glob("global_step_*"), key=step_of):
+        if saved := checkpoints_in(stage.folder.checkpoints):
             raise ConfigError(
                 f"stage {stage.name!r} has checkpoints up to {saved[-1]} from another configuration or other data "
                 f"({_changes(previous, current)}). Restore the earlier settings to resume, delete {work} to start "
@@ -343,8 +352,8 @@ class _Tail:
             file.seek(self._position)
             read = file.read()
         self._position += len(read)
-        *whole, self._rest = (self._rest + read).split(b"\n")
-        return [line.decode(errors="replace") for line in whole]
+        *complete, self._rest = (self._rest + read).split(b"\n")
+        return [line.decode(errors="replace") for line in complete]
 
 
 def _wait_and_kill(processes: set[psutil.Process]) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.fs import copy_to_local
 
-from verl_act.config.settings import ActSettings, Mode, Order
+from verl_act.config.settings import ActSettings, Order
 from verl_act.data.length import PromptLimit, PromptVariants
 from verl_act.data.mixture import mix
 from verl_act.data.order import expert_positions
@@ -31,6 +31,7 @@ from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text
 from verl_act.prompts.rendering import require_prompts, require_usable
 from verl_act.prompts.reply_decoder import ReplyDecoder
+from verl_act.settings.episodes import Mode
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ def _prompt_variants(source: Source, row: int, tokenizer: Any) -> PromptVariants
 
 
 def _train_files(config: Any) -> list[str]:
-    """The training files. verl does not tell a dataset whether its files are for training or validation."""
+    """The training files. verl does not say whether a dataset's files are for training or validation."""
     files = config.get("train_files") or []
     return [files] if isinstance(files, str) else list(files)
 

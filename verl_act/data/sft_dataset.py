@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from verl.utils.dataset import multiturn_sft_dataset
 from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
 from verl_act.errors import ConfigError
@@ -16,7 +14,7 @@ from verl_act.parquet_file import read_parquet_schema
 from verl_act.prompts.plain_text import continued, end_of_turn, reply_prefix
 from verl_act.prompts.rendering import render, require_usable
 from verl_act.schema import SFT, read_table, schema_name
-from verl_act.upstream_gaps.alternating_roles import system_prompt_and_generation
+from verl_act.upstream_gaps.alternating_roles import alternating_probes
 
 
 class ActSFTDataset(MultiTurnSFTDataset):
@@ -35,7 +33,7 @@ class ActSFTDataset(MultiTurnSFTDataset):
                 read_table(path, SFT)  # raises `DataError` on damage, which pandas would read as other text
 
     def _read_files_and_process(self) -> None:
-        with patch.object(multiturn_sft_dataset, "extract_system_prompt_and_generation", system_prompt_and_generation):
+        with alternating_probes():
             super()._read_files_and_process()  # type: ignore[no-untyped-call]
 
     def _process_single_message(
@@ -47,16 +45,16 @@ class ActSFTDataset(MultiTurnSFTDataset):
         enable_thinking: bool | None = None,
     ) -> Any:
         prompt = list(takewhile(lambda message: message["role"] != "assistant", full_message))
-        whole = self.processor is None and len(prompt) < len(full_message)
-        if whole and index < len(prompt):
+        rendered_at_once = self.processor is None and len(prompt) < len(full_message)
+        if rendered_at_once and index < len(prompt):
             ids = self._rendered(prompt, tools) if index == 0 else []
-            return _message(ids, learnt_from=len(ids))
+            return _message(ids, learned_from=len(ids))
         if message["role"] != "assistant":
             return super()._process_single_message(index, message, full_message, tools, enable_thinking)
-        opening = [] if whole and index == len(prompt) else list(self.generation_prompt)
+        opening = [] if rendered_at_once and index == len(prompt) else list(self.generation_prompt)
         prefix = reply_prefix(self.tokenizer, self.apply_chat_template_kwargs)
         reply = self.tokenizer.encode(continued(message["content"], prefix), add_special_tokens=False)
-        return _message([*opening, *reply, self._end()], learnt_from=len(opening))
+        return _message([*opening, *reply, self._end()], learned_from=len(opening))
 
     def _rendered(self, prompt: list[dict[str, Any]], tools: Any) -> list[int]:
         options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
@@ -74,9 +72,9 @@ class ActSFTDataset(MultiTurnSFTDataset):
         """Disabled: verl's compares with the whole conversation as the chat template renders it, which differs here."""
 
 
-def _message(ids: Sequence[int], learnt_from: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+def _message(ids: Sequence[int], learned_from: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
     """A message as verl expects it: tokens, loss mask, attention mask (each of shape [tokens]), multi-modal inputs."""
     tokens = torch.tensor(ids, dtype=torch.long)
-    learnt = torch.ones_like(tokens)
-    learnt[:learnt_from] = 0
-    return tokens, learnt, torch.ones_like(tokens), {}
+    loss_mask = torch.ones_like(tokens)
+    loss_mask[:learned_from] = 0
+    return tokens, loss_mask, torch.ones_like(tokens), {}

@@ -130,8 +130,8 @@ class PairSource(Source):
         """The action that is rewarded as the best: the expert's, or with shuffled labels any of a training pair."""
         if not self.settings.shuffled_labels or pair.split != TRAIN_SPLIT:
             return pair.expert_action
-        draw = int.from_bytes(sampling_key(self.settings.seed, f"label {pair.pair_id}")[:8])
-        return (pair.expert_action, *pair.alternatives)[draw % (1 + len(pair.alternatives))]
+        number = int.from_bytes(sampling_key(self.settings.seed, f"label {pair.pair_id}")[:8])
+        return (pair.expert_action, *pair.alternatives)[number % (1 + len(pair.alternatives))]
 
 
 class TrajectorySource(Source):

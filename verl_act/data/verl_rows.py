@@ -41,7 +41,7 @@ class VerlRows:
             ours = (PAIR, TRAJECTORY, TASK)
             nearest = max(ours, key=lambda schema: len(schema) - 2 * len(missing_columns(columns, schema)))
             lost = missing_columns(columns, nearest)
-            reason = f"but lacks {', '.join(lost)}" if lost else "but is no parquet file"
+            reason = f"but lacks {', '.join(lost)}" if lost else "but is not a parquet file"
             raise DataError(
                 f"{self.path}: has no column {prompt_key!r} (data.prompt_key), which verl's rows need; it has "
                 f"{', '.join(columns)}. It may be meant as {schema_name(nearest)} rows, {reason}; {written_by(nearest)}"

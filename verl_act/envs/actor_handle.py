@@ -58,7 +58,7 @@ class PooledActor:
     def __init__(self, start: Callable[[int], ActorHandle[Any]], prepares: bool = False) -> None:
         self._start = start
         self._prepares = prepares
-        self.actor: ActorHandle[Any] | None = None
+        self.handle: ActorHandle[Any] | None = None
         self._process: tuple[str, int] | None = None
         """Node id and process id."""
         self.generation = 0
@@ -121,17 +121,17 @@ class PooledActor:
 
     async def call(self, timeout: float, method: str, *arguments: Any) -> Any:
         """Call the actor. Raises the environment's `EnvError`, or `ActorLost`; the next call replaces a lost actor."""
-        if self.actor is None:
-            self.actor, self._process = self._start(self.generation), None
+        if self.handle is None:
+            self.handle, self._process = self._start(self.generation), None
             self._process = await self._ask(PREPARE_SECONDS, "process")
             if self._prepares:
                 await self._ask(PREPARE_SECONDS, "prepare")
         return await self._ask(timeout, method, *arguments)
 
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:
-        actor, sent_at = self.actor, time.monotonic()
+        handle, sent_at = self.handle, time.monotonic()
         try:
-            return await self._answer(getattr(actor, method).remote(timeout, *arguments), timeout)
+            return await self._answer(getattr(handle, method).remote(timeout, *arguments), timeout)
         except RayTaskError as error:
             raise portable(error.cause) from error
         except (
@@ -141,7 +141,7 @@ class PooledActor:
             reason = f"its process died ({type(error).__name__})"
             if time.monotonic() - sent_at >= timeout:
                 reason = f"no answer within {timeout:g} s"
-        if actor is self.actor:
+        if handle is self.handle:
             self.discard()
         raise ActorLost(reason)
 
@@ -166,7 +166,7 @@ class PooledActor:
     async def keep_within(self, limit_mb: float) -> None:
         """Replace an actor that has grown beyond the limit; its episodes are replayed on the next one. The caller has
         the `turn`."""
-        if self.actor is None:
+        if self.handle is None:
             return
         self._served += 1
         if not await self.read_memory() or self.memory_mb <= limit_mb:
@@ -189,7 +189,7 @@ class PooledActor:
 
     async def read_memory(self) -> bool:
         """Read the actor's memory unless that was done a moment ago. Returns whether there is a new reading."""
-        if self.actor is None or (self.memory_mb and time.monotonic() - self._read_at < MEMORY_EVERY):
+        if self.handle is None or (self.memory_mb and time.monotonic() - self._read_at < MEMORY_EVERY):
             return False
         self._read_at = time.monotonic()
         try:
@@ -204,17 +204,17 @@ class PooledActor:
 
     def forget(self, timeout: float, episode: str) -> None:
         """Close an episode without waiting, after the calls that are already queued."""
-        if self.actor is not None:
-            self.actor.close.remote(timeout, episode)
+        if self.handle is not None:
+            self.handle.close.remote(timeout, episode)
 
     def discard(self) -> None:
         """Kill the actor; the next call starts another."""
-        if self.actor is not None:
-            ray.kill(self.actor)
+        if self.handle is not None:
+            ray.kill(self.handle)
             self._leave()
 
     def _leave(self) -> None:
-        self.actor = None
+        self.handle = None
         self.generation += 1
         self.memory_mb = self._fresh_mb = 0.0
         self._served, self._settled = 0, False

@@ -62,7 +62,7 @@ class Task:
     def __post_init__(self) -> None:
         for name in ("env", "split", "task_id", "task_type"):
             if not isinstance(getattr(self, name), str):
-                raise EnvError(f"{self!r:.1000}: {name} must be a text.")
+                raise EnvError(f"{self!r:.1000}: {name} must be a string.")
         for name, value in (("split", self.split), ("task_id", self.task_id)):
             if not value or "\0" in value or value.startswith(_SEPARATORS) or ".." in _PARTS.split(value):
                 raise EnvError(
@@ -176,10 +176,10 @@ class Expert(Protocol):
 
 @runtime_checkable
 class TyingExpert(Expert, Protocol):
-    """An expert that draws its action where its rules rank several equal (see `verl_act.envs.ties`)."""
+    """An expert that samples its action where its rules rank several equal (see `verl_act.envs.ties`)."""
 
     def ties(self, context: Context) -> tuple[str, ...]:
-        """The actions between which `act` draws in this state, its own included; empty if it does not draw."""
+        """The actions from which `act` samples in this state, its own included; empty if it does not sample."""
         ...
 
 
@@ -219,6 +219,9 @@ class EnvSpec:
     `NotInstalledError` where only something optional is missing."""
     max_episodes: int | None = None
     """Episodes that one process has capacity for; None: no limit of its own."""
+    packages: tuple[str, ...] = ()
+    """Distributions that decide what a task is, such as the engine. Manifests record their versions, and evaluations
+    with different versions do not compare."""
 
     def __post_init__(self) -> None:
         from verl_act.envs.checked import CheckedMake  # which imports this module

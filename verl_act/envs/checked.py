@@ -134,7 +134,7 @@ def as_text(value: Any, name: str) -> str:
     if type(value) is not str:
         plain = _plain(value)
         if not isinstance(plain, str):
-            raise BrokenPromise(f"{name} must be a text", value)
+            raise BrokenPromise(f"{name} must be a string", value)
         value = str.__str__(plain)
     text: str = value
     if text.isascii() or _is_unicode(text):
@@ -147,13 +147,13 @@ def as_texts(values: Any, name: str) -> tuple[str, ...]:
     if type(values) is not tuple:
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str | bytes | bytearray):
-            raise BrokenPromise(f"{name} must be a tuple of texts, and () where nothing is listed", values)
+            raise BrokenPromise(f"{name} must be a tuple of strings, () where nothing is listed", values)
         values = tuple(listed)
     texts: tuple[str, ...] = values
     if not {*map(type, values)} <= _STR:
         texts = tuple([as_text(value, f"each of {name}") for value in values])
-    whole = "".join(texts)
-    if not whole.isascii() and not _is_unicode(whole):
+    joined = "".join(texts)
+    if not joined.isascii() and not _is_unicode(joined):
         # Not replaced: the environment would not recognize its own action in another spelling.
         raise BrokenPromise(f"each of {name} must be Unicode", next(text for text in texts if not _is_unicode(text)))
     return texts

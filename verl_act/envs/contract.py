@@ -136,8 +136,8 @@ def _play(expert: Expert, environment: Environment, task: Task, seed: int) -> bo
             return False
         _require(
             isinstance(answer, tuple) and [type(value) for value in answer] == [str, bool],
-            f"{task}, step {len(history)}: the expert must say its action, a text, and whether that is inferable, a "
-            f"bool; it says {brief(answer)}",
+            f"{task}, step {len(history)}: the expert must return its action, a string, and whether that is inferable, "
+            f"a bool; it returns {brief(answer)}",
         )
         action, inferable = answer
         result = environment.step(action)

@@ -50,7 +50,7 @@ class GymnasiumTextEnvironment:
     """
 
     unknown_action = "Nothing happens."
-    """The observation after a text that is no listed action."""
+    """The observation after a text that is not a listed action."""
 
     def __init__(self, environment: GymnasiumEnv, *, max_steps: int = 50, keys: InfoKeys | None = None) -> None:
         """`max_steps` ends an episode without success, in addition to the environment's own limit."""
@@ -118,7 +118,7 @@ class GymnasiumTextEnvironment:
         """The observation as text for the agent."""
         if not isinstance(observation, str):
             raise EnvError(
-                f"{self._task}: the observation is of type {type(observation).__name__}, not a text. Override `show`."
+                f"{self._task}: the observation is of type {type(observation).__name__}, not a string. Override `show`."
             )
         return observation
 

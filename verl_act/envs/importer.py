@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Published:
     """One published trajectory: what identifies its task, and its actions. `row` is its first row's index in the file,
-    `instruction` the first message to the agent, `form` the format that its keys indicate, None if that is the
+    `instruction` the first message to the agent, `format_name` the format that its keys indicate, None if that is the
     requested one.
     """
 
@@ -27,7 +27,7 @@ class Published:
     instruction: str
     actions: tuple[str, ...]
     thoughts: tuple[str | None, ...]
-    form: str | None = None
+    format_name: str | None = None
 
 
 class RowError(ValueError):
@@ -57,7 +57,7 @@ class RowFormat:
 class TrajectoryImporter:
     """Imports rows into one environment: finds their task, respells their actions, judges what holds here.
 
-    As it stands, it knows rows by our task ids and takes actions and thoughts as they are. Subclass it, and override
+    By default it knows rows by our task ids and takes actions and thoughts as they are. Subclass it, and override
     what the published rows of your environment need. Worker processes make their own from the spec and the settings.
     """
 
@@ -97,7 +97,7 @@ class TrajectoryImporter:
     def is_inferable(self, task: Task, action: str, context: Context, environment: Environment) -> bool:
         """Whether `action` follows from `context` alone. Called once a step, in the order of the steps.
 
-        As it stands: whether the default expert, which must not be a privileged one, would take the action and calls it
+        By default: whether the default expert, which must not be a privileged one, would take the action and calls it
         inferable; true without an expert.
         """
         if self.expert is None:
@@ -156,8 +156,8 @@ def list_in(row: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def texts_in(row: Mapping[str, Any], key: str) -> list[str]:
-    """The non-empty list of texts at `key` of a row. Raises `RowError`."""
+    """The non-empty list of strings at `key` of a row. Raises `RowError`."""
     texts = list_in(row, key)
     if not all(isinstance(text, str) for text in texts):
-        raise RowError(f"{key!r} must be a list of texts")
+        raise RowError(f"{key!r} must be a list of strings")
     return texts

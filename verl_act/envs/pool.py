@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from reprlib import repr as brief  # an action may be of any length
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -37,7 +37,7 @@ from verl_act.envs.actor_handle import ActorLost, PooledActor, UnknownOutcome
 from verl_act.envs.base import NoRoom, Observation, StepResult, Task
 from verl_act.envs.registry import get_env
 from verl_act.errors import EnvError
-from verl_act.options import Above0, NotNegative, Positive, check_options
+from verl_act.settings.episodes import PoolSettings
 
 Result = TypeVar("Result")
 
@@ -52,21 +52,6 @@ _PREFERENCE = 8
 _RemoteActor: Any = ray.remote(EnvActor)  # Ray types a decorated class in a way that hides `options`
 
 
-class PoolLimits(Protocol):
-    """The rollout settings that a pool needs; time-outs in seconds."""
-
-    @property
-    def actors(self) -> int: ...
-    @property
-    def step_timeout(self) -> float: ...
-    @property
-    def reset_timeout(self) -> float: ...
-    @property
-    def max_memory_mb(self) -> float: ...
-    @property
-    def env_settings(self) -> dict[str, Any]: ...
-
-
 class EnvPool:
     """Opens episodes of one environment on shared actors. Bound to the event loop that uses it.
 
@@ -76,53 +61,32 @@ class EnvPool:
     """
 
     def __init__(
-        self,
-        env: str,
-        env_settings: Mapping[str, Any] | None = None,
-        *,
-        actors: Positive = 1,
-        step_timeout: Above0 = 60.0,
-        reset_timeout: Above0 = 120.0,
-        max_memory_mb: Above0 = 8192.0,
-        num_cpus: NotNegative = 0.0,
+        self, env: str, env_settings: Mapping[str, Any] | None = None, settings: PoolSettings | None = None
     ) -> None:
-        """`step_timeout` and `reset_timeout` are in seconds, without the start of an actor and `EnvSpec.prepare`. An
-        actor that grows beyond `max_memory_mb`, child processes included, is replaced when the next episode begins,
-        unless it used about as much from the start. `num_cpus` is what Ray reserves for an actor.
-
-        Raises `ConfigError` for an unknown environment or invalid settings.
+        """`env_settings` are the environment's, `settings` the pool's. Raises `ConfigError` for an unknown environment
+        or a setting that it does not have.
         """
-        limits = {"actors": actors, "step_timeout": step_timeout, "reset_timeout": reset_timeout}
-        check_options(EnvPool.__init__, {**limits, "max_memory_mb": max_memory_mb, "num_cpus": num_cpus})
-        get_env(env)
-        self.step_timeout = step_timeout
-        self.reset_timeout = reset_timeout
-        self.max_memory_mb = max_memory_mb
+        spec = get_env(env)
+        self.settings = settings or PoolSettings()
         self._arguments = (env, dict(env_settings or {}))
-        get_env(env).check_settings(self._arguments[1])
-        self._num_cpus = num_cpus
+        spec.check_settings(self._arguments[1])
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
-        self._prepares = get_env(env).prepare is not None
-        self.hosts = [
-            PooledActor(self._starter(f"verl_act-env-{key}-{index}"), self._prepares) for index in range(actors)
+        self._prepares = spec.prepare is not None
+        self.actors = [
+            PooledActor(self._starter(f"verl_act-env-{key}-{index}"), self._prepares)
+            for index in range(self.settings.actors)
         ]
-        """Handles of its actors."""
         self.alone = asyncio.Semaphore(ALONE)
-        """Held by an episode that uses a `lone_host`."""
+        """Held by an episode that uses a `dedicated_actor`."""
 
     @classmethod
-    def shared(cls, env: str, settings: PoolLimits) -> EnvPool:
-        """The pool of the running event loop for `env` and `settings`; made at the first call."""
+    def shared(cls, env: str, env_settings: Mapping[str, Any], settings: PoolSettings) -> EnvPool:
+        """The pool of the running event loop for these settings; made at the first call."""
         pools = _SHARED.setdefault(asyncio.get_running_loop(), {})
-        options: dict[str, Any] = {
-            "actors": settings.actors,
-            "step_timeout": settings.step_timeout,
-            "reset_timeout": settings.reset_timeout,
-            "max_memory_mb": settings.max_memory_mb,
-        }
-        key = json.dumps([env, options, settings.env_settings], sort_keys=True, default=str)
+        options = settings.model_dump(include=set(PoolSettings.model_fields))
+        key = json.dumps([env, options, env_settings], sort_keys=True, default=str)
         if key not in pools:
-            pools[key] = cls(env, settings.env_settings, **options)
+            pools[key] = cls(env, env_settings, settings)
         return pools[key]
 
     @property
@@ -131,21 +95,21 @@ class EnvPool:
 
         Read when an episode begins or ends, at most every few seconds.
         """
-        return max(host.most_mb for host in self.hosts)
+        return max(actor.most_mb for actor in self.actors)
 
     async def open(self, task: Task) -> EnvSession:
         """Start an episode of `task`. Raises `EnvError` if it cannot be loaded within the time-out, `NoRoom` if no
         actor has capacity for it.
         """
-        preferred = self._host_of(task)
-        hosts = sorted(self.hosts, key=lambda host: (host is not preferred, host.episodes))
-        for host in hosts[:-1]:
+        preferred = self._actor_of(task)
+        actors = sorted(self.actors, key=lambda actor: (actor is not preferred, actor.episodes))
+        for actor in actors[:-1]:
             with suppress(NoRoom):
-                return await self._open_on(host, task)
-        return await self._open_on(hosts[-1], task)
+                return await self._open_on(actor, task)
+        return await self._open_on(actors[-1], task)
 
-    async def _open_on(self, host: PooledActor, task: Task) -> EnvSession:
-        session = EnvSession(self, host, task)
+    async def _open_on(self, actor: PooledActor, task: Task) -> EnvSession:
+        session = EnvSession(self, actor, task)
         try:
             await session.start()
         except EnvError:
@@ -156,12 +120,12 @@ class EnvPool:
             raise
         return session
 
-    def _host_of(self, task: Task) -> PooledActor:
+    def _actor_of(self, task: Task) -> PooledActor:
         name = task.task_id.encode()
-        first, second = (self.hosts[zlib.crc32(salt + name) % len(self.hosts)] for salt in (b"", b"second:"))
+        first, second = (self.actors[zlib.crc32(salt + name) % len(self.actors)] for salt in (b"", b"second:"))
         return second if first.episodes > second.episodes + _PREFERENCE else first
 
-    def lone_host(self) -> PooledActor:
+    def dedicated_actor(self) -> PooledActor:
         """The handle of a new actor that no other episode uses."""
         return PooledActor(self._starter(None), self._prepares)
 
@@ -169,7 +133,7 @@ class EnvPool:
         def start(generation: int) -> ActorHandle[Any]:
             # A lost actor's name may persist, so each replacement has a new one. All callers count the same way.
             options = {"name": f"{name}-{generation}", "get_if_exists": True} if name else {}
-            actor = _RemoteActor.options(num_cpus=self._num_cpus, **options)
+            actor = _RemoteActor.options(num_cpus=self.settings.num_cpus, **options)
             handle: ActorHandle[Any] = actor.remote(*self._arguments)
             return handle
 
@@ -188,28 +152,28 @@ class EnvSession:
     @property
     def memory_mb(self) -> float:
         """Last memory reading of this episode's actor in MiB; see `EnvPool.memory_mb`."""
-        return self.host.memory_mb
+        return self.actor.memory_mb
 
-    def __init__(self, pool: EnvPool, host: PooledActor, task: Task) -> None:
-        self._pool = pool
-        self.host = host
+    def __init__(self, pool: EnvPool, actor: PooledActor, task: Task) -> None:
+        self._pool, self._limits = pool, pool.settings
+        self.actor = actor
         self._task = task
         self._episode = uuid4().hex
         self.generation: int | None = None
         self.suspected = 0
         self._actions: list[str] = []
         self._last_result: Observation | StepResult | None = None
-        self._counted_on: PooledActor | None = host
-        host.episodes += 1
+        self._counted_on: PooledActor | None = actor
+        actor.episodes += 1
 
     async def start(self) -> None:
         """Reset the environment; called by `EnvPool.open`."""
-        shared = self.host
+        shared = self.actor
 
         async def reset() -> Observation:
             first: Observation = await self._replay()
-            if self.host is shared:  # in the same turn: the next is after the resets of all that wait
-                await shared.keep_within(self._pool.max_memory_mb)
+            if self.actor is shared:  # in the same turn: the next is after the resets of all that wait
+                await shared.keep_within(self._limits.max_memory_mb)
             return first
 
         try:
@@ -229,7 +193,7 @@ class EnvSession:
             raise
         except BaseException:  # cancelled: unknown whether the step was applied
             self.generation = None
-            self.host.forget(self._pool.step_timeout, self._episode)
+            self.actor.forget(self._limits.step_timeout, self._episode)
             raise
         self._actions.append(action)
         self._last_result = result
@@ -239,7 +203,7 @@ class EnvSession:
         if self.suspected >= SUSPECTED:
             return await self._alone(lambda: self._step(action), what)
         try:
-            return await self.host.step(self._pool.step_timeout, self.generation, self._episode, action)
+            return await self.actor.step(self._limits.step_timeout, self.generation, self._episode, action)
         except NoRoom:
             self.generation = None  # the actor has discarded the environment
             raise
@@ -255,14 +219,14 @@ class EnvSession:
     async def close(self) -> None:
         """Free the environment for the next episode. Never raises for a lost actor."""
         self._uncount()
-        async with self.host.turn:
+        async with self.actor.turn:
             await self._leave()
-            await self.host.read_memory()
+            await self.actor.read_memory()
 
     def abandon(self) -> None:
         """As `close`, without waiting. For a cancelled caller, whose reset continues and would never be closed."""
         self._uncount()
-        self.host.forget(self._pool.step_timeout, self._episode)
+        self.actor.forget(self._limits.step_timeout, self._episode)
 
     def _uncount(self) -> None:
         if self._counted_on is not None:
@@ -270,14 +234,14 @@ class EnvSession:
             self._counted_on = None
 
     async def _leave(self) -> None:
-        if self.generation == self.host.generation:
+        if self.generation == self.actor.generation:
             self.generation = None
             with suppress(ActorLost):
-                await self.host.call(self._pool.step_timeout, "close", self._episode)
+                await self.actor.call(self._limits.step_timeout, "close", self._episode)
 
     async def _safely(self, attempt: Callable[[], Awaitable[Result]], what: str) -> Result:
         try:
-            async with self.host.turn:
+            async with self.actor.turn:
                 return await attempt()
         except ActorLost:
             return await self._alone(attempt, what)
@@ -287,19 +251,19 @@ class EnvSession:
         unless this episode was a suspect too often.
         """
         self.suspected += 1
-        shared = self.host
+        shared = self.actor
         async with self._pool.alone:
-            self.host, self.generation = self._pool.lone_host(), None
+            self.actor, self.generation = self._pool.dedicated_actor(), None
             try:
-                async with self.host.turn:
+                async with self.actor.turn:
                     return await attempt()
             except ActorLost as lost:
                 raise EnvError(
                     f"{self._task}: the environment was lost twice on {what}: {lost}. The episode is given up."
                 ) from lost
             finally:
-                self.host.discard()
-                self.host, self.generation = shared, None
+                self.actor.discard()
+                self.actor, self.generation = shared, None
 
     async def _step(self, action: str) -> StepResult:
         try:
@@ -310,7 +274,7 @@ class EnvSession:
             return await self._try(action)
 
     async def _try(self, action: str) -> StepResult:
-        if self.generation != self.host.generation:
+        if self.generation != self.actor.generation:
             result = await self._replay()
             if result != self._last_result:
                 await self._leave()  # that state must not be used
@@ -319,7 +283,7 @@ class EnvSession:
                     "deterministic."
                 )
         try:
-            stepped: StepResult = await self.host.call(self._pool.step_timeout, "step", self._episode, action)
+            stepped: StepResult = await self.actor.call(self._limits.step_timeout, "step", self._episode, action)
             return stepped
         except EnvError:
             self.generation = None  # the actor has discarded the environment
@@ -327,10 +291,10 @@ class EnvSession:
 
     async def _replay(self) -> Any:
         """The `StepResult` of the last action; the first `Observation` if there is none."""
-        result = await self.host.call(
-            self._pool.reset_timeout, "play", self._pool.step_timeout, self._episode, self._task, self._actions
+        result = await self.actor.call(
+            self._limits.reset_timeout, "play", self._limits.step_timeout, self._episode, self._task, self._actions
         )
-        self.generation = self.host.generation
+        self.generation = self.actor.generation
         return result
 
 

@@ -1,4 +1,4 @@
-"""Ties of experts: which of several actions that an expert's rules rank equal is played is drawn by task and seed."""
+"""Ties of experts: if an expert's rules rank several actions equal, task and seed decide which one it takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_act.envs.base import Task
 
 @dataclass(frozen=True, slots=True)
 class TieBreaker:
-    """Draws that repeat for the same task, seed and step, and that no transcript tells."""
+    """Random choices that repeat for the same task, seed and step, and that no transcript reveals."""
 
     key: str = ""
 
@@ -24,6 +24,6 @@ class TieBreaker:
         """The sort key of `text` at a step of the episode."""
         return hashlib.sha256(f"{self.key}\0{step}\0{text}".encode(errors="surrogatepass")).digest()
 
-    def draw(self, texts: Sequence[str], step: int) -> str:
+    def sample(self, texts: Sequence[str], step: int) -> str:
         """One of `texts`, which must not be empty."""
         return min(texts, key=lambda text: self.rank(text, step))

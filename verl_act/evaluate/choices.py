@@ -105,7 +105,7 @@ def judged_choice(question: ChoiceQuestion, reply: str) -> Record:
 
 
 def _with_consistency(records: Sequence[Record]) -> list[Record]:
-    """The records with `consistent`, which no single reply decides. No candidate named is no action chosen."""
+    """The records with `consistent`, which no single reply decides. If no candidate is named, no action is chosen."""
     chosen: defaultdict[tuple[str, str], set[str | None]] = defaultdict(set)
     for record in records:
         index = record["chosen"]

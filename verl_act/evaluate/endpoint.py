@@ -22,6 +22,7 @@ from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.extras import needs_extra
 from verl_act.prompts import Message
 from verl_act.prompts.plain_text import as_plain_text, reply_prefix
+from verl_act.settings.episodes import Mode
 from verl_act.settings.evaluation import EvaluationSettings
 from verl_act.settings.model import ModelSettings, Sampling
 
@@ -44,7 +45,7 @@ def check_endpoint(endpoint: str, settings: EvaluationSettings) -> None:
         raise OptionError("endpoint", f"is {endpoint!r}, not a URL such as http://localhost:8000/v1.")
     if url.username or url.password:
         raise OptionError("endpoint", f"holds a user or password, which the manifest would show; use ${_KEY_VARIABLE}.")
-    if settings.mode != "stepwise":
+    if settings.mode is not Mode.STEPWISE:
         raise OptionError("mode", "is concat, which needs the model's tokens; with an endpoint, use stepwise.")
     if set(settings.rationale) - {"free"}:
         raise OptionError("rationale", "opens replies, which an endpoint does not do; evaluate the model itself.")

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from verl_act.concurrency import gather
-from verl_act.config.settings import Mode
 from verl_act.engine import Engine, check_engine, model_digest, require_room
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
-from verl_act.envs.registry import get_env
+from verl_act.envs.registry import get_env, installed_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices, with_probe
 from verl_act.evaluate.endpoint import Endpoint, check_endpoint
 from verl_act.evaluate.files import METRICS_FILE, RECORDS
 from verl_act.evaluate.metric_registry import finished, summary
-from verl_act.evaluate.rationale import Rationale, evaluate_rationales, require_rationales
+from verl_act.evaluate.rationale import evaluate_rationales, require_rationales
 from verl_act.evaluate.reasoning import is_right, read_questions
 from verl_act.evaluate.rollouts import (
     PolicyUnderTest,
@@ -37,8 +36,9 @@ from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.ray_session import ray_session
 from verl_act.sampling import sampling_key
-from verl_act.schema import read_pairs, read_steps, steps_to_learn
+from verl_act.schema import Pair, Step, read_pairs, read_steps, steps_to_learn
 from verl_act.settings.evaluation import EvaluationSettings
+from verl_act.text_files import write_json_lines
 
 logger = logging.getLogger(__name__)
 PathName = str | PathLike[str]
@@ -74,7 +74,10 @@ def evaluate_model(settings: EvaluationSettings, out: PathName) -> Manifest:
     reasoning_questions = read_questions(settings.reasoning)
     _each_once(settings.tasks, [f"{task.env} {task.split} task {task.task_id}" for task in eval_tasks])
     _each_once(settings.pairs, [f"{pair.split} pair {pair.pair_id}" for pair in all_pairs])
-    require_one_environment([*eval_tasks, *known, *all_pairs])
+    items: list[Task | Step | Pair] = [*eval_tasks, *known, *all_pairs]
+    require_one_environment(items)
+    if items:
+        installed_env(items[0].env)  # so that the manifest has the versions of its packages
     if reasoning_questions:
         is_right(reasoning_questions[0], "")  # fails now, not after the episodes, if math-verify is missing
     manifest = evaluation_manifest(settings)
@@ -83,8 +86,8 @@ def evaluate_model(settings: EvaluationSettings, out: PathName) -> Manifest:
         journal(Path(out), key_of(manifest), lambda: running.without_room) as answered,
         _model(settings) as running,
     ):
-        prompts, mode = settings.make_template(), Mode(settings.mode)
-        policy = PolicyUnderTest(running, prompts, settings.sampling, settings.seed, mode, running.max_num_seqs)
+        prompts, at_once = settings.make_template(), running.max_num_seqs
+        policy = PolicyUnderTest(running, prompts, settings.sampling, settings.seed, settings.mode, at_once)
         longest = settings.reasoning_max_tokens or settings.max_tokens
         reasoner = replace(policy, sampling=settings.sampling.model_copy(update={"max_tokens": longest}))
 
@@ -96,7 +99,7 @@ def evaluate_model(settings: EvaluationSettings, out: PathName) -> Manifest:
                     evaluate_next_actions(sampled, steps, answered),
                     evaluate_choices(sampled, choice_pairs, answered),
                     evaluate_reasoning(reasoned, reasoning_questions, answered),
-                    evaluate_rationales(sampled, rationale_pairs, list(map(Rationale, settings.rationale)), answered),
+                    evaluate_rationales(sampled, rationale_pairs, settings.rationale, answered),
                 ]
             )
             return replace(Answers(played, *others), env_memory_mb=memory)
@@ -142,7 +145,7 @@ def check_settings(settings: EvaluationSettings) -> None:
 def _each_once(paths: Sequence[PathName], items: Sequence[str]) -> None:
     """Raise `DataError` if an item occurs twice: it would count twice."""
     if repeated := [item for item, count in Counter(items).items() if count > 1]:
-        raise DataError(f"{', '.join(map(str, paths))}: {repeated[0]} comes twice. Give each file and item once.")
+        raise DataError(f"{', '.join(map(str, paths))}: {repeated[0]} is duplicated. Give each file and item once.")
 
 
 async def rollout_eval_tasks(
@@ -154,7 +157,7 @@ async def rollout_eval_tasks(
         return [], 0.0
     with ray_session():
         env = tasks[0].env
-        pool, limit = EnvPool(env, settings.env_settings, **settings.pool), get_env(env).max_episodes
+        pool, limit = EnvPool(env, settings.env_settings, settings), get_env(env).max_episodes
         at_once = limit * settings.actors if limit else None
         records = await rollout_tasks(policy, tasks, pool, settings.max_turns, journal, at_once)
         return records, pool.memory_mb
@@ -230,7 +233,7 @@ def write_evaluation(
     with atomic_folder(out) as folder:
         (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         for file, rows in records.items():
-            _write_lines(folder / file, rows)
+            write_json_lines(folder / file, rows)
         manifest = replace(manifest, counts=counts, seconds=round(seconds, 1))
         write_manifest(folder, manifest)
     return manifest
@@ -274,7 +277,3 @@ def _token_counts(turns: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[st
     lengths = [len(tokenizer.encode(turn["reply"], add_special_tokens=False)) for turn in turns]
     useful = [length for length, turn in zip(lengths, turns, strict=True) if turn["admissible"]]
     return {"reply_tokens": sum(lengths), "useful_tokens": sum(useful)}
-
-
-def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -17,12 +17,12 @@ from typing import Any
 
 from verl_act.errors import DataError, OptionError
 from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
+from verl_act.evaluate.metric_registry import HOW_TO_READ, METRICS, MetricItems, read_metrics, table_order
 from verl_act.evaluate.statistics import SIGNIFICANT, Against, Estimate, against, holm
 from verl_act.manifest import Manifest, make_manifest, read_manifest, write_manifest
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.run_folder import METHODS, METHODS_TABLE, RunFolder, TrainingFolder, metrics_by_step
+from verl_act.run_folder import METHODS, METHODS_TABLE, RunFolder, TrainingFolder, metrics_by_step, stage_name
 from verl_act.settings.evaluation import MethodsTableSettings
 
 
@@ -132,16 +132,21 @@ def _has_one_training(method: Mapping[str, Any]) -> bool:
     return bool(method["steps"]) and len(method["evaluations"]) < 2
 
 
+def _trainings(run: Path, method: Mapping[str, Any], seed: str) -> list[tuple[str, TrainingFolder]]:
+    """The training stages of the method, as it names them, and their folders, in order."""
+    stages, folder = method["stages"], RunFolder(run, int(seed))
+    return [(stage, folder.training(stages[:count])) for count, stage in enumerate(stages, 1)]
+
+
 def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Seed -> stage -> wall time in seconds. A stage that methods share counts for each of them."""
     by_seed: dict[str, dict[str, float | None]] = {}
-    for seed, stages in method["training"].items():
+    for seed, path in method["evaluations"].items():
         by_seed[seed] = {}
-        for stage in stages:
-            mark = read_manifest(RunFolder(run).record(stage))
-            by_seed[seed][stage.removeprefix(f"seed {seed} ")] = mark.seconds if mark else None
-        evaluation = read_manifest(run / method["evaluations"][seed]) if seed in method["evaluations"] else None
-        if evaluation:
+        for _, trained in _trainings(run, method, seed):
+            mark = read_manifest(RunFolder(run).record(stage_name(trained.title, int(seed))))
+            by_seed[seed][trained.title] = mark.seconds if mark else None
+        if evaluation := read_manifest(run / path):
             by_seed[seed]["evaluation"] = evaluation.seconds
     return by_seed
 
@@ -149,14 +154,10 @@ def _seconds(run: Path, method: Mapping[str, Any]) -> dict[str, dict[str, float 
 def _steps_taken(run: Path, method: Mapping[str, Any]) -> dict[str, int]:
     """Stage -> optimizer steps. If epochs decided: the last step logged by the first seed that has a log."""
     counts = dict(method["steps"])
-    outputs = {stage.name: run / stage.output for stage in RunFolder(run).plan}
-    for names in method["training"].values():
-        for stage in (stage for stage, count in counts.items() if count < 1):
-            # The last stage of a training is its own; a method may have one several times.
-            trained = [name for name in names if name.split(" ")[-1].rpartition("+")[2] == stage.replace(":", "-")]
-            logged = [
-                metrics_by_step(TrainingFolder(outputs[name]).metrics_files) for name in trained if name in outputs
-            ]
+    for seed in method["evaluations"]:
+        trainings = _trainings(run, method, seed)
+        for stage in (stage for stage, count in counts.items() if count < 1):  # a method may have it several times
+            logged = [metrics_by_step(trained.metrics_files) for name, trained in trainings if name == stage]
             counts[stage] = sum(max(steps, default=0) for steps in logged) or -1
     return counts
 
@@ -171,15 +172,11 @@ def _failed(run: Path, method: Mapping[str, Any]) -> dict[str, list[int]]:
     return by_seed
 
 
-_SHARED = ("games", "expert", "alternatives", "pairs", "tasks", "reflections")
-"""First words of the names of shared stages. A run without methods in the same folder has others."""
-
-
 def _shared(run: Path) -> dict[str, dict[str, Any]]:
     """Stage -> seconds and counts, for the finished stages that all methods and seeds share."""
     shared = {}
     for stage in RunFolder(run).plan:
-        if stage.name.startswith(_SHARED) and (mark := read_manifest(RunFolder(run).record(stage.name))):
+        if stage.shared and (mark := read_manifest(RunFolder(run).record(stage.name))):
             made = read_manifest(run / stage.output)
             shared[stage.name] = {"seconds": mark.seconds, "counts": made.counts if made else {}}
     return shared
@@ -248,8 +245,8 @@ def method_tables(comparison: Mapping[str, Any]) -> list[MethodTable]:
     tables = []
     for split in dict.fromkeys(entry["split"] for entry in comparison["entries"]):
         entries = [entry for entry in comparison["entries"] if entry["split"] == split]
-        whole = [entry for entry in entries if not entry["group"]]
-        tables.append(_method_table("All metrics", split, whole, comparison))
+        ungrouped = [entry for entry in entries if not entry["group"]]
+        tables.append(_method_table("All metrics", split, ungrouped, comparison))
         for metric in dict.fromkeys(entry["metric"] for entry in entries if entry["group"]):
             grouped = [entry for entry in entries if entry["metric"] == metric]
             tables.append(_method_table(METRICS[metric].title, split, grouped, comparison, detail=True))
@@ -311,14 +308,11 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 
 NOTE = (
-    "Each metric has its 95% interval and, with several seeds, ± the standard deviation over seeds. Then follows the "
-    "change against the methods named in the first table, on the same items, with its 95% interval over tasks. A share "
-    "has Wilson's interval, with the effective number of independent items given the spread between tasks; all other "
-    "metrics have a bootstrap interval over tasks, since the states of one game are not independent (evaluations that "
-    "do not record tasks treat them as independent). p is the larger of two: that of a paired test over tasks "
-    "(McNemar's exact test where each task has one 0/1 answer, else random flips of the signs of the tasks' "
-    "differences) and that of Welch's t-test over seeds. It is corrected by Holm's method for all tests of the table. "
-    "A training with one seed has no p, since another training may come out differently."
+    f"{HOW_TO_READ} With several seeds, ± is the standard deviation over seeds. Changes are against the methods named "
+    "in the first table. p is the larger of two: that of a paired test over tasks (McNemar's exact test where each "
+    "task has one 0/1 answer, else random flips of the signs of the tasks' differences) and that of Welch's t-test "
+    "over seeds. It is corrected by Holm's method for all tests of the table. A training with one seed has no p, since "
+    "another training may come out differently."
 )
 """How to read the tables."""
 

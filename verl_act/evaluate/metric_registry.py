@@ -16,11 +16,19 @@ from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES,
 from verl_act.evaluate.records import read_records
 from verl_act.evaluate.statistics import Estimate, ItemOutcome, estimate, mean_outcome
 from verl_act.rollout.episode import End
+from verl_act.settings.evaluation import Rationale
 
 Record = Mapping[str, Any]
 MetricItems = dict[tuple[str, str, str], dict[str, ItemOutcome]]
 """(split, metric, group) -> item -> its outcome; the group is empty for all items. In the order of the tables."""
 
+HOW_TO_READ = (
+    "A share has Wilson's 95% interval, with the effective number of independent items given the spread between tasks. "
+    "All other metrics have a bootstrap interval over tasks, since the states of one game are not independent (answers "
+    "that do not name their task count as independent). A change is on the same items, with its 95% interval over "
+    "tasks."
+)
+"""How metrics are averaged, for readers of any table."""
 LOOP_LENGTH = 3
 """How many times a failed action must be repeated to count as a loop (paper section 5)."""
 
@@ -34,7 +42,7 @@ class Section:
     item: str
 
 
-SECTIONS = {
+SECTIONS: dict[str, Section] = {
     "episodes": Section("Episodes", EPISODES, "task_id"),
     "next_action": Section("Next actions", NEXT_ACTIONS, "state_id"),
     "choice": Section("Choices", CHOICES, "pair_id"),
@@ -141,7 +149,11 @@ def _first_excess(record: Record) -> float:
 _POSITIONS = tuple(f"expert's action {position}" for position in ("first", "second", "third", "after the third"))
 _MARGINS = ((0, "≤ 0"), (1, "1"), (2, "2"), (4, "3–4"), (8, "5–8"))
 _LARGE_MARGIN, _NO_MARGIN = "9+", "unknown"
-_THOUGHTS = {"free": "free thought", "none": "no thought", "wrong": "wrong thought"}
+_THOUGHTS = {
+    Rationale.FREE: "free thought",
+    Rationale.NONE: "no thought",
+    Rationale.WRONG: "wrong thought",
+}
 _INFERABLE = "inferable states"
 _TURNS = "of an episode's turns"
 _PROBE = "of shallow features, not the model"
@@ -361,7 +373,7 @@ def metric_items(records: Mapping[str, Sequence[Record]], source: str = "an eval
             item, order = f"{split}/{record[section.item]}", (record.get("order", 0), record.get("sample", 0))
             by_order = outcomes.setdefault((split, name, group), {}).setdefault(item, {})
             if order in by_order:
-                raise DataError(f"{source}: item {item} of {section.file} comes twice; run the evaluation again.")
+                raise DataError(f"{source}: item {item} of {section.file} is duplicated; run the evaluation again.")
             task = f"{split}/{record['task_id']}" if "task_id" in record else None
             by_order[order] = ItemOutcome(float(amount), float(metric.size(record)), task)
     return {

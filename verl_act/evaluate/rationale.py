@@ -7,7 +7,6 @@ orders, and for the next action.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 from verl_act.envs.registry import choice_prompt
 from verl_act.errors import OptionError
@@ -17,18 +16,7 @@ from verl_act.journal import Journal, Record
 from verl_act.parse import has_thought, match_action, parse_action
 from verl_act.prompts import Template
 from verl_act.schema import Pair
-
-
-class Rationale(StrEnum):
-    """Whose thought precedes the answer."""
-
-    FREE = "free"
-    """The model's own."""
-    NONE = "none"
-    """Nobody's: the reply begins with an empty thought and the answer's tag, so that no other thought can follow."""
-    WRONG = "wrong"
-    """One that argues for the alternative, as the template words it, opens the reply."""
-
+from verl_act.settings.evaluation import Rationale
 
 _ANSWER = "<action>"
 CHOICE, NEXT_ACTION = "choice", "next_action"

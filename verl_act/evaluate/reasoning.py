@@ -66,7 +66,7 @@ def read_questions(paths: Sequence[str | PathLike[str]]) -> list[Question]:
     seen: set[tuple[str, str]] = set()
     for question in questions:
         if (key := (question.split, question.item)) in seen:
-            raise DataError(f"question {question.item!r} of {question.split} comes twice; give each item once.")
+            raise DataError(f"question {question.item!r} of {question.split} is duplicated; give each item once.")
         seen.add(key)
     return questions
 
@@ -151,7 +151,7 @@ def _question(path: Path, row_number: int, row: Mapping[str, Any], names: Sequen
     values: list[Any] = [row.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            raise DataError(f"{path}, row {row_number}: {name} is {value!r}; it must be text or a number.")
+            raise DataError(f"{path}, row {row_number}: {name} is {value!r}; it must be a string or a number.")
     values = list(map(str, values))
     if names is MATH_COLUMNS:
         item = _name(row.get("unique_id"), row_number)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from verl_act.errors import DataError
 from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.manifest import FILE_NAME as MANIFEST
 from verl_act.manifest import read_manifest
+from verl_act.text_files import read_json_lines, refuse_constant
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")
@@ -36,7 +36,7 @@ def read_records(folder: Path) -> dict[str, list[dict[str, Any]]]:
     by_file = {}
     for file, required in REQUIRED_KEYS.items():
         path, records = folder / file, []
-        for line_number, record in _json_lines(path):
+        for line_number, record in read_json_lines(path):
             if missing := [key for key in required if key not in record]:
                 raise DataError(f"{path}, line {line_number}: {missing[0]!r} is missing. Run the evaluation again.")
             records.append(record)
@@ -57,39 +57,16 @@ def read_metrics_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a folder that `eval run` wrote.")
     try:
-        metrics = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        metrics = json.loads(path.read_bytes(), parse_constant=refuse_constant)
         if not isinstance(metrics, dict):
             raise ValueError(f"it holds {type(metrics).__name__}, not an object")
         if missing := [key for key in _METRICS_KEYS if key not in metrics]:
             raise ValueError(f"{missing[0]!r} is missing")
         if not isinstance(metrics["name"], str):
-            raise ValueError(f"'name' is {metrics['name']!r}, not text")
+            raise ValueError(f"'name' is {metrics['name']!r}, not a string")
         by_split = metrics["metrics"]
         if not isinstance(by_split, dict) or not all(isinstance(split, dict) for split in by_split.values()):
             raise ValueError("'metrics' does not hold metrics by split")
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{path}: is damaged ({error}). Run the evaluation again.") from error
     return metrics
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is not a number")
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file with their line numbers; nothing if there is no file.
-
-    Raises `DataError` if a line is not a JSON object, or not strict JSON (no `NaN` or `Infinity`).
-    """
-    if not path.is_file():
-        return
-    for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {line_number}: is not JSON ({error}). Write the file again.") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {line_number}: is {type(row).__name__}, not an object. Write the file again."
-            )
-        yield line_number, row

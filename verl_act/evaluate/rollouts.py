@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from tqdm import tqdm
 
 from verl_act.concurrency import for_each
-from verl_act.config.settings import Mode
 from verl_act.engine import Engine, Reply, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -27,6 +26,7 @@ from verl_act.parse import has_thought, match_action, parse_action, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
 from verl_act.schema import Context, Pair, Step
+from verl_act.settings.episodes import Mode
 from verl_act.settings.model import Sampling
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class PolicyUnderTest:
         return request_seed(self.seed, f"{item}, sample {self.sample}" if self.sample else item)
 
 
-class _Player:
+class _EpisodePolicy:
     """The policy of one episode: a fresh prompt for every turn or, in mode `concat`, one growing sequence."""
 
     def __init__(self, policy: PolicyUnderTest, task: Task) -> None:
@@ -134,7 +134,7 @@ async def rollout_tasks(
     async def played(task: Task) -> Episode:
         session = await pool.open(task)
         try:
-            return await play(task, session, _Player(policy, task), max_turns)
+            return await play(task, session, _EpisodePolicy(policy, task), max_turns)
         finally:
             await session.close()
 

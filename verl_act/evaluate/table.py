@@ -23,6 +23,7 @@ from verl_act.evaluate.statistics import Against, Estimate, ItemOutcome, against
 from verl_act.evaluate.suites import incomparable
 from verl_act.names import markdown_text, one_line
 from verl_act.output_folder import replace_file, reserved_file
+from verl_act.run_folder import COMPARISON
 from verl_act.settings.evaluation import CompareSettings
 
 WIDTH = 100
@@ -60,7 +61,7 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
     """Print the rows that matter, and why evaluations do not compare with the first one (`suites.incomparable`); with
     `out`, also write this and all metrics to comparison.md and comparison.json there.
 
-    Raises `DataError` if a folder is no evaluation or a file in it is damaged.
+    Raises `DataError` if a folder is not an evaluation or a file in it is damaged.
     """
     folders = settings.evaluations
     all_metrics = [read_metrics_file(folder / METRICS_FILE) for folder in folders]
@@ -77,7 +78,7 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
     ]
     print("".join(f"{textwrap.fill(note, WIDTH)}\n" for note in notes), end="")
     if out is not None:
-        file = Path(out) / "comparison.json"
+        file = Path(out) / COMPARISON
         with reserved_file(file):
             text = markdown(names, items) + "".join(f"\n{markdown_text(note)}\n" for note in notes)
             replace_file(file.with_suffix(".md"), text)
@@ -104,14 +105,14 @@ def _on(items: MetricItems, metric: str, splits: Sequence[str]) -> dict[str, Ite
 
 
 def text_table(names: Sequence[str], rows: Sequence[Headline]) -> str:
-    """The rows as text of at most `WIDTH` columns: with intervals if the models fit beside each other."""
+    """The rows as text of at most `WIDTH` columns: with intervals if the models fit next to each other."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    beside = len(names) <= _MOST_COLUMNS
-    header = [_text(name) for name in names] if beside else [_text(row.title) for row in rows]
+    side_by_side = len(names) <= _MOST_COLUMNS
+    header = [_text(name) for name in names] if side_by_side else [_text(row.title) for row in rows]
     table.add_column("")
     for title in header:
         table.add_column(title, justify="right", overflow="fold")
-    if beside:
+    if side_by_side:
         for row in rows:
             table.add_row(_text(row.title), *(_cell(row, index, interval=True) for index in range(len(names))))
     else:

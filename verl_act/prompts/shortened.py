@@ -15,12 +15,12 @@ def shortened(actions: Sequence[str], most: int, candidates: Sequence[str] = ())
     """`most` of `actions`, in their order; all of them if there are no more.
 
     The kinds of action (by first word) take turns, so that rare kinds are complete; of the others, a random sample is
-    listed. It depends only on the arguments: a state always lists the same ones, whatever the expert does.
+    listed. It depends only on the arguments: a state always lists the same actions, whatever the expert does.
 
     A choice lists all of its `candidates`, or none of them if `actions` lacks one. Alternatives often come from a
-    policy that has seen the list without candidates, and the expert's action does not, so the list must not tell which
-    of them that list had: its length and its counts by kind are the same, and the other entries are drawn anew. Where
-    no candidate is listed, each costs its kind one entry, admissible or not.
+    policy that has seen the list without candidates, and the expert's action does not, so the list must not reveal
+    which of them that list had: its length and its counts by kind are the same, and the other entries are sampled
+    anew. Where no candidate is listed, each costs its kind one entry, admissible or not.
     """
     if len(actions) <= most:
         return tuple(actions)
@@ -39,10 +39,10 @@ def shortened(actions: Sequence[str], most: int, candidates: Sequence[str] = ())
         if pool:
             pool.remove(generator.choice(pool))
     fixed = {kind: sum(action in required for action in entries) for kind, entries in kinds.items()}
-    drawn = set(required)
+    sampled = set(required)
     for kind, turns in _turns(fixed, others, most - len(required)).items():
-        drawn.update(generator.sample(others[kind], turns))
-    return tuple(action for action in actions if action in drawn)
+        sampled.update(generator.sample(others[kind], turns))
+    return tuple(action for action in actions if action in sampled)
 
 
 def _turns(fixed: Mapping[str, int], others: Mapping[str, Sequence[str]], left: int) -> dict[str, int]:
@@ -62,7 +62,7 @@ def choice_context(context: Context, candidates: Sequence[str], admissible: Sequ
     """`context` for a choice: its list of actions includes every candidate that is admissible.
 
     Some environments accept more than they list: WebShop lists one search of all, which is often the expert's. Added
-    candidates are listed where nothing tells that they were added, and the order does not depend on that of
+    candidates are listed where nothing reveals that they were added, and the order does not depend on that of
     `candidates`. An empty list means that it is unknown, and stays empty.
     """
     listed = list(context.admissible_actions)

@@ -17,6 +17,7 @@ from verl_act.evaluate.metric_registry import METRICS, metric_items
 from verl_act.evaluate.statistics import Estimate
 from verl_act.report.tables import Model
 
+TITLE = "Calibration of choices"
 BINS = 10
 """Of equal width, as usual for the expected calibration error (Guo et al., 2017)."""
 

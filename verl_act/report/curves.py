@@ -10,6 +10,7 @@ from statistics import fmean
 
 from verl_act.evaluate.metric_registry import METRICS
 from verl_act.report.read import Run, Steps
+from verl_act.run_folder import DPO_MARGINS, ENTROPY, LOSS, RESPONSE_LENGTH, SCORE
 
 Point = tuple[int, float]
 Range = tuple[int, float, float]
@@ -34,13 +35,12 @@ _About = tuple[str, str, str, str]
 _VALIDATED: _About = ("validation", "Validation", "share of held-out rows", "share")
 _TIER_SHARES: _About = ("tiers", "What replies earned", "share of the step's samples", "share")
 _THOUGHTS: _About = ("thoughts", METRICS["thought_share"].title, "share of the step's samples", "share")
-_LOSS, _OF_DPO = "train/loss", "train/margins"
 _DPO_LOSS: _About = ("loss", "Loss", "mean of the step's pairs", "nats")
 _PLAIN: dict[str, _About] = {
-    _LOSS: ("loss", "Loss", "mean over the step's reply tokens", "nats"),
-    "critic/score/mean": ("score", "Reward", "mean of the step's samples", "reward"),
-    "actor/entropy": ("entropy", "Entropy of the policy", "mean over reply tokens", "nats"),
-    "response_length/mean": ("length", METRICS["reply_length"].title, "mean of the step's samples", "tokens"),
+    LOSS: ("loss", "Loss", "mean over the step's reply tokens", "nats"),
+    SCORE: ("score", "Reward", "mean of the step's samples", "reward"),
+    ENTROPY: ("entropy", "Entropy of the policy", "mean over reply tokens", "nats"),
+    RESPONSE_LENGTH: ("length", METRICS["reply_length"].title, "mean of the step's samples", "tokens"),
 }
 
 
@@ -161,7 +161,7 @@ def _all_series(steps: Steps) -> dict[tuple[_About, str], list[Point]]:
                 points.setdefault(key, []).append((step, float(value)))
     series = {}
     for key in sorted(points):
-        if key == _LOSS and _OF_DPO in points:
+        if key == LOSS and DPO_MARGINS in points:
             series[_DPO_LOSS, ""] = points[key]
         elif key in _PLAIN:
             series[_PLAIN[key], ""] = points[key]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -18,11 +19,12 @@ from verl_act.evaluate.method_comparison import NOTE
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, format_value
 from verl_act.extras import needs_extra
 from verl_act.names import markdown_text
-from verl_act.report import plots
+from verl_act.report import calibration, plots
 from verl_act.report.content import Content
 from verl_act.report.curves import curve_table
+from verl_act.report.examples import KINDS
 from verl_act.report.summary import duration
-from verl_act.report.tables import Group, MetricCell, Row
+from verl_act.report.tables import Group, MetricCell, Row, how_to_read
 
 with needs_extra("report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -38,20 +40,20 @@ def html(content: Content) -> str:
         "texts": content.texts,
         "models": [model.label for model in content.models],
         "colours": plots.COLOURS,
-        "kinds": {group.kind: {"items": group.items, "total": group.total} for group in content.examples},
+        "kinds": {
+            group.kind: {"title": KINDS[group.kind].title, "items": group.items, "total": group.total}
+            for group in content.examples
+        },
     }
     return (
-        _environment(autoescape=True)
+        _environment(content, autoescape=True)
         .get_template("page.html")
         .render(
-            content=content,
             charts=_charts(content),
             stages={
                 stage: [(curve, plots.curve(curve)) for curve in content.curves if curve.stage == stage]
                 for stage in dict.fromkeys(curve.stage for curve in content.curves)
             },
-            sections=SECTIONS,
-            methods_note=NOTE,
             colours=plots.COLOURS,
             style=Markup(_asset("page.css")),
             script=Markup(script),
@@ -63,11 +65,11 @@ def html(content: Content) -> str:
 
 def markdown(content: Content) -> str:
     """The same metrics as Markdown, for a terminal or an issue."""
-    environment = _environment(autoescape=False, finalize=_markdown_text)
-    return environment.get_template("report.md").render(content=content, sections=SECTIONS, methods_note=NOTE)
+    environment = _environment(content, autoescape=False, finalize=_markdown_text)
+    return environment.get_template("report.md").render()
 
 
-def _environment(**options: Any) -> Environment:
+def _environment(content: Content, **options: Any) -> Environment:
     environment = Environment(
         loader=PackageLoader("verl_act.report"),
         undefined=StrictUndefined,
@@ -76,7 +78,15 @@ def _environment(**options: Any) -> Environment:
         keep_trailing_newline=True,
         **options,
     )
+    environment.globals |= {
+        "content": content,
+        "sections": SECTIONS,
+        "calibration_title": calibration.TITLE,
+        "methods_note": NOTE,
+        "how_to_read": how_to_read(content.models),
+    }
     environment.filters |= {
+        "title_of": lambda key: METRICS[key].title,
         "show": format_value,
         "interval": lambda estimate, key: METRICS[key].format_interval(estimate.low, estimate.high),
         "change": _change,
@@ -105,8 +115,9 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
     """Page section -> (title, note, SVG) of its charts."""
     labels = [model.label for model in content.models]
 
-    def by_split(groups: Sequence[Group], draw: Callable[[str, list[Group]], Markup]) -> list[tuple[str, str, Markup]]:
-        return [(METRICS[of[0].key].title, split, draw(split, of)) for split, of in _of_each_split(groups)]
+    def by_split(groups: Sequence[Group], plot: Callable[..., Markup]) -> list[tuple[str, str, Markup]]:
+        title = METRICS[groups[0].key].title if groups else ""
+        return [(title, split, plot(f"{title}, {split}", of, labels)) for split, of in _of_each_split(groups)]
 
     return {
         "headlines": [
@@ -114,24 +125,15 @@ def _charts(content: Content) -> dict[str, list[tuple[str, str, Markup]]]:
             for metric in _HEADLINES
             if (groups := _by_split(content, metric))
         ],
-        "task_types": by_split(
-            content.task_types, lambda split, groups: plots.bars(f"Tasks solved by type, {split}", groups, labels)
-        ),
+        "task_types": by_split(content.task_types, plots.bars),
         "positions": by_split(
             content.positions,
-            lambda split, groups: plots.bars(f"Choices by position, {split}", groups, labels, _chance(content, split)),
+            lambda title, groups, labels: plots.bars(title, groups, labels, _chance(content, groups[0].split)),
         ),
-        "margins": by_split(
-            content.margins,
-            lambda split, groups: plots.points(f"Choices by margin, {split}", groups, labels, "margin, steps"),
-        ),
+        "margins": by_split(content.margins, partial(plots.points, axis="margin, steps")),
         "calibrations": [
-            (
-                "Calibration of choices",
-                calibration.split,
-                plots.reliability(f"Calibration of choices, {calibration.split}", calibration, labels),
-            )
-            for calibration in content.calibrations
+            (calibration.TITLE, each.split, plots.reliability(f"{calibration.TITLE}, {each.split}", each, labels))
+            for each in content.calibrations
         ],
     }
 

@@ -291,5 +291,5 @@ def _plain(text: str) -> str:
     printable = "".join(" " if unicodedata.category(char) in _UNPRINTABLE else char for char in text)
     if len(printable) <= _LONGEST_LABEL:
         return printable
-    # In the middle, because what tells models apart is often at the end: `run · method`.
+    # In the middle, because what distinguishes models is often at the end: `run · method`.
     return f"{printable[:20]}…{printable[21 - _LONGEST_LABEL :]}"

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from verl_act.manifest import Manifest, read_manifest
-from verl_act.run_folder import PlannedStage, RunFolder, TrainingFolder, seed_of
+from verl_act.run_folder import PlannedStage, RunFolder, TrainingFolder
 
 
 class StageState(StrEnum):
@@ -24,21 +24,15 @@ class StageRecord:
     """One stage with its manifests: `made` in its output (counts, seed, settings), `mark` of the run (wall time)."""
 
     name: str
+    title: str
+    """The name without the seed."""
+    seed: int | None
+    """That of a comparison's per-seed stage; None for any other stage."""
     output: Path
     trains: bool
     state: StageState
     made: Manifest | None
     mark: Manifest | None
-
-    @property
-    def seed(self) -> int | None:
-        """That of a comparison's per-seed stage; None for any other stage."""
-        return seed_of(self.name)
-
-    @property
-    def title(self) -> str:
-        """The name without the seed."""
-        return self.name.removeprefix(f"seed {self.seed} ")
 
     @property
     def seconds(self) -> float | None:
@@ -57,4 +51,4 @@ def _read_stage(folder: RunFolder, stage: PlannedStage, output: Path) -> StageRe
     made, mark = read_manifest(output), read_manifest(folder.record(stage.name)) if output.exists() else None
     unfinished = stage.trains and TrainingFolder(output).work.is_dir()
     state = StageState.DONE if made or mark else StageState.UNFINISHED if unfinished else StageState.MISSING
-    return StageRecord(stage.name, output, stage.trains, state, made, mark)
+    return StageRecord(stage.name, stage.title, stage.seed, output, stage.trains, state, made, mark)

@@ -16,6 +16,7 @@ from verl_act.report.examples import Examples
 from verl_act.report.read import Run
 from verl_act.report.stage_records import StageRecord, StageState
 from verl_act.report.tables import Model
+from verl_act.run_folder import ENTROPY, SCORE
 
 _MAIN_COUNTS = ("games", "pairs", "tasks", "trajectories", "steps", "states", "replies", "steps logged")
 
@@ -76,7 +77,7 @@ def summary(run: Run) -> RunSummary:
     manifests = run.manifests
     created = sorted(manifest.created for manifest in manifests if manifest.created)
     settings = [manifest.settings for manifest in manifests]
-    splits = [stage.name.partition(" ")[2] for stage in run.stages if stage.name.startswith("expert ")]
+    splits = list(dict.fromkeys(str(entry["split"]) for entry in settings if entry.get("split")))
     marks = (stage.mark for stage in run.stages if stage.mark is not None)
     return RunSummary(
         name=run.name,
@@ -120,8 +121,8 @@ def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequenc
             "including the other charts and the answers, is from the first seed of each method."
         )
     all_steps = (step for run in runs for steps in run.metrics.values() for step in steps.values())
-    logged = [step for step in all_steps if "critic/score/mean" in step]  # by RL
-    if logged and not any("actor/entropy" in step for step in logged):
+    logged = [step for step in all_steps if SCORE in step]  # by RL
+    if logged and not any(ENTROPY in step for step in logged):
         sentences.append(
             "There is no entropy curve: verl logs the entropy only if the trainer recomputes the log-probabilities of "
             "the rollouts, which algorithm.rollout_correction.bypass_mode skips."

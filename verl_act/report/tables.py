@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from verl_act.evaluate.metric_registry import METRICS, SECTIONS, MetricItems, metric_items, table_order
+from verl_act.evaluate.metric_registry import HOW_TO_READ, METRICS, SECTIONS, MetricItems, metric_items, table_order
 from verl_act.evaluate.statistics import Against, Estimate, against
 from verl_act.report.read import Evaluation, Run
 
@@ -73,6 +73,19 @@ def models(runs: Sequence[Run]) -> list[Model]:
             items = metric_items(evaluation.records, str(evaluation.folder))
             listed.append(Model(label, run.name, evaluation, items))
     return listed
+
+
+def how_to_read(compared: Sequence[Model]) -> str:
+    """How to read the tables, as text."""
+    if len(compared) < 2:
+        return HOW_TO_READ
+    first = compared[0].label
+    return (
+        f"{HOW_TO_READ} Changes are against {first}: “up” counts items that only the other model gets, “down” those "
+        f"that only {first} gets. A change is clear, bold in the page, if its interval excludes 0 and a paired test "
+        "over tasks has p below 0.05. All of this is about these models on other tasks: another training may come out "
+        "differently."
+    )
 
 
 def blocks(compared: Sequence[Model]) -> list[Block]:

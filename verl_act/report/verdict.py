@@ -56,7 +56,7 @@ def _of_change(first: Model, last: Model) -> Verdict:
             f"{names}, nothing is sure: no change is larger than its uncertainty over tasks.", _unclear(unclear)
         )
     parts = [
-        f"{len(rows_)} of {len(rows)} measures {word}: {', '.join(row.title for row in rows_)}"
+        f"{len(rows_)} of {len(rows)} metrics {word}: {', '.join(row.title for row in rows_)}"
         for word, rows_ in (("improved", better), ("got worse", worse))
         if rows_
     ]
@@ -117,11 +117,9 @@ def _test_in_words(entry: Mapping[str, Any], other: str, change: Mapping[str, An
     return f"{entry['method']} is {better} than {other}: {what}, {text}, {format_p(change['p'])}."
 
 
-def summary_text(folder: str | os.PathLike[str], report: str | os.PathLike[str] | None = None) -> str:
-    """A run in a few lines of at most 100 columns: the rows that matter, the verdict, and the path of the report.
-
-    `report` is by default that of the run `folder`, left out if there is none. A longer path is not broken. Raises
-    `DataError` if a file is damaged.
+def summary_text(folder: str | os.PathLike[str]) -> str:
+    """A run in a few lines of at most 100 columns: the rows that matter, the verdict, and the path of the report, if
+    there is one, which may be longer. Raises `DataError` if a file is damaged.
     """
     path = Path(folder).absolute()
     run = read_run(path, path.name)
@@ -134,7 +132,6 @@ def summary_text(folder: str | os.PathLike[str], report: str | os.PathLike[str] 
         names, items = [model.label for model in compared], [[model.items] for model in compared]
     result = verdict([run], compared)
     lines = [fill(one_line(text), WIDTH) for text in (result.sentence, *result.details)]
-    page = Path(report) if report else RunFolder(path).report
-    if page.is_file():
+    if (page := RunFolder(path).report).is_file():
         lines.append(f"Report: {min(str(page), os.path.relpath(page), key=len)}")
     return "\n".join([*([text_table(names, headlines(items))] if items else []), *lines]) + "\n"

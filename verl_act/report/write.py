@@ -21,26 +21,26 @@ def write_report(settings: ReportSettings, out: str | PathLike[str]) -> list[Pat
     """Write `out` (HTML) and next to it the same name with `.md` and `.json`; returns the three paths.
 
     All models are tested against the first model of the first run. The same folders give the same bytes. Raises
-    `DataError` for a damaged file in a folder, `ConfigError` if `out` is no page.
+    `DataError` for a damaged file in a folder, `ConfigError` if `out` is not a page.
     """
     page = Path(out)
     if page.suffix.lower() not in (".html", ".htm"):
         raise OptionError("out", f"is {page}; the page is HTML, so give a name that ends in .html.")
     with reserved_file(page):
-        whole = content(read_runs(settings.runs), settings.examples)
+        shown = content(read_runs(settings.runs), settings.examples)
         files = {
-            page: html(whole),
-            page.with_suffix(".md"): markdown(whole),
-            page.with_suffix(".json"): _json(whole),
+            page: html(shown),
+            page.with_suffix(".md"): markdown(shown),
+            page.with_suffix(".json"): _json(shown),
         }
         for path, text in files.items():
             replace_file(path, text)
     return list(files)
 
 
-def _json(whole: Content) -> str:
+def _json(shown: Content) -> str:
     """Strict JSON: values that are not finite, such as those of a diverged training, become null."""
-    return json.dumps(_finite(whole.as_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_finite(shown.as_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,7 @@ from uuid import uuid4
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.workers.rollout.replica import TokenOutput
 
-from verl_act.config.settings import ActSettings, EpisodeSettings, Mode
+from verl_act.config.settings import ActSettings, EpisodeSettings
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
 from verl_act.errors import ConfigError
@@ -26,6 +26,7 @@ from verl_act.prompts.reply_decoder import ReplyDecoder
 from verl_act.rollout.episode import Episode, play
 from verl_act.rollout.sequence import GrowingSequence, Sample
 from verl_act.schema import Context
+from verl_act.settings.episodes import Mode
 from verl_act.upstream_gaps.failed_rollouts import FAILURES
 
 Result = TypeVar("Result")
@@ -58,7 +59,7 @@ class ActEnvAgentLoop(AgentLoopBase):
                 "reward.reward_manager.name=naive to train or validate on tasks."
             )
         self._require_room_for_turns(settings.episode)
-        pool = EnvPool.shared(task.env, settings.episode)
+        pool = EnvPool.shared(task.env, settings.episode.env_settings, settings.episode)
         policy_class = ConcatPolicy if settings.episode.mode is Mode.CONCAT else StepwisePolicy
         policy = policy_class(
             self, settings.make_template(), settings.episode, sampling_params, settings.thought_markers

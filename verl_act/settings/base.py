@@ -23,7 +23,7 @@ RUNTIME: Role = "runtime"
 def _text(value: object) -> str:
     # Not pydantic's string, which refuses what Python makes of a file name that the locale cannot decode.
     if not isinstance(value, str) or not value:
-        raise ValueError("it should be a text that is not empty")
+        raise ValueError("it should be a string that is not empty")
     return value
 
 

@@ -10,9 +10,13 @@ from verl_act.errors import OptionError
 from verl_act.options import Above0, Count, NotNegative, Positive, Seed, Share, TopP
 from verl_act.process import TASK_TIMEOUT
 from verl_act.settings.base import ARGUMENT, INPUT, RUNTIME, File, Settings, Text
-from verl_act.settings.model import ModelSettings, Sampling, TemplateSettings
+from verl_act.settings.model import ModelSettings, SamplingOptions, TemplateSettings
 
 Files = Annotated[list[File], INPUT]
+RoomSize = Literal["full", "small"]
+SftKind = Literal["il", "reflection", "choice", "rejection", "dpo"]
+OFFICIAL_GAMES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
+"""Playable games of the official ALFWorld data: the splits of its own evaluation (arXiv 2010.03768)."""
 
 
 class EnvSettings(Settings):
@@ -35,14 +39,14 @@ class SeedSettings(Settings):
 class GamesOptions(SeedSettings):
     counts: dict[str, Count] | None = None
     """Number of games of each split."""
-    size: Literal["full", "small"] = "full"
+    size: RoomSize = "full"
     """Size of the rooms: `full`, the whole floor plan as in ALFWorld, or `small`, nine receptacles."""
 
 
 class GamesSettings(GamesOptions, WorkerSettings):
     env: Annotated[Text, ARGUMENT] = "alfworld"
     """Name of the environment."""
-    counts: dict[str, Count] = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
+    counts: dict[str, Count] = OFFICIAL_GAMES
     """Number of games of each split."""
 
 
@@ -75,15 +79,11 @@ class ImportSettings(EnvSettings, WorkerSettings):
     """Import only this split. Default: all."""
 
 
-class AlternativesOptions(Settings):
+class AlternativesOptions(SamplingOptions):
     n: Positive = 4
     """Number of samples per state."""
-    temperature: NotNegative = 1.0
-    """Sampling temperature; 0: greedy."""
     top_p: TopP = 1.0
     """Nucleus sampling: probability mass to sample from."""
-    max_tokens: Positive = 512
-    """Most tokens of a reply."""
     limit: Positive | None = None
     """Sample whole trajectories until a split has this many states. Default: all."""
     workers: Annotated[Count, RUNTIME] = 0
@@ -97,10 +97,6 @@ class AlternativesSettings(AlternativesOptions, ModelSettings, TemplateSettings,
     """Files of expert trajectories; may be given several times."""
     allow_degenerate: Annotated[bool, RUNTIME] = False
     """Continue even if no reply so far has an action."""
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(n=self.n, temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
 
 
 class PairsOptions(Settings):
@@ -190,26 +186,15 @@ class TasksSettings(EnvSettings, SeedSettings):
     """Most tasks of each split, sampled with the seed. Default: all."""
 
 
-class ReflectOptions(Settings):
-    temperature: NotNegative = 1.0
-    """Sampling temperature; 0: greedy."""
-    max_tokens: Positive = 512
-    """Most tokens of a reply."""
-
-
-class ReflectSettings(ReflectOptions, ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerSettings):
+class ReflectSettings(SamplingOptions, ModelSettings, TemplateSettings, EnvSettings, SeedSettings, WorkerSettings):
     trajectories: Files
     """Files of expert trajectories; may be given several times."""
     pairs: Files
     """Pairs of these trajectories; may be given several times."""
 
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
-
 
 class SftSettings(TemplateSettings, SeedSettings):
-    kind: Literal["il", "reflection", "choice", "rejection", "dpo"] = "il"
+    kind: SftKind = "il"
     """What the rows teach. `il`: the expert's actions; `reflection`: these, and again with a reflection before them;
     `choice`: the better action of a pair; `rejection`: sampled replies that have the expert's action; `dpo`: to prefer
     the expert's action, for TRL's `DPOTrainer`."""
@@ -240,7 +225,7 @@ class SftSettings(TemplateSettings, SeedSettings):
                 )
 
 
-SFT_INPUTS = {
+SFT_INPUTS: dict[SftKind, tuple[str, ...]] = {
     "il": ("trajectories",),
     "reflection": ("trajectories", "reflections"),
     "choice": ("pairs",),

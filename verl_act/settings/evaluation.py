@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
 
 from verl_act.errors import OptionError
-from verl_act.options import Above0, NotNegative, Positive
+from verl_act.options import NotNegative, Positive
 from verl_act.settings.base import ARGUMENT, RUNTIME, File, Settings, Text
 from verl_act.settings.data import EnvSettings, Files, SeedSettings
-from verl_act.settings.model import ModelSettings, Sampling, TemplateSettings
+from verl_act.settings.episodes import EpisodeOptions
+from verl_act.settings.model import ModelSettings, SamplingOptions, TemplateSettings
 
 
-class PoolSettings(Settings):
-    """Environment processes of live episodes."""
+class Rationale(StrEnum):
+    """Whose thought precedes the answer."""
 
-    actors: Annotated[Positive, RUNTIME] = 1
-    """Number of environment processes."""
-    step_timeout: Annotated[Above0, RUNTIME] = 60.0
-    """Time limit (s) of one step of an environment."""
-    reset_timeout: Annotated[Above0, RUNTIME] = 120.0
-    """Time limit (s) of a reset."""
-    max_memory_mb: Annotated[Above0, RUNTIME] = 8192.0
-    """Memory (MB) above which an environment process is replaced."""
-    num_cpus: Annotated[NotNegative, RUNTIME] = 0.0
-    """CPUs that Ray reserves for an environment process."""
-
-    @property
-    def pool(self) -> dict[str, Any]:
-        """The keyword arguments of `EnvPool`."""
-        return {name: getattr(self, name) for name in PoolSettings.model_fields}
+    FREE = "free"
+    """The model's own."""
+    NONE = "none"
+    """Nobody's: the reply begins with an empty thought and the answer's tag, so that no other thought can follow."""
+    WRONG = "wrong"
+    """One that argues for the alternative, as the template words it, opens the reply."""
 
 
-class EvaluationOptions(PoolSettings):
+class EvaluationOptions(EpisodeOptions):
     temperature: NotNegative = 0.0
     """Sampling temperature; 0: greedy."""
-    max_tokens: Positive | None = None
-    """Most tokens of a reply."""
-    max_turns: Positive = 50
-    """Most turns of an episode."""
-    mode: Literal["stepwise", "concat"] = "stepwise"
-    """Format of episodes, as in training: a prompt per turn, or one growing sequence."""
     limit: Positive | None = None
     """Expert states and pairs to sample from each split; all tasks and questions are used. Default: all."""
-    rationale: list[Literal["free", "none", "wrong"]] = []
+    rationale: list[Annotated[Rationale, Field(strict=False)]] = []
     """Ask the pairs once more under this intervention on the thought: the model's own, none, or one that argues for
     another action; may be given several times."""
     rationale_limit: Positive | None = None
@@ -53,9 +42,9 @@ class EvaluationOptions(PoolSettings):
     """Most tokens of a reply to a reasoning question. Default: as for other replies."""
 
 
-class EvaluationSettings(EvaluationOptions, ModelSettings, TemplateSettings, EnvSettings, SeedSettings):
-    max_tokens: Positive = 512
-    """Most tokens of a reply."""
+class EvaluationSettings(
+    EvaluationOptions, SamplingOptions, ModelSettings, TemplateSettings, EnvSettings, SeedSettings
+):
     endpoint: Text | None = None
     """URL of an OpenAI-compatible server that runs the model, such as http://localhost:8000/v1; its key is in
     $OPENAI_API_KEY. Default: an engine of our own."""
@@ -81,10 +70,6 @@ class EvaluationSettings(EvaluationOptions, ModelSettings, TemplateSettings, Env
                 "samples", f"is {self.samples} at temperature 0, where all are the same; raise the temperature."
             )
 
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
-
 
 class CompareSettings(Settings):
     evaluations: Annotated[list[File], ARGUMENT]
@@ -94,21 +79,21 @@ class CompareSettings(Settings):
 class MethodRuns(Settings):
     """The evaluations of one method; folders are relative to the run."""
 
+    stages: list[str]
+    """Training stages in order."""
     steps: dict[str, int]
     """Training stage -> optimizer steps; -1 where epochs decide."""
     against: list[str]
     """Methods for paired tests."""
     evaluations: dict[str, str]
     """Seed -> folder of the evaluation."""
-    training: dict[str, list[str]]
-    """Seed -> names of its training stages."""
 
 
 class MethodsTableSettings(Settings):
     run: Annotated[File, ARGUMENT]
     """Folder written by `run` with a recipe that lists methods."""
     methods: dict[str, MethodRuns]
-    """Method -> steps, against, evaluations and training."""
+    """Method -> stages, steps, against and evaluations."""
     initial_model: str = ""
     """The model that all methods start from."""
 

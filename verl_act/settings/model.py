@@ -14,19 +14,28 @@ if TYPE_CHECKING:
     from verl_act.prompts import Template
 
 
-class Sampling(Settings):
+class SamplingOptions(Settings):
+    """What every stage that samples replies can set."""
+
+    temperature: NotNegative = 1.0
+    """Sampling temperature; 0: greedy."""
+    max_tokens: Positive = 512
+    """Most tokens of a reply."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**{name: value for name, value in self if name in Sampling.model_fields})
+
+
+class Sampling(SamplingOptions):
     """How replies are sampled."""
 
     n: Positive = 1
     """Replies for each prompt."""
-    temperature: NotNegative = 1.0
-    """Sampling temperature; 0: greedy."""
     top_p: TopP = 1.0
     """Nucleus sampling: probability mass to sample from."""
     top_k: Annotated[int, Field(ge=-1)] = -1
     """Number of tokens to sample from; -1: all."""
-    max_tokens: Positive = 512
-    """Most tokens of a reply."""
 
     def check(self) -> None:
         if self.temperature == 0 and self.n > 1:
@@ -45,7 +54,7 @@ class EngineOptions(TypedDict):
     chat_template_kwargs: dict[str, Any]
     """For prompts."""
     seed_requests: bool
-    """Whether every request has a seed of its own, so that its replies do not depend on what the engine runs beside it.
+    """Whether every request has a seed of its own, so that its replies do not depend on what else the engine runs.
     If not, the engine has one seed, and a repeated or resumed run samples other replies. The default is true where it
     costs nothing: on a CPU, and with vLLM's V2 model runner. The sampler of its V1 runner handles seeded requests one
     by one, and without FlashInfer."""

@@ -11,8 +11,11 @@ Upstream change it waits for: a user message rendered after an assistant's in `e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 _USER = {"role": "user", "content": "a question"}
 _REPLY = {"role": "assistant", "content": "an answer"}
@@ -31,6 +34,15 @@ def system_prompt_and_generation(tokenizer: Any, **options: Any) -> tuple[list[i
     first = tokens(_USER)
     message = len(tokens(_USER, _REPLY, _USER)) - len(tokens(_USER, _REPLY))
     return first[:-message], tokens(_USER, add_generation_prompt=True)[len(first) :]
+
+
+@contextmanager
+def alternating_probes() -> Iterator[None]:
+    """While verl's SFT dataset opens its files, it probes the chat template by `system_prompt_and_generation`."""
+    from verl.utils.dataset import multiturn_sft_dataset
+
+    with patch.object(multiturn_sft_dataset, "extract_system_prompt_and_generation", system_prompt_and_generation):
+        yield
 
 
 def close_gap(builder: Any) -> None:

@@ -59,7 +59,7 @@ def exported_models(folder: Path) -> list[Path]:
     return [model for part in parts if (model := exported_model(part))]
 
 
-def resume_from_whole(folder: Path, contents: Collection[str] = CONTENTS) -> Path | None:
+def resume_from_complete(folder: Path, contents: Collection[str] = CONTENTS) -> Path | None:
     """Point verl's tracker in `folder` to the newest complete checkpoint and return it; None if there is none.
 
     `contents` is what a checkpoint must hold. Newer damaged checkpoints are logged and left alone.
@@ -75,11 +75,11 @@ def resume_from_whole(folder: Path, contents: Collection[str] = CONTENTS) -> Pat
 
 
 def tidy(folder: Path, contents: Collection[str] = CONTENTS, keep: int | None = None) -> Path | None:
-    """As `resume_from_whole`, but also clean up, since verl does not delete checkpoints of a killed attempt.
+    """As `resume_from_complete`, but also clean up, since verl does not delete checkpoints of a killed attempt.
 
     Damaged checkpoints are renamed to `damaged_step_<step>`; the newest `keep` complete ones stay (None: all).
     """
-    whole = resume_from_whole(folder, contents)
+    newest = resume_from_complete(folder, contents)
     for path in folder.glob(f"{DAMAGED}*"):
         shutil.rmtree(path, ignore_errors=True)
     good = []
@@ -90,7 +90,7 @@ def tidy(folder: Path, contents: Collection[str] = CONTENTS, keep: int | None = 
             good.append(checkpoint)
     for checkpoint in good[: -keep if keep else 0]:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    return whole
+    return newest
 
 
 def fault_of(checkpoint: Path, contents: Collection[str] = CONTENTS) -> str:
@@ -131,12 +131,12 @@ def _fault_of_archive(path: Path) -> str:
     """The fault of a `torch.save` file, a zip archive whose directory is written last; empty if there is none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            whole = any(name.endswith("data.pkl") for name in archive.namelist())
+            complete = any(name.endswith("data.pkl") for name in archive.namelist())
     except FileNotFoundError:
         return f"{path} is missing"
     except (OSError, ValueError, zipfile.BadZipFile):
-        whole = False
-    return "" if whole else f"{path} is cut or damaged"
+        complete = False
+    return "" if complete else f"{path} is cut or damaged"
 
 
 def _fault_of_export(folder: Path) -> str:
@@ -176,15 +176,17 @@ def _contents(config: Any) -> list[str]:
 
 
 @wrap_when_imported("verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint")
-def load_whole(wrapped: Callable[[], None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def load_complete(wrapped: Callable[[], None], trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     config = trainer.config.trainer
     if config.resume_mode == "auto":
-        resume_from_whole(Path(config.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint))
+        resume_from_complete(
+            Path(config.default_local_dir), _contents(trainer.config.actor_rollout_ref.actor.checkpoint)
+        )
     wrapped(*args, **kwargs)
 
 
 @wrap_when_imported("verl.utils.checkpoint.checkpoint_handler:CheckpointHandler._find_latest_checkpoint")
-def find_whole(
+def find_complete(
     wrapped: Callable[[], str | None], handler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> str | None:
     """The same for SFT, whose processes may look only once the first has updated the tracker."""
@@ -193,7 +195,7 @@ def find_whole(
 
     if handler.rank == 0:
         config = getattr(handler.engine, "checkpoint_config", None)
-        resume_from_whole(Path(handler.default_local_dir), _contents(config))
+        resume_from_complete(Path(handler.default_local_dir), _contents(config))
     if handler.mode == OrchestrationMode.SPMD:
         torch.distributed.barrier()
     return wrapped(*args, **kwargs)

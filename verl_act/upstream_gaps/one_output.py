@@ -20,7 +20,8 @@ def refuse_stepwise(wrapped: Callable[..., Any], worker: Any, args: tuple[Any, .
 
     takes_one = type(worker)._agent_loop_postprocess is AgentLoopWorker._agent_loop_postprocess
     if takes_one and kwargs["agent_name"] == "act_env":
-        from verl_act.config.settings import ActSettings, Mode
+        from verl_act.config.settings import ActSettings
+        from verl_act.settings.episodes import Mode
 
         episode = ActSettings.from_config(worker.config.data).episode
         if episode.mode is Mode.STEPWISE and episode.max_turns > 1:

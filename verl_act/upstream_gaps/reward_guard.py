@@ -2,7 +2,7 @@
 
 `+act=mix` sets our reward function, so a reward model would score nothing: the run is refused. Conversely, a
 `reward.custom_reward_function.path` on the user's command line replaces our reward, and would score choices and actions
-that it does not know: the run warns. That is no gap of verl's.
+that it does not know: the run warns. That is not a gap of verl.
 
 Upstream change it waits for: an error in `validate_config` (verl/utils/config.py) where both are set and the function
 takes no `reward_router_address`.

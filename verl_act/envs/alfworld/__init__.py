@@ -1,15 +1,15 @@
 """ALFWorld: household tasks in text, with its own engine wrapper, planner and experts.
 
-`data` lists games, `game` and `grammar` compile them, `engine` plays them, `planner` finds shortest plans, `beliefs`
-and `search` are the non-privileged expert.
+`game_index` lists games, `game` and `grammar` compile them, `engine` plays them, `planner` finds shortest plans,
+`beliefs` and `search` are the non-privileged expert.
 """
 
 import os
 
-from verl_act.envs.alfworld.data import NAME, SPLITS, data_digest, list_tasks
 from verl_act.envs.alfworld.dialect import DIALECT
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.experts import PlannerExpert, WalkthroughExpert
+from verl_act.envs.alfworld.game_index import NAME, SPLITS, data_digest, list_tasks
 from verl_act.envs.alfworld.importer import AlfworldImporter
 from verl_act.envs.alfworld.installation import check_games
 from verl_act.envs.alfworld.search import SearchExpert
@@ -41,6 +41,7 @@ SPEC = EnvSpec(
     },
     make_games=make_games,
     doctor=check_games,
+    packages=("alfworld", "textworld"),
 )
 
 __all__ = ["SPEC"]

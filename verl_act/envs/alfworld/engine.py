@@ -16,7 +16,7 @@ import fast_downward
 import numpy as np
 
 from verl_act.envs.alfworld.facts import Facts, Literal, assign, parse_atom
-from verl_act.envs.alfworld.game import CompiledGame, GameFile, Menu, compile_game, translate_for_planner
+from verl_act.envs.alfworld.game import CommandMenu, CompiledGame, GameFile, compile_game
 from verl_act.envs.alfworld.grammar import Scene
 from verl_act.envs.alfworld.planner_library import load_library
 
@@ -39,7 +39,7 @@ class AlfworldState:
 
     state_id: int
     facts: Facts
-    menu: Menu
+    menu: CommandMenu
     won: bool
 
 
@@ -57,9 +57,8 @@ class AlfworldEngine:
         self._operators = _OperatorBuffer(256)
         self._atoms: dict[bytes, Literal] = {}
         self._game: CompiledGame | None = None
-        self._can_replan = False
         self._facts: Facts = {}
-        self._menu = Menu((), {})
+        self._menu = CommandMenu((), {})
         self._won = False
         self._first: AlfworldState | None = None
 
@@ -82,7 +81,7 @@ class AlfworldEngine:
             return
         self._game = self._first = None  # until loaded: a partly loaded game must not be played
         self._library.load_sas(compiled.sas)
-        self._game, self._can_replan = compiled, False
+        self._game = compiled
         try:
             self._facts, self._won = compiled.facts, self._library.check_goal()
             self._menu = self._read_menu()
@@ -122,17 +121,6 @@ class AlfworldEngine:
         self._library.set_state_id(state.state_id)
         self._facts, self._menu, self._won = state.facts, state.menu, state.won
 
-    def replan(self) -> list[str] | None:
-        """A plan by Fast Downward's search (tens of milliseconds, not always the shortest); None if there is none."""
-        if not self._can_replan:
-            self._library.load_sas_replan(translate_for_planner(self.game.file))
-            self._can_replan = True
-        if not self._library.replan(False):
-            return None
-        operators = (fast_downward.Operator * self._library.get_last_plan_length())()
-        self._library.get_last_plan(operators)
-        return [self.game.operator_from(operator.name, 0).command for operator in operators]
-
     def _literal(self, atom: fast_downward.Atom) -> Literal:
         text: bytes = atom._name
         literal = self._atoms.get(text)
@@ -140,7 +128,7 @@ class AlfworldEngine:
             literal = self._atoms[text] = parse_atom(atom.name)
         return literal
 
-    def _read_menu(self) -> Menu:
+    def _read_menu(self) -> CommandMenu:
         indices = self._operators.read(self._library)
         key = indices.tobytes()
         menus = self.game.menus
@@ -151,7 +139,7 @@ class AlfworldEngine:
             menu = menus[key] = self._make_menu(indices.tolist())
         return menu
 
-    def _make_menu(self, indices: Iterable[int]) -> Menu:
+    def _make_menu(self, indices: Iterable[int]) -> CommandMenu:
         game = self.game
         operators: dict[str, int] = {}
         for position, index in enumerate(indices):
@@ -161,7 +149,7 @@ class AlfworldEngine:
                 operator = game.operators[index] = game.operator_from(native.name, native.nb_effect_atoms)
             # The first of several operators with one command is the one that the stock engine applies.
             operators.setdefault(operator.command, index)
-        return Menu(tuple(sorted(operators)), operators)
+        return CommandMenu(tuple(sorted(operators)), operators)
 
 
 class _OperatorBuffer:
@@ -173,8 +161,8 @@ class _OperatorBuffer:
     def _grow(self, size: int) -> None:
         self.items = (fast_downward.Operator * size)()
         stride = ctypes.sizeof(fast_downward.Operator)
-        whole = np.frombuffer(self.items, dtype=np.uint8).reshape(size, stride)
-        self._indices = whole[:, : ctypes.sizeof(ctypes.c_int)]
+        rows = np.frombuffer(self.items, dtype=np.uint8).reshape(size, stride)
+        self._indices = rows[:, : ctypes.sizeof(ctypes.c_int)]
 
     def read(self, library: ctypes.CDLL) -> np.ndarray:
         """The indices of the applicable operators, in the library's order."""

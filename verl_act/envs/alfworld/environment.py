@@ -8,10 +8,10 @@ import os
 import threading
 from dataclasses import dataclass
 
-from verl_act.envs.alfworld.data import game_path
 from verl_act.envs.alfworld.engine import AlfworldEngine, AlfworldState, Frame
 from verl_act.envs.alfworld.game import GameFile, read_game
-from verl_act.envs.alfworld.planner import Planner, Rank
+from verl_act.envs.alfworld.game_index import game_path
+from verl_act.envs.alfworld.planner import AlfworldPlanner, Rank
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, EnvError
 
@@ -52,7 +52,7 @@ class AlfworldEnvironment:
         self._max_steps = max_steps
         self._engine: AlfworldEngine | None = None
         self._started = False
-        self._planner: Planner | None = None
+        self._planner: AlfworldPlanner | None = None
         self._walkthrough: tuple[str, ...] = ()
         self._frame = Frame("", (), False)
         self._steps = 0
@@ -124,12 +124,12 @@ class AlfworldEnvironment:
     def plan(self, rank: Rank | None = None) -> list[str] | None:
         """A shortest plan to the goal, ignoring the step limit (privileged); None if there is none.
 
-        `rank` chooses between plans of the same length, as in `Planner.plan`.
+        `rank` chooses between plans of the same length, as in `AlfworldPlanner.plan`.
         """
         with _LOCK:
             engine = self.playing()
             if self._planner is None:
-                self._planner = Planner(engine)
+                self._planner = AlfworldPlanner(engine)
             return self._planner.plan(rank)
 
     def plan_length(self) -> int | None:

@@ -11,7 +11,7 @@ from verl_act.schema import Context
 
 
 class PlannerExpert:
-    """Follows a shortest plan, drawn by task and seed where there are several.
+    """Follows a shortest plan, sampled by task and seed where there are several.
 
     An action is inferable if the search expert also takes it and calls it inferable.
     """

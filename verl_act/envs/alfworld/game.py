@@ -76,7 +76,7 @@ class CompiledGame:
     entities: Mapping[str, EntityInfo]
     commands: dict[tuple[str, ...], str] = field(default_factory=dict)
     operators: dict[int, Operator] = field(default_factory=dict)
-    menus: dict[bytes, Menu] = field(default_factory=dict)
+    menus: dict[bytes, CommandMenu] = field(default_factory=dict)
 
     def intro(self) -> str:
         """The game's text before the first action."""
@@ -100,7 +100,7 @@ class CompiledGame:
         return command
 
 
-class Menu(NamedTuple):
+class CommandMenu(NamedTuple):
     """The commands of a state: sorted, and mapped to operator indices."""
 
     commands: tuple[str, ...]
@@ -158,13 +158,6 @@ def compile_game(game: GameFile) -> CompiledGame:
             facts=facts,
             entities=_name_entities(facts, {thing.name: thing.type_name for thing in task.objects}),
         )
-
-
-def translate_for_planner(game: GameFile) -> bytes:
-    """The problem in the pruned form for Fast Downward's planner; only `AlfworldEngine.replan` needs it."""
-    with _translating(game):
-        task: str = fast_downward.pddl2sas(game.domain, game.problem, optimize=True)[1]
-    return task.encode()
 
 
 @contextmanager

@@ -151,8 +151,8 @@ def _evaluation(expression: str) -> _Render:
                     break
         except KeyError as error:
             raise EnvError(
-                f"The game's grammar names {error} in the expression {brief(expression)}, which is no object there. "
-                "The file is damaged; write or download it again."
+                f"The game's grammar names {error}, which is not an object, in the expression {brief(expression)}. The "
+                "file is damaged; write or download it again."
             ) from None
         return [str(value)]
 

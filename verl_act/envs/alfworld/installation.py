@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
-from verl_act.envs.alfworld.data import list_games
+from verl_act.envs.alfworld.game_index import list_games
 from verl_act.errors import DataError, InstallationError, NotInstalledError
 from verl_act.names import counts_text
+from verl_act.settings.data import OFFICIAL_GAMES
 
-OFFICIAL_GAMES = {"train": 3553, "valid_seen": 140, "valid_unseen": 134}
-"""Playable games of the official data: the splits of ALFWorld's own evaluation (arXiv 2010.03768)."""
 _DOWNLOAD = "Run alfworld-download again, or set ALFWORLD_DATA to the folder that holds json_2.1.1."
 
 

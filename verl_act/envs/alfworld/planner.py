@@ -61,7 +61,7 @@ class _Event(NamedTuple):
     after: _PlanState
 
 
-class Planner:
+class AlfworldPlanner:
     """Plans for the game that `engine` has loaded."""
 
     def __init__(self, engine: AlfworldEngine) -> None:
@@ -69,15 +69,13 @@ class Planner:
         self._goal = parse_goal(engine.game.file.problem)
 
     def plan(self, rank: Rank | None = None) -> list[str] | None:
-        """A shortest plan from the current state; None if there is none.
+        """A shortest plan from the current state; None if there is none, or the goal is of none of the six task types.
 
         `rank` is the sort key of objects and receptacles: of several shortest plans, the one is found whose things come
         first. By default they are sorted by name.
-
-        For goals other than those of the six task types, Fast Downward's plan, which may not be the shortest.
         """
         if self._goal is None:
-            return self._engine.replan()
+            return None
         actions = _Search(self._goal, self._engine.facts, rank).run()
         return None if actions is None else [action.command(self._engine.game) for action in actions]
 

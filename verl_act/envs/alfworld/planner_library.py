@@ -29,13 +29,13 @@ def load_library() -> CDLL:
 @cache
 def loaded_part(path: str) -> str:
     """An in-memory file with the loadable segments; `path` itself if it is not a 64-bit ELF, as on macOS."""
-    whole = Path(path).read_bytes()
-    end = _end_of_segments(whole)
+    library = Path(path).read_bytes()
+    end = _end_of_segments(library)
     if end is None:
         return path
     kept = os.memfd_create("libdownward")
     with open(kept, "wb", closefd=False) as stream:
-        stream.write(whole[:end])
+        stream.write(library[:end])
     return f"/proc/self/fd/{kept}"
 
 

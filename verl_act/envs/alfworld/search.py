@@ -31,7 +31,7 @@ class SearchExpert:
     Its rules: fetch a seen object, use the tool and go to the destination, preferring where the agent is; while
     searching, look into where the agent is, then into the usual homes of the object before other receptacles, and of
     those into the ones that need no opening. An action is *inferable* if these rules determine it. Where they rank
-    several actions equal, such as going to one of four unseen shelves, one is drawn by task and seed: no model can
+    several actions equal, such as going to one of four unseen shelves, one is sampled by task and seed: no model can
     learn which.
     """
 
@@ -56,7 +56,7 @@ class SearchExpert:
 
 class Decision(NamedTuple):
     """The next action, its subgoal (`take mug 1 from shelf 2`, `find mug`), whether the action is inferable, and the
-    actions between which it was drawn, if it was.
+    actions that it was sampled from, if it was.
     """
 
     action: str
@@ -70,7 +70,7 @@ def decide(
 ) -> Decision:
     """The expert's decision in this state; for another task in the same room if `goal` is given.
 
-    Between actions that rank equal, `taken` is preferred; else `ties` draws. Raises `EnvError` if the task sentence
+    Between actions that rank equal, `taken` is preferred; else `ties` decides. Raises `EnvError` if the task sentence
     follows none of ALFWorld's templates.
     """
     goal = context.goal if goal is None else goal
@@ -86,9 +86,9 @@ def decide(
         subgoals.setdefault(action, subgoal)
     if not subgoals:
         return Decision("look", "look", False, ())
-    drawn = taken if taken in subgoals else (ties or TieBreaker()).draw(tuple(subgoals), len(context.history))
+    action = taken if taken in subgoals else (ties or TieBreaker()).sample(tuple(subgoals), len(context.history))
     tied = tuple(subgoals) if len(subgoals) > 1 else ()
-    return Decision(drawn, subgoals[drawn], not tied, tied)
+    return Decision(action, subgoals[action], not tied, tied)
 
 
 _Option = tuple[str, str]

@@ -1,16 +1,16 @@
 """ScienceWorld: primary school science in a house of text rooms, on the package's own Java engine.
 
-`data` lists tasks without the engine, `server` runs one JVM per process, `game` plays a game on it, `environment` makes
-an episode of the game, `experts` replays the package's gold paths.
+`variations` lists tasks without the engine, `server` runs one JVM per process, `game` plays a game on it, `environment`
+makes an episode of the game, `experts` replays the package's gold paths.
 """
 
 from verl_act.envs.base import ASSETS, EnvSpec
-from verl_act.envs.scienceworld.data import NAME, SPLITS, data_digest, list_tasks
 from verl_act.envs.scienceworld.dialect import DIALECT
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import GoldExpert
 from verl_act.envs.scienceworld.importer import ScienceWorldImporter
 from verl_act.envs.scienceworld.server import ScienceWorldEngine
+from verl_act.envs.scienceworld.variations import NAME, SPLITS, data_digest, list_tasks
 from verl_act.names import counts_text
 
 
@@ -33,6 +33,7 @@ SPEC = EnvSpec(
     models={"embedded": ASSETS / "embedded_model_scienceworld"},
     doctor=check_engine,
     max_episodes=64,  # the engine's Java heap has space for about 70 games
+    packages=("scienceworld",),
 )
 
 __all__ = ["SPEC"]

@@ -8,9 +8,9 @@ from reprlib import repr as brief  # an action may be of any length
 from typing import NamedTuple
 
 from verl_act.envs.base import NoRoom, Observation, StepResult, Task
-from verl_act.envs.scienceworld.data import EASY, check_simplification, name_and_variation, playable, task_names
-from verl_act.envs.scienceworld.game import Answer, Game, Menu, gold_path
+from verl_act.envs.scienceworld.game import ActionMenu, Answer, Game, gold_path
 from verl_act.envs.scienceworld.server import EngineLost
+from verl_act.envs.scienceworld.variations import EASY, check_simplification, name_and_variation, playable, task_names
 from verl_act.errors import ConfigError, EnvError
 
 _GOAL = "Your task is to "
@@ -24,7 +24,7 @@ class ScienceWorldSnapshot(NamedTuple):
 
     actions: tuple[str, ...]
     answer: Answer
-    menu: Menu
+    menu: ActionMenu
 
 
 class ScienceWorldEnvironment:
@@ -66,7 +66,7 @@ class ScienceWorldEnvironment:
         self._task: Task | None = None
         self._goal = ""
         self._actions: list[str] = []
-        self._menu = Menu()
+        self._menu = ActionMenu()
         self._answer = Answer("", 0, False)
 
     def reset(self, task: Task) -> Observation:

@@ -46,7 +46,7 @@ class GoldExpert:
         self._played: list[str] = []
 
     def reset(self, task: Task, seed: int) -> None:
-        """Forget the last task's path. The next one is computed at the first `act`, in seconds. The engine draws its
+        """Forget the last task's path. The next one is computed at the first `act`, in seconds. The engine samples its
         own ties: `seed` is not used.
         """
         self._path, self._played = None, []

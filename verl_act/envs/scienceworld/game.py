@@ -26,7 +26,7 @@ _CHOICE = 100
 """Kinds from this id on are the numbered answers to a question of the engine."""
 
 
-class Reading(NamedTuple):
+class Interpretation(NamedTuple):
     """One interpretation of a text. `possible` is the engine's own check of whether it can be done now."""
 
     meaning: Meaning
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Menu:
+class ActionMenu:
     """The actions possible now, without those on objects out of reach."""
 
     actions: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Game:
                 raise EnvError(f"ScienceWorld's engine has failed: {self._agent_interface().getErrorStateMessage()}")
             return Answer(answer.strip(), score, self._interface.getCompleted())
 
-    def menu(self) -> Menu:
+    def menu(self) -> ActionMenu:
         """The actions possible now. Does not change the game."""
         with self._engine.turn(self._globals):
             with self._engine.aside(self._globals):
@@ -117,9 +117,9 @@ class Game:
         names = {(_kind(entry), tuple(entry["obj_ids"])): entry["action"] for entry in reversed(reachable)}
         is_question = bool(listed) and listed[0]["template_id"] >= _CHOICE
         offered = texts if is_question else sorted(set(texts) - {_RESET})
-        return Menu(tuple(offered), frozenset(texts), names)
+        return ActionMenu(tuple(offered), frozenset(texts), names)
 
-    def readings(self, text: str) -> list[Reading]:
+    def readings(self, text: str) -> list[Interpretation]:
         """The interpretations of `text`: none, one, or those between which the engine would ask to choose."""
         with self._engine.turn(self._globals):
             outer = self._agent_interface()
@@ -151,13 +151,13 @@ class Game:
     def _agent_interface(self) -> Any:
         return self._interface.agentInterface().get()
 
-    def _reading(self, action: Any) -> Reading:
+    def _reading(self, action: Any) -> Interpretation:
         objects = action.assignments()
         names = [name for name in objects.keys().mkString(",").split(",") if name != "agent"]
         names.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else 0)
         kind = _TELEPORT_KIND if action.name().startswith(_TELEPORT.strip()) else action.action().uniqueActionID()
         meaning = kind, tuple(objects.apply(name).uuid() for name in names)
-        return Reading(meaning, self._engine.companion(action).isValidAction(objects)._2())
+        return Interpretation(meaning, self._engine.companion(action).isValidAction(objects)._2())
 
     def _within_reach(self) -> set[int]:
         """The ids of all objects that the engine accepts in an action now."""

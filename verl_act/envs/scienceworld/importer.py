@@ -8,9 +8,9 @@ from functools import cached_property
 
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.importer import Published, TrajectoryImporter
-from verl_act.envs.scienceworld.data import EASY, VARIATIONS
 from verl_act.envs.scienceworld.environment import ScienceWorldEnvironment
 from verl_act.envs.scienceworld.experts import follows
+from verl_act.envs.scienceworld.variations import EASY, VARIATIONS
 from verl_act.schema import Context
 
 _ETO_ID = re.compile(r"(\d{1,6})[_-](\d{1,6})")

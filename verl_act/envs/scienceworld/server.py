@@ -29,7 +29,7 @@ from scienceworld.constants import BASEPATH, JAR_PATH
 from scienceworld.version import __version__ as _INSTALLED
 
 from verl_act.envs.base import NoRoom
-from verl_act.envs.scienceworld.data import VERSION
+from verl_act.envs.scienceworld.variations import VERSION
 from verl_act.errors import ConfigError, EnvError
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from verl_act.envs.webshop import embedded_words as words
-
-PRODUCTS, INSTRUCTIONS, SEED = 1000, 4, 0
-"""Size of the embedded catalogue: 4,000 goals, so the standard splits have 500, 1,000 and 2,500."""
+from verl_act.settings.data import CatalogueSettings
 
 _CONSONANTS = "BCDFGHJKLMNPQRSTVWXZ"
 _SENTENCE_START = re.compile(r"(?:^|[.?] )\w")
@@ -43,8 +41,12 @@ class _Draft:
     options: dict[str, tuple[str, ...]]
 
 
-def embedded_records(products: int = PRODUCTS, instructions: int = INSTRUCTIONS, seed: int = SEED) -> Records:
-    """Generate `products` products with `instructions` goals each."""
+def embedded_records(settings: CatalogueSettings | None = None) -> Records:
+    """Generate the products with their goals. By default, those of the embedded catalogue: 4,000 goals, so the standard
+    splits have 500, 1,000 and 2,500.
+    """
+    settings = settings or CatalogueSettings()
+    products, instructions, seed = settings.products, settings.instructions, settings.seed
     records = Records([], {}, {})
     pieces, asins = _asin_pieces(products), set[str]()
     for index in range(products):

@@ -11,7 +11,7 @@ from verl_act.envs.webshop.goals import SPLIT_BY, Goal, goal_of
 from verl_act.envs.webshop.instruction import likely_search
 from verl_act.envs.webshop.nouns import EMBEDDED, noun_tagger
 from verl_act.envs.webshop.pages import STYLES, page_parts
-from verl_act.envs.webshop.planner import Planner, Rank
+from verl_act.envs.webshop.planner import Rank, WebShopPlanner
 from verl_act.envs.webshop.reward import score_purchase
 from verl_act.envs.webshop.session import START, Page, ShopState, clickables, follow
 from verl_act.errors import ConfigError, EnvError
@@ -70,7 +70,7 @@ class WebShopEnvironment:
         self._style = STYLES[observation]
         self._catalogue: Catalogue | None = None
         self._goal: Goal | None = None
-        self._planner: Planner | None = None
+        self._planner: WebShopPlanner | None = None
         self._now = WebShopSnapshot()
 
     def reset(self, task: Task) -> Observation:
@@ -127,7 +127,7 @@ class WebShopEnvironment:
         if self._now.state.page is Page.DONE:
             return () if self._now.reward == 1.0 else None
         if self._planner is None:
-            self._planner = Planner(catalogue, goal, self.nouns)
+            self._planner = WebShopPlanner(catalogue, goal, self.nouns)
         return self._planner.plan(self._now.state, rank)
 
     def plan_length(self) -> int | None:

@@ -11,7 +11,7 @@ from verl_act.schema import Context
 
 
 class GoalExpert:
-    """Takes the shortest way to a reward of 1.0, drawn by task and seed where there are several.
+    """Takes the shortest way to a reward of 1.0, sampled by task and seed where there are several.
 
     An action is inferable if `ShopperExpert` infers it too.
     """

@@ -29,7 +29,7 @@ def make_catalogue(settings: CatalogueSettings, out: str | os.PathLike[str]) -> 
     check_settings(settings)
     products, instructions = settings.products, settings.instructions
     started = time.monotonic()
-    records = embedded_records(products, instructions, settings.seed)
+    records = embedded_records(settings)
     with atomic_folder(out) as folder:
         _write_lines(folder / PRODUCT_FILE, "[]", map(_json, records.products))
         _write_lines(

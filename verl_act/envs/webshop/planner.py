@@ -29,7 +29,7 @@ Rank = Callable[[str], bytes]
 """The sort key of a text: of equally good products and option clicks, those that come first are taken."""
 
 
-class Planner:
+class WebShopPlanner:
     """Plans for one goal. Caches which products fit."""
 
     def __init__(self, catalogue: Catalogue, goal: Goal, nouns: Nouns) -> None:

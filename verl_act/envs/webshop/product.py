@@ -106,7 +106,7 @@ def _text(record: Mapping[str, Any], field: str, *, optional: bool = False) -> s
     if value is None and optional:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} is {_shortened(value)}; it must be a text")
+        raise ValueError(f"field {field!r} is {_shortened(value)}; it must be a string")
     return valid_text(value)
 
 
@@ -131,7 +131,7 @@ def _bullets(value: Any) -> tuple[str, ...]:
         return (valid_text(value or ""),)
     if isinstance(value, list) and all(isinstance(bullet, str) for bullet in value):
         return tuple(map(valid_text, value))
-    raise ValueError(f"field 'small_description' is {_shortened(value)}; it must be a list of texts")
+    raise ValueError(f"field 'small_description' is {_shortened(value)}; it must be a list of strings")
 
 
 def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:

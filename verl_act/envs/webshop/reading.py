@@ -25,7 +25,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedPage:
     """A parsed page. Fields that the page does not have are empty.
 
     `between` holds the option names and values of an item page, in order; only the clickables tell them apart.
@@ -40,7 +40,7 @@ class Reading:
     text: str = ""
 
 
-def read_page(observation: str) -> Reading:
+def read_page(observation: str) -> ParsedPage:
     """Parse an observation of any style. All detail pages of a product count as `Page.DESCRIPTION`."""
     texts = _split(observation)
     if total := next((match for text in texts if (match := _TOTAL.fullmatch(text))), None):
@@ -50,16 +50,16 @@ def read_page(observation: str) -> Reading:
             for asin, title, tag in zip(rest[::3], rest[1::3], rest[2::3], strict=False)
             if (price := _PRICE.match(tag))
         )
-        return Reading(Page.RESULTS, listed, int(total[1]) * 10 < int(total[2]))
+        return ParsedPage(Page.RESULTS, listed, int(total[1]) * 10 < int(total[2]))
     if texts and texts[-1] == BUY:
         prices = (index for index, text in enumerate(texts) if _PRICE.match(text) and text.startswith("Price"))
         price_index = next(prices, 0)
-        return Reading(
+        return ParsedPage(
             Page.ITEM, title=texts[price_index - 1], between=tuple(texts[_behind(PREVIOUS, texts) : price_index - 1])
         )
     if BACK in texts:
-        return Reading(Page.DESCRIPTION, text=" ".join(texts[_behind(PREVIOUS, texts) :]))
-    return Reading(Page.SEARCH)
+        return ParsedPage(Page.DESCRIPTION, text=" ".join(texts[_behind(PREVIOUS, texts) :]))
+    return ParsedPage(Page.SEARCH)
 
 
 def _split(observation: str) -> list[str]:
@@ -73,7 +73,7 @@ def _behind(button: str, texts: Sequence[str]) -> int:
     return texts.index(button) + 1 if button in texts else len(texts)
 
 
-def options_on(reading: Reading, admissible: Sequence[str]) -> dict[str, list[str]]:
+def options_on(reading: ParsedPage, admissible: Sequence[str]) -> dict[str, list[str]]:
     """Return the options of an item page with their values; `admissible` are the actions that the page offers."""
     options: dict[str, list[str]] = {}
     name = ""

@@ -14,7 +14,7 @@ from verl_act.envs.ties import TieBreaker
 from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
 from verl_act.envs.webshop.analysis import Analyzer
 from verl_act.envs.webshop.instruction import content_words, likely_search, price_limit
-from verl_act.envs.webshop.reading import Reading, options_on, read_page
+from verl_act.envs.webshop.reading import ParsedPage, options_on, read_page
 from verl_act.envs.webshop.reward import COLORS
 from verl_act.envs.webshop.session import SUB_PAGES, Page
 from verl_act.schema import Context
@@ -34,7 +34,7 @@ class ShopperExpert:
 
     An action is *inferable* if its rules determine it: search for the instruction's words; open the first affordable
     unopened product; read the details of a product that does not show all requested terms yet, and leave it if they
-    stay missing; choose the requested options; buy. Where several actions rank equal, one is drawn by task and seed:
+    stay missing; choose the requested options; buy. Where several actions rank equal, one is sampled by task and seed:
     between the options left to choose, and between the opened products that miss the fewest terms.
     """
 
@@ -47,7 +47,7 @@ class ShopperExpert:
     def act(self, context: Context, environment: Environment | None = None) -> tuple[str, bool]:
         """Return the next action and whether it is inferable; `environment` is not used."""
         best = best_actions(context)
-        return self._ties.draw(best, len(context.history)), len(best) == 1
+        return self._ties.sample(best, len(context.history)), len(best) == 1
 
     def ties(self, context: Context) -> tuple[str, ...]:
         best = best_actions(context)
@@ -83,7 +83,7 @@ class _Trip:
     """The episode so far, reconstructed from the transcript."""
 
     goal: str
-    now: Reading
+    now: ParsedPage
     steps: int
     requested: tuple[str, ...]
     """The terms of the instruction."""
@@ -94,7 +94,7 @@ class _Trip:
     @classmethod
     def from_context(cls, context: Context) -> _Trip:
         requested = tuple(dict.fromkeys(_TERMS(" ".join(content_words(context.goal)))))
-        trip = cls(context.goal, Reading(Page.SEARCH), len(context.history), requested)
+        trip = cls(context.goal, ParsedPage(Page.SEARCH), len(context.history), requested)
         for turn in context.history:
             trip._see(turn.observation)
             trip._do(turn.action)

@@ -123,7 +123,7 @@ def _human(entry: Sequence[Mapping[str, Any]]) -> tuple[Instruction, ...]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+        raise TypeError(f"{value!r} is not a string")
     return valid_text(value)
 
 

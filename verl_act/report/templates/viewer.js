@@ -3,9 +3,8 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view");
-  const NAMES = { episodes: "Episodes", next_actions: "Next actions", choices: "Choices", reasoning: "General reasoning" };
   const END = { goal: "solved", over: "not solved: the episode was over", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
-  const KINDS = Object.keys(NAMES).filter((kind) => data.kinds[kind].items.length);
+  const KINDS = Object.keys(data.kinds).filter((kind) => data.kinds[kind].items.length);
   const state = {
     kind: KINDS[0], split: "", outcome: "", search: "", item: 0, left: 0,
     right: data.models.length > 1 ? data.models.length - 1 : -1, side: "left",
@@ -80,7 +79,7 @@
 
   // The frame is created once; `show` fills it.
   const tabs = KINDS.map((kind) => {
-    const tab = make("button", `${NAMES[kind]} (${data.kinds[kind].items.length})`, { type: "button", role: "tab", id: `tab-${kind}`, "aria-controls": "answer" });
+    const tab = make("button", `${data.kinds[kind].title} (${data.kinds[kind].items.length})`, { type: "button", role: "tab", id: `tab-${kind}`, "aria-controls": "answer" });
     tab.addEventListener("click", () => { open(kind); });
     return tab;
   });

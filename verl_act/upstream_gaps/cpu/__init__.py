@@ -1,8 +1,8 @@
 """What verl and vLLM still lack to train on a CPU: one small file per gap.
 
-`activate()` registers the `cpu` platform. It closes the gaps only if that platform is in use, except `asked_device`,
-which refuses a run that requests the CPU elsewhere. Each gap's file names the upstream change that makes it
-unnecessary; `tests/test_upstream_gaps_cpu.py` fails once upstream has made it.
+`activate()` registers the `cpu` platform. It closes the gaps only if that platform is in use, except
+`requested_device`, which refuses a run that requests the CPU elsewhere. Each gap's file names the upstream change that
+makes it unnecessary; `tests/test_upstream_gaps_cpu.py` fails once upstream has made it.
 """
 
 import os
@@ -14,7 +14,7 @@ def activate() -> None:
     The plugin calls this in every process that imports verl. Variables that the user has set are kept.
     """
     # Imported here: vLLM loads `vllm_linear` from this package, which must not import verl.
-    from verl_act.upstream_gaps.cpu import asked_device, platform  # noqa: F401
+    from verl_act.upstream_gaps.cpu import platform, requested_device  # noqa: F401
 
     if not is_cpu_platform():
         return

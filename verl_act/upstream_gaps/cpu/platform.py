@@ -3,7 +3,7 @@
 Upstream change it waits for: a `PlatformCPU` in verl/plugin/platform. It is used only if torch itself cannot drive an
 accelerator (a CPU build), or with `VERL_PLATFORM=cpu`, so it never takes over a machine with a GPU.
 
-Devices are *logical*: Ray is told how many "GPU" resources there are (`ray_kwargs.ray_init.num_gpus`), because verl's
+Devices are *logical*: Ray is given a number of "GPU" resources (`ray_kwargs.ray_init.num_gpus`), because verl's
 resource check counts only GPU and NPU resources; a process group of n such devices is n processes on the CPU.
 """
 

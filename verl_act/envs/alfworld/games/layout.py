@@ -5,16 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from verl_act.envs.alfworld.games.rooms import (
-    LAMP_STANDS,
-    LAMPS,
-    Room,
-    Size,
-    contents_of,
-    is_held_out,
-    receptacle_type,
-)
+from verl_act.envs.alfworld.games.rooms import LAMP_STANDS, LAMPS, Room, contents_of, is_held_out, receptacle_type
 from verl_act.envs.alfworld.package import constants, gdict
+from verl_act.settings.data import RoomSize
 
 _TREATMENT = {
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),
@@ -49,7 +42,7 @@ class Layout:
         return self.room.floor_plan, self.task_type, self.object_type, self.target_type, tuple(placed)
 
 
-def lay_out(rng: random.Random, room: Room, task_type: str, size: Size, *, held_out: bool) -> Layout | None:
+def lay_out(rng: random.Random, room: Room, task_type: str, size: RoomSize, *, held_out: bool) -> Layout | None:
     """A random game of `task_type` in `room`, or None if the room allows none.
 
     `held_out` selects the held-out object-destination combinations, otherwise the training ones. No target object

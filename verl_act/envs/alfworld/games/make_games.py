@@ -19,19 +19,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_act.envs.alfworld.data import SPLITS, TASK_TYPES
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import FILE_NAME, game_from
+from verl_act.envs.alfworld.game_index import SPLITS, TASK_TYPES
 from verl_act.envs.alfworld.games.game_file import folder_name, game_content, traj_data
 from verl_act.envs.alfworld.games.layout import Layout, lay_out
-from verl_act.envs.alfworld.games.rooms import Size, floor_plans, read_room
+from verl_act.envs.alfworld.games.rooms import floor_plans, read_room
 from verl_act.envs.alfworld.package import VERSION_FOLDER, constants
 from verl_act.envs.process_pool import Failure, RunJobs, close_env, process_pool
 from verl_act.errors import EngineError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
-from verl_act.settings.data import GamesSettings
+from verl_act.settings.data import GamesSettings, RoomSize
 
 _ATTEMPTS = 1000
 _STEP_LIMIT = 50
@@ -46,7 +46,7 @@ class _Order:
     split: str
     index: int
     seed: int
-    size: Size
+    size: RoomSize
     rooms: tuple[int, ...]
     salt: int = 0
 

@@ -12,11 +12,9 @@ import random
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from verl_act.envs.alfworld.package import alfworld, constants
-
-Size = Literal["small", "full"]
+from verl_act.settings.data import RoomSize
 
 HELD_OUT_ROOMS = frozenset({10, 28, 29, 30, 219, 228, 229, 230, 308, 328, 329, 330, 424, 428, 429, 430})
 """ALFRED's four validation-unseen floor plans and the last three of each kind of room."""
@@ -87,7 +85,7 @@ def floor_plans(kind: str, *, held_out: bool) -> list[int]:
 
 
 @cache
-def read_room(floor_plan: int, size: Size) -> Room:
+def read_room(floor_plan: int, size: RoomSize) -> Room:
     """Read a floor plan. A small room keeps nine receptacles, of as many types as possible."""
     layouts = Path(next(iter(alfworld.gen.__path__))) / "layouts"
     rng = random.Random(f"room {floor_plan}")

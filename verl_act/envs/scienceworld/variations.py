@@ -104,7 +104,7 @@ def check_simplification(preset: str) -> None:
     for option in preset.split(",") if preset else ():
         if option not in SIMPLIFICATIONS and preset != EASY:
             raise ConfigError(
-                f"{preset!r} is no simplification of ScienceWorld. Give {EASY!r}, '' for none, or some of "
+                f"{preset!r} is not a simplification of ScienceWorld. Give {EASY!r}, '' for none, or some of "
                 f"{', '.join(SIMPLIFICATIONS)}, joined by commas without spaces."
             )
 

@@ -135,12 +135,12 @@ def list_tasks(
 
 def data_digest(tasks: Iterable[Task], data: str | os.PathLike[str] | None = None, **_: Any) -> str:
     """SHA-256 of what the engine plays of the tasks' game files: domain, grammar and problem, in their order."""
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for task in tasks:
         game = read_game(game_path(task, data))
         for text in (game.domain, game.grammar, game.problem):
-            whole.update(hashlib.sha256(text.encode()).digest())
-    return whole.hexdigest()
+            combined.update(hashlib.sha256(text.encode()).digest())
+    return combined.hexdigest()
 
 
 def _split_folder(split: str, data: str | os.PathLike[str] | None) -> Path:
