@@ -65,7 +65,7 @@ def test_data_are_made_once_and_shared_training_once_a_seed(tmp_path: Path) -> N
     assert model == str(tmp_path / "seed-1" / "il" / "model")
     evaluated = Counter(name.rpartition(" ")[2] for name in stages if " evaluate " in name)
     assert evaluated.pop("prompting") == 1, "greedy decoding of the initial model is the same for every seed"
-    assert set(evaluated.values()) == {2} and len(evaluated) == 21
+    assert set(evaluated.values()) == {2} and len(evaluated) == 23
 
 
 def test_a_methods_own_prompt_keeps_the_recipes_options(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_some_of_the_methods_in_the_recipes_order(tmp_path: Path) -> None:
     assert trained == [f"seed 0 {name}" for name in ("il", "critic", "critic+il", "critic+action")]
     with pytest.raises(ConfigError, match=r"'IL, more'.* 'Prompting', 'ACT', 'IL', "):
         only(chosen := load_recipe("alfworld/methods"), ["IL, more"])
-    assert len(chosen.methods) == 21
+    assert len(chosen.methods) == 23
 
 
 DATA_FILES = ("trajectories", "alternatives", "pairs", "tasks", "reflections", "sft")

@@ -121,8 +121,8 @@ def test_no_module_outside_envs_names_an_environment() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in names
     ]
-    # Distributions whose versions are recorded, the suites' own files, and the default of `data games`.
-    assert {file for file, _ in hits} == {"manifest.py", "suites.py", "data.py"}
+    # The default of `data games`.
+    assert {file for file, _ in hits} == {"data.py"}
 
 
 @pytest.mark.parametrize(("recipe", "batch"), [("mine.yaml", 64), (EXAMPLE / "quickstart.yaml", 32)])

@@ -40,6 +40,7 @@ def html(content: Content) -> str:
         "texts": content.texts,
         "models": [model.label for model in content.models],
         "colours": plots.COLOURS,
+        "order": [group.kind for group in content.examples],
         "kinds": {
             group.kind: {"title": KINDS[group.kind].title, "items": group.items, "total": group.total}
             for group in content.examples

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const view = document.getElementById("view");
   const END = { goal: "solved", over: "not solved: the episode was over", step_limit: "not solved: out of turns", token_budget: "not solved: out of tokens", error: "the environment failed" };
-  const KINDS = Object.keys(data.kinds).filter((kind) => data.kinds[kind].items.length);
+  const KINDS = data.order.filter((kind) => data.kinds[kind].items.length);
   const state = {
     kind: KINDS[0], split: "", outcome: "", search: "", item: 0, left: 0,
     right: data.models.length > 1 ? data.models.length - 1 : -1, side: "left",
