@@ -141,6 +141,7 @@ def train(settings: DpoSettings) -> None:
     with needs_extra("dpo"):
         from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]  # trl imports lazily
     import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     from transformers import AutoModelForCausalLM, TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -182,13 +183,15 @@ def train(settings: DpoSettings) -> None:
     )
     if sharded:
         os.environ["ACCELERATE_USE_FSDP"] = "true"  # accelerate sets it after the model is loaded
-        # Products in 16 bits, but not the logits, whose log-probabilities are summed over a reply.
-        dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32, "output_dtype": torch.float32}
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = dtypes
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
 
     def load() -> Any:
         options = {"trust_remote_code": settings.model.trust_remote_code, "dtype": torch.float32}
-        return AutoModelForCausalLM.from_pretrained(settings.model.path, **options)
+        model = AutoModelForCausalLM.from_pretrained(settings.model.path, **options)
+        if sharded:  # accelerate does it for others
+            model.register_forward_hook(_logits_in_32_bits)
+        return model
 
     model, reference = load(), load().requires_grad_(False)
     model.warnings_issued = {}  # TRL writes to it; transformers 5 has it no more
@@ -210,6 +213,12 @@ def train(settings: DpoSettings) -> None:
         model.save_pretrained(export, state_dict=once)
         tokenizer.save_pretrained(export)
         (folder / "latest_checkpointed_iteration.txt").write_text(str(step), encoding="utf-8")
+
+
+def _logits_in_32_bits(_module: Any, _inputs: Any, output: Any) -> Any:
+    """A forward hook: log-probabilities are summed over a reply, for which 16 bits are too coarse."""
+    output.logits = output.logits.float()
+    return output
 
 
 def _rows(settings: DpoSettings) -> tuple[Any, Any]:
