@@ -240,6 +240,23 @@ def test_what_a_reply_quotes_is_no_event(tmp_path: Path, monkeypatch: pytest.Mon
         train(stage)
 
 
+def test_the_bar_shows_what_verl_does_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = """
+import time
+for event in (
+    "train and validate dataloader initialized, train dataset size: 40",
+    "actor and ref model engine initialized",
+    "all initialize finished, ready to fit",
+):
+    print(f"(TaskRunnerV1 pid=7) INFO:2026-11-30 03:14:43,839:{event}", flush=True)
+    time.sleep(0.5)
+"""
+    with pytest.raises(EngineError, match=r"trainer.save_freq"):
+        train(trainer("critic", code, tmp_path / "critic"))
+    shown = re.findall(r"critic \((.*?)\)", capfd.readouterr().err)
+    assert list(dict.fromkeys(shown)) == ["starting", "loading the model", "starting the engine", "first rollouts"]
+
+
 def test_the_bar_shows_all_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     step = """path.write_text('{"step": 3, "data": {"critic/score/mean": 0.25}}\\n')"""
     code = f"""

@@ -86,6 +86,13 @@ forever; an environment's process is restarted."""
 _STEP = re.compile(rf"(?:{_ray_prefix('TaskRunner[A-Za-z0-9]*')})?step:(\d{{1,9}}) - ")
 """Used only if verl writes its metrics file on another machine."""
 _TOTAL = re.compile(rf"{_ray_prefix('TaskRunner[A-Za-z0-9]*')}(?:INFO:\S+ \S+:)?Total training steps: (\d{{1,9}})$")
+_PHASES = {
+    "train and validate dataloader initialized": "loading the model",
+    "actor and ref model engine initialized": "starting the engine",
+    "all initialize finished, ready to fit": "first rollouts",
+}
+"""What verl logs -> what it does next, before the first step."""
+_PHASE = re.compile(rf"{_ray_prefix('TaskRunner[A-Za-z0-9]*')}INFO:\S+ \S+:({'|'.join(_PHASES)})")
 _POLL_SECONDS = 0.2
 _RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """They take a minute to notice that their node has gone, and hold no resources."""
@@ -312,6 +319,8 @@ class _RunMonitor:
                 self._killed = self._killed or time.monotonic()
             elif self._step is None and (match := _TOTAL.match(line)):
                 self._progress.total = self._progress.total or int(match[1])
+            elif self._step is None and (match := _PHASE.match(line)):
+                self._progress.set_description(f"{self._name} ({_PHASES[match[1]]})")
             elif not self._metrics.path.exists() and (step := _STEP.match(line)):
                 self._advance(int(step[1]), {})
         for line in self._metrics.lines():
