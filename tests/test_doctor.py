@@ -240,7 +240,7 @@ def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("version", "said"),
-    [("0.28.0", "vllm 0.28.0,"), ("0.24.0", "(started only; tested"), ("0.19.0", "(tested: ==0.28.*)")],
+    [("0.28.0", "vllm 0.28.0,"), ("0.24.0", "(trained only; tested"), ("0.19.0", "(tested: ==0.28.*)")],
 )
 def test_versions_are_reported_with_what_was_done_with_them(
     version: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

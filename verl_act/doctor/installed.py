@@ -12,14 +12,14 @@ from verl_act.errors import InstallationError, first_line
 from verl_act.extras import installed_version
 
 VERSIONS = {
-    "torch": {"==2.13.*": "tested", "==2.11.*": "started"},
-    "vllm": {"==0.28.*": "tested", "==0.24.*": "started", "==0.31.*": "composed"},
+    "torch": {"==2.13.*": "tested", "==2.11.*": "trained"},
+    "vllm": {"==0.28.*": "tested", "==0.24.*": "trained", "==0.31.*": "trained"},
     "ray": {"==2.60.*": "tested"},
-    "transformers": {"==5.10.*": "tested", "==5.9.*": "started"},
+    "transformers": {"==5.10.*": "tested", "==5.9.*": "trained"},
     "tensordict": {"==0.10.*": "tested"},
 }
-"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `started`: the engine samples and
-evaluates. `composed`: configurations compose. Others may work: the check reports them without failing."""
+"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `trained`: the critic stage of the
+quickstart took two steps. Others may work: the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
