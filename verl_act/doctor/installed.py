@@ -18,8 +18,8 @@ VERSIONS = {
     "transformers": {"==5.10.*": "tested", "==5.9.*": "trained"},
     "tensordict": {"==0.10.*": "tested"},
 }
-"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `trained`: the critic stage of the
-quickstart took two steps. Others may work: the check reports them without failing."""
+"""Package -> versions -> what was done with them, on a CPU. `tested`: all tests pass. `trained`: the quickstart's
+critic stage took two steps. Others may work: the check reports them without failing."""
 
 _DISTRIBUTION = "verl-act"
 
