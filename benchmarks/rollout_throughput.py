@@ -52,6 +52,7 @@ from verl_act.envs.pool import EnvPool
 from verl_act.envs.registry import get_env
 from verl_act.evaluate.choices import evaluate_choices
 from verl_act.evaluate.rollouts import PolicyUnderTest, evaluate_next_actions, rollout_tasks
+from verl_act.manifest import process_versions
 from verl_act.prompts import get_template
 from verl_act.rollout.agent_loop import ActEnvAgentLoop
 from verl_act.schema import Step, read_pairs, read_steps
@@ -302,6 +303,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "load_before": round(load, 1),
         **result,
+        "versions": process_versions(),
     }
     print(json.dumps(result, indent=2))
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")

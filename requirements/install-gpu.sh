@@ -50,6 +50,6 @@ if [ "$set" != gpu ] ||
   "${uv_install[@]}" --only-binary flash-attn --default-index "$wheelhouse" flash-attn==2.8.3; then
   echo "$state" > "$done_mark"
 else
-  echo "set-up: verl's wheelhouse gave no wheel of flash-attn. Try again, or go one of the other ways of docs/how-to/gpu.md." >&2
+  echo "set-up: verl's wheelhouse gave no wheel of flash-attn. Try again, or see docs/how-to/gpu.md for other ways." >&2
 fi
 echo "set-up: done. Go on with: source ${venv}/bin/activate && verl-act doctor"

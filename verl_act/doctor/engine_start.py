@@ -23,8 +23,8 @@ def engine_start(seconds: float | None = None) -> str:
     600 elsewhere: the first start compiles kernels.
     """
     seconds = seconds or (180 if vllm_is_cpu_build() else 600)
-    free = "lower VLLM_CPU_KVCACHE_SPACE" if vllm_is_cpu_build() else "see by nvidia-smi what else holds the GPU's"
-    remedy = f"vLLM's messages on stderr say why; free memory, or {free}."
+    free = "or lower VLLM_CPU_KVCACHE_SPACE" if vllm_is_cpu_build() else "which nvidia-smi shows in use"
+    remedy = f"vLLM's messages on stderr say why; free memory, {free}."
     code = f"from verl_act.doctor.engine_start import report_start; report_start({seconds})"
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
