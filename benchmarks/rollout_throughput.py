@@ -8,8 +8,8 @@ One engine with the embedded model does everything, on generated ALFWorld games:
   shards, and streamed without request seeds;
 - an evaluation: episodes, next actions and choices one kind after the other with 64 episodes at once as before, and
   together;
-- live rollouts through the agent loop of verl, `stepwise` and `concat`, with a server in this process: verl's own
-  server, its transfers and its updates are not part of it.
+- live rollouts through the agent loop of verl, `stepwise` (prompts with eight turns, and with all) and `concat`, with a
+  server in this process: verl's own server, its transfers and its updates are not part of it.
 
 After each, vLLM alone gets the same prompts all at once, with the same number of tokens to generate. The prefix cache
 is emptied before every measurement. Writes `benchmarks/results/rollout_throughput.json`: medians of the rounds.
@@ -64,6 +64,12 @@ MODEL = str(get_env("alfworld").models["embedded"])
 REPLIES = 4
 ROLLOUTS = 4
 EPISODES_BEFORE = 64
+# Mode, turns that a prompt shows (None: all), tokens of the longest prompt.
+LIVE_WAYS = {
+    "stepwise": ("stepwise", 8, 640),
+    "stepwise, whole transcript": ("stepwise", None, 2000),
+    "concat": ("concat", None, 640),
+}
 LIVE = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
 
 
@@ -208,16 +214,17 @@ class Server:
         return TokenOutput(token_ids=ids, log_probs=log_probs)
 
 
-def live_rollouts(engine: Engine, folder: Path, mode: str, max_turns: int, data: dict[str, str]) -> Any:
+def live_rollouts(engine: Engine, folder: Path, way: str, max_turns: int, data: dict[str, str]) -> Any:
     """Every task, several times at once, through the agent loop."""
+    mode, history_length, prompt_length = LIVE_WAYS[way]
     episode = {"mode": mode, "max_turns": max_turns, "max_tokens_per_turn": 16, "env_settings": data}
-    act = {"template": "compact", "history_length": 8, "episode": episode}
-    lengths = {"prompt_length": 640, "response_length": 1400, "max_model_len": 2048}
+    act = {"template": "compact", "history_length": history_length, "episode": episode}
+    lengths = {"prompt_length": prompt_length, "response_length": 2040 - prompt_length, "max_model_len": 2048}
     config = OmegaConf.create(
         {
             "actor_rollout_ref": {"rollout": lengths},
             "reward": {"reward_manager": {"name": "naive"}},
-            "data": {"max_prompt_length": 640, "act": act},
+            "data": {"max_prompt_length": prompt_length, "act": act},
         }
     )
     rows = ActDataset([str(folder / "tasks" / "tasks.parquet")], engine.tokenizer, config.data)
@@ -316,7 +323,7 @@ def run(
     ways: dict[str, dict[str, Any]] = {
         "sampling": sampling_ways(engine, steps),
         "evaluation": evaluation_ways(engine, folder, turns, data),
-        "live": {mode: live_rollouts(engine, folder, mode, turns, data) for mode in ("stepwise", "concat")},
+        "live": {way: live_rollouts(engine, folder, way, turns, data) for way in LIVE_WAYS},
     }
     measured: dict[str, dict[str, list[dict[str, float]]]] = {
         kind: {name: [] for name in of_kind} for kind, of_kind in ways.items()
@@ -340,7 +347,11 @@ def run(
         "streamed, of shard by shard": ratio("sampling", "streamed", "shard by shard"),
         "one seed, of request seeds": ratio("sampling", "streamed, one seed", "streamed"),
         "evaluation together, of one kind after the other": ratio("evaluation", "together", "one kind after the other"),
-        "processed tokens of concat, of stepwise": ratio("live", "concat", "stepwise", "processed_tokens"),
+        **{
+            f"processed tokens of concat, of {way}": ratio("live", "concat", way, "processed_tokens")
+            for way in LIVE_WAYS
+            if way != "concat"
+        },
     }
     return result
 
