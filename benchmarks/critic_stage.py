@@ -16,9 +16,8 @@ from pathlib import Path
 
 import altair
 
-from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS
-from verl_act.evaluate.records import read_metrics_file
+from verl_act.evaluate.records import METRICS_FILE, read_metrics_file
 from verl_act.run_folder import RunFolder, metrics_by_step
 
 RESULTS = Path(__file__).parent / "results"

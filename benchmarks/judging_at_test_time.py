@@ -32,7 +32,7 @@ from verl_act.chain import load_recipe
 from verl_act.engine import Engine, request_seed
 from verl_act.envs.base import Task, read_tasks
 from verl_act.envs.pool import EnvPool
-from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.records import EPISODES
 from verl_act.evaluate.statistics import ItemOutcome, against, estimate
 from verl_act.parse import match_action, parse_action, parse_choice
 from verl_act.prompts import Template

@@ -21,14 +21,13 @@ from typing import Any
 
 import psutil
 
-from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import METRICS
-from verl_act.evaluate.records import read_metrics_file
+from verl_act.evaluate.records import METRICS_FILE, read_metrics_file
 from verl_act.manifest import process_versions, read_manifest
 from verl_act.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
-SECONDS_BETWEEN_SAMPLES = 2.0
+SECONDS_BETWEEN_SAMPLES = 5.0
 SHOWN = ("success", "choice_inferable", "choice", "next_action_inferable", "next_action")
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from verl_act.envs.base import StepResult
 from verl_act.envs.webshop import catalogue as catalogues
-from verl_act.envs.webshop.analysis import Analyzer
+from verl_act.envs.webshop.analysis import index_terms
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.environment import WebShopEnvironment
 from verl_act.envs.webshop.files import PRODUCT_FILE
@@ -42,7 +42,7 @@ MOST_IN_MEMORY = 100_000
 
 def scan(catalogue: Catalogue, text: str) -> tuple[int, ...]:
     """The plain search: the products whose texts hold most of the words."""
-    words = Analyzer().terms(text)
+    words = index_terms(text)
     counts = []
     for row in range(len(catalogue)):
         found = catalogue._product(row).indexed_text()

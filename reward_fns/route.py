@@ -43,7 +43,9 @@ def compute_score(
     called.
     """
     if not data_source.startswith("act/"):
-        function = _other(**other) if other else _verl()
+        from verl.utils.reward_score import default_compute_score
+
+        function: Callable[..., Any] = _other(**other) if other else default_compute_score
         result = function(
             data_source=data_source,
             solution_str=solution_str,
@@ -74,12 +76,6 @@ def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str
     metrics = {name: float(value) for name, value in outcome["episode"].items()}
     score, thought = float(outcome["episode_reward"]), metrics.get("thought_share", 0.0)
     return {**metrics, **tiers.score(None, score), "acc": metrics["success"], "thought": thought}
-
-
-def _verl() -> Callable[..., Any]:
-    from verl.utils.reward_score import default_compute_score
-
-    return default_compute_score
 
 
 @lru_cache(maxsize=4)

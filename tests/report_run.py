@@ -175,7 +175,7 @@ def training_metrics(kind: str, steps: int = 20) -> str:
 
 def plan(run: Path, stages: dict[str, str], trains: Sequence[str] = (), seed: int | None = None) -> None:
     """Record the stages, title -> output, as planned."""
-    planned = [PlannedStage(title, output, title in trains, seed) for title, output in stages.items()]
+    planned = [PlannedStage(title, output, title in trains, seed=seed) for title, output in stages.items()]
     RunFolder(run).add_to_plan(planned)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,14 @@ def qwen3_8b_config() -> Qwen3Config:
         head_dim=128,
         max_position_embeddings=40960,
     )
+
+
+def first_shard(out: Path) -> list[dict[str, Any]]:
+    """The rows of the first shard of alternatives that a command has saved next to `out`; empty before that."""
+    for kept in out.parent.glob(f".{out.name}.journal/*"):
+        lines = kept.read_bytes().splitlines(keepends=True)
+        for entry in (json.loads(line) for line in lines if line.endswith(b"\n")):
+            if entry["number"] == 0:
+                rows: list[dict[str, Any]] = entry["record"]["rows"]
+                return rows
+    return []

@@ -11,7 +11,7 @@ import pytest
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game import read_game
 from verl_act.envs.alfworld.game_index import TASK_TYPES, list_tasks
-from verl_act.envs.alfworld.goal import LookGoal, PlaceGoal, parse_goal
+from verl_act.envs.alfworld.goal import parse_problem
 
 MANIPULATIONS = ("take", "move", "open", "close", "clean", "heat", "cool", "use")
 
@@ -59,17 +59,17 @@ def test_no_action_shortens_the_way_by_more_than_one(task_type: str, games: Path
 
 def test_goals_are_read_from_all_six_types(games: Path) -> None:
     goals = {
-        task.task_type: parse_goal(read_game(games / "json_2.1.1" / "train" / task.task_id / "game.tw-pddl").problem)
+        task.task_type: parse_problem(read_game(games / "json_2.1.1" / "train" / task.task_id / "game.tw-pddl").problem)
         for task in list_tasks("train", games)
     }
-    assert isinstance(goals.pop("look_at_obj_in_light"), LookGoal)
-    treatments = {name: (goal.treatment, goal.count) for name, goal in goals.items() if isinstance(goal, PlaceGoal)}
-    assert treatments == {
-        "pick_and_place_simple": (None, 1),
-        "pick_clean_then_place_in_recep": ("isclean", 1),
-        "pick_heat_then_place_in_recep": ("ishot", 1),
-        "pick_cool_then_place_in_recep": ("iscool", 1),
-        "pick_two_obj_and_place": (None, 2),
+    read = {name: (goal.verb, goal.count, goal.look) for name, goal in goals.items() if goal is not None}
+    assert read == {
+        "pick_and_place_simple": (None, 1, False),
+        "look_at_obj_in_light": (None, 1, True),
+        "pick_clean_then_place_in_recep": ("clean", 1, False),
+        "pick_heat_then_place_in_recep": ("heat", 1, False),
+        "pick_cool_then_place_in_recep": ("cool", 1, False),
+        "pick_two_obj_and_place": (None, 2, False),
     }
 
 
@@ -79,7 +79,7 @@ def test_the_way_to_another_goal_is_unknown(games: Path) -> None:
     head, _, _ = game.problem.partition("(:goal")
     fridge = next(word for word in head.replace(")", " ").split() if word.startswith("Fridge_bar"))
     problem = f"{head}(:goal (and (opened {fridge})))\n)"
-    assert parse_goal(problem) is None
+    assert parse_problem(problem) is None
     environment = AlfworldEnvironment()
     environment.play(type(game)("fridge", game.domain, game.grammar, problem))
     assert environment.plan() is None and environment.plan_length() is None

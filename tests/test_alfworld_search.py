@@ -10,8 +10,8 @@ from verl_act.data_prep.expert.collect_expert import play
 from verl_act.envs.alfworld.beliefs import Beliefs
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.game_index import list_tasks
+from verl_act.envs.alfworld.goal import Goal, parse_sentence
 from verl_act.envs.alfworld.search import SearchExpert
-from verl_act.envs.alfworld.task_sentence import TaskGoal, parse_sentence
 from verl_act.envs.base import Task
 from verl_act.errors import EnvError
 from verl_act.schema import Context, Turn
@@ -87,12 +87,12 @@ def test_every_template_of_alfworld_is_read() -> None:
     from alfworld.gen.goal_library import gdict
 
     expected = {
-        "pick_and_place_simple": TaskGoal("mug", "desk"),
-        "look_at_obj_in_light": TaskGoal("mug", "desklamp", look=True),
-        "pick_clean_then_place_in_recep": TaskGoal("mug", "desk", "clean"),
-        "pick_heat_then_place_in_recep": TaskGoal("mug", "desk", "heat"),
-        "pick_cool_then_place_in_recep": TaskGoal("mug", "desk", "cool"),
-        "pick_two_obj_and_place": TaskGoal("mug", "desk", count=2),
+        "pick_and_place_simple": Goal("mug", "desk"),
+        "look_at_obj_in_light": Goal("mug", "desklamp", look=True),
+        "pick_clean_then_place_in_recep": Goal("mug", "desk", "clean"),
+        "pick_heat_then_place_in_recep": Goal("mug", "desk", "heat"),
+        "pick_cool_then_place_in_recep": Goal("mug", "desk", "cool"),
+        "pick_two_obj_and_place": Goal("mug", "desk", count=2),
     }
     for task_type, wanted in expected.items():
         for template in gdict[task_type]["templates"]:

@@ -31,7 +31,7 @@ def run(*arguments: object, largest_file: int | None = None) -> subprocess.Compl
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     command = [sys.executable, "-m", "verl_act", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=600)
 
 
 def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -268,8 +268,8 @@ def test_what_a_remedy_says_can_be_given_to_the_recipe(
     name: str, stage: str, changes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On 8 GPUs without FlashAttention: each word that is printed is taken by `run`, and the problem is gone."""
-    monkeypatch.setattr("verl_act.preflight.check.vllm_is_cpu_build", lambda: False)
-    monkeypatch.setattr("verl_act.preflight.check.attention_packages", dict)
+    monkeypatch.setattr("verl_act.preflight.vllm_is_cpu_build", lambda: False)
+    monkeypatch.setattr("verl_act.preflight.attention_packages", dict)
     qwen3_8b_config().save_pretrained(tmp_path)
     shape = model_shape(str(tmp_path))
 
@@ -314,7 +314,7 @@ def test_keys_that_the_recipe_itself_sets_are_named_by_its_own(tmp_path: Path) -
 def test_dpo_of_a_large_model_on_one_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("verl_act.chain.check.local_devices", lambda: Devices("cuda", 1, 85_000_000_000))
-    monkeypatch.setattr("verl_act.preflight.check.vllm_is_cpu_build", lambda: False)
+    monkeypatch.setattr("verl_act.preflight.vllm_is_cpu_build", lambda: False)
     qwen3_8b_config().save_pretrained(tmp_path / "model")
     change = "training.dpo.overrides.trainer.n_gpus_per_node=1"
     recipe = load_recipe("alfworld/methods_full", ["stages=[dpo]", f"model={tmp_path / 'model'}", change])

@@ -17,7 +17,7 @@ from verl_act.chain.recipe import Recipe
 from verl_act.chain.stages import CommandStage, TrainingStage
 from verl_act.engine import Engine
 from verl_act.errors import ConfigError
-from verl_act.evaluate.files import FILES
+from verl_act.evaluate.records import FILES
 from verl_act.manifest import make_manifest, write_manifest
 from verl_act.run_folder import RunFolder
 from verl_act.settings.base import INPUT

@@ -28,8 +28,8 @@ from verl_act.envs.base import (
 from verl_act.envs.checked import CheckedEnvironment
 from verl_act.envs.contract import check_environment
 from verl_act.errors import EnvError
-from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.metric_registry import summary
+from verl_act.evaluate.records import EPISODES
 from verl_act.evaluate.rollouts import PolicyUnderTest, rollout_tasks
 from verl_act.journal import Journal
 from verl_act.prompts import get_template

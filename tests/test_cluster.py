@@ -19,7 +19,7 @@ import psutil
 import pytest
 from processes import clean_environment
 from ray.cluster_utils import Cluster
-from samples import embedded_models
+from samples import embedded_models, first_shard
 from small_run import SMALL_RUN
 
 from verl_act.data_prep.alternatives.sample_alternatives import SHARD_STATES
@@ -93,13 +93,12 @@ def test_a_run_killed_on_one_engine_goes_on_over_the_cluster(trajectories: Path,
     alone, out = tmp_path / "alone", tmp_path / "out"
     here = sample(alone, trajectories)
     assert here.returncode == 0, here.stderr
-    shard = tmp_path / ".out.shards" / "00000.parquet"
     with subprocess.Popen(command(out, trajectories), env=clean_environment(), start_new_session=True) as first:
-        while not shard.exists():
+        while not first_shard(out):
             assert first.poll() is None, "it ended before it was killed"
             time.sleep(0.02)
         os.killpg(first.pid, signal.SIGKILL)
-    kept = read_table(shard, ALTERNATIVES).to_pylist()
+    kept = first_shard(out)
     again = sample(out, trajectories, "--workers", "2", "--gpus-per-worker", "0", RAY_ADDRESS=cluster)
     assert again.returncode == 0, again.stderr
     # What the progress bar shows first is where it begins.

@@ -279,7 +279,7 @@ def test_a_recipe_loads_and_its_overrides_compose(name: str, tmp_path: Path) -> 
 
 def test_verl_itself_finds_the_groups_from_an_empty_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "+act=critic", "--cfg", "job"]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert shown.returncode == 0, shown.stderr
     config = OmegaConf.create(shown.stdout)
     assert config.data.act.template == "cot"

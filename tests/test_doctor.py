@@ -15,12 +15,12 @@ import pytest
 from processes import clean_environment
 from ray.cluster_utils import Cluster
 
-from verl_act.doctor import devices as doctor_devices
 from verl_act.doctor import engine_start as doctor_engine
+from verl_act.doctor import installed as doctor_installed
 from verl_act.doctor import registered as doctor_registered
 from verl_act.doctor.installed import tested_versions
 from verl_act.doctor.registered import in_ray_workers, is_on
-from verl_act.envs.alfworld.installation import check_games
+from verl_act.envs.alfworld.game_index import check_games
 from verl_act.errors import InstallationError, NotInstalledError
 from verl_act.preflight.problem import Devices
 
@@ -127,20 +127,20 @@ def test_an_empty_folder_of_alfworld_is_no_installation(monkeypatch: pytest.Monk
 
 
 def test_the_attention_of_a_gpu_is_named_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_devices, "local_devices", lambda: Devices("cuda", 1, 80 * 10**9))
-    monkeypatch.setattr(doctor_devices, "attention_packages", lambda: {"kernels": "", "flash_attn": ""})
-    assert doctor_devices.attention() == "flash_attn, kernels"
-    monkeypatch.setattr(doctor_devices, "attention_packages", dict)
+    monkeypatch.setattr(doctor_installed, "local_devices", lambda: Devices("cuda", 1, 80 * 10**9))
+    monkeypatch.setattr(doctor_installed, "attention_packages", lambda: {"kernels": "", "flash_attn": ""})
+    assert doctor_installed.attention() == "flash_attn, kernels"
+    monkeypatch.setattr(doctor_installed, "attention_packages", dict)
     with pytest.raises(NotInstalledError) as missing:
-        doctor_devices.attention()
+        doctor_installed.attention()
     assert "flash_attention_2" in missing.value.detail and "+act/device=gpu_sdpa" in missing.value.remedy
     error = "ImportError: flash_attn_2_cuda.so: undefined symbol"
-    monkeypatch.setattr(doctor_devices, "attention_packages", lambda: {"flash_attn": error})
+    monkeypatch.setattr(doctor_installed, "attention_packages", lambda: {"flash_attn": error})
     with pytest.raises(InstallationError) as broken:
-        doctor_devices.attention()
+        doctor_installed.attention()
     assert type(broken.value) is InstallationError and error in broken.value.detail
-    monkeypatch.setattr(doctor_devices, "local_devices", lambda: Devices("cpu", 0, 0))
-    assert "sdpa" in doctor_devices.attention()
+    monkeypatch.setattr(doctor_installed, "local_devices", lambda: Devices("cpu", 0, 0))
+    assert "sdpa" in doctor_installed.attention()
 
 
 @pytest.mark.parametrize(("cpu_build", "offered"), [(True, True), (False, False), (None, False)])

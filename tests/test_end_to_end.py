@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from samples import first_shard
 
 from verl_act.chain import load_recipe
 from verl_act.chain.plan import run_plan
@@ -249,7 +250,8 @@ class Interrupted:
     attempts: list[RunningChain]
     survivors: list[list[str]]
     """What a killed attempt had left when the next began."""
-    first_shard: bytes
+    sampled: list[dict[str, Any]]
+    """The rows that the first attempt had saved."""
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +265,13 @@ def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         overrides={"trainer.save_freq": 1, "trainer.test_freq": 3, "trainer.total_training_steps": 9},
     )
     out = folder / "out"
-    shard = out / ".alternatives.shards" / "00000.parquet"
     first = RunningChain(recipe, out, folder / "first.log", "--steps", str(len(TAKEN)))
     attempts = [first]
     try:
-        assert first.wait(shard.exists), first.tail()
+        assert first.wait(lambda: bool(first_shard(out / "alternatives"))), first.tail()
         first.kill()
         survivors = [first.survivors(30, RAYS_AGENTS)]
-        sampled = shard.read_bytes()
+        sampled = first_shard(out / "alternatives")
 
         second = RunningChain(recipe, out, folder / "second.log", "--steps", str(len(TAKEN)))
         attempts.append(second)
@@ -324,9 +325,8 @@ def test_a_killed_chain_leaves_no_process_behind(interrupted: Interrupted) -> No
     assert [chain.survivors(90) for chain in interrupted.attempts] == [[], [], []]
 
 
-def test_nothing_is_sampled_twice(interrupted: Interrupted, tmp_path: Path) -> None:
-    (tmp_path / "shard.parquet").write_bytes(interrupted.first_shard)
-    kept = read_table(tmp_path / "shard.parquet", ALTERNATIVES).to_pylist()
+def test_nothing_is_sampled_twice(interrupted: Interrupted) -> None:
+    kept = interrupted.sampled
     rows = read_table(interrupted.out / "alternatives" / "alternatives.parquet", ALTERNATIVES).to_pylist()
     assert len(rows) > len(kept) == 256
     assert rows[: len(kept)] == kept

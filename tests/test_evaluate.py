@@ -28,9 +28,9 @@ from verl_act.evaluate.evaluation import (
     some_of_each_split,
     write_evaluation,
 )
-from verl_act.evaluate.files import CHOICES, EPISODES, FILES
 from verl_act.evaluate.metric_registry import METRICS, SECTIONS, metric_items, read_metrics, summary
 from verl_act.evaluate.reasoning import Question
+from verl_act.evaluate.records import CHOICES, EPISODES, FILES
 from verl_act.evaluate.rollouts import (
     PolicyUnderTest,
     evaluate_next_actions,

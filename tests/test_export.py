@@ -17,8 +17,7 @@ from samples import embedded_models
 from small_run import SMALL_RUN
 
 from verl_act.errors import ConfigError
-from verl_act.export import export_recipe
-from verl_act.export.recipe import STAGES, VERL
+from verl_act.export.recipe import STAGES, VERL, export_recipe
 
 
 @pytest.fixture(scope="module")

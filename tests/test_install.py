@@ -23,7 +23,7 @@ SETS = ("gpu", "gpu-tested")
 def install(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "requirements" / "install.sh"), str(folder)]
     env = {**os.environ, **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 def stub(path: Path, text: str) -> str:
@@ -110,7 +110,7 @@ def test_the_tested_set_has_the_versions_of_the_tests() -> None:
 def install_gpu(folder: Path, path: Path, python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(REQUIREMENTS / "install-gpu.sh"), str(folder), *arguments]
     env = {"PATH": f"{path}:/usr/bin:/bin", "PYTHON": python}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from verl_runs import ACT, arguments, check_steps, run
 
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.evaluate.evaluation import evaluate_model
-from verl_act.evaluate.files import EPISODES
+from verl_act.evaluate.records import EPISODES
 from verl_act.settings.data import TasksSettings
 from verl_act.settings.episodes import Mode
 from verl_act.settings.evaluation import EvaluationSettings

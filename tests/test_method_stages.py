@@ -18,7 +18,7 @@ from verl_act.chain.recipe import Recipe, parse_stage
 from verl_act.chain.run_stages import alone, run_stages
 from verl_act.chain.stages import CommandStage, Stage, TrainingStage
 from verl_act.errors import ConfigError
-from verl_act.evaluate.files import FILES
+from verl_act.evaluate.records import FILES
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.run_folder import RunFolder
 from verl_act.settings.evaluation import MethodsTableSettings

@@ -1,4 +1,6 @@
-"""The method table on the report page: as Markdown, as JSON, and in a real browser on a narrow and on a wide screen."""
+"""Cross-cutting: the method table on the report page: as Markdown, as JSON, and in a real browser on a narrow and on a
+wide screen.
+"""
 
 from __future__ import annotations
 

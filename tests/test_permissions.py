@@ -18,7 +18,7 @@ UNPRIVILEGED = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] i
 def run(*arguments: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [*UNPRIVILEGED, sys.executable, "-m", "verl_act", *map(str, arguments)]
     own = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environment}
-    return subprocess.run(command, capture_output=True, check=False, env=own, cwd=folder, timeout=120)
+    return subprocess.run(command, capture_output=True, check=False, env=own, cwd=folder, timeout=600)
 
 
 def refused(result: subprocess.CompletedProcess[bytes], *words: str) -> None:

@@ -601,6 +601,8 @@ def test_a_process_that_took_too_much_memory_is_replaced(monkeypatch: pytest.Mon
             async def remote(*arguments: Any) -> tuple[int, str]:
                 return 0, "a node"
 
+        prepare = process
+
         class step:
             @staticmethod
             async def remote(*arguments: Any) -> None:

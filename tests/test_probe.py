@@ -14,8 +14,8 @@ from samples import make_context, make_pair
 from verl_act.data_prep.pairs.giveaways import matched
 from verl_act.data_prep.pairs.probe import FEATURES, MIN_PAIRS, probe_pairs
 from verl_act.evaluate.choices import choice_questions, judged_choice, with_probe
-from verl_act.evaluate.files import CHOICES
 from verl_act.evaluate.metric_registry import summary
+from verl_act.evaluate.records import CHOICES
 from verl_act.schema import Context, Pair, Turn
 
 PLACES = [f"{name} {number}" for name in ("desk", "shelf", "drawer", "cabinet") for number in range(1, 6)]

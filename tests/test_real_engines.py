@@ -12,7 +12,7 @@ from samples import embedded_models
 from verl_act.data_prep.expert.collect_expert import collect_expert
 from verl_act.data_prep.expert.make_tasks import make_tasks
 from verl_act.evaluate.evaluation import evaluate_model
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS
+from verl_act.evaluate.records import CHOICES, EPISODES, NEXT_ACTIONS
 from verl_act.settings.data import ExpertSettings, TasksSettings
 from verl_act.settings.evaluation import EvaluationSettings
 

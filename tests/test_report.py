@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 
 from verl_act.__main__ import app
 from verl_act.errors import ConfigError, DataError, OptionError
-from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.metric_registry import format_value
-from verl_act.evaluate.records import read_records
+from verl_act.evaluate.records import EPISODES, read_records
 from verl_act.evaluate.statistics import ItemOutcome, against
 from verl_act.evaluate.table import compare
 from verl_act.manifest import digest, read_manifest

@@ -11,7 +11,7 @@ from verl_act.run_folder import PlannedStage, RunFolder
 
 
 def planned(*titles: str, seed: int | None = None) -> list[PlannedStage]:
-    return [PlannedStage(title, title.replace(" ", "/"), title == "critic", seed) for title in titles]
+    return [PlannedStage(title, title.replace(" ", "/"), title == "critic", seed=seed) for title in titles]
 
 
 def test_a_plan_has_data_first_then_each_seed_then_the_tables(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,12 +13,7 @@ import pytest
 from samples import embedded_models, make_step
 
 from verl_act.data_prep.alternatives import sample_alternatives as module
-from verl_act.data_prep.alternatives.sample_alternatives import (
-    SHARD_STATES,
-    Sampler,
-    sample_alternatives,
-    sampled_trajectories,
-)
+from verl_act.data_prep.alternatives.sample_alternatives import Sampler, sample_alternatives, sampled_trajectories
 from verl_act.data_prep.pairs.build_pairs import build_pairs
 from verl_act.errors import DataError
 from verl_act.manifest import read_manifest
@@ -25,7 +21,6 @@ from verl_act.prompts import Message
 from verl_act.schema import (
     ALTERNATIVES,
     TRAJECTORY,
-    Alternatives,
     Step,
     read_pairs,
     read_steps,
@@ -33,7 +28,7 @@ from verl_act.schema import (
     write_rows,
 )
 from verl_act.settings.data import AlternativesSettings, PairsSettings
-from verl_act.settings.model import ModelSettings, Sampling
+from verl_act.settings.model import Sampling
 
 MODEL = str(embedded_models()["alfworld"])
 
@@ -99,9 +94,8 @@ def test_sampling_streams_over_shards_and_resumes_to_the_same_bytes(
             sample_alternatives(settings, tmp_path / "out")
     if engine:
         assert 0 not in kept, "the shards after it did not wait for the slow one"
-    shards = tmp_path / ".out.shards"
-    assert {f"{index:05d}.parquet" for index in kept} <= {path.name for path in shards.glob("*.parquet")}
-    (shards / "00001.parquet").unlink(missing_ok=True)
+    (saved,) = (tmp_path / ".out.journal").iterdir()
+    assert set(kept) <= {json.loads(line)["number"] for line in saved.read_bytes().splitlines()}
     for out in ("out", "whole"):
         sample_alternatives(settings, tmp_path / out)
     resumed, whole = (tmp_path / out / "alternatives.parquet" for out in ("out", "whole"))
@@ -126,20 +120,24 @@ def test_sampling_with_a_limit_is_at_the_states_that_pairs_with_a_limit_are_of(
     assert {pair.state_id for pair in read_pairs([tmp_path / "pairs" / "pairs.parquet"])} <= states
 
 
-def test_sampling_without_an_action_stops(trajectories: Path, steps: list[Step], tmp_path: Path) -> None:
-    """Here all shards are there already, as a killed run leaves them."""
-    out, model = tmp_path / "alternatives", ModelSettings(model=str(embedded_models()["alfworld"]))
-    shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
-    for number, shard in enumerate(shards):
-        rows = [
-            Alternatives(state_id=step.state_id, replies=("<think>I", ""), model="m", sampling="{}").to_row()
-            for step in shard
-        ]
-        write_rows(tmp_path / ".alternatives.shards" / f"{number:05d}.parquet", rows, ALTERNATIVES)
-    with pytest.raises(DataError, match=r"unclosed_think \d+.* --allow-degenerate"):
-        sample_alternatives(AlternativesSettings(trajectories=[trajectories], **model.model_dump(), n=2), out)
-    assert not out.exists()
-    sample_alternatives(
-        AlternativesSettings(trajectories=[trajectories], allow_degenerate=True, **model.model_dump(), n=2), out
-    )
+class Rambles(ScriptedEngine):
+    """Its replies have no action."""
+
+    async def reply(self, messages: list[Message], sampling: Sampling, seed: int) -> list[str]:
+        return ["<think>I", ""]
+
+
+def test_sampling_without_an_action_stops(
+    trajectories: Path, steps: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again, where the first shards are there already."""
+    out = tmp_path / "alternatives"
+    asked = {"model": MODEL, "trajectories": [trajectories], "n": 2}
+    for engine in (Rambles, None):
+        monkeypatch.setattr(module, "Engine", engine)
+        with pytest.raises(DataError, match=r"unclosed_think \d+.* --allow-degenerate"):
+            sample_alternatives(AlternativesSettings(**asked), out)
+        assert not out.exists()
+    monkeypatch.setattr(module, "Engine", Rambles)
+    sample_alternatives(AlternativesSettings(allow_degenerate=True, **asked), out)
     assert read_manifest(out).counts["states"] == len(steps)

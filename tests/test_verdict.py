@@ -14,8 +14,8 @@ from report_run import plan
 
 from verl_act.chain import run_recipe
 from verl_act.chain.stages import CommandStage, TrainingStage
-from verl_act.evaluate.files import FILES
 from verl_act.evaluate.method_comparison import compare_methods
+from verl_act.evaluate.records import FILES
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.report import summary_text
 from verl_act.report.content import content

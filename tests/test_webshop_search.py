@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_shop import TEAPOT, mugs, write_shop
 
-from verl_act.envs.webshop.analysis import Analyzer
+from verl_act.envs.webshop.analysis import index_terms
 from verl_act.envs.webshop.catalogue import load_catalogue
 from verl_act.envs.webshop.goals import list_goals
 from verl_act.envs.webshop.instruction import likely_search
@@ -58,7 +58,7 @@ def test_words_are_stemmed_as_lucene_does() -> None:
 )
 def test_texts_have_the_terms_that_lucene_gives_them(text: str, terms: str) -> None:
     """What Lucene 8.7 printed (`benchmarks/LuceneSearch.java`)."""
-    assert Analyzer().terms(text) == terms.split()
+    assert index_terms(text) == terms.split()
 
 
 def test_lengths_are_those_of_a_byte() -> None:

@@ -70,7 +70,7 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 def build_wheel(source: Path, folder: Path) -> Path:
     """The wheel, built in `folder`. Nothing is fetched."""
     build = [*PIP, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    subprocess.run(build, check=True, timeout=120)
+    subprocess.run(build, check=True, timeout=600)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -81,7 +81,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     wheel = build_wheel(ROOT, folder)
     install = [*PIP, "install", "--no-deps", "--no-index", "--target", str(folder / "installed"), str(wheel)]
-    subprocess.run(install, check=True, timeout=120)
+    subprocess.run(install, check=True, timeout=600)
     return folder / "installed"
 
 

@@ -76,7 +76,7 @@ def doctor(
     engine: Annotated[bool, typer.Option(help="Also start Ray and a vLLM engine, which takes about a minute.")] = True,
 ) -> None:
     """Check that this installation can run ACT. Prints each result and how to fix it; exits with 1 on a fault."""
-    from verl_act.doctor.show import doctor as run_doctor
+    from verl_act.doctor.checks import doctor as run_doctor
 
     raise typer.Exit(run_doctor(as_json=as_json, engine=engine))
 
@@ -102,7 +102,7 @@ def merge_lora(
 @_GROUPS["dev"].command()
 def export_recipe(out: Out) -> None:
     """Write this package as a folder of verl-recipe: code, configurations, run scripts, required verl version."""
-    from verl_act.export import export_recipe as run_command
+    from verl_act.export.recipe import export_recipe as run_command
 
     typer.echo(run_command(out))
 

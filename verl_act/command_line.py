@@ -44,7 +44,7 @@ _OUT = {
 }
 
 
-def typer_command(command: Command[Any], show: Callable[[Any], None]) -> Callable[..., None]:
+def typer_command(command: Command, show: Callable[[Any], None]) -> Callable[..., None]:
     """A function with the options of `command`, for Typer. It calls `show` with the command's result."""
 
     def run(**values: Any) -> None:

@@ -7,164 +7,125 @@ cannot know, such as the splits of an environment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from pkgutil import resolve_name
+from typing import Any, Literal
 
-from verl_act.settings import data, evaluation, smoke
+from verl_act.settings import data, evaluation
 from verl_act.settings.base import Settings
-
-S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
-class Command(Generic[S]):
-    """A command. `help` is its text on the command line, `module` and `function` what it runs."""
+class Command:
+    """A command. `function` is what it runs, as `module:name`, and `help` its text on the command line."""
 
-    name: str
-    settings: type[S]
-    module: str
+    settings: type[Settings]
     function: str
     help: str
     writes: Literal["folder", "optional", "page", "nothing"] = "folder"
     """What `--out` names: a `folder`, an optional folder (`optional`), a `page`, or `nothing` (no `--out`)."""
 
-    def check(self, settings: S) -> None:
+    def check(self, settings: Settings) -> None:
         """Raise `ActError` for settings that cannot work."""
-        check: Callable[[S], object] | None = getattr(import_module(self.module), "check_settings", None)
-        if check is not None:
-            check(settings)
+        module = import_module(self.function.partition(":")[0])
+        if hasattr(module, "check_settings"):
+            module.check_settings(settings)
 
-    def run(self, settings: S, out: Path | None) -> Any:
-        return getattr(import_module(self.module), self.function)(settings, out)
+    def run(self, settings: Settings, out: Path | None) -> Any:
+        return resolve_name(self.function)(settings, out)
 
 
-_COMMANDS: list[Command[Any]] = [
-    Command(
-        "data games",
+COMMANDS: dict[str, Command] = {
+    "data games": Command(
         data.GamesSettings,
-        "verl_act.envs.make_games",
-        "make_games",
+        "verl_act.envs.make_games:make_games",
         "Generate games of an environment, in its file format. ALFWorld's are won on the engine first.",
     ),
-    Command(
-        "data expert",
+    "data expert": Command(
         data.ExpertSettings,
-        "verl_act.data_prep.expert.collect_expert",
-        "collect_expert",
+        "verl_act.data_prep.expert.collect_expert:collect_expert",
         "Play tasks with an expert; keep the trajectories that win and can be replayed.",
     ),
-    Command(
-        "data import",
+    "data import": Command(
         data.ImportSettings,
-        "verl_act.data_prep.imports.import_trajectories",
-        "import_trajectories",
+        "verl_act.data_prep.imports.import_trajectories:import_trajectories",
         "Expert trajectories from published data: respelled, replayed on the engine, kept where they win.",
     ),
-    Command(
-        "data alternatives",
+    "data alternatives": Command(
         data.AlternativesSettings,
-        "verl_act.data_prep.alternatives.sample_alternatives",
-        "sample_alternatives",
+        "verl_act.data_prep.alternatives.sample_alternatives:sample_alternatives",
         "Sample the initial policy at every expert state. A killed run resumes where it stopped.",
     ),
-    Command(
-        "data pairs",
+    "data pairs": Command(
         data.PairsSettings,
-        "verl_act.data_prep.pairs.build_pairs",
-        "build_pairs",
+        "verl_act.data_prep.pairs.build_pairs:build_pairs",
         "Pair expert actions with sampled alternatives; measure margins in the environment.",
     ),
-    Command(
-        "data preferences",
+    "data preferences": Command(
         data.PreferencesSettings,
-        "verl_act.data_prep.pairs.import_preferences",
-        "import_preferences",
+        "verl_act.data_prep.pairs.import_preferences:import_preferences",
         "Preference data (chosen and rejected, or scored completions) as pairs; invalid rows are listed with reasons.",
     ),
-    Command(
-        "data audit",
+    "data audit": Command(
         data.AuditSettings,
-        "verl_act.data_prep.pairs.check_pairs",
-        "check_pairs",
+        "verl_act.data_prep.pairs.check_pairs:check_pairs",
         "Audit pairs for leakage, imbalance and shortcuts. Exits with 1 on an error.",
         writes="nothing",
     ),
-    Command(
-        "data tasks",
+    "data tasks": Command(
         data.TasksSettings,
-        "verl_act.data_prep.expert.make_tasks",
-        "make_tasks",
+        "verl_act.data_prep.expert.make_tasks:make_tasks",
         "List tasks for multi-turn RL or an eval set.",
     ),
-    Command(
-        "data sft",
+    "data sft": Command(
         data.SftSettings,
-        "verl_act.data_prep.sft.make_sft",
-        "make_sft",
+        "verl_act.data_prep.sft.make_sft:make_sft",
         "Write rows for verl's SFT trainer: imitation of the expert, with reflections if given.",
     ),
-    Command(
-        "data reflect",
+    "data reflect": Command(
         data.ReflectSettings,
-        "verl_act.data_prep.sft.reflect",
-        "reflect",
+        "verl_act.data_prep.sft.reflect:reflect",
         "Execute expert actions and alternatives; let the model explain why the expert's is better (arXiv 2510.08558).",
     ),
-    Command(
-        "eval run",
+    "eval run": Command(
         evaluation.EvaluationSettings,
-        "verl_act.evaluate.evaluation",
-        "evaluate_model",
+        "verl_act.evaluate.evaluation:evaluate_model",
         "Measure a model: episodes, next actions, choices, reasoning. Writes metrics.json and every reply. A killed "
         "evaluation resumes where it stopped.",
     ),
-    Command(
-        "eval compare",
+    "eval compare": Command(
         evaluation.CompareSettings,
-        "verl_act.evaluate.table",
-        "compare",
+        "verl_act.evaluate.table:compare",
         "Compare evaluations in a table.",
         writes="optional",
     ),
-    Command(
-        "eval report",
+    "eval report": Command(
         evaluation.ReportSettings,
-        "verl_act.report",
-        "write_report",
+        "verl_act.report:write_report",
         "Write one or more runs as a page that needs no network, and the same metrics as Markdown and JSON.",
         writes="page",
     ),
-    Command(
-        "dev methods-table",
+    "dev methods-table": Command(
         evaluation.MethodsTableSettings,
-        "verl_act.evaluate.method_comparison",
-        "compare_methods",
+        "verl_act.evaluate.method_comparison:compare_methods",
         "Write the table of a comparison of methods over its seeds: methods.md and methods.json.",
     ),
-    Command(
-        "dev catalogue",
+    "dev catalogue": Command(
         data.CatalogueSettings,
-        "verl_act.envs.webshop.make_catalogue",
-        "make_catalogue",
+        "verl_act.envs.webshop.make_catalogue:make_catalogue",
         "Make a WebShop catalogue with goals, in WebShop's file format. The defaults produce the embedded catalogue.",
     ),
-    Command(
-        "dev embedded-model",
+    "dev embedded-model": Command(
         data.EmbeddedModelSettings,
-        "verl_act.data_prep.embedded.make_embedded_model",
-        "make_embedded_model",
+        "verl_act.data_prep.embedded.make_embedded_model:make_embedded_model",
         "Train the package's small initial policy on expert trajectories.",
     ),
-    Command(
-        "dev smoke",
-        smoke.SmokeSettings,
-        "verl_act.preflight.smoke",
-        "judge_smoke",
+    "dev smoke": Command(
+        evaluation.SmokeSettings,
+        "verl_act.preflight.smoke:judge_smoke",
         "Judge a run of alfworld/gpu_smoke, and write gpu_smoke.json into its folder. Exits with 1 if it failed.",
         writes="nothing",
     ),
-]
-COMMANDS = {command.name: command for command in _COMMANDS}
+}

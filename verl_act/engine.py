@@ -21,11 +21,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
-
-from pydantic import Field
 
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.manifest import digest
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
     from verl_act.rollout.sequence import GrowingSequence
 
 Result = TypeVar("Result")
-TopK = Annotated[int, Field(ge=-1)]
-"""Tokens to sample from; 0 and -1: all."""
 
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # vLLM 0.28 rewinds the generator of a seeded request after a partial prefill, which a CPU generator cannot do
@@ -77,14 +72,13 @@ class Reply:
 def check_engine(settings: ModelSettings, sampling: Sampling) -> None:
     """Raise `ConfigError` if the engine has no such option, or a long reply would leave no room for a prompt."""
     require_room(settings, sampling.max_tokens)
-    if not settings.engine_options.keys() - EngineOptions.__annotations__.keys():
+    if not (others := settings.engine_options.keys() - EngineOptions.__annotations__.keys()):
         return  # vLLM takes seconds to import
     known = sorted(entry.name for entry in fields(_engine_arguments()))
-    for key in settings.engine_options.keys() - EngineOptions.__annotations__.keys():
-        if key not in known:
-            like = get_close_matches(key, known, 1)
-            hint = f"; do you mean {like[0]!r}?" if like else ". See vLLM's documentation of its engine arguments."
-            raise OptionError("engine_options", f"has a key {key!r}, which vLLM's engine does not take{hint}")
+    for key in others.difference(known):
+        like = get_close_matches(key, known, 1)
+        hint = f"; do you mean {like[0]!r}?" if like else ". See vLLM's documentation of its engine arguments."
+        raise OptionError("engine_options", f"has a key {key!r}, which vLLM's engine does not take{hint}")
 
 
 def require_room(settings: ModelSettings, max_tokens: int, option: str = "max_tokens") -> None:
@@ -155,11 +149,10 @@ def start_vllm(model: str, arguments: Mapping[str, Any]) -> Any:
 
     Without a usage context, vLLM would run 128 sequences at once where `LLM` runs 1,024 (on an H100).
     """
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine_arguments = AsyncEngineArgs(model=model, **arguments)
+    engine_arguments = _engine_arguments()(model=model, **arguments)
     return AsyncLLM.from_engine_args(engine_arguments, usage_context=UsageContext.LLM_CLASS)
 
 
@@ -170,12 +163,39 @@ def _seeds_are_free(config: Any) -> bool:
     return current_platform.is_cpu() or bool(getattr(config, "use_v2_model_runner", False))
 
 
-class Engine:
+class RunningModel:
+    """A model to ask until its context is left. `without_room` counts the prompts so far that left no room for a reply.
+
+    It has one event loop for its whole life: vLLM's output handler belongs to the loop that first used it.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self.chat_template_kwargs = settings.engine_options.get("chat_template_kwargs", {})
+        self.without_room = 0
+        self._loop = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let its tasks end."""
+        self._loop.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine that awaits replies, and return its result."""
+        return self._loop.run(coroutine)
+
+
+class Engine(RunningModel):
     """A running vLLM engine and its tokenizer. Use as a context manager; leaving it stops the engine's processes.
 
     A start that takes longer than `start_seconds` fails; the default is vLLM's `VLLM_ENGINE_READY_TIMEOUT_S`, or else
-    half an hour. `seed` is the engine's own, for requests without one. `without_room` counts the prompts so far that
-    left no room for a reply. `max_num_seqs` is the number of requests that all replicas of the model run at once.
+    half an hour. `seed` is the engine's own, for requests without one. `max_num_seqs` is the number of requests that
+    all replicas of the model run at once.
 
     On GPUs every group of `tensor_parallel_size` x `pipeline_parallel_size` devices runs a replica, unless
     `data_parallel_size` is set.
@@ -190,18 +210,14 @@ class Engine:
     def __init__(self, settings: ModelSettings, start_seconds: float | None = None, seed: int = 0) -> None:
         if start_seconds is None:
             start_seconds = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 1800))
-        self.settings = settings
-        self.chat_template_kwargs = settings.engine_options.get("chat_template_kwargs", {})
+        super().__init__(settings)
         self.tokenizer = usable_tokenizer(settings)
         self.decoder = reply_decoder(self.tokenizer, settings)
         self.reply_prefix = self.decoder.prefix
         _engine_arguments()  # raises an error that says how to install vLLM
         arguments = {"seed": seed, **vllm_arguments(settings)}
         self.max_model_len = arguments["max_model_len"]
-        self.without_room = 0
         _exit_in_order_when_terminated()
-        # One event loop for the engine's whole life: vLLM's output handler belongs to the loop that first used it.
-        self._loop = asyncio.Runner()
         try:
             with _processes_end_after(start_seconds) as overdue:
                 self.llm = start_vllm(settings.model, arguments)
@@ -222,22 +238,10 @@ class Engine:
         self.seed_requests = settings.engine_options.get("seed_requests", _seeds_are_free(config))
         self._next_replica = cycle(range(self.replicas))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Stop the engine's processes, then let its tasks end."""
         self.llm.shutdown()
-        self._loop.close()
-
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine that awaits replies, and return its result."""
-        return self._loop.run(coroutine)
+        super().close()
 
     def encode(self, messages: Sequence[Message], opening: str = "") -> list[int]:
         """Token ids of a prompt and the `opening` of its reply, with control tokens in their texts neutralised."""

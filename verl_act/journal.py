@@ -8,18 +8,22 @@ import shutil
 import time
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from os import PathLike
 from typing import IO, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
+from tqdm import tqdm
 
+from verl_act.concurrency import for_each
 from verl_act.manifest import Manifest
 from verl_act.output_folder import work_path
 
 Record = dict[str, Any]
+Item = TypeVar("Item")
+Name = TypeVar("Name", int, str)
 Result = TypeVar("Result")
 
 
@@ -33,12 +37,12 @@ class Journal:
     seconds_before = 0.0
     """Run time of earlier processes up to their last record."""
 
-    def __init__(self, out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, out: str | PathLike[str], key: str, tally: Callable[[], int] = lambda: 0) -> None:
         self._folder = work_path(out, "journal")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] = (self._folder / f"{key[:16]}.jsonl").open("ab+")
         self._tally = tally
-        self._known: dict[tuple[str, int], Record] = {}
+        self._known: dict[tuple[str, int | str], Record] = {}
         self.counted = 0
         self._started = time.monotonic()
         self._read()
@@ -46,7 +50,7 @@ class Journal:
     @property
     def seconds(self) -> float:
         """Run time of all processes so far, including killed ones."""
-        return self.seconds_before + time.monotonic() - self._started
+        return round(self.seconds_before + time.monotonic() - self._started, 1)
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -62,16 +66,16 @@ class Journal:
             whole += len(line)
         self._file.truncate(whole)
 
-    def get(self, what: str, index: int) -> Record | None:
-        """The record of item `index` of the kind `what`, or None."""
-        return self._known.get((what, index))
+    def get(self, what: str, name: int | str) -> Record | None:
+        """The record of the item `name` (or its index) of the kind `what`, or None."""
+        return self._known.get((what, name))
 
-    def add(self, what: str, index: int, record: Mapping[str, Any]) -> None:
+    def add(self, what: str, name: int | str, record: Mapping[str, Any]) -> None:
         """Save a record. A failed episode is not saved, since its environment may work the next time."""
         if "error" in record:
             return
-        so_far = {"tally": self.counted + self._tally(), "seconds": round(self.seconds, 1)}
-        entry = {"what": what, "number": index, **so_far, "record": record}
+        so_far = {"tally": self.counted + self._tally(), "seconds": self.seconds}
+        entry = {"what": what, "number": name, **so_far, "record": record}
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
@@ -119,8 +123,33 @@ class SavedResults(Generic[Result]):
             self._journal.add(self._what, index, {"zlib": b64encode(zlib.compress(text)).decode()})
 
 
+async def all_records(
+    answer: Callable[[Item], Awaitable[Record]],
+    items: Mapping[Name, Item],
+    what: str,
+    journal: Journal | None,
+    at_once: int,
+    unit: str = "it",
+) -> list[Record]:
+    """The records of all items, in their order; those in `journal`, under the name `what`, are not computed again.
+
+    At most `at_once` items are in progress. `unit` is what the progress bar counts.
+    """
+    records = {name: record for name in items if journal and (record := journal.get(what, name)) is not None}
+    with tqdm(total=len(items), initial=len(records), desc=what, unit=unit) as progress:
+
+        async def answer_one(name: Name) -> None:
+            records[name] = await answer(items[name])
+            if journal:
+                journal.add(what, name, records[name])
+            progress.update()
+
+        await for_each(answer_one, [name for name in items if name not in records], at_once)
+    return [records[name] for name in items]
+
+
 @contextmanager
-def journal(out: Path, key: str, tally: Callable[[], int] = lambda: 0) -> Iterator[Journal]:
+def journal(out: str | PathLike[str], key: str, tally: Callable[[], int] = lambda: 0) -> Iterator[Journal]:
     """A journal that is closed at the end of the block, and removed if there was no error."""
     kept = Journal(out, key, tally)
     try:

@@ -22,17 +22,14 @@ def equal_groups(keys: Sequence[str], rewards: Sequence[float]) -> tuple[int, in
 
     If every prompt has one reply, as with PPO, the whole batch is one group: its rows differ for the value model.
     """
-    groups: dict[str, set[float]] = {}
-    sizes = Counter[str]()
+    groups: dict[str, list[float]] = {}
     for key, reward in zip(keys, rewards, strict=True):
-        prompt = key.rsplit("_", 2)[0]
-        groups.setdefault(prompt, set()).add(reward)
-        sizes[prompt] += 1
-    if max(sizes.values(), default=0) < 2:
+        groups.setdefault(key.rsplit("_", 2)[0], []).append(reward)
+    if max(map(len, groups.values()), default=0) < 2:
         return (int(len(set(rewards)) == 1), 1) if rewards else (0, 0)
     # A prompt with only one remaining reply says nothing.
-    several = [prompt for prompt, size in sizes.items() if size > 1]
-    return sum(len(groups[prompt]) == 1 for prompt in several), len(several)
+    several = [set(group) for group in groups.values() if len(group) > 1]
+    return sum(len(group) == 1 for group in several), len(several)
 
 
 class LearningSignal:

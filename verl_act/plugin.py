@@ -5,6 +5,7 @@ import. verl hides a plugin's exceptions at DEBUG level; here they are logged be
 """
 
 import logging
+from importlib import import_module
 
 import wrapt
 
@@ -26,12 +27,9 @@ def register() -> None:
     )
 
     cpu.activate()
-    wrapt.when_imported("verl.experimental.agent_loop.agent_loop")(_register_agent_loop)
-
-
-def _register_agent_loop(_module: object) -> None:
-    """Importing our agent loop registers it in verl's registry."""
-    import verl_act.rollout.agent_loop  # noqa: F401
+    # Importing our agent loop registers it in verl's registry.
+    after = wrapt.when_imported("verl.experimental.agent_loop.agent_loop")
+    after(lambda _: import_module("verl_act.rollout.agent_loop"))
 
 
 try:

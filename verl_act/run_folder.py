@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,27 @@ def stage_name(title: str, seed: int | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStage:
-    """A stage of the run, whether it has begun or not."""
+class NamedStage:
+    """What a stage is called."""
 
     title: str
-    output: str
-    """Relative to the run folder."""
-    trains: bool = False
-    seed: int | None = None
+    seed: int | None = field(default=None, kw_only=True)
     """That of a comparison of methods; None for a stage that all seeds share, and in any other run."""
-    shared: bool = False
-    """Whether it makes data that all methods and seeds use."""
 
     @property
     def name(self) -> str:
         return stage_name(self.title, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage(NamedStage):
+    """A stage of the run, whether it has begun or not."""
+
+    output: str
+    """Relative to the run folder."""
+    trains: bool = False
+    shared: bool = False
+    """Whether it makes data that all methods and seeds use."""
 
 
 @dataclass(frozen=True, slots=True)

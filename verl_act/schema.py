@@ -192,22 +192,6 @@ def pair_id(state_id: str, expert_action: str, *alternatives: str) -> str:
     return digest.hexdigest()[:16]
 
 
-_CONTEXT_COLUMNS = [
-    pa.field("goal", pa.string(), nullable=False),
-    pa.field(
-        "history",
-        pa.list_(
-            pa.struct(
-                [pa.field("observation", pa.string(), nullable=False), pa.field("action", pa.string(), nullable=False)]
-            )
-        ),
-        nullable=False,
-    ),
-    pa.field("observation", pa.string(), nullable=False),
-    pa.field("admissible_actions", pa.list_(pa.string()), nullable=False),
-]
-
-
 def is_env_name(name: str) -> bool:
     """Whether `name` can stand in the keys of rewards and metrics, such as `act/<env>/choice`."""
     return bool(name) and name.isprintable() and not any(character.isspace() or character == "/" for character in name)
@@ -217,120 +201,92 @@ ENV_NAME = "a name without '/', spaces or line breaks, since rewards and metrics
 """What an environment's name must look like, for error messages."""
 
 
-def _columns(name: str, version: int, *columns: pa.Field) -> pa.Schema:
-    return pa.schema(columns, metadata={b"verl_act.schema": f"{name}/{version}".encode()})
-
-
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
 _ROWS_AT_ONCE = 256
 _ADDED_LATER = {"verl_act.added": "later"}
 """Marks a nullable column that files of the same version may lack."""
+_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 
-_TASK_COLUMNS = [_required(name, pa.string()) for name in ("env", "split", "task_id", "task_type")]
+
+def _columns(name_and_version: str, *columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={b"verl_act.schema": name_and_version.encode()})
+
+
+def _required(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
+def _records(*names: str) -> pa.DataType:
+    """Lists of records of these texts."""
+    return pa.list_(pa.struct(_required(_TEXT, *names)))
+
+
+_TASK_COLUMNS = _required(_TEXT, "env", "split", "task_id", "task_type")
+_CONTEXT_COLUMNS = [
+    *_required(_TEXT, "goal"),
+    *_required(_records("observation", "action"), "history"),
+    *_required(_TEXT, "observation"),
+    *_required(_TEXTS, "admissible_actions"),
+]
+_MESSAGES = _records("role", "content")
 
 TRAJECTORY = _columns(
-    "trajectory",
-    1,
+    "trajectory/1",
     *_TASK_COLUMNS,
-    _required("trajectory_id", pa.string()),
-    _required("step", pa.int32()),
+    *_required(_TEXT, "trajectory_id"),
+    *_required(pa.int32(), "step"),
     *_CONTEXT_COLUMNS,
-    _required("action", pa.string()),
-    pa.field("thought", pa.string()),
-    _required("reward", pa.float32()),
-    _required("done", pa.bool_()),
-    _required("success", pa.bool_()),
-    _required("source", pa.string()),
-    _required("inferable", pa.bool_()),
-    pa.field("tied_actions", pa.list_(pa.string()), metadata=_ADDED_LATER),
+    *_required(_TEXT, "action"),
+    pa.field("thought", _TEXT),
+    *_required(pa.float32(), "reward"),
+    *_required(pa.bool_(), "done", "success"),
+    *_required(_TEXT, "source"),
+    *_required(pa.bool_(), "inferable"),
+    pa.field("tied_actions", _TEXTS, metadata=_ADDED_LATER),
     pa.field("plan_length", pa.int32()),
-    _required("verified", pa.bool_()),
+    *_required(pa.bool_(), "verified"),
     pa.field("admissible", pa.bool_(), metadata=_ADDED_LATER),
 )
 
-_MESSAGES = pa.list_(
-    pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
-)
-
-SFT = _columns(
-    "sft",
-    1,
-    _required("state_id", pa.string()),
-    _required("source", pa.string()),
-    _required("messages", _MESSAGES),
-)
+SFT = _columns("sft/1", *_required(_TEXT, "state_id", "source"), *_required(_MESSAGES, "messages"))
 """Rows for verl's SFT trainer; `source` is `expert`, `reflection`, `choice` or `rejection`."""
 
-DPO = _columns(
-    "dpo",
-    1,
-    _required("state_id", pa.string()),
-    _required("prompt", _MESSAGES),
-    _required("chosen", _MESSAGES),
-    _required("rejected", _MESSAGES),
-)
+DPO = _columns("dpo/1", *_required(_TEXT, "state_id"), *_required(_MESSAGES, "prompt", "chosen", "rejected"))
 """Rows for TRL's `DPOTrainer`, in its conversational format."""
 
 REFLECTION = _columns(
-    "reflection",
-    1,
-    _required("state_id", pa.string()),
-    _required("action", pa.string()),
-    _required("outcome", pa.string()),
-    _required(
-        "alternatives",
-        pa.list_(
-            pa.struct(
-                [pa.field("action", pa.string(), nullable=False), pa.field("outcome", pa.string(), nullable=False)]
-            )
-        ),
-    ),
-    _required("reply", pa.string()),
-    _required("reflection", pa.string()),
-    _required("model", pa.string()),
+    "reflection/1",
+    *_required(_TEXT, "state_id", "action", "outcome"),
+    *_required(_records("action", "outcome"), "alternatives"),
+    *_required(_TEXT, "reply", "reflection", "model"),
 )
 """A model's thoughts on an expert action and its alternatives, all tried; `reflection` is `reply` without tags."""
 
 ALTERNATIVES = _columns(
-    "alternatives",
-    1,
-    _required("state_id", pa.string()),
-    _required("replies", pa.list_(pa.string())),
-    _required("model", pa.string()),
-    _required("sampling", pa.string()),
+    "alternatives/1",
+    *_required(_TEXT, "state_id"),
+    *_required(_TEXTS, "replies"),
+    *_required(_TEXT, "model", "sampling"),
 )
 
 PAIR = _columns(
-    "pair",
-    1,
-    _required("pair_id", pa.string()),
+    "pair/1",
+    *_required(_TEXT, "pair_id"),
     *_TASK_COLUMNS,
-    _required("state_id", pa.string()),
-    _required("step", pa.int32()),
+    *_required(_TEXT, "state_id"),
+    *_required(pa.int32(), "step"),
     *_CONTEXT_COLUMNS,
-    _required("expert_action", pa.string()),
-    _required("alternative_action", pa.string()),
-    pa.field("further_alternatives", pa.list_(pa.string()), metadata=_ADDED_LATER),
-    _required("alternative_source", pa.string()),
-    _required("alternative_admissible", pa.bool_()),
+    *_required(_TEXT, "expert_action", "alternative_action"),
+    pa.field("further_alternatives", _TEXTS, metadata=_ADDED_LATER),
+    *_required(_TEXT, "alternative_source"),
+    *_required(pa.bool_(), "alternative_admissible"),
     pa.field("further_admissible", pa.list_(pa.bool_()), metadata=_ADDED_LATER),
-    _required("model", pa.string()),
-    _required("sampling", pa.string()),
+    *_required(_TEXT, "model", "sampling"),
     pa.field("margin", pa.int32()),
-    _required("inferable", pa.bool_()),
+    *_required(pa.bool_(), "inferable"),
 )
 
-TASK = _columns(
-    "task",
-    1,
-    *_TASK_COLUMNS,
-    _required("seed", pa.int64()),
-)
+TASK = _columns("task/1", *_TASK_COLUMNS, *_required(pa.int64(), "seed"))
 """Tasks to play in the live environment: rows of the multi-turn stages and of eval sets."""
-
 
 WRITTEN_BY = {
     "trajectory": ("data expert", "data import"),
@@ -430,13 +386,11 @@ def read_table(path: str | os.PathLike[str], schema: pa.Schema) -> pa.Table:
             f"{path}: lacks the columns {', '.join(lost)} of {name} (it has {', '.join(stored.names)}). "
             f"{written_by(schema)}"
         )
-    missing = [column for column in schema if column.name not in stored.names]
     table = read_parquet(path, columns=[name for name in schema.names if name in stored.names])
     try:
-        for column in missing:
-            nulls = pa.nulls(table.num_rows, column.type)
-            table = table.add_column(schema.get_field_index(column.name), column, nulls)
         for column in schema:
+            if column.name not in stored.names:
+                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
             # First without rows: refuses types that can never be cast.
             _cast(path, table[column.name].slice(0, 0), column)
         _refuse_nulls(path, table, schema)
@@ -464,7 +418,7 @@ def _refuse_nulls(path: Path, table: pa.Table, schema: pa.Schema) -> None:
             row = table[column.name].is_null().to_pylist().index(True)
             raise DataError(f"{path}: row {row}, column {column.name!r} is null, but every row needs it.")
         # Chunk by chunk: the texts of a column may exceed the size limit of one chunk.
-        chunks = table[column.name].chunks if column.type == pa.list_(pa.string()) else []
+        chunks = table[column.name].chunks if column.type == _TEXTS else []
         if any(chunk.flatten().null_count for chunk in chunks):
             row = next(row for row, texts in enumerate(table[column.name].to_pylist()) if None in (texts or ()))
             raise DataError(f"{path}: row {row}, column {column.name!r} holds a null, but every entry must be a text.")

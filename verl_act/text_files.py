@@ -80,21 +80,14 @@ def open_bytes(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 
 def read_text(path: str | PathLike[str]) -> str:
     """The whole text; CRLF becomes LF."""
-    return _read(path).replace("\r\n", "\n")
-
-
-def _read(path: str | PathLike[str]) -> str:
     with open_bytes(path) as stream:
-        data = stream.read()
-    return _decoded(path, data, 1)
+        return _decoded(path, stream.read(), 1).replace("\r\n", "\n")
 
 
 def read_json(path: str | PathLike[str]) -> Any:
     """The value of a file with one JSON document."""
-    try:
-        return _parsed(_read(path))
-    except _NotJson as error:
-        raise DataError(f"{path}, line {error.line}: is not JSON ({error}). {_AGAIN}") from error
+    with open_bytes(path) as stream:
+        return _parsed(path, stream.read())
 
 
 def list_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[Any]:
@@ -103,13 +96,13 @@ def list_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[Any
     Raises `DataError` naming the line and the value (from 0) if the file is not a list, is damaged or cut short.
     """
     with open_bytes(path) as stream:
-        yield from _counted(path, stream, _ValueReader(path, stream, remedy).list_values())
+        yield from _counted(path, stream, _ValueReader(path, stream, remedy).values("list", "[", "]"))
 
 
 def object_values(path: str | PathLike[str], remedy: str = _AGAIN) -> Iterator[tuple[str, Any]]:
     """The keys and values of a JSON object. Otherwise as `list_values`."""
     with open_bytes(path) as stream:
-        yield from _counted(path, stream, _ValueReader(path, stream, remedy).object_values())
+        yield from _counted(path, stream, _ValueReader(path, stream, remedy).values("object", "{", "}"))
 
 
 def read_json_lines(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -120,10 +113,7 @@ def read_json_lines(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, 
     if not Path(path).is_file():
         return
     for line_number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        try:
-            row = json.loads(line, parse_constant=refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {line_number}: is not JSON ({error}). Write the file again.") from error
+        row = _parsed(path, line, line_number, parse_constant=refuse_constant)
         if not isinstance(row, dict):
             raise DataError(
                 f"{path}, line {line_number}: is {type(row).__name__}, not an object. Write the file again."
@@ -157,7 +147,8 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
         first, second = next(lines, None), next(lines, None)
         if first is None:
             return
-        if second is None or not _is_json(first[1]):  # an object over several lines, or JSON Lines with a bad line
+        # An object over several lines, or JSON Lines with a bad line.
+        if second is None or not _is_json(path, first[1]):
             try:
                 document = read_json(path)
             except DataError:
@@ -167,12 +158,7 @@ def read_rows(path: str | PathLike[str], bad_line: Callable[[DataError], Any] | 
                 return
         for line_number, line in chain((first,), (second,) if second else (), lines):
             try:
-                yield _parsed(_decoded(path, line, line_number))
-            except _NotJson as error:
-                problem = DataError(f"{path}, line {line_number}: is not JSON ({error}). {_AGAIN}")
-                if bad_line is None:
-                    raise problem from error
-                yield bad_line(problem)
+                yield _parsed(path, line.rstrip(), line_number)
             except DataError as error:
                 if bad_line is None:
                     raise
@@ -207,48 +193,33 @@ class _ValueReader:
         """Where the text begins in the file."""
         self._place = "its beginning"
 
-    def list_values(self) -> Iterator[Any]:
-        self._open("[", "list")
-        more = not self._take("]")
+    def values(self, kind: str, begin: str, end: str) -> Iterator[Any]:
+        """The values of a list, or the pairs of key and value of an object."""
+        if not self._take(begin):
+            raise DataError(f"{self._path}: does not begin with {begin!r}; it must hold a JSON {kind}. {self._remedy}")
+        more = not self._take(end)
         for index in count():
             if not more:
                 break
-            self._place = f"entry {index}"
-            yield self._value()
-            more = self._comma_or("]")
-        self._end()
-
-    def object_values(self) -> Iterator[tuple[str, Any]]:
-        self._open("{", "object")
-        more = not self._take("}")
-        while more:
-            key = self._value()
-            if not isinstance(key, str):
-                raise self._not_json(f"{key!r:.50} is not a key")
-            self._place = f"key {key!r}"
-            if not self._take(":"):
-                raise self._not_json("Expecting ':' delimiter", self._position)
-            yield key, self._value()
-            more = self._comma_or("}")
-        self._end()
-
-    def _open(self, bracket: str, kind: str) -> None:
-        if not self._take(bracket):
-            raise DataError(
-                f"{self._path}: does not begin with {bracket!r}; it must hold a JSON {kind}. {self._remedy}"
-            )
-
-    def _comma_or(self, bracket: str) -> bool:
-        """Whether another value follows."""
-        if self._take(","):
-            return True
-        if not self._take(bracket):
-            raise self._not_json("Expecting ',' delimiter", self._position)
-        return False
-
-    def _end(self) -> None:
+            if kind == "list":
+                self._place = f"entry {index}"
+                yield self._value()
+            else:
+                yield self._key(), self._value()
+            more = self._take(",")
+            if not more and not self._take(end):
+                raise self._not_json("Expecting ',' delimiter", self._position)
         if not self._take(""):
             raise self._not_json("Extra data", self._position)
+
+    def _key(self) -> str:
+        key = self._value()
+        if not isinstance(key, str):
+            raise self._not_json(f"{key!r:.50} is not a key")
+        self._place = f"key {key!r}"
+        if not self._take(":"):
+            raise self._not_json("Expecting ':' delimiter", self._position)
+        return key
 
     def _take(self, mark: str) -> bool:
         """Skip `mark` ("" is the end of the file) if it comes next, and say whether it did."""
@@ -306,32 +277,27 @@ class _ValueReader:
         return DataError(f"{self._path}, line {line}: is not JSON ({problem}{where}), at {self._place}. {self._remedy}")
 
 
-class _NotJson(ValueError):
-    """Why a text is not JSON, and the line of the error."""
-
-    def __init__(self, problem: str, line: int = 1) -> None:
-        super().__init__(problem)
-        self.line = line
-
-
-def _parsed(text: str) -> Any:
+def _parsed(path: str | PathLike[str], data: bytes, first_line: int = 1, **options: Any) -> Any:
+    """The value of a JSON text that begins in this line of the file."""
+    text = _decoded(path, data, first_line)
     try:
-        return json.loads(text)
-    except JSONDecodeError as error:
-        raise _NotJson(f"{error.msg} at column {error.colno}", error.lineno) from error
+        return json.loads(text, **options)
     except (ValueError, RecursionError) as error:
-        raise _NotJson(_why(error)) from error
+        line = first_line + getattr(error, "lineno", 1) - 1
+        raise DataError(f"{path}, line {line}: is not JSON ({_why(error)}). {_AGAIN}") from error
 
 
 def _why(error: ValueError | RecursionError) -> str:
-    """Why a text cannot be parsed whose grammar is right: nesting, or an integer of more than 4,300 digits."""
+    """Why a text is not JSON; where its grammar is right, because of nesting, or an integer of over 4,300 digits."""
+    if isinstance(error, JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _is_json(line: bytes) -> bool:
+def _is_json(path: str | PathLike[str], line: bytes) -> bool:
     try:
-        _parsed(line.decode())
-    except ValueError:
+        _parsed(path, line)
+    except DataError:
         return False
     return True
 

@@ -1,35 +1,34 @@
 """Sample alternative actions from the initial policy at every expert state (paper section 3).
 
-Raw replies are stored; `build_pairs` parses actions from them. A shard of states is written to a file when it is whole,
-so a killed run resumes with the missing ones. The engine does not wait for the last reply of a shard: it samples the
-next ones meanwhile. By default one vLLM engine runs for this process; with `workers`, Ray Data distributes the shards
-over that many engines on a cluster.
+Raw replies are stored; `build_pairs` parses actions from them. A shard of states is saved when it is whole, so a killed
+run resumes with the missing ones. The engine does not wait for the last reply of a shard: it samples the next ones
+meanwhile. By default one vLLM engine runs for this process; with `workers`, Ray Data distributes the shards over that
+many engines on a cluster.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from verl_act.concurrency import for_each
 from verl_act.engine import Engine, check_engine, model_digest, request_seed
-from verl_act.errors import ConfigError, DataError
-from verl_act.manifest import Manifest, digest, make_manifest, write_manifest
-from verl_act.output_folder import atomic_folder, work_path, writes_folder
+from verl_act.errors import DataError
+from verl_act.journal import journal, key_of
+from verl_act.manifest import Manifest, make_manifest, write_manifest
+from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parse import parse_action
 from verl_act.ray_session import ray_session, worker_failed
 from verl_act.run_folder import ALTERNATIVES as ALTERNATIVES_FILE
 from verl_act.sampling import sampling_key
-from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, read_table, steps_to_learn, write_rows
+from verl_act.schema import ALTERNATIVES, Alternatives, Step, read_steps, steps_to_learn, write_rows
 from verl_act.settings.data import AlternativesSettings
 
 SHARD_STATES = 256
@@ -47,43 +46,46 @@ def sample_alternatives(settings: AlternativesSettings, out: str | PathLike[str]
     The limit bounds the states per split: whole trajectories are sampled until it is reached, in the order in which
     `build_pairs` with a limit and the same seed uses them. Where every request has a seed of its own (`seed_requests`
     of the engine options), the same seed and engine give the same replies, even if the run is interrupted. Otherwise a
-    repeated or resumed run samples other ones; shards that are written are kept.
+    repeated or resumed run samples other ones; shards that are saved are kept.
 
     Raises `DataError` after the first shard if no reply has an action, unless `allow_degenerate`.
     """
     check_settings(settings)
-    started = time.monotonic()
     known = sampled_trajectories(read_steps(settings.trajectories), settings.limit, settings.seed)
     steps = steps_to_learn(known)
     if not steps:
         raise DataError(
             f"{', '.join(map(str, settings.trajectories))}: no expert states to sample at; collect trajectories first."
         )
-    recorded = {**settings.recorded(), "model_digest": model_digest(settings.model), "states": len(steps)}
-    shards_folder = _open_shards(out, {**recorded, "trajectories": [digest(path) for path in settings.trajectories]})
-    shards = [steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)]
-    missing = {index: shard for index, shard in enumerate(shards) if not _shard(shards_folder, index).exists()}
-    sampled = [row for index in range(len(shards)) if index not in missing for row in _read(shards_folder, index)]
-    usable = settings.allow_degenerate or _has_action(sampled)
-    if sampled and not usable:
-        raise _no_action(sampled, settings)
-    with tqdm(total=len(steps), initial=len(sampled), desc="sampling alternatives", unit="state") as progress:
+    manifest = make_manifest(
+        "sample_alternatives",
+        settings={**settings.recorded(), "model_digest": model_digest(settings.model), "states": len(steps)},
+        inputs=settings.inputs(),
+        seed=settings.seed,
+    )
+    shards = dict(enumerate(steps[start : start + SHARD_STATES] for start in range(0, len(steps), SHARD_STATES)))
+    with journal(out, key_of(manifest)) as saved:
+        sampled = {index: record["rows"] for index in shards if (record := saved.get("shard", index)) is not None}
+        missing = {index: shard for index, shard in shards.items() if index not in sampled}
+        before = [row for rows in sampled.values() for row in rows]
+        if before:
+            _require_action(before, settings)
+        with tqdm(total=len(steps), initial=len(before), desc="sampling alternatives", unit="state") as progress:
 
-        def keep(index: int, rows: _Rows) -> None:
-            nonlocal usable
-            write_rows(_shard(shards_folder, index), rows, ALTERNATIVES)
-            progress.update(len(rows))
-            usable = usable or _has_action(rows)
-            if not usable:
-                raise _no_action(rows, settings)
+            def keep(index: int, rows: _Rows) -> None:
+                sampled[index] = rows
+                saved.add("shard", index, {"rows": rows})
+                progress.update(len(rows))
+                if len(sampled) == 1:
+                    _require_action(rows, settings)
 
-        if missing and settings.workers:
-            _on_ray(missing, settings, keep)
-        elif missing:
-            _in_this_process(missing, settings, keep)
-    rows = [row for index in range(len(shards)) for row in _read(shards_folder, index)]
-    with atomic_folder(out) as folder:
-        write_rows(folder / ALTERNATIVES_FILE, rows, ALTERNATIVES)
+            if missing and settings.workers:
+                _on_ray(missing, settings, keep)
+            elif missing:
+                sampler = Sampler(settings)
+                with sampler.engine as engine:
+                    engine.run(sampler.sample(missing, keep))
+        rows = [row for index in shards for row in sampled[index]]
         replies = [reply for row in rows for reply in row["replies"]]
         counts = {
             "states": len(rows),
@@ -91,16 +93,10 @@ def sample_alternatives(settings: AlternativesSettings, out: str | PathLike[str]
             "replies": len(replies),
             "empty": replies.count(""),
         }
-        manifest = make_manifest(
-            "sample_alternatives",
-            settings=recorded,
-            inputs=settings.inputs(),
-            counts=counts,
-            seed=settings.seed,
-            seconds=time.monotonic() - started,
-        )
-        write_manifest(folder, manifest)
-    shutil.rmtree(shards_folder)
+        manifest = replace(manifest, counts=counts, seconds=saved.seconds)
+        with atomic_folder(out) as folder:
+            write_rows(folder / ALTERNATIVES_FILE, rows, ALTERNATIVES)
+            write_manifest(folder, manifest)
     return manifest
 
 
@@ -110,15 +106,15 @@ def check_settings(settings: AlternativesSettings) -> None:
     settings.make_template()
 
 
-def _has_action(rows: Sequence[dict[str, Any]]) -> bool:
-    return any(parse_action(reply).action is not None for row in rows for reply in row["replies"])
-
-
-def _no_action(rows: Sequence[dict[str, Any]], settings: AlternativesSettings) -> DataError:
+def _require_action(rows: _Rows, settings: AlternativesSettings) -> None:
+    """Raise `DataError` if no reply has an action, unless `allow_degenerate`."""
     replies = [reply for row in rows for reply in row["replies"]]
-    reasons = Counter(str(parse_action(reply).malformed) for reply in replies)
+    parsed = list(map(parse_action, replies))
+    if settings.allow_degenerate or any(reply.action is not None for reply in parsed):
+        return
+    reasons = Counter(str(reply.malformed) for reply in parsed)
     listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    return DataError(
+    raise DataError(
         f"{settings.model}: none of the {len(replies)} replies for the first {len(rows)} states has an action "
         f"({listed}), so the model would give no alternatives. First reply: {replies[0][:200]!r}. If replies are cut "
         "(unclosed_think, unclosed), raise --max-tokens; otherwise use a model that follows the template "
@@ -188,14 +184,6 @@ class Sampler:
         return {"index": list(sampled), "rows": [json.dumps(rows) for rows in sampled.values()]}
 
 
-def _in_this_process(
-    shards: Mapping[int, Sequence[Step]], settings: AlternativesSettings, keep: Callable[[int, _Rows], None]
-) -> None:
-    sampler = Sampler(settings)
-    with sampler.engine as engine:
-        engine.run(sampler.sample(shards, keep))
-
-
 def _on_ray(
     shards: Mapping[int, Sequence[Step]], settings: AlternativesSettings, keep: Callable[[int, _Rows], None]
 ) -> None:
@@ -219,27 +207,3 @@ def _on_ray(
                 keep(int(row["index"]), json.loads(row["rows"]))
         except ray.exceptions.RayError as error:
             raise worker_failed(error) from error
-
-
-def _open_shards(out: str | PathLike[str], settings: dict[str, Any]) -> Path:
-    """Open the folder of finished shards. Raises `ConfigError` if it holds shards of a run with other settings."""
-    folder = work_path(out, "shards")
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = folder / "settings.json"
-    expected = json.dumps(settings, sort_keys=True, default=str)
-    if stamp.exists() and stamp.read_text(encoding="utf-8") != expected and any(folder.glob("*.parquet")):
-        raise ConfigError(
-            f"{folder}: holds shards sampled with other settings or trajectories. "
-            "Repeat that command to finish them, or delete the folder to start over."
-        )
-    stamp.write_text(expected, encoding="utf-8")
-    return folder
-
-
-def _read(folder: Path, index: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_table(_shard(folder, index), ALTERNATIVES).to_pylist()
-    return rows
-
-
-def _shard(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.parquet"

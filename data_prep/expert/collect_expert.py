@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -24,7 +22,7 @@ from verl_act.envs.process_pool import Failure, Player, process_pool
 from verl_act.envs.registry import get_env
 from verl_act.envs.settings import check_env, input_folders
 from verl_act.errors import ConfigError, DataError, OptionError
-from verl_act.journal import Journal, SavedResults, hash_of, journal, key_of
+from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.names import one_line
 from verl_act.output_folder import atomic_folder, writes_folder
@@ -42,10 +40,14 @@ _NOT_WON, _REPLAY_DIFFERS = "not won", "replay differs"
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Why a task has no trajectory. The kinds are counted in the manifest; `details` may be empty."""
+    """Why a task or a published row has no trajectory. The kinds are counted in the manifest."""
 
     kind: str
     details: str = ""
+
+    @property
+    def reason(self) -> str:
+        return f"{self.kind}: {self.details}" if self.details else self.kind
 
 
 Played = list[Step] | Dropped
@@ -66,7 +68,6 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
     """
     spec = check_settings(settings)
     name = settings.expert or next(iter(spec.experts))
-    started = time.monotonic()
     tasks = sample_in_order(spec.tasks(settings.split, **settings.env_settings), settings.limit, settings.seed)
     manifest = make_manifest(
         "collect_expert",
@@ -74,7 +75,7 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
         inputs=input_folders(settings.env_settings),
         seed=settings.seed,
     )
-    with journal(Path(out), key_of(manifest)) as saved:
+    with journal(out, key_of(manifest)) as saved:
         player = _ExpertPlayer(settings.env, settings.env_settings, name, settings.seed)
         with process_pool(player, settings.workers, settings.task_timeout) as play_all:
             results = play_all(tasks, SavedResults(saved, hash_of(tasks), Played))
@@ -82,43 +83,25 @@ def collect_expert(settings: ExpertSettings, out: str | os.PathLike[str]) -> Man
                 Dropped(result.kind, result.reason) if isinstance(result, Failure) else result
                 for result in tqdm(results, f"playing {one_line(settings.split)}", len(tasks))
             ]
-        return _write(out, manifest, tasks, played, saved, started)
-
-
-def _write(
-    out: str | os.PathLike[str],
-    manifest: Manifest,
-    tasks: Sequence[Task],
-    played: Sequence[Played],
-    saved: Journal,
-    started: float,
-) -> Manifest:
-    """Write the results. Raises `DataError` if no task was won."""
-    env, split, name = (manifest.settings[key] for key in ("env", "split", "expert"))
-    steps = [step for trajectory in played if not isinstance(trajectory, Dropped) for step in trajectory]
-    without_trajectory = [
-        (task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, Dropped)
-    ]
-    dropped = Counter(reason.kind for _, reason in without_trajectory)
-    if not steps:
-        failed = (reason.details for _, reason in without_trajectory if reason.kind not in (_NOT_WON, _REPLAY_DIFFERS))
-        first_error = "".join(f" The first error: {details}" for details in islice(failed, 1))
-        saved.clear()
-        raise DataError(
-            f"Expert {name!r} has won none of {len(tasks)} tasks of {env}/{split}: {dict(dropped)}.{first_error}"
-        )
-    seconds = round(time.monotonic() - started, 1)
-    manifest = replace(manifest, counts=_counts(tasks, steps, dropped), seconds=seconds)
-    with atomic_folder(out) as folder:
-        write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-        lines = ({"task_id": task.task_id, **asdict(reason)} for task, reason in without_trajectory)
-        write_json_lines(folder / DROPPED, lines)
-        write_manifest(folder, manifest)
-    if without_trajectory:
+        steps = [step for trajectory in played if not isinstance(trajectory, Dropped) for step in trajectory]
+        lost = [(task, reason) for task, reason in zip(tasks, played, strict=True) if isinstance(reason, Dropped)]
+        dropped = Counter(reason.kind for _, reason in lost)
+        where = f"{settings.env}/{settings.split}"
+        if not steps:
+            failed = (reason.details for _, reason in lost if reason.kind not in (_NOT_WON, _REPLAY_DIFFERS))
+            first_error = "".join(f" The first error: {details}" for details in islice(failed, 1))
+            saved.clear()
+            raise DataError(
+                f"Expert {name!r} has won none of {len(tasks)} tasks of {where}: {dict(dropped)}.{first_error}"
+            )
+        manifest = replace(manifest, counts=_counts(tasks, steps, dropped), seconds=saved.seconds)
+        with atomic_folder(out) as folder:
+            write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
+            write_json_lines(folder / DROPPED, ({"task_id": task.task_id, **asdict(reason)} for task, reason in lost))
+            write_manifest(folder, manifest)
+    if lost:
         counted = ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items()))
-        logger.warning(
-            "%s/%s: %d of %d tasks have no trajectory: %s.", env, split, len(without_trajectory), len(tasks), counted
-        )
+        logger.warning("%s: %d of %d tasks have no trajectory: %s.", where, len(lost), len(tasks), counted)
     return manifest
 
 

@@ -6,18 +6,18 @@ and the reason.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from verl_act.data_prep.expert.collect_expert import Dropped
 from verl_act.data_prep.imports.published import Unreadable, formats_of, read_published
 from verl_act.data_prep.imports.published_tasks import FindTasks, advice, importer_of, other_benchmark, task_finder
-from verl_act.data_prep.imports.replay_published import Candidates, Refusal, Replayed, ReplayResult, RowReplayer
+from verl_act.data_prep.imports.replay_published import Candidates, Replayed, ReplayResult, RowReplayer
 from verl_act.envs.importer import Published, TrajectoryImporter
 from verl_act.envs.process_pool import Failure, process_pool
 from verl_act.envs.registry import get_env
@@ -33,17 +33,6 @@ from verl_act.settings.data import ImportSettings
 from verl_act.text_files import write_json_lines
 
 REJECTED = "rejected.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A rejected row. `kind` is the category that is counted, `reason` the full explanation."""
-
-    file: str
-    row: int
-    task: str
-    kind: str
-    reason: str
 
 
 @writes_folder("import_trajectories", "collect_expert")
@@ -64,25 +53,24 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
     Raises `DataError` if a file cannot be read or every row is rejected (the rejected rows are then listed next to
     `out`, in `<out>.rejected.jsonl`), and `ConfigError` for an unknown format, environment or split.
     """
-    started = time.monotonic()
     check_settings(settings)
-    files, env, split, format_name = settings.files, settings.env, settings.split, settings.format
+    env, split, format_name, env_settings = settings.env, settings.split, settings.format, settings.env_settings
     workers, task_timeout = settings.workers, settings.task_timeout
-    inputs = [*settings.inputs(), *input_folders(settings.env_settings)]
+    inputs = [*settings.inputs(), *input_folders(env_settings)]
     manifest = make_manifest("import_trajectories", settings=settings.recorded(), inputs=inputs)
-    with journal(Path(out), key_of(manifest)) as saved:
-        env_settings = settings.env_settings
-        finder = task_finder(env, env_settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)
-        find = _Find(importer_of(env, env_settings), finder, split)
+    with journal(out, key_of(manifest)) as saved:
+        find = task_finder(env, env_settings, split=split, workers=workers, task_timeout=task_timeout, journal=saved)
+        importer = importer_of(env, env_settings)
         kept: dict[tuple[str, str], Replayed] = {}
-        rejected: list[Rejected] = []
+        rejected: list[dict[str, Any]] = []
         mismatches: Counter[str] = Counter()
-        replayer = RowReplayer(env, settings.env_settings, format_name)
+        replayer = RowReplayer(env, env_settings, format_name)
         with process_pool(replayer, workers, task_timeout) as replay:
-            for index, path in enumerate(files):
+            for index, path in enumerate(settings.files):
                 rows = list(read_published(path, format_name, get_env(env).importer))
+                jobs = (_candidates(row, importer, find, split) for row in rows)
                 saved_results = SavedResults[ReplayResult](saved, f"rows {index}", ReplayResult)
-                results = tqdm(replay(map(find, rows), saved_results), f"replaying {one_line(path.name)}", len(rows))
+                results = tqdm(replay(jobs, saved_results), f"replaying {one_line(path.name)}", len(rows))
                 for row, result in zip(rows, results, strict=True):
                     if isinstance(result, Failure):
                         assert isinstance(row, Published)
@@ -91,7 +79,7 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
                         first = result.steps[0]
                         if kept.setdefault((first.split, first.task_id), result) is result:
                             continue
-                        result = Refusal("another row of this task is kept", first.task_id)
+                        result = Dropped("another row of this task is kept", first.task_id)
                     task = row.task if isinstance(row, Published) else ""
                     if isinstance(row, Unreadable) and row.looks_like:
                         mismatches[
@@ -99,19 +87,21 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
                         ] += 1
                     elif isinstance(row, Published) and (other := other_benchmark(env, row)):
                         mismatches[f"{other}, not {env}: pass the environment {other}"] += 1
-                    rejected.append(Rejected(str(path), row.row, task, result.kind, result.reason))
-        kinds = dict(sorted(Counter(row.kind for row in rejected).items()))
+                    why = {"kind": result.kind, "reason": result.reason}
+                    rejected.append({"file": str(path), "row": row.row, "task": task, **why})
+        kinds = dict(sorted(Counter(row["kind"] for row in rejected).items()))
         rejected_path = Path(out).resolve().with_name(f"{Path(out).resolve().name}.{REJECTED}")
         if not kept:
             saved.clear()
-            hint = _format_hint(mismatches, len(rejected))
-            message = f"{hint}none of the {len(rejected)} rows of {_names(files)} can be used"
+            hint, files = _format_hint(mismatches, len(rejected)), ", ".join(map(str, settings.files))
+            message = f"{hint}none of the {len(rejected)} rows of {files} can be used"
             if not rejected:
                 raise DataError(f"{message}: the files are empty. Download or write them again.")
             rejected_path.parent.mkdir(parents=True, exist_ok=True)
-            write_json_lines(rejected_path, map(asdict, rejected))
+            write_json_lines(rejected_path, rejected)
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            raise DataError(f"{message} ({counted}). {_first_reasons(rejected)} All are listed in {rejected_path}.")
+            reasons = "; ".join(f"row {row['row']}: {row['reason']}" for row in rejected[:3])
+            raise DataError(f"{message} ({counted}). The first: {reasons}. All are listed in {rejected_path}.")
         steps = [step for replayed in kept.values() for step in replayed.steps]
         manifest = replace(
             manifest,
@@ -123,11 +113,11 @@ def import_trajectories(settings: ImportSettings, out: str | PathLike[str]) -> M
                 "thoughts_left_out": sum(replayed.thoughts_left_out for replayed in kept.values()),
                 "rejected": kinds,
             },
-            seconds=round(time.monotonic() - started, 1),
+            seconds=saved.seconds,
         )
         with atomic_folder(out) as folder:
             write_rows(folder / TRAJECTORIES, [step.to_row() for step in steps], TRAJECTORY)
-            write_json_lines(folder / REJECTED, map(asdict, rejected))
+            write_json_lines(folder / REJECTED, rejected)
             write_manifest(folder, manifest)
         rejected_path.unlink(missing_ok=True)  # written by an earlier run that kept no row
     return manifest
@@ -142,38 +132,25 @@ def check_settings(settings: ImportSettings) -> None:
         raise DataError(f"{', '.join(missing)}: no such file of trajectories.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Find:
-    """Finds the tasks of the requested split that a row may have been recorded on."""
-
-    importer: TrajectoryImporter
-    tasks_of: FindTasks
-    split: str | None
-
-    def __call__(self, row: Published | Unreadable) -> Candidates | Refusal:
-        if isinstance(row, Unreadable):
-            return Refusal("not in this format", row.reason)
-        env = self.importer.spec.name
-        if other := other_benchmark(env, row):
-            return Refusal("of another benchmark", f"it looks like {other}, not {env}")
-        if not (tasks := self.tasks_of(row)):
-            description = row.task or " ".join(row.instruction.split())[:100]
-            hint = advice(self.importer, row, task_known=False, split=self.split)
-            return Refusal("no such task in these data", f"{description} ({hint})" if hint else description)
-        if not (candidates := [task for task in tasks if self.split in (None, task.split)]):
-            return Refusal("of another split", f"not of {self.split}")
-        return row, candidates
-
-
-def _names(files: Sequence[str | PathLike[str]]) -> str:
-    return ", ".join(map(str, files))
+def _candidates(
+    row: Published | Unreadable, importer: TrajectoryImporter, find: FindTasks, split: str | None
+) -> Candidates | Dropped:
+    """The row with the tasks of the requested split that it may have been recorded on."""
+    if isinstance(row, Unreadable):
+        return Dropped("not in this format", row.reason)
+    env = importer.spec.name
+    if other := other_benchmark(env, row):
+        return Dropped("of another benchmark", f"it looks like {other}, not {env}")
+    if not (tasks := find(row)):
+        description = row.task or " ".join(row.instruction.split())[:100]
+        hint = advice(importer, row, task_known=False, split=split)
+        return Dropped("no such task in these data", f"{description} ({hint})" if hint else description)
+    if not (candidates := [task for task in tasks if split in (None, task.split)]):
+        return Dropped("of another split", f"not of {split}")
+    return row, candidates
 
 
 def _format_hint(mismatches: Counter[str], rows: int) -> str:
     """Name the other format or benchmark that most of the rows look like, if any."""
     likely, count = (mismatches.most_common(1) or [("", 0)])[0]
     return f"{count} of {rows} rows look like {likely}; " if 2 * count > rows else ""
-
-
-def _first_reasons(rejected: Sequence[Rejected]) -> str:
-    return "The first: " + "; ".join(f"row {row.row}: {row.reason}" for row in rejected[:3]) + "."

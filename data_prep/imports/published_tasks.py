@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 from tqdm import tqdm
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 FindTasks = Callable[[Published], Sequence[Task]]
 """Maps a row to the tasks that it may have been recorded on, the likeliest first; empty if none of ours matches."""
+_Start = tuple[str, str]
 
 _NUMBERED = re.compile(r"([A-Za-z0-9]+)_\d+")
 _OTHER_BENCHMARKS = frozenset(
@@ -60,10 +60,26 @@ def task_finder(
     """
     importer = importer_of(env, settings)
     compared = [task for task in importer.tasks if split in (None, task.split)]
-    by_start = _ByStart(TaskStarter(env, settings), compared, workers, task_timeout, journal)
+
+    @cache
+    def starts() -> list[tuple[str, str, Task]]:
+        """Goal, first observation and task of each task that starts; all are started at the first call."""
+        saved = SavedResults[_Start](journal, hash_of(compared), _Start) if journal else None
+        started = []
+        with process_pool(TaskStarter(env, settings), workers, task_timeout) as start:
+            observations = tqdm(start(compared, saved), "starting tasks", len(compared), unit="task")
+            for task, first in zip(compared, observations, strict=True):
+                if isinstance(first, Failure):
+                    logger.warning("Not comparing rows with a task that does not start: %s", first.reason)
+                else:
+                    started.append((*first, task))
+        return started
 
     def find(row: Published) -> Sequence[Task]:
-        return by_start(row.instruction) if importer.is_known_by_start(row) else importer.find_tasks(row)
+        if not importer.is_known_by_start(row):
+            return importer.find_tasks(row)
+        text = _one_line(row.instruction)
+        return [task for goal, seen, task in (starts() if text else ()) if goal in text and seen in text]
 
     return find
 
@@ -103,45 +119,12 @@ def advice(importer: TrajectoryImporter, row: Published, *, task_known: bool, sp
     return "; ".join(hints)
 
 
-class TaskStarter(Player[Task, tuple[str, str]]):
+class TaskStarter(Player[Task, _Start]):
     """Starts a task and returns its goal and first observation, each on one line in lower case."""
 
-    def __call__(self, job: Task) -> tuple[str, str]:
+    def __call__(self, job: Task) -> _Start:
         first = self.environments[0].reset(job)
         return _one_line(first.goal), _one_line(first.observation)
-
-
-@dataclass
-class _ByStart:
-    """Finds the tasks whose goal and first observation a text contains. At the first call every task is started once,
-    by `workers` processes, whose count does not change the result.
-    """
-
-    starter: TaskStarter
-    tasks: Sequence[Task]
-    workers: int
-    task_timeout: float
-    journal: Journal | None
-
-    def __call__(self, prompt: str) -> list[Task]:
-        text = _one_line(prompt)
-        starts = self._starts if text else ()
-        return [task for goal, observation, task in starts if goal in text and observation in text]
-
-    @cached_property
-    def _starts(self) -> list[tuple[str, str, Task]]:
-        starts = []
-        with process_pool(self.starter, self.workers, self.task_timeout) as start:
-            saved = None
-            if self.journal is not None:
-                saved = SavedResults[tuple[str, str]](self.journal, hash_of(self.tasks), tuple[str, str])
-            observations = tqdm(start(self.tasks, saved), "starting tasks", len(self.tasks), unit="task")
-            for task, first in zip(self.tasks, observations, strict=True):
-                if isinstance(first, Failure):
-                    logger.warning("Not comparing rows with a task that does not start: %s", first.reason)
-                else:
-                    starts.append((*first, task))
-        return starts
 
 
 def _one_line(text: str) -> str:

@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeAlias
 
-from verl_act.data_prep.expert.collect_expert import play, replays
+from verl_act.data_prep.expert.collect_expert import Dropped, play, replays
 from verl_act.data_prep.imports.published_tasks import advice, importer_of, respelled
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.importer import Published, RespellError, TrajectoryImporter
 from verl_act.envs.process_pool import Failure, Player, failed
 from verl_act.errors import EnvError
 from verl_act.schema import Context, Step
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a row is rejected. `kind` is the category that is counted, `details` explain it."""
-
-    kind: str
-    details: str = ""
-
-    @property
-    def reason(self) -> str:
-        return f"{self.kind}: {self.details}" if self.details else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +27,11 @@ class Replayed:
 Candidates = tuple[Published, Sequence[Task]]
 """A row and the tasks that it may have been recorded on, the likeliest first."""
 
-ReplayResult = Replayed | Refusal
+ReplayResult: TypeAlias = Replayed | Dropped
 
 
 @dataclass
-class RowReplayer(Player[Candidates | Refusal, ReplayResult]):
+class RowReplayer(Player[Candidates | Dropped, ReplayResult]):
     """Replays rows. `source` is the source of the steps, unless a row's keys indicate another format."""
 
     source: str
@@ -51,11 +40,11 @@ class RowReplayer(Player[Candidates | Refusal, ReplayResult]):
     def _importer(self) -> TrajectoryImporter:
         return importer_of(self.env, self.settings)
 
-    def __call__(self, job: Candidates | Refusal) -> ReplayResult:
+    def __call__(self, job: Candidates | Dropped) -> ReplayResult:
         """Return the steps on the first task that the row wins, or why it does not win the likeliest one. A row that is
         already rejected is returned unchanged.
         """
-        if isinstance(job, Refusal):
+        if isinstance(job, Dropped):
             return job
         row, tasks = job
         refusals = []
@@ -76,22 +65,22 @@ class RowReplayer(Player[Candidates | Refusal, ReplayResult]):
                 return self._lost(row, "does not reach the goal", _why_not(fresh, task, follower.played))
             alike = not steps[-1].success or replays(fresh, task, steps)
         except RespellError as error:
-            return Refusal(error.kind, str(error))
+            return Dropped(error.kind, str(error))
         except Exception as error:
             return self.failed(row, failed(self, error))
         if not steps[-1].success:
             refused = [step.action for step in steps if step.admissible is False]
             ends = f"it ends after {len(steps)} of {len(row.actions)} actions{_refused(refused, len(steps))}"
             return self._lost(row, "does not reach the goal", ends)
-        return self._kept(row, steps) if alike else Refusal("replays differently")
+        return self._kept(row, steps) if alike else Dropped("replays differently")
 
-    def failed(self, row: Published, failure: Failure) -> Refusal:
+    def failed(self, row: Published, failure: Failure) -> Dropped:
         """Return why a row is rejected whose environment failed."""
         return self._lost(row, "cannot be played", failure.reason)
 
-    def _lost(self, row: Published, kind: str, details: str) -> Refusal:
+    def _lost(self, row: Published, kind: str, details: str) -> Dropped:
         hint = advice(self._importer, row, task_known=True)
-        return Refusal(kind, f"{details} ({hint})" if hint else details)
+        return Dropped(kind, f"{details} ({hint})" if hint else details)
 
     def _kept(self, row: Published, steps: Sequence[Step]) -> Replayed:
         holds, goal = self._importer.holds, steps[0].context.goal

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +39,6 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
 
     The same inputs and seed give the same bytes. Raises `DataError` if the inputs do not match or no pair remains.
     """
-    started = time.monotonic()
     counts: Counter[str] = Counter()
     steps = read_steps(settings.trajectories)
     sampled = _read_replies(settings.alternatives, steps, counts)
@@ -50,7 +48,7 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
         inputs=[*settings.inputs(), *input_folders(settings.env_settings)],
         seed=settings.seed,
     )
-    with journal(Path(out), key_of(manifest)) as saved:
+    with journal(out, key_of(manifest)) as saved:
         # With a limit, replaying stops once there are enough pairs; with several processes, soon after.
         pairs = list(islice(make_pairs(steps, sampled, settings, counts, saved), settings.limit))
         pairs = _bound_inadmissible(pairs, settings, counts)
@@ -66,8 +64,7 @@ def build_pairs(settings: PairsSettings, out: str | PathLike[str]) -> Manifest:
             pairs_with_margin=sum(pair.margin is not None for pair in pairs),
         )
         counts.update(f"pairs_from_{pair.alternative_source}" for pair in pairs)
-        seconds = round(time.monotonic() - started, 1)
-        manifest = replace(manifest, counts=dict(sorted(counts.items())), seconds=seconds)
+        manifest = replace(manifest, counts=dict(sorted(counts.items())), seconds=saved.seconds)
         with atomic_folder(out) as folder:
             write_rows(folder / PAIRS_FILE, [pair.to_row() for pair in pairs], PAIR)
             write_manifest(folder, manifest)

@@ -68,7 +68,7 @@ def check_pairs(settings: AuditSettings, out: None = None) -> AuditReport:
     probe = probe_pairs(pairs, others if len(others) >= MIN_PAIRS else ())
     findings = [
         _leakage(pairs, others),
-        *_each(pairs),
+        *(_by_rule(rule, pairs) for rule in _RULES),
         _repeats(pairs),
         _balance(pairs, settings.seed, settings),
         _label_words(pairs, template),
@@ -177,10 +177,6 @@ _RULES = (
         "warning",
     ),
 )
-
-
-def _each(pairs: Sequence[Pair]) -> list[AuditFinding]:
-    return [_by_rule(rule, pairs) for rule in _RULES]
 
 
 def _by_rule(rule: _Rule, pairs: Sequence[Pair]) -> AuditFinding:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -65,7 +65,7 @@ def import_preferences(settings: PreferencesSettings, out: str | PathLike[str]) 
     for labelled in reader.consistent():
         pair = _pair(labelled.preference, split, env)
         if pair.pair_id in pairs:
-            reader.reject_all(labelled, "the same pair came before")
+            reader.reject(labelled.file, labelled.rows, "the same pair came before")
         else:
             pairs[pair.pair_id] = pair, labelled
     rejected = reader.rejected()
@@ -86,7 +86,11 @@ def import_preferences(settings: PreferencesSettings, out: str | PathLike[str]) 
     )
     with atomic_folder(out) as folder:
         write_rows(folder / PAIRS_FILE, [pair.to_row() for pair, _ in pairs.values()], PAIR)
-        write_json_lines(folder / SOURCES, ({"pair_id": name, **row.source()} for name, (_, row) in pairs.items()))
+        sources = (
+            {"pair_id": name, "file": row.file, "row": row.rows[0], **row.preference.origin}
+            for name, (_, row) in pairs.items()
+        )
+        write_json_lines(folder / SOURCES, sources)
         write_json_lines(folder / REJECTED, rejected)
         write_manifest(folder, manifest)
     logger.info("%s: %d pairs, %d rows rejected.", Path(out) / PAIRS_FILE, len(pairs), len(rejected))
@@ -106,9 +110,6 @@ class _Labelled:
     file: str
     rows: tuple[int, ...]
     preference: Preference
-
-    def source(self) -> dict[str, Any]:
-        return {"file": self.file, "row": self.rows[0], **self.preference.origin}
 
     def comparisons(self) -> Iterator[tuple[Request, str, str]]:
         """The request, the better reply and the worse reply, for each rejected reply."""
@@ -133,7 +134,7 @@ class _Reader:
             try:
                 result = read_preference(row, self._most_rejected, index)
             except UnusableRow as unusable:
-                self.reject(str(path), index, str(unusable))
+                self.reject(str(path), [index], str(unusable))
                 continue
             if isinstance(result, Preference):
                 self._labelled.append(_Labelled(str(path), (index,), result))
@@ -154,14 +155,12 @@ class _Reader:
             replies = [entry.reply for entry in scored]
             preference = best_and_worst(request, replies, self._most_rejected, score_names.pop())
         except UnusableRow as unusable:
-            for entry in scored:
-                self.reject(file, entry.reply.index, str(unusable))
+            self.reject(file, [entry.reply.index for entry in scored], str(unusable))
             return
         chosen, rejected = preference.origin["chosen"]["index"], preference.origin["rejected"]
         used = tuple(dict.fromkeys((chosen, *(reply["index"] for reply in rejected))))
-        for entry in scored:
-            if entry.reply.index not in used:
-                self.reject(file, entry.reply.index, "is neither the best reply to its request nor one of the worst")
+        others = [entry.reply.index for entry in scored if entry.reply.index not in used]
+        self.reject(file, others, "is neither the best reply to its request nor one of the worst")
         self._labelled.append(_Labelled(file, used, preference))
 
     def consistent(self) -> Iterator[_Labelled]:
@@ -169,17 +168,12 @@ class _Reader:
         known = {comparison for labelled in self._labelled for comparison in labelled.comparisons()}
         for labelled in self._labelled:
             if any((request, worse, better) in known for request, better, worse in labelled.comparisons()):
-                self.reject_all(labelled, "another row labels the same two replies the other way")
+                self.reject(labelled.file, labelled.rows, "another row labels the same two replies the other way")
             else:
                 yield labelled
 
-    def reject(self, file: str, row: int, reason: str) -> None:
-        self._rejected[file, row] = reason
-
-    def reject_all(self, labelled: _Labelled, reason: str) -> None:
-        """Reject every row of a preference."""
-        for row in labelled.rows:
-            self.reject(labelled.file, row, reason)
+    def reject(self, file: str, rows: Iterable[int], reason: str) -> None:
+        self._rejected |= {(file, row): reason for row in rows}
 
     def rejected(self) -> list[dict[str, Any]]:
         """The rejected rows with reasons, in the order of the rows."""

@@ -12,15 +12,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from tqdm import tqdm
 
 from verl_act.envs.base import Environment, Observation, PlanningEnvironment, SnapshotEnvironment, StepResult, Task
-from verl_act.envs.process_pool import close_env, prepare_env
+from verl_act.envs.process_pool import Failure, close_env, failed, process_pool
 from verl_act.envs.registry import get_env
 from verl_act.errors import DataError, EnvError
+from verl_act.journal import SavedResults
 from verl_act.schema import Step
+from verl_act.settings.data import WorkerSettings
 
 logger = logging.getLogger(__name__)
+
+Extra = TypeVar("Extra")
+Found = TypeVar("Found")
 
 UNREACHABLE = 1000
 """The margin of an alternative that ends the episode without reaching the goal."""
@@ -30,7 +37,7 @@ class ReplayError(EnvError):
     """The environment does not repeat what a trajectory recorded."""
 
 
-def leave_out(trajectory_id: str, reason: str, counts: Counter[str], error: Exception | None = None) -> None:
+def _leave_out(trajectory_id: str, reason: str, counts: Counter[str], error: Exception | None = None) -> None:
     """Log and count a trajectory whose remaining steps cannot be replayed. `error` is what was raised, if anything."""
     counts["trajectories_not_replayed" if isinstance(error, ReplayError) else "trajectories_failed"] += 1
     logger.warning("Dropped the rest of trajectory %s: %s", trajectory_id, reason)
@@ -102,9 +109,11 @@ class TrajectoryReplayer:
 
 
 @dataclass
-class TrajectoryReplayers:
+class TrajectoryReplayers(Generic[Extra, Found]):
     """The replayers of a process, one per environment, created on first use: the base of workers that replay. Close
     them when done.
+
+    A job is the steps of a trajectory, each with what is needed there.
     """
 
     env_settings: Mapping[str, Any]
@@ -117,14 +126,49 @@ class TrajectoryReplayers:
             self._replayers[env] = TrajectoryReplayer(env, self.env_settings)
         return self._replayers[env]
 
+    def found(self, trajectory: Sequence[tuple[Step, Extra]], counts: Counter[str]) -> Iterator[Found]:
+        """What a trajectory gives. What it leaves out is added to `counts`, by reason."""
+        raise NotImplementedError
+
+    def __call__(self, trajectory: Sequence[tuple[Step, Extra]]) -> tuple[list[Found], Counter[str]]:
+        """What a trajectory gives before it fails, if it does."""
+        results, counts = list[Found](), Counter[str]()
+        try:
+            for result in self.found(trajectory, counts):
+                results.append(result)
+        except Exception as error:
+            _leave_out(trajectory[0][0].trajectory_id, failed(self, error).reason, counts, error)
+        return results, counts
+
     def prepare(self) -> None:
         for env in self.envs:
-            prepare_env(env, self.env_settings)
+            get_env(env).prepare(**self.env_settings)
 
     def close(self) -> None:
         for replayer in self._replayers.values():
             replayer.close()
         self._replayers.clear()
+
+
+def replay_all(
+    replayers: TrajectoryReplayers[Extra, Found],
+    trajectories: Mapping[str, Sequence[tuple[Step, Extra]]],
+    settings: WorkerSettings,
+    counts: Counter[str],
+    title: str,
+    saved: SavedResults[tuple[list[Found], Counter[str]]] | None,
+) -> Iterator[tuple[str, list[Found]]]:
+    """The name of each trajectory and what it gives, in order; nothing if it takes too long or crashes its process."""
+    with process_pool(replayers, settings.workers, settings.task_timeout) as run:
+        done = tqdm(run(trajectories.values(), saved), title, len(trajectories), unit="trajectory", mininterval=1.0)
+        for name, result in zip(trajectories, done, strict=True):
+            if isinstance(result, Failure):
+                _leave_out(name, result.reason, counts)
+                yield name, []
+            else:
+                found, left_out = result
+                counts.update(left_out)
+                yield name, found
 
 
 class ReplayedState:
@@ -158,8 +202,16 @@ class ReplayedState:
 
     def leave(self) -> None:
         """Return to this state, so that the trajectory can continue."""
-        if self._moved:
-            self._return()
+        if not self._moved:
+            return
+        self._moved = False
+        if isinstance(self._environment, SnapshotEnvironment):
+            self._environment.restore(self._snapshot)
+            return
+        observed: Observation | StepResult = self._environment.reset(self._task)
+        for turn in self.step.context.history:
+            observed = self._environment.step(turn.action)
+        _check_recorded(self.step, observed)
 
     def _plan_after(self, action: str) -> tuple[StepResult, int | None]:
         result = self._try(action)
@@ -170,16 +222,6 @@ class ReplayedState:
         self.leave()
         self._moved = True
         return self._environment.step(action)
-
-    def _return(self) -> None:
-        self._moved = False
-        if isinstance(self._environment, SnapshotEnvironment):
-            self._environment.restore(self._snapshot)
-            return
-        observed: Observation | StepResult = self._environment.reset(self._task)
-        for turn in self.step.context.history:
-            observed = self._environment.step(turn.action)
-        _check_recorded(self.step, observed)
 
 
 def _check_recorded(step: Step, observed: Observation | StepResult) -> None:

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
-from verl_act.data_prep.pairs.margins import Judgement, TrajectoryReplayers, leave_out
+from verl_act.data_prep.pairs.margins import Judgement, TrajectoryReplayers, replay_all
 from verl_act.data_prep.pairs.proposals import (
     ADMISSIBLE,
     POLICY,
@@ -17,7 +15,6 @@ from verl_act.data_prep.pairs.proposals import (
     from_policy,
     matched_first,
 )
-from verl_act.envs.process_pool import Failure, failed, process_pool
 from verl_act.envs.registry import is_admissible
 from verl_act.journal import Journal, SavedResults
 from verl_act.parse import match_action
@@ -35,7 +32,7 @@ def make_pairs(
     sampled: Mapping[str, Alternatives],
     settings: PairsSettings,
     counts: Counter[str],
-    journal: Journal | None = None,
+    journal: Journal,
 ) -> Iterator[Pair]:
     """Yield all pairs, one trajectory after another. Everything dropped is added to `counts`, by reason.
 
@@ -43,49 +40,36 @@ def make_pairs(
     does not change the result. A trajectory that takes more than the time limit, or crashes its process, is dropped as
     a whole. Trajectories that are already in `journal` are not processed again.
     """
-    trajectories: dict[str, list[Step]] = {}
+    trajectories: dict[str, list[tuple[Step, Alternatives | None]]] = {}
     for step in steps:
-        trajectories.setdefault(step.trajectory_id, []).append(step)
-    names = list(trajectories)
+        trajectories.setdefault(step.trajectory_id, []).append((step, sampled.get(step.state_id)))
     if settings.limit is not None:
-        names.sort(key=lambda name: sampling_key(settings.seed, name))
-    jobs = ([(step, sampled.get(step.state_id)) for step in trajectories[name]] for name in names)
+        names = sorted(trajectories, key=lambda name: sampling_key(settings.seed, name))
+        trajectories = {name: trajectories[name] for name in names}
     pairer = _Pairer(settings.env_settings, sorted({step.env for step in steps}) if settings.margins else (), settings)
-    with process_pool(pairer, settings.workers, settings.task_timeout) as pair_all:
-        saved = SavedResults[Paired](journal, "pairs", Paired) if journal else None
-        done = tqdm(pair_all(jobs, saved), "building pairs", len(names), unit="trajectory", mininterval=1.0)
-        for name, result in zip(names, done, strict=True):
-            if isinstance(result, Failure):
-                counts["states"] += len(trajectories[name])
-                leave_out(name, result.reason, counts)
-                continue
-            pairs, trajectory_counts = result
-            counts.update(trajectory_counts)
-            yield from pairs
+    saved = SavedResults[Paired](journal, "pairs", Paired)
+    for name, pairs in replay_all(pairer, trajectories, settings, counts, "building pairs", saved):
+        counts["states"] += len(trajectories[name])
+        yield from pairs
 
 
 @dataclass
-class _Pairer(TrajectoryReplayers):
+class _Pairer(TrajectoryReplayers[Alternatives | None, Pair]):
     """Makes the pairs of a trajectory and counts everything it drops."""
 
     settings: PairsSettings
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Alternatives | None]]) -> Paired:
-        settings, counts, pairs = self.settings, Counter[str](), list[Pair]()
+    def found(self, trajectory: Sequence[tuple[Step, Alternatives | None]], counts: Counter[str]) -> Iterator[Pair]:
+        settings = self.settings
         sampled = {step.state_id: replies for step, replies in trajectory}
         usable = [step for step, _ in trajectory if step.inferable or step.tied_actions or not settings.inferable_only]
-        counts["states"] += len(trajectory)
         counts["states_not_inferable"] += sum(not step.inferable for step, _ in trajectory)
         counts["states_left_out"] += len(trajectory) - len(usable)
-        try:
-            for step, judge in self._states(usable):
-                if _does_nothing(step, judge):
-                    counts["states_expert_inadmissible"] += 1
-                    continue
-                pairs += _pairs_at(step, sampled[step.state_id], judge, settings, counts)
-        except Exception as error:
-            leave_out(trajectory[0][0].trajectory_id, failed(self, error).reason, counts, error)
-        return pairs, counts
+        for step, judge in self._states(usable):
+            if _does_nothing(step, judge):
+                counts["states_expert_inadmissible"] += 1
+            else:
+                yield from _pairs_at(step, sampled[step.state_id], judge, settings, counts)
 
     def _states(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Judge]]:
         """The steps of one trajectory, each with a function that judges an action at that step."""

@@ -250,7 +250,11 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
     `reply` is the chosen reply, which some data sets repeat at the end of `messages`.
     """
     systems, beginning = _split_systems(beginning)
-    systems += [_system(row[name], name) for name in _SYSTEMS if not is_empty(row.get(name))]
+    for name in _SYSTEMS:
+        if not is_empty(system := row.get(name)):
+            if not isinstance(system, str):
+                raise UnusableRow(f"{name} is not a string")
+            systems.append(system)
     results: dict[str, list[Message]] = {}
     for name, messages in _prompts(row, reply).items():
         leading, rest = _split_systems(messages)
@@ -269,7 +273,8 @@ def _request(row: Mapping[str, Any], beginning: list[Message], reply: Message | 
     messages = _after_history(row.get("history"), messages)
     if len({system.strip() for system in systems}) > 1:
         raise UnusableRow("has two different system messages")
-    if [message.role for message in messages] != _alternating(len(messages)) or len(messages) % 2 == 0:
+    roles = [message.role for message in messages]
+    if roles != [USER, *[ASSISTANT, USER] * (len(messages) // 2)]:
         raise UnusableRow("user and assistant do not take turns up to a last request")
     texts = [message.text for message in messages]
     if not texts[-1].strip():
@@ -323,12 +328,6 @@ def _after_history(history: Any, messages: list[Message]) -> list[Message]:
     return messages if _keys(messages)[: len(earlier)] == _keys(earlier) else earlier + messages
 
 
-def _system(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise UnusableRow(f"{name} is not a string")
-    return value
-
-
 def _split_systems(messages: list[Message]) -> tuple[list[str], list[Message]]:
     """Split off a leading system message: its text (if not empty), and the other messages."""
     if messages and messages[0].role == SYSTEM:
@@ -338,7 +337,3 @@ def _split_systems(messages: list[Message]) -> tuple[list[str], list[Message]]:
 
 def _keys(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [message.key for message in messages]
-
-
-def _alternating(count: int) -> list[str]:
-    return [(USER, ASSISTANT)[index % 2] for index in range(count)]

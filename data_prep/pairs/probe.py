@@ -81,7 +81,7 @@ def probe_pairs(train: Sequence[Pair], scored: Sequence[Pair] = ()) -> ProbeResu
     The result is deterministic. None if there are too few training pairs (`MIN_PAIRS`) or tasks.
     """
     with needs_extra("report"):
-        import sklearn  # noqa: F401
+        from sklearn.model_selection import GroupKFold
         from threadpoolctl import threadpool_limits
 
     tasks = [f"{pair.env}/{pair.task_id}" for pair in train]
@@ -96,20 +96,15 @@ def probe_pairs(train: Sequence[Pair], scored: Sequence[Pair] = ()) -> ProbeResu
             parts = [(_fitted(table), np.arange(len(scored_table)))]
         else:
             scored, scored_table = train, table
-            parts = [(_fitted(table[rows]), others) for rows, others in _folds(np.array(tasks)[owners])]
+            groups = np.array(tasks)[owners]  # no task is in both parts of a fold
+            folds = GroupKFold(_FOLDS).split(groups, groups=groups)
+            parts = [(_fitted(table[rows]), others) for rows, others in folds]
         leads = _leads(parts, scored_table, owners)
         outcomes = _outcomes(leads)
         accuracy = float(outcomes.mean())
         importance = _importance(parts, scored_table, owners, accuracy)
     hard = np.array([matched(pair) for pair in scored]) & (abs(leads) < _UNSURE)
     return ProbeResult(outcomes, hard, importance)
-
-
-def _folds(tasks: NDArray[np.str_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Training and scored rows of each fold; no task is in both."""
-    from sklearn.model_selection import GroupKFold
-
-    return list(GroupKFold(_FOLDS).split(tasks, groups=tasks))
 
 
 def _fitted(table: Array) -> HistGradientBoostingClassifier:

@@ -71,10 +71,8 @@ def make_sft(settings: SftSettings, out: str | PathLike[str]) -> Manifest:
         "make_sft", settings=settings.recorded(), inputs=settings.inputs(), counts=counts, seed=settings.seed
     )
     with atomic_folder(out) as folder:
-        if settings.kind == "dpo":
-            write_rows(folder / DPO_ROWS, rows, DPO)
-        else:
-            write_rows(folder / SFT_ROWS, rows, SFT)
+        name, schema = (DPO_ROWS, DPO) if settings.kind == "dpo" else (SFT_ROWS, SFT)
+        write_rows(folder / name, rows, schema)
         write_manifest(folder, manifest)
     return manifest
 

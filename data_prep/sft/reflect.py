@@ -8,38 +8,24 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from verl_act.concurrency import for_each
-from verl_act.data_prep.pairs.margins import TrajectoryReplayers, leave_out
-from verl_act.engine import (
-    Engine,
-    check_engine,
-    model_digest,
-    request_seed,
-    usable_tokenizer,
-)
-from verl_act.envs.process_pool import Failure, failed, process_pool
+from verl_act.data_prep.pairs.margins import TrajectoryReplayers, replay_all
+from verl_act.engine import Engine, check_engine, model_digest, request_seed, usable_tokenizer
 from verl_act.envs.settings import input_folders
 from verl_act.errors import DataError
-from verl_act.journal import Journal, Record, SavedResults, journal, key_of
+from verl_act.journal import Journal, Record, SavedResults, all_records, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.parse import Malformed, normalise, parse_action
-from verl_act.prompts import Template
 from verl_act.run_folder import REFLECTIONS as REFLECTIONS_FILE
 from verl_act.schema import REFLECTION, Step, Turn, read_pairs, read_steps, steps_to_learn, write_rows
 from verl_act.settings.data import ReflectSettings
-from verl_act.settings.model import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +58,6 @@ def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
     `process_pool`, also for 0 workers). Raises `DataError` if no reflection remains.
     """
     check_settings(settings)
-    started = time.monotonic()
     counts: Counter[str] = Counter()
     usable_tokenizer(settings)  # fail early: before the actions are executed
     known = read_steps(settings.trajectories)
@@ -84,7 +69,7 @@ def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
         inputs=[*settings.inputs(), *input_folders(settings.env_settings)],
         seed=settings.seed,
     )
-    with journal(Path(out), key_of(manifest)) as saved:
+    with journal(out, key_of(manifest)) as saved:
         executed = list(outcomes(steps, alternatives_by_state(settings.pairs), settings, counts, saved))
         if not executed:
             saved.clear()
@@ -96,15 +81,13 @@ def reflect(settings: ReflectSettings, out: PathName) -> Manifest:
                 "were built from these trajectories, and the settings of the environment."
             )
         with Engine(settings, seed=settings.seed) as running:
-            prompts = settings.make_template()
-            sampled = _replies(running, prompts, executed, settings.sampling, settings.seed, saved)
-            replies = running.run(sampled)
-            rows = list(_rows(executed, replies, settings.model, prompts.reflections_conclude, counts))
-            _check_usable(rows, counts, settings.model)
-            with atomic_folder(out) as folder:
-                write_rows(folder / REFLECTIONS_FILE, rows, REFLECTION)
-                manifest = replace(manifest, counts=dict(counts), seconds=round(time.monotonic() - started, 1))
-                write_manifest(folder, manifest)
+            replies = running.run(_replies(running, executed, settings, saved))
+        rows = list(_rows(executed, replies, settings, counts))
+        _check_usable(rows, counts, settings.model)
+        manifest = replace(manifest, counts=dict(counts), seconds=saved.seconds)
+        with atomic_folder(out) as folder:
+            write_rows(folder / REFLECTIONS_FILE, rows, REFLECTION)
+            write_manifest(folder, manifest)
     return manifest
 
 
@@ -115,36 +98,27 @@ def check_settings(settings: ReflectSettings) -> None:
 
 
 async def _replies(
-    engine: Engine, template: Template, executed: Sequence[Executed], sampling: Sampling, seed: int, saved: Journal
+    engine: Engine, executed: Sequence[Executed], settings: ReflectSettings, saved: Journal
 ) -> list[Record]:
     """One `{"text", "cut"}` per state, in order."""
+    template = settings.make_template()
 
-    records = {
-        step.state_id: record
-        for step, _, _ in executed
-        if (record := saved.get(f"reflection {step.state_id}", 0)) is not None
-    }
-    progress = tqdm(total=len(executed), initial=len(records), desc="reflections", unit="state")
-
-    async def write(state: Executed) -> None:
+    async def write(state: Executed) -> Record:
         step, expert, others = state
         messages = template.reflection_messages(step.context, expert, others)
-        state_seed = request_seed(seed, f"reflection {step.state_id}")
-        (reply,) = await engine.scored_reply(messages, sampling, seed=state_seed)
-        record = records[step.state_id] = {"text": reply.text, "cut": reply.cut}
-        saved.add(f"reflection {step.state_id}", 0, record)
-        progress.update()
+        state_seed = request_seed(settings.seed, f"reflection {step.state_id}")
+        (reply,) = await engine.scored_reply(messages, settings.sampling, seed=state_seed)
+        return {"text": reply.text, "cut": reply.cut}
 
-    with progress:
-        missing = [state for state in executed if state[0].state_id not in records]
-        await for_each(write, missing, 2 * engine.max_num_seqs)
-    return [records[step.state_id] for step, _, _ in executed]
+    states = {state[0].state_id: state for state in executed}
+    return await all_records(write, states, "reflections", saved, 2 * engine.max_num_seqs, unit="state")
 
 
 def _rows(
-    executed: Sequence[Executed], replies: Sequence[Record], model: str, concludes: bool, counts: Counter[str]
+    executed: Sequence[Executed], replies: Sequence[Record], settings: ReflectSettings, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Rows of schema REFLECTION. ReflectionFault replies are counted and dropped."""
+    concludes = settings.make_template().reflections_conclude
     for (step, expert, alternatives), reply in zip(executed, replies, strict=True):
         text = reflection_text(reply["text"], expert.action, reply["cut"], concludes)
         counts["reflections" if not isinstance(text, ReflectionFault) else text.value] += 1
@@ -156,7 +130,7 @@ def _rows(
                 "alternatives": [{"action": turn.action, "outcome": turn.observation} for turn in alternatives],
                 "reply": reply["text"],
                 "reflection": text,
-                "model": model,
+                "model": settings.model,
             }
 
 
@@ -185,35 +159,22 @@ def outcomes(
         if step.state_id in alternatives:
             jobs.setdefault(step.trajectory_id, []).append((step, alternatives[step.state_id]))
     executor = _Executor(settings.env_settings, sorted({step.env for step in steps}))
-    with process_pool(executor, settings.workers, settings.task_timeout) as execute_all:
-        saved = SavedResults[TrajectoryOutcomes](journal, "outcomes", TrajectoryOutcomes) if journal else None
-        done = tqdm(execute_all(jobs.values(), saved), "executing alternatives", len(jobs), unit="trajectory")
-        for name, result in zip(jobs, done, strict=True):
-            if isinstance(result, Failure):
-                leave_out(name, result.reason, counts)
-                continue
-            executed, trajectory_counts = result
-            counts.update(trajectory_counts)
-            yield from executed
+    saved = SavedResults[TrajectoryOutcomes](journal, "outcomes", TrajectoryOutcomes) if journal else None
+    for _, executed in replay_all(executor, jobs, settings, counts, "executing alternatives", saved):
+        yield from executed
 
 
 @dataclass
-class _Executor(TrajectoryReplayers):
+class _Executor(TrajectoryReplayers[Sequence[str], Executed]):
     """Executes the expert's action and the alternatives at each state of a trajectory."""
 
-    def __call__(self, trajectory: Sequence[tuple[Step, Sequence[str]]]) -> TrajectoryOutcomes:
-        executed, counts = list[Executed](), Counter[str]()
+    def found(self, trajectory: Sequence[tuple[Step, Sequence[str]]], counts: Counter[str]) -> Iterator[Executed]:
         steps = [step for step, _ in trajectory]
-        alternatives = {step.state_id: actions for step, actions in trajectory}
-        try:
-            for state in self.get(steps[0].env).replay(steps):
-                step = state.step
-                others = [Turn(state.outcome(action), action) for action in alternatives[step.state_id]]
-                executed.append((step, Turn(state.outcome(step.action), step.action), others))
-                counts.update(states=1, alternatives=len(others))
-        except Exception as error:
-            leave_out(steps[0].trajectory_id, failed(self, error).reason, counts, error)
-        return executed, counts
+        states = self.get(steps[0].env).replay(steps)
+        for state, (step, alternatives) in zip(states, trajectory, strict=True):
+            others = [Turn(state.outcome(action), action) for action in alternatives]
+            counts.update(states=1, alternatives=len(others))
+            yield step, Turn(state.outcome(step.action), step.action), others
 
 
 def reflection_text(reply: str, action: str, cut: bool = False, concludes: bool = False) -> str | ReflectionFault:

@@ -193,7 +193,7 @@ def _conversation(recipe: Recipe) -> str:
     """Check that verl can turn the model's conversations into tokens."""
     from verl.utils.tokenizer import hf_processor
 
-    shape = _shape(recipe)
+    shape = _shape(recipe.model_path, recipe.trust_remote_code)
     if shape is None:
         return Undecided(f"not checked, because config.json of {recipe.model_path} cannot be read here")
     tokenizer = _tokenizer(recipe)
@@ -214,7 +214,7 @@ def configuration(recipe: Recipe, stage: TrainingStage) -> str:
     """Check the configuration of a training stage; then memory, disk, lengths and packages. A cluster's memory is
     unknown."""
     composed = compose(stage)
-    devices, shape = _devices(), _shape(recipe)
+    devices, shape = _devices(), _shape(recipe.model_path, recipe.trust_remote_code)
     counted = shape is not None and devices.kind != "cpu" and devices.count
     config = verl_config(stage)
     problems = check_training(config, shape, devices, _free_bytes(stage.folder.path))
@@ -232,13 +232,9 @@ def _verdict(problems: Sequence[Problem], passed: str, words: Words) -> str:
     return Undecided(text) if problems else passed
 
 
-def _shape(recipe: Recipe) -> ModelShape | None:
-    """The sizes of the initial policy; None if its configuration cannot be read here."""
-    return _read_shape(recipe.model_path, recipe.trust_remote_code)
-
-
 @cache
-def _read_shape(model: str, trust_remote_code: bool) -> ModelShape | None:
+def _shape(model: str, trust_remote_code: bool) -> ModelShape | None:
+    """The sizes of the initial policy; None if its configuration cannot be read here."""
     try:
         return model_shape(model, trust_remote_code)
     except ConfigError:  # without a network, after half a minute
@@ -265,7 +261,7 @@ def disk_space(recipe: Recipe, out: RunFolder, planned: Sequence[Stage]) -> str:
     models = sum(isinstance(stage, TrainingStage) and not stage.output.exists() for stage in planned)
     checkpoints = _checkpoints(planned) * sum(CONTENT_BYTES.values()) if models else 0
     times = models * CONTENT_BYTES["hf_model"] + checkpoints
-    shape = _shape(recipe)
+    shape = _shape(recipe.model_path, recipe.trust_remote_code)
     needed = max(_FREE_GIB, shape.parameters * times / 2**30 if shape else 0)
     if free < needed:
         raise ConfigError(

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from verl_act.chain.plan import (
-    command_stage,
     data_stages,
     evaluation_files,
     evaluation_stage,
@@ -175,7 +174,7 @@ def _table_stages(recipe: Recipe, folder: RunFolder, seeds_by_method: SeedsByMet
         RunFolder(folder.root, seed).evaluation(name) for name, seeds in seeds_by_method.items() for seed in seeds
     ]
     answers = evaluation_files(folders)
-    table = command_stage("methods", "dev methods-table", settings, folder.methods, answers)
+    table = CommandStage("methods", "dev methods-table", settings, folder.methods, answers)
     return [table, report_stage(folder, [*answers, folder.methods_file])]
 
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from verl_act.chain.hydra_overrides import flat
 from verl_act.chain.recipe import ROWS_DATA, SFT_DATA, MethodRecipe, Recipe, TrainingRecipe, parse_stage
 from verl_act.chain.stages import CommandStage, Stage, Trainer, TrainingStage
 from verl_act.envs.settings import input_folders
 from verl_act.errors import ConfigError
-from verl_act.evaluate.files import FILES
+from verl_act.evaluate.records import FILES
 from verl_act.run_folder import RunFolder
 from verl_act.settings.base import Settings
 from verl_act.settings.data import (
@@ -32,7 +32,12 @@ from verl_act.settings.data import (
 from verl_act.settings.evaluation import CompareSettings, EvaluationSettings, ReportSettings
 
 _EVAL, _TRAIN = "eval", "train"
-_SPLITS = "train_split or valid_splits"
+_SHARED = (
+    *("env", "env_settings", "seed", "workers", "task_timeout"),
+    *("model", "max_model_len", "engine_options", "template", "template_options"),
+)
+"""Keys of a recipe that are options of commands."""
+S = TypeVar("S", bound=Settings)
 
 
 def run_plan(recipe: Recipe, folder: RunFolder) -> list[Stage]:
@@ -49,64 +54,50 @@ def run_plan(recipe: Recipe, folder: RunFolder) -> list[Stage]:
     folders = [stage.output for stage in (initial, *evaluations)]
     answers = evaluation_files(folders)
     compared = CompareSettings(evaluations=folders)
-    table = command_stage("comparison", "eval compare", compared, folder.comparison, answers)
+    table = CommandStage("comparison", "eval compare", compared, folder.comparison, answers)
     data = [*data_stages(recipe, folder), *rows_stages(recipe, folder, [recipe.stages])]
     return [*data, initial, *trained, *evaluations, table, report_stage(folder, [*answers, folder.comparison])]
 
 
 def report_stage(folder: RunFolder, inputs: Sequence[Path]) -> CommandStage:
-    return command_stage("report", "eval report", ReportSettings(runs=[folder.root]), folder.report, inputs)
+    return CommandStage("report", "eval report", ReportSettings(runs=[folder.root]), folder.report, inputs)
 
 
 def data_stages(recipe: Recipe, folder: RunFolder) -> list[CommandStage]:
     """Games, expert trajectories, alternatives, pairs and tasks: everything that does not depend on training."""
-    environment = env_settings(recipe, folder)
     planned: list[CommandStage] = []
-    sources = input_folders(environment)
+    sources = input_folders(env_settings(recipe, folder))
     if recipe.games.counts is not None:
-        games = GamesSettings(**dict(recipe.games), **_workers(recipe), env=recipe.env)
-        planned.append(command_stage("games", "data games", games, folder.games, block="games"))
+        games = _settings(GamesSettings, recipe, folder, recipe.games)
+        planned.append(CommandStage("games", "data games", games, folder.games, block="games"))
         sources = [folder.games]
     planned += [_expert_stage(recipe, folder, split, sources) for split in recipe.splits]
-    trajectories = list(map(folder.trajectories, recipe.splits))
-    alternatives = AlternativesSettings(
-        **dict(recipe.alternatives),
-        **_model(recipe),
-        **_prompt(recipe),
-        trajectories=trajectories,
+    alternatives = _settings(
+        AlternativesSettings,
+        recipe,
+        folder,
+        recipe.alternatives,
+        trajectories=list(map(folder.trajectories, recipe.splits)),
         allow_degenerate=recipe.allow_degenerate,
     )
-    model = model_input(recipe, recipe.model_path)
-    planned.append(
-        command_stage(
-            "alternatives", "data alternatives", alternatives, folder.alternatives.parent, model, "alternatives"
-        )
-    )
+    out, model = folder.alternatives.parent, model_input(recipe, recipe.model_path)
+    planned.append(CommandStage("alternatives", "data alternatives", alternatives, out, model, "alternatives"))
     for split in recipe.splits:
-        pairs = PairsSettings(
-            **dict(recipe.pairs),
-            **_workers(recipe),
-            trajectories=[folder.trajectories(split)],
-            alternatives=[folder.alternatives],
-            env_settings=environment,
-            seed=recipe.seed,
-        )
+        files = {"trajectories": [folder.trajectories(split)], "alternatives": [folder.alternatives]}
+        pairs = _settings(PairsSettings, recipe, folder, recipe.pairs, **files)
         planned.append(
-            command_stage(f"pairs {split}", "data pairs", pairs, folder.pairs(split).parent, sources, "pairs")
+            CommandStage(f"pairs {split}", "data pairs", pairs, folder.pairs(split).parent, sources, "pairs")
         )
     training, *held_out = map(folder.pairs, recipe.splits)
-    audit = AuditSettings(**dict(recipe.audit), **_prompt(recipe), pairs=[training], held_out=held_out)
-    planned.append(command_stage("audit", "data audit", audit, training, block="audit"))
+    audit = _settings(AuditSettings, recipe, folder, recipe.audit, pairs=[training], held_out=held_out)
+    planned.append(CommandStage("audit", "data audit", audit, training, block="audit"))
     for name, splits, limit in (
         (_TRAIN, [recipe.train_split], None),
         (_EVAL, recipe.valid_splits, recipe.evaluate.task_limit),
     ):
-        tasks = TasksSettings(env=recipe.env, splits=splits, limit=limit, seed=recipe.seed, env_settings=environment)
-        planned.append(
-            command_stage(
-                f"tasks {name}", "data tasks", tasks, folder.tasks(name).parent, sources, limit="evaluate.task_limit"
-            )
-        )
+        tasks = _settings(TasksSettings, recipe, folder, splits=splits, limit=limit)
+        out, keys = folder.tasks(name).parent, {"limit": "evaluate.task_limit"}
+        planned.append(CommandStage(f"tasks {name}", "data tasks", tasks, out, sources, keys=keys))
     if any(stage.data == "reflection" for stage in _used(recipe)):
         planned.append(_reflections_stage(recipe, folder))
     return [replace(stage, shared=stage.definition.writes != "nothing") for stage in planned]
@@ -120,45 +111,26 @@ def _used(recipe: Recipe) -> Iterable[TrainingRecipe]:
 
 def _expert_stage(recipe: Recipe, folder: RunFolder, split: str, sources: Sequence[Path]) -> CommandStage:
     """The expert plays the tasks of `split`; or the trajectories in the recipe's files for that split are replayed."""
-    name, out, shared = f"expert {split}", folder.trajectories(split).parent, _workers(recipe)
-    environment = env_settings(recipe, folder)
+    name, out = f"expert {split}", folder.trajectories(split).parent
     if files := [Path(file).absolute() for file in recipe.expert.files.get(split, ())]:
-        imported = ImportSettings(
-            env=recipe.env,
-            files=files,
-            format=recipe.expert.format,
-            split=split,
-            env_settings=environment,
-            **shared,
-        )
+        imported = _settings(ImportSettings, recipe, folder, files=files, format=recipe.expert.format, split=split)
         keys = {"format": "expert.format", "files": "expert.files"}
-        return command_stage(name, "data import", imported, out, sources, **keys)
-    played = ExpertSettings(
-        env=recipe.env,
-        split=split,
-        expert=recipe.expert.name,
-        limit=recipe.expert.limits.get(split),
-        env_settings=environment,
-        seed=recipe.seed,
-        **shared,
-    )
+        return CommandStage(name, "data import", imported, out, sources, keys=keys)
+    own = {"split": split, "expert": recipe.expert.name, "limit": recipe.expert.limits.get(split)}
     keys = {"expert": "expert.name", "limit": f"expert.limits.{split}"}
-    return command_stage(name, "data expert", played, out, sources, **keys)
+    played = _settings(ExpertSettings, recipe, folder, **own)
+    return CommandStage(name, "data expert", played, out, sources, keys=keys)
 
 
 def _reflections_stage(recipe: Recipe, folder: RunFolder) -> CommandStage:
     """The initial model's reflections on the training pairs; all seeds share them."""
-    reflect = ReflectSettings(
-        **dict(recipe.reflect),
-        **_model(recipe),
-        **_prompt(recipe),
-        **_workers(recipe),
-        env_settings=env_settings(recipe, folder),
-        trajectories=[folder.trajectories(recipe.train_split)],
-        pairs=[folder.pairs(recipe.train_split)],
-    )
+    training = {
+        "trajectories": [folder.trajectories(recipe.train_split)],
+        "pairs": [folder.pairs(recipe.train_split)],
+    }
+    reflect = _settings(ReflectSettings, recipe, folder, recipe.reflect, **training)
     model = model_input(recipe, recipe.model_path)
-    return command_stage("reflections", "data reflect", reflect, folder.reflections.parent, model, "reflect")
+    return CommandStage("reflections", "data reflect", reflect, folder.reflections.parent, model, "reflect")
 
 
 def rows_stages(recipe: Recipe, folder: RunFolder, sequences: Sequence[Sequence[str]]) -> list[CommandStage]:
@@ -174,19 +146,19 @@ def _rows_stage(recipe: Recipe, folder: RunFolder, kind: SftKind) -> CommandStag
         "alternatives": folder.alternatives,
         "reflections": folder.reflections,
     }
-    options: dict[str, Any] = {name: [files[name]] for name in SFT_INPUTS[kind]}
-    options |= {
-        **_prompt(recipe),
-        "kind": kind,
-        "model": recipe.model_path,
-        "max_length": recipe.max_model_len,
-        "trust_remote_code": recipe.trust_remote_code,
-        "chat_template_kwargs": recipe.chat_template_kwargs,
-    }
-    rows = SftSettings(**options)
+    rows = _settings(
+        SftSettings,
+        recipe,
+        folder,
+        kind=kind,
+        max_length=recipe.max_model_len,
+        trust_remote_code=recipe.trust_remote_code,
+        chat_template_kwargs=recipe.chat_template_kwargs,
+        **{name: [files[name]] for name in SFT_INPUTS[kind]},
+    )
     out, model = folder.sft_rows(kind).parent, model_input(recipe, recipe.model_path)
-    stage = command_stage(f"rows {kind}", "data sft", rows, out, model, max_length="max_model_len")
-    return replace(stage, seed=folder.seed)
+    keys = {"max_length": "max_model_len"}
+    return CommandStage(f"rows {kind}", "data sft", rows, out, model, keys=keys, seed=folder.seed)
 
 
 def training_stages(recipe: Recipe, folder: RunFolder, sequences: Iterable[Sequence[str]]) -> list[TrainingStage]:
@@ -300,25 +272,19 @@ def _training_files(recipe: Recipe, folder: RunFolder, training: TrainingRecipe)
 
 def evaluation_stage(recipe: Recipe, folder: RunFolder, name: str, model: str, title: str) -> CommandStage:
     """Evaluate `model` as `name` on the held-out data."""
-    options = dict(recipe.evaluate)
-    del options["task_limit"]
-    evaluation = EvaluationSettings(
-        **{
-            **_model(recipe),
-            **_prompt(recipe),
-            **options,
-            "model": model,
-            "name": name,
-            "tasks": [folder.tasks(_EVAL)],
-            "trajectories": list(map(folder.trajectories, recipe.valid_splits)),
-            "pairs": list(map(folder.pairs, recipe.valid_splits)),
-            "max_tokens": _max_tokens(recipe),
-            "engine_options": {**recipe.engine_options, **recipe.evaluate.engine_options},
-            "env_settings": env_settings(recipe, folder),
-        }
-    )
+    own = {
+        "model": model,
+        "name": name,
+        "tasks": [folder.tasks(_EVAL)],
+        "trajectories": list(map(folder.trajectories, recipe.valid_splits)),
+        "pairs": list(map(folder.pairs, recipe.valid_splits)),
+        "max_tokens": _max_tokens(recipe),
+        "engine_options": {**recipe.engine_options, **recipe.evaluate.engine_options},
+    }
+    options = {key: value for key, value in recipe.evaluate if key != "task_limit"}
+    evaluation = _settings(EvaluationSettings, recipe, folder, **{**options, **own})
     out, inputs = folder.evaluation(name), model_input(recipe, model)
-    return replace(command_stage(title, "eval run", evaluation, out, inputs, "evaluate"), seed=folder.seed)
+    return CommandStage(title, "eval run", evaluation, out, inputs, "evaluate", seed=folder.seed)
 
 
 def evaluation_files(folders: Iterable[Path]) -> list[Path]:
@@ -340,41 +306,11 @@ def with_method_prompt(recipe: Recipe, method: MethodRecipe) -> Recipe:
     )
 
 
-def command_stage(
-    title: str,
-    command: str,
-    settings: Settings,
-    output: Path,
-    other_inputs: Sequence[Path] = (),
-    block: str = "",
-    **keys: str,
-) -> CommandStage:
-    """A stage that leaves `output`. Options of the recipe's `block`, and those in `keys`, have other keys."""
-    return CommandStage(
-        title=title,
-        command=command,
-        settings=settings,
-        output=output,
-        other_inputs=other_inputs,
-        block=block,
-        keys={"split": _SPLITS, "splits": _SPLITS, **keys},
-    )
-
-
-def _workers(recipe: Recipe) -> dict[str, Any]:
-    return {"workers": recipe.workers, "task_timeout": recipe.task_timeout}
-
-
-def _model(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "model": recipe.model_path,
-        "max_model_len": recipe.max_model_len,
-        "engine_options": recipe.engine_options,
-    }
-
-
-def _prompt(recipe: Recipe) -> dict[str, Any]:
-    return {"template": recipe.template, "template_options": recipe.template_options, "seed": recipe.seed}
+def _settings(kind: type[S], recipe: Recipe, folder: RunFolder, block: Settings | None = None, /, **own: Any) -> S:
+    """A command's settings: its `own`, over the recipe's `block` of them, over the recipe's keys that stages share."""
+    recipe_wide = {**dict(recipe), "model": recipe.model_path, "env_settings": env_settings(recipe, folder)}
+    shared = {name: recipe_wide[name] for name in _SHARED if name in kind.model_fields}
+    return kind(**{**shared, **dict(block or ()), **own})
 
 
 def _max_tokens(recipe: Recipe) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BeforeValidator
 
 from verl_act.envs.registry import get_env
 from verl_act.errors import ConfigError, DataError, OptionError, first_line
@@ -88,13 +89,17 @@ class EvaluateRecipe(EvaluationOptions):
             )
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 class MethodRecipe(Settings):
     """One row of a comparison."""
 
     stages: list[str] = []
     """Training stages in order, from the initial model, optionally with a number of steps: `action:80`. Without any,
     the initial model is evaluated."""
-    against: list[str] = []
+    against: Annotated[list[str], BeforeValidator(_listed)] = []
     """Methods for paired tests on the same items; a single one needs no list. Default: the first method."""
     template: Text | None = None
     """Prompt template of the method's evaluation. Default: the recipe's."""
@@ -252,7 +257,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), steps: int | None = None
     Interpolations in `overrides` refer to verl's keys and are kept. Raises `ConfigError` naming the file or change, and
     the key.
     """
-    layers = [(str(path), _own_keys(path)) for path in _layers(_recipe_path(name))]
+    layers = [(str(path), keys) for path, keys in _layers(_recipe_path(name)).items()]
     layers += [(change, _change(change)) for change in changes]
     values = _merged(name, layers)
     try:
@@ -288,16 +293,13 @@ def _bounded(recipe: Recipe, most: int) -> Recipe:
 
 def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Merge the layers, later ones override earlier ones, and resolve interpolations. Raises `ConfigError`."""
-    missing: dict[str, str] = {}
     values: dict[str, Any] = {}
-    for source, layer in layers:
-        for key, value in _leaves(layer):
-            missing.pop(key, None)
-            if value == "???":
-                missing[key] = source
+    for _, layer in layers:
         values = _overlaid(values, layer)
-    for key, source in missing.items():
-        raise ConfigError(f"recipe {source}: {key} is ???, a placeholder for a required value: set {key}=VALUE.")
+    for key, value in _entries(values):
+        if value == "???":
+            source = next(source for source, layer in layers[::-1] if (key, value) in _entries(layer))
+            raise ConfigError(f"recipe {source}: {key} is ???, a placeholder for a required value: set {key}=VALUE.")
     values = _with_like(name, values)
     overrides = {}
     if isinstance(training := values.get("training"), dict):
@@ -307,15 +309,17 @@ def _merged(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> dict[str
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
-        key = getattr(error, "full_key", None) or ", ".join(key for key, value in _leaves(values) if "${" in str(value))
+        key = getattr(error, "full_key", None) or ", ".join(
+            key for key, value in _entries(values) if "${" in str(value)
+        )
         raise ConfigError(f"recipe {_source(layers, key) or name}: {key}: {first_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"recipe {name}: is nested too deeply.") from error
     assert isinstance(resolved, dict)
     for stage, block in overrides.items():
         resolved["training"][stage]["overrides"] = block
-    for text in _strings(resolved):
-        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    for text in chain.from_iterable(_entries(resolved)):
+        if isinstance(text, str) and ("\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)):
             raise ConfigError(
                 f"recipe {name}: {text!r} holds an invalid character (NUL or a lone surrogate); write it as UTF-8."
             )
@@ -342,30 +346,17 @@ def _with_like(name: str, values: dict[str, Any]) -> dict[str, Any]:
 def _source(layers: Sequence[tuple[str, dict[str, Any]]], key: str) -> str | None:
     """The last layer that sets `key`, or a key above or below it."""
     for source, layer in layers[::-1]:
-        if any(f"{known}.".startswith(f"{key}.") or f"{key}.".startswith(f"{known}.") for known, _ in _leaves(layer)):
+        if any(f"{known}.".startswith(f"{key}.") or f"{key}.".startswith(f"{known}.") for known, _ in _entries(layer)):
             return source
     return None
 
 
-def _leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All values with their dotted keys, including nested mappings."""
-    for key, value in layer.items():
+def _entries(block: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values in nested mappings and lists, these included, with their dotted keys."""
+    entries = block.items() if isinstance(block, Mapping) else enumerate(block) if isinstance(block, list) else ()
+    for key, value in entries:
         yield f"{prefix}{key}", value
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """All strings in nested mappings and lists, including keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield str(key)
-            yield from _strings(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _strings(entry)
+        yield from _entries(value, f"{prefix}{key}.")
 
 
 def _recipe_path(name: str) -> Path:
@@ -378,29 +369,26 @@ def _recipe_path(name: str) -> Path:
     raise ConfigError(f"there is no recipe or file named {brief(name)}; the recipes are {', '.join(known)}.")
 
 
-def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """`path` and its bases, the lowest first, each once."""
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
+    """`path` and its bases with their own keys, the lowest first, each once."""
     if path.resolve() in above:
         raise ConfigError(f"{above[0]}: its bases form a cycle at {path}.")
-    base = _load(path).get("base") or []
+    try:
+        keys = parse_mapping(str(path), read_text(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    base = keys.pop("base", None) or []
     names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(entry, str) and entry for entry in names):
         raise ConfigError(f"{path}: base is {base!r}; name a recipe or a file, or a list of them.")
-    below = (_layers(_recipe_path(entry), (*above, path.resolve())) for entry in names)
-    return list(dict.fromkeys((*chain.from_iterable(below), path)))
-
-
-def _own_keys(path: Path) -> dict[str, Any]:
-    """The recipe's keys without its base."""
-    return _normalized(str(path), {key: value for key, value in _load(path).items() if key != "base"})
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        text = read_text(path)
-    except DataError as error:
-        raise ConfigError(str(error)) from error
-    return parse_mapping(str(path), text)
+    layers: dict[Path, dict[str, Any]] = {}
+    for entry in names:
+        layers |= _layers(_recipe_path(entry), (*above, path.resolve()))
+    training = keys.get("training")
+    for stage, block in training.items() if isinstance(training, dict) else ():
+        if isinstance(block, dict) and isinstance(block.get("overrides"), dict):
+            block["overrides"] = nested(f"{path}: training.{stage}.overrides", block["overrides"])
+    return {**layers, path: keys}
 
 
 def _change(change: str) -> dict[str, Any]:
@@ -409,7 +397,7 @@ def _change(change: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{change!r} is not of the form KEY=VALUE.")
     value = parse_value(change, text)
-    if _has_keys_of_hydra(value):
+    if any(entry is None and ":" in name for name, entry in _entries([value])):  # YAML's reading of `{key:value}`
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.errors import HydraException
 
@@ -417,30 +405,7 @@ def _change(change: str) -> dict[str, Any]:
             value = OverridesParser.create().parse_override(f"key={text}").value()
         except HydraException as error:
             raise ConfigError(f"{change}: write a space after the colon, as in YAML: {{key: value}}.") from error
-    return _normalized(change, nested(change, {key: value}))
-
-
-def _has_keys_of_hydra(value: Any) -> bool:
-    """Whether YAML has parsed `{key:value}` as a key without a value."""
-    if isinstance(value, dict):
-        return any(
-            (isinstance(key, str) and ":" in key and entry is None) or _has_keys_of_hydra(entry)
-            for key, entry in value.items()
-        )
-    return isinstance(value, list) and any(map(_has_keys_of_hydra, value))
-
-
-def _normalized(source: str, layer: dict[str, Any]) -> dict[str, Any]:
-    """The layer with nested keys in `overrides`, and with lists for single `against` methods."""
-    training = layer.get("training")
-    for stage, block in training.items() if isinstance(training, dict) else ():
-        if isinstance(block, dict) and isinstance(block.get("overrides"), dict):
-            block["overrides"] = nested(f"{source}: training.{stage}.overrides", block["overrides"])
-    methods = layer.get("methods")
-    for method in methods.values() if isinstance(methods, dict) else ():
-        if isinstance(method, dict) and isinstance(method.get("against"), str):
-            method["against"] = [method["against"]]
-    return layer
+    return nested(change, {key: value})
 
 
 def nested(source: str, values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from verl_act.chain.hydra_overrides import hydra_value
 from verl_act.command_line import words
 from verl_act.commands import COMMANDS, Command
-from verl_act.run_folder import TrainingFolder, stage_name
+from verl_act.run_folder import NamedStage, TrainingFolder
 from verl_act.settings.base import Settings
 
 Trainer = Literal["ppo", "sft", "dpo"]
@@ -22,22 +22,10 @@ _MODULES: Mapping[Trainer, str] = {
 }
 CONFIG_NAMES: Mapping[Trainer, str] = {"ppo": "ppo_trainer", "sft": "sft_trainer_engine"}
 """The configurations of verl that the trainers start from."""
+_SPLITS = "train_split or valid_splits"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedStage:
-    """What a stage is called."""
-
-    title: str
-    seed: int | None = None
-    """That of a comparison of methods."""
-
-    @property
-    def name(self) -> str:
-        return stage_name(self.title, self.seed)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CommandStage(NamedStage):
     """A command of this package. `inputs` are hashed to decide whether it is up to date, besides its input files."""
 
@@ -58,7 +46,7 @@ class CommandStage(NamedStage):
         return [*self.settings.inputs(), *self.other_inputs]
 
     @property
-    def definition(self) -> Command[Any]:
+    def definition(self) -> Command:
         return COMMANDS[self.command]
 
     def recorded(self) -> dict[str, Any]:
@@ -69,7 +57,8 @@ class CommandStage(NamedStage):
         """The recipe's key for an option of the command."""
         name, dot, rest = option.partition(".")
         options = type(getattr(recipe, self.block)).model_fields if self.block else {}
-        return self.keys.get(name, f"{self.block}.{name}" if name in options else name) + dot + rest
+        keys = {"split": _SPLITS, "splits": _SPLITS, **self.keys}
+        return keys.get(name, f"{self.block}.{name}" if name in options else name) + dot + rest
 
     def argv(self) -> list[str]:
         out = [] if self.definition.writes == "nothing" else ["--out", str(self.output)]

@@ -44,8 +44,7 @@ from verl_act.run_folder import (
     metrics_by_step,
 )
 from verl_act.text_files import read_json, write_json_lines
-from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, checkpoints_in, step_of, tidy
-from verl_act.upstream_gaps.damaged_checkpoints import exported_models as _exported_models
+from verl_act.upstream_gaps.damaged_checkpoints import CONTENTS, TRACKER, checkpoints_in, exported_models, step_of, tidy
 from verl_act.upstream_gaps.merge_lora import merge_lora
 
 logger = logging.getLogger(__name__)
@@ -134,7 +133,7 @@ def _run(stage: TrainingStage) -> None:
     if stage.trainer == "ppo":  # workers of an existing Ray cluster do not inherit the environment
         further["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"] = str(metrics)
     status = watch(stage, stage.argv(further), environment, log)
-    if status or not _exported_models(folder.checkpoints):
+    if status or not exported_models(folder.checkpoints):
         tail = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-_LOG_TAIL_LINES:])
         taken, total = max(metrics_by_step(folder.attempts_metrics), default=0), stage.override(_TOTAL_STEPS)
         if status:
@@ -170,7 +169,7 @@ def _export(stage: TrainingStage, manifest: Manifest) -> float:
     """
     trained = stage.folder
     seconds = sum(_duration(trained, attempt) for attempt in range(trained.attempts))
-    model = _exported_models(trained.checkpoints)[-1]
+    model = exported_models(trained.checkpoints)[-1]
     metrics = metrics_by_step(trained.attempts_metrics)
     if not metrics:
         logger.warning(
@@ -229,7 +228,7 @@ def _last_step_saved(stage: TrainingStage) -> bool:
     total, checkpoints = stage.override(_TOTAL_STEPS), stage.folder.checkpoints
     saved = checkpoints / TRACKER
     done = total is not None and saved.is_file() and saved.read_text(encoding="utf-8").strip() == str(total)
-    return done and total in map(step_of, _exported_models(checkpoints))
+    return done and total in map(step_of, exported_models(checkpoints))
 
 
 def _prepare(stage: TrainingStage) -> None:

@@ -84,7 +84,7 @@ class ActDataset(Dataset[dict[str, Any]]):
         one_sequence = self.settings.episode.mode == Mode.CONCAT
         require_prompts(tokenizer, self.settings.make_template(), options, one_sequence=one_sequence)
         self._reply_prefix = ReplyDecoder(tokenizer, options, self.settings.thought_markers).prefix
-        files = [data_files] if isinstance(data_files, str) else list(data_files)
+        files = _as_list(data_files)
         if not files:
             raise ConfigError("data.train_files or data.val_files is empty; name at least one file.")
         self._sources = [self._open(path, config, processor) for path in files]
@@ -99,7 +99,8 @@ class ActDataset(Dataset[dict[str, Any]]):
         self._limit_prompts(config)
         if not len(self):
             raise DataError(f"{', '.join(files)}: no rows are left; the log above says what was left out.")
-        if files == _train_files(config) and max_samples == config.get("train_max_samples", -1):
+        # verl does not say whether a dataset's files are for training or validation.
+        if files == _as_list(config.get("train_files") or []) and max_samples == config.get("train_max_samples", -1):
             if self.settings.mix.weights:
                 self._entries = self._mixed(files, config)
             self._require_a_batch(files, config)
@@ -154,16 +155,15 @@ class ActDataset(Dataset[dict[str, Any]]):
     def _all_entries(self) -> np.ndarray:
         tables = []
         for source_index, source in enumerate(self._sources):
-            both = source.is_pairs and self.settings.order is Order.BOTH
             table = np.zeros(len(source), dtype=_ENTRY)
             table["source"], table["row"] = source_index, np.arange(len(source))
             if isinstance(source, PairSource):
                 table = table.repeat(source.repeats())
-            table["order_by_hash"] = source.is_pairs and not both
-            if both and isinstance(source, PairSource) and len(table):
-                counts = source.candidates[table["row"]]
-                table = table.repeat(counts)
-                table["position"] = np.concatenate([np.arange(count) for count in counts])
+                table["order_by_hash"] = self.settings.order is Order.HASH
+                if self.settings.order is Order.BOTH and len(table):
+                    counts = source.candidates[table["row"]]
+                    table = table.repeat(counts)
+                    table["position"] = np.concatenate([np.arange(count) for count in counts])
             tables.append(table)
         return np.concatenate(tables)
 
@@ -235,9 +235,7 @@ def _prompt_variants(source: Source, row: int, tokenizer: Any) -> PromptVariants
     return PromptVariants(prompt(0), candidates, lambda: [prompt(position) for position in range(1, len(candidates))])
 
 
-def _train_files(config: Any) -> list[str]:
-    """The training files. verl does not say whether a dataset's files are for training or validation."""
-    files = config.get("train_files") or []
+def _as_list(files: str | Sequence[str]) -> list[str]:
     return [files] if isinstance(files, str) else list(files)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from verl_act.prompts import Message
 
-_OWN_OPTIONS = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors")
 _BATCH = 512
 _BOUNDARY = 32
 """Bytes around each candidate (its label, and what a tokenizer may merge with it) that count as changed."""
@@ -40,9 +39,8 @@ class PromptLimit:
     def __init__(self, limit: int, tokenizer: Any, chat_template_options: Mapping[str, Any]) -> None:
         self.limit = limit
         self._tokenizer = tokenizer
-        self._options = {
-            name: chat_template_options[name] for name in chat_template_options if name not in _OWN_OPTIONS
-        }
+        own = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": None}
+        self._options = {**chat_template_options, **own}
         # Tokens of the chat template. A content of n UTF-8 bytes takes at most n tokens.
         self._overhead = self.count([[{"role": "user", "content": ""}]])[0]
 
@@ -53,13 +51,7 @@ class PromptLimit:
         """
         if not prompts:
             return []
-        encoded = self._tokenizer.apply_chat_template(
-            [list(messages) for messages in prompts],
-            **self._options,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-        )
+        encoded = self._tokenizer.apply_chat_template([list(messages) for messages in prompts], **self._options)
         return [len(ids) for ids in encoded["input_ids"]]
 
     def overlong_token_counts(self, rows: Iterable[PromptVariants]) -> Iterator[int]:

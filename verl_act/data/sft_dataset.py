@@ -47,7 +47,8 @@ class ActSFTDataset(MultiTurnSFTDataset):
         prompt = list(takewhile(lambda message: message["role"] != "assistant", full_message))
         rendered_at_once = self.processor is None and len(prompt) < len(full_message)
         if rendered_at_once and index < len(prompt):
-            ids = self._rendered(prompt, tools) if index == 0 else []
+            options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
+            ids = render(self.tokenizer, prompt, tools=tools, **options) if index == 0 else []
             return _message(ids, learned_from=len(ids))
         if message["role"] != "assistant":
             return super()._process_single_message(index, message, full_message, tools, enable_thinking)
@@ -56,14 +57,8 @@ class ActSFTDataset(MultiTurnSFTDataset):
         reply = self.tokenizer.encode(continued(message["content"], prefix), add_special_tokens=False)
         return _message([*opening, *reply, self._end()], learned_from=len(opening))
 
-    def _rendered(self, prompt: list[dict[str, Any]], tools: Any) -> list[int]:
-        options = {**self.apply_chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
-        ids: list[int] = render(self.tokenizer, prompt, tools=tools, **options)
-        return ids
-
     def _end(self) -> int:
-        ends = (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id)
-        for token in ends:
+        for token in (end_of_turn(self.tokenizer), self.tokenizer.eos_token_id):
             if token is not None:
                 return token
         raise ConfigError(f"{self.tokenizer.name_or_path}: the tokenizer has no token that ends a reply (eos_token).")

@@ -7,6 +7,7 @@ processes share memory. This module does not depend on verl or torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from verl_act.config.settings import ActSettings
-from verl_act.data.balance import repeats
 from verl_act.data.order import candidate_order
 from verl_act.envs.base import read_tasks
 from verl_act.envs.registry import admissible_candidates, choice_prompt
@@ -43,21 +43,22 @@ class Source(ABC):
     """The rows of one file; a subclass for each schema. `row` is deterministic."""
 
     schema: ClassVar[pa.Schema]
-    columns: ClassVar[Sequence[str]]
-    filtered_by_inferable: ClassVar[bool] = True
-    is_pairs: ClassVar[bool] = False
+    unread: ClassVar[Sequence[str]] = ()
+    """Columns that rows do not need."""
 
     def __init__(self, path: str, settings: ActSettings) -> None:
         self.path = path
         self.settings = settings
         self.template = settings.make_template()
         stored = read_table(path, self.schema)
-        table = self._usable(stored)
+        table = stored
+        if "admissible" in table.column_names:  # as `verl_act.schema.steps_to_learn`
+            table = table.filter(pc.fill_null(table["admissible"], True))
         self.unusable = stored.num_rows - table.num_rows
         self.total = table.num_rows
-        if settings.inferable_only and self.filtered_by_inferable:
+        if settings.inferable_only and "inferable" in table.column_names:
             table = table.filter(table["inferable"])
-        self._columns = {name: joined(table[name]) for name in self.columns}
+        self._columns = {name: joined(table[name]) for name in self.schema.names if name not in self.unread}
         self._length: int = table.num_rows
 
     def __len__(self) -> int:
@@ -66,10 +67,6 @@ class Source(ABC):
     def row(self, index: int, position: int) -> Row:
         """The row for verl's reward and agent loops, without the keys that `ActDataset` adds to every row."""
         return self._build({name: column[index].as_py() for name, column in self._columns.items()}, position)
-
-    def _usable(self, table: pa.Table) -> pa.Table:
-        """The rows that can be trained on."""
-        return table
 
     @abstractmethod
     def _build(self, stored: Row, position: int) -> Row: ...
@@ -80,12 +77,26 @@ def joined(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return column.combine_chunks() if column.nbytes < LARGEST_CHUNK else column
 
 
+def repeats(verbs: Sequence[tuple[str, str]], most: int) -> np.ndarray:
+    """Times to show each pair; int64, shape [pairs]. `verbs`: those of (expert's action, alternative).
+
+    Of two verbs, one is usually the expert's: "move" beats "go" five times in six. A policy learns that rule first and
+    becomes certain, which leaves GRPO no signal where the rule is wrong. Pairs of the rarer direction are therefore
+    repeated until both are about equally frequent, at most `most` times.
+    """
+    counts = Counter(verbs)
+    times = {
+        (better, worse): max(1, min(most, round(counts[worse, better] / count)))
+        for (better, worse), count in counts.items()
+    }
+    return np.array([times[pair] for pair in verbs], dtype=np.int64)
+
+
 class PairSource(Source):
     """`act/<env>/choice`: which of two or more actions is best? `position` is the index of the expert's action."""
 
     schema = PAIR
-    columns = tuple(name for name in PAIR.names if name not in ("model", "sampling"))
-    is_pairs = True
+    unread = ("model", "sampling")
 
     @property
     def pair_ids(self) -> list[str]:
@@ -138,15 +149,7 @@ class TrajectorySource(Source):
     """`act/<env>/action`: what is the next action?"""
 
     schema = TRAJECTORY
-    columns = tuple(
-        name
-        for name in TRAJECTORY.names
-        if name not in ("thought", "reward", "done", "source", "admissible", "tied_actions")
-    )
-
-    def _usable(self, table: pa.Table) -> pa.Table:
-        """As `verl_act.schema.steps_to_learn`."""
-        return table.filter(pc.fill_null(table["admissible"], True))
+    unread = ("thought", "reward", "done", "source", "admissible", "tied_actions")
 
     def _build(self, stored: Row, position: int) -> Row:
         return _row(
@@ -165,8 +168,6 @@ class TaskSource(Source):
     """`act/<env>/episode`: play the task to its end. The agent loop builds the prompts from the live environment."""
 
     schema = TASK
-    columns = tuple(TASK.names)
-    filtered_by_inferable = False
 
     def __init__(self, path: str, settings: ActSettings) -> None:
         super().__init__(path, settings)
@@ -174,13 +175,7 @@ class TaskSource(Source):
 
     def _build(self, stored: Row, position: int) -> Row:
         placeholder = [{"role": "user", "content": f"{stored['env']} {stored['task_id']}"}]
-        row = _row(
-            stored,
-            "episode",
-            placeholder,
-            ground_truth=stored["task_id"],
-            task=dict(stored),
-        )
+        row = _row(stored, "episode", placeholder, ground_truth=stored["task_id"], task=dict(stored))
         return {**row, "agent_name": EPISODE_AGENT}
 
 

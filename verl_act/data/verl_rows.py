@@ -10,19 +10,16 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from verl_act.data.sources import Row
 from verl_act.errors import ConfigError, DataError
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.schema import PAIR, TASK, TRAJECTORY, missing_columns, schema_name, written_by
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-
 
 class VerlRows:
     """One file of verl's layout (prompt, data_source, reward_model, ...); `RLHFDataset` filters and renders it."""
-
-    is_pairs = False
 
     def __init__(self, path: str, tokenizer: Any, processor: Any, config: Any) -> None:
         self.path = path

@@ -1,15 +1,22 @@
-"""Runs the checks one after another. No check changes anything."""
+"""Runs the checks one after another, none of which changes anything, and prints their results on stdout, as text or
+JSON; the engines' own output goes to stderr.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import chain
+from typing import TextIO
 
-from verl_act.doctor.devices import attention, engine_build
 from verl_act.doctor.engine_start import engine_start
-from verl_act.doctor.installed import model_libraries, requirements, tested_versions
+from verl_act.doctor.installed import attention, engine_build, model_libraries, requirements, tested_versions
 from verl_act.doctor.registered import hydra_groups, in_driver, in_ray_workers, platform
 from verl_act.envs.registry import get_env, known_envs
 from verl_act.errors import ActError, InstallationError, NotInstalledError
@@ -53,6 +60,36 @@ ENGINE_CHECKS: tuple[Check, ...] = (
     ("vLLM engine", engine_start),
 )
 """Checks that start engines; they take about a minute."""
+
+
+def doctor(*, as_json: bool = False, engine: bool = True) -> int:
+    """Run the checks and print their results. Returns the exit status: 1 if something is wrong, else 0."""
+    results = []
+    with _stdout_apart() as report:
+        environments = examine(environment_checks(), CheckState.WARN)
+        for result in chain(examine(CHECKS), environments, examine(ENGINE_CHECKS if engine else ())):
+            results.append(result)
+            if not as_json:
+                remedy = f"\n       {result.remedy}" if result.remedy else ""
+                print(f"{result.state:<6} {result.name}: {result.detail}{remedy}", file=report, flush=True)
+        if as_json:
+            print(json.dumps([asdict(result) for result in results], indent=2), file=report, flush=True)
+    return int(any(result.state is CheckState.WRONG for result in results))
+
+
+@contextmanager
+def _stdout_apart() -> Iterator[TextIO]:
+    """Yield the real stdout, and redirect file descriptor 1, which engines and subprocesses print to, to stderr."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(stdout), "w") as report:
+            yield report
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def environment_checks() -> tuple[Check, ...]:

@@ -1,15 +1,17 @@
-"""Compares the installed packages with this package's requirements and its tested versions."""
+"""Compares the installed packages with this package's requirements, its tested versions and the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from verl_act.errors import InstallationError, first_line
+from verl_act.errors import InstallationError, NotInstalledError, first_line
 from verl_act.extras import installed_version
+from verl_act.preflight.problem import local_devices
+from verl_act.preflight.software import attention_packages, device_problems, missing_attention, vllm_is_cpu_build
 
 VERSIONS = {
     "torch": {"==2.13.*": "tested", "==2.11.*": "trained"},
@@ -34,14 +36,14 @@ def requirements() -> str:
             "Install it, so that verl, vLLM and Hydra find it: pip install .",
         ) from error
     plain = [requirement for requirement in declared if not requirement.marker or requirement.marker.evaluate()]
-    wrong = []
-    for requirement in plain:
-        installed = _installed(requirement.name)
-        if installed is None or installed not in requirement.specifier:
-            wrong.append(f"{requirement.name} {installed or 'is missing'} (needed: {requirement.specifier})")
+    wrong = {
+        requirement: f"{requirement.name} {installed or 'is missing'} (needed: {requirement.specifier})"
+        for requirement in plain
+        if (installed := _installed(requirement.name)) is None or installed not in requirement.specifier
+    }
     if wrong:
-        packages = " ".join(f"'{requirement}'" for requirement in plain if _is_in(requirement, wrong))
-        raise InstallationError(", ".join(wrong), f"Install what is needed: pip install {packages}")
+        packages = " ".join(f"'{requirement}'" for requirement in wrong)
+        raise InstallationError(", ".join(wrong.values()), f"Install what is needed: pip install {packages}")
     return f"verl {version('verl')} and {len(plain) - 1} others, all within their ranges"
 
 
@@ -65,6 +67,25 @@ def model_libraries() -> str:
     return f"transformers {version('transformers')} imports with torch {torch.__version__}"
 
 
+def engine_build() -> str:
+    """Check that vLLM is built for the device that verl trains on."""
+    devices, cpu_build = local_devices(), vllm_is_cpu_build()
+    for problem in device_problems(devices, cpu_build):
+        raise InstallationError(problem.message, problem.fix())
+    return "no vLLM" if cpu_build is None else f"for {'CPUs' if cpu_build else 'accelerators'}, as {devices.kind} needs"
+
+
+def attention() -> str:
+    """Check the packages of FlashAttention, which verl asks for by default on a GPU."""
+    if local_devices().kind != "cuda":
+        return "FlashAttention is for NVIDIA GPUs; +act/device=cpu asks for torch's own (sdpa)"
+    packages = attention_packages()
+    for problem in missing_attention(packages):
+        error = InstallationError if packages else NotInstalledError
+        raise error(f"verl asks for flash_attention_2 by default, and {problem.message}", problem.fix())
+    return ", ".join(sorted(packages))
+
+
 def _described(name: str, versions: Mapping[str, str]) -> str:
     installed = _installed(name)
     tested = next(specifier for specifier, level in versions.items() if level == "tested")
@@ -81,10 +102,6 @@ def _installed(name: str) -> str | None:
     """The installed version, or None. vLLM's CPU build is a package of another name."""
     installed = installed_version(name) or installed_version(f"{name}-cpu")
     return installed and installed.partition("+")[0]
-
-
-def _is_in(requirement: Requirement, wrong: Iterable[str]) -> bool:
-    return any(line.startswith(f"{requirement.name} ") for line in wrong)
 
 
 def _root(error: BaseException) -> str:

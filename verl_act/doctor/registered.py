@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from verl_act.errors import InstallationError, first_line
-from verl_act.preflight.problem import NO_DEVICE
+from verl_act.preflight.problem import NO_DEVICE, local_devices
 from verl_act.preflight.software import vllm_is_cpu_build
 
 _SWITCH = "VERL_USE_EXTERNAL_PLUGINS"
@@ -62,13 +62,12 @@ def _complete(facts: dict[str, Any], where: str) -> str:
 def platform() -> str:
     """Report the device that verl trains on, and why it was chosen."""
     import torch
-    import verl  # noqa: F401
-    from verl.plugin.platform import get_platform
 
-    name = get_platform().device_name
+    devices = local_devices()
+    name = devices.kind
     build = "a CPU build" if not any((torch.version.cuda, torch.version.hip)) else "an accelerator build"
     requested = os.environ.get("VERL_PLATFORM")
-    if name != "cpu" and not torch.accelerator.is_available():
+    if not devices.count:
         reason = f"VERL_PLATFORM={requested}" if requested else "verl's own detection"
         raise InstallationError(
             f"{name} (by {reason}), but torch {torch.__version__}, {build}, finds no accelerator.",
@@ -145,7 +144,7 @@ def _reason(error: BaseException) -> str:
     """The first line of the error at the root of the chain."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _answers(address: str) -> None:

@@ -34,10 +34,9 @@ class EnvActor:
 
     def prepare(self, limit: float) -> None:
         """Run `EnvSpec.prepare` once. Each caller calls this before its first episode."""
-        prepare = get_env(self._env).prepare
-        if prepare is not None and not self._prepared:
+        if not self._prepared:
             with _limited(limit):
-                prepare(**self._settings)
+                get_env(self._env).prepare(**self._settings)
             self._prepared = True
 
     def play(
@@ -48,7 +47,9 @@ class EnvActor:
         `limit` applies to the reset, `step_limit` to each action.
         """
         with _limited(limit):
-            environment = self.playing.pop(episode, None) or (self._idle.pop() if self._idle else self.make())
+            environment = self.playing.pop(episode, None)
+            if environment is None:
+                environment = self._idle.pop() if self._idle else self.make()
         try:
             with _limited(limit):
                 result: Observation | StepResult = environment.reset(task)

@@ -55,9 +55,8 @@ class _PendingStep(NamedTuple):
 class PooledActor:
     """Handle of one actor: started (and prepared) on first use, replaced when lost."""
 
-    def __init__(self, start: Callable[[int], ActorHandle[Any]], prepares: bool = False) -> None:
+    def __init__(self, start: Callable[[int], ActorHandle[Any]]) -> None:
         self._start = start
-        self._prepares = prepares
         self.handle: ActorHandle[Any] | None = None
         self._process: tuple[str, int] | None = None
         """Node id and process id."""
@@ -106,16 +105,13 @@ class PooledActor:
                 _resolve(step, UnknownOutcome())
         if not current:
             return
+        results: list[StepResult | Exception] = [UnknownOutcome() for _ in current]
         try:
             results = await self.call(timeout, "steps", [(step.episode, step.action) for step in current])
         except (EnvError, ActorLost) as error:
-            for step in current:
-                _resolve(step, error if len(current) == 1 else UnknownOutcome())
-        except BaseException:  # only this caller is cancelled
-            for step in current:
-                _resolve(step, UnknownOutcome())
-            raise
-        else:
+            if len(current) == 1:
+                results = [error]
+        finally:  # also if this caller alone is cancelled
             for step, result in zip(current, results, strict=True):
                 _resolve(step, result)
 
@@ -124,8 +120,7 @@ class PooledActor:
         if self.handle is None:
             self.handle, self._process = self._start(self.generation), None
             self._process = await self._ask(PREPARE_SECONDS, "process")
-            if self._prepares:
-                await self._ask(PREPARE_SECONDS, "prepare")
+            await self._ask(PREPARE_SECONDS, "prepare")
         return await self._ask(timeout, method, *arguments)
 
     async def _ask(self, timeout: float, method: str, *arguments: Any) -> Any:

@@ -24,14 +24,11 @@ if TYPE_CHECKING:
     from verl_act.manifest import Manifest
     from verl_act.settings.data import GamesSettings
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-"""The folder of the embedded models that come with this package."""
-_SEPARATORS = ("/", "\\")
-_PARTS = re.compile(r"[/\\]")
+ASSETS = Path(__file__).resolve().parent.parent / "assets"  # with the embedded models of this package
 
+# Time limit of `EnvSpec.prepare`: WebShop's full catalogue takes minutes, more on a slow disk or when waiting for
+# another process.
 PREPARE_SECONDS = 3600.0
-"""Time limit of `EnvSpec.prepare`. WebShop's full catalogue takes minutes, more on a slow disk or when waiting for
-another process."""
 
 
 class NoRoom(EnvError):
@@ -64,7 +61,7 @@ class Task:
             if not isinstance(getattr(self, name), str):
                 raise EnvError(f"{self!r:.1000}: {name} must be a string.")
         for name, value in (("split", self.split), ("task_id", self.task_id)):
-            if not value or "\0" in value or value.startswith(_SEPARATORS) or ".." in _PARTS.split(value):
+            if not value or "\0" in value or value[0] in "/\\" or ".." in re.split(r"[/\\]", value):
                 raise EnvError(
                     f"{self!r:.1000}: the {name} must be a name or a relative path without '..' parts, not "
                     f"{value!r:.200}. List the tasks again (`verl-act data tasks`)."
@@ -200,7 +197,7 @@ class EnvSpec:
     """False if more actions are admissible than an observation lists, such as free-text searches or paraphrases."""
     always_admissible: Callable[[str], bool] | None = None
     """Whether an action is admissible in every state, from its text alone: rewards and metrics need no episode."""
-    prepare: Callable[..., object] | None = None
+    prepare: Callable[..., object] = lambda **settings: None
     """Takes the settings and does the slow set-up that a process needs before its first episode. The pool waits for it
     before the time-out of a reset begins."""
     importer: type[TrajectoryImporter] = TrajectoryImporter
@@ -239,20 +236,3 @@ class EnvSpec:
         for name in settings:
             if name not in parameters:
                 raise ConfigError(f"{self.name} has no setting {name!r}; it has {', '.join(parameters)}.")
-
-
-__all__ = [
-    "EnvSpec",
-    "Environment",
-    "Expert",
-    "ExpertGaveUp",
-    "NoRoom",
-    "Observation",
-    "PlanningEnvironment",
-    "ReleasingEnvironment",
-    "SnapshotEnvironment",
-    "StepResult",
-    "Task",
-    "TyingExpert",
-    "read_tasks",
-]

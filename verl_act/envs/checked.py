@@ -85,7 +85,6 @@ class CheckedEnvironment:
             raise self._named(error) from None
 
     def close(self) -> None:
-        """Free the engine's resources."""
         self._call("close")
 
     def _plan_length(self) -> int | None:

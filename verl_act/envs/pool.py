@@ -24,6 +24,7 @@ import json
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from reprlib import repr as brief  # an action may be of any length
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -66,16 +67,12 @@ class EnvPool:
         """`env_settings` are the environment's, `settings` the pool's. Raises `ConfigError` for an unknown environment
         or a setting that it does not have.
         """
-        spec = get_env(env)
         self.settings = settings or PoolSettings()
         self._arguments = (env, dict(env_settings or {}))
-        spec.check_settings(self._arguments[1])
+        get_env(env).check_settings(self._arguments[1])
         key = f"{env}-{zlib.crc32(json.dumps(self._arguments, sort_keys=True, default=str).encode()):08x}"
-        self._prepares = spec.prepare is not None
-        self.actors = [
-            PooledActor(self._starter(f"verl_act-env-{key}-{index}"), self._prepares)
-            for index in range(self.settings.actors)
-        ]
+        names = [f"verl_act-env-{key}-{index}" for index in range(self.settings.actors)]
+        self.actors = [PooledActor(partial(self._start, name)) for name in names]
         self.alone = asyncio.Semaphore(ALONE)
         """Held by an episode that uses a `dedicated_actor`."""
 
@@ -127,17 +124,14 @@ class EnvPool:
 
     def dedicated_actor(self) -> PooledActor:
         """The handle of a new actor that no other episode uses."""
-        return PooledActor(self._starter(None), self._prepares)
+        return PooledActor(partial(self._start, None))
 
-    def _starter(self, name: str | None) -> Callable[[int], ActorHandle[Any]]:
-        def start(generation: int) -> ActorHandle[Any]:
-            # A lost actor's name may persist, so each replacement has a new one. All callers count the same way.
-            options = {"name": f"{name}-{generation}", "get_if_exists": True} if name else {}
-            actor = _RemoteActor.options(num_cpus=self.settings.num_cpus, **options)
-            handle: ActorHandle[Any] = actor.remote(*self._arguments)
-            return handle
-
-        return start
+    def _start(self, name: str | None, generation: int) -> ActorHandle[Any]:
+        # A lost actor's name may persist, so each replacement has a new one. All callers count the same way.
+        options = {"name": f"{name}-{generation}", "get_if_exists": True} if name else {}
+        actor = _RemoteActor.options(num_cpus=self.settings.num_cpus, **options)
+        handle: ActorHandle[Any] = actor.remote(*self._arguments)
+        return handle
 
 
 _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EnvPool]] = WeakKeyDictionary()

@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from enum import Enum, auto
+from functools import cache, cached_property
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -31,7 +32,6 @@ from verl_act.envs.base import PREPARE_SECONDS, Environment
 from verl_act.envs.registry import get_env
 from verl_act.errors import ActError, DataError, EnvError
 from verl_act.journal import SavedResults
-from verl_act.options import Above0, Count, check_options
 from verl_act.process import TASK_TIMEOUT, dies_with, kill_tree
 from verl_act.progress import route_messages
 
@@ -47,11 +47,6 @@ Job_contra = TypeVar("Job_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
 
-def check_workers(workers: Count, task_timeout: Above0 = TASK_TIMEOUT) -> None:
-    """Raise `OptionError` if the number of workers or the time limit is invalid."""
-    check_options(check_workers, {"workers": workers, "task_timeout": task_timeout})
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a job has no result. `kind` is "error", "timeout" or "process died"; the kinds are counted."""
@@ -65,9 +60,10 @@ class Worker(Protocol[Job_contra, Result_co]):
 
     def prepare(self) -> None:
         """Slow set-up before the first job (minutes). It does not count towards the time limit of a job."""
+        return
 
     def __call__(self, job: Job_contra, /) -> Result_co:
-        """Return the result of `job`. Raises `EnvError`, or a third-party error, if the environment fails."""
+        """The result of `job`, never None. Raises `EnvError`, or a third-party error, if the environment fails."""
         ...
 
     def close(self) -> None:
@@ -87,7 +83,7 @@ class Player(Generic[Job, Result]):
         return spec.make(**self.settings), spec.make(**self.settings)
 
     def prepare(self) -> None:
-        prepare_env(self.env, self.settings)
+        get_env(self.env).prepare(**self.settings)
 
     def __call__(self, job: Job) -> Result:
         raise NotImplementedError
@@ -95,12 +91,6 @@ class Player(Generic[Job, Result]):
     def close(self) -> None:
         for environment in self.__dict__.pop("environments", ()):
             close_env(environment)
-
-
-def prepare_env(env: str, settings: Mapping[str, Any]) -> None:
-    """Run the set-up that `env` needs in each process before its first episode (`EnvSpec.prepare`)."""
-    if (prepare := get_env(env).prepare) is not None:
-        prepare(**settings)
 
 
 def close_env(environment: Environment) -> None:
@@ -164,7 +154,6 @@ def process_pool(
     The map raises errors that the user has to fix (an `ActError` other than `EnvError`), and `EnvError` if a worker
     process does not start.
     """
-    check_workers(workers, timeout)
     if workers == 0:
         with _in_this_process(worker) as run:
             yield run
@@ -179,22 +168,17 @@ def process_pool(
 
 @contextmanager
 def _in_this_process(worker: Worker[Job, Result]) -> Iterator[RunJobs[Job, Result]]:
-    prepared = False
-
-    def result_of(index: int, job: Job, saved: SavedResults[Result] | None) -> Result | Failure:
-        nonlocal prepared
-        if saved is not None and (known := saved.get(index)) is not None:
-            return known
-        if not prepared:
-            worker.prepare()
-            prepared = True
-        result = _attempt(worker, job)
-        if saved is not None and not isinstance(result, Failure):
-            saved.add(index, result)
-        return result
+    prepare = cache(worker.prepare)  # once, and only if there is a job
 
     def run(jobs: Iterable[Job], saved: SavedResults[Result] | None = None, /) -> Iterator[Result | Failure]:
-        return (result_of(index, job, saved) for index, job in enumerate(jobs))
+        for index, job in enumerate(jobs):
+            result: Result | Failure | None = None if saved is None else saved.get(index)
+            if result is None:
+                prepare()
+                result = _attempt(worker, job)
+                if saved is not None and not isinstance(result, Failure):
+                    saved.add(index, result)
+            yield result
 
     try:
         yield run
@@ -210,26 +194,27 @@ def _attempt(worker: Worker[Job, Result], job: Job) -> Result | Failure:
         return failed(worker, error)
 
 
-class _Ready:
-    """Message: the worker process has finished its set-up."""
+class _Message(Enum):
+    """What a worker process tells besides results."""
 
-
-class _Ended:
-    """Message: the pipe of a worker process was closed, because the process died."""
+    READY = auto()
+    """It has finished its set-up."""
+    ENDED = auto()
+    """Its pipe was closed, because it died."""
 
 
 @dataclass(slots=True)
 class _Ticket(Generic[Job]):
     """A submitted job."""
 
-    ticket_id: int
-    """Unique in the pool."""
     job: Job
     index: int
     """Position of the job in its call of `map`."""
     saved: SavedResults[Any] | None
     alone: bool = False
     """Its worker was killed from outside, so it is retried while no other worker runs."""
+    result: Any = None
+    """None until it is known."""
 
 
 class _Pool(Generic[Job, Result]):
@@ -239,20 +224,14 @@ class _Pool(Generic[Job, Result]):
         self._processes: list[_Process] = []
         self._waiting: deque[_Ticket[Job]] = deque()
         self._alone: deque[_Ticket[Job]] = deque()
-        self._results: dict[int, Result | Failure] = {}
-        self._tickets = 0
 
     def map(self, jobs: Iterable[Job], saved: SavedResults[Result] | None = None, /) -> Iterator[Result | Failure]:
-        known: list[Result | None] = []
-        tickets: list[_Ticket[Job]] = []
-        for index, job in enumerate(jobs):
-            known.append(saved.get(index) if saved is not None else None)
-            if known[-1] is None:
-                tickets.append(_Ticket(self._tickets, job, index, saved))
-                self._tickets += 1
-        self._waiting.extendleft(reversed(tickets))
-        waiting = iter(tickets)
-        return (self._result(next(waiting).ticket_id) if result is None else result for result in known)
+        tickets = [
+            _Ticket(job, index, saved, result=None if saved is None else saved.get(index))
+            for index, job in enumerate(jobs)
+        ]
+        self._waiting.extendleft(ticket for ticket in reversed(tickets) if ticket.result is None)
+        return map(self._result, tickets)
 
     def close(self) -> None:
         """Give the workers a few seconds to close their environments; `kill` stops those that do not."""
@@ -268,11 +247,13 @@ class _Pool(Generic[Job, Result]):
         while self._processes:
             self._processes.pop().kill()
 
-    def _result(self, ticket_id: int) -> Result | Failure:
-        while ticket_id not in self._results:
+    def _result(self, ticket: _Ticket[Job]) -> Result | Failure:
+        while ticket.result is None:
             self._dispatch()
             self._wait()
-        return self._results.pop(ticket_id)
+        result: Result | Failure = ticket.result
+        ticket.result = None  # frees its memory
+        return result
 
     def _dispatch(self) -> None:
         """Assign waiting jobs to workers. A job that must run alone starts when no other job is running."""
@@ -285,10 +266,8 @@ class _Pool(Generic[Job, Result]):
             self._assign(self._waiting.popleft())
 
     def _assign(self, ticket: _Ticket[Job]) -> None:
-        process = next((process for process in self._processes if process.ticket is None), None)
-        if process is None:
-            process = _Process(self._worker, self._events, self._processes)
-        process.assign(ticket)
+        idle = next((process for process in self._processes if process.ticket is None), None)
+        (idle or _Process(self._worker, self._events, self._processes)).assign(ticket)
 
     def _wait(self) -> None:
         """Handle messages from workers, waiting one tick for the first; then check the time limits."""
@@ -310,19 +289,20 @@ class _Pool(Generic[Job, Result]):
             return  # this worker has just been replaced
         if isinstance(message, Exception):  # an error for the user, or a job that cannot be pickled
             raise message
-        if isinstance(message, _Ready):
-            process.start_job()
-        elif isinstance(message, _Ended):
+        if message is _Message.READY:
+            process.ready = True
+            process.assign(ticket)
+        elif message is _Message.ENDED:
             self._lose(process, ticket, self._death(process))
         else:
             process.ticket = None
-            self._results[ticket.ticket_id] = message
+            ticket.result = message
             if ticket.saved is not None and not isinstance(message, Failure):
                 ticket.saved.add(ticket.index, message)
 
     def _lose(self, process: _Process, ticket: _Ticket[Job], failure: Failure) -> None:
         """Remove a worker. Its job is retried if the worker was killed from outside; otherwise the job has failed."""
-        killed = process.exit_code == -signal.SIGKILL
+        killed = process.child.exitcode == -signal.SIGKILL
         self._processes.remove(process)
         process.kill()
         if killed and not ticket.alone:
@@ -332,10 +312,10 @@ class _Pool(Generic[Job, Result]):
         if not process.ready and not killed:
             raise EnvError(f"A worker process did not start: {failure.reason}. See its output above.")
         logger.warning("Skipped a task: %s", failure.reason)
-        self._results[ticket.ticket_id] = failure
+        ticket.result = failure
 
     def _too_late(self, process: _Process) -> Failure:
-        if process.exit_code is not None:  # a child process still holds the pipe
+        if process.child.exitcode is not None:  # a child process still holds the pipe
             return self._death(process)
         if not process.ready:
             return Failure("timeout", f"not ready for its first task within {PREPARE_SECONDS:g} s")
@@ -343,7 +323,7 @@ class _Pool(Generic[Job, Result]):
 
     def _death(self, process: _Process) -> Failure:
         process.child.join(_TICK)
-        code = process.exit_code
+        code = process.child.exitcode
         if code == -signal.SIGKILL:
             reason = (
                 "its process was killed, and again with no other worker running. Most likely this task needs more "
@@ -377,21 +357,12 @@ class _Process:
         theirs.close()
         threading.Thread(target=self._talk, args=(ours, events), daemon=True).start()
 
-    @property
-    def exit_code(self) -> int | None:
-        return self.child.exitcode
-
     def assign(self, ticket: _Ticket[Any]) -> None:
         """Set the next job, which starts once the process is ready."""
         self.ticket = ticket
         self.seconds = 0.0
         if self.ready:
             self._jobs.put(ticket)
-
-    def start_job(self) -> None:
-        assert self.ticket is not None
-        self.ready = True
-        self.assign(self.ticket)
 
     def close(self) -> None:
         """Ask the process to exit."""
@@ -412,7 +383,7 @@ class _Process:
                     connection.send(ticket.job)
                     events.put((self, connection.recv()))
             except (EOFError, OSError):
-                events.put((self, _Ended()))
+                events.put((self, _Message.ENDED))
             except Exception as error:
                 events.put((self, error))
 
@@ -436,7 +407,7 @@ def _serve(worker: Worker[Job, Result], connection: Connection, parent: int) -> 
     route_messages()
     try:
         worker.prepare()
-        connection.send(_Ready())
+        connection.send(_Message.READY)
         while True:
             connection.send(_attempt(worker, connection.recv()))
     except EOFError:  # no more jobs

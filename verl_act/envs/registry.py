@@ -90,10 +90,9 @@ def admissible_candidates(
     """Whether each of `candidates` is admissible: the flag in `judged` (action -> flag, from the pair file), or else
     `is_admissible` on the list.
     """
-    flags = (judged.get(action) for action in candidates)
     return [
-        is_admissible(env, action, listed) if flag is None else bool(flag)
-        for action, flag in zip(candidates, flags, strict=True)
+        is_admissible(env, action, listed) if (flag := judged.get(action)) is None else bool(flag)
+        for action in candidates
     ]
 
 

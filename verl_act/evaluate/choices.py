@@ -77,10 +77,9 @@ def with_probe(records: Sequence[Record], pairs: Sequence[Pair]) -> list[Record]
     result = probe_pairs(pairs)
     if result is None:
         return list(records)
-    seen = zip(result.outcomes.tolist(), result.hard.tolist(), strict=True)
     by_pair = {
         (pair.split, pair.pair_id): {"probe": outcome, "hard": hard}
-        for pair, (outcome, hard) in zip(pairs, seen, strict=True)
+        for pair, outcome, hard in zip(pairs, result.outcomes.tolist(), result.hard.tolist(), strict=True)
     }
     return [{**record, **by_pair[record["split"], record["pair_id"]]} for record in records]
 

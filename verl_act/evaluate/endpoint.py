@@ -7,17 +7,15 @@ the model's name is a folder here.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
-from verl_act.engine import Reply, finite, usable_tokenizer
+from verl_act.engine import Reply, RunningModel, finite, usable_tokenizer
 from verl_act.errors import ConfigError, EngineError, OptionError
 from verl_act.extras import needs_extra
 from verl_act.prompts import Message
@@ -27,7 +25,6 @@ from verl_act.settings.evaluation import EvaluationSettings
 from verl_act.settings.model import ModelSettings, Sampling
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_ROOM = re.compile(r"context[ _](?:length|size|window)", re.IGNORECASE)
@@ -53,7 +50,7 @@ def check_endpoint(endpoint: str, settings: EvaluationSettings) -> None:
         raise OptionError("engine_options", f"has a key {others[0]!r}, which is for a local engine, not an endpoint.")
 
 
-class Endpoint:
+class Endpoint(RunningModel):
     """The model `settings.model` of the server at `url` (`.../v1`), with the methods of `engine.Engine` for prompts.
 
     `without_room` counts the prompts that the server refused as too long. The server's own defaults apply to sampling
@@ -68,33 +65,19 @@ class Endpoint:
     def __init__(self, url: str, settings: ModelSettings, retries: int = 8) -> None:
         with needs_extra("endpoint"):
             from openai import AsyncOpenAI
-        self.url, self.settings = url, settings
-        self.chat_template_kwargs = settings.engine_options.get("chat_template_kwargs", {})
+        super().__init__(settings)
+        self.url = url
         self.tokenizer = usable_tokenizer(settings) if Path(settings.model).is_dir() else None
         self.reply_prefix = reply_prefix(self.tokenizer, self.chat_template_kwargs) if self.tokenizer else ""
-        self.without_room = 0
         # The client demands some key; servers without keys ignore it.
         key = os.environ.get(_KEY_VARIABLE) or "none"
         self._client = AsyncOpenAI(base_url=url, api_key=key, max_retries=retries)
-        self._loop = asyncio.Runner()
         self._refused: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connections."""
-        self._loop.run(self._client.close())
-        self._loop.close()
-
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine that awaits replies, and return its result."""
-        return self._loop.run(coroutine)
+        self.run(self._client.close())
+        super().close()
 
     async def reply(
         self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None, opening: str = ""

@@ -19,10 +19,10 @@ from verl_act.envs.registry import get_env, installed_env
 from verl_act.errors import ConfigError, DataError
 from verl_act.evaluate.choices import evaluate_choices, with_probe
 from verl_act.evaluate.endpoint import Endpoint, check_endpoint
-from verl_act.evaluate.files import METRICS_FILE, RECORDS
 from verl_act.evaluate.metric_registry import finished, summary
 from verl_act.evaluate.rationale import evaluate_rationales, require_rationales
 from verl_act.evaluate.reasoning import is_right, read_questions
+from verl_act.evaluate.records import METRICS_FILE, RECORDS
 from verl_act.evaluate.rollouts import (
     PolicyUnderTest,
     evaluate_next_actions,
@@ -63,7 +63,10 @@ def evaluate_model(settings: EvaluationSettings, out: PathName) -> Manifest:
     if not settings.inputs() and settings.suite is None:
         raise ConfigError("nothing to evaluate: give a suite, tasks, trajectories, pairs or reasoning.")
     settings, limit = with_suite(settings), settings.limit
-    eval_tasks = _tasks(settings)
+    if settings.suite is None:
+        eval_tasks = [task for path in settings.tasks for task in read_tasks(path)]
+    else:
+        eval_tasks = get_suite(settings.suite).tasks(settings.env_settings)
     known = read_steps(settings.trajectories)
     learnable = steps_to_learn(known)
     steps = some_of_each_split(learnable, limit, lambda step: step.state_id)
@@ -119,13 +122,6 @@ def _model(settings: EvaluationSettings) -> Engine | Endpoint:
     if settings.endpoint is None:
         return Engine(settings, seed=settings.seed)
     return Endpoint(settings.endpoint, settings)
-
-
-def _tasks(settings: EvaluationSettings) -> list[Task]:
-    """The tasks of the suite, or else of the files."""
-    if settings.suite is not None:
-        return get_suite(settings.suite).tasks(settings.env_settings)
-    return [task for path in settings.tasks for task in read_tasks(path)]
 
 
 def check_settings(settings: EvaluationSettings) -> None:

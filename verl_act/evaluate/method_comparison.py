@@ -6,7 +6,6 @@ All methods and seeds are evaluated on the same items (tasks, states, pairs), so
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -16,11 +15,12 @@ from statistics import fmean
 from typing import Any
 
 from verl_act.errors import DataError, OptionError
-from verl_act.evaluate.files import METRICS_FILE
 from verl_act.evaluate.metric_registry import HOW_TO_READ, METRICS, MetricItems, read_metrics, table_order
+from verl_act.evaluate.records import METRICS_FILE
 from verl_act.evaluate.statistics import SIGNIFICANT, Against, Estimate, against, holm
+from verl_act.evaluate.table import Cell, estimate_cell, markdown_table
 from verl_act.manifest import Manifest, make_manifest, read_manifest, write_manifest
-from verl_act.names import markdown_text, one_line
+from verl_act.names import markdown_text
 from verl_act.output_folder import atomic_folder, writes_folder
 from verl_act.run_folder import METHODS, METHODS_TABLE, RunFolder, TrainingFolder, metrics_by_step, stage_name
 from verl_act.settings.evaluation import MethodsTableSettings
@@ -183,27 +183,13 @@ def _shared(run: Path) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodCell:
-    """One metric of one method as text: value, interval with the number of items, deviation over seeds, and the change
-    against each other method with whether it is clear. All empty if the method does not have the metric."""
-
-    value: str = ""
-    interval: str = ""
-    deviation: str = ""
-    changes: tuple[tuple[str, bool], ...] = ()
-
-    def __str__(self) -> str:
-        return "; ".join(filter(None, (self.value, self.interval, self.deviation, *(text for text, _ in self.changes))))
-
-
-@dataclass(frozen=True, slots=True)
 class MethodTable:
     """One row per metric or, in a `detail` table, per group of one metric; one column per method."""
 
     title: str
     split: str
     columns: list[str]
-    rows: list[tuple[str, list[MethodCell]]]
+    rows: list[tuple[str, list[Cell]]]
     detail: bool
     run: str = ""
     """The comparison's run, where a report has several."""
@@ -257,27 +243,19 @@ def _method_table(
     title: str, split: str, entries: Sequence[Mapping[str, Any]], comparison: Mapping[str, Any], detail: bool = False
 ) -> MethodTable:
     methods = list(comparison["methods"])
-    rows: dict[str, list[MethodCell]] = {}
+    rows: dict[str, list[Cell]] = {}
     for (metric, group), row in groupby(entries, key=lambda entry: (entry["metric"], entry["group"])):
         by_method = {entry["method"]: entry for entry in row}
         if METRICS[metric].optional and not any(entry["estimate"]["value"] for entry in by_method.values()):
             continue
-        cells = [_cell(by_method[name], comparison) if name in by_method else MethodCell() for name in methods]
+        cells = [_cell(by_method[name], comparison) if name in by_method else Cell() for name in methods]
         rows[group.replace("_", " ") if detail else METRICS[metric].full_title] = cells
     return MethodTable(title, split, methods, list(rows.items()), detail)
 
 
-def _cell(entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> MethodCell:
-    estimate, metric = entry["estimate"], METRICS[entry["metric"]]
-    if estimate["value"] is None:
-        return MethodCell()
-    interval = metric.format_interval(estimate["low"], estimate["high"])
-    return MethodCell(
-        value=metric.format(estimate["value"]),
-        interval=", ".join(filter(None, (interval, f"n = {estimate['items']}"))),
-        deviation="" if estimate["deviation"] is None else f"± {metric.format(estimate['deviation'])} over seeds",
-        changes=tuple(_change(entry, other, comparison) for other in entry["against"]),
-    )
+def _cell(entry: Mapping[str, Any], comparison: Mapping[str, Any]) -> Cell:
+    changes = [_change(entry, other, comparison) for other in entry["against"]]
+    return estimate_cell(METRICS[entry["metric"]], Estimate(**entry["estimate"]), changes=changes)
 
 
 def _change(entry: Mapping[str, Any], other: str, comparison: Mapping[str, Any]) -> tuple[str, bool]:
@@ -295,16 +273,34 @@ def _change(entry: Mapping[str, Any], other: str, comparison: Mapping[str, Any])
 
 def markdown(comparison: Mapping[str, Any]) -> str:
     """As Markdown: budgets and wall times, then per split a table over all items and one per grouped metric."""
-    lines = ["# Comparison of methods", "", *_budget_table(comparison), ""]
-    if notices := failures_in_words(comparison["methods"]):
-        lines += [*(f"**{markdown_text(notice)}**" for notice in notices), ""]
-    for table in method_tables(comparison):
-        level, first = ("###", "group") if table.detail else ("##", "metric")
-        lines += [f"{level} {table.title}, {markdown_text(table.split)}", ""]
-        lines += [_line([first, *map(markdown_text, table.columns)]), f"| --- |{' ---: |' * len(table.columns)}"]
-        lines += [_line([markdown_text(name), *(_escaped(str(cell)) for cell in cells)]) for name, cells in table.rows]
-        lines.append("")
-    return "\n".join([*lines, NOTE, ""])
+    model = f" ({Path(comparison['initial_model']).name})" if comparison["initial_model"] else ""
+    start = f"All methods start from the same model{model} and share the data."
+    blocks = ["# Comparison of methods", markdown_text(start)]
+    if shared := comparison.get("shared"):
+        rows = [[name, f"{stage['seconds']:.0f}", _made(stage["counts"])] for name, stage in shared.items()]
+        blocks.append(markdown_table(["shared stage", "seconds", "what it made"], rows, "lrl"))
+    budgets, *tables = markdown_blocks(method_budgets(comparison), method_tables(comparison), "##")
+    failures = [f"**{markdown_text(notice)}**" for notice in failures_in_words(comparison["methods"])]
+    return "\n\n".join([*blocks, budgets, *failures, *tables, NOTE]) + "\n"
+
+
+def markdown_blocks(budgets: Sequence[MethodBudget], tables: Sequence[MethodTable], heading: str = "###") -> list[str]:
+    """The table of budgets, then the titles and tables of the metrics, as Markdown."""
+    header = ["method", "training steps", "tested against", "seeds", "training, minutes a seed", "by stage"]
+    rows = [
+        [
+            *(f"{row.name} ({row.run})" if row.run else row.name, row.steps, row.against or "–"),
+            *(row.seeds, row.minutes, row.by_stage),
+        ]
+        for row in budgets
+    ]
+    blocks = [markdown_table(header, rows, "llllrl")]
+    for table in tables:
+        title = ", ".join(filter(None, (table.title, table.split, table.run)))
+        blocks.append(f"{'###' if table.detail else heading} {markdown_text(title)}")
+        header = ["group" if table.detail else "metric", *table.columns]
+        blocks.append(markdown_table(header, [[name, *cells] for name, cells in table.rows], "lr"))
+    return blocks
 
 
 NOTE = (
@@ -332,23 +328,9 @@ _LOST = ("cut", "other_action", "empty")
 """Counts shown in a shared stage's row; those in `_LOST` only if they are not 0."""
 
 
-def _budget_table(comparison: Mapping[str, Any]) -> list[str]:
-    model = f" ({markdown_text(Path(comparison['initial_model']).name)})" if comparison["initial_model"] else ""
-    lines = [f"All methods start from the same model{model} and share the data.", ""]
-    if comparison.get("shared"):
-        lines += ["| shared stage | seconds | what it made |", "| --- | ---: | --- |"]
-        for name, stage in comparison["shared"].items():
-            counts = stage["counts"]
-            keys = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
-            made = ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in keys)
-            lines.append(_line([markdown_text(name), f"{stage['seconds']:.0f}", made]))
-        lines.append("")
-    lines += ["| method | training steps | tested against | seeds | training, minutes a seed | by stage |"]
-    lines += ["| --- | --- | --- | --- | ---: | --- |"]
-    for row in method_budgets(comparison):
-        cells = (row.name, row.steps, row.against, row.seeds, row.minutes, row.by_stage)
-        lines.append(_line([markdown_text(text) for text in cells]))
-    return lines
+def _made(counts: Mapping[str, Any]) -> str:
+    keys = [*(key for key in _COUNTED if key in counts), *(key for key in _LOST if counts.get(key))]
+    return ", ".join(f"{key.replace('_', ' ')} {counts[key]}" for key in keys)
 
 
 def steps_in_words(steps: Mapping[str, int]) -> str:
@@ -365,15 +347,6 @@ def _mean_seconds(by_seed: Mapping[str, Mapping[str, float | None]]) -> dict[str
             if seconds is not None:
                 known.setdefault(stage, []).append(seconds)
     return {stage: fmean(seconds) for stage, seconds in known.items()}
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _escaped(text: str) -> str:
-    """Only what could be markup in a method's name is escaped; the brackets of an interval stay."""
-    return re.sub(r"([\\|]|<(?=\S))", r"\\\1", one_line(text))
 
 
 def format_p(p: float) -> str:

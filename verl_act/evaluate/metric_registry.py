@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING
-from verl_act.evaluate.records import read_records
+from verl_act.evaluate.records import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING, read_records
 from verl_act.evaluate.statistics import Estimate, ItemOutcome, estimate, mean_outcome
 from verl_act.rollout.episode import End
 from verl_act.settings.evaluation import Rationale
@@ -170,6 +170,10 @@ def _margin(record: Record) -> str:
     return next((name for most, name in _MARGINS if margin <= most), _LARGE_MARGIN)
 
 
+_mean = partial(Metric, "episodes", average="mean", direction=-1)
+"""A mean over episodes, which is better if lower."""
+
+
 def _rationale(title: str, question: str, column: str, direction: Literal[1, 0]) -> Metric:
     """The share of answers to `question` with a true `column`, by the thought before them."""
 
@@ -191,14 +195,8 @@ METRICS: dict[str, Metric] = {
     "success_by_type": Metric(
         "episodes", "Tasks solved by type", _column("success"), group=lambda record: str(record["task_type"])
     ),
-    "score": Metric(
-        "episodes",
-        "Score",
-        _column("score"),
-        unit="reward",
-        average="mean",
-        tested=True,
-        note="sum of an episode's rewards",
+    "score": _mean(
+        "Score", _column("score"), unit="reward", direction=1, tested=True, note="sum of an episode's rewards"
     ),
     "loops": Metric(
         "episodes",
@@ -207,38 +205,11 @@ METRICS: dict[str, Metric] = {
         direction=-1,
         note=f"one failed action {LOOP_LENGTH} times or more in a row",
     ),
-    "inadmissible_share": Metric(
-        "episodes", "Inadmissible actions", _column("inadmissible_share"), direction=-1, average="mean", note=_TURNS
-    ),
-    "malformed_share": Metric(
-        "episodes", "Malformed replies", _column("malformed_share"), direction=-1, average="mean", note=_TURNS
-    ),
-    "thought_share": Metric(
-        "episodes",
-        "Replies with a thought",
-        _column("thought_share"),
-        direction=0,
-        average="mean",
-        optional=True,
-        note=_TURNS,
-    ),
-    "longest_failed_repeat": Metric(
-        "episodes",
-        "Longest run of one failed action",
-        _column("longest_failed_repeat"),
-        unit="turns",
-        direction=-1,
-        average="mean",
-    ),
-    "steps": Metric(
-        "episodes",
-        "Turns an episode",
-        _column("steps"),
-        unit="turns",
-        direction=-1,
-        average="mean",
-        note="solved or not",
-    ),
+    "inadmissible_share": _mean("Inadmissible actions", _column("inadmissible_share"), note=_TURNS),
+    "malformed_share": _mean("Malformed replies", _column("malformed_share"), note=_TURNS),
+    "thought_share": _mean("Replies with a thought", _column("thought_share"), direction=0, optional=True, note=_TURNS),
+    "longest_failed_repeat": _mean("Longest run of one failed action", _column("longest_failed_repeat"), unit="turns"),
+    "steps": _mean("Turns an episode", _column("steps"), unit="turns", note="solved or not"),
     "steps_to_success": Metric(
         "episodes",
         "Turns to the goal",

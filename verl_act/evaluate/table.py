@@ -1,11 +1,12 @@
-"""Evaluations side by side: a short table for the terminal, and all metrics in Markdown and JSON."""
+"""Tables of metrics. Evaluations side by side: a short table for the terminal, all metrics in Markdown and JSON."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -16,9 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.metric_registry import METRICS, MetricItems, read_metrics, table_order
-from verl_act.evaluate.records import read_metrics_file
+from verl_act.evaluate.metric_registry import METRICS, Metric, MetricItems, read_metrics, table_order
+from verl_act.evaluate.records import METRICS_FILE, read_metrics_file
 from verl_act.evaluate.statistics import Against, Estimate, ItemOutcome, against
 from verl_act.evaluate.suites import incomparable
 from verl_act.names import markdown_text, one_line
@@ -32,6 +32,48 @@ _BY_SPLIT = ("success",)
 _OF_ALL = ("choice", "next_action", "malformed_share")
 _MOST_COLUMNS = 3
 """More models than this become rows."""
+_MARKUP = re.compile(r"([\\`*|&]|<(?=\S)|\[(?![-+−\d]))")
+"""What could be markup in a name; the brackets of an interval and `p < 0.001` are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric of one model or method as text; all empty if it does not have the metric."""
+
+    value: str = ""
+    details: tuple[str, ...] = ()
+    """The interval and the number of items."""
+    deviation: str = ""
+    changes: tuple[tuple[str, bool], ...] = ()
+    """The change against each other model, with whether it is clear."""
+
+    @property
+    def markdown(self) -> str:
+        parts = (self.value or "–", ", ".join(self.details), self.deviation, *(text for text, _ in self.changes))
+        return _MARKUP.sub(r"\\\1", one_line("; ".join(filter(None, parts))))
+
+
+def estimate_cell(metric: Metric, result: Estimate, *details: str, changes: Iterable[tuple[str, bool]] = ()) -> Cell:
+    """An estimate as text; `details` stand between its interval and its number of items."""
+    if result.value is None:
+        return Cell()
+    return Cell(
+        value=metric.format(result.value),
+        details=(*filter(None, (metric.format_interval(result.low, result.high), *details)), f"n = {result.items}"),
+        deviation="" if result.deviation is None else f"± {metric.format(result.deviation)} over seeds",
+        changes=tuple(changes),
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]], rule: str) -> str:
+    """A table in Markdown without its last line end; `rule` has `l` or `r` for each column's alignment, and its last
+    one is that of all further columns."""
+    sides = {"l": "---", "r": "---:"}
+    alignment = [sides[side] for side in rule.ljust(len(header), rule[-1])]
+    lines = [
+        [cell.markdown if isinstance(cell, Cell) else markdown_text(cell) for cell in row] for row in (header, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], alignment, *lines[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +122,8 @@ def compare(settings: CompareSettings, out: str | PathLike[str] | None = None) -
     if out is not None:
         file = Path(out) / COMPARISON
         with reserved_file(file):
-            text = markdown(names, items) + "".join(f"\n{markdown_text(note)}\n" for note in notes)
-            replace_file(file.with_suffix(".md"), text)
+            text = "\n\n".join([markdown(names, items), *map(markdown_text, notes)])
+            replace_file(file.with_suffix(".md"), f"{text}\n")
             replace_file(file, json.dumps(all_metrics, indent=2) + "\n")
 
 
@@ -131,17 +173,13 @@ def _cell(row: Headline, index: int, interval: bool = False) -> str:
 
 def markdown(names: Sequence[str], models: Sequence[MetricItems]) -> str:
     """A Markdown table of all metrics: one line per split and metric, one column per model."""
-    lines = [["split", "metric", *map(markdown_text, names)], ["---", "---", *("---:" for _ in names)]]
-    keys = sorted({key for items in models for key in items}, key=table_order)
-    for key in keys:
+    rows: list[list[str | Cell]] = []
+    for key in sorted({key for items in models for key in items}, key=table_order):
         metric = METRICS[key[1]]
-        title = ", ".join(filter(None, (metric.full_title, key[2])))
-        cells = []
-        for items in models:
-            result = metric.estimate([items.get(key, {})])
-            cells.append(f"{metric.format_estimate(result)} n={result.items}" if result.items else "")
-        lines.append([markdown_text(key[0]), markdown_text(title), *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        results = [metric.estimate([items.get(key, {})]) for items in models]
+        cells = (Cell(f"{metric.format_estimate(one)} n={one.items}") if one.items else "" for one in results)
+        rows.append([key[0], ", ".join(filter(None, (metric.full_title, key[2]))), *cells])
+    return markdown_table(["split", "metric", *names], rows, "llr")
 
 
 def _text(name: str) -> Text:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from verl_act.preflight.model import ModelShape
 from verl_act.preflight.problem import Problem
 
@@ -48,7 +50,9 @@ def _budgets(config: Any) -> dict[str, tuple[int, int]]:
     if role.actor.use_kl_loss or config.algorithm.use_kl_in_reward:
         key = "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu"
         candidates.append((key, role.ref.log_prob_use_dynamic_bsz, role.ref))
-    budgets = {key: (_at(config, key), sequence_parallel(owner)) for key, used, owner in candidates if used}
+    budgets = {
+        key: (OmegaConf.select(config, key), sequence_parallel(owner)) for key, used, owner in candidates if used
+    }
     if config.algorithm.adv_estimator == "gae" and config.critic.use_dynamic_bsz:
         # The only budget of the value model that verl's trainer reads; its configuration files lack the key.
         name = "ppo_infer_max_token_len_per_gpu"
@@ -66,7 +70,11 @@ def _sft_budgets(config: Any) -> dict[str, tuple[int, int]]:
 def _context_problems(config: Any, names: str, model: ModelShape | None) -> list[Problem]:
     """verl's engine refuses a prompt that fills its context, and cuts a reply that would exceed it."""
     key = "actor_rollout_ref.rollout.max_model_len"
-    context, limit, longest = _at(config, key), model.max_positions if model else None, longest_sample(config)
+    context, limit, longest = (
+        OmegaConf.select(config, key),
+        model.max_positions if model else None,
+        longest_sample(config),
+    )
     problems = []
     if context is not None and context < longest:
         problems.append(
@@ -93,9 +101,3 @@ def sequence_parallel(owner: Any) -> int:
     """Devices that share a sequence; the key in the engine's block counts, or else the deprecated one beside it."""
     engine = owner.get("fsdp_config") or owner.get("fsdp") or {}
     return max(engine.get("ulysses_sequence_parallel_size") or 1, owner.get("ulysses_sequence_parallel_size") or 1)
-
-
-def _at(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = config[name]
-    return config

@@ -78,7 +78,8 @@ def _of_rl(config: Any, model: ModelShape, devices: Devices, world: int) -> list
         critic = config.critic
         value = {"value model": sum(_trained(critic.fsdp, critic.strategy, model, world, in_use=False).values())}
     # A budget is for each device, whereas the devices of a sequence share a padded batch.
-    tokens = actor.ppo_max_token_len_per_gpu if actor.use_dynamic_bsz else _padded_tokens(config)
+    padded = longest_sample(config) * (actor.ppo_micro_batch_size_per_gpu or 1) / sequence_parallel(actor)
+    tokens = actor.ppo_max_token_len_per_gpu if actor.use_dynamic_bsz else padded
     return [
         Phase("sampling", {**policy(in_use=False), **value, "engine": rollout.gpu_memory_utilization * devices.memory}),
         Phase("training", {**policy(in_use=True), **value, "activations": _activations(model, tokens or 0)}),
@@ -109,7 +110,8 @@ def _trained(
     `offload_policy`."""
     if strategy == "fsdp2" and fsdp.offload_policy:
         return {}
-    share = model.parameters / _shards(fsdp, world)
+    shards = fsdp.fsdp_size if 0 < fsdp.fsdp_size < world else world
+    share = model.parameters / shards
     updated = 0 if lora else share
     return {
         "parameters": share * _DTYPE_BYTES[str(fsdp.model_dtype)] if in_use or not fsdp.param_offload else 0,
@@ -263,23 +265,12 @@ def _lora(config: Any) -> bool:
     return (model.get("lora_rank") or 0) > 0 or (nested.get("rank") or 0) > 0
 
 
-def _shards(fsdp: Any, world: int) -> int:
-    """Devices over which FSDP shards a model."""
-    size: int = fsdp.fsdp_size
-    return size if 0 < size < world else world
-
-
 def _activations(model: ModelShape, tokens: float) -> float:
     """Lower bound of one micro-batch: logits and their gradient, and the inputs of all layers, in 16 bits.
 
     Without gradient checkpointing, layers keep many times as much; that is not counted.
     """
     return tokens * 2.0 * (2 * model.vocabulary + model.layers * model.hidden_size)
-
-
-def _padded_tokens(config: Any) -> float:
-    actor = config.actor_rollout_ref.actor
-    return longest_sample(config) * float(actor.ppo_micro_batch_size_per_gpu or 1) / sequence_parallel(actor)
 
 
 def _gb(size: float) -> str:

@@ -42,16 +42,12 @@ def model_shape(model: str, trust_remote_code: bool = False) -> ModelShape:
         raise ConfigError(
             f"{model}: its config.json cannot be read ({first_line(error)}). Download the model first."
         ) from error
-    return _shape(config, sum(weight.numel() for weight in skeleton.parameters()))
-
-
-def _shape(config: Any, parameters: int) -> ModelShape:
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
         model_type=config.model_type,
-        parameters=parameters,
+        parameters=sum(weight.numel() for weight in skeleton.parameters()),
         vocabulary=text.vocab_size,
         hidden_size=text.hidden_size,
         layers=text.num_hidden_layers,

@@ -14,7 +14,7 @@ from verl_act.manifest import FILE_NAME as MANIFEST
 from verl_act.manifest import process_versions, read_manifest
 from verl_act.output_folder import replace_file
 from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
-from verl_act.settings.smoke import SmokeSettings
+from verl_act.settings.evaluation import SmokeSettings
 
 FILE_NAME = "gpu_smoke.json"
 MAX_PROBABILITY_DIFFERENCE = 0.05
@@ -68,7 +68,10 @@ class Verdict:
     def table(self) -> str:
         """A line for each training stage and each problem, and the verdict."""
         stages = self.report["stages"].items()
-        lines = [f"{_word(stage)} {name}: {stage['steps']} steps, {stage['seconds']} s" for name, stage in stages]
+        lines = [
+            f"{'wrong' if stage['problems'] else 'ok   '} {name}: {stage['steps']} steps, {stage['seconds']} s"
+            for name, stage in stages
+        ]
         lines += [f"wrong {problem}" for problem in self.errors]
         verdict = "passed" if self.report["passed"] else "FAILED"
         return "\n".join([*lines, f"{verdict} on {self.report['devices']}; see {self.file}"])
@@ -79,10 +82,6 @@ def judge_smoke(settings: SmokeSettings, _: Path | None = None) -> Verdict:
     verdict = Verdict(smoke_report(settings.run), settings.run / FILE_NAME)
     replace_file(verdict.file, json.dumps(verdict.report, indent=2) + "\n")
     return verdict
-
-
-def _word(stage: dict[str, Any]) -> str:
-    return "wrong" if stage["problems"] else "ok   "
 
 
 def _stage(stage: TrainingFolder) -> dict[str, Any]:

@@ -32,11 +32,11 @@ class CompactTemplate(Template):
     """Show the observations of earlier turns, not only their actions."""
 
     def action_messages(self, context: Context) -> list[Message]:
-        return _user(*self._context(context), *self._can(context.admissible_actions), "act :")
+        can = self._can(self.admissible_in_action, context.admissible_actions)
+        return _user(*self._context(context), *can, "act :")
 
     def choice_messages(self, context: Context, candidates: Sequence[str]) -> list[Message]:
-        admissible = self.shown_actions(context.admissible_actions, candidates)
-        can = [_can(admissible)] if self.admissible_in_choice else []
+        can = self._can(self.admissible_in_choice, context.admissible_actions, candidates)
         return _user(*self._context(context), *can, f"pick : {' | '.join(candidates)}")
 
     def reflection_messages(self, context: Context, expert: Turn, alternatives: Sequence[Turn]) -> list[Message]:
@@ -45,15 +45,15 @@ class CompactTemplate(Template):
         The thought before the answer is the reflection, if the answer is the expert's action.
         """
         tried = [f"do : {turn.action}\nsee : {turn.observation}" for turn in (*alternatives, expert)]
-        again = (f"see : {context.observation}", *self._can(context.admissible_actions), "act :")
-        return _user(*self._context(context), *tried, *again)
+        again = self.followup(context.observation, context.admissible_actions)
+        return _user(*self._context(context), *tried, again)
 
     def rationale(self, action: str, instead_of: str) -> str:
         """The action itself: thoughts of small models are subgoals, and that of a last step is its action."""
         return action
 
     def followup(self, observation: str, admissible_actions: Sequence[str]) -> str:
-        return "\n".join([f"see : {observation}", *self._can(admissible_actions), "act :"])
+        return "\n".join([f"see : {observation}", *self._can(self.admissible_in_action, admissible_actions), "act :"])
 
     def _context(self, context: Context) -> list[str]:
         lines = [f"goal : {context.goal}"]
@@ -62,12 +62,8 @@ class CompactTemplate(Template):
             lines.append(f"do : {turn.action}")
         return [*lines, f"see : {context.observation}"]
 
-    def _can(self, actions: Sequence[str]) -> list[str]:
-        return [_can(self.shown_actions(actions))] if self.admissible_in_action else []
-
-
-def _can(actions: Sequence[str]) -> str:
-    return f"can : {' | '.join(actions)}"
+    def _can(self, listed: bool, actions: Sequence[str], candidates: Sequence[str] = ()) -> list[str]:
+        return [f"can : {' | '.join(self.shown_actions(actions, candidates))}"] if listed else []
 
 
 def _user(*lines: str) -> list[Message]:

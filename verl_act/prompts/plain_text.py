@@ -72,8 +72,6 @@ def continued(reply: str, prefix: str) -> str:
 
     If `reply` does not start with the prefix, the thought that the prefix opened is closed first.
     """
-    if not prefix:
-        return reply
     return reply.removeprefix(prefix) if reply.startswith(prefix) else f"{END_OF_THINK}{reply}"
 
 

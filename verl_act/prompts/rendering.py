@@ -6,6 +6,7 @@ Chat templates raise errors of any type, so every error of one becomes a `Config
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from verl_act.errors import ActError, ConfigError
@@ -87,11 +88,8 @@ def _shows_texts(tokenizer: Any, options: Mapping[str, Any]) -> bool:
             text = render(tokenizer, messages, add_generation_prompt=True, tokenize=False, **options)
         except ActError:
             parts = [{**message, "content": [{"type": "text", "text": _PROBE}]} for message in messages]
-            try:
+            with suppress(ActError):
                 render(tokenizer, parts, tokenize=False, **options)  # type: ignore[arg-type]
-            except ActError:
-                pass
-            else:
                 return False
             raise
         if _PROBE not in text:

@@ -36,11 +36,10 @@ class ReplyDecoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._tags = _family_tags(tokenizer) if markers is None else _given_tags(markers)
-        by_length = sorted(self._tags.items(), key=lambda item: -len(item[0]))
-        encoded = [(tokenizer.encode(marker, add_special_tokens=False), tag) for marker, tag in by_length]
         self._markers: dict[int, list[tuple[list[int], str]]] = {}
-        for ids, tag in encoded:
-            self._markers.setdefault(ids[0], []).append((ids, tag))
+        for marker in sorted(self._tags, key=len, reverse=True):
+            ids = tokenizer.encode(marker, add_special_tokens=False)
+            self._markers.setdefault(ids[0], []).append((ids, self._tags[marker]))
         self.prefix = reply_prefix(tokenizer, options, self._tags)
 
     @property

@@ -1,7 +1,7 @@
 """The report of a run: one self-contained HTML page, and the same metrics as Markdown and JSON.
 
-`read` and `stage_records` read a run folder; `tables`, `curves`, `calibration`, `method_tables` and `examples` compute
-the content and `verdict` judges it; `plots`, `page` and `write` render it. No model is loaded.
+`read` reads a run folder; `summary`, `tables`, `curves`, `calibration` and `examples` compute the content and `verdict`
+judges it; `plots`, `page` and `write` render it. No model is loaded.
 """
 
 from verl_act.report.verdict import summary_text

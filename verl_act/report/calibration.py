@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from verl_act.evaluate.files import CHOICES
 from verl_act.evaluate.metric_registry import METRICS, metric_items
+from verl_act.evaluate.records import CHOICES
 from verl_act.evaluate.statistics import Estimate
 from verl_act.report.tables import Model
 

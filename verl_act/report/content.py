@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from verl_act.evaluate.method_comparison import MethodBudget, MethodTable
+from verl_act.evaluate.method_comparison import MethodBudget, MethodTable, method_budgets, method_tables
 from verl_act.report.calibration import Calibration, calibrations
 from verl_act.report.curves import Curve, curves
 from verl_act.report.examples import Examples, Texts, examples
-from verl_act.report.method_tables import method_budgets, method_tables, methods_start
 from verl_act.report.read import Run
-from verl_act.report.summary import RunSummary, notes, summary
+from verl_act.report.summary import RunSummary, methods_start, notes, summary
 from verl_act.report.tables import Block, Group, Model, blocks, groups, models
 from verl_act.report.verdict import Verdict, verdict
 
@@ -71,15 +70,17 @@ def content(runs: Sequence[Run], most: int) -> Content:
     texts = Texts()
     selected = examples(runs, compared, most, texts)
     names = ", ".join(run.name for run in runs)
+    comparisons = {run.name: run.comparison for run in runs if run.comparison}
+    of_run = [(name if len(comparisons) > 1 else "", comparison) for name, comparison in comparisons.items()]
     return Content(
         title=f"Comparison of {names}" if len(runs) > 1 else f"Run {names}",
         runs=[summary(run) for run in runs],
         notes=notes(compared, selected, runs),
         methods_start=methods_start(runs),
         verdict=verdict(runs, compared),
-        method_budgets=method_budgets(runs),
-        method_tables=method_tables(runs),
-        comparisons={run.name: run.comparison for run in runs if run.comparison},
+        method_budgets=[replace(row, run=name) for name, whole in of_run for row in method_budgets(whole)],
+        method_tables=[replace(table, run=name) for name, whole in of_run for table in method_tables(whole)],
+        comparisons=comparisons,
         models=compared,
         blocks=blocks(compared),
         task_types=groups(compared, "success_by_type"),

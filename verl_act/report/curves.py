@@ -90,6 +90,11 @@ class Curve:
     unit: str
     series: list[Series]
 
+    @property
+    def unit_in_words(self) -> str:
+        """Empty where the values or the title say it."""
+        return "" if self.unit in ("share", "reward") else self.unit
+
 
 @dataclass(frozen=True, slots=True)
 class CurveTable:

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from verl_act.envs.registry import choice_prompt
 from verl_act.errors import ConfigError, DataError
-from verl_act.evaluate.files import REASONING
 from verl_act.evaluate.metric_registry import LOOP_LENGTH, SECTIONS
 from verl_act.evaluate.reasoning import Question, read_questions
+from verl_act.evaluate.records import REASONING
 from verl_act.manifest import digest
 from verl_act.parquet_file import read_parquet_schema
 from verl_act.parse import Malformed, match_action, parse_action, parse_choice

@@ -141,13 +141,9 @@ def points(title: str, groups: Sequence[Group], labels: Sequence[str], axis: str
     """Shares with intervals over ordered groups: one column per group, with one point per model."""
     order, rows = _interval_rows(groups, labels)
     models = [_plain(label) for label in labels]
-    base = _chart(rows).encode(
-        x=alt.X("group:N", sort=order, title=axis, axis=alt.Axis(labelAngle=0), scale=alt.Scale(paddingInner=0.3)),
-        xOffset=alt.XOffset("model:N", scale=alt.Scale(domain=models)),
-        color=_colour("model", models),
-        description=alt.Description("label:N"),
-    )
-    return _svg(_points(base, models), title, height=170)
+    x = alt.X("group:N", sort=order, title=axis, axis=alt.Axis(labelAngle=0), scale=alt.Scale(paddingInner=0.3))
+    layers = _points(rows, models, x=x, xOffset=alt.XOffset("model:N", scale=alt.Scale(domain=models)))
+    return _svg(layers, title, height=170)
 
 
 def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> Markup:
@@ -163,14 +159,10 @@ def reliability(title: str, calibration: Calibration, labels: Sequence[str]) -> 
         if confidence is not None
     ]
     models = [_plain(label) for label in labels]
-    base = _chart(rows).encode(
-        x=_share_axis("confidence", "confidence"),
-        color=_colour("model", models),
-        description=alt.Description("label:N"),
-    )
+    layers = _points(rows, models, "right", x=_share_axis("confidence", "confidence"))
     ends = _chart([{"at": 0}, {"at": 1}])
     agree = ends.mark_line(stroke="var(--ink)", strokeDash=[3, 3], strokeWidth=1).encode(x="at:Q", y="at:Q")
-    return _svg(agree + _points(base, models, "right"), title, height=220)
+    return _svg(agree + layers, title, height=220)
 
 
 def _chart(rows: Rows) -> alt.Chart:
@@ -207,7 +199,9 @@ def _with_interval(metric: Estimate) -> str:
     return f"{value} ({low} to {high}, n = {metric.items})"
 
 
-def _points(base: alt.Chart, models: Sequence[str], title: str | None = None) -> alt.LayerChart:
+def _points(rows: Rows, models: Sequence[str], title: str | None = None, **channels: Any) -> alt.LayerChart:
+    description = alt.Description("label:N")
+    base = _chart(rows).encode(color=_colour("model", models), description=description, **channels)
     shares = alt.Y("low:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=_percent())
     interval = base.mark_rule(size=2, opacity=0.6).encode(y=shares, y2="high:Q")
     shapes = alt.Shape("model:N", scale=_shapes(models), legend=_legend(models))

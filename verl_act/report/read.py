@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from verl_act.errors import DataError
-from verl_act.evaluate.files import METRICS_FILE
-from verl_act.evaluate.records import read_metrics_file, read_records
+from verl_act.evaluate.records import METRICS_FILE, read_metrics_file, read_records
 from verl_act.manifest import Manifest, read_manifest
 from verl_act.names import unique_names
-from verl_act.report.stage_records import StageRecord, read_stages
-from verl_act.run_folder import RunFolder, TrainingFolder, metrics_by_step
+from verl_act.run_folder import NamedStage, PlannedStage, RunFolder, TrainingFolder, metrics_by_step
 from verl_act.text_files import read_json
 
 Steps = dict[int, dict[str, Any]]
 """Step of a training -> its metrics, in order."""
+
+
+class StageState(StrEnum):
+    """The progress of a stage."""
+
+    DONE = "done"
+    UNFINISHED = "unfinished"
+    """A training stage that is running or was interrupted."""
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord(NamedStage):
+    """One stage with its manifests: `made` in its output (counts, seed, settings), `mark` of the run (wall time)."""
+
+    output: Path
+    trains: bool
+    state: StageState
+    made: Manifest | None
+    mark: Manifest | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time: the run's, which includes start-up, or else the stage's."""
+        times = (manifest.seconds for manifest in (self.mark, self.made) if manifest)
+        return next((seconds for seconds in times if seconds is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +112,8 @@ def read_run(path: Path, name: str) -> Run:
     if (path / METRICS_FILE).is_file():
         return Run(name, path, evaluations=[_read_evaluation(path)])
     folder = RunFolder(path)
-    stages = read_stages(folder)
+    planned = [(stage, path / stage.output) for stage in folder.plan]
+    stages = [_read_stage(folder, stage, output) for stage, output in planned if output != folder.report]
     if not stages:
         raise DataError(
             f"{path}: neither a folder that `run` writes (it has no plan) nor one of `eval run` ({METRICS_FILE} is "
@@ -99,6 +125,13 @@ def read_run(path: Path, name: str) -> Run:
     comparison = read_json(folder.methods_file) if folder.methods_file.is_file() else {}
     evaluations = _compared(folder, comparison) if comparison else _finished(folder, stages)
     return Run(name, path, stages, metrics, list(map(_read_evaluation, evaluations)), comparison)
+
+
+def _read_stage(folder: RunFolder, stage: PlannedStage, output: Path) -> StageRecord:
+    made, mark = read_manifest(output), read_manifest(folder.record(stage.name)) if output.exists() else None
+    unfinished = stage.trains and TrainingFolder(output).work.is_dir()
+    state = StageState.DONE if made or mark else StageState.UNFINISHED if unfinished else StageState.MISSING
+    return StageRecord(stage.title, output, stage.trains, state, made, mark, seed=stage.seed)
 
 
 def _compared(folder: RunFolder, comparison: dict[str, Any]) -> list[Path]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_act.evaluate.files import EPISODES
 from verl_act.evaluate.method_comparison import failures_in_words
 from verl_act.evaluate.metric_registry import finished
+from verl_act.evaluate.records import EPISODES
 from verl_act.report.examples import Examples
-from verl_act.report.read import Run
-from verl_act.report.stage_records import StageRecord, StageState
+from verl_act.report.read import Run, StageRecord, StageState
 from verl_act.report.tables import Model
 from verl_act.run_folder import ENTROPY, SCORE
 
@@ -93,6 +92,39 @@ def summary(run: Run) -> RunSummary:
         versions=_versions(manifest.versions for manifest in manifests),
         stages=[_stage(stage, run) for stage in run.stages],
     )
+
+
+def methods_start(runs: Sequence[Run]) -> str:
+    """One sentence about the model that the methods start from; empty without a comparison."""
+    compared = [run for run in runs if run.comparison]
+    models = [_initial_model(run) for run in compared]
+    names = [name for name, _ in models]
+    if not compared:
+        return ""
+    alike = all(names) and len({sha or name for name, sha in models}) == 1
+    if len(compared) == 1:
+        if alike:
+            return f"All methods start from the same model ({names[0]}) and share the data."
+        return "All methods share the data; the model that they start from is not recorded."
+    if alike:
+        model = f"All methods start from the same model ({names[0]})."
+    else:
+        known = [f"{name} (SHA-256 {sha[:12]})" if sha else name for name, sha in models]
+        parts = (
+            f"those of {run.name} from {name or 'one not recorded'}" for run, name in zip(compared, known, strict=True)
+        )
+        model = f"The methods are not known to start from the same model: {', '.join(parts)}."
+    return f"{model} Those of one comparison share the data."
+
+
+def _initial_model(run: Run) -> tuple[str, str]:
+    """(name, hash of its files); either is empty if unknown."""
+    name = run.comparison.get("initial_model", "")
+    manifests = (
+        evaluation.manifest for evaluation in run.evaluations if evaluation.model == name and evaluation.manifest
+    )
+    hashes = (manifest.settings.get("model_digest") for manifest in manifests)
+    return name, next(filter(None, hashes), "")
 
 
 def notes(compared: Sequence[Model], selected: Sequence[Examples], runs: Sequence[Run]) -> list[str]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from verl_act.errors import OptionError
 from verl_act.output_folder import replace_file, reserved_file
@@ -40,12 +37,5 @@ def write_report(settings: ReportSettings, out: str | PathLike[str]) -> list[Pat
 
 def _json(shown: Content) -> str:
     """Strict JSON: values that are not finite, such as those of a diverged training, become null."""
-    return json.dumps(_finite(shown.as_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+    finite = json.loads(json.dumps(shown.as_json()), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=2, ensure_ascii=False) + "\n"

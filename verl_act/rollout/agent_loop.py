@@ -6,11 +6,12 @@ Prompts are encoded once and replies keep their sampled tokens, so training uses
 
 from __future__ import annotations
 
+import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
@@ -28,8 +29,6 @@ from verl_act.rollout.sequence import GrowingSequence, Sample
 from verl_act.schema import Context
 from verl_act.settings.episodes import Mode
 from verl_act.upstream_gaps.failed_rollouts import FAILURES
-
-Result = TypeVar("Result")
 
 _WITHOUT_EXTRA_FIELDS = ("dapo", "gdpo")
 """verl's reward managers that do not pass the agent loop's extra fields to the reward function."""
@@ -84,7 +83,10 @@ class ActEnvAgentLoop(AgentLoopBase):
 
 
 class _TokenPolicy(ABC):
-    """Requests replies from verl's server and keeps every token for training."""
+    """Requests replies from verl's server and keeps every token for training.
+
+    Tokenizing is done in threads, to keep the event loop of all episodes free.
+    """
 
     def __init__(
         self,
@@ -123,11 +125,6 @@ class _TokenPolicy(ABC):
         limit = self.settings.max_tokens_per_turn
         return room if limit is None else min(limit, room)
 
-    async def in_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Run `work` (tokenizing) in a thread, to keep the event loop of all episodes free."""
-        result: Result = await self.agent_loop.loop.run_in_executor(None, work, *arguments)
-        return result
-
     def fits(self, prompt_ids: list[int], context: Context) -> bool:
         """Whether a prompt is within the limit. Raises `ConfigError` if an episode's first prompt is not."""
         limit: int = self.agent_loop.rollout_config.prompt_length
@@ -152,9 +149,6 @@ class _TokenPolicy(ABC):
         if output.num_preempted is not None:
             self.preempted = max(self.preempted, 0) + output.num_preempted
         return output
-
-    async def text(self, token_ids: list[int]) -> str:
-        return await self.in_thread(self.decoder.text, token_ids)
 
     def outputs(self, episode: Episode, **metrics: float) -> list[AgentLoopOutput]:
         """The samples that verl trains on. `metrics` are logged with those of the episode.
@@ -199,26 +193,25 @@ class _TokenPolicy(ABC):
 
     def _weight_versions(self) -> dict[str, Any]:
         """The oldest and newest weight versions of the episode, for verl's off-policy control."""
-        oldest = [version for fields in self.server_fields if (version := fields.get("min_global_steps")) is not None]
-        newest = [version for fields in self.server_fields if (version := fields.get("max_global_steps")) is not None]
-        return {
-            "min_global_steps": min(oldest) if oldest else None,
-            "max_global_steps": max(newest) if newest else None,
-        }
+        oldest, newest = (
+            [fields[name] for fields in self.server_fields if fields.get(name) is not None]
+            for name in ("min_global_steps", "max_global_steps")
+        )
+        return {"min_global_steps": min(oldest, default=None), "max_global_steps": max(newest, default=None)}
 
 
 class StepwisePolicy(_TokenPolicy):
     """Each turn is a sample: a new prompt with the last turns of the history, and the reply."""
 
     async def generated_text(self, context: Context) -> str | None:
-        prompt_ids = await self.in_thread(self._prompt, self.template.action_messages(context))
+        prompt_ids = await asyncio.to_thread(self._prompt, self.template.action_messages(context))
         if not self.fits(prompt_ids, context):
             return None
         reply = await self.generate(prompt_ids, self.turn_limit(self.agent_loop.rollout_config.response_length))
         self.samples.append(Sample(prompt_ids))
         self.samples[-1].take(reply.token_ids, reply.log_probs)
         self.routed_experts.append(reply.routed_experts)
-        return await self.text(reply.token_ids)
+        return await asyncio.to_thread(self.decoder.text, reply.token_ids)
 
     def _prompt(self, messages: list[Message]) -> list[int]:
         """All token ids of a prompt: verl's own method would truncate the left, where the goal is."""
@@ -237,11 +230,11 @@ class ConcatPolicy(_TokenPolicy):
             self.sequence = await self._begin(context)
         else:
             content = self.template.followup(context.observation, context.admissible_actions)
-            if not await self.in_thread(self.sequence.observe, content, self._limit(self.sequence.sample)):
+            if not await asyncio.to_thread(self.sequence.observe, content, self._limit(self.sequence.sample)):
                 return None
         sample = self.sequence.sample
         reply = await self.generate(sample.token_ids, self.turn_limit(self._limit(sample) - len(sample.response_ids)))
-        text = await self.text(reply.token_ids)
+        text = await asyncio.to_thread(self.decoder.text, reply.token_ids)
         self.sequence.reply(reply.token_ids, text, reply.log_probs)
         # The server returns them for all tokens so far.
         self.routed_experts = [reply.routed_experts]
@@ -250,7 +243,7 @@ class ConcatPolicy(_TokenPolicy):
     async def _begin(self, context: Context) -> GrowingSequence:
         loop = self.agent_loop
         messages = self.template.action_messages(context)
-        sequence = await self.in_thread(GrowingSequence, messages, loop.tokenizer, loop.continuous_token_builder)
+        sequence = await asyncio.to_thread(GrowingSequence, messages, loop.tokenizer, loop.continuous_token_builder)
         self.fits(sequence.sample.prompt_ids, context)
         self.samples.append(sequence.sample)
         return sequence

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PlainValidator, ValidationError, model_validator
 
 from verl_act.errors import OptionError
 from verl_act.options import key_path, problem
@@ -53,36 +53,28 @@ class Settings(BaseModel):
     )
 
     def __init__(self, **values: Any) -> None:
-        values = {name: self._nested(name, value) for name, value in values.items()}
         try:
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(key_path(values, first["loc"])) or ".".join(map(str, first["loc"]))
+            if isinstance(inner := first.get("ctx", {}).get("error"), OptionError):  # of a block
+                raise OptionError(f"{key}.{inner.option}".rstrip("."), inner.problem) from error
             if first["type"] == "extra_forbidden":
-                block, _, name = key.rpartition(".")
-                known = ", ".join(type(self).model_fields)
-                raise OptionError(block, f"has no key {name!r}; its keys are {known}.") from error
+                raise OptionError(
+                    "", f"has no key {key!r}; its keys are {', '.join(type(self).model_fields)}."
+                ) from error
             raise OptionError(key, problem(first)) from error
         self.check()
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_text_keys(cls, values: Any, create: ModelWrapValidatorHandler[Self]) -> Self:
+        """YAML has other keys too, which no block knows."""
+        return create({str(key): value for key, value in values.items()} if isinstance(values, Mapping) else values)
+
     def check(self) -> None:
         """Raise `OptionError` where values that are valid by themselves do not fit together."""
-
-    @classmethod
-    def _nested(cls, name: str, value: Any) -> Any:
-        """The value with its blocks created, so that an error names the whole key."""
-        field = cls.model_fields.get(name)
-        if field is None or not isinstance(value, Mapping):
-            return value
-        if (block := _block(field.annotation)) is not None:
-            return _create(block, name, value)
-        if get_origin(field.annotation) is dict and (block := _block(get_args(field.annotation)[1])) is not None:
-            return {
-                key: _create(block, f"{name}.{key}", entry) if isinstance(entry, Mapping) else entry
-                for key, entry in value.items()
-            }
-        return value
 
     def values(self, *roles: Role) -> dict[str, Any]:
         """Name -> value of the fields that have one of `roles`, in order."""
@@ -100,14 +92,3 @@ class Settings(BaseModel):
     def recorded(self) -> dict[str, Any]:
         """The settings that determine the result, besides the input files, for a manifest."""
         return self.model_dump(exclude={*self.values(INPUT), *self.values(RUNTIME)})
-
-
-def _block(annotation: Any) -> type[Settings] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
-
-
-def _create(block: type[Settings], name: str, values: Mapping[Any, Any]) -> Settings:
-    try:
-        return block(**{str(key): value for key, value in values.items()})
-    except OptionError as error:
-        raise OptionError(f"{name}.{error.option}".rstrip("."), error.problem) from error

@@ -103,3 +103,8 @@ class ReportSettings(Settings):
     """Folders written by `run` (finished or not) or `eval run`."""
     examples: Positive = 40
     """Most episodes, next actions and choices shown per model."""
+
+
+class SmokeSettings(Settings):
+    run: Annotated[File, ARGUMENT]
+    """Folder of a run of the recipe `alfworld/gpu_smoke`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import ray
@@ -34,7 +34,8 @@ _NOTHING_FINISHED = "empty list as keys"
 
 @wrap_when_imported("verl.trainer.ppo.v1.trainer_base:PPOTrainer._add_prompts_to_generate")
 def stop_if_given_up(wrapped: Callable[..., int], _trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    raise_notice()
+    if notice := JOB_BOARD.read()[1]:
+        raise EnvError(notice)
     return wrapped(*args, **kwargs)
 
 
@@ -45,42 +46,20 @@ def explain_empty_validation(
     try:
         result = wrapped(*args, **kwargs)
     except ValueError as error:
-        if _NOTHING_FINISHED in str(error):
-            raise_last_failure()
+        if _NOTHING_FINISHED in str(error) and (failure := JOB_BOARD.read()[0]):
+            raise EnvError(
+                "No episode of a validation batch finished, so there is nothing to report. Fix the cause and start "
+                f"again; the last episode failed with {failure}"
+            ) from error
         raise
     JOB_BOARD.withdraw()
     return result
 
 
-def raise_notice() -> None:
-    """Raise `EnvError` if a process of this Ray job has given up."""
-    notice = JOB_BOARD.read()[1]
-    if notice:
-        raise EnvError(notice)
-
-
-def raise_last_failure() -> None:
-    """Raise `EnvError` if an episode of this Ray job has failed."""
-    failure = JOB_BOARD.read()[0]
-    if failure:
-        raise EnvError(
-            "No episode of a validation batch finished, so there is nothing to report. Fix the cause and start again; "
-            f"the last episode failed with {failure}"
-        )
-
-
-class Board(Protocol):
-    """Where a process posts failures and notices, and withdraws its notice."""
-
-    def post(self, process: str, failure: str, notice: str | None) -> None: ...
-
-    def withdraw(self, process: str | None = None) -> None: ...
-
-
 class Failures:
     """The groups that have failed in this process since an episode last finished."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: LocalBoard | JobBoard) -> None:
         self._board = board
         self._process = uuid4().hex
         self._has_notice = False

@@ -9,9 +9,8 @@ import os
 from verl_act.envs.alfworld.dialect import DIALECT
 from verl_act.envs.alfworld.environment import AlfworldEnvironment
 from verl_act.envs.alfworld.experts import PlannerExpert, WalkthroughExpert
-from verl_act.envs.alfworld.game_index import NAME, SPLITS, data_digest, list_tasks
+from verl_act.envs.alfworld.game_index import NAME, SPLITS, check_games, data_digest, list_tasks
 from verl_act.envs.alfworld.importer import AlfworldImporter
-from verl_act.envs.alfworld.installation import check_games
 from verl_act.envs.alfworld.search import SearchExpert
 from verl_act.envs.base import ASSETS, EnvSpec
 from verl_act.manifest import Manifest
@@ -43,5 +42,3 @@ SPEC = EnvSpec(
     doctor=check_games,
     packages=("alfworld", "textworld"),
 )
-
-__all__ = ["SPEC"]

@@ -13,9 +13,8 @@ _ROOM = re.compile(r"Looking quickly around you, you see ([^.]*)\.")
 _ARRIVED = re.compile(rf"You arrive at ({_NAME})\.")
 _CONTENTS = re.compile(rf"(?:On|The) (?:the )?({_NAME})(?:, you see| is open\. In it, you see) ([^.]*)\.")
 _TAKEN = re.compile(rf"You pick up the ({_NAME}) from the ({_NAME})\.")
-_PUT = re.compile(
-    rf"You (?:move|put) the ({_NAME}) (?:to|in/on) the ({_NAME})\."
-)  # "put": games made before ALFWorld 0.4
+# "put": games made before ALFWorld 0.4.
+_PUT = re.compile(rf"You (?:move|put) the ({_NAME}) (?:to|in/on) the ({_NAME})\.")
 _TREATED = re.compile(rf"You (clean|heat|cool) the ({_NAME}) using the ({_NAME})\.")
 _CARRYING = re.compile(rf"You are carrying: a ({_NAME})\.")
 
@@ -43,9 +42,8 @@ class Beliefs:
     def from_context(cls, context: Context) -> Beliefs:
         """Read the whole transcript of `context`, oldest observation first."""
         beliefs = cls()
-        for turn in context.history:
-            beliefs.observe(turn.observation)
-        beliefs.observe(context.observation)
+        for text in (*(turn.observation for turn in context.history), context.observation):
+            beliefs.observe(text)
         return beliefs
 
     def observe(self, text: str) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import fast_downward
 import numpy as np
 
-from verl_act.envs.alfworld.facts import Facts, Literal, assign, parse_atom
+from verl_act.envs.alfworld.facts import Facts, assign, parse_atom
 from verl_act.envs.alfworld.game import CommandMenu, CompiledGame, GameFile, compile_game
 from verl_act.envs.alfworld.grammar import Scene
 from verl_act.envs.alfworld.planner_library import load_library
@@ -33,8 +32,7 @@ class Frame(NamedTuple):
     won: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AlfworldState:
+class AlfworldState(NamedTuple):
     """A state to return to. Valid until the next `load`."""
 
     state_id: int
@@ -55,9 +53,9 @@ class AlfworldEngine:
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, result
         self._operators = _OperatorBuffer(256)
-        self._atoms: dict[bytes, Literal] = {}
         self._game: CompiledGame | None = None
-        self._facts: Facts = {}
+        self.facts: Facts = {}
+        """The true facts of the current state (privileged)."""
         self._menu = CommandMenu((), {})
         self._won = False
         self._first: AlfworldState | None = None
@@ -68,26 +66,16 @@ class AlfworldEngine:
         assert self._game is not None, "load a game first"
         return self._game
 
-    @property
-    def facts(self) -> Facts:
-        """The true facts of the current state (privileged)."""
-        return self._facts
-
     def load(self, game: GameFile) -> None:
         """Load `game` and go to its first state. Raises `EnvError` if it is malformed."""
         compiled = compile_game(game)
-        if compiled is self._game:
-            self.reset()
+        if compiled is self._game and self._first is not None:
+            self.return_to(self._first)
             return
-        self._game = self._first = None  # until loaded: a partly loaded game must not be played
+        self._first = None  # until loaded: a partly loaded game must not be played
         self._library.load_sas(compiled.sas)
-        self._game = compiled
-        try:
-            self._facts, self._won = compiled.facts, self._library.check_goal()
-            self._menu = self._read_menu()
-        except BaseException:
-            self._game = None
-            raise
+        self._game, self.facts, self._won = compiled, compiled.facts, self._library.check_goal()
+        self._menu = self._read_menu()
         self._first = self.state()
 
     def reset(self) -> Frame:
@@ -104,29 +92,22 @@ class AlfworldEngine:
         operator = self.game.operators[index]
         effects = (fast_downward.Atom * operator.effects)()
         self._library.apply_operator(index, effects)
-        self._facts = dict(self._facts)
+        self.facts = dict(self.facts)
         for effect in effects:
-            assign(self._facts, self._literal(effect))
-        feedback = self.game.grammar.render(operator.feedback, Scene(self._facts, self.game.entities), operator.binding)
+            assign(self.facts, parse_atom(effect._name))
+        feedback = self.game.grammar.render(operator.feedback, Scene(self.facts, self.game.entities), operator.binding)
         self._menu = self._read_menu()
         self._won = self._library.check_goal()
         return Frame(feedback, self._menu.commands, self._won)
 
     def state(self) -> AlfworldState:
         """The current state, to `return_to` later."""
-        return AlfworldState(self._library.get_state_id(), self._facts, self._menu, self._won)
+        return AlfworldState(self._library.get_state_id(), self.facts, self._menu, self._won)
 
     def return_to(self, state: AlfworldState) -> None:
         """Restore `state`, which must come from this engine since its last `load`."""
         self._library.set_state_id(state.state_id)
-        self._facts, self._menu, self._won = state.facts, state.menu, state.won
-
-    def _literal(self, atom: fast_downward.Atom) -> Literal:
-        text: bytes = atom._name
-        literal = self._atoms.get(text)
-        if literal is None:
-            literal = self._atoms[text] = parse_atom(atom.name)
-        return literal
+        self.facts, self._menu, self._won = state.facts, state.menu, state.won
 
     def _read_menu(self) -> CommandMenu:
         indices = self._operators.read(self._library)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from verl_act.envs.alfworld.engine import AlfworldEngine, AlfworldState, Frame
 from verl_act.envs.alfworld.game import GameFile, read_game
 from verl_act.envs.alfworld.game_index import game_path
-from verl_act.envs.alfworld.planner import AlfworldPlanner, Rank
+from verl_act.envs.alfworld.planner import Rank, shortest_plan
 from verl_act.envs.base import Observation, StepResult, Task
 from verl_act.errors import ConfigError, EnvError
 
@@ -25,8 +25,7 @@ _LOCK = threading.RLock()  # the engine shares caches and a translator within a 
 _IDLE_ENGINES: list[AlfworldEngine] = []  # engines of closed environments: a library copy cannot be unloaded
 
 
-@dataclass(frozen=True, slots=True)
-class AlfworldSnapshot:
+class AlfworldSnapshot(NamedTuple):
     """A state of an episode."""
 
     engine: AlfworldState
@@ -52,7 +51,6 @@ class AlfworldEnvironment:
         self._max_steps = max_steps
         self._engine: AlfworldEngine | None = None
         self._started = False
-        self._planner: AlfworldPlanner | None = None
         self._walkthrough: tuple[str, ...] = ()
         self._frame = Frame("", (), False)
         self._steps = 0
@@ -68,7 +66,6 @@ class AlfworldEnvironment:
             if self._engine is None:
                 self._engine = _IDLE_ENGINES.pop() if _IDLE_ENGINES else AlfworldEngine()
             self._started = False
-            self._planner = None
             self._steps = 0
             self._walkthrough = game.walkthrough
             self._engine.load(game)
@@ -108,29 +105,26 @@ class AlfworldEnvironment:
         with _LOCK:
             if self._engine is not None:
                 _IDLE_ENGINES.append(self._engine)
-                self._engine = self._planner = None
+                self._engine = None
 
     def snapshot(self) -> AlfworldSnapshot:
         """The current state; valid until the next `reset`."""
         return AlfworldSnapshot(self.playing().state(), self._steps)
 
     def restore(self, snapshot: AlfworldSnapshot) -> None:
-        """Restore `snapshot`."""
         with _LOCK:
             self.playing().return_to(snapshot.engine)
             self._frame = Frame("", snapshot.engine.menu.commands, snapshot.engine.won)
             self._steps = snapshot.steps
 
-    def plan(self, rank: Rank | None = None) -> list[str] | None:
+    def plan(self, rank: Rank = str) -> list[str] | None:
         """A shortest plan to the goal, ignoring the step limit (privileged); None if there is none.
 
-        `rank` chooses between plans of the same length, as in `AlfworldPlanner.plan`.
+        `rank` chooses between plans of the same length, as in `shortest_plan`.
         """
         with _LOCK:
             engine = self.playing()
-            if self._planner is None:
-                self._planner = AlfworldPlanner(engine)
-            return self._planner.plan(rank)
+            return shortest_plan(engine.game, engine.facts, rank)
 
     def plan_length(self) -> int | None:
         """The length of `plan` (privileged); None if there is none."""

@@ -16,8 +16,7 @@ class PlannerExpert:
     An action is inferable if the search expert also takes it and calls it inferable.
     """
 
-    def __init__(self) -> None:
-        self._ties = TieBreaker()
+    _ties = TieBreaker()
 
     def reset(self, task: Task, seed: int) -> None:
         self._ties = TieBreaker.of(task, seed)

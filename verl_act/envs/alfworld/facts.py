@@ -7,6 +7,7 @@ change, give the same order of results much faster.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import cache
 from typing import NamedTuple
 
 Rows = tuple[tuple[str, ...], ...]
@@ -22,31 +23,20 @@ class Literal(NamedTuple):
     negated: bool
 
 
-def parse_atom(atom: str) -> Literal:
+@cache
+def parse_atom(atom: bytes) -> Literal:
     """Read Fast Downward's `Atom inreceptacle(mug, desk)` or `NegatedAtom opened(desk)`."""
-    kind, rest = atom.split(" ", 1)
+    kind, rest = atom.decode("cp1252").split(" ", 1)
     predicate, arguments = rest.split("(", 1)
     return Literal(predicate, tuple(name for name in arguments[:-1].split(", ") if name), kind == "NegatedAtom")
 
 
 def assign(facts: Facts, literal: Literal) -> None:
     """Make `literal` true, as TextWorld's state does: remove the opposite fact and add this one."""
-    positive, negative = literal.predicate, f"not_{literal.predicate}"
-    added, removed = (negative, positive) if literal.negated else (positive, negative)
-    if removed in facts:
-        facts[removed] = _without(facts[removed], literal.arguments)
-    facts[added] = _with(facts.get(added, ()), literal.arguments)
-
-
-def _with(rows: Rows, row: tuple[str, ...]) -> Rows:
-    index = bisect_left(rows, row)
-    if index < len(rows) and rows[index] == row:
-        return rows
-    return (*rows[:index], row, *rows[index:])
-
-
-def _without(rows: Rows, row: tuple[str, ...]) -> Rows:
-    index = bisect_left(rows, row)
-    if index < len(rows) and rows[index] == row:
-        return rows[:index] + rows[index + 1 :]
-    return rows
+    row = literal.arguments
+    for predicate, holds in ((literal.predicate, not literal.negated), (f"not_{literal.predicate}", literal.negated)):
+        rows = facts.get(predicate, ())
+        index = bisect_left(rows, row)
+        held = rows[index : index + 1] == (row,)
+        if held != holds:
+            facts[predicate] = (*rows[:index], row, *rows[index:]) if holds else rows[:index] + rows[index + 1 :]

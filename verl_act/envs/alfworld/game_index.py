@@ -11,15 +11,16 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from verl_act.envs.alfworld.game import FILE_NAME, read_game
 from verl_act.envs.alfworld.package import VERSION_FOLDER
 from verl_act.envs.base import Task
-from verl_act.errors import DataError, EmptySplitError, EnvError
+from verl_act.errors import DataError, EmptySplitError, EnvError, InstallationError, NotInstalledError
 from verl_act.linked_files import Files, files_below
+from verl_act.names import counts_text
+from verl_act.settings.data import OFFICIAL_GAMES
 from verl_act.text_files import read_json
 
 NAME = "alfworld"
@@ -46,8 +47,7 @@ _REMEDY = (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class GameList:
+class GameList(NamedTuple):
     """The playable games of a split in sorted order, and the number of skipped games by reason.
 
     `damaged` says what is wrong with each damaged game.
@@ -56,23 +56,6 @@ class GameList:
     tasks: tuple[Task, ...]
     skipped: dict[str, int]
     damaged: tuple[str, ...] = ()
-
-
-def data_root(data: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds `json_2.1.1`: `data`, or else `$ALFWORLD_DATA`.
-
-    Raises `DataError` if there is none.
-    """
-    folder = data or os.environ.get("ALFWORLD_DATA")
-    if not folder:
-        raise DataError(f"No ALFWorld games: neither the setting `data` nor $ALFWORLD_DATA names a folder. {_REMEDY}")
-    root = Path(folder).expanduser()
-    root = root.parent if root.name == VERSION_FOLDER else root
-    with _reading():
-        has_games = (root / VERSION_FOLDER).is_dir()
-    if not has_games:
-        raise DataError(f"{root}: holds no ALFWorld games (no folder {VERSION_FOLDER!r}). {_REMEDY}")
-    return root
 
 
 def game_path(task: Task, data: str | os.PathLike[str] | None = None) -> Path:
@@ -106,13 +89,12 @@ def list_games(split: str, data: str | os.PathLike[str] | None = None, dev_share
         try:
             with _reading():
                 listed = _task_or_reason(traj_path, folder, split)
-        except _DamagedGame as error:
-            damaged.append(str(error))
-        else:
             if isinstance(listed, Task):
                 tasks.append(listed)
             else:
                 skipped[listed] += 1
+        except _DamagedGame as error:
+            damaged.append(str(error))
     skipped["damaged"] = len(damaged)
     if damaged:
         logger.warning("%s: damaged games left out: %d. The first: %s %s", folder, len(damaged), damaged[0], _REMEDY)
@@ -143,11 +125,40 @@ def data_digest(tasks: Iterable[Task], data: str | os.PathLike[str] | None = Non
     return combined.hexdigest()
 
 
+def check_games() -> str:
+    """The doctor's check of the official games: those in $ALFWORLD_DATA, or where `alfworld-download` puts them."""
+    remedy = "Run alfworld-download again, or set ALFWORLD_DATA to the folder that holds json_2.1.1."
+    folder = os.environ.get("ALFWORLD_DATA")  # `package` sets it where alfworld-download has put the games
+    if not folder:
+        raise NotInstalledError(
+            "$ALFWORLD_DATA is not set; recipes that generate their games need nothing.",
+            "For the official games: alfworld-download, then set ALFWORLD_DATA to their folder.",
+        )
+    try:
+        games = {split: list_games(split, folder) for split in OFFICIAL_GAMES}
+    except DataError as error:
+        raise InstallationError(f"{str(error).partition('. ')[0].rstrip('.')}.", remedy) from error
+    for split, listed in games.items():
+        if listed.damaged:
+            detail = f"{len(listed.damaged)} of {split} damaged, which are left out: {listed.damaged[0]}"
+            raise InstallationError(detail, remedy)
+    counts = {split: len(listed.tasks) for split, listed in games.items()}
+    unofficial = f"not the official games ({counts_text(OFFICIAL_GAMES)})"
+    return f"{folder}: {counts_text(counts)}; {'the official games' if counts == OFFICIAL_GAMES else unofficial}"
+
+
 def _split_folder(split: str, data: str | os.PathLike[str] | None) -> Path:
-    """The folder with the games of `split`: that of `train` for `dev`, if there is none of that name."""
-    folder = data_root(data) / VERSION_FOLDER / split
+    """The folder with the games of `split` in `data`, or else in `$ALFWORLD_DATA`: that of `train` for `dev`, if there
+    is none of that name. Raises `DataError` without data.
+    """
+    if not (data := data or os.environ.get("ALFWORLD_DATA")):
+        raise DataError(f"No ALFWorld games: neither the setting `data` nor $ALFWORLD_DATA names a folder. {_REMEDY}")
+    root = Path(data).expanduser()
+    games = root if root.name == VERSION_FOLDER else root / VERSION_FOLDER
     with _reading():
-        return folder.with_name("train") if split == "dev" and not folder.is_dir() else folder
+        if not games.is_dir():
+            raise DataError(f"{games.parent}: holds no ALFWorld games (no folder {VERSION_FOLDER!r}). {_REMEDY}")
+        return games / ("train" if split == "dev" and not (games / split).is_dir() else split)
 
 
 def _position(task: Task) -> float:

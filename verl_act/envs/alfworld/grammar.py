@@ -10,11 +10,11 @@ the few forms of expression that ALFWorld's grammars use are compiled, and any o
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from keyword import iskeyword
-from operator import attrgetter
+from functools import reduce
 from reprlib import repr as brief  # an expression may be of any length
 from typing import Any, NamedTuple
 
@@ -52,7 +52,8 @@ _Objects = Mapping[str, Any]
 """The objects of an expression by name."""
 _Value = Callable[[_Objects], Any]
 
-_TOKEN = re.compile(r"\s*(?:'[^'\\]*'|\+|[A-Za-z]\w*(?:\.\w+)?)\s*", re.ASCII)
+_SIGNS = re.compile(r"(?:'[^'\\\n]*'|[\w.+ \t])*", re.ASCII)
+"""What an expression consists of: texts without escapes, names, signs."""
 _LONGEST = 1000
 """Most characters of an expression; ALFWorld's have 30."""
 _ATTRIBUTES = ("id", "type", "name", "definite", "indefinite")
@@ -139,68 +140,49 @@ def _evaluation(expression: str) -> _Render:
 
     The semantics are Python's. Raises `DataError` for anything else.
     """
-    choices = _choices(expression)
-
-    def render(scene: Scene, binding: Binding) -> list[str]:
-        objects = {name: scene.entities[value] for (name, _), value in binding.items()}
-        try:
-            value: Any = None
-            for choice in choices:
-                value = choice(objects)
-                if value:
-                    break
-        except KeyError as error:
-            raise EnvError(
-                f"The game's grammar names {error}, which is not an object, in the expression {brief(expression)}. The "
-                "file is damaged; write or download it again."
-            ) from None
-        return [str(value)]
-
-    return render
-
-
-def _choices(expression: str) -> list[_Value]:
-    tokens = _TOKEN.findall(expression[:_LONGEST])
-    sums: list[list[str]] = [[]]
-    for token in map(str.strip, tokens):
-        if token == "or":
-            sums.append([])
-        else:
-            sums[-1].append(token)
     try:
-        if "".join(tokens) != expression:
+        if len(expression) > _LONGEST or not _SIGNS.fullmatch(expression):
             raise ValueError
-        return [_sum(terms) for terms in sums]
-    except ValueError:
+        evaluate = _value(ast.parse(expression.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise DataError(
             f"The game's grammar has the expression {brief(expression)} in braces. ALFWorld's have objects (o), "
             f"their texts (o.{', o.'.join(_ATTRIBUTES)}), 'text', + and or; nothing else is evaluated. Use a game file "
             "from a source that you trust."
         ) from None
 
+    def render(scene: Scene, binding: Binding) -> list[str]:
+        try:
+            return [str(evaluate({name: scene.entities[value] for (name, _), value in binding.items()}))]
+        except KeyError as error:
+            raise EnvError(
+                f"The game's grammar names {error}, which is not an object, in the expression {brief(expression)}. The "
+                "file is damaged; write or download it again."
+            ) from None
 
-def _sum(tokens: list[str]) -> _Value:
-    """One object, or texts joined by `+`. Raises `ValueError` for any other tokens."""
-    terms, signs = tokens[::2], tokens[1::2]
-    if len(terms) != len(signs) + 1 or set(signs) - {"+"}:
-        raise ValueError
-    if signs and not all("." in term or term.startswith("'") for term in terms):
-        raise ValueError  # Python cannot add objects either
-    values = [_term(term) for term in terms]
-    return values[0] if len(values) == 1 else lambda objects: "".join([value(objects) for value in values])
+    return render
 
 
-def _term(token: str) -> _Value:
-    if token.startswith("'"):
-        text = token[1:-1]
-        return lambda objects: text
-    name, _, attribute = token.partition(".")
-    if token == "+" or iskeyword(name) or attribute not in ("", *_ATTRIBUTES):
-        raise ValueError
-    if not attribute:
-        return lambda objects: objects[name]
-    read = attrgetter(attribute)
-    return lambda objects: read(objects[name])
+def _value(node: ast.expr) -> _Value:
+    """The function that evaluates `node`. Raises `ValueError` if it is of none of the forms of `_evaluation`."""
+    match node:
+        case ast.Name(id=name) if not name.startswith("_"):
+            return lambda objects: objects[name]
+        case ast.Attribute(value=ast.Name() as thing, attr=attribute) if attribute in _ATTRIBUTES:
+            read = _value(thing)
+            return lambda objects: getattr(read(objects), attribute)
+        case ast.Constant(value=str(text)):
+            return lambda objects: text
+        case ast.BinOp(op=ast.Add()) if not isinstance(node.left, ast.Name) and not isinstance(node.right, ast.Name):
+            left, right = _value(node.left), _value(node.right)
+            return lambda objects: left(objects) + right(objects)
+        case ast.BoolOp(op=ast.Or()):
+            return reduce(_either, map(_value, node.values))
+    raise ValueError
+
+
+def _either(first: _Value, second: _Value) -> _Value:
+    return lambda objects: first(objects) or second(objects)
 
 
 def parse_query(text: str) -> Query:

@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _VARIABLE = "ALFWORLD_DATA"
-_DOWNLOADED = "~/.cache/alfworld"
-"""Where `alfworld-download` puts the games by default. The package makes it empty."""
 VERSION_FOLDER = "json_2.1.1"
 """The folder in the data that holds the splits."""
 
-
-@contextmanager
-def _no_folder_made() -> Iterator[None]:
-    configured = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = tempfile.gettempdir()  # an existing folder
-    try:
-        yield
-    finally:
-        del os.environ[_VARIABLE]
-        downloaded = os.path.expanduser(_DOWNLOADED)
-        if configured is not None or os.path.isdir(os.path.join(downloaded, VERSION_FOLDER)):
-            os.environ[_VARIABLE] = configured if configured is not None else downloaded
-
-
-with _no_folder_made():
+_configured = os.environ.get(_VARIABLE)
+os.environ[_VARIABLE] = tempfile.gettempdir()  # an existing folder
+try:
     import alfworld.gen
     from alfworld.agents.utils.misc import Demangler
     from alfworld.gen import constants
     from alfworld.gen.goal_library import gdict
     from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
+finally:
+    del os.environ[_VARIABLE]
+    _downloaded = os.path.expanduser("~/.cache/alfworld")  # of `alfworld-download`; the package makes it empty
+    if _configured is not None or os.path.isdir(os.path.join(_downloaded, VERSION_FOLDER)):
+        os.environ[_VARIABLE] = _downloaded if _configured is None else _configured
 
 __all__ = ["ALFRED_PDDL_PATH", "ALFRED_TWL2_PATH", "VERSION_FOLDER", "Demangler", "alfworld", "constants", "gdict"]

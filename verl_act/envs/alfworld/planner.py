@@ -10,24 +10,23 @@ are closed, and one of each kind is enough.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from verl_act.envs.alfworld.engine import AlfworldEngine
 from verl_act.envs.alfworld.facts import Facts
 from verl_act.envs.alfworld.game import CompiledGame
-from verl_act.envs.alfworld.goal import LookGoal, PlaceGoal, parse_goal
+from verl_act.envs.alfworld.goal import Goal, parse_problem
 
 _TREATMENTS = {
-    "isclean": ("cleanobject", "cleanable", "sinkbasintype"),
-    "ishot": ("heatobject", "heatable", "microwavetype"),
-    "iscool": ("coolobject", "coolable", "fridgetype"),
+    "clean": ("cleanobject", "cleanable", "isclean", "sinkbasintype"),
+    "heat": ("heatobject", "heatable", "ishot", "microwavetype"),
+    "cool": ("coolobject", "coolable", "iscool", "fridgetype"),
 }
-"""Treated state -> (the domain's action, the required property of the object, the type of receptacle)."""
+"""Verb -> (the domain's action, the required property of the object, the treated state, the type of receptacle)."""
 
-
-Rank = Callable[[str], bytes]
+Rank = Callable[[str], Any]
+"""Sort key of objects and receptacles."""
 
 
 class _Action(NamedTuple):
@@ -54,36 +53,24 @@ class _PlanState(NamedTuple):
     switched: frozenset[str]
 
 
-class _Event(NamedTuple):
-    """One manipulation, preceded by the walking and opening that it needs."""
-
-    actions: tuple[_Action, ...]
-    after: _PlanState
+_Event = tuple[tuple[_Action, ...], _PlanState]
+"""One manipulation, preceded by the walking and opening that it needs, and the state after it."""
 
 
-class AlfworldPlanner:
-    """Plans for the game that `engine` has loaded."""
+def shortest_plan(game: CompiledGame, facts: Facts, rank: Rank = str) -> list[str] | None:
+    """A shortest plan from the state of `facts`; None if there is none, or the goal is of none of the six task types.
 
-    def __init__(self, engine: AlfworldEngine) -> None:
-        self._engine = engine
-        self._goal = parse_goal(engine.game.file.problem)
-
-    def plan(self, rank: Rank | None = None) -> list[str] | None:
-        """A shortest plan from the current state; None if there is none, or the goal is of none of the six task types.
-
-        `rank` is the sort key of objects and receptacles: of several shortest plans, the one is found whose things come
-        first. By default they are sorted by name.
-        """
-        if self._goal is None:
-            return None
-        actions = _Search(self._goal, self._engine.facts, rank).run()
-        return None if actions is None else [action.command(self._engine.game) for action in actions]
+    Of several shortest plans, the one is found whose things come first by `rank`, by default by name.
+    """
+    goal = parse_problem(game.file.problem)
+    actions = None if goal is None else _Search(goal, facts, rank).run()
+    return None if actions is None else [action.command(game) for action in actions]
 
 
 class _Search:
     """One search from the state of `facts`."""
 
-    def __init__(self, goal: PlaceGoal | LookGoal, facts: Facts, rank: Rank | None) -> None:
+    def __init__(self, goal: Goal, facts: Facts, rank: Rank) -> None:
         self._goal = goal
         self._rank = rank
         self._location_of = _pairs(facts, "receptacleatlocation")
@@ -91,32 +78,27 @@ class _Search:
         self._receptacle_types = _pairs(facts, "receptacletype")
         self._can_contain = set(facts.get("cancontain", ()))
         self._openable = _column(facts, "openable")
-        treatment = _TREATMENTS.get(goal.treatment or "") if isinstance(goal, PlaceGoal) else None
-        self._treat, able, tool_type = treatment or ("", "", "")
-        targets = {thing for thing, kind in self._types.items() if kind == goal.object_type}
+        self._treat, able, treated, tool_type = _TREATMENTS.get(goal.verb or "", ("", "", "", ""))
+        targets = {thing for thing, kind in self._types.items() if kind == goal.thing}
         self._targets = targets & _column(facts, able) if able else targets
-        self._tools = [r for r, kind in self._receptacle_types.items() if kind == tool_type and r in self._location_of]
-        lamp_type = goal.lamp_type if isinstance(goal, LookGoal) else None
-        self._lamps = [
-            (thing, r)
+        tools = [r for r, kind in self._receptacle_types.items() if kind == tool_type and r in self._location_of]
+        self._tools = sorted(tools, key=rank)
+        lamps = {
+            thing: r
             for thing, r in facts.get("inreceptacle", ())
-            if self._types.get(thing) == lamp_type
-            and (thing,) in facts.get("toggleable", ())
-            and r in self._location_of
-        ]
+            if goal.look and self._types.get(thing) == goal.target and r in self._location_of
+        }
+        self._lamps = [(lamp, lamps[lamp]) for lamp in sorted(lamps.keys() & _column(facts, "toggleable"), key=rank)]
         self._pickupable = _column(facts, "pickupable")
         self._start = _PlanState(
             location=facts["atlocation"][0][1],
             held=next((thing for _, thing in facts.get("holds", ())), None),
             opened=_column(facts, "opened"),
             placed=frozenset((thing, r) for thing, r in facts.get("inreceptacle", ()) if thing in self._targets),
-            treated=_column(facts, goal.treatment or "") if isinstance(goal, PlaceGoal) else frozenset(),
+            treated=_column(facts, treated),
             switched=_column(facts, "istoggled"),
         )
         self._receptacles = self._representatives()
-        if rank is not None:
-            self._tools.sort(key=rank)
-            self._lamps.sort(key=lambda lamp: rank(lamp[0]))
 
     def run(self) -> list[_Action] | None:
         """A* from the start; ties go to the oldest entry, so that the same state gives the same plan."""
@@ -141,12 +123,12 @@ class _Search:
         start = self._start
         involved = {start.location, *(self._location_of[r] for _, r in start.placed if r in self._location_of)}
         involved |= {self._location_of[r] for r in self._tools} | {self._location_of[r] for _, r in self._lamps}
-        kinds = {self._goal.object_type} | ({self._types[start.held]} if start.held else set())
+        kinds = {self._goal.thing} | ({self._types[start.held]} if start.held else set())
         chosen, seen = [], set()
         for receptacle in sorted(self._location_of, key=self._rank):
             kind = self._receptacle_types[receptacle]
             alike = (
-                kind == getattr(self._goal, "receptacle_type", None),
+                kind == self._goal.target,
                 self._needs_opening(receptacle, start),
                 *((kind, content) in self._can_contain for content in sorted(kinds)),
             )
@@ -159,7 +141,7 @@ class _Search:
     def _events(self, state: _PlanState) -> Iterator[_Event]:
         held = state.held
         if held is None:
-            for thing, r in self._sorted(state.placed):
+            for thing, r in sorted(state.placed, key=lambda pair: (self._rank(pair[0]), self._rank(pair[1]))):
                 if thing in self._pickupable and r in self._location_of:
                     after = state._replace(held=thing, placed=state.placed - {(thing, r)})
                     yield self._at(r, state, after, _Action("pickupobject", r, thing))
@@ -180,10 +162,6 @@ class _Search:
             elif state.location != self._location_of[r]:
                 yield self._at(r, state, state, None, inside=False)
 
-    def _sorted(self, placed: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        rank = self._rank
-        return sorted(placed, key=None if rank is None else lambda pair: (rank(pair[0]), rank(pair[1])))
-
     def _at(
         self, r: str, state: _PlanState, after: _PlanState, action: _Action | None, *, inside: bool = True
     ) -> _Event:
@@ -192,7 +170,7 @@ class _Search:
         if inside and self._needs_opening(r, state):
             actions.append(_Action("openobject", r))
             after = after._replace(opened=state.opened | {r})
-        return _Event((*actions, action) if action else tuple(actions), after)
+        return (*actions, action) if action else tuple(actions), after
 
     def _needs_opening(self, receptacle: str, state: _PlanState) -> bool:
         return receptacle in self._openable and receptacle not in state.opened
@@ -203,25 +181,20 @@ class _Search:
         return sum(1 for thing, r in state.placed if r == receptacle and thing in treated)
 
     def _is_goal(self, state: _PlanState) -> bool:
-        goal = self._goal
-        if isinstance(goal, LookGoal):
-            lit = {self._location_of[r] for lamp, r in self._lamps if lamp in state.switched}
-            return state.held in self._targets and state.location in lit
-        return any(
-            self._done_at(r, state) >= goal.count
-            for r in {r for _, r in state.placed}
-            if self._receptacle_types[r] == goal.receptacle_type
-        )
+        if not self._goal.look:
+            return self._bound(state) == 0
+        lit = {self._location_of[r] for lamp, r in self._lamps if lamp in state.switched}
+        return state.held in self._targets and state.location in lit
 
     def _bound(self, state: _PlanState) -> int:
         """Lower bound of the manipulations still needed; never more than the remaining actions."""
         goal, held_target = self._goal, state.held in self._targets
         to_take = 0 if held_target else 1 + (state.held is not None)
-        if isinstance(goal, LookGoal):
+        if goal.look:
             lit = any(lamp in state.switched for lamp, _ in self._lamps)
             return to_take + (not lit)
         full = max(
-            (self._done_at(r, state) for _, r in state.placed if self._receptacle_types[r] == goal.receptacle_type),
+            (self._done_at(r, state) for _, r in state.placed if self._receptacle_types[r] == goal.target),
             default=0,
         )
         missing = goal.count - full

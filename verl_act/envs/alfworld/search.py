@@ -13,8 +13,8 @@ from functools import cache
 from typing import NamedTuple
 
 from verl_act.envs.alfworld.beliefs import Beliefs, kind
+from verl_act.envs.alfworld.goal import Goal, parse_sentence
 from verl_act.envs.alfworld.package import constants
-from verl_act.envs.alfworld.task_sentence import TaskGoal, parse_sentence
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.ties import TieBreaker
 from verl_act.errors import EnvError
@@ -35,8 +35,7 @@ class SearchExpert:
     learn which.
     """
 
-    def __init__(self) -> None:
-        self._ties = TieBreaker()
+    _ties = TieBreaker()
 
     def reset(self, task: Task, seed: int) -> None:
         self._ties = TieBreaker.of(task, seed)
@@ -99,7 +98,7 @@ _Option = tuple[str, str]
 class _SearchState:
     """The goal, the beliefs and the admissible actions of one state."""
 
-    goal: TaskGoal
+    goal: Goal
     beliefs: Beliefs
     admissible: tuple[str, ...]
 
@@ -165,20 +164,21 @@ class _SearchState:
 
     def _destinations(self) -> Sequence[str]:
         """The destinations with the most finished objects; of these, the one that the agent is at."""
-        fitting = [r for r in self.beliefs.receptacles if kind(r) == self.goal.target]
-        finished = {r: len(self._ready_in(r)) for r in fitting}
-        return self._here_first([r for r in fitting if finished[r] == max(finished.values())])
+        finished = self._finished_in()
+        most = max(map(len, finished.values()), default=0)
+        return self._here_first([r for r, names in finished.items() if len(names) == most])
 
     def _finished(self) -> set[str]:
         """The objects that stay where they are: those in the destination that has the most finished ones."""
-        fitting = [r for r in self.beliefs.receptacles if kind(r) == self.goal.target]
-        counts = sorted((len(self._ready_in(r)) for r in fitting), reverse=True)
-        if not counts or (len(counts) > 1 and counts[0] == counts[1]):
-            return set()
-        return next({*self._ready_in(r)} for r in fitting if len(self._ready_in(r)) == counts[0])
+        fullest = sorted(self._finished_in().values(), key=len, reverse=True)[:2]
+        tied = len(fullest) == 2 and len(fullest[0]) == len(fullest[1])
+        return set() if tied or not fullest else set(fullest[0])
 
-    def _ready_in(self, receptacle: str) -> list[str]:
-        return [name for name in self.beliefs.contents.get(receptacle, ()) if self._ready(name)]
+    def _finished_in(self) -> dict[str, list[str]]:
+        """Destination -> its finished objects."""
+        contents, target = self.beliefs.contents, self.goal.target
+        destinations = [r for r in self.beliefs.receptacles if kind(r) == target]
+        return {r: [name for name in contents.get(r, ()) if self._ready(name)] for r in destinations}
 
     def _ready(self, name: str) -> bool:
         verb = self.goal.verb

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from reprlib import repr as brief  # an action may be of any length
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from verl_act.envs.base import NoRoom, Observation, StepResult, Task
 from verl_act.envs.scienceworld.game import ActionMenu, Answer, Game, gold_path
@@ -15,6 +14,7 @@ from verl_act.errors import ConfigError, EnvError
 
 _GOAL = "Your task is to "
 _OVER = "The episode is over."
+_T = TypeVar("_T")
 _LONGEST = 1000
 """Most characters of an action that is sent to the engine; its own entries have fewer than 300."""
 
@@ -22,9 +22,9 @@ _LONGEST = 1000
 class ScienceWorldSnapshot(NamedTuple):
     """A state of an episode: the actions that lead to it, and its answer and menu."""
 
-    actions: tuple[str, ...]
-    answer: Answer
-    menu: ActionMenu
+    actions: tuple[str, ...] = ()
+    answer: Answer = Answer("", 0, False)
+    menu: ActionMenu = ActionMenu()
 
 
 class ScienceWorldEnvironment:
@@ -51,7 +51,7 @@ class ScienceWorldEnvironment:
         max_steps: int = 100,
         tasks: Iterable[str] | None = None,
     ) -> None:
-        """`simplification`: a preset (see `data.SIMPLIFICATIONS`); `max_steps`: most actions in an episode;
+        """`simplification`: a preset (see `variations.SIMPLIFICATIONS`); `max_steps`: most actions in an episode;
         `tasks`: the task names that `list_tasks` is restricted to.
 
         Raises `ConfigError` for invalid settings.
@@ -65,9 +65,7 @@ class ScienceWorldEnvironment:
         self._game: Game | None = None
         self._task: Task | None = None
         self._goal = ""
-        self._actions: list[str] = []
-        self._menu = ActionMenu()
-        self._answer = Answer("", 0, False)
+        self._now = ScienceWorldSnapshot()
 
     def reset(self, task: Task) -> Observation:
         """Start `task`. Raises `EnvError` if it is unknown or cannot be played, `NoRoom` if the process has no capacity
@@ -77,14 +75,9 @@ class ScienceWorldEnvironment:
         name, _ = name_and_variation(task)
         if not playable(name, self._simplification):
             raise EnvError(f"{task}: cannot be done with the simplification {self._simplification!r}.")
-        self._actions = []
-        with self._leaving_room():
-            try:
-                self._load(task)
-            except EngineLost:
-                self._load(task)
+        self._twice(lambda: self._load(task))
         self._task = task
-        return Observation(self._goal.removeprefix(_GOAL), self._answer.text, self._menu.actions)
+        return Observation(self._goal.removeprefix(_GOAL), self._now.answer.text, self._now.menu.actions)
 
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode it has no effect.
@@ -93,19 +86,13 @@ class ScienceWorldEnvironment:
         """
         self._playing()
         if self._over():
-            return StepResult(_OVER, self._menu.actions, 0.0, True, self._won(), False)
-        before = self._answer.score if self._actions else 0
-        with self._leaving_room():
-            try:
-                admissible = self._take(action)
-            except EngineLost:
-                self._recover()
-                admissible = self._take(action)
-        self._actions.append(action)
+            return StepResult(_OVER, self._now.menu.actions, 0.0, True, self._won(), False)
+        before = self._now.answer.score if self._now.actions else 0
+        admissible = self._twice(lambda: self._take(action), self._recover)
         return StepResult(
-            observation=self._answer.text,
-            admissible_actions=self._menu.actions,
-            reward=(self._answer.score - before) / 100,
+            observation=self._now.answer.text,
+            admissible_actions=self._now.menu.actions,
+            reward=(self._now.answer.score - before) / 100,
             done=self._over(),
             success=self._won(),
             admissible=admissible,
@@ -122,7 +109,7 @@ class ScienceWorldEnvironment:
     def snapshot(self) -> ScienceWorldSnapshot:
         """The current state; valid until the next `reset`."""
         self._playing()
-        return ScienceWorldSnapshot(tuple(self._actions), self._answer, self._menu)
+        return self._now
 
     def restore(self, snapshot: ScienceWorldSnapshot) -> None:
         """Restore `snapshot`. The engine cannot go back, so the actions are replayed, without listing the possible
@@ -131,44 +118,42 @@ class ScienceWorldEnvironment:
         Raises `EnvError` if the replay reaches a different state or the engine dies twice, and `NoRoom` if it runs out
         of memory.
         """
-        self._playing()
-        assert self._task is not None
-        with self._leaving_room():
-            try:
-                _, answer = self._start(self._task, snapshot.actions)
-            except EngineLost:
-                _, answer = self._start(self._task, snapshot.actions)
+        _, task = self._playing()
+        _, answer = self._twice(lambda: self._start(task, snapshot.actions))
         if answer != snapshot.answer:
-            raise EnvError(f"{self._task}: replaying {brief(snapshot.actions)} gave another state.")
-        self._actions, self._answer, self._menu = list(snapshot.actions), snapshot.answer, snapshot.menu
+            raise EnvError(f"{task}: replaying {brief(snapshot.actions)} gave another state.")
+        self._now = snapshot
 
     def score(self) -> int:
         """The engine's score of the episode so far: 0 to 100, negative if the task has failed for good."""
         self._playing()
-        return self._answer.score
+        return self._now.answer.score
 
     def reading(self, action: str) -> tuple[str, bool]:
         """`action` in the wording of the engine's action list, if it is there, and whether it is admissible."""
         spoken = _spoken(action)
-        if self._menu.holds(spoken.lower()):
+        if spoken.lower() in self._now.menu.understood:
             return spoken.lower(), True
-        readings = self._playing().readings(spoken)
-        names = [self._menu.name_of(reading.meaning) for reading in readings]
+        game, _ = self._playing()
+        readings = game.readings(spoken)
+        names = [self._now.menu.name_of(reading.meaning) for reading in readings]
         # An ambiguous text keeps its wording: the engine's question refers to it.
         name = names[0] if len(names) == 1 and names[0] else action
         return name, any(reading.possible for reading in readings)
 
     def gold_path(self) -> tuple[str, ...]:
         """The package's own solution of the current task, in its wording (privileged). Takes seconds; cached."""
-        self._playing()
-        assert self._task is not None
-        return gold_path(*name_and_variation(self._task), self._simplification)
+        _, task = self._playing()
+        return gold_path(*name_and_variation(task), self._simplification)
 
-    @contextmanager
-    def _leaving_room(self) -> Iterator[None]:
-        """End the episode on `NoRoom`: continuing would take memory from the others."""
+    def _twice(self, play: Callable[[], _T], recover: Callable[[], None] = lambda: None) -> _T:
+        """Play again, after `recover`, if the engine dies. `NoRoom` ends the episode, to leave memory to the others."""
         try:
-            yield
+            try:
+                return play()
+            except EngineLost:
+                recover()
+                return play()
         except NoRoom:
             self.close()
             raise
@@ -176,7 +161,7 @@ class ScienceWorldEnvironment:
     def _load(self, task: Task) -> None:
         game, answer = self._start(task)
         self._goal = game.goal()
-        self._answer, self._menu = answer, game.menu()
+        self._now = ScienceWorldSnapshot((), answer, game.menu())
 
     def _start(self, task: Task, actions: Iterable[str] = ()) -> tuple[Game, Answer]:
         """The task's game after `actions`, on a new engine if the last one is gone, and its last answer."""
@@ -189,30 +174,30 @@ class ScienceWorldEnvironment:
 
     def _take(self, action: str) -> bool:
         """Send `action` to the engine. Returns whether it was admissible."""
-        game = self._playing()
+        game, _ = self._playing()
         _, admissible = self.reading(action)
-        answer, menu = game.say(_spoken(action)), game.menu()
-        # Assigned together: if the engine dies between the two calls, a replay must reach the state before.
-        self._answer, self._menu = answer, menu
+        # Assigned at once: if the engine dies between the two calls, a replay must reach the state before.
+        self._now = ScienceWorldSnapshot((*self._now.actions, action), game.say(_spoken(action)), game.menu())
         return admissible
 
     def _recover(self) -> None:
         """Replay the episode on a new engine. Raises `EnvError` if it reaches a different state."""
-        expected = self._menu
-        self.restore(self.snapshot())
-        if self._playing().menu() != expected:
-            raise EnvError(f"{self._task}: the engine died, and replaying {brief(self._actions)} gave another state.")
+        self.restore(self._now)
+        game, task = self._playing()
+        if game.menu() != self._now.menu:
+            raise EnvError(f"{task}: the engine died, and replaying {brief(self._now.actions)} gave another state.")
 
-    def _playing(self) -> Game:
+    def _playing(self) -> tuple[Game, Task]:
         if self._game is None or self._task is None:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
-        return self._game
+        return self._game, self._task
 
     def _won(self) -> bool:
-        return self._answer.completed and self._answer.score == 100
+        return self._now.answer.completed and self._now.answer.score == 100
 
     def _over(self) -> bool:
-        return self._answer.completed or self._answer.score < 0 or len(self._actions) >= self._max_steps
+        answer = self._now.answer
+        return answer.completed or answer.score < 0 or len(self._now.actions) >= self._max_steps
 
 
 def _spoken(action: str) -> str:

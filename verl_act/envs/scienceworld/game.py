@@ -51,10 +51,6 @@ class ActionMenu:
     """`actions` and the entries that are not listed."""
     names: dict[Meaning, str] = field(default_factory=dict)
 
-    def holds(self, text: str) -> bool:
-        """Whether `text`, in lower case, is an entry."""
-        return text in self.understood
-
     def name_of(self, meaning: Meaning) -> str | None:
         """The entry with this meaning, if any."""
         kind, objects = meaning
@@ -87,8 +83,7 @@ class Game:
     def goal(self) -> str:
         """The task's description."""
         with self._engine.turn(self._globals):
-            description: str = self._interface.getTaskDescription()
-        return description
+            return str(self._interface.getTaskDescription())
 
     def say(self, text: str) -> Answer:
         """Take a step. Raises `EnvError` if the engine failed at this step or the one before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.importer import Published, TrajectoryImporter
@@ -14,39 +15,11 @@ from verl_act.envs.scienceworld.variations import EASY, VARIATIONS
 from verl_act.schema import Context
 
 _ETO_ID = re.compile(r"(\d{1,6})[_-](\d{1,6})")
-# ETO numbers the tasks by the names of ScienceWorld's first version.
-_ETO_TASKS = (
-    "boil",
-    "change-the-state-of-matter-of",
-    "freeze",
-    "melt",
-    "measure-melting-point-known-substance",
-    "measure-melting-point-unknown-substance",
-    "use-thermometer",
-    "power-component",
-    "power-component-renewable-vs-nonrenewable-energy",
-    "test-conductivity",
-    "test-conductivity-of-unknown-substances",
-    "find-animal",
-    "find-living-thing",
-    "find-non-living-thing",
-    "find-plant",
-    "grow-fruit",
-    "grow-plant",
-    "chemistry-mix",
-    "chemistry-mix-paint-secondary-color",
-    "chemistry-mix-paint-tertiary-color",
-    "lifespan-longest-lived",
-    "lifespan-longest-lived-then-shortest-lived",
-    "lifespan-shortest-lived",
-    "identify-life-stages-1",
-    "identify-life-stages-2",
-    "inclined-plane-determine-angle",
-    "inclined-plane-friction-named-surfaces",
-    "inclined-plane-friction-unnamed-surfaces",
-    "mendelian-genetics-known-plant",
-    "mendelian-genetics-unknown-plant",
-)
+_TOPIC_SIZES = (4, 3, 4, 4, 2, 3, 3, 2, 3, 2)
+"""How many of the engine's tasks, which come topic by topic, belong to each topic of ScienceWorld's paper."""
+_NAMES = iter(VARIATIONS)
+_ETO_TASKS = [name for size in _TOPIC_SIZES for name in sorted(islice(_NAMES, size))]
+"""ETO numbers the tasks by their names in ScienceWorld's first version: by topic, then alphabetically."""
 _AGENTGYM_ID = re.compile(r"sciworld_(\d{1,6})")
 # AgentGym counts the variations of the tasks in the engine's order, without these.
 _NOT_IN_AGENTGYM = ("grow-", "inclined-plane-", "mendelian-genetics-")

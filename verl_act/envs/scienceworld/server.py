@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -92,7 +93,6 @@ class ScienceWorldEngine:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._active: Globals | None = None
-        self._companions: dict[str, Any] = {}
         self._games: WeakSet[Any] = WeakSet()
         self._ended = "it was closed, or its process ended"
         self._client = _Client(
@@ -182,10 +182,7 @@ class ScienceWorldEngine:
 
     def companion(self, action: Any) -> Any:
         """The Scala companion object of an action's class, which has the engine's checks of such actions."""
-        name = f"{action.getClass().getName()}$"
-        if name not in self._companions:
-            self._companions[name] = self._jvm.java.lang.Class.forName(name).getField("MODULE$").get(None)
-        return self._companions[name]
+        return self._module(f"{action.getClass().getName()}$")
 
     def forget_routes(self) -> None:
         """Clear the routes cached by earlier gold paths, so that a gold path depends only on its task."""
@@ -243,7 +240,8 @@ class ScienceWorldEngine:
         jvm.java.lang.System.setOut(silent)
         jvm.java.lang.System.setErr(silent)
         self._answer_at_once()
-        self._random_module = find("scala.util.Random$").getField("MODULE$").get(None)
+        self._module = cache(lambda name: find(name).getField("MODULE$").get(None))
+        self._random_module = self._module("scala.util.Random$")
         self._random_field = find("scala.util.Random").getDeclaredField("self")
         self._random_field.setAccessible(True)
         self._ids = jvm.util.UniqueIdentifier

@@ -6,6 +6,7 @@ package. Listing tasks therefore takes milliseconds and no Java.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from verl_act.manifest import digest
 NAME = "scienceworld"
 VERSION = "1.2.3"
 SPLITS = ("train", "dev", "test")
+_TASK_ID = re.compile(r"(.+)/(0|[1-9][0-9]{0,4})")
 
 VARIATIONS = {
     "boil": 30,
@@ -124,22 +126,17 @@ def variations(name: str, split: str) -> range:
 
 def name_and_variation(task: Task) -> tuple[str, int]:
     """The engine's name and variation of `task`. Raises `EnvError` if it is not a ScienceWorld task of its split."""
-    name, _, variation = task.task_id.rpartition("/")
-    known = task.env == NAME and task.split in SPLITS and name in VARIATIONS
-    if not known or not _is_variation(variation):
+    match = _TASK_ID.fullmatch(task.task_id)
+    if task.env != NAME or task.split not in SPLITS or match is None or match[1] not in VARIATIONS:
         raise EnvError(
             f"{task}: is not a ScienceWorld task. Ids are like 'boil/12', splits {', '.join(SPLITS)}; "
             f"`list_tasks` has them all."
         )
+    name, variation = match[1], int(match[2])
     available = variations(name, task.split)
-    if int(variation) not in available:
+    if variation not in available:
         raise EnvError(f"{task}: {task.split} holds variations {available.start} to {available.stop - 1} of {name}.")
-    return name, int(variation)
-
-
-def _is_variation(text: str) -> bool:
-    """Whether `text` is a number without leading zeros."""
-    return text.isascii() and text.isdigit() and len(text) < 6 and str(int(text)) == text
+    return name, variation
 
 
 @lru_cache(maxsize=32)

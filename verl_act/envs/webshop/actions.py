@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
-DETAILS = "Description", "Features", "Reviews"
-"""The buttons of an item page that open a detail page."""
 
-_RESERVED = frozenset(name.lower() for name in (BACK, PREVIOUS, *DETAILS, BUY, "Search"))
+_RESERVED = {name.lower() for name in (BACK, PREVIOUS, "Description", "Features", "Reviews", BUY, "Search")}
 """Names that a click on an item page never takes as an option: its buttons, and `search`, which WebShop ignores."""
 
 
@@ -20,6 +18,11 @@ def parse_action(action: str) -> tuple[str, str] | None:
     end = line.rfind("]")
     start = line.rfind("[", 1, max(0, end - 1))
     return (line[:start], line[start + 1 : end]) if start > 0 else None
+
+
+def click(target: str) -> str:
+    """Return the action that clicks on `target`."""
+    return f"click[{target.lower()}]"
 
 
 def can_choose(value: str) -> bool:

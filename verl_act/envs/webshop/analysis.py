@@ -7,6 +7,7 @@ Characters newer than Unicode 9, which Lucene 8 does not know, may count as lett
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import regex
 
@@ -67,30 +68,18 @@ def _unicode_word() -> regex.Pattern[str]:
 
 _UNICODE_WORD = _unicode_word()
 _POSSESSIVES = ("'s", "’s", "＇s")
-_CACHED_WORDS = 1_000_000
-"""Words whose terms are cached, about 100 bytes each."""
 
 
-class Analyzer:
-    """Converts text to terms, with a cache of words."""
+def index_terms(text: str) -> list[str]:
+    """Return the terms of `text` in order, with repeats."""
+    return [term for word in _words(text.lower()) if (term := _term(word)) is not None]
 
-    def __init__(self) -> None:
-        self._terms: dict[str, str | None] = {}
 
-    def terms(self, text: str) -> list[str]:
-        """Return the terms of `text` in order, with repeats."""
-        return [term for word in _words(text.lower()) if (term := self._term(word)) is not None]
-
-    def _term(self, word: str) -> str | None:
-        """Return the term of a word; None for a stop word."""
-        try:
-            return self._terms[word]
-        except KeyError:
-            if len(self._terms) >= _CACHED_WORDS:
-                self._terms.clear()
-            plain = word[:-2] if word.endswith(_POSSESSIVES) else word
-            term = self._terms[word] = None if plain in _STOP else stem(plain)
-            return term
+@lru_cache(maxsize=1 << 18)
+def _term(word: str) -> str | None:
+    """Return the term of a word; None for a stop word."""
+    plain = word[:-2] if word.endswith(_POSSESSIVES) else word
+    return None if plain in _STOP else stem(plain)
 
 
 def _words(text: str) -> list[str]:

@@ -14,13 +14,13 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from verl_act.envs.webshop.cache import cache_root, from_cache
 from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
@@ -35,34 +35,32 @@ CACHED_FROM = 64 << 20
 _FORMAT = 4
 """Version of the cache; increase it whenever the stored data, or how they are computed, change."""
 _RECORDS, _ENDS, _INSTRUCTIONS, _INDEX = "products.bin", "ends.npy", "asked_{kind}.jsonl", "index"
-_PRODUCTS_KEPT = 4096
-_SEARCHES_KEPT = 4096
+_INSTRUCTIONS_OF_A_PRODUCT = TypeAdapter(ProductInstructions)
+"""A line of a file of instructions."""
+_KEPT = 4096
+"""Products and searches that are kept in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A catalogue without its records. `ends` are the byte offsets where the record of each row ends; `instructions`
-    returns the instructions of a kind.
-    """
-
-    ends: np.ndarray
-    instructions: Callable[[str], tuple[ProductInstructions, ...]]
-    index: SearchIndex
+Instructions = Callable[[str], tuple[ProductInstructions, ...]]
+"""Returns the instructions of a kind (`sources.KINDS`), per product that has any, in the order of the products."""
 
 
 class Catalogue:
     """Products by row (their index in the product file) and by search. Safe to use from several threads."""
 
-    def __init__(self, records: bytes | mmap.mmap, prepared: _Prepared) -> None:
+    def __init__(
+        self, records: bytes | mmap.mmap, ends: np.ndarray, instructions: Instructions, index: SearchIndex
+    ) -> None:
+        """`ends` are the byte offsets where the record of each row ends."""
         self._records = records
-        self._ends = prepared.ends
-        self.instructions = prepared.instructions
-        """The instructions of a kind (`sources.KINDS`), per product that has any, in the order of the products. A large
-        catalogue reads them on demand: nearly all of its products have generated instructions, which few runs use.
+        self._ends = ends
+        self.instructions = instructions
+        """A large catalogue reads them on demand: nearly all of its products have generated instructions, which few
+        runs use.
         """
-        self.product = lru_cache(_PRODUCTS_KEPT)(self._product)
+        self.product = lru_cache(_KEPT)(self._product)
         """The product of a row."""
-        self.search = lru_cache(_SEARCHES_KEPT)(prepared.index.search)
+        self.search = lru_cache(_KEPT)(index.search)
         """The rows that a search finds, best first; at most 50."""
 
     def __len__(self) -> int:
@@ -103,17 +101,16 @@ def load_files(files: DataFiles, stamp: tuple[tuple[str, int, int], ...]) -> Cat
         return _in_memory(read_sources(files))
     made_from = {"format": _FORMAT, "regex": version("regex"), "products": str(files.products), "stamp": repr(stamp)}
     folder = cache_root() / hashlib.sha256(str(files.products).encode()).hexdigest()[:16]
-
     return from_cache(folder, made_from, lambda partial: _write_files(partial, read_sources(files)), _map_files)
 
 
 def _in_memory(sources: Sources) -> Catalogue:
     records = io.BytesIO()
-    prepared = _prepare(sources, records)
-    return Catalogue(records.getvalue(), prepared)
+    ends, instructions, index = _prepare(sources, records)
+    return Catalogue(records.getvalue(), ends, instructions, index)
 
 
-def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
+def _prepare(sources: Sources, records: BinaryIO) -> tuple[np.ndarray, Instructions, SearchIndex]:
     """Read the product entries once: write their records, collect their instructions, index their texts."""
     ends: list[int] = []
     instructions: dict[str, list[ProductInstructions]] = {kind: [] for kind in KINDS}
@@ -141,17 +138,17 @@ def _prepare(sources: Sources, records: BinaryIO) -> _Prepared:
             raise DataError(f"{sources.name}: contains no product. {REMEDY}")
 
     index = SearchIndex.build(texts())
-    return _Prepared(np.array(ends, dtype=np.int64), lambda kind: tuple(instructions[kind]), index)
+    return np.array(ends, dtype=np.int64), lambda kind: tuple(instructions[kind]), index
 
 
 def _write_files(folder: Path, sources: Sources) -> None:
     with (folder / _RECORDS).open("wb") as records:
-        prepared = _prepare(sources, records)
-    np.save(folder / _ENDS, prepared.ends)
+        ends, instructions, index = _prepare(sources, records)
+    np.save(folder / _ENDS, ends)
     for kind in KINDS:
         with (folder / _INSTRUCTIONS.format(kind=kind)).open("w", encoding="utf-8") as lines:
-            lines.writelines(f"{json.dumps(entry)}\n" for entry in prepared.instructions(kind))
-    prepared.index.save(folder / _INDEX)
+            lines.writelines(f"{json.dumps(entry)}\n" for entry in instructions(kind))
+    index.save(folder / _INDEX)
 
 
 def _map_files(folder: Path) -> Catalogue:
@@ -162,10 +159,10 @@ def _map_files(folder: Path) -> Catalogue:
         path = folder / _INSTRUCTIONS.format(kind=kind)
         try:
             with path.open(encoding="utf-8") as lines:
-                return tuple(ProductInstructions.from_json(json.loads(line)) for line in lines)
-        except (OSError, ValueError, TypeError) as error:
+                return tuple(map(_INSTRUCTIONS_OF_A_PRODUCT.validate_json, lines))
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{path}: the cache was damaged after it was opened: {error}. Restart to rebuild it."
             ) from error
 
-    return Catalogue(records, _Prepared(np.load(folder / _ENDS), instructions, SearchIndex.load(folder / _INDEX)))
+    return Catalogue(records, np.load(folder / _ENDS), instructions, SearchIndex.load(folder / _INDEX))

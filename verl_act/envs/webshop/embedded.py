@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 import re
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from verl_act.envs.webshop import embedded_words as words
@@ -28,8 +27,7 @@ class Records(NamedTuple):
     human: dict[str, list[dict[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A product before it is written out."""
 
     asin: str
@@ -48,13 +46,15 @@ def embedded_records(settings: CatalogueSettings | None = None) -> Records:
     settings = settings or CatalogueSettings()
     products, instructions, seed = settings.products, settings.instructions, settings.seed
     records = Records([], {}, {})
-    pieces, asins = _asin_pieces(products), set[str]()
+    pieces = _asin_pieces(products)
     for index in range(products):
         rng = random.Random(f"{seed}/{index}")
-        draft = _draft(words.KINDS[index % len(words.KINDS)], _new_asin(rng, pieces, asins), rng)
+        while (asin := "B0" + "".join(rng.choices(pieces, k=2))) in records.attributes:
+            continue
+        draft = _draft(words.KINDS[index % len(words.KINDS)], asin, rng)
         records.products.append(_product(draft, rng))
-        records.attributes[draft.asin] = _attributes(draft, rng)
-        records.human[draft.asin] = [_instruction(draft, rng) for _ in range(instructions)]
+        records.attributes[asin] = _attributes(draft, rng)
+        records.human[asin] = [_instruction(draft, rng) for _ in range(instructions)]
     random.Random(f"{seed}/order").shuffle(records.products)
     return records
 
@@ -69,13 +69,6 @@ def _asin_pieces(products: int) -> list[str]:
     while len(pieces) < max(64, 2 * math.isqrt(products)):
         pieces[rng.choice(_CONSONANTS) + rng.choice("23456789") + "".join(rng.choices(_CONSONANTS, k=2))] = None
     return list(pieces)
-
-
-def _new_asin(rng: random.Random, pieces: list[str], used: set[str]) -> str:
-    while (asin := "B0" + "".join(rng.choices(pieces, k=2))) in used:
-        continue
-    used.add(asin)
-    return asin
 
 
 def _draft(kind: words.ProductKind, asin: str, rng: random.Random) -> _Draft:

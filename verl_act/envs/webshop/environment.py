@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from verl_act.envs.base import Observation, StepResult, Task
+from verl_act.envs.webshop.actions import click
 from verl_act.envs.webshop.catalogue import Catalogue, load_catalogue
 from verl_act.envs.webshop.goals import SPLIT_BY, Goal, goal_of
 from verl_act.envs.webshop.instruction import likely_search
@@ -87,13 +88,16 @@ class WebShopEnvironment:
 
     def step(self, action: str) -> StepResult:
         """Take `action`. After the end of an episode, it has no effect."""
-        catalogue, _ = self._playing()
+        catalogue, goal = self._playing()
         over = self._over()
         after = None if over else follow(self._now.state, action, catalogue)
         if not over:
             self._now = replace(self._now, steps=self._now.steps + 1)
         if after is not None:
-            self._now = replace(self._now, state=after, reward=self._earned(after))
+            self._now = replace(self._now, state=after)
+        if after is not None and after.page is Page.DONE:
+            score = score_purchase(catalogue.product(after.row), dict(after.options), goal, self.nouns)
+            self._now = replace(self._now, reward=score.reward)
         return StepResult(
             observation=self._page(),
             admissible_actions=self._admissible(),
@@ -140,12 +144,6 @@ class WebShopEnvironment:
             raise EnvError("No episode is being played. Call `reset(task)` first.")
         return self._catalogue, self._goal
 
-    def _earned(self, state: ShopState) -> float:
-        catalogue, goal = self._playing()
-        if state.page is not Page.DONE:
-            return 0.0
-        return score_purchase(catalogue.product(state.row), dict(state.options), goal, self.nouns).reward
-
     def _over(self) -> bool:
         return self._now.state.page is Page.DONE or self._now.steps >= self._max_steps
 
@@ -157,4 +155,4 @@ class WebShopEnvironment:
         catalogue, goal = self._playing()
         if self._now.state.page is Page.SEARCH:
             return (f"search[{likely_search(goal.instruction)}]",)
-        return tuple(f"click[{target}]" for target in clickables(self._now.state, catalogue))
+        return tuple(map(click, clickables(self._now.state, catalogue)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from verl_act.errors import DataError
 
@@ -18,8 +18,7 @@ REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DataFiles:
+class DataFiles(NamedTuple):
     """The files of one catalogue. `human` may be missing if only synthetic goals are played."""
 
     products: Path
@@ -28,8 +27,8 @@ class DataFiles:
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Return name, size (bytes) and modification time (ns) of each file; they change with its contents."""
-        stats = [(path, path.stat()) for path in (self.products, self.attributes, self.human) if path is not None]
-        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        stats = [(path.name, path.stat()) for path in self if path is not None]
+        return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def find_files(data: str | os.PathLike[str]) -> DataFiles:
@@ -39,13 +38,9 @@ def find_files(data: str | os.PathLike[str]) -> DataFiles:
     """
     path = Path(data).expanduser().resolve()
     folder = path.parent if path.is_file() else path
-    if path.is_file():
-        small = path.name == _SMALL[PRODUCT_FILE]
-        products = path
-    else:
-        small = not (folder / PRODUCT_FILE).is_file() and (folder / _SMALL[PRODUCT_FILE]).is_file()
-        products = folder / (_SMALL[PRODUCT_FILE] if small else PRODUCT_FILE)
-    attributes = folder / (_SMALL[ATTRIBUTE_FILE] if small else ATTRIBUTE_FILE)
+    full, small = folder / PRODUCT_FILE, folder / _SMALL[PRODUCT_FILE]
+    products = path if path.is_file() else small if small.is_file() and not full.is_file() else full
+    attributes = folder / (_SMALL[ATTRIBUTE_FILE] if products == small else ATTRIBUTE_FILE)
     for needed in (products, attributes):
         if not needed.is_file():
             raise DataError(f"{needed}: no such file; WebShop needs it. {REMEDY}")

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -70,8 +70,7 @@ def list_goals(catalogue: Catalogue, kind: str = "human") -> tuple[Goal, ...]:
     """
     if kind not in KINDS:
         raise ConfigError(f"goals is {kind!r}; it must be one of {', '.join(KINDS)}.")
-    made = _human_goals(catalogue) if kind == "human" else _synthetic_goals(catalogue)
-    goals = list(itertools.islice(made, _MOST_GOALS + 1))
+    goals = list(itertools.islice(_goals(catalogue, kind), _MOST_GOALS + 1))
     if not goals:
         other = KINDS[kind == "human"]
         raise DataError(
@@ -87,41 +86,34 @@ def list_goals(catalogue: Catalogue, kind: str = "human") -> tuple[Goal, ...]:
     return tuple(goals)
 
 
-def _human_goals(catalogue: Catalogue) -> Iterator[Goal]:
-    for entry in catalogue.instructions("human"):
-        product = catalogue.product(entry.row)
-        for index, instruction in enumerate(entry.instructions):
-            limit, limit_text = _price_limit(product, f"human {index}")
-            text = f"{instruction.text.strip('.')}{limit_text}"
-            yield _goal(entry.row, product, instruction, text, instruction.options, limit)
+def _goals(catalogue: Catalogue, kind: str) -> Iterator[Goal]:
+    for row, instructions in catalogue.instructions(kind):
+        product = catalogue.product(row)
+        for index, instruction in enumerate(instructions):
+            limit, limit_text = _price_limit(product, f"human {index}" if kind == "human" else "synthetic")
+            for text, options in _asked(instruction, product, kind):
+                yield Goal(
+                    row=row,
+                    asin=product.asin,
+                    category=product.category,
+                    query=product.query,
+                    name=product.name,
+                    product_category=product.product_category,
+                    instruction=f"{text}{limit_text}",
+                    attributes=instruction.attributes,
+                    options=options,
+                    price_upper=limit,
+                )
 
 
-def _synthetic_goals(catalogue: Catalogue) -> Iterator[Goal]:
-    for entry in catalogue.instructions("synthetic"):
-        (instruction,) = entry.instructions
-        product = catalogue.product(entry.row)
-        limit, limit_text = _price_limit(product, "synthetic")
-        for options in itertools.product(*([(name, value) for value in of] for name, of in sorted(product.options))):
-            chosen = ", and ".join(f"{name}: {value}" for name, value in options)
-            text = f"{instruction.text}{f' with {chosen}' if chosen else ''}{limit_text}"
-            yield _goal(entry.row, product, instruction, text, options, limit)
-
-
-def _goal(
-    row: int, product: Product, about: Instruction, text: str, options: tuple[AskedOption, ...], limit: float
-) -> Goal:
-    return Goal(
-        row=row,
-        asin=product.asin,
-        category=product.category,
-        query=product.query,
-        name=product.name,
-        product_category=product.product_category,
-        instruction=text,
-        attributes=about.attributes,
-        options=options,
-        price_upper=limit,
-    )
+def _asked(instruction: Instruction, product: Product, kind: str) -> Iterator[tuple[str, tuple[AskedOption, ...]]]:
+    """Yield the texts of the goals of an instruction, without price limit, and the options that they ask for."""
+    if kind == "human":
+        yield instruction.text.strip("."), instruction.options
+        return
+    for options in itertools.product(*([(name, value) for value in of] for name, of in sorted(product.options))):
+        chosen = ", and ".join(f"{name}: {value}" for name, value in options)
+        yield f"{instruction.text}{f' with {chosen}' if chosen else ''}", options
 
 
 def _price_limit(product: Product, which: str) -> tuple[float, str]:
@@ -141,7 +133,7 @@ def split_bounds(split: str, goals: int) -> range:
     """
     if split not in SPLITS:
         raise DataError(f"WebShop has no split {split!r}; it has {', '.join(SPLITS)}.")
-    test, dev = (_TEST, _TEST + _DEV) if _has_standard_splits(goals) else (math.ceil(goals / 6), math.ceil(goals / 2))
+    test, dev = (_TEST, _TEST + _DEV) if goals > _TEST + _DEV else (math.ceil(goals / 6), math.ceil(goals / 2))
     bounds = {"test": range(test), "dev": range(test, dev), "train": range(dev, goals)}[split]
     if not bounds:
         raise EmptySplitError(
@@ -151,7 +143,7 @@ def split_bounds(split: str, goals: int) -> range:
 
 
 @lru_cache(maxsize=12)
-def split_goals(catalogue: Catalogue, kind: str, split: str, split_by: str = SPLIT_BY[0]) -> Sequence[int]:
+def split_goals(catalogue: Catalogue, kind: str, split: str, split_by: str = SPLIT_BY[0]) -> Collection[int]:
     """Return the indices of the goals of `split` among `list_goals`, in order.
 
     By `product`, a split has all goals of its products and at least as many as WebShop's split, as long as there are
@@ -178,18 +170,14 @@ def split_goals(catalogue: Catalogue, kind: str, split: str, split_by: str = SPL
             f"The split {split!r} is empty: the catalogue has only {len(by_product)} products with goals. Use "
             "split_by='goal'."
         )
-    return tuple(sorted(indices))
-
-
-def _has_standard_splits(goals: int) -> bool:
-    return goals > _TEST + _DEV
+    return dict.fromkeys(sorted(indices)).keys()  # in which a look-up is fast
 
 
 @lru_cache(maxsize=4)
 def _warn_of_small_splits(catalogue: Catalogue, kind: str) -> None:
     """Warn, once per catalogue, if it is too small for the usual splits, as WebShop's 1,000 products are."""
     goals = len(list_goals(catalogue, kind))
-    if not _has_standard_splits(goals):
+    if goals <= _TEST + _DEV:
         logger.warning(
             "The catalogue has %d %s goals, too few for the usual splits (test: goals 0 to %d, dev: the next %d): "
             "it is split by shares, and results do not compare with published ones. For WebShop's 1,000 products, "
@@ -235,15 +223,9 @@ def goal_of(task: Task, catalogue: Catalogue, kind: str, split_by: str) -> Goal:
     index, _, asin = task.task_id.partition("-")
     if task.env != NAME or task.split not in SPLITS or not (index.isascii() and index.isdigit() and len(index) < 10):
         raise EnvError(f"{task}: not a WebShop task. Ids are like '17-B0FVH4CJRR', splits {', '.join(SPLITS)}.")
-    if int(index) not in _members(catalogue, kind, task.split, split_by) or goals[int(index)].asin != asin:
+    if int(index) not in split_goals(catalogue, kind, task.split, split_by) or goals[int(index)].asin != asin:
         raise EnvError(
             f"{task}: this catalogue has another goal at this index, or none in {task.split}. Play it with the "
             "settings (`data`, `goals`, `split_by`) that it was listed with."
         )
     return goals[int(index)]
-
-
-@lru_cache(maxsize=12)
-def _members(catalogue: Catalogue, kind: str, split: str, split_by: str) -> Container[int]:
-    indices = split_goals(catalogue, kind, split, split_by)
-    return indices if isinstance(indices, range) else frozenset(indices)

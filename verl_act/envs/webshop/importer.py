@@ -73,8 +73,31 @@ class WebShopImporter(TrajectoryImporter):
         return sorted(matches, key=lambda task: task.task_id.partition("-")[0] != row.task)
 
     def respell(self, action: str, admissible: Sequence[str], environment: Environment) -> str:
-        title = _TITLE.fullmatch(action)
-        return action if title is None else self._click_by_title(title[1], environment)
+        """Return `click[<asin>]` for the click on a title that one product on the current page of results has.
+
+        Titles are compared after `normalise`, since the demonstrations are in lower case. Raises `NoSuchProduct`.
+        """
+        match = _TITLE.fullmatch(action)
+        if match is None:
+            return action
+        assert isinstance(environment, WebShopEnvironment)
+        title, state = match[1], environment.snapshot().state
+        if state.page is not Page.RESULTS:
+            raise NoSuchProduct(f"{title!r} is clicked on a page that lists no products ({state.page})")
+        catalogue = load_catalogue(self.settings.get("data"))  # the environment's: a process shares its catalogues
+        listed = [catalogue.product(row) for row in state.listed()]
+        asins = [product.asin.lower() for product in listed if normalise(product.name) == normalise(title)]
+        if len(asins) == 1:
+            return f"click[{asins[0]}]"
+        page = f"page {state.page_number} of the results"
+        if asins:
+            raise NoSuchProduct(
+                f"{title!r} matches {len(asins)} products on {page} ({', '.join(asins)}); the row does not say which"
+            )
+        raise NoSuchProduct(
+            f"{title!r} matches none of the {len(listed)} products on {page}; the row needs the catalogue that it was "
+            "made with, and a search that ranks products the same way"
+        )
 
     def holds(self, thought: str, row: Published, goal: str) -> bool:
         """Whether the thought does not name a price limit of the row that differs from the one of `goal`."""
@@ -99,31 +122,6 @@ class WebShopImporter(TrajectoryImporter):
             by_instruction[_instruction_key(goals[int(task.task_id.partition("-")[0])].instruction)].append(task)
         return by_instruction
 
-    def _click_by_title(self, title: str, environment: Environment) -> str:
-        """Return `click[<asin>]` for the product with this title on the current page of results.
-
-        Titles are compared after `normalise`, since the demonstrations are in lower case. Raises `NoSuchProduct`.
-        """
-        assert isinstance(environment, WebShopEnvironment)
-        state = environment.snapshot().state
-        if state.page is not Page.RESULTS:
-            raise NoSuchProduct(f"{title!r} is clicked on a page that lists no products ({state.page})")
-        catalogue = load_catalogue(self.settings.get("data"))  # the environment's: a process shares its catalogues
-        listed = [catalogue.product(row) for row in state.listed()]
-        normalised = normalise(title)
-        asins = [product.asin.lower() for product in listed if normalise(product.name) == normalised]
-        if len(asins) == 1:
-            return f"click[{asins[0]}]"
-        page = f"page {state.page_number} of the results"
-        if asins:
-            raise NoSuchProduct(
-                f"{title!r} matches {len(asins)} products on {page} ({', '.join(asins)}); the row does not say which"
-            )
-        raise NoSuchProduct(
-            f"{title!r} matches none of the {len(listed)} products on {page}; the row needs the catalogue that it was "
-            "made with, and a search that ranks products the same way"
-        )
-
 
 def _instruction_key(text: str) -> str:
     """Return an instruction without the page around it and without its price limit."""
@@ -133,5 +131,5 @@ def _instruction_key(text: str) -> str:
 def _instruction(text: str) -> str:
     """Return an instruction without the page around it."""
     text = _BEFORE_INSTRUCTION.split(text, maxsplit=1)[-1]
-    lines = [line.strip() for line in re.split(r"\[SEP\]|\n", text)]
-    return next((line for line in lines if line), "").strip(" .")
+    lines = map(str.strip, re.split(r"\[SEP\]|\n", text))
+    return next(filter(None, lines), "").strip(" .")

@@ -9,7 +9,7 @@ LONGEST_SEARCH = 1000
 """In characters, for suggested searches; an agent's searches may be longer."""
 
 _LIMIT = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars\s*$")
-_WORD = re.compile(r"\w+(?:[.'’-]\w+)*")
+WORD = re.compile(r"\w+(?:[.'’-]\w+)*")
 _ASKING_WORDS = """
     i i'm i’m im i'd i’d id i've am is are be been was it's its it that which this these those there who what a an
     the some any of for from to with without in on by at as and or but also so if my me mine you your we our us it one
@@ -37,13 +37,13 @@ def without_limit(instruction: str) -> str:
 @lru_cache(maxsize=4096)
 def content_words(instruction: str) -> tuple[str, ...]:
     """Return the content words of the instruction, in lower case and in order, each once."""
-    words = _WORD.findall(without_limit(instruction).lower())
+    words = WORD.findall(without_limit(instruction).lower())
     return tuple(dict.fromkeys(word for word in words if word not in _ASKING))
 
 
 def likely_search(instruction: str) -> str:
     """Return the search for all content words. Never empty, never longer than `LONGEST_SEARCH`."""
-    words = content_words(instruction) or tuple(_WORD.findall(instruction.lower())) or ("products",)
+    words = content_words(instruction) or tuple(WORD.findall(instruction.lower())) or ("products",)
     text = words[0][:LONGEST_SEARCH]
     for word in words[1:]:
         if len(text) + 1 + len(word) > LONGEST_SEARCH:

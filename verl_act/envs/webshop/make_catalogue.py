@@ -32,10 +32,8 @@ def make_catalogue(settings: CatalogueSettings, out: str | os.PathLike[str]) -> 
     records = embedded_records(settings)
     with atomic_folder(out) as folder:
         _write_lines(folder / PRODUCT_FILE, "[]", map(_json, records.products))
-        _write_lines(
-            folder / ATTRIBUTE_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in records.attributes.items())
-        )
-        _write_lines(folder / HUMAN_FILE, "{}", (f"{_json(asin)}: {_json(of)}" for asin, of in records.human.items()))
+        for name, entries in ((ATTRIBUTE_FILE, records.attributes), (HUMAN_FILE, records.human)):
+            _write_lines(folder / name, "{}", (f"{_json(asin)}: {_json(entry)}" for asin, entry in entries.items()))
         manifest = make_manifest(
             "make_catalogue",
             settings=settings.recorded(),
@@ -66,8 +64,4 @@ def _json(value: object) -> str:
 
 def _write_lines(path: Path, brackets: str, lines: Iterable[str]) -> None:
     """Write one entry per line."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(brackets[0])
-        for index, line in enumerate(lines):
-            file.write(f",\n{line}" if index else f"\n{line}")
-        file.write(f"\n{brackets[1]}\n")
+    path.write_text("\n".join((brackets[0], ",\n".join(lines), brackets[1], "")), encoding="utf-8")

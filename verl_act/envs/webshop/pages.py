@@ -40,7 +40,8 @@ def page_parts(state: ShopState, goal: Goal, catalogue: Catalogue, reward: float
     instruction = _parts(PartKind.INSTRUCTION, ("Instruction: " if start else "Instruction:", goal.instruction))
     if start:
         return [PagePart(PartKind.TEXT, "WebShop"), *instruction, PagePart(PartKind.BUTTON, "Search")]
-    return [*instruction, PagePart(PartKind.BUTTON, BACK), *_PAGES[state.page](state, catalogue)]
+    show = _results if state.page is Page.RESULTS else _item if state.page is Page.ITEM else _sub_page
+    return [*instruction, PagePart(PartKind.BUTTON, BACK), *show(state, catalogue)]
 
 
 def _results(state: ShopState, catalogue: Catalogue) -> Iterable[PagePart]:
@@ -108,13 +109,6 @@ def _visible(text: str) -> str:
     if text.strip(" \n\t\f\r"):
         return text
     return " " if text and "\n" not in text else ""
-
-
-_PAGES: dict[Page, Callable[[ShopState, Catalogue], Iterable[PagePart]]] = {
-    Page.RESULTS: _results,
-    Page.ITEM: _item,
-    **dict.fromkeys(SUB_PAGES, _sub_page),
-}
 
 
 def plain(parts: Iterable[PagePart]) -> str:

@@ -10,9 +10,10 @@ another search would lead to a winner.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 
-from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
+from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS, click
 from verl_act.envs.webshop.catalogue import Catalogue
 from verl_act.envs.webshop.goals import AskedOption, Goal
 from verl_act.envs.webshop.instruction import LONGEST_SEARCH, likely_search
@@ -35,63 +36,52 @@ class WebShopPlanner:
     def __init__(self, catalogue: Catalogue, goal: Goal, nouns: Nouns) -> None:
         self._catalogue = catalogue
         self._goal = goal
-        self._nouns = nouns
-        self._fits: dict[int, bool] = {}
+        self._fits = cache(lambda row: fits(catalogue.product(row), goal, nouns))
 
     def plan(self, state: ShopState, rank: Rank | None = None) -> Actions | None:
         """Return the shortest action sequence from `state`, preferring one without a search; None if there is none.
 
         By default, results and options come in the order of their page.
         """
-        plans = [plan for plan in (*self._from_here(state, rank), self._from_a_search) if plan is not None]
+        plans = [*self._from_here(state, rank), *self._from_a_search]
         return min(plans, key=len, default=None)
 
-    def _from_here(self, state: ShopState, rank: Rank | None) -> Iterator[Actions | None]:
-        if state.page in SUB_PAGES:
-            yield from (_after(PREVIOUS, plan) for plan in self._from_item(state, rank))
+    def _from_here(self, state: ShopState, rank: Rank | None) -> Iterator[Actions]:
+        if state.page is Page.RESULTS:
+            yield from self._from_results(state.hits, state.page_number, rank)
         elif state.page is Page.ITEM:
-            yield from self._from_item(state, rank)
-        elif state.page is Page.RESULTS:
-            yield self._from_results(state.hits, state.page_number, rank)
+            if purchase := self._purchase(state.row, dict(state.options)):
+                yield (*sorted(purchase[:-1], key=rank), purchase[-1]) if rank else purchase
+            yield from ((click(PREVIOUS), *plan) for plan in self._from_results(state.hits, state.page_number))
+        elif state.page in SUB_PAGES:
+            yield from ((click(PREVIOUS), *plan) for plan in self._from_here(replace(state, page=Page.ITEM), rank))
 
-    def _from_item(self, state: ShopState, rank: Rank | None) -> Iterator[Actions | None]:
-        purchase = self._purchase(state.row, dict(state.options))
-        if purchase is not None and rank is not None:
-            purchase = (*sorted(purchase[:-1], key=rank), purchase[-1])
-        yield purchase
-        yield _after(PREVIOUS, self._from_results(state.hits, state.page_number))
-
-    def _from_results(self, hits: tuple[int, ...], page_number: int, rank: Rank | None = None) -> Actions | None:
-        """Return the actions to page to a winning product among `hits`, open it and buy it."""
+    def _from_results(self, hits: tuple[int, ...], page_number: int, rank: Rank | None = None) -> list[Actions]:
+        """Return the ways to page to a winning product among `hits`, open it and buy it; the preferred ones first."""
         plans = []
         for index, row in enumerate(hits):
-            purchase = self._purchase(row, {})
-            if purchase is not None:
+            if purchase := self._purchase(row, {}):
                 turns = index // ON_A_PAGE + 1 - page_number
-                turning = (_click(NEXT if turns > 0 else PREVIOUS),) * abs(turns)
-                plans.append((*turning, _click(self._catalogue.product(row).asin), *purchase))
-        shortest = [plan for plan in plans if len(plan) == min(map(len, plans))]
-        return min(shortest, key=lambda plan: rank("\n".join(plan)) if rank else b"", default=None)
+                turning = (click(NEXT if turns > 0 else PREVIOUS),) * abs(turns)
+                plans.append((*turning, click(self._catalogue.product(row).asin), *purchase))
+        return sorted(plans, key=lambda plan: rank("\n".join(plan))) if rank else plans
 
     @cached_property
-    def _from_a_search(self) -> Actions | None:
-        """The best plan that begins with a search; it needs at least a search, a click and the purchase."""
-        best = self._by_searching(likely_search(self._goal.instruction))
+    def _from_a_search(self) -> list[Actions]:
+        """Plans that begin with a search, with the best one; they need at least a search, a click and the purchase."""
+        plans = self._by_searching(likely_search(self._goal.instruction))
         priced = [(len(purchase), row) for row in self._likely_rows() if (purchase := self._purchase(row, {}))]
         for length, row in sorted(priced):
-            if best is not None and len(best) <= 2 + length:
+            if plans and min(map(len, plans)) <= 2 + length:
                 break
-            plan = self._by_searching(self._catalogue.product(row).name)
-            if plan is not None and (best is None or len(plan) < len(best)):
-                best = plan
-        return best
+            plans += self._by_searching(self._catalogue.product(row).name)
+        return plans
 
-    def _by_searching(self, text: str) -> Actions | None:
+    def _by_searching(self, text: str) -> list[Actions]:
         text = " ".join(text.replace("[", " ").replace("]", " ").split())[:LONGEST_SEARCH]
         if not text:
-            return None
-        plan = self._from_results(self._catalogue.search(text.lower()), 1)
-        return None if plan is None else (f"search[{text}]", *plan)
+            return []
+        return [(f"search[{text}]", *plan) for plan in self._from_results(self._catalogue.search(text.lower()), 1)]
 
     def _likely_rows(self) -> Iterable[int]:
         if len(self._catalogue) <= SCANNED:
@@ -101,13 +91,10 @@ class WebShopPlanner:
 
     def _purchase(self, row: int, chosen: Mapping[str, str]) -> Actions | None:
         """Return the clicks on the page of `row` that choose missing options and buy; None if they cannot earn 1.0."""
-        product = self._catalogue.product(row)
-        if row not in self._fits:
-            self._fits[row] = fits(product, self._goal, self._nouns)
-        if not self._fits[row]:
+        if not self._fits(row):
             return None
-        missing = missing_options(product, self._goal.options, chosen)
-        return None if missing is None else tuple(map(_click, (*missing, BUY)))
+        missing = missing_options(self._catalogue.product(row), self._goal.options, chosen)
+        return None if missing is None else tuple(map(click, (*missing, BUY)))
 
 
 def fits(product: Product, goal: Goal, nouns: Nouns) -> bool:
@@ -143,11 +130,3 @@ def missing_options(product: Product, requested: tuple[AskedOption, ...], chosen
 
 def _met(value: str, requested: tuple[AskedOption, ...]) -> int:
     return sum(1 << bit for bit, option in enumerate(requested) if options_alike(value, option))
-
-
-def _after(target: str, plan: Actions | None) -> Actions | None:
-    return None if plan is None else (_click(target), *plan)
-
-
-def _click(target: str) -> str:
-    return f"click[{target.lower()}]"

@@ -72,7 +72,7 @@ def is_listed(record: Any) -> bool:
     Raises `ValueError` if it is not a product or has no id.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{_shortened(record)} is not a product; it must be an object with 'asin', 'name' and so on")
+        raise ValueError(f"{record!r:.80} is not a product; it must be an object with 'asin', 'name' and so on")
     asin = _text(record, "asin")
     return asin != "nan" and len(asin) <= _LONGEST_ASIN
 
@@ -106,7 +106,7 @@ def _text(record: Mapping[str, Any], field: str, *, optional: bool = False) -> s
     if value is None and optional:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} is {_shortened(value)}; it must be a string")
+        raise ValueError(f"field {field!r} is {value!r:.80}; it must be a string")
     return valid_text(value)
 
 
@@ -123,7 +123,7 @@ def _prices(pricing: Any) -> list[float]:
         numbers = [re.sub(r"[^\d.]", "", text) for text in pricing.split("$")[1:3]]
         if numbers and all(re.fullmatch(r"\d+\.?\d*|\.\d+", digits) for digits in numbers):
             return [float(digits) for digits in numbers]
-    raise ValueError(f"field 'pricing' is {_shortened(pricing)}; it must be like '$34.00', '$10.99$25.00' or empty")
+    raise ValueError(f"field 'pricing' is {pricing!r:.80}; it must be like '$34.00', '$10.99$25.00' or empty")
 
 
 def _bullets(value: Any) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ def _bullets(value: Any) -> tuple[str, ...]:
         return (valid_text(value or ""),)
     if isinstance(value, list) and all(isinstance(bullet, str) for bullet in value):
         return tuple(map(valid_text, value))
-    raise ValueError(f"field 'small_description' is {_shortened(value)}; it must be a list of strings")
+    raise ValueError(f"field 'small_description' is {value!r:.80}; it must be a list of strings")
 
 
 def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -140,22 +140,15 @@ def _options(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
         return ()
     try:
         options = {
-            valid_text(name.lower()): tuple(_option_value(content["value"]) for content in contents)
+            valid_text(name.lower()): tuple(
+                valid_text(content["value"].strip().replace("/", " | ").lower()) for content in contents
+            )
             for name, contents in value.items()
             if contents is not None
         }
         return tuple(options.items())
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"field 'customization_options' is {_shortened(value)}; it must be like "
+            f"field 'customization_options' is {value!r:.80}; it must be like "
             '{"color": [{"value": "red"}]}, with null for an option without values'
         ) from error
-
-
-def _option_value(text: str) -> str:
-    return valid_text(text.strip().replace("/", " | ").lower())
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
-from verl_act.envs.webshop.analysis import Analyzer
+from verl_act.envs.webshop.analysis import index_terms
 
 MOST_HITS = 50
 """Maximum count of products that a search returns."""
@@ -28,16 +28,9 @@ _CHUNK = 1 << 22
 """Scores computed at once."""
 
 
-def _byte_lengths() -> np.ndarray:
-    """Return the lengths that the 256 bytes encode (Lucene's `SmallFloat.byte4ToInt`): 0 to 23, then 24 plus a 4-bit
-    float.
-    """
-    floats = [(8 + mantissa) << exponent for exponent in range(28) for mantissa in range(8)]
-    return np.array([*range(24), *(24 + value for value in (*range(8), *floats))][:256], dtype=np.int64)
-
-
-LENGTHS = _byte_lengths()
-"""Byte -> the length that it stands for."""
+_FLOATS = [(8 + mantissa) << exponent for exponent in range(28) for mantissa in range(8)]
+LENGTHS = np.array([*range(24), *(24 + value for value in (*range(8), *_FLOATS))][:256], dtype=np.int64)
+"""Byte -> the length that it stands for (Lucene's `SmallFloat.byte4ToInt`): 0 to 23, then 24 plus a 4-bit float."""
 
 
 def length_bytes(lengths: np.ndarray) -> np.ndarray:
@@ -63,7 +56,7 @@ def is_searchable(text: str) -> bool:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return len(text) <= MOST_TERMS or len(set(Analyzer().terms(text))) <= MOST_TERMS
+    return len(text) <= MOST_TERMS or len(set(index_terms(text))) <= MOST_TERMS
 
 
 class SearchIndex:
@@ -72,19 +65,17 @@ class SearchIndex:
     def __init__(self, vocabulary: dict[str, int], arrays: _Arrays) -> None:
         self._vocabulary = vocabulary
         self._arrays = arrays
-        self._analyzer = Analyzer()
 
     @classmethod
     def build(cls, documents: Iterable[tuple[str, str]]) -> SearchIndex:
         """Index `documents`, pairs of id and text, which are read once."""
-        analyzer = Analyzer()
         vocabulary: dict[str, int] = {}
         ids: list[str] = []
         terms, frequencies = array("i"), array("i")
         ends, lengths = array("q", [0]), array("q")
         for document, text in documents:
             ids.append(document)
-            counts = Counter(analyzer.terms(text))
+            counts = Counter(index_terms(text))
             terms.extend([vocabulary.setdefault(term, len(vocabulary)) for term in counts])
             frequencies.extend(counts.values())
             ends.append(len(terms))
@@ -104,7 +95,7 @@ class SearchIndex:
 
         Ties are in the order of ids.
         """
-        query = Counter(term for term in self._analyzer.terms(text) if term in self._vocabulary)
+        query = Counter(term for term in index_terms(text) if term in self._vocabulary)
         if not query:
             return ()
         ends, documents, scores, ranks = self._arrays

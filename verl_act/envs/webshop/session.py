@@ -69,18 +69,18 @@ def clickables(state: ShopState, catalogue: Catalogue) -> tuple[str, ...]:
 def follow(state: ShopState, action: str, catalogue: Catalogue) -> ShopState | None:
     """Return the state after `action`; None if it is not admissible.
 
-    `search[...]` works on every page, as in WebShop's text environment. `click[...]` accepts what the page offers, in
-    upper or lower case. For the syntax of actions see `parse_action`.
+    `search[...]` works on every page, as in WebShop's text environment, and resets the chosen options; WebShop's
+    debugging shortcuts (such as `<r>` for random products) are plain words here. `click[...]` accepts what the page
+    offers, in upper or lower case. For the syntax of actions see `parse_action`.
     """
     parsed = parse_action(action)
     if parsed is None or state.page is Page.DONE:
         return None
-    name, argument = parsed
-    if name == "search" and is_searchable(argument):
-        return search(state, argument, catalogue)
-    if name == "click":
-        target = argument.lower()
-        return _click(state, target, catalogue) if target in clickables(state, catalogue) else None
+    target = parsed[1].lower()
+    if is_search(action):
+        return ShopState(Page.RESULTS, catalogue.search(target), visited=state.visited, query=target)
+    if parsed[0] == "click" and target in clickables(state, catalogue):
+        return _click(state, target, catalogue)
     return None
 
 
@@ -88,15 +88,6 @@ def is_search(action: str) -> bool:
     """Whether `action` is a search, which every page accepts."""
     parsed = parse_action(action)
     return parsed is not None and parsed[0] == "search" and is_searchable(parsed[1])
-
-
-def search(state: ShopState, text: str, catalogue: Catalogue) -> ShopState:
-    """Return the first page of results; chosen options are reset.
-
-    WebShop's debugging shortcuts (such as `<r>` for random products) are plain words here.
-    """
-    query = text.lower()
-    return ShopState(Page.RESULTS, catalogue.search(query), visited=state.visited, query=query)
 
 
 def _click(state: ShopState, target: str, catalogue: Catalogue) -> ShopState:

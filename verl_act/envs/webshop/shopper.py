@@ -5,15 +5,14 @@ It sees only the transcript, so its actions can be inferred from the transcript.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from verl_act.envs.base import Environment, Task
 from verl_act.envs.ties import TieBreaker
-from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS
-from verl_act.envs.webshop.analysis import Analyzer
-from verl_act.envs.webshop.instruction import content_words, likely_search, price_limit
+from verl_act.envs.webshop.actions import BUY, NEXT, PREVIOUS, click
+from verl_act.envs.webshop.analysis import index_terms
+from verl_act.envs.webshop.instruction import WORD, content_words, likely_search, price_limit
 from verl_act.envs.webshop.reading import ParsedPage, options_on, read_page
 from verl_act.envs.webshop.reward import COLORS
 from verl_act.envs.webshop.session import SUB_PAGES, Page
@@ -23,10 +22,8 @@ _STEPS = 15
 """The shopper's step limit: WebShop's usual one."""
 _TO_READ = (Page.FEATURES, Page.DESCRIPTION)
 
-_TERMS = Analyzer().terms
-_ONLY_OPTIONS = frozenset(_TERMS(" ".join((*COLORS, "x", "xx", "3x", "small", "medium", "large", "pack"))))
-"""Terms that occur as option values; numbers do too."""
-_TOKEN = re.compile(r"\w+(?:[.'’-]\w+)*")
+_ONLY_OPTIONS = frozenset(index_terms(" ".join((*COLORS, "x", "xx", "3x", "small", "medium", "large", "pack"))))
+"""Terms that only options show, so reading details does not help: sizes and colors; numbers too."""
 
 
 class ShopperExpert:
@@ -61,7 +58,7 @@ def best_actions(context: Context) -> Sequence[str]:
         return _choose_product(trip)
     if trip.now.page is Page.ITEM:
         return _examine_product(trip, context.admissible_actions)
-    return [f"search[{likely_search(context.goal)}]" if trip.now.page is Page.SEARCH else _click(PREVIOUS)]
+    return [f"search[{likely_search(context.goal)}]" if trip.now.page is Page.SEARCH else click(PREVIOUS)]
 
 
 @dataclass(slots=True)
@@ -84,7 +81,7 @@ class _Trip:
 
     goal: str
     now: ParsedPage
-    steps: int
+    steps_left: int
     requested: tuple[str, ...]
     """The terms of the instruction."""
     visits: dict[str, _Visit] = field(default_factory=dict)
@@ -93,8 +90,8 @@ class _Trip:
 
     @classmethod
     def from_context(cls, context: Context) -> _Trip:
-        requested = tuple(dict.fromkeys(_TERMS(" ".join(content_words(context.goal)))))
-        trip = cls(context.goal, ParsedPage(Page.SEARCH), len(context.history), requested)
+        requested = tuple(dict.fromkeys(index_terms(" ".join(content_words(context.goal)))))
+        trip = cls(context.goal, ParsedPage(Page.SEARCH), _STEPS - len(context.history), requested)
         for turn in context.history:
             trip._see(turn.observation)
             trip._do(turn.action)
@@ -104,7 +101,7 @@ class _Trip:
     def _see(self, observation: str) -> None:
         self.now = read_page(observation)
         if visit := self.visits.get(self.current):
-            visit.terms.update(_TERMS(" ".join((self.now.title, *self.now.between, self.now.text))))
+            visit.terms.update(index_terms(" ".join((self.now.title, *self.now.between, self.now.text))))
 
     def _do(self, action: str) -> None:
         target = action.removeprefix("click[").removesuffix("]").lower()
@@ -115,13 +112,10 @@ class _Trip:
             visit.chosen = []
         elif self.now.page is Page.ITEM and self.current:
             visit = self.visits[self.current]
-            if action in map(_click, SUB_PAGES):
+            if action in map(click, SUB_PAGES):
                 visit.read.add(action)
             elif target in self.now.between:
                 visit.chosen.append(target)
-
-    def steps_left(self) -> int:
-        return _STEPS - self.steps
 
     def open_terms(self, visit: _Visit) -> list[str]:
         """Return the requested terms that were not seen at the product."""
@@ -137,14 +131,14 @@ def _choose_product(trip: _Trip) -> list[str]:
     fresh = [
         listed for listed in trip.now.listed if listed.asin not in trip.visits and (not limit or listed.price <= limit)
     ]
-    if fresh and (trip.steps_left() >= 3 or not trip.visits):
-        return [_click(fresh[0].asin)]
-    if trip.now.more and trip.steps_left() >= 5:
-        return [_click(NEXT)]
+    if fresh and (trip.steps_left >= 3 or not trip.visits):
+        return [click(fresh[0].asin)]
+    if trip.now.more and trip.steps_left >= 5:
+        return [click(NEXT)]
     known = [listed.asin for listed in trip.now.listed if listed.asin in trip.visits]
     missing = {asin: len(trip.open_terms(trip.visits[asin])) for asin in known}
     if missing:
-        return [_click(asin) for asin, terms in missing.items() if terms == min(missing.values())]
+        return [click(asin) for asin, terms in missing.items() if terms == min(missing.values())]
     return [f"search[{likely_search(trip.goal)}]"]
 
 
@@ -154,31 +148,22 @@ def _examine_product(trip: _Trip, admissible: Sequence[str]) -> list[str]:
     options = options_on(trip.now, admissible).values()
     requested = [value for values in options if (value := _requested_value(values, trip.goal))]
     to_click = [value for value in requested if value not in visit.chosen]
-    left = trip.steps_left() - len(to_click) - 1
+    left = trip.steps_left - len(to_click) - 1
     missing = trip.open_terms(visit)
     if missing and visit.times < 2 and not visit.chosen:
-        unread = [action for action in map(_click, _TO_READ) if action not in visit.read and action in admissible]
-        worth_reading = bool(unread) and not any(map(_only_an_option, missing))
+        unread = [action for action in map(click, _TO_READ) if action not in visit.read and action in admissible]
+        worth_reading = unread and not any(term[0].isdigit() or term in _ONLY_OPTIONS for term in missing)
         if left >= 2:
-            return [unread[0] if worth_reading else _click(PREVIOUS)]
+            return [unread[0] if worth_reading else click(PREVIOUS)]
     if to_click:
         return [f"click[{value}]" for value in dict.fromkeys(to_click)]
-    return [_click(BUY)]
-
-
-def _only_an_option(term: str) -> bool:
-    """Whether only options show the term, so reading details does not help: a number, a size or a color."""
-    return term[0].isdigit() or term in _ONLY_OPTIONS
+    return [click(BUY)]
 
 
 def _requested_value(values: Sequence[str], goal: str) -> str | None:
     """Return the value that the instruction names; of several, the first with the most words."""
-    text = f" {' '.join(_TOKEN.findall(goal.lower()))} "
+    text = f" {' '.join(WORD.findall(goal.lower()))} "
     named = [
-        (len(words), value) for value in values if (words := _TOKEN.findall(value)) and f" {' '.join(words)} " in text
+        (len(words), value) for value in values if (words := WORD.findall(value)) and f" {' '.join(words)} " in text
     ]
     return max(named, key=lambda pair: pair[0])[1] if named else None
-
-
-def _click(target: str) -> str:
-    return f"click[{target.lower()}]"

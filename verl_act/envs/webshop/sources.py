@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from verl_act.envs.webshop.embedded import embedded_records
 from verl_act.envs.webshop.files import REMEDY, DataFiles, find_files
@@ -17,6 +16,8 @@ from verl_act.envs.webshop.product import valid_text
 from verl_act.errors import DataError
 from verl_act.manifest import digest
 from verl_act.text_files import list_values, object_values
+
+_Parsed = TypeVar("_Parsed")
 
 
 class Instruction(NamedTuple):
@@ -37,16 +38,6 @@ class ProductInstructions(NamedTuple):
     row: int
     instructions: tuple[Instruction, ...]
 
-    @classmethod
-    def from_json(cls, value: Any) -> ProductInstructions:
-        row, instructions = value
-        return cls(row, tuple(map(_restored, instructions)))
-
-
-def _restored(value: Any) -> Instruction:
-    text, attributes, options = value
-    return Instruction(text, tuple(attributes), tuple(options))
-
 
 class Described(NamedTuple):
     """A product's entry in the attribute file."""
@@ -55,8 +46,7 @@ class Described(NamedTuple):
     synthetic: Instruction | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(NamedTuple):
     """`products` are the entries with their names for error messages; the mappings are keyed by product id."""
 
     name: str
@@ -81,25 +71,28 @@ def read_sources(files: DataFiles) -> Sources:
 
     Raises `DataError`, naming the file and the entry, if one is damaged.
     """
-    described, human = {}, {}
-    for asin, entry in object_values(files.attributes, REMEDY):
-        described[asin] = _checked(files.attributes, asin, _described, entry)
-    for asin, entry in object_values(files.human, REMEDY) if files.human else ():
-        human[asin] = _checked(files.human, asin, _human, entry)
-    return Sources(str(files.products), _named(list_values(files.products, REMEDY)), described, human)
+    return Sources(
+        name=str(files.products),
+        products=_named(list_values(files.products, REMEDY)),
+        described=_read(files.attributes, _described),
+        human=_read(files.human, _human) if files.human else {},
+    )
 
 
 def _named(products: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     return ((f"entry {index}", product) for index, product in enumerate(products))
 
 
-def _checked(path: Path | None, asin: str, read: Any, entry: Any) -> Any:
-    try:
-        return read(entry)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: key {asin!r}: not in the format of WebShop's file: {error!r}. Download or generate it again."
-        ) from error
+def _read(path: Path, parse: Callable[[Any], _Parsed]) -> dict[str, _Parsed]:
+    parsed = {}
+    for asin, entry in object_values(path, REMEDY):
+        try:
+            parsed[asin] = parse(entry)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: key {asin!r}: not in the format of WebShop's file: {error!r}. Download or generate it again."
+            ) from error
+    return parsed
 
 
 def _described(entry: Mapping[str, Any]) -> Described:
@@ -112,12 +105,10 @@ def _human(entry: Sequence[Mapping[str, Any]]) -> tuple[Instruction, ...]:
     """Return the instructions; those without attributes are skipped, as in WebShop."""
     instructions = []
     for one in entry:
-        options = one["instruction_options"]
+        options, about = one["instruction_options"], one["instruction_attributes"]
         values = list(options.values()) if isinstance(options, dict) else options
-        if one["instruction_attributes"]:
-            instructions.append(
-                Instruction(_text(one["instruction"]), _texts(one["instruction_attributes"]), _texts(values))
-            )
+        if about:
+            instructions.append(Instruction(_text(one["instruction"]), _texts(about), _texts(values)))
     return tuple(instructions)
 
 
@@ -138,6 +129,5 @@ def data_digest(_: Sequence[Any], data: str | os.PathLike[str] | None = None, **
     """SHA-256 of the catalogue's files, or of the records of the embedded one."""
     if not data:
         return hashlib.sha256(json.dumps(embedded_records(), sort_keys=True).encode()).hexdigest()
-    files = find_files(data)
-    paths = [path for path in (files.products, files.attributes, files.human) if path is not None]
-    return hashlib.sha256("".join(map(digest, paths)).encode()).hexdigest()
+    digests = [digest(path) for path in find_files(data) if path is not None]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

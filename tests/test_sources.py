@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import data_config, make_pair, make_tokenizer
 
-from verl_act.data.balance import repeats
 from verl_act.data.dataset import ActDataset
+from verl_act.data.sources import repeats
 from verl_act.errors import ConfigError
 from verl_act.schema import PAIR, write_rows
 
