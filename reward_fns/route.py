@@ -43,9 +43,7 @@ def compute_score(
     called.
     """
     if not data_source.startswith("act/"):
-        from verl.utils.reward_score import default_compute_score
-
-        function: Callable[..., Any] = _other(**other) if other else default_compute_score
+        function = _other(**other) if other else _verl()
         result = function(
             data_source=data_source,
             solution_str=solution_str,
@@ -76,6 +74,12 @@ def _episode(data_source: str, extra_info: Mapping[str, Any] | None) -> dict[str
     metrics = {name: float(value) for name, value in outcome["episode"].items()}
     score, thought = float(outcome["episode_reward"]), metrics.get("thought_share", 0.0)
     return {**metrics, **tiers.score(None, score), "acc": metrics["success"], "thought": thought}
+
+
+def _verl() -> Callable[..., Any]:
+    from verl.utils.reward_score import default_compute_score
+
+    return default_compute_score
 
 
 @lru_cache(maxsize=4)

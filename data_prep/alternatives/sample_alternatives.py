@@ -109,10 +109,9 @@ def check_settings(settings: AlternativesSettings) -> None:
 def _require_action(rows: _Rows, settings: AlternativesSettings) -> None:
     """Raise `DataError` if no reply has an action, unless `allow_degenerate`."""
     replies = [reply for row in rows for reply in row["replies"]]
-    parsed = list(map(parse_action, replies))
-    if settings.allow_degenerate or any(reply.action is not None for reply in parsed):
+    if settings.allow_degenerate or any(parse_action(reply).action is not None for reply in replies):
         return
-    reasons = Counter(str(reply.malformed) for reply in parsed)
+    reasons = Counter(str(parse_action(reply).malformed) for reply in replies)
     listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     raise DataError(
         f"{settings.model}: none of the {len(replies)} replies for the first {len(rows)} states has an action "
